@@ -1,0 +1,112 @@
+//! PROXY protocol v2 for datagrams.
+//!
+//! A UDP proxy that hides its clients can tell the server who they are by
+//! putting a PROXY protocol v2 header in front of every datagram. This crate
+//! reads such a header from a received datagram and writes one into a buffer
+//! that the caller owns. It does no I/O, contains no unsafe code and allocates
+//! nothing.
+//!
+//! ```text
+//!  0            12 13 14   16               28 or 52            header end
+//!  ├─ signature ─┼──┼──┼────┼─ addresses, ports ─┼─ TLVs, if any ─┼─ payload ──
+//!                 │  │  └ length of what follows, up to the payload
+//!                 │  └ family and transport: 0x12 UDP/IPv4, 0x22 UDP/IPv6, …
+//!                 └ version 2 and command: 0x20 LOCAL, 0x21 PROXY
+//! ```
+//!
+//! # Reading
+//!
+//! ```
+//! let datagram = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
+//!                  \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28hello";
+//!
+//! let (header, payload) = ppv2::decode(datagram)?;
+//!
+//! assert_eq!(header.client(), Some("203.0.113.11:54321".parse().unwrap()));
+//! assert_eq!(header.destination(), Some("198.51.100.10:9000".parse().unwrap()));
+//! assert_eq!(payload, b"hello");
+//! # Ok::<(), ppv2::DecodeError>(())
+//! ```
+//!
+//! [`decode`] must be asked only of datagrams that are *known* to carry a
+//! header: whether one does is decided by who sent it, never by what it looks
+//! like (specification, section 5). A datagram that fails to decode is dropped;
+//! there is no "need more bytes", since a header never spans two datagrams.
+//!
+//! # Writing
+//!
+//! ```
+//! let client = "203.0.113.11:54321".parse().unwrap();
+//! let listener = "198.51.100.10:9000".parse().unwrap();
+//! let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+//!
+//! let header = ppv2::encode_udp(client, listener, &mut buffer)?;
+//!
+//! assert_eq!(header.len(), ppv2::IPV4_HEADER_LEN);
+//! # Ok::<(), ppv2::EncodeError>(())
+//! ```
+//!
+//! [`Encoder`] writes everything else: LOCAL headers, TLVs, checksums.
+//!
+//! # Where the facts come from
+//!
+//! Section numbers in this crate's documentation are those of HAProxy's
+//! [`proxy-protocol.txt`](https://www.haproxy.org/download/3.3/doc/proxy-protocol.txt).
+//! Addresses and the fixed part are parsed by the [`ppp`] crate; this crate
+//! adds what a datagram receiver needs beyond it: LOCAL headers of any shape,
+//! the table of permitted family and transport pairs, TLV framing, checksums,
+//! size limits, and errors that name the byte. The crate itself is `no_std`
+//! and needs no allocator; `ppp` 2.3 still links `std`.
+
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+#[cfg(test)]
+extern crate std;
+
+mod checksum;
+mod decode;
+mod encode;
+mod error;
+mod ssl;
+mod tlv;
+
+pub use decode::{Decoder, Header, Origin, Transport, decode};
+pub use encode::{Encoder, encode_udp, udp_header_len};
+pub use error::{DecodeError, EncodeError, TlvError};
+pub use ssl::Ssl;
+pub use tlv::{Tlv, TlvType, Tlvs, TlvsIter};
+
+/// The 12 bytes that open every header (section 2.2).
+pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+
+/// Bytes before the addresses: signature, version and command, family and
+/// transport, length (section 2.2).
+pub const FIXED_LEN: usize = 16;
+
+/// Bytes of a header that carries IPv4 addresses and no TLVs.
+pub const IPV4_HEADER_LEN: usize = FIXED_LEN + 12;
+
+/// Bytes of a header that carries IPv6 addresses and no TLVs.
+pub const IPV6_HEADER_LEN: usize = FIXED_LEN + 36;
+
+/// Bytes of a header that carries UNIX socket addresses and no TLVs.
+pub const UNIX_HEADER_LEN: usize = FIXED_LEN + 216;
+
+/// Bytes of the longest header that [`encode_udp`] writes.
+pub const MAX_UDP_HEADER_LEN: usize = IPV6_HEADER_LEN;
+
+/// Bytes that a [CRC32C TLV](TlvType::CRC32C) adds to a header.
+pub const CRC32C_TLV_LEN: usize = TLV_PREFIX_LEN + 4;
+
+/// Bytes of the longest header that a [`Decoder`] accepts unless told
+/// otherwise. It leaves room for IPv6 addresses, a checksum and a few hundred
+/// bytes of TLVs, and bounds what a sender can make a receiver walk through.
+pub const DEFAULT_MAX_HEADER_LEN: usize = 512;
+
+/// Bytes of a TLV before its value: type and length (section 2.2).
+pub(crate) const TLV_PREFIX_LEN: usize = 3;
+
+/// Bytes of the longest [unique id](TlvType::UNIQUE_ID) (section 2.2.5).
+pub const MAX_UNIQUE_ID_LEN: usize = 128;

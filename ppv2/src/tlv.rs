@@ -1,0 +1,445 @@
+//! TLVs: the optional facts behind the addresses, as raw bytes and as what
+//! their type says they are.
+
+use core::fmt;
+
+use crate::error::{DecodeError, TlvError};
+use crate::{MAX_UNIQUE_ID_LEN, Ssl, TLV_PREFIX_LEN};
+
+/// The type of a TLV (section 2.2).
+///
+/// A newtype rather than an enum, since receivers must carry types that they
+/// do not know.
+///
+/// ```
+/// use ppv2::TlvType;
+///
+/// assert_eq!(TlvType::AUTHORITY.to_string(), "AUTHORITY");
+/// assert_eq!(TlvType(0xe7).to_string(), "TLV 0xe7 (custom)");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TlvType(pub u8);
+
+impl TlvType {
+    /// Protocol negotiated with the client, bytes (section 2.2.1).
+    pub const ALPN: Self = Self(ppp::v2::Type::ALPN as u8);
+    /// Host name that the client asked for, UTF-8 (section 2.2.2).
+    pub const AUTHORITY: Self = Self(ppp::v2::Type::Authority as u8);
+    /// Checksum of the header, 4 bytes (section 2.2.3).
+    pub const CRC32C: Self = Self(ppp::v2::Type::CRC32C as u8);
+    /// Padding, any bytes (section 2.2.4).
+    pub const NOOP: Self = Self(ppp::v2::Type::NoOp as u8);
+    /// Opaque id of the flow, at most 128 bytes (section 2.2.5).
+    pub const UNIQUE_ID: Self = Self(ppp::v2::Type::UniqueId as u8);
+    /// What is known of the client's TLS, [`Ssl`] (section 2.2.6).
+    pub const SSL: Self = Self(ppp::v2::Type::SSL as u8);
+    /// Inside [`SSL`](Self::SSL): TLS version, ASCII.
+    pub const SSL_VERSION: Self = Self(ppp::v2::Type::SSLVersion as u8);
+    /// Inside [`SSL`](Self::SSL): common name of the client's certificate, UTF-8.
+    pub const SSL_CN: Self = Self(ppp::v2::Type::SSLCommonName as u8);
+    /// Inside [`SSL`](Self::SSL): cipher, ASCII.
+    pub const SSL_CIPHER: Self = Self(ppp::v2::Type::SSLCipher as u8);
+    /// Inside [`SSL`](Self::SSL): signature algorithm of the certificate, ASCII.
+    pub const SSL_SIG_ALG: Self = Self(ppp::v2::Type::SSLSignatureAlgorithm as u8);
+    /// Inside [`SSL`](Self::SSL): key algorithm of the certificate, ASCII.
+    pub const SSL_KEY_ALG: Self = Self(ppp::v2::Type::SSLKeyAlgorithm as u8);
+    /// Inside [`SSL`](Self::SSL): key exchange group, ASCII.
+    pub const SSL_GROUP: Self = Self(0x26);
+    /// Inside [`SSL`](Self::SSL): signature scheme of the handshake, ASCII.
+    pub const SSL_SIG_SCHEME: Self = Self(0x27);
+    /// Inside [`SSL`](Self::SSL): the client's certificate, DER bytes.
+    pub const SSL_CLIENT_CERT: Self = Self(0x28);
+    /// Network namespace's name, ASCII (section 2.2.7).
+    pub const NETNS: Self = Self(ppp::v2::Type::NetworkNamespace as u8);
+
+    /// Google Cloud: Private Service Connect connection id, 8 bytes big-endian.
+    pub const GCP: Self = Self(0xe0);
+    /// Amazon: subtype 0x01 and the id of the VPC endpoint, ASCII.
+    pub const AWS: Self = Self(0xea);
+    /// Azure: subtype 0x01 and the link id of the private endpoint, `u32`
+    /// little-endian.
+    pub const AZURE: Self = Self(0xee);
+
+    /// Whether the type is reserved for applications: 0xE0–0xEF (section 2.2.8).
+    #[must_use]
+    pub const fn is_custom(self) -> bool {
+        matches!(self.0, 0xe0..=0xef)
+    }
+
+    /// Whether the type is reserved for experiments: 0xF0–0xF7 (section 2.2.8).
+    #[must_use]
+    pub const fn is_experiment(self) -> bool {
+        matches!(self.0, 0xf0..=0xf7)
+    }
+
+    /// Whether the type is reserved for the future: 0xF8–0xFF (section 2.2.8).
+    #[must_use]
+    pub const fn is_future(self) -> bool {
+        matches!(self.0, 0xf8..=0xff)
+    }
+}
+
+impl fmt::Display for TlvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match *self {
+            Self::ALPN => "ALPN",
+            Self::AUTHORITY => "AUTHORITY",
+            Self::CRC32C => "CRC32C",
+            Self::NOOP => "NOOP",
+            Self::UNIQUE_ID => "UNIQUE_ID",
+            Self::SSL => "SSL",
+            Self::SSL_VERSION => "SSL_VERSION",
+            Self::SSL_CN => "SSL_CN",
+            Self::SSL_CIPHER => "SSL_CIPHER",
+            Self::SSL_SIG_ALG => "SSL_SIG_ALG",
+            Self::SSL_KEY_ALG => "SSL_KEY_ALG",
+            Self::SSL_GROUP => "SSL_GROUP",
+            Self::SSL_SIG_SCHEME => "SSL_SIG_SCHEME",
+            Self::SSL_CLIENT_CERT => "SSL_CLIENT_CERT",
+            Self::NETNS => "NETNS",
+            Self::GCP => "GCP",
+            Self::AWS => "AWS",
+            Self::AZURE => "AZURE",
+            other => {
+                write!(f, "TLV 0x{:02x}", other.0)?;
+                return match other {
+                    t if t.is_custom() => f.write_str(" (custom)"),
+                    t if t.is_experiment() => f.write_str(" (experiment)"),
+                    t if t.is_future() => f.write_str(" (future)"),
+                    _ => Ok(()),
+                };
+            }
+        };
+        f.write_str(name)
+    }
+}
+
+/// One TLV: a type, and a value of 0 to 65,535 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tlv<'a> {
+    /// What the value is.
+    pub kind: TlvType,
+    /// The value's bytes; NULs and anything else may stand in them.
+    pub value: &'a [u8],
+}
+
+/// The TLVs of a header: well framed, in the order in which they were sent.
+///
+/// [`get`](Self::get) and the typed getters return the *first* TLV of a type;
+/// iterate to see duplicates.
+///
+/// ```
+/// use ppv2::{Encoder, TlvType};
+///
+/// let mut buffer = [0; 128];
+/// let header = Encoder::udp(
+///     &mut buffer,
+///     "203.0.113.11:54321".parse().unwrap(),
+///     "198.51.100.10:443".parse().unwrap(),
+/// )?
+/// .alpn(b"h3")?
+/// .authority("example.org")?
+/// .finish();
+///
+/// let (header, _payload) = ppv2::decode(header).unwrap();
+/// let tlvs = header.tlvs();
+/// assert_eq!(tlvs.alpn(), Some(b"h3".as_slice()));
+/// assert_eq!(tlvs.authority(), Some(Ok("example.org")));
+/// assert_eq!(tlvs.get(TlvType::NETNS), None);
+/// assert_eq!(tlvs.iter().count(), 2);
+/// # Ok::<(), ppv2::EncodeError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tlvs<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Tlvs<'a> {
+    /// Checks that `bytes` are whole TLVs from the first byte to the last.
+    ///
+    /// [`decode`](crate::decode) has done this for a header's own TLVs. It is
+    /// of use for the bytes that [`Header::skipped`](crate::Header::skipped)
+    /// returns, if the sender is known to put TLVs there.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::TlvStray`] or [`DecodeError::TlvPastEnd`], with offsets
+    /// counted from the start of `bytes`.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(&[0x04, 0, 0, 0x01, 0, 2, b'h', b'3'])?;
+    /// assert_eq!(tlvs.iter().count(), 2);
+    /// assert!(ppv2::Tlvs::parse(&[0x04, 0, 9]).is_err());
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        walk(bytes, 0, |_, _| Ok(()))?;
+        Ok(Self { bytes })
+    }
+
+    /// For bytes that [`walk`] has been through.
+    pub(crate) fn from_walked(bytes: &'a [u8]) -> Self {
+        Self { bytes }
+    }
+
+    /// The TLVs in the order in which they were sent.
+    #[must_use]
+    pub fn iter(&self) -> TlvsIter<'a> {
+        TlvsIter { rest: self.bytes }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The bytes that the TLVs take in the header.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The value of the first TLV of type `kind`.
+    #[must_use]
+    pub fn get(&self, kind: TlvType) -> Option<&'a [u8]> {
+        self.iter()
+            .find(|tlv| tlv.kind == kind)
+            .map(|tlv| tlv.value)
+    }
+
+    /// The protocol that was negotiated with the client (section 2.2.1).
+    #[must_use]
+    pub fn alpn(&self) -> Option<&'a [u8]> {
+        self.get(TlvType::ALPN)
+    }
+
+    /// The host name that the client asked for (section 2.2.2).
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::Text`] if it is not UTF-8; [`get`](Self::get) has the bytes.
+    #[must_use]
+    pub fn authority(&self) -> Option<Result<&'a str, TlvError>> {
+        self.get(TlvType::AUTHORITY)
+            .map(|value| utf8(TlvType::AUTHORITY, value))
+    }
+
+    /// The header's checksum, which [`decode`](crate::decode) has verified
+    /// (section 2.2.3).
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::Length`] if it is not 4 bytes long, which a decoded header
+    /// has been checked for.
+    #[must_use]
+    pub fn crc32c(&self) -> Option<Result<u32, TlvError>> {
+        self.get(TlvType::CRC32C)
+            .map(|value| exactly(TlvType::CRC32C, value).map(u32::from_be_bytes))
+    }
+
+    /// The flow's opaque id, at most 128 bytes in a decoded header
+    /// (section 2.2.5).
+    #[must_use]
+    pub fn unique_id(&self) -> Option<&'a [u8]> {
+        self.get(TlvType::UNIQUE_ID)
+    }
+
+    /// What is known of the client's TLS (section 2.2.6).
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::TooShort`] below 5 bytes, [`TlvError::Nested`] if the TLVs
+    /// inside are not well framed.
+    #[must_use]
+    pub fn ssl(&self) -> Option<Result<Ssl<'a>, TlvError>> {
+        self.get(TlvType::SSL).map(Ssl::parse)
+    }
+
+    /// The network namespace's name (section 2.2.7).
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::Text`] if it is not ASCII.
+    #[must_use]
+    pub fn netns(&self) -> Option<Result<&'a str, TlvError>> {
+        self.get(TlvType::NETNS)
+            .map(|value| ascii(TlvType::NETNS, value))
+    }
+
+    /// Amazon: the id of the VPC endpoint that the client came through, as in
+    /// `vpce-08d2bf15fac5001c9` (Network Load Balancer user guide, "Proxy protocol").
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::TooShort`] for an empty value, [`TlvError::Subtype`] for
+    /// another content than the endpoint's id, [`TlvError::Text`] if the id is
+    /// not ASCII.
+    #[must_use]
+    pub fn aws_vpc_endpoint_id(&self) -> Option<Result<&'a str, TlvError>> {
+        self.get(TlvType::AWS)
+            .map(|value| subtype(TlvType::AWS, 0x01, value).and_then(|id| ascii(TlvType::AWS, id)))
+    }
+
+    /// Azure: the link id of the private endpoint that the client came through
+    /// (Private Link service overview, "TCP proxy v2").
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::TooShort`] for an empty value, [`TlvError::Subtype`] for
+    /// another content than the link's id, [`TlvError::Length`] if the value
+    /// is not 5 bytes long.
+    #[must_use]
+    pub fn azure_private_endpoint_link_id(&self) -> Option<Result<u32, TlvError>> {
+        self.get(TlvType::AZURE).map(|value| {
+            let id = subtype(TlvType::AZURE, 0x01, value)?;
+            let id: [u8; 4] = id.try_into().map_err(|_| TlvError::Length {
+                kind: TlvType::AZURE,
+                expected: 5,
+                found: value.len(),
+            })?;
+            Ok(u32::from_le_bytes(id))
+        })
+    }
+
+    /// Google Cloud: the Private Service Connect connection that the client
+    /// came through (Private Service Connect guide, "PROXY protocol").
+    ///
+    /// # Errors
+    ///
+    /// [`TlvError::Length`] if the value is not 8 bytes long.
+    #[must_use]
+    pub fn gcp_psc_connection_id(&self) -> Option<Result<u64, TlvError>> {
+        self.get(TlvType::GCP)
+            .map(|value| exactly(TlvType::GCP, value).map(u64::from_be_bytes))
+    }
+}
+
+impl<'a> IntoIterator for Tlvs<'a> {
+    type Item = Tlv<'a>;
+    type IntoIter = TlvsIter<'a>;
+
+    fn into_iter(self) -> TlvsIter<'a> {
+        self.iter()
+    }
+}
+
+/// Iterator over [`Tlvs`]. It ends for any input: every step consumes at least
+/// three bytes.
+#[derive(Clone, Debug)]
+pub struct TlvsIter<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for TlvsIter<'a> {
+    type Item = Tlv<'a>;
+
+    fn next(&mut self) -> Option<Tlv<'a>> {
+        let (tlv, rest) = split_first(self.rest)?;
+        self.rest = rest;
+        Some(tlv)
+    }
+}
+
+/// The first TLV of `bytes` and what follows it, or `None` if no whole TLV
+/// stands there.
+fn split_first(bytes: &[u8]) -> Option<(Tlv<'_>, &[u8])> {
+    let (&[kind, high, low], rest) = bytes.split_first_chunk::<TLV_PREFIX_LEN>()?;
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let (value, rest) = rest.split_at_checked(length)?;
+    let kind = TlvType(kind);
+    Some((Tlv { kind, value }, rest))
+}
+
+/// Checks the framing of `bytes` and shows each TLV to `each` with its offset.
+/// `base` is the offset of the first byte.
+pub(crate) fn walk<'a>(
+    bytes: &'a [u8],
+    base: usize,
+    mut each: impl FnMut(usize, Tlv<'a>) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let offset = base + (bytes.len() - rest.len());
+        let Some((tlv, next)) = split_first(rest) else {
+            return Err(misframed(rest, offset));
+        };
+        each(offset, tlv)?;
+        rest = next;
+    }
+    Ok(())
+}
+
+/// Names what is wrong with bytes that [`split_first`] refused.
+fn misframed(rest: &[u8], offset: usize) -> DecodeError {
+    match *rest {
+        [kind, high, low, ref value @ ..] => DecodeError::TlvPastEnd {
+            offset,
+            kind: TlvType(kind),
+            length: usize::from(u16::from_be_bytes([high, low])),
+            left: value.len(),
+        },
+        ref stray => DecodeError::TlvStray {
+            offset,
+            count: stray.len(),
+        },
+    }
+}
+
+/// Checks that are the header's own business rather than a getter's: types
+/// whose malformed values make the whole header invalid.
+pub(crate) fn check_value(offset: usize, tlv: Tlv<'_>) -> Result<(), DecodeError> {
+    let found = tlv.value.len();
+    match tlv.kind {
+        TlvType::CRC32C if found != 4 => Err(DecodeError::ChecksumLength { offset, found }),
+        TlvType::UNIQUE_ID if found > MAX_UNIQUE_ID_LEN => {
+            Err(DecodeError::UniqueIdTooLong { offset, found })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn utf8(kind: TlvType, value: &[u8]) -> Result<&str, TlvError> {
+    core::str::from_utf8(value).map_err(|error| TlvError::Text {
+        kind,
+        expected: "UTF-8",
+        offset: error.valid_up_to(),
+    })
+}
+
+pub(crate) fn ascii(kind: TlvType, value: &[u8]) -> Result<&str, TlvError> {
+    let offset = value.iter().position(|byte| !byte.is_ascii());
+    match (offset, core::str::from_utf8(value)) {
+        (None, Ok(text)) => Ok(text),
+        (offset, _) => Err(TlvError::Text {
+            kind,
+            expected: "ASCII",
+            offset: offset.unwrap_or_default(),
+        }),
+    }
+}
+
+fn exactly<const N: usize>(kind: TlvType, value: &[u8]) -> Result<[u8; N], TlvError> {
+    value.try_into().map_err(|_| TlvError::Length {
+        kind,
+        expected: N,
+        found: value.len(),
+    })
+}
+
+fn subtype(kind: TlvType, expected: u8, value: &[u8]) -> Result<&[u8], TlvError> {
+    match value.split_first() {
+        Some((&found, rest)) if found == expected => Ok(rest),
+        Some((&found, _)) => Err(TlvError::Subtype {
+            kind,
+            expected,
+            found,
+        }),
+        None => Err(TlvError::TooShort {
+            kind,
+            expected: 1,
+            found: 0,
+        }),
+    }
+}

@@ -1,0 +1,235 @@
+//! What a worker counts, and the names of the reasons why a datagram is dropped.
+//!
+//! Each worker writes its own counters and shares them with nobody who writes,
+//! so that counting costs a plain add. The control path reads them at any time
+//! and sums over the workers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning worker may call it: the two steps are not one.
+    pub fn add(&self, n: u64) {
+        self.set(self.get().wrapping_add(n));
+    }
+
+    /// Sets the number, for what goes up and down.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! drop_reasons {
+    ($($variant:ident, $label:literal, $meaning:literal, $mend:literal;)*) => {
+        /// Why a datagram was dropped. Every dropped datagram is counted under
+        /// exactly one of these.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum DropReason {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The label in metrics and logs.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)*
+                }
+            }
+
+            /// What it means, in words.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $meaning,)*
+                }
+            }
+
+            /// What an operator can do about it.
+            #[must_use]
+            pub fn mend(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $mend,)*
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    NotAllowed, "not_allowed",
+        "the client's address is not in the listener's allow list",
+        "extend `allow` if it should be";
+    GroupDestination, "group_destination",
+        "sent to a multicast or broadcast address, from which no reply can leave",
+        "have clients write to an address of this host";
+    BadSource, "bad_source",
+        "the client's address or port can't be answered",
+        "nothing: no real client sends from port 0";
+    MaxSessions, "max_sessions",
+        "a new client while all sessions are taken",
+        "raise `limits.max_sessions`, or shorten `idle_timeout`";
+    NoDescriptors, "no_descriptors",
+        "a new client while the process has no file descriptor left",
+        "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
+    NoPorts, "no_ports",
+        "a new client while the host has no local port left for its session",
+        "widen net.ipv4.ip_local_port_range, or shorten `idle_timeout`";
+    NoMemory, "no_memory",
+        "a new client while the kernel has no memory for its socket",
+        "lower `limits.max_sessions` to what the host can bear";
+    Unreachable, "unreachable",
+        "there is no route to the server",
+        "check the server's address and this host's routes";
+    Oversize, "oversize",
+        "with its header longer than what may be sent",
+        "have clients send less, or leave `df` off so that it is fragmented";
+    SendBufferFull, "send_buffer_full",
+        "the socket to the server took no more",
+        "look for a slow network, or raise net.core.wmem_default";
+    SendFailed, "send_failed",
+        "the kernel refused to send it to the server",
+        "look for a firewall rule of this host";
+    ReplyWrongSource, "reply_wrong_source",
+        "came to a session's socket from another address than its server",
+        "have the server answer from the address that it was asked at";
+    ReplyLate, "reply_late",
+        "a reply to a session that had ended",
+        "raise `idle_timeout` or `responses` if it should have been passed on";
+    ReplyOversize, "reply_oversize",
+        "a reply longer than what may be sent to the client",
+        "have the server send less, or leave `df` off so that it is fragmented";
+    ReplyBufferFull, "reply_buffer_full",
+        "the listener's socket took no more",
+        "look for a slow network, or raise net.core.wmem_default";
+    ReplyFailed, "reply_failed",
+        "the kernel refused to send a reply to the client",
+        "check the route to the client and firewall rules of this host";
+    Truncated, "truncated",
+        "received in part only",
+        "report it: buffers hold every datagram that UDP can carry";
+}
+
+/// Counts of one listener in one worker.
+#[derive(Debug)]
+pub struct ListenerCounters {
+    /// Datagrams from clients.
+    pub received: Counter,
+    /// Their payload bytes.
+    pub received_bytes: Counter,
+    /// Replies sent to clients.
+    pub replied: Counter,
+    /// Their payload bytes.
+    pub replied_bytes: Counter,
+    /// Sessions begun.
+    pub opened: Counter,
+    /// Sessions ended by the idle timeout.
+    pub ended_idle: Counter,
+    /// Sessions ended by their number of replies.
+    pub ended_responses: Counter,
+    drops: Vec<Counter>,
+}
+
+impl ListenerCounters {
+    fn new() -> Self {
+        Self {
+            received: Counter::default(),
+            received_bytes: Counter::default(),
+            replied: Counter::default(),
+            replied_bytes: Counter::default(),
+            opened: Counter::default(),
+            ended_idle: Counter::default(),
+            ended_responses: Counter::default(),
+            drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),
+        }
+    }
+
+    /// The counter of datagrams dropped for `reason`.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> &Counter {
+        &self.drops[reason as usize]
+    }
+}
+
+/// Counts of one server in one worker.
+#[derive(Debug, Default)]
+pub struct ServerCounters {
+    /// Datagrams sent to it.
+    pub sent: Counter,
+    /// Their bytes, headers included.
+    pub sent_bytes: Counter,
+    /// Datagrams received from it.
+    pub replies: Counter,
+    /// Their bytes.
+    pub reply_bytes: Counter,
+    /// Sessions begun.
+    pub opened: Counter,
+    /// Sessions ended.
+    pub ended: Counter,
+    /// Errors that the network reported of datagrams sent to it, such as "port
+    /// unreachable". The sender of such a report can be forged.
+    pub refusals: Counter,
+}
+
+/// Everything that one worker counts.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// By number of the listener.
+    pub listeners: Vec<ListenerCounters>,
+    /// By number of the server.
+    pub servers: Vec<ServerCounters>,
+    /// Bytes of the latest datagram that was dropped as oversize, its header
+    /// included.
+    pub oversize_len: Counter,
+    /// Bytes of payload that would have fitted then.
+    pub oversize_fits: Counter,
+    /// Sessions that ended and still hold their socket.
+    pub retired: Counter,
+}
+
+impl WorkerCounters {
+    /// Zeroes for so many listeners and servers.
+    #[must_use]
+    pub fn new(listeners: usize, servers: usize) -> Self {
+        Self {
+            listeners: (0..listeners).map(|_| ListenerCounters::new()).collect(),
+            servers: (0..servers).map(|_| ServerCounters::default()).collect(),
+            oversize_len: Counter::default(),
+            oversize_fits: Counter::default(),
+            retired: Counter::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter_and_label() {
+        let counters = ListenerCounters::new();
+        for (n, reason) in (1..).zip(DropReason::ALL) {
+            counters.dropped(*reason).add(n);
+        }
+        let mut labels: Vec<_> = DropReason::ALL.iter().map(|r| r.label()).collect();
+        for (n, reason) in (1..).zip(DropReason::ALL) {
+            assert_eq!(counters.dropped(*reason).get(), n, "{}", reason.label());
+        }
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), DropReason::ALL.len());
+    }
+}

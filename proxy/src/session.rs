@@ -1,0 +1,461 @@
+//! The session table: whose datagram is this, and whose is this reply?
+//!
+//! A session joins one client address and port, and the local address that it
+//! wrote to, with one server. The table finds, counts, limits and ends
+//! sessions. It does no I/O and takes the time as an argument; what a session
+//! owns besides (the worker keeps its socket there) is the type parameter.
+//!
+//! ```text
+//!            responses reached, idle
+//!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ gone
+//!     │ requests reached                    ▲
+//!     └────────▶ Detached ──────────────────┘
+//!          (passes replies, takes no requests)
+//! ```
+//!
+//! A retired session delivers nothing and keeps what it owns for a while: were
+//! its socket closed at once, the kernel could hand the same local port to
+//! another client's session, and a late reply of the server would reach that
+//! other client.
+
+mod wheel;
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::address::{ClientAddr, ListenerAddr};
+use wheel::Wheel;
+
+/// How long a session that ended keeps what it owns. Longer than a server takes
+/// to answer what it was asked last, or a network to deliver a duplicate.
+pub const LINGER: Duration = Duration::from_secs(10);
+
+/// What makes a session this session and no other. Never to be confused with
+/// what a balancer hashes: two clients behind one IP have a key each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The client's address and port.
+    pub client: ClientAddr,
+    /// The address and port that it wrote to.
+    pub local: ListenerAddr,
+}
+
+/// When the sessions of a listener end.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Without a datagram in either direction for this long.
+    pub idle_timeout: Duration,
+    /// After so many replies to each client datagram; 0 for never.
+    pub responses: u64,
+    /// After so many client datagrams a new session is begun, and the old one
+    /// passes what replies still come; 0 for never.
+    pub requests: u64,
+}
+
+/// Names a session for as long as it exists. A number is reused only with
+/// another generation, never 0, so that a stale name finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionId {
+    slot: u32,
+    generation: u32,
+}
+
+impl SessionId {
+    /// Packs the id into 64 bits.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    /// Reverses [`to_bits`](Self::to_bits).
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    pub fn from_bits(bits: u64) -> Self {
+        Self {
+            slot: bits as u32,
+            generation: (bits >> 32) as u32,
+        }
+    }
+}
+
+/// The number of sessions that all workers together may hold. Bounds what a
+/// flood of client addresses can take in descriptors, ports and memory.
+#[derive(Debug)]
+pub struct Budget {
+    max: usize,
+    taken: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `max` sessions.
+    #[must_use]
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max,
+            taken: AtomicUsize::new(0),
+        })
+    }
+
+    /// The most sessions there may be.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Takes a seat for a session, unless all are taken.
+    #[must_use]
+    pub fn take(self: &Arc<Self>) -> Option<Seat> {
+        self.taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+                (taken < self.max).then_some(taken + 1)
+            })
+            .is_ok()
+            .then(|| Seat(Arc::clone(self)))
+    }
+}
+
+/// The right to one session, given back when dropped.
+#[derive(Debug)]
+pub struct Seat(Arc<Budget>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// No datagram for the idle timeout.
+    Idle,
+    /// All expected replies have come.
+    Responses,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Live,
+    Detached,
+    Retired { since: Instant },
+}
+
+/// One session.
+#[derive(Debug)]
+pub struct Session<T> {
+    /// Whose it is.
+    pub key: Key,
+    /// Number of the listener whose [`Rules`] it follows.
+    pub listener: usize,
+    /// Number of the server that it was given.
+    pub server: usize,
+    /// When it began.
+    pub started: Instant,
+    /// Time of the latest datagram in either direction.
+    pub last_active: Instant,
+    /// Client datagrams so far.
+    pub requests: u64,
+    /// Replies so far.
+    pub replies: u64,
+    /// What the owner of the table keeps with it.
+    pub link: T,
+    awaiting: bool,
+    state: State,
+    generation: u32,
+    seat: Option<Seat>,
+}
+
+impl<T> Session<T> {
+    /// Whether the session takes or passes datagrams. One that does not only
+    /// keeps its socket's port from being reused.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        !matches!(self.state, State::Retired { .. })
+    }
+
+    fn ends_by_responses(&self, rules: Rules) -> bool {
+        rules.responses > 0 && self.replies >= rules.responses.saturating_mul(self.requests)
+    }
+}
+
+/// What to do with a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The one client that may have it.
+    pub to: ClientAddr,
+    /// The address that it must leave from.
+    pub from: ListenerAddr,
+    /// Number of the session's listener.
+    pub listener: usize,
+    /// It was the last one that the session waited for.
+    pub ended: Option<EndReason>,
+}
+
+/// The sessions of one worker.
+#[derive(Debug)]
+pub struct Table<T> {
+    rules: Vec<Rules>,
+    sessions: Slab<Session<T>>,
+    by_key: HashMap<Key, u32>,
+    wheel: Wheel,
+    /// Retired sessions, oldest first; ids of some that are gone may linger in
+    /// front.
+    retired: VecDeque<SessionId>,
+    retired_count: usize,
+    max_retired: usize,
+    generation: u32,
+}
+
+impl<T> Table<T> {
+    /// A table for listeners with these `rules`, which keeps at most
+    /// `max_retired` sessions beyond their end.
+    #[must_use]
+    pub fn new(now: Instant, rules: Vec<Rules>, max_retired: usize) -> Self {
+        Self {
+            rules,
+            sessions: Slab::new(),
+            by_key: HashMap::new(),
+            wheel: Wheel::new(now),
+            retired: VecDeque::new(),
+            retired_count: 0,
+            max_retired,
+            generation: 0,
+        }
+    }
+
+    /// Finds the session that takes a client's datagram, and counts it. `None`
+    /// if there is none, or if it has taken all that it may: then
+    /// [`open`](Self::open) another.
+    pub fn request(&mut self, now: Instant, key: &Key) -> Option<SessionId> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get_mut(slot as usize)?;
+        let limit = self.rules[session.listener].requests;
+        if limit > 0 && session.requests >= limit {
+            session.state = State::Detached;
+            self.by_key.remove(key);
+            return None;
+        }
+        session.requests += 1;
+        session.awaiting = true;
+        session.last_active = now;
+        Some(SessionId {
+            slot,
+            generation: session.generation,
+        })
+    }
+
+    /// Begins a session with its first datagram counted. A session that the
+    /// key led to until now is detached.
+    ///
+    /// # Panics
+    ///
+    /// If `listener` has no rules, or at 2³² sessions, which no budget allows.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        key: Key,
+        listener: usize,
+        server: usize,
+        seat: Seat,
+        link: T,
+    ) -> SessionId {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let generation = self.generation;
+        let slot = self.sessions.insert(Session {
+            key,
+            listener,
+            server,
+            started: now,
+            last_active: now,
+            requests: 1,
+            replies: 0,
+            link,
+            awaiting: true,
+            state: State::Live,
+            generation,
+            seat: Some(seat),
+        });
+        let slot = u32::try_from(slot).expect("a table holds fewer than 2^32 sessions");
+        if let Some(previous) = self.by_key.insert(key, slot)
+            && let Some(session) = self.sessions.get_mut(previous as usize)
+        {
+            session.state = State::Detached;
+        }
+        self.wheel
+            .arm(slot, now + self.rules[listener].idle_timeout);
+        SessionId { slot, generation }
+    }
+
+    /// Undoes [`open`](Self::open) for a session whose owner could not set it up.
+    pub fn abort(&mut self, id: SessionId) {
+        if let Some(session) = self.get(id) {
+            let key = session.key;
+            self.by_key.remove(&key);
+            self.remove(id.slot);
+        }
+    }
+
+    /// Counts a reply that came for session `id` and says whose it is. `None`
+    /// if the session has ended: then nobody may have it.
+    pub fn reply(&mut self, now: Instant, id: SessionId) -> Option<Reply> {
+        let session = self.get_mut(id).filter(|session| session.is_active())?;
+        session.replies += 1;
+        session.awaiting = false;
+        session.last_active = now;
+        let (key, listener) = (session.key, session.listener);
+        let ended = self
+            .get(id)
+            .is_some_and(|session| session.ends_by_responses(self.rules[listener]))
+            .then_some(EndReason::Responses);
+        if ended.is_some() {
+            self.retire(now, id.slot);
+        }
+        Some(Reply {
+            to: key.client,
+            from: key.local,
+            listener,
+            ended,
+        })
+    }
+
+    /// The session named `id`, ended or not, if it still exists.
+    #[must_use]
+    pub fn get(&self, id: SessionId) -> Option<&Session<T>> {
+        self.sessions
+            .get(id.slot as usize)
+            .filter(|session| session.generation == id.generation)
+    }
+
+    /// As [`get`](Self::get), to change what the owner keeps there.
+    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session<T>> {
+        self.sessions
+            .get_mut(id.slot as usize)
+            .filter(|session| session.generation == id.generation)
+    }
+
+    /// Ends the sessions whose time is up, and tells `ended` of each; lets go
+    /// of what retired sessions owned.
+    pub fn expire(&mut self, now: Instant, mut ended: impl FnMut(&Session<T>, EndReason)) {
+        while let Some(slot) = self.wheel.pop(now) {
+            let Some(session) = self.sessions.get(slot as usize) else {
+                continue;
+            };
+            let deadline = match session.state {
+                State::Retired { since } => since + LINGER,
+                State::Live | State::Detached => {
+                    session.last_active + self.rules[session.listener].idle_timeout
+                }
+            };
+            if now < deadline {
+                self.wheel.arm(slot, deadline);
+            } else if session.is_active() {
+                ended(session, EndReason::Idle);
+                self.retire(now, slot);
+            } else {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do at the earliest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    /// Lets go of the session that has been retired for longest, to free what
+    /// it owns for a new one. False if there is none.
+    pub fn reclaim(&mut self) -> bool {
+        while let Some(id) = self.retired.pop_front() {
+            if self.get(id).is_some_and(|session| !session.is_active()) {
+                self.remove(id.slot);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Sessions that take or pass datagrams.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.sessions.len() - self.retired_count
+    }
+
+    /// Sessions that ended and still keep what they own.
+    #[must_use]
+    pub fn retired(&self) -> usize {
+        self.retired_count
+    }
+
+    /// Whether any session has sent its server a datagram that was not answered
+    /// yet.
+    #[must_use]
+    pub fn awaits_replies(&self) -> bool {
+        self.sessions
+            .iter()
+            .any(|(_, session)| session.awaiting && session.is_active())
+    }
+
+    /// Active sessions with their numbers, from number `first` on.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, &Session<T>)> {
+        // The slab's iterator can't start in the middle; a page of an admin's
+        // listing may cost a walk.
+        self.sessions
+            .iter()
+            .skip_while(move |(slot, _)| *slot < first)
+            .filter(|(_, session)| session.is_active())
+    }
+
+    fn retire(&mut self, now: Instant, slot: u32) {
+        let Some(session) = self.sessions.get_mut(slot as usize) else {
+            return;
+        };
+        session.state = State::Retired { since: now };
+        session.seat = None;
+        let id = SessionId {
+            slot,
+            generation: session.generation,
+        };
+        if let Entry::Occupied(entry) = self.by_key.entry(session.key)
+            && *entry.get() == slot
+        {
+            entry.remove();
+        }
+        self.retired_count += 1;
+        self.retired.push_back(id);
+        self.wheel.arm(slot, now + LINGER);
+        while self.retired_count > self.max_retired {
+            self.reclaim();
+        }
+    }
+
+    fn remove(&mut self, slot: u32) {
+        self.wheel.disarm(slot);
+        if let Some(session) = self.sessions.try_remove(slot as usize)
+            && !session.is_active()
+        {
+            self.retired_count -= 1;
+        }
+        // Retired sessions go in about the order in which they came, so the
+        // front is where names of gone ones pile up.
+        while let Some(id) = self.retired.front()
+            && self.get(*id).is_none()
+        {
+            self.retired.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! The session table driven through hours without waiting for any of them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const RULES: Rules = Rules {
+    idle_timeout: Duration::from_secs(30),
+    responses: 0,
+    requests: 0,
+};
+
+struct Bench {
+    table: Table<&'static str>,
+    budget: Arc<Budget>,
+    now: Instant,
+    ended: Vec<(Key, EndReason)>,
+}
+
+impl Bench {
+    fn new(rules: Rules, max_sessions: usize, max_retired: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            table: Table::new(now, vec![rules], max_retired),
+            budget: Budget::new(max_sessions),
+            now,
+            ended: Vec::new(),
+        }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+        let ended = &mut self.ended;
+        self.table.expire(self.now, |session, reason| {
+            ended.push((session.key, reason))
+        });
+    }
+
+    /// A datagram from a client: the session that took it, or none for want of
+    /// a seat.
+    fn datagram(&mut self, key: Key) -> Option<SessionId> {
+        self.table.request(self.now, &key).or_else(|| {
+            let seat = self.budget.take()?;
+            Some(self.table.open(self.now, key, 0, 0, seat, "socket"))
+        })
+    }
+
+    fn reply(&mut self, id: SessionId) -> Option<Reply> {
+        self.table.reply(self.now, id)
+    }
+}
+
+fn key(client: u16) -> Key {
+    key_at(client, 53)
+}
+
+fn key_at(client: u16, local: u16) -> Key {
+    Key {
+        client: ClientAddr(([203, 0, 113, 11], client).into()),
+        local: ListenerAddr(([198, 51, 100, 10], local).into()),
+    }
+}
+
+#[test]
+fn clients_that_differ_in_the_port_alone_share_nothing() {
+    let mut bench = Bench::new(RULES, 10, 10);
+    let (a, b) = (
+        bench.datagram(key(1)).unwrap(),
+        bench.datagram(key(2)).unwrap(),
+    );
+    assert_ne!(a, b);
+    assert_eq!(bench.reply(a).unwrap().to, key(1).client);
+    assert_eq!(bench.reply(b).unwrap().to, key(2).client);
+    assert_eq!(bench.datagram(key(1)), Some(a));
+}
+
+#[test]
+fn one_client_at_two_local_addresses_has_two_sessions() {
+    let mut bench = Bench::new(RULES, 10, 10);
+    let a = bench.datagram(key_at(1, 53)).unwrap();
+    let b = bench.datagram(key_at(1, 54)).unwrap();
+    assert_eq!(bench.reply(a).unwrap().from, key_at(1, 53).local);
+    assert_eq!(bench.reply(b).unwrap().from, key_at(1, 54).local);
+}
+
+#[test]
+fn a_session_lives_as_long_as_datagrams_come_from_either_side() {
+    let mut bench = Bench::new(RULES, 10, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    for _ in 0..200 {
+        bench.pass(29);
+        assert_eq!(bench.datagram(key(1)), Some(id));
+        bench.pass(29);
+        assert!(bench.reply(id).is_some());
+    }
+    assert!(bench.ended.is_empty());
+    bench.pass(31);
+    assert_eq!(bench.ended, [(key(1), EndReason::Idle)]);
+    assert_ne!(bench.datagram(key(1)), Some(id));
+}
+
+#[test]
+fn an_ended_session_delivers_nothing_and_holds_its_socket_for_a_while() {
+    let mut bench = Bench::new(RULES, 10, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    bench.pass(31);
+    assert_eq!(bench.table.active(), 0);
+    assert_eq!(bench.table.get(id).unwrap().link, "socket");
+    assert_eq!(bench.reply(id), None);
+    assert_eq!(bench.budget.taken(), 0);
+    bench.pass(LINGER.as_secs() + 1);
+    assert!(bench.table.get(id).is_none());
+    assert_eq!(bench.table.retired(), 0);
+}
+
+#[test]
+fn held_sockets_are_bounded_and_given_back_oldest_first() {
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 3);
+    let ids: Vec<_> = (0..5)
+        .map(|client| {
+            let id = bench.datagram(key(client)).unwrap();
+            bench.reply(id).unwrap();
+            id
+        })
+        .collect();
+    assert_eq!(bench.table.retired(), 3);
+    let held = |bench: &Bench| -> Vec<_> {
+        ids.iter()
+            .map(|id| bench.table.get(*id).is_some())
+            .collect()
+    };
+    assert_eq!(held(&bench), [false, false, true, true, true]);
+    assert!(bench.table.reclaim());
+    assert_eq!(held(&bench), [false, false, false, true, true]);
+    assert!(bench.table.reclaim() && bench.table.reclaim());
+    assert!(!bench.table.reclaim());
+}
+
+#[test]
+fn responses_count_for_each_datagram_of_the_client() {
+    let rules = Rules {
+        responses: 2,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    assert_eq!(bench.datagram(key(1)), Some(id));
+    for _ in 0..3 {
+        assert_eq!(bench.reply(id).unwrap().ended, None);
+    }
+    let last = bench.reply(id).unwrap();
+    assert_eq!(
+        (last.to, last.ended),
+        (key(1).client, Some(EndReason::Responses))
+    );
+    assert_eq!(bench.reply(id), None);
+}
+
+#[test]
+fn after_its_requests_a_session_only_passes_replies() {
+    let rules = Rules {
+        requests: 2,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 10);
+    let first = bench.datagram(key(1)).unwrap();
+    assert_eq!(bench.datagram(key(1)), Some(first));
+    let second = bench.datagram(key(1)).unwrap();
+    assert_ne!(first, second);
+    assert_eq!(bench.reply(first).unwrap().to, key(1).client);
+    assert_eq!(bench.datagram(key(1)), Some(second));
+    bench.pass(31);
+    assert_eq!(bench.ended.len(), 2);
+}
+
+#[test]
+fn a_flood_of_new_clients_takes_no_seat_from_old_ones() {
+    let mut bench = Bench::new(RULES, 2, 10);
+    let old = bench.datagram(key(1)).unwrap();
+    bench.datagram(key(2)).unwrap();
+    for client in 3..1000 {
+        assert_eq!(bench.datagram(key(client)), None);
+    }
+    assert_eq!(bench.datagram(key(1)), Some(old));
+    assert_eq!(bench.budget.taken(), 2);
+}
+
+#[test]
+fn an_aborted_session_leaves_nothing() {
+    let mut bench = Bench::new(RULES, 1, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    bench.table.abort(id);
+    assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
+    assert!(bench.datagram(key(2)).is_some());
+}
+
+#[test]
+fn ids_survive_packing() {
+    let mut bench = Bench::new(RULES, 3, 0);
+    for client in 0..3 {
+        let id = bench.datagram(key(client)).unwrap();
+        assert_eq!(SessionId::from_bits(id.to_bits()), id);
+        // Leaves room below for the numbers of sockets that are no session's.
+        assert!(id.to_bits() >= 1 << 32);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Datagram(u16),
+    Reply(usize),
+    Pass(u64),
+    Reclaim,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0u16..12).prop_map(Step::Datagram),
+        4 => (0usize..64).prop_map(Step::Reply),
+        2 => (0u64..50).prop_map(Step::Pass),
+        1 => Just(Step::Reclaim),
+    ];
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// Whatever happens in whatever order: a reply goes to the client whose
+    /// datagram opened the session or to nobody, no bound is exceeded, and no
+    /// session outlives its time.
+    #[test]
+    fn a_reply_reaches_its_own_client_or_nobody(
+        steps in steps(),
+        responses in 0u64..3,
+        requests in 0u64..4,
+        max_sessions in 1usize..6,
+        max_retired in 0usize..4,
+    ) {
+        let rules = Rules { responses, requests, ..RULES };
+        let mut bench = Bench::new(rules, max_sessions, max_retired);
+        let mut opened: Vec<(SessionId, Key)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Datagram(client) => {
+                    if let Some(id) = bench.datagram(key(client)) {
+                        match opened.iter().find(|(known, _)| *known == id) {
+                            Some((_, owner)) => prop_assert_eq!(*owner, key(client)),
+                            None => opened.push((id, key(client))),
+                        }
+                    }
+                }
+                Step::Reply(nth) if !opened.is_empty() => {
+                    let (id, owner) = opened[nth % opened.len()];
+                    if let Some(reply) = bench.reply(id) {
+                        prop_assert_eq!((reply.to, reply.from), (owner.client, owner.local));
+                    }
+                }
+                Step::Reply(_) => {}
+                Step::Pass(seconds) => bench.pass(seconds),
+                Step::Reclaim => {
+                    bench.table.reclaim();
+                }
+            }
+            prop_assert!(bench.table.active() <= max_sessions);
+            prop_assert!(bench.table.retired() <= max_retired);
+            prop_assert_eq!(bench.table.active(), bench.budget.taken());
+            for (_, session) in bench.table.iter_from(0) {
+                let idle = bench.now - session.last_active;
+                prop_assert!(idle <= RULES.idle_timeout + 2 * wheel::TICK);
+            }
+        }
+        bench.pass(60);
+        bench.pass(60);
+        prop_assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
+        prop_assert_eq!(bench.table.next_deadline(), None);
+    }
+}

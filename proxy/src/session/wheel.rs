@@ -1,0 +1,255 @@
+//! A timer wheel over numbered slots: the cost of a session that does nothing
+//! is nothing, however many there are.
+//!
+//! Deadlines are coarse (one [`TICK`]) and lazy: a session that is used does
+//! not touch the wheel; when its old deadline comes up, the owner looks at it
+//! and arms it again. Lists run through the links by number, so that nothing is
+//! allocated but one link per slot.
+
+use std::time::{Duration, Instant};
+
+/// How late a deadline may come up.
+pub(super) const TICK: Duration = Duration::from_millis(50);
+
+const BUCKETS: usize = 1024;
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    previous: u32,
+    next: u32,
+    /// Bucket that the slot is listed in, or `NONE`.
+    bucket: u32,
+}
+
+const UNLINKED: Link = Link {
+    previous: NONE,
+    next: NONE,
+    bucket: NONE,
+};
+
+/// The wheel. Every slot is in it at most once.
+#[derive(Debug)]
+pub(super) struct Wheel {
+    origin: Instant,
+    /// The tick up to which, inclusively, everything has been popped.
+    done: u64,
+    heads: Vec<u32>,
+    /// One bit per bucket that is not empty, to find the next one quickly.
+    occupied: [u64; BUCKETS / 64],
+    links: Vec<Link>,
+}
+
+impl Wheel {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            origin: now,
+            done: 0,
+            heads: vec![NONE; BUCKETS],
+            occupied: [0; BUCKETS / 64],
+            links: Vec::new(),
+        }
+    }
+
+    /// Lists `slot` to be popped at `deadline`, rounded up to a tick, or
+    /// earlier if that is beyond the wheel's horizon of about 51 seconds.
+    pub(super) fn arm(&mut self, slot: u32, deadline: Instant) {
+        self.disarm(slot);
+        let last = self.done + BUCKETS as u64 - 1;
+        let tick = self.tick_after(deadline).clamp(self.done + 1, last);
+        let bucket = bucket_of(tick);
+        let head = self.heads[bucket as usize];
+        self.links[slot as usize] = Link {
+            previous: NONE,
+            next: head,
+            bucket,
+        };
+        if head != NONE {
+            self.links[head as usize].previous = slot;
+        }
+        self.heads[bucket as usize] = slot;
+        self.occupied[bucket as usize / 64] |= 1 << (bucket % 64);
+    }
+
+    /// Takes `slot` off the wheel if it is on it.
+    pub(super) fn disarm(&mut self, slot: u32) {
+        if self.links.len() <= slot as usize {
+            self.links.resize(slot as usize + 1, UNLINKED);
+        }
+        let link = std::mem::replace(&mut self.links[slot as usize], UNLINKED);
+        if link.bucket == NONE {
+            return;
+        }
+        if link.next != NONE {
+            self.links[link.next as usize].previous = link.previous;
+        }
+        if link.previous != NONE {
+            self.links[link.previous as usize].next = link.next;
+        } else {
+            self.heads[link.bucket as usize] = link.next;
+            if link.next == NONE {
+                self.occupied[link.bucket as usize / 64] &= !(1 << (link.bucket % 64));
+            }
+        }
+    }
+
+    /// Takes off and returns one slot whose time has come. A slot that is armed
+    /// again meanwhile comes up at the next tick at the earliest, so calling
+    /// this until `None` ends.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<u32> {
+        let current = self.tick_before(now);
+        while self.done < current {
+            let bucket = bucket_of(self.done + 1);
+            let slot = self.heads[bucket as usize];
+            if slot != NONE {
+                self.disarm(slot);
+                return Some(slot);
+            }
+            // Past an empty stretch in one step; everything armed lies within
+            // one turn of the wheel.
+            let next = self.next_occupied().map_or(current, |tick| tick - 1);
+            self.done = next.clamp(self.done + 1, current);
+        }
+        None
+    }
+
+    /// When [`pop`](Self::pop) has something to return at the earliest.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next_occupied().map(|tick| self.time_of(tick))
+    }
+
+    fn next_occupied(&self) -> Option<u64> {
+        let first = bucket_of(self.done + 1) as usize;
+        let words = self.occupied.len();
+        (0..=words).find_map(|i| {
+            let word = (first / 64 + i) % words;
+            let bits = match i {
+                0 => self.occupied[word] & (u64::MAX << (first % 64)),
+                _ if i == words => self.occupied[word] & !(u64::MAX << (first % 64)),
+                _ => self.occupied[word],
+            };
+            (bits != 0).then(|| {
+                let bucket = word * 64 + bits.trailing_zeros() as usize;
+                let ahead = (bucket + BUCKETS - first) % BUCKETS;
+                self.done + 1 + ahead as u64
+            })
+        })
+    }
+
+    fn tick_before(&self, time: Instant) -> u64 {
+        let elapsed = time.saturating_duration_since(self.origin).as_millis() / TICK.as_millis();
+        u64::try_from(elapsed).unwrap_or(u64::MAX / 2)
+    }
+
+    fn tick_after(&self, time: Instant) -> u64 {
+        let elapsed = time.saturating_duration_since(self.origin).as_nanos();
+        u64::try_from(elapsed.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX / 2)
+    }
+
+    fn time_of(&self, tick: u64) -> Instant {
+        let millis = tick.saturating_mul(TICK.as_millis() as u64);
+        self.origin
+            .checked_add(Duration::from_millis(millis))
+            .unwrap_or(self.origin)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "below BUCKETS")]
+fn bucket_of(tick: u64) -> u32 {
+    (tick % BUCKETS as u64) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn drain(wheel: &mut Wheel, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| wheel.pop(now)).collect()
+    }
+
+    #[test]
+    fn nothing_comes_up_early_and_all_within_a_tick() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        wheel.arm(7, start + Duration::from_millis(120));
+        assert_eq!(wheel.next(), Some(start + Duration::from_millis(150)));
+        assert_eq!(drain(&mut wheel, start + Duration::from_millis(119)), []);
+        assert_eq!(drain(&mut wheel, start + Duration::from_millis(170)), [7]);
+        assert_eq!(wheel.next(), None);
+        assert_eq!(drain(&mut wheel, start + Duration::from_secs(3600)), []);
+    }
+
+    #[test]
+    fn a_disarmed_slot_is_gone() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        for slot in 0..3 {
+            wheel.arm(slot, start + Duration::from_secs(1));
+        }
+        wheel.disarm(1);
+        wheel.disarm(1);
+        let mut left = drain(&mut wheel, start + Duration::from_secs(2));
+        left.sort_unstable();
+        assert_eq!(left, [0, 2]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arm(u32, u64),
+        Disarm(u32),
+        Pass(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            (0u32..40, 0u64..120_000).prop_map(|(slot, ms)| Step::Arm(slot, ms)),
+            (0u32..40).prop_map(Step::Disarm),
+            (0u64..90_000).prop_map(Step::Pass),
+            (0u64..200).prop_map(Step::Pass),
+        ];
+        proptest::collection::vec(step, 0..80)
+    }
+
+    proptest! {
+        /// Against a map from slot to deadline: nothing is lost, nothing comes
+        /// early, and what is beyond the horizon may be looked at early but
+        /// never late.
+        #[test]
+        fn agrees_with_a_plain_map(steps in steps()) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut wheel = Wheel::new(start);
+            let mut armed: HashMap<u32, Instant> = HashMap::new();
+            let horizon = TICK * u32::try_from(BUCKETS - 2).unwrap();
+            for step in steps {
+                match step {
+                    Step::Arm(slot, ms) => {
+                        let deadline = now + Duration::from_millis(ms);
+                        wheel.arm(slot, deadline);
+                        armed.insert(slot, deadline.min(now + horizon));
+                    }
+                    Step::Disarm(slot) => {
+                        wheel.disarm(slot);
+                        armed.remove(&slot);
+                    }
+                    Step::Pass(ms) => {
+                        now += Duration::from_millis(ms);
+                        while let Some(slot) = wheel.pop(now) {
+                            let deadline = armed.remove(&slot);
+                            prop_assert!(deadline.is_some(), "{slot} was not armed");
+                            prop_assert!(deadline.unwrap() <= now);
+                        }
+                        for (slot, deadline) in &armed {
+                            prop_assert!(*deadline + 2 * TICK > now, "{slot} is late");
+                        }
+                        prop_assert_eq!(wheel.next().is_some(), !armed.is_empty());
+                    }
+                }
+            }
+        }
+    }
+}

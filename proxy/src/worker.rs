@@ -1,0 +1,656 @@
+//! A worker: one thread that owns its sockets and its sessions.
+//!
+//! ```text
+//! from_clients: receive a batch ─▶ whose session? ─▶ prefix ─▶ send to its server
+//! from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
+//! ```
+//!
+//! Nothing here is shared with other workers but the number of free sessions,
+//! which is touched when a session begins or ends. The kernel spreads clients
+//! over the workers' sockets (SO_REUSEPORT), always the same client to the same
+//! worker.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use mio::{Events, Poll, Token, Waker};
+
+use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
+use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use crate::mode::Prefix;
+use crate::net::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket};
+use crate::session::{Budget, EndReason, Key, Rules, Seat, Session, SessionId, Table};
+use crate::upstream::{RoundRobin, Server};
+
+/// Events that one wake-up reports; more are reported by the next.
+const EVENTS: usize = 1024;
+
+/// Replies to take from one session's socket before others have their turn.
+const REPLIES_AT_ONCE: usize = 8;
+
+/// Errors of earlier datagrams to read past before looking again later. ICMP
+/// can be forged, so reading them must not become all that a worker does.
+const ERRORS_AT_ONCE: usize = 4;
+
+/// How long after the last reply a stopping worker waits for another one, when
+/// no session is known to await any.
+const QUIET: Duration = Duration::from_millis(200);
+
+const WAKER: Token = Token(usize::MAX);
+
+const _: () = assert!(usize::BITS >= 64, "session ids are packed into tokens");
+
+/// What a worker must know of a listener.
+#[derive(Clone, Debug)]
+pub struct ListenerSettings {
+    /// When its sessions end.
+    pub rules: Rules,
+    /// Clients that may open sessions.
+    pub allow: Vec<IpNet>,
+    /// Refuse rather than fragment what exceeds the path's MTU.
+    pub dont_fragment: bool,
+    /// Servers to spread its sessions over.
+    pub servers: Vec<Server>,
+}
+
+/// What a worker can be told.
+pub enum Command {
+    /// Report up to `limit` sessions from number `first` on.
+    Sessions {
+        /// Number of the first session to report.
+        first: usize,
+        /// The most to report.
+        limit: usize,
+        /// Takes the report.
+        reply: Box<dyn FnOnce(Vec<SessionReport>) + Send>,
+    },
+    /// Take no more from clients; stop when the replies in flight are through.
+    Drain,
+    /// Stop now.
+    Stop,
+}
+
+/// A session as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct SessionReport {
+    /// Number within the worker.
+    pub number: usize,
+    /// Whose it is.
+    pub key: Key,
+    /// Number of its listener.
+    pub listener: usize,
+    /// Number of its server.
+    pub server: usize,
+    /// Time since it began.
+    pub age: Duration,
+    /// Time since its latest datagram.
+    pub idle: Duration,
+    /// Client datagrams.
+    pub requests: u64,
+    /// Replies.
+    pub replies: u64,
+}
+
+/// What a worker keeps with a session.
+#[derive(Debug)]
+struct Link {
+    /// Connected to the server.
+    socket: Socket,
+    /// Number of the socket that the client's datagrams come in by.
+    via: usize,
+    server: ServerAddr,
+    prefix: Prefix,
+}
+
+/// A socket that clients write to.
+struct Entrance {
+    socket: Socket,
+    listener: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Clients(usize),
+    Server(SessionId),
+}
+
+impl Source {
+    // Sessions' generations begin at 1, which leaves the low tokens to entrances.
+    fn from_token(token: Token, entrances: usize) -> Self {
+        if token.0 < entrances {
+            Self::Clients(token.0)
+        } else {
+            Self::Server(SessionId::from_bits(token.0 as u64))
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "usize has 64 bits, asserted above"
+)]
+fn token_of(id: SessionId) -> Token {
+    Token(id.to_bits() as usize)
+}
+
+/// Replies on their way out.
+struct Replies {
+    batch: Batch,
+    filled: usize,
+    /// Slot, entrance to leave by, and addresses, in the order of arrival.
+    ready: Vec<(usize, usize, Outgoing)>,
+}
+
+/// One thread's share of the proxy.
+pub struct Worker {
+    poll: Poll,
+    entrances: Vec<Entrance>,
+    listeners: Vec<ListenerSettings>,
+    turns: Vec<RoundRobin>,
+    table: Table<Link>,
+    budget: Arc<Budget>,
+    inbound: Batch,
+    /// Slots of `inbound` that go to one session, in order.
+    run: Vec<usize>,
+    replies: Replies,
+    counters: Arc<WorkerCounters>,
+    commands: Receiver<Command>,
+    /// Sources that may have more than they gave.
+    unfinished: Vec<Source>,
+    draining: bool,
+    last_reply: Instant,
+}
+
+impl Worker {
+    /// Worker `number`, with the sockets (and the listener that each belongs
+    /// to) that clients write to. The [`Waker`] makes it look at `commands`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_create` and `epoll_ctl`.
+    pub fn new(
+        number: usize,
+        entrances: Vec<(Socket, usize)>,
+        listeners: Vec<ListenerSettings>,
+        budget: Arc<Budget>,
+        max_retired: usize,
+        counters: Arc<WorkerCounters>,
+        commands: Receiver<Command>,
+    ) -> io::Result<(Self, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let entrances: Vec<_> = entrances
+            .into_iter()
+            .map(|(socket, listener)| Entrance { socket, listener })
+            .collect();
+        for (i, entrance) in entrances.iter().enumerate() {
+            entrance.socket.register(poll.registry(), Token(i))?;
+        }
+        let now = Instant::now();
+        let rules = listeners.iter().map(|listener| listener.rules).collect();
+        let turns = listeners
+            .iter()
+            .map(|listener| RoundRobin::new(listener.servers.clone(), number))
+            .collect();
+        let worker = Self {
+            poll,
+            entrances,
+            listeners,
+            turns,
+            table: Table::new(now, rules, max_retired),
+            budget,
+            inbound: Batch::new(),
+            run: Vec::with_capacity(BATCH),
+            replies: Replies {
+                batch: Batch::new(),
+                filled: 0,
+                ready: Vec::with_capacity(BATCH),
+            },
+            counters,
+            commands,
+            unfinished: Vec::with_capacity(EVENTS),
+            draining: false,
+            last_reply: now,
+        };
+        Ok((worker, waker))
+    }
+
+    /// Moves datagrams until told to stop.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_wait`, after which nothing can go on.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut sources = Vec::with_capacity(EVENTS);
+        loop {
+            self.wait(&mut events)?;
+            let now = Instant::now();
+            std::mem::swap(&mut sources, &mut self.unfinished);
+            let tokens = events.iter().map(|event| event.token());
+            let tokens = tokens.filter(|token| *token != WAKER);
+            sources.extend(tokens.map(|token| Source::from_token(token, self.entrances.len())));
+
+            for source in sources.drain(..) {
+                let more = match source {
+                    Source::Clients(entrance) => self.from_clients(entrance, now),
+                    Source::Server(id) => self.from_server(id, now),
+                };
+                if more {
+                    self.unfinished.push(source);
+                }
+            }
+            self.send_replies();
+            self.expire(now);
+            if self.obey(now) || self.is_drained(now) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = if !self.unfinished.is_empty() {
+            Some(Duration::ZERO)
+        } else if self.draining {
+            Some(QUIET / 4)
+        } else {
+            self.table
+                .next_deadline()
+                .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Takes a batch from clients to their servers. True if there may be more.
+    fn from_clients(&mut self, entrance: usize, now: Instant) -> bool {
+        if self.draining {
+            return false;
+        }
+        let socket = &self.entrances[entrance].socket;
+        let received = match socket.receive(&mut self.inbound, 0, BATCH) {
+            Ok(received) => received,
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        };
+        // Datagrams of one session that follow each other leave in one call.
+        let mut current = None;
+        for slot in 0..received {
+            let Some(id) = self.session_of(entrance, slot, now) else {
+                continue;
+            };
+            if current.is_some_and(|current| current != id) {
+                self.send_to_server(current);
+            }
+            current = Some(id);
+            if let Some(session) = self.table.get(id) {
+                let header = session.link.prefix.for_datagram(session.requests - 1);
+                self.inbound.prefix(slot, header);
+                self.run.push(slot);
+            }
+        }
+        self.send_to_server(current);
+        received == BATCH
+    }
+
+    /// The session of the client datagram in `slot`, begun if need be. `None`
+    /// if the datagram is dropped, which is counted.
+    fn session_of(&mut self, entrance: usize, slot: usize, now: Instant) -> Option<SessionId> {
+        let received = self.inbound.received(slot)?;
+        let listener = self.entrances[entrance].listener;
+        let counters = &self.counters.listeners[listener];
+        counters.received.add(1);
+        counters.received_bytes.add(received.len as u64);
+        let key = Key {
+            client: ClientAddr(received.peer),
+            local: ListenerAddr(received.local),
+        };
+        let found = match refused(&received) {
+            Some(reason) => Err(reason),
+            None => match self.table.request(now, &key) {
+                Some(id) => Ok(id),
+                None => self.open(entrance, key, now),
+            },
+        };
+        found
+            .inspect_err(|reason| self.counters.listeners[listener].dropped(*reason).add(1))
+            .ok()
+    }
+
+    fn open(&mut self, entrance: usize, key: Key, now: Instant) -> Result<SessionId, DropReason> {
+        let number = self.entrances[entrance].listener;
+        let listener = &self.listeners[number];
+        let client = key.client.0.ip();
+        if !listener.allow.iter().any(|net| net.contains(&client)) {
+            return Err(DropReason::NotAllowed);
+        }
+        let seat = self.budget.take().ok_or(DropReason::MaxSessions)?;
+        let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
+        let socket = connect(server.address, listener.dont_fragment, &mut self.table)?;
+        let (server_number, link) = (
+            server.number,
+            Link {
+                socket,
+                via: entrance,
+                server: server.address,
+                prefix: server.mode.prefix(key.client, key.local),
+            },
+        );
+        self.begin(now, key, number, server_number, seat, link)
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        key: Key,
+        listener: usize,
+        server: usize,
+        seat: Seat,
+        link: Link,
+    ) -> Result<SessionId, DropReason> {
+        let id = self.table.open(now, key, listener, server, seat, link);
+        let registered = self.table.get(id).map(|session| {
+            session
+                .link
+                .socket
+                .register(self.poll.registry(), token_of(id))
+        });
+        if let Some(Err(_)) = registered {
+            // The kernel is out of memory for epoll entries, or of permitted ones.
+            self.table.abort(id);
+            return Err(DropReason::NoMemory);
+        }
+        self.counters.listeners[listener].opened.add(1);
+        self.counters.servers[server].opened.add(1);
+        tracing::trace!(client = %key.client, local = %key.local, "session begun");
+        Ok(id)
+    }
+
+    /// Sends the datagrams collected in `run` to the server of session `id`.
+    fn send_to_server(&mut self, id: Option<SessionId>) {
+        if let Some(session) = id.and_then(|id| self.table.get(id)) {
+            let listener = &self.counters.listeners[session.listener];
+            let server = &self.counters.servers[session.server];
+            let batch = &self.inbound;
+            let mut lost_bytes = 0;
+            let onward = |slot| Outgoing {
+                to: None,
+                from: None,
+                ecn: batch
+                    .received(slot)
+                    .map_or_else(Default::default, |r| r.ecn),
+            };
+            let socket = &session.link.socket;
+            let sent = socket.send(batch, &self.run, onward, |slot, fault| match fault {
+                SendFault::Earlier(_) => server.refusals.add(1),
+                SendFault::Lost(error) => {
+                    let reason = why_unsent(&error);
+                    listener.dropped(reason).add(1);
+                    lost_bytes += batch.wire_len(slot);
+                    if reason == DropReason::Oversize {
+                        note_oversize(&self.counters, socket, batch, slot);
+                    }
+                }
+            });
+            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
+            server.sent.add(sent as u64);
+            server.sent_bytes.add((bytes - lost_bytes) as u64);
+        }
+        self.run.clear();
+    }
+
+    /// Takes some replies from a session's server, to leave with the next
+    /// [`send_replies`](Self::send_replies). True if there may be more.
+    fn from_server(&mut self, id: SessionId, now: Instant) -> bool {
+        if self.replies.filled == BATCH {
+            self.send_replies();
+        }
+        let Some(session) = self.table.get(id) else {
+            return false;
+        };
+        let (asked, via) = (session.link.server, session.link.via);
+        let listener = &self.counters.listeners[session.listener];
+        let server = &self.counters.servers[session.server];
+        let first = self.replies.filled;
+        let end = BATCH.min(first + REPLIES_AT_ONCE);
+        let received = receive_replies(&session.link.socket, &mut self.replies, end, server);
+        let Ok(received) = received else {
+            return received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
+        };
+        for slot in first..first + received {
+            let Some(reply) = self.replies.batch.received(slot) else {
+                continue;
+            };
+            server.replies.add(1);
+            server.reply_bytes.add(reply.len as u64);
+            // The kernel filters by the connected address, but only from the
+            // moment that the socket was connected.
+            if ServerAddr(reply.peer) != asked {
+                listener.dropped(DropReason::ReplyWrongSource).add(1);
+            } else if let Some(passed) = self.table.reply(now, id) {
+                let outgoing = Outgoing {
+                    to: Some(passed.to.0),
+                    from: Some(passed.from.0),
+                    ecn: reply.ecn,
+                };
+                self.replies.ready.push((slot, via, outgoing));
+                if passed.ended.is_some() {
+                    listener.ended_responses.add(1);
+                    server.ended.add(1);
+                }
+            } else {
+                listener.dropped(DropReason::ReplyLate).add(1);
+            }
+        }
+        self.replies.filled += received;
+        self.last_reply = now;
+        received == end - first
+    }
+
+    /// Sends the collected replies to their clients.
+    fn send_replies(&mut self) {
+        let Replies {
+            batch,
+            filled,
+            ready,
+        } = &mut self.replies;
+        for same in ready.chunk_by(|(_, a, _), (_, b, _)| a == b) {
+            let (_, via, _) = same[0];
+            let entrance = &self.entrances[via];
+            let counters = &self.counters.listeners[entrance.listener];
+            self.run.clear();
+            self.run.extend(same.iter().map(|(slot, ..)| *slot));
+            let onward = |slot| outgoing_of(same, slot);
+            let mut lost_bytes = 0;
+            let sent = entrance
+                .socket
+                .send(batch, &self.run, onward, |slot, fault| {
+                    // Nothing is reported of earlier datagrams on a socket that
+                    // is not connected; were it, this one was sent.
+                    if let SendFault::Lost(error) = fault {
+                        counters.dropped(why_reply_unsent(&error)).add(1);
+                        lost_bytes += batch.wire_len(slot);
+                    }
+                });
+            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
+            counters.replied.add(sent as u64);
+            counters.replied_bytes.add((bytes - lost_bytes) as u64);
+        }
+        self.run.clear();
+        ready.clear();
+        *filled = 0;
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let counters = &self.counters;
+        self.table.expire(now, |session, reason| {
+            count_end(
+                &counters.listeners[session.listener],
+                &counters.servers[session.server],
+                reason,
+            );
+            tracing::trace!(client = %session.key.client, ?reason, "session ended");
+        });
+        counters.retired.set(self.table.retired() as u64);
+    }
+
+    /// Does what it was told. True if that was to stop.
+    fn obey(&mut self, now: Instant) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Sessions {
+                    first,
+                    limit,
+                    reply,
+                } => reply(self.report(first, limit, now)),
+                Command::Drain => {
+                    self.draining = true;
+                    self.last_reply = now;
+                    for entrance in &self.entrances {
+                        // At worst the worker wakes for nothing until it ends.
+                        let _ = entrance.socket.deregister(self.poll.registry());
+                    }
+                }
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn is_drained(&self, now: Instant) -> bool {
+        self.draining
+            && now.saturating_duration_since(self.last_reply) >= QUIET
+            && !self.table.awaits_replies()
+    }
+
+    fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
+        let sessions = self.table.iter_from(first).take(limit);
+        sessions
+            .map(|(number, session)| report_of(number, session, now))
+            .collect()
+    }
+}
+
+fn report_of(number: usize, session: &Session<Link>, now: Instant) -> SessionReport {
+    SessionReport {
+        number,
+        key: session.key,
+        listener: session.listener,
+        server: session.server,
+        age: now.saturating_duration_since(session.started),
+        idle: now.saturating_duration_since(session.last_active),
+        requests: session.requests,
+        replies: session.replies,
+    }
+}
+
+/// Why no session may be had for a datagram, by what is known of it alone.
+fn refused(received: &Received) -> Option<DropReason> {
+    if received.group {
+        Some(DropReason::GroupDestination)
+    } else if received.truncated {
+        Some(DropReason::Truncated)
+    } else if received.peer.port() == 0 {
+        Some(DropReason::BadSource)
+    } else {
+        None
+    }
+}
+
+/// Opens a session's socket. When descriptors, ports or memory have run out,
+/// sessions that have ended give back theirs, the oldest first.
+fn connect<T>(
+    server: ServerAddr,
+    dont_fragment: bool,
+    table: &mut Table<T>,
+) -> Result<Socket, DropReason> {
+    loop {
+        let reason = match Socket::connect(server.0, dont_fragment).map_err(|e| Cause::of(&e)) {
+            Ok(socket) => return Ok(socket),
+            Err(Cause::NoDescriptors) => DropReason::NoDescriptors,
+            // Binding to a port of the kernel's choice would block, it says.
+            Err(Cause::NoPorts | Cause::WouldBlock) => DropReason::NoPorts,
+            Err(Cause::NoMemory) => DropReason::NoMemory,
+            Err(Cause::Unreachable | Cause::Oversize | Cause::Other) => {
+                return Err(DropReason::Unreachable);
+            }
+        };
+        if !table.reclaim() {
+            return Err(reason);
+        }
+    }
+}
+
+/// Receives into the free slots up to `end`, past errors that speak of
+/// datagrams sent earlier, which are counted.
+fn receive_replies(
+    socket: &Socket,
+    replies: &mut Replies,
+    end: usize,
+    server: &ServerCounters,
+) -> io::Result<usize> {
+    let mut errors = 0;
+    loop {
+        match socket.receive(&mut replies.batch, replies.filled, end) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                server.refusals.add(1);
+                errors += 1;
+                if errors == ERRORS_AT_ONCE {
+                    return Err(error);
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+fn outgoing_of(ready: &[(usize, usize, Outgoing)], slot: usize) -> Outgoing {
+    // Slots ascend by one, but for those whose reply was dropped.
+    let found = ready.binary_search_by_key(&slot, |(slot, ..)| *slot);
+    let index = found.expect("only ready slots are sent");
+    ready[index].2
+}
+
+fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndReason) {
+    match reason {
+        EndReason::Idle => listener.ended_idle.add(1),
+        EndReason::Responses => listener.ended_responses.add(1),
+    }
+    server.ended.add(1);
+}
+
+fn note_oversize(counters: &WorkerCounters, socket: &Socket, batch: &Batch, slot: usize) {
+    let whole = batch.wire_len(slot);
+    let header = whole - batch.received(slot).map_or(0, |received| received.len);
+    let fits = socket.unfragmented_payload().unwrap_or(0);
+    counters.oversize_len.set(whole as u64);
+    counters
+        .oversize_fits
+        .set(fits.saturating_sub(header) as u64);
+}
+
+fn why_unsent(error: &io::Error) -> DropReason {
+    match Cause::of(error) {
+        Cause::Oversize => DropReason::Oversize,
+        Cause::WouldBlock | Cause::NoMemory => DropReason::SendBufferFull,
+        Cause::Unreachable => DropReason::Unreachable,
+        Cause::NoDescriptors | Cause::NoPorts | Cause::Other => DropReason::SendFailed,
+    }
+}
+
+fn why_reply_unsent(error: &io::Error) -> DropReason {
+    match Cause::of(error) {
+        Cause::Oversize => DropReason::ReplyOversize,
+        Cause::WouldBlock | Cause::NoMemory => DropReason::ReplyBufferFull,
+        Cause::Unreachable | Cause::NoDescriptors | Cause::NoPorts | Cause::Other => {
+            DropReason::ReplyFailed
+        }
+    }
+}

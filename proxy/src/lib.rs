@@ -1,8 +1,65 @@
-//! tmp
+//! A UDP reverse proxy that tells servers who their clients are.
+//!
+//! # A datagram's way
+//!
+//! ```text
+//!            client                                            server
+//!              │  datagram                                       ▲
+//!              ▼                                                 │ [header][datagram]
+//!  net::Socket::listen            one per worker      net::Socket::connect
+//!  (the listener's address)       and address         (one per session)
+//!              │                                                 ▲
+//!              │ net::Batch, received with head-room             │ net::Socket::send
+//!              ▼                                                 │
+//!  ┌──────────────────────────── worker ─────────────────────────┴─┐
+//!  │ from_clients:  session::Table ──▶ upstream ──▶ mode::Prefix   │
+//!  │                whose is it?       which server? what in front?│
+//!  │                                                               │
+//!  │ from_server:   session::Table                                 │
+//!  │                whose reply is it?                             │
+//!  └───────────┬─────────────────────────────────────────▲─────────┘
+//!              │ from the address the client wrote to    │ reply
+//!              ▼                                         │
+//!            client                                    server
+//! ```
+//!
+//! # Where things live
+//!
+//! The control path knows the configuration and the operating system. The data
+//! path knows neither, and imports downward only; `tests/architecture.rs` holds
+//! it to that.
+//!
+//! | control path | |
+//! |---|---|
+//! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
+//! | [`runtime`] | binds sockets, starts workers, drains them at a stop |
+//! | [`limits`] | how many sessions this host can bear |
+//! | [`holder`] | who holds an address that can't be bound |
+//! | [`admin`], [`metrics`], [`watch`] | what operators see |
+//! | [`commands`] | `check`, `decode`, `demo`, `whoami` |
+//!
+//! | data path | imports |
+//! |---|---|
+//! | [`worker`]: the story of a datagram | all below |
+//! | [`session`]: whose datagram is this; no I/O, `now` is an argument | `address` |
+//! | [`upstream`]: which server | `address`, `mode` |
+//! | [`mode`]: what is written in front | `address`, `net` (for the head-room) |
+//! | [`counters`]: what is counted, and every reason for a drop | |
+//! | [`net`]: batches, sockets, every system call; all unsafe code | |
+//! | [`address`]: client, listener, server, as types of their own | |
+
 pub mod address;
+pub mod admin;
+pub mod commands;
+pub mod config;
 pub mod counters;
+pub mod holder;
+pub mod limits;
+pub mod metrics;
 pub mod mode;
 pub mod net;
+pub mod runtime;
 pub mod session;
 pub mod upstream;
+pub mod watch;
 pub mod worker;

@@ -1,0 +1,89 @@
+//! `check`: what a configuration comes to, without binding anything.
+
+use std::fmt::Write;
+
+use crate::config::Config;
+use crate::limits::Ceiling;
+
+/// Describes a valid configuration, a line for each thing that it sets up.
+#[must_use]
+pub fn report(config: &Config) -> String {
+    let mut text = String::new();
+    for listener in &config.listeners {
+        let bind: Vec<_> = listener.bind.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "listener {}: {}", listener.name, bind.join(" "));
+        let rules = listener.rules;
+        let _ = write!(
+            text,
+            "  sessions end after {}",
+            humantime::format_duration(rules.idle_timeout)
+        );
+        if rules.responses > 0 {
+            let _ = write!(text, ", or {} replies a datagram", rules.responses);
+        }
+        if rules.requests > 0 {
+            let _ = write!(text, "; a new one after {} datagrams", rules.requests);
+        }
+        let _ = writeln!(text);
+        for (number, mode) in &listener.servers {
+            let server = &config.servers[*number];
+            let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);
+            if server.name != server.address.to_string() {
+                let _ = write!(text, "({}) ", server.name);
+            }
+            let _ = writeln!(text, "{}", mode.name());
+        }
+    }
+    if let Some(admin) = config.admin {
+        let _ = writeln!(text, "admin: {admin}");
+    }
+    let ceiling = Ceiling::of_host(config.max_sessions, 0);
+    let _ = writeln!(
+        text,
+        "sessions: at most {} (open files allow {}, local ports {})",
+        ceiling.max_sessions, ceiling.descriptors, ceiling.ports
+    );
+    for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_will_be_set_up_is_named() {
+        let config = Config::from_toml(
+            "x",
+            r#"
+[admin]
+listen = "127.0.0.1:9901"
+[limits]
+max_sessions = 3000000
+[[listener]]
+bind = ["127.0.0.1:5353", "[::1]:5353"]
+upstream = "dns"
+responses = 1
+[upstream.dns]
+servers = ["192.0.2.1:53", { address = "192.0.2.2:53", mode = "plain" }]
+"#,
+        )
+        .unwrap();
+        let text = report(&config);
+        for line in [
+            "listener listener1: 127.0.0.1:5353 [::1]:5353",
+            "  sessions end after 30s, or 1 replies a datagram",
+            "  -> dns 192.0.2.1:53 ppv2",
+            "  -> dns 192.0.2.2:53 plain",
+            "admin: 127.0.0.1:9901",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+        assert!(text.contains("warning: max_sessions is 3000000"));
+    }
+}

@@ -1,0 +1,129 @@
+//! What is wrong with a configuration, shown where it stands.
+
+use std::fmt;
+use std::ops::Range;
+
+/// A configuration that can't be used, with the place and the mend.
+#[derive(Debug)]
+pub struct ConfigError {
+    place: Option<Place>,
+    message: String,
+    mend: Option<String>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: String,
+    line: usize,
+    column: usize,
+    text: String,
+    width: usize,
+}
+
+impl ConfigError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            place: None,
+            message: message.into(),
+            mend: None,
+        }
+    }
+
+    pub(crate) fn mend(mut self, mend: impl Into<String>) -> Self {
+        self.mend = Some(mend.into());
+        self
+    }
+
+    /// Shows the error at the bytes `span` of a file.
+    pub(crate) fn at(mut self, file: &str, content: &str, span: Range<usize>) -> Self {
+        let start = floor_char_boundary(content, span.start);
+        let before = &content[..start];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let rest = &content[line_start..];
+        let text = rest.lines().next().unwrap_or_default().to_owned();
+        let column = content[line_start..start].chars().count();
+        let end = floor_char_boundary(content, span.end.max(start));
+        let marked = content[start..end].lines().next().unwrap_or_default();
+        self.place = Some(Place {
+            file: file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: column + 1,
+            text,
+            width: marked.chars().count().max(1),
+        });
+        self
+    }
+
+    /// Turns what the TOML parser says into our words, with the nearest known
+    /// key for one that is unknown.
+    pub(crate) fn of_toml(error: &toml::de::Error, file: &str, content: &str) -> Self {
+        let message = error.message().trim().trim_end_matches('.');
+        let ours = match unknown_key(message) {
+            Some((key, known)) => {
+                let nearest = nearest(key, known.iter().copied());
+                let mend = match nearest {
+                    Some(nearest) => format!("did you mean `{nearest}`?"),
+                    None => format!("known keys here: {}", known.join(", ")),
+                };
+                Self::new(format!("unknown key `{key}`")).mend(mend)
+            }
+            None => Self::new(message.replace('\n', ", ")),
+        };
+        match error.span() {
+            Some(span) => ours.at(file, content, span),
+            None => Self::new(format!("{file}: {}", ours.message)),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{}:{}:{}: ", place.file, place.line, place.column)?;
+        }
+        f.write_str(&self.message)?;
+        if let Some(place) = &self.place {
+            let number = place.line.to_string();
+            let margin = " ".repeat(number.len());
+            let indent = " ".repeat(place.column - 1);
+            let carets = "^".repeat(place.width);
+            write!(f, "\n {margin} |\n {number} | {}", place.text)?;
+            write!(f, "\n {margin} | {indent}{carets}")?;
+        }
+        if let Some(mend) = &self.mend {
+            let separator = if self.place.is_some() { "\n  = " } else { "; " };
+            write!(f, "{separator}{mend}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Of `known`, the word that `word` was probably meant to be.
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(word.len()) / 2)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Reads serde's wording for an unknown key: the key, and the known ones.
+fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
+    let mut quoted = message
+        .strip_prefix("unknown field ")?
+        .split('`')
+        .skip(1)
+        .step_by(2);
+    let key = quoted.next()?;
+    Some((key, quoted.collect()))
+}
+
+fn floor_char_boundary(text: &str, index: usize) -> usize {
+    let mut index = index.min(text.len());
+    while !text.is_char_boundary(index) {
+        index -= 1;
+    }
+    index
+}

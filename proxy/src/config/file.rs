@@ -1,0 +1,117 @@
+//! The configuration as it is written: TOML keys and their raw values, each
+//! with its place in the file. What the values mean is decided one level up.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
+use toml::Spanned;
+
+/// A value and where it stands.
+pub(crate) type At<T> = Spanned<T>;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct File {
+    pub(crate) workers: Option<At<usize>>,
+    pub(crate) drain_timeout: Option<At<String>>,
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    pub(crate) admin: Option<Admin>,
+    #[serde(default)]
+    pub(crate) listener: Vec<At<Listener>>,
+    #[serde(default)]
+    pub(crate) upstream: BTreeMap<String, At<Upstream>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) max_sessions: Option<At<usize>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Admin {
+    pub(crate) listen: At<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Listener {
+    pub(crate) name: Option<At<String>>,
+    pub(crate) bind: At<Vec<At<String>>>,
+    pub(crate) upstream: At<String>,
+    pub(crate) mode: Option<At<String>>,
+    pub(crate) idle_timeout: Option<At<String>>,
+    #[serde(default)]
+    pub(crate) responses: u64,
+    #[serde(default)]
+    pub(crate) requests: u64,
+    pub(crate) allow: Option<At<Vec<At<String>>>>,
+    #[serde(default)]
+    pub(crate) df: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Upstream {
+    pub(crate) balance: Option<At<String>>,
+    #[serde(default)]
+    pub(crate) header: Header,
+    pub(crate) servers: Vec<At<Server>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Header {
+    pub(crate) emit: Option<At<String>>,
+    #[serde(default)]
+    pub(crate) crc32c: bool,
+}
+
+/// `"192.0.2.10:53"` for short, or a table.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) address: String,
+    pub(crate) mode: Option<At<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServerTable {
+    address: String,
+    mode: Option<At<String>>,
+}
+
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StringOrTable;
+
+        impl<'de> Visitor<'de> for StringOrTable {
+            type Value = Server;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an address such as \"192.0.2.10:53\", or { address = … }")
+            }
+
+            fn visit_str<E: de::Error>(self, address: &str) -> Result<Server, E> {
+                Ok(Server {
+                    address: address.to_owned(),
+                    mode: None,
+                })
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Server, M::Error> {
+                let table = ServerTable::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Server {
+                    address: table.address,
+                    mode: table.mode,
+                })
+            }
+        }
+
+        deserializer.deserialize_any(StringOrTable)
+    }
+}

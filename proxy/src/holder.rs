@@ -1,0 +1,71 @@
+//! Who holds a UDP address that could not be bound, as far as /proc tells.
+
+use std::net::SocketAddr;
+
+use procfs::net::UdpNetEntry;
+use procfs::process::{FDTarget, Process};
+
+/// Names the processes that have `address`, or a wildcard of its port, bound.
+/// `None` if the sockets belong to processes that we may not look into.
+#[must_use]
+pub fn of(address: SocketAddr) -> Option<String> {
+    let entries = if address.is_ipv4() {
+        procfs::net::udp()
+    } else {
+        procfs::net::udp6()
+    };
+    let inodes: Vec<u64> = entries
+        .ok()?
+        .into_iter()
+        .filter(|entry| conflicts(entry, address))
+        .map(|entry| entry.inode)
+        .collect();
+    let names: Vec<String> = procfs::process::all_processes()
+        .ok()?
+        .flatten()
+        .filter(|process| has_socket(process, &inodes))
+        .map(|process| describe(&process))
+        .collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+fn conflicts(entry: &UdpNetEntry, address: SocketAddr) -> bool {
+    let held = entry.local_address;
+    held.port() == address.port()
+        && (held.ip() == address.ip()
+            || held.ip().is_unspecified()
+            || address.ip().is_unspecified())
+}
+
+fn has_socket(process: &Process, inodes: &[u64]) -> bool {
+    let Ok(descriptors) = process.fd() else {
+        return false;
+    };
+    descriptors.flatten().any(|descriptor| {
+        matches!(descriptor.target, FDTarget::Socket(inode) if inodes.contains(&inode))
+    })
+}
+
+fn describe(process: &Process) -> String {
+    match process.stat() {
+        Ok(stat) => format!("{} (pid {})", stat.comm, process.pid),
+        Err(_) => format!("pid {}", process.pid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn our_own_socket_is_found_under_our_pid() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = UdpSocket::bind(address).unwrap();
+            let holder = of(socket.local_addr().unwrap()).unwrap();
+            let pid = format!("(pid {})", std::process::id());
+            assert!(holder.contains(&pid), "{holder}");
+        }
+    }
+}

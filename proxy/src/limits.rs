@@ -1,0 +1,114 @@
+//! How many sessions this host can bear: each takes a file descriptor and a
+//! local port, and both end before memory does.
+
+use std::fs;
+
+/// Descriptors for everything that is no session: standard streams, epoll,
+/// admin connections.
+const SPARE_DESCRIPTORS: u64 = 64;
+
+/// One in so many of the sockets is kept for sessions that have ended, so that
+/// their ports rest before another session gets them.
+const RETIRED_SHARE: usize = 16;
+
+const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// Sockets that sessions can have at the most, and how they are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceiling {
+    /// What descriptors leave.
+    pub descriptors: usize,
+    /// What local ports leave.
+    pub ports: usize,
+    /// The most sessions, by configuration or by this ceiling.
+    pub max_sessions: usize,
+    /// The most sockets of ended sessions.
+    pub max_retired: usize,
+}
+
+impl Ceiling {
+    /// Raises the soft limit of open files to the hard one and reads what the
+    /// kernel allows. `listeners` is the number of sockets that clients write to.
+    #[must_use]
+    pub fn of_host(configured: Option<usize>, listeners: usize) -> Self {
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+        let taken = SPARE_DESCRIPTORS + listeners as u64;
+        let descriptors = usize::try_from(descriptors.saturating_sub(taken)).unwrap_or(usize::MAX);
+        let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
+        let ports = ports_in(&range).unwrap_or(28_232);
+        Self::new(configured, descriptors, ports)
+    }
+
+    fn new(configured: Option<usize>, descriptors: usize, ports: usize) -> Self {
+        let sockets = descriptors.min(ports).max(1);
+        let max_sessions = configured.unwrap_or((sockets - sockets / RETIRED_SHARE).max(1));
+        let left = sockets.saturating_sub(max_sessions);
+        Self {
+            descriptors,
+            ports,
+            max_sessions,
+            // Beyond this share they would only take memory; below it, a host
+            // that is configured to its limit still gives some ports a rest.
+            max_retired: left.clamp(1, (sockets / RETIRED_SHARE).max(1)),
+        }
+    }
+
+    /// What will run out before the configured number of sessions is reached,
+    /// in words for the operator.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<String> {
+        let max = self.max_sessions;
+        if max > self.descriptors {
+            Some(format!(
+                "max_sessions is {max}, open files allow {}; raise the hard limit (LimitNOFILE)",
+                self.descriptors
+            ))
+        } else if max > self.ports {
+            Some(format!(
+                "max_sessions is {max}, local ports allow {}; widen net.ipv4.ip_local_port_range",
+                self.ports
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+fn ports_in(range: &str) -> Option<usize> {
+    let mut bounds = range.split_whitespace().map(str::parse::<usize>);
+    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else {
+        return None;
+    };
+    (last + 1).checked_sub(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcer_resource_decides() {
+        let by_descriptors = Ceiling::new(None, 1600, 28_232);
+        assert_eq!(by_descriptors.max_sessions, 1500);
+        assert_eq!(by_descriptors.max_retired, 100);
+        assert_eq!(Ceiling::new(None, 1_000_000, 1600).max_sessions, 1500);
+        assert_eq!(by_descriptors.shortfall(), None);
+    }
+
+    #[test]
+    fn a_configured_number_stands_and_its_shortfall_is_named() {
+        let ceiling = Ceiling::new(Some(30_000), 100_000, 28_232);
+        assert_eq!((ceiling.max_sessions, ceiling.max_retired), (30_000, 1));
+        assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
+        let ceiling = Ceiling::new(Some(2000), 1000, 28_232);
+        assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
+        assert_eq!(Ceiling::new(Some(100), 1600, 28_232).max_retired, 100);
+    }
+
+    #[test]
+    fn the_port_range_is_read_as_the_kernel_writes_it() {
+        assert_eq!(ports_in("32768\t60999\n"), Some(28_232));
+        assert_eq!(ports_in(""), None);
+        assert_eq!(ports_in("5 1"), None);
+    }
+}

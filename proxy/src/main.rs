@@ -1,0 +1,234 @@
+//! Arguments, logging and exit codes: 0 done, 1 runtime failure, 2 bad usage or
+//! configuration.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ppv2_proxy::commands::{check, decode, demo, whoami};
+use ppv2_proxy::config::{Config, ConfigError, Flags};
+use ppv2_proxy::runtime;
+use tracing_subscriber::EnvFilter;
+
+/// UDP reverse proxy that tells servers who their clients are, without root
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    /// How log lines are written, on standard error
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "PPV2_LOG",
+        default_value = "info"
+    )]
+    log_level: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy, from flags or from a file
+    #[command(
+        after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; \
+                            a second one stops it at once."
+    )]
+    Run(Run),
+    /// Check a configuration file, resolve its names and say what it comes to
+    Check {
+        /// The TOML file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show a server, the proxy and a client on loopback, and what each saw
+    Demo,
+    /// Explain a datagram with a PROXY v2 header, byte range by byte range
+    Decode {
+        /// The datagram in hexadecimal digits; - reads them from standard input
+        #[arg(value_name = "HEX", default_value = "-")]
+        hex: String,
+    },
+    /// Run a server that answers each client with its own address and port
+    Whoami {
+        /// Address to listen on
+        #[arg(long, value_name = "ADDR")]
+        listen: SocketAddr,
+        /// Network of the proxies, whose datagrams must carry a header; repeatable
+        #[arg(long, value_name = "NET", required = true)]
+        trusted: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// TOML file; all other settings are then made there
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+
+    /// Address that clients write to; repeatable
+    #[arg(
+        long,
+        value_name = "ADDR",
+        required_unless_present = "config",
+        requires = "upstream"
+    )]
+    listen: Vec<String>,
+
+    /// Server to pass datagrams on to, as IP:PORT or HOST:PORT; repeatable
+    #[arg(long, value_name = "ADDR", required_unless_present = "config")]
+    upstream: Vec<String>,
+
+    /// How servers are told of the client: ppv2 or plain [default: ppv2]
+    #[arg(long)]
+    mode: Option<String>,
+
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+
+    /// Address for /metrics, /healthz, /readyz and /sessions [default: none]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+
+    /// End a session after this long without a datagram [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    idle_timeout: Option<String>,
+
+    /// End a session after N replies to each datagram; 0 for never
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    responses: u64,
+
+    /// Begin a new session after N client datagrams; 0 for never
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    requests: u64,
+
+    /// The most sessions [default: what open files and local ports allow]
+    #[arg(long, value_name = "N")]
+    max_sessions: Option<usize>,
+
+    /// Network whose clients are served; repeatable [default: everybody]
+    #[arg(long, value_name = "NET")]
+    allow: Vec<String>,
+}
+
+impl Run {
+    fn config(self) -> Result<Config, ConfigError> {
+        match self.config {
+            Some(path) => Config::from_file(&path),
+            None => Config::from_flags(Flags {
+                listen: self.listen,
+                upstream: self.upstream,
+                mode: self.mode,
+                workers: self.workers,
+                admin: self.admin,
+                idle_timeout: self.idle_timeout,
+                max_sessions: self.max_sessions,
+                responses: self.responses,
+                requests: self.requests,
+                allow: self.allow,
+            }),
+        }
+    }
+}
+
+/// An error and the exit code that it ends with.
+struct Failure(ExitCode, anyhow::Error);
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self(ExitCode::FAILURE, error)
+    }
+}
+
+/// For what the user wrote wrong.
+fn usage(error: impl Into<anyhow::Error>) -> Failure {
+    Failure(ExitCode::from(2), error.into())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result =
+        log(arguments.log_format, &arguments.log_level).and_then(|()| execute(arguments.command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, error)) => {
+            // Nothing is left to do if standard error is gone.
+            let _ = writeln!(io::stderr(), "ppv2-proxy: {error:#}");
+            code
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(run) => {
+            let config = run.config().map_err(usage)?;
+            Ok(runtime::run(&config).map_err(anyhow::Error::from)?)
+        }
+        Command::Check { config } => {
+            let config = Config::from_file(&config).map_err(usage)?;
+            Ok(print(&check::report(&config))?)
+        }
+        Command::Demo => Ok(print(&demo::run()?)?),
+        Command::Decode { hex } => {
+            let hex = if hex == "-" { standard_input()? } else { hex };
+            let datagram = decode::bytes_of_hex(&hex).map_err(usage)?;
+            let text = decode::explain(&datagram).map_err(anyhow::Error::from)?;
+            Ok(print(&text)?)
+        }
+        Command::Whoami { listen, trusted } => {
+            let server = whoami::Whoami::bind(listen, &trusted).map_err(|error| match error {
+                whoami::WhoamiError::Trust(_) => usage(error),
+                whoami::WhoamiError::Bind(..) => Failure::from(anyhow::Error::from(error)),
+            })?;
+            tracing::info!(%listen, "ready");
+            Ok(server.serve().context("the socket no longer works")?)
+        }
+    }
+}
+
+fn standard_input() -> anyhow::Result<String> {
+    let mut text = String::new();
+    io::stdin()
+        .read_to_string(&mut text)
+        .context("reading standard input")?;
+    Ok(text)
+}
+
+/// Prints a command's result; a reader that has seen enough is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("writing the result"),
+    }
+}
+
+fn log(format: LogFormat, level: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("--log-level `{level}`"))
+        .map_err(usage)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

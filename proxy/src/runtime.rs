@@ -1,0 +1,363 @@
+//! From a valid configuration to running workers, and back to a clean stop.
+//!
+//! tokio drives what is not a datagram: signals, the admin address, the watch
+//! over the counters. Workers are plain threads with an epoll of their own (by
+//! mio): a session's socket then costs one registration and no task.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
+
+use crate::admin::{self, Admin, WorkerHandle};
+use crate::config::{Config, Listener};
+use crate::counters::WorkerCounters;
+use crate::holder;
+use crate::limits::Ceiling;
+use crate::metrics::Metrics;
+use crate::net::{self, Socket};
+use crate::session::Budget;
+use crate::upstream::Server;
+use crate::watch::{self, Watch};
+use crate::worker::{Command, ListenerSettings, Worker};
+
+/// Commands that may wait for a worker: what a handful of readers of the admin
+/// address can ask at once. More are turned away.
+const COMMANDS: usize = 64;
+
+/// Why a valid configuration could not be run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A listener's or the admin's address could not be bound.
+    #[error("{what} {address} can't be bound: {reason}; {mend}")]
+    Bind {
+        /// `listener` and its name, or `admin address`.
+        what: String,
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel said, and who holds it.
+        reason: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// The kernel refused something that every start needs.
+    #[error("can't start: {0}")]
+    Start(#[from] io::Error),
+    /// A worker ended by itself.
+    #[error("worker {number} failed: {reason}")]
+    Worker {
+        /// Its number.
+        number: usize,
+        /// What it met.
+        reason: String,
+    },
+}
+
+/// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
+/// the replies in flight are through.
+///
+/// # Errors
+///
+/// [`RunError`], before any datagram was taken or when a worker failed.
+pub fn run(config: &Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(supervise(config))
+}
+
+async fn supervise(config: &Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let workers = config
+        .workers
+        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+    let addresses: usize = config.listeners.iter().map(|l| l.bind.len()).sum();
+    let ceiling = Ceiling::of_host(config.max_sessions, workers * addresses);
+    for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
+        tracing::warn!("{warning}");
+    }
+
+    let entrances = bind_listeners(&config.listeners, workers)?;
+    let admin_listener = match config.admin {
+        Some(address) => Some(bind_admin(address).await?),
+        None => None,
+    };
+    let mut crew = Crew::start(config, ceiling, entrances)?;
+    let ready = Arc::new(AtomicBool::new(true));
+    if let Some(listener) = admin_listener {
+        let admin = Admin {
+            metrics: Arc::clone(&crew.metrics),
+            workers: crew.workers.clone(),
+            ready: Arc::clone(&ready),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(listener, admin).await {
+                tracing::error!("the admin address no longer answers: {error}");
+            }
+        });
+    }
+    announce(config, workers, ceiling);
+
+    crew.until_told(&mut terminate, &mut interrupt).await?;
+    ready.store(false, Ordering::Release);
+    crew.stop(config.drain_timeout, &mut terminate, &mut interrupt)
+        .await
+}
+
+fn announce(config: &Config, workers: usize, ceiling: Ceiling) {
+    for listener in &config.listeners {
+        let servers = listener.servers.iter().map(|(number, mode)| {
+            let server = &config.servers[*number];
+            format!("{} ({})", server.address, mode.name())
+        });
+        tracing::info!(
+            listener = listener.name,
+            bind = ?listener.bind,
+            upstream = listener.upstream,
+            servers = %servers.collect::<Vec<_>>().join(", "),
+            "listening"
+        );
+    }
+    let admin = config.admin.map(tracing::field::display);
+    let max_sessions = ceiling.max_sessions;
+    tracing::info!(workers, max_sessions, admin, "ready");
+}
+
+/// One socket per worker for every address of every listener; by worker.
+fn bind_listeners(
+    listeners: &[Listener],
+    workers: usize,
+) -> Result<Vec<Vec<(Socket, usize)>>, RunError> {
+    let addresses = || {
+        let numbered = listeners.iter().enumerate();
+        numbered.flat_map(|(number, l)| l.bind.iter().map(move |address| (number, l, *address)))
+    };
+    // Sockets that share an address would also share it with another process
+    // of the same user, and each would get a part of the clients. A socket that
+    // doesn't share finds such a process out.
+    for (_, listener, address) in addresses() {
+        net::probe(address).map_err(|error| bind_error(listener, address, &error))?;
+    }
+    let shared = workers > 1;
+    let bind_one = |(number, listener, address): (usize, &Listener, SocketAddr)| {
+        Socket::listen(address, shared, listener.dont_fragment)
+            .map(|socket| (socket, number))
+            .map_err(|error| bind_error(listener, address, &error))
+    };
+    (0..workers)
+        .map(|_| addresses().map(bind_one).collect())
+        .collect()
+}
+
+async fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| RunError::Bind {
+            what: "admin address".to_owned(),
+            address,
+            reason: reason_of(&error),
+            mend: mend_of(&error),
+        })
+}
+
+fn bind_error(listener: &Listener, address: SocketAddr, error: &io::Error) -> RunError {
+    let mut reason = reason_of(error);
+    if error.kind() == io::ErrorKind::AddrInUse {
+        let holder = holder::of(address);
+        reason += &holder.map_or_else(
+            || ", by a process that we may not look into".to_owned(),
+            |holder| format!(", by {holder}"),
+        );
+    }
+    RunError::Bind {
+        what: format!("listener `{}`:", listener.name),
+        address,
+        reason,
+        mend: mend_of(error),
+    }
+}
+
+/// The kernel's own text for an address in use contains the word that a
+/// supervisor waits for, at the end of "already".
+fn reason_of(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        "it is in use".to_owned()
+    } else {
+        error.to_string()
+    }
+}
+
+fn mend_of(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "stop that process or choose another port",
+        io::ErrorKind::AddrNotAvailable => "use an address that this host has (ip address)",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
+        }
+        _ => "check that this host has the address family (net.ipv6.conf.all.disable_ipv6)",
+    }
+}
+
+/// The running workers.
+struct Crew {
+    metrics: Arc<Metrics>,
+    workers: Vec<WorkerHandle>,
+    /// Says of each worker that ended how it did.
+    ended: tokio::sync::mpsc::UnboundedReceiver<(usize, Result<(), String>)>,
+    running: usize,
+}
+
+impl Crew {
+    fn start(
+        config: &Config,
+        ceiling: Ceiling,
+        entrances: Vec<Vec<(Socket, usize)>>,
+    ) -> Result<Self, RunError> {
+        let running = entrances.len();
+        let budget = Budget::new(ceiling.max_sessions);
+        let settings = settings(config);
+        let counters: Vec<_> = (0..running)
+            .map(|_| WorkerCounters::new(config.listeners.len(), config.servers.len()))
+            .map(Arc::new)
+            .collect();
+        let (tell, ended) = tokio::sync::mpsc::unbounded_channel();
+        let mut workers = Vec::new();
+        for (number, entrances) in entrances.into_iter().enumerate() {
+            let (commands, receiver) = mpsc::sync_channel(COMMANDS);
+            let (worker, waker) = Worker::new(
+                number,
+                entrances,
+                settings.clone(),
+                Arc::clone(&budget),
+                ceiling.max_retired.div_ceil(running),
+                Arc::clone(&counters[number]),
+                receiver,
+            )?;
+            let tell = tell.clone();
+            thread::Builder::new()
+                .name(format!("worker{number}"))
+                .spawn(move || {
+                    let run = std::panic::AssertUnwindSafe(|| worker.run());
+                    let result = match std::panic::catch_unwind(run) {
+                        Ok(result) => result.map_err(|error| error.to_string()),
+                        Err(_) => Err("it panicked".to_owned()),
+                    };
+                    // The process is ending if nobody listens.
+                    let _ = tell.send((number, result));
+                })?;
+            workers.push(WorkerHandle {
+                commands,
+                waker: Arc::new(waker),
+            });
+        }
+        let metrics = Arc::new(Metrics {
+            listeners: config.listeners.iter().map(|l| l.name.clone()).collect(),
+            servers: config
+                .servers
+                .iter()
+                .map(|server| (server.upstream.clone(), server.name.clone()))
+                .collect(),
+            workers: counters,
+            budget,
+        });
+        Ok(Self {
+            metrics,
+            workers,
+            ended,
+            running,
+        })
+    }
+
+    /// Watches over the workers until a signal asks for a stop.
+    async fn until_told(
+        &mut self,
+        terminate: &mut Signal,
+        interrupt: &mut Signal,
+    ) -> Result<(), RunError> {
+        let mut watch = Watch::new(Arc::clone(&self.metrics));
+        let mut interval = tokio::time::interval(watch::INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = interval.tick() => watch.log(Instant::now()),
+                Some((number, result)) = self.ended.recv() => {
+                    let reason = result.err().unwrap_or_else(|| "it ended".to_owned());
+                    return Err(RunError::Worker { number, reason });
+                }
+            }
+        }
+    }
+
+    /// Lets replies in flight out, for as long as `drain_timeout` or until a
+    /// second signal, and ends the workers.
+    async fn stop(
+        mut self,
+        drain_timeout: Duration,
+        terminate: &mut Signal,
+        interrupt: &mut Signal,
+    ) -> Result<(), RunError> {
+        tracing::info!(
+            sessions = self.metrics.budget.taken(),
+            ?drain_timeout,
+            "stopping: no more datagrams are taken, replies in flight are let out"
+        );
+        self.tell_all(|| Command::Drain);
+        let timeout = tokio::time::sleep(drain_timeout);
+        tokio::pin!(timeout);
+        while self.running > 0 {
+            tokio::select! {
+                Some((number, result)) = self.ended.recv() => {
+                    self.running -= 1;
+                    result.map_err(|reason| RunError::Worker { number, reason })?;
+                }
+                () = &mut timeout => {
+                    tracing::warn!("some replies did not come within {drain_timeout:?}");
+                    break;
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        self.tell_all(|| Command::Stop);
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker that is gone, or too busy to hear, ends with the process.
+            let _ = worker.tell(command());
+        }
+    }
+}
+
+/// What workers need of the configuration.
+fn settings(config: &Config) -> Vec<ListenerSettings> {
+    let server = |(number, mode): &(usize, _)| Server {
+        number: *number,
+        address: config.servers[*number].address,
+        mode: *mode,
+    };
+    config
+        .listeners
+        .iter()
+        .map(|listener| ListenerSettings {
+            rules: listener.rules,
+            allow: listener.allow.clone(),
+            dont_fragment: listener.dont_fragment,
+            servers: listener.servers.iter().map(server).collect(),
+        })
+        .collect()
+}

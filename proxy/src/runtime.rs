@@ -50,7 +50,7 @@ pub enum RunError {
         mend: &'static str,
     },
     /// The kernel refused something that every start needs.
-    #[error("can't start: {0}")]
+    #[error("can't start")]
     Start(#[from] io::Error),
     /// A worker ended by itself.
     #[error("worker {number} failed: {reason}")]

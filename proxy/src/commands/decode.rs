@@ -25,7 +25,7 @@ pub enum Undecodable {
         digits: usize,
     },
     /// The bytes are no header.
-    #[error("not a valid header: {0}")]
+    #[error("not a valid header")]
     Header(#[from] DecodeError),
 }
 

@@ -42,9 +42,9 @@ impl Whoami {
 #[derive(Debug, thiserror::Error)]
 pub enum WhoamiError {
     /// A network that is none.
-    #[error("--trusted: {0}")]
+    #[error("--trusted")]
     Trust(#[from] TrustError),
     /// The address could not be bound.
-    #[error("--listen {0} can't be bound: {1}")]
-    Bind(std::net::SocketAddr, io::Error),
+    #[error("--listen {0} can't be bound")]
+    Bind(std::net::SocketAddr, #[source] io::Error),
 }

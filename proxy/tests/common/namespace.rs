@@ -1,0 +1,44 @@
+//! Tests that need addresses which a machine doesn't have, in a network
+//! namespace of their own.
+
+use std::process::Command;
+
+const INSIDE: &str = "PPV2_TEST_NAMESPACE";
+
+/// Whether the calling test runs inside its namespace. If not, the test is run
+/// again inside a new one, after the shell commands `setup`, and its success is
+/// asserted; the caller then has nothing left to do.
+///
+/// A user namespace gives the right to make a network namespace to everybody.
+/// Where that is forbidden, root can do without it, and others can't run such
+/// tests: they fail, saying so.
+pub fn enter(test: &str, setup: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let script = format!("ip link set lo up\n{setup}\nexec \"$0\" --exact {test} --nocapture");
+    let this = std::env::current_exe().unwrap();
+    let status = Command::new("unshare")
+        .args(unshare_flags())
+        .args(["sh", "-ec", &script])
+        .arg(this)
+        .env(INSIDE, test)
+        .status()
+        .expect("unshare(1) is in the Debian package util-linux");
+    assert!(status.success(), "{test} failed in its namespace: {status}");
+    false
+}
+
+fn unshare_flags() -> &'static [&'static str] {
+    const CHOICES: [&[&str]; 2] = [&["--user", "--map-root-user", "--net"], &["--net"]];
+    CHOICES
+        .into_iter()
+        .find(|flags| {
+            let tried = Command::new("unshare").args(*flags).arg("true").output();
+            tried.is_ok_and(|output| output.status.success())
+        })
+        .expect(
+            "network namespaces can't be made: run as root, or allow user namespaces \
+             (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
+        )
+}

@@ -281,7 +281,7 @@ impl<'a> Checker<'a> {
             None => format!("listener{}", others.len() + 1),
         };
         if others.iter().any(|other| other.name == name) {
-            let span = listener.name.map_or(span.clone(), |name| name.span());
+            let span = listener.name.map_or(span, |name| name.span());
             return Err(self
                 .error(span, format!("a second listener named `{name}`"))
                 .mend("give each listener a `name` of its own: metrics tell them apart by it"));

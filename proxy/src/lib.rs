@@ -12,11 +12,11 @@
 //!              │ net::Batch, received with head-room             │ net::Socket::send
 //!              ▼                                                 │
 //!  ┌──────────────────────────── worker ─────────────────────────┴─┐
-//!  │ from_clients:  session::Table ──▶ upstream ──▶ mode::Prefix   │
-//!  │                whose is it?       which server? what in front?│
+//!  │ take_from_clients: session::Table ─▶ upstream ─▶ mode::Prefix │
+//!  │                    whose is it?  which server?  what in front?│
 //!  │                                                               │
-//!  │ from_server:   session::Table                                 │
-//!  │                whose reply is it?                             │
+//!  │ take_from_server:  session::Table                             │
+//!  │                    whose reply is it?                         │
 //!  └───────────┬─────────────────────────────────────────▲─────────┘
 //!              │ from the address the client wrote to    │ reply
 //!              ▼                                         │

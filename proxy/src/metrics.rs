@@ -259,6 +259,9 @@ where
 {
     let mut encoder = to.encode_descriptor(name, help, None, metric(0).metric_type())?;
     for (labels, value) in samples {
+        if labels.is_empty() {
+            return metric(value).encode(encoder);
+        }
         metric(value).encode(encoder.encode_family(&labels)?)?;
     }
     Ok(())

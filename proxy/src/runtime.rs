@@ -198,13 +198,15 @@ fn reason_of(error: &io::Error) -> String {
 }
 
 fn mend_of(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "stop that process or choose another port",
-        io::ErrorKind::AddrNotAvailable => "use an address that this host has (ip address)",
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
-        }
-        _ => "check that this host has the address family (net.ipv6.conf.all.disable_ipv6)",
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        "stop that process or choose another port"
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        "use an address that this host has (ip address)"
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
+    } else {
+        "check that this host has the address family (net.ipv6.conf.all.disable_ipv6)"
     }
 }
 

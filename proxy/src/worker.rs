@@ -1,14 +1,18 @@
 //! A worker: one thread that owns its sockets and its sessions.
 //!
 //! ```text
-//! from_clients: receive a batch ─▶ whose session? ─▶ prefix ─▶ send to its server
-//! from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
+//! take_from_clients: receive a batch ─▶ whose session? ─▶ prefix ─▶ send to its server
+//! take_from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
 //! ```
 //!
 //! Nothing here is shared with other workers but the number of free sessions,
 //! which is touched when a session begins or ends. The kernel spreads clients
 //! over the workers' sockets (SO_REUSEPORT), always the same client to the same
 //! worker.
+
+mod command;
+mod link;
+mod replies;
 
 use std::io;
 use std::sync::Arc;
@@ -20,20 +24,16 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::mode::Prefix;
 use crate::net::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket};
-use crate::session::{Budget, EndReason, Key, Rules, Seat, Session, SessionId, Table};
+use crate::session::{Budget, EndReason, Key, Rules, Seat, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
+use link::{Link, connect};
+use replies::Replies;
+
+pub use command::{Command, SessionReport};
 
 /// Events that one wake-up reports; more are reported by the next.
 const EVENTS: usize = 1024;
-
-/// Replies to take from one session's socket before others have their turn.
-const REPLIES_AT_ONCE: usize = 8;
-
-/// Errors of earlier datagrams to read past before looking again later. ICMP
-/// can be forged, so reading them must not become all that a worker does.
-const ERRORS_AT_ONCE: usize = 4;
 
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
@@ -54,55 +54,6 @@ pub struct ListenerSettings {
     pub dont_fragment: bool,
     /// Servers to spread its sessions over.
     pub servers: Vec<Server>,
-}
-
-/// What a worker can be told.
-pub enum Command {
-    /// Report up to `limit` sessions from number `first` on.
-    Sessions {
-        /// Number of the first session to report.
-        first: usize,
-        /// The most to report.
-        limit: usize,
-        /// Takes the report.
-        reply: Box<dyn FnOnce(Vec<SessionReport>) + Send>,
-    },
-    /// Take no more from clients; stop when the replies in flight are through.
-    Drain,
-    /// Stop now.
-    Stop,
-}
-
-/// A session as an operator sees it.
-#[derive(Clone, Debug)]
-pub struct SessionReport {
-    /// Number within the worker.
-    pub number: usize,
-    /// Whose it is.
-    pub key: Key,
-    /// Number of its listener.
-    pub listener: usize,
-    /// Number of its server.
-    pub server: usize,
-    /// Time since it began.
-    pub age: Duration,
-    /// Time since its latest datagram.
-    pub idle: Duration,
-    /// Client datagrams.
-    pub requests: u64,
-    /// Replies.
-    pub replies: u64,
-}
-
-/// What a worker keeps with a session.
-#[derive(Debug)]
-struct Link {
-    /// Connected to the server.
-    socket: Socket,
-    /// Number of the socket that the client's datagrams come in by.
-    via: usize,
-    server: ServerAddr,
-    prefix: Prefix,
 }
 
 /// A socket that clients write to.
@@ -134,14 +85,6 @@ impl Source {
 )]
 fn token_of(id: SessionId) -> Token {
     Token(id.to_bits() as usize)
-}
-
-/// Replies on their way out.
-struct Replies {
-    batch: Batch,
-    filled: usize,
-    /// Slot, entrance to leave by, and addresses, in the order of arrival.
-    ready: Vec<(usize, usize, Outgoing)>,
 }
 
 /// One thread's share of the proxy.
@@ -204,11 +147,7 @@ impl Worker {
             budget,
             inbound: Batch::new(),
             run: Vec::with_capacity(BATCH),
-            replies: Replies {
-                batch: Batch::new(),
-                filled: 0,
-                ready: Vec::with_capacity(BATCH),
-            },
+            replies: Replies::new(),
             counters,
             commands,
             unfinished: Vec::with_capacity(EVENTS),
@@ -236,14 +175,14 @@ impl Worker {
 
             for source in sources.drain(..) {
                 let more = match source {
-                    Source::Clients(entrance) => self.from_clients(entrance, now),
-                    Source::Server(id) => self.from_server(id, now),
+                    Source::Clients(entrance) => self.take_from_clients(entrance, now),
+                    Source::Server(id) => self.take_from_server(id, now),
                 };
                 if more {
                     self.unfinished.push(source);
                 }
             }
-            self.send_replies();
+            self.replies.send(&self.entrances, &self.counters);
             self.expire(now);
             if self.obey(now) || self.is_drained(now) {
                 return Ok(());
@@ -271,7 +210,7 @@ impl Worker {
     }
 
     /// Takes a batch from clients to their servers. True if there may be more.
-    fn from_clients(&mut self, entrance: usize, now: Instant) -> bool {
+    fn take_from_clients(&mut self, entrance: usize, now: Instant) -> bool {
         if self.draining {
             return false;
         }
@@ -406,11 +345,11 @@ impl Worker {
         self.run.clear();
     }
 
-    /// Takes some replies from a session's server, to leave with the next
-    /// [`send_replies`](Self::send_replies). True if there may be more.
-    fn from_server(&mut self, id: SessionId, now: Instant) -> bool {
-        if self.replies.filled == BATCH {
-            self.send_replies();
+    /// Takes some replies from a session's server, to leave at the end of the
+    /// round. True if there may be more.
+    fn take_from_server(&mut self, id: SessionId, now: Instant) -> bool {
+        if self.replies.is_full() {
+            self.replies.send(&self.entrances, &self.counters);
         }
         let Some(session) = self.table.get(id) else {
             return false;
@@ -418,14 +357,12 @@ impl Worker {
         let (asked, via) = (session.link.server, session.link.via);
         let listener = &self.counters.listeners[session.listener];
         let server = &self.counters.servers[session.server];
-        let first = self.replies.filled;
-        let end = BATCH.min(first + REPLIES_AT_ONCE);
-        let received = receive_replies(&session.link.socket, &mut self.replies, end, server);
-        let Ok(received) = received else {
-            return received.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
+        let (slots, more) = match self.replies.receive(&session.link.socket, server) {
+            Ok(received) => received,
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         };
-        for slot in first..first + received {
-            let Some(reply) = self.replies.batch.received(slot) else {
+        for slot in slots {
+            let Some(reply) = self.replies.batch().received(slot) else {
                 continue;
             };
             server.replies.add(1);
@@ -434,58 +371,24 @@ impl Worker {
             // moment that the socket was connected.
             if ServerAddr(reply.peer) != asked {
                 listener.dropped(DropReason::ReplyWrongSource).add(1);
-            } else if let Some(passed) = self.table.reply(now, id) {
-                let outgoing = Outgoing {
-                    to: Some(passed.to.0),
-                    from: Some(passed.from.0),
-                    ecn: reply.ecn,
-                };
-                self.replies.ready.push((slot, via, outgoing));
-                if passed.ended.is_some() {
-                    listener.ended_responses.add(1);
-                    server.ended.add(1);
-                }
-            } else {
+                continue;
+            }
+            let Some(whose) = self.table.reply(now, id) else {
                 listener.dropped(DropReason::ReplyLate).add(1);
+                continue;
+            };
+            let outgoing = Outgoing {
+                to: Some(whose.to.0),
+                from: Some(whose.from.0),
+                ecn: reply.ecn,
+            };
+            self.replies.pass(slot, via, outgoing);
+            if let Some(reason) = whose.ended {
+                count_end(listener, server, reason);
             }
         }
-        self.replies.filled += received;
         self.last_reply = now;
-        received == end - first
-    }
-
-    /// Sends the collected replies to their clients.
-    fn send_replies(&mut self) {
-        let Replies {
-            batch,
-            filled,
-            ready,
-        } = &mut self.replies;
-        for same in ready.chunk_by(|(_, a, _), (_, b, _)| a == b) {
-            let (_, via, _) = same[0];
-            let entrance = &self.entrances[via];
-            let counters = &self.counters.listeners[entrance.listener];
-            self.run.clear();
-            self.run.extend(same.iter().map(|(slot, ..)| *slot));
-            let onward = |slot| outgoing_of(same, slot);
-            let mut lost_bytes = 0;
-            let sent = entrance
-                .socket
-                .send(batch, &self.run, onward, |slot, fault| {
-                    // Nothing is reported of earlier datagrams on a socket that
-                    // is not connected; were it, this one was sent.
-                    if let SendFault::Lost(error) = fault {
-                        counters.dropped(why_reply_unsent(&error)).add(1);
-                        lost_bytes += batch.wire_len(slot);
-                    }
-                });
-            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
-            counters.replied.add(sent as u64);
-            counters.replied_bytes.add((bytes - lost_bytes) as u64);
-        }
-        self.run.clear();
-        ready.clear();
-        *filled = 0;
+        more
     }
 
     fn expire(&mut self, now: Instant) {
@@ -533,21 +436,8 @@ impl Worker {
     fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
         let sessions = self.table.iter_from(first).take(limit);
         sessions
-            .map(|(number, session)| report_of(number, session, now))
+            .map(|(number, session)| SessionReport::of(number, session, now))
             .collect()
-    }
-}
-
-fn report_of(number: usize, session: &Session<Link>, now: Instant) -> SessionReport {
-    SessionReport {
-        number,
-        key: session.key,
-        listener: session.listener,
-        server: session.server,
-        age: now.saturating_duration_since(session.started),
-        idle: now.saturating_duration_since(session.last_active),
-        requests: session.requests,
-        replies: session.replies,
     }
 }
 
@@ -562,60 +452,6 @@ fn refused(received: &Received) -> Option<DropReason> {
     } else {
         None
     }
-}
-
-/// Opens a session's socket. When descriptors, ports or memory have run out,
-/// sessions that have ended give back theirs, the oldest first.
-fn connect<T>(
-    server: ServerAddr,
-    dont_fragment: bool,
-    table: &mut Table<T>,
-) -> Result<Socket, DropReason> {
-    loop {
-        let reason = match Socket::connect(server.0, dont_fragment).map_err(|e| Cause::of(&e)) {
-            Ok(socket) => return Ok(socket),
-            Err(Cause::NoDescriptors) => DropReason::NoDescriptors,
-            // Binding to a port of the kernel's choice would block, it says.
-            Err(Cause::NoPorts | Cause::WouldBlock) => DropReason::NoPorts,
-            Err(Cause::NoMemory) => DropReason::NoMemory,
-            Err(Cause::Unreachable | Cause::Oversize | Cause::Other) => {
-                return Err(DropReason::Unreachable);
-            }
-        };
-        if !table.reclaim() {
-            return Err(reason);
-        }
-    }
-}
-
-/// Receives into the free slots up to `end`, past errors that speak of
-/// datagrams sent earlier, which are counted.
-fn receive_replies(
-    socket: &Socket,
-    replies: &mut Replies,
-    end: usize,
-    server: &ServerCounters,
-) -> io::Result<usize> {
-    let mut errors = 0;
-    loop {
-        match socket.receive(&mut replies.batch, replies.filled, end) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                server.refusals.add(1);
-                errors += 1;
-                if errors == ERRORS_AT_ONCE {
-                    return Err(error);
-                }
-            }
-            result => return result,
-        }
-    }
-}
-
-fn outgoing_of(ready: &[(usize, usize, Outgoing)], slot: usize) -> Outgoing {
-    // Slots ascend by one, but for those whose reply was dropped.
-    let found = ready.binary_search_by_key(&slot, |(slot, ..)| *slot);
-    let index = found.expect("only ready slots are sent");
-    ready[index].2
 }
 
 fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndReason) {
@@ -642,15 +478,5 @@ fn why_unsent(error: &io::Error) -> DropReason {
         Cause::WouldBlock | Cause::NoMemory => DropReason::SendBufferFull,
         Cause::Unreachable => DropReason::Unreachable,
         Cause::NoDescriptors | Cause::NoPorts | Cause::Other => DropReason::SendFailed,
-    }
-}
-
-fn why_reply_unsent(error: &io::Error) -> DropReason {
-    match Cause::of(error) {
-        Cause::Oversize => DropReason::ReplyOversize,
-        Cause::WouldBlock | Cause::NoMemory => DropReason::ReplyBufferFull,
-        Cause::Unreachable | Cause::NoDescriptors | Cause::NoPorts | Cause::Other => {
-            DropReason::ReplyFailed
-        }
     }
 }

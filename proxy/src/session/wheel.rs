@@ -147,10 +147,9 @@ impl Wheel {
     }
 
     fn time_of(&self, tick: u64) -> Instant {
-        let millis = tick.saturating_mul(TICK.as_millis() as u64);
-        self.origin
-            .checked_add(Duration::from_millis(millis))
-            .unwrap_or(self.origin)
+        // Ticks stay within one turn of the present, far below 2^32.
+        let ticks = u32::try_from(tick).unwrap_or(u32::MAX);
+        self.origin.checked_add(TICK * ticks).unwrap_or(self.origin)
     }
 }
 
@@ -177,10 +176,10 @@ mod tests {
         let mut wheel = Wheel::new(start);
         wheel.arm(7, start + Duration::from_millis(120));
         assert_eq!(wheel.next(), Some(start + Duration::from_millis(150)));
-        assert_eq!(drain(&mut wheel, start + Duration::from_millis(119)), []);
+        assert!(drain(&mut wheel, start + Duration::from_millis(119)).is_empty());
         assert_eq!(drain(&mut wheel, start + Duration::from_millis(170)), [7]);
         assert_eq!(wheel.next(), None);
-        assert_eq!(drain(&mut wheel, start + Duration::from_secs(3600)), []);
+        assert!(drain(&mut wheel, start + Duration::from_secs(3600)).is_empty());
     }
 
     #[test]

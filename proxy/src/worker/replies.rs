@@ -1,0 +1,140 @@
+//! Replies on their way out: gathered from many sessions' sockets into one
+//! batch, so that they leave in few calls.
+
+use std::io;
+
+use super::Entrance;
+use crate::counters::{DropReason, ServerCounters, WorkerCounters};
+use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
+
+/// Replies to take from one session's socket before others have their turn.
+const AT_ONCE: usize = 8;
+
+/// Errors of earlier datagrams to read past before looking again later. ICMP
+/// can be forged, so reading them must not become all that a worker does.
+const ERRORS_AT_ONCE: usize = 4;
+
+/// A reply that may go to its client.
+struct Passed {
+    slot: usize,
+    /// Number of the entrance that it leaves by.
+    via: usize,
+    outgoing: Outgoing,
+}
+
+/// The batch of replies, filled from its front.
+pub(super) struct Replies {
+    batch: Batch,
+    filled: usize,
+    /// In the order of their slots.
+    passed: Vec<Passed>,
+    /// Slots of the replies that leave in one call.
+    run: Vec<usize>,
+}
+
+impl Replies {
+    pub(super) fn new() -> Self {
+        Self {
+            batch: Batch::new(),
+            filled: 0,
+            passed: Vec::with_capacity(BATCH),
+            run: Vec::with_capacity(BATCH),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.filled == BATCH
+    }
+
+    pub(super) fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Receives some of the replies that wait in a session's `socket`, past
+    /// errors that speak of datagrams sent earlier, which are counted. Returns
+    /// the slots that they are in, and whether there may be more.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] if there are none, or the last of many
+    /// errors.
+    pub(super) fn receive(
+        &mut self,
+        socket: &Socket,
+        server: &ServerCounters,
+    ) -> io::Result<(std::ops::Range<usize>, bool)> {
+        let end = BATCH.min(self.filled + AT_ONCE);
+        let mut errors = 0;
+        loop {
+            match socket.receive(&mut self.batch, self.filled, end) {
+                Ok(received) => {
+                    let slots = self.filled..self.filled + received;
+                    self.filled = slots.end;
+                    return Ok((slots, self.filled == end));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => {
+                    server.refusals.add(1);
+                    errors += 1;
+                    if errors == ERRORS_AT_ONCE {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets the reply in `slot` go out by entrance number `via`. Replies that
+    /// nobody passes on are overwritten after the next [`send`](Self::send).
+    pub(super) fn pass(&mut self, slot: usize, via: usize, outgoing: Outgoing) {
+        self.passed.push(Passed {
+            slot,
+            via,
+            outgoing,
+        });
+    }
+
+    /// Sends what may go, and empties the batch.
+    pub(super) fn send(&mut self, entrances: &[Entrance], counters: &WorkerCounters) {
+        let batch = &self.batch;
+        for same in self.passed.chunk_by(|a, b| a.via == b.via) {
+            let entrance = &entrances[same[0].via];
+            let counters = &counters.listeners[entrance.listener];
+            self.run.clear();
+            self.run.extend(same.iter().map(|passed| passed.slot));
+            let mut lost_bytes = 0;
+            let onward = |slot| outgoing_of(same, slot);
+            let sent = entrance
+                .socket
+                .send(batch, &self.run, onward, |slot, fault| {
+                    // A socket that is not connected hears nothing of earlier
+                    // datagrams; whatever it was, this one was sent then.
+                    if let SendFault::Lost(error) = fault {
+                        counters.dropped(why_unsent(&error)).add(1);
+                        lost_bytes += batch.wire_len(slot);
+                    }
+                });
+            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
+            counters.replied.add(sent as u64);
+            counters.replied_bytes.add((bytes - lost_bytes) as u64);
+        }
+        self.passed.clear();
+        self.filled = 0;
+    }
+}
+
+fn outgoing_of(passed: &[Passed], slot: usize) -> Outgoing {
+    let found = passed.binary_search_by_key(&slot, |passed| passed.slot);
+    let index = found.expect("only replies that were passed are sent");
+    passed[index].outgoing
+}
+
+fn why_unsent(error: &io::Error) -> DropReason {
+    match Cause::of(error) {
+        Cause::Oversize => DropReason::ReplyOversize,
+        Cause::WouldBlock | Cause::NoMemory => DropReason::ReplyBufferFull,
+        Cause::Unreachable | Cause::NoDescriptors | Cause::NoPorts | Cause::Other => {
+            DropReason::ReplyFailed
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What operators see: metrics that add up, health, readiness, sessions by the
+//! page, and logs as text or JSON.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod common;
+
+use std::collections::HashSet;
+
+use common::*;
+
+#[test]
+fn counters_add_up_by_listener_and_server() {
+    let servers = [socket("127.0.0.1"), socket("127.0.0.1")];
+    let upstreams = [&servers[0], &servers[1]].map(|s| s.local_addr().unwrap());
+    let listeners = [address("127.0.0.1"), address("127.0.0.1")];
+    let admin = address("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = format!("[admin]\nlisten = \"{admin}\"\n");
+    for (i, (listener, upstream)) in listeners.iter().zip(&upstreams).enumerate() {
+        config += &format!(
+            "[[listener]]\nname = \"l{i}\"\nbind = [\"{listener}\"]\nupstream = \"u{i}\"\n\
+             [upstream.u{i}]\nservers = [\"{upstream}\"]\n"
+        );
+    }
+    let _proxy = proxy_with(&folder, &config);
+    for (i, server) in servers.iter().enumerate() {
+        let client = socket("127.0.0.1");
+        for _ in 0..=i {
+            client.send_to(b"12345", listeners[i]).unwrap();
+            let (_, session) = receive(server);
+            server.send_to(b"1234567", session).unwrap();
+            receive(&client);
+        }
+    }
+    for (i, upstream) in upstreams.iter().enumerate() {
+        let n = i as u64 + 1;
+        let listener = format!("{{listener=\"l{i}\"}}");
+        let server = format!("{{upstream=\"u{i}\",server=\"{upstream}\"}}");
+        for (name, labels, expected) in [
+            ("ppv2_client_datagrams_total", &listener, n),
+            ("ppv2_client_bytes_total", &listener, 5 * n),
+            ("ppv2_reply_datagrams_total", &listener, n),
+            ("ppv2_reply_bytes_total", &listener, 7 * n),
+            ("ppv2_sessions", &listener, 1),
+            ("ppv2_upstream_datagrams_total", &server, n),
+            ("ppv2_upstream_bytes_total", &server, (28 + 5) * n),
+            ("ppv2_upstream_reply_datagrams_total", &server, n),
+            ("ppv2_upstream_reply_bytes_total", &server, 7 * n),
+            ("ppv2_upstream_sessions", &server, 1),
+        ] {
+            assert_eq!(
+                metric(admin, &format!("{name}{labels}")),
+                expected,
+                "{name}{labels}"
+            );
+        }
+    }
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(http_get(admin, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(http_get(admin, "/nothing").0, 404);
+}
+
+#[test]
+fn sessions_are_listed_page_by_page_each_once() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "2", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let clients: Vec<_> = (0..25).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"x", listener).unwrap();
+        receive(&server);
+    }
+    let mut seen = HashSet::new();
+    let mut path = "/sessions?limit=10".to_owned();
+    let mut pages = 0;
+    loop {
+        let (status, body) = http_get(admin, &path);
+        assert_eq!(status, 200);
+        let page: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let sessions = page["sessions"].as_array().unwrap();
+        assert!(sessions.len() <= 10);
+        for session in sessions {
+            assert_eq!(session["local"], listener.to_string());
+            assert_eq!(session["listener"], "listener1");
+            assert_eq!(session["server"], server.local_addr().unwrap().to_string());
+            assert_eq!(
+                (&session["requests"], &session["replies"]),
+                (&1.into(), &0.into())
+            );
+            assert!(seen.insert(session["client"].as_str().unwrap().to_owned()));
+        }
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => path = format!("/sessions?limit=10&after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(pages, 3);
+    let expected: HashSet<_> = clients
+        .iter()
+        .map(|client| client.local_addr().unwrap().to_string())
+        .collect();
+    assert_eq!(seen, expected);
+    for bad in [
+        "/sessions?after=x",
+        "/sessions?limit=x",
+        "/sessions?limit=-1",
+    ] {
+        assert_eq!(http_get(admin, bad).0, 400, "{bad}");
+    }
+}
+
+#[test]
+fn logs_can_be_json_and_keep_clients_addresses_to_themselves() {
+    let server = socket("127.0.0.1");
+    let listener = address("127.0.0.1");
+    let more = ["--log-format", "json", "--log-level", "debug"];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let client = socket("127.0.0.66");
+    client.send_to(b"x", listener).unwrap();
+    receive(&server);
+    proxy.signal("TERM");
+    let (_, log) = proxy.wait();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    assert!(lines.iter().any(|line| line["message"] == "ready"), "{log}");
+    assert!(!log.contains("127.0.0.66"), "{log}");
+}

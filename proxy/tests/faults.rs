@@ -1,0 +1,269 @@
+//! Servers that refuse, resources that run out, clients that flood: counted
+//! under a name of their own, and everybody else is served on.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod common;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use common::*;
+
+fn dropped(admin: SocketAddr, reason: &str) -> u64 {
+    let name = "ppv2_dropped_datagrams_total{listener=\"listener1\",reason=";
+    metric(admin, &format!("{name}\"{reason}\"}}"))
+}
+
+fn served(client: &UdpSocket, listener: SocketAddr, server: &UdpSocket) {
+    client.send_to(b"question", listener).unwrap();
+    let (_, proxy) = receive(server);
+    server.send_to(b"answer", proxy).unwrap();
+    assert_eq!(receive(client), (b"answer".to_vec(), listener));
+}
+
+#[test]
+fn a_server_that_refuses_loses_no_later_datagram_and_no_session() {
+    let server_address = address("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server_address, &more);
+    let client = socket("127.0.0.1");
+    for _ in 0..5 {
+        client.send_to(b"to nobody", listener).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    receive_nothing(&client);
+    let refusals = format!(
+        "ppv2_upstream_refusals_total{{upstream=\"upstream\",server=\"{server_address}\"}}"
+    );
+    eventually("a refusal", || metric(admin, &refusals) > 0);
+
+    // It comes up, and the very next datagram arrives, in the same session.
+    let server = bind(server_address);
+    served(&client, listener, &server);
+    let opened = "ppv2_sessions_opened_total{listener=\"listener1\"}";
+    assert_eq!(metric(admin, opened), 1);
+    for reason in ["send_failed", "unreachable", "send_buffer_full"] {
+        assert_eq!(dropped(admin, reason), 0, "{reason}");
+    }
+}
+
+#[test]
+fn one_dead_server_does_not_harm_the_sessions_of_another() {
+    let (dead, server) = (address("127.0.0.1"), socket("127.0.0.1"));
+    let listener = address("127.0.0.1");
+    let upstream = [dead.to_string(), server.local_addr().unwrap().to_string()];
+    let listen = listener.to_string();
+    let servers = ["--upstream", &upstream[0], "--upstream", &upstream[1]];
+    let start = [&["--workers", "1", "--listen", &listen], &servers[..]].concat();
+    let _proxy = proxy(&start);
+    let (unlucky, lucky) = (socket("127.0.0.1"), socket("127.0.0.1"));
+    unlucky.send_to(b"first turn", listener).unwrap();
+    for _ in 0..200 {
+        unlucky.send_to(b"to nobody", listener).unwrap();
+        served(&lucky, listener, &server);
+    }
+    receive_nothing(&unlucky);
+}
+
+#[test]
+fn a_flood_of_new_clients_is_refused_and_old_sessions_go_on() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--max-sessions", "3", "--admin", &admin.to_string()];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let old: Vec<_> = (0..3).map(|_| socket("127.0.0.1")).collect();
+    for client in &old {
+        served(client, listener, &server);
+    }
+    for _ in 0..100 {
+        socket("127.0.0.1").send_to(b"flood", listener).unwrap();
+    }
+    for client in &old {
+        served(client, listener, &server);
+    }
+    eventually("100 refusals", || dropped(admin, "max_sessions") == 100);
+    proxy.wait_for("reason=\"max_sessions\"");
+    proxy.wait_for("nearly all taken");
+    let told = proxy.log().matches("reason=\"max_sessions\"").count();
+    assert!(told <= 2, "{told} lines for one flood");
+    receive_nothing(&server);
+}
+
+#[test]
+fn no_descriptors_left_costs_new_clients_only() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let script = format!(
+        "ulimit -n 40; exec {BINARY} run --workers 1 --max-sessions 1000 \
+         --listen {listener} --upstream {} --admin {admin}",
+        server.local_addr().unwrap()
+    );
+    let mut proxy = Process::start(Command::new("sh").args(["-c", &script]));
+    proxy.wait_for("ready");
+    assert!(proxy.log().contains("open files allow"), "{}", proxy.log());
+    // Asked for before descriptors run out, since asking takes one.
+    assert_eq!(dropped(admin, "no_descriptors"), 0);
+    let clients: Vec<_> = (0..60).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"hello", listener).unwrap();
+    }
+    let mut passed = 0;
+    server
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    while server.recv(&mut [0; 100]).is_ok() {
+        passed += 1;
+    }
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert!(
+        (10..40).contains(&passed),
+        "{passed} sessions with 40 descriptors"
+    );
+    served(&clients[0], listener, &server);
+    proxy.wait_for("reason=\"no_descriptors\"");
+    assert!(!proxy.has_ended());
+}
+
+#[test]
+fn no_local_ports_left_costs_new_clients_only() {
+    let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+    if !namespace::enter("no_local_ports_left_costs_new_clients_only", setup) {
+        return;
+    }
+    let (server_address, listener) = (address("127.0.0.1"), address("127.0.0.1"));
+    let (server, admin) = (bind(server_address), address("127.0.0.1"));
+    let more = ["--max-sessions", "1000", "--admin", &admin.to_string()];
+    let proxy = proxy_between(listener, server_address, &more);
+    assert!(
+        proxy.log().contains("local ports allow 10"),
+        "{}",
+        proxy.log()
+    );
+    let clients: Vec<_> = (0..30).map(|_| bind(address("127.0.0.1"))).collect();
+    for client in &clients {
+        client.send_to(b"hello", listener).unwrap();
+    }
+    let mut passed = 0;
+    server
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    while server.recv(&mut [0; 100]).is_ok() {
+        passed += 1;
+    }
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    assert!(
+        (1..=10).contains(&passed),
+        "{passed} sessions with 10 ports"
+    );
+    assert_eq!(dropped(admin, "no_ports") + passed, 30);
+    served(&clients[0], listener, &server);
+}
+
+#[test]
+fn sessions_that_ended_give_their_ports_to_new_clients() {
+    let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+    if !namespace::enter("sessions_that_ended_give_their_ports_to_new_clients", setup) {
+        return;
+    }
+    let (server_address, listener) = (address("127.0.0.1"), address("127.0.0.1"));
+    let (server, admin) = (bind(server_address), address("127.0.0.1"));
+    let more = ["--responses", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server_address, &more);
+    for _ in 0..100 {
+        served(&bind(address("127.0.0.1")), listener, &server);
+    }
+    assert_eq!(dropped(admin, "no_ports"), 0);
+}
+
+#[test]
+fn a_reply_to_a_session_that_ended_reaches_nobody() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--responses", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let client = socket("127.0.0.1");
+    client.send_to(b"question", listener).unwrap();
+    let (_, session) = receive(&server);
+    for _ in 0..3 {
+        server.send_to(b"answer", session).unwrap();
+    }
+    assert_eq!(receive(&client).0, b"answer");
+    receive_nothing(&client);
+    eventually("two late replies", || dropped(admin, "reply_late") == 2);
+    // The next question begins anew, from another port.
+    client.send_to(b"question", listener).unwrap();
+    assert_ne!(receive(&server).1, session);
+}
+
+#[test]
+fn sessions_end_when_idle() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--idle-timeout", "200ms", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let client = socket("127.0.0.1");
+    served(&client, listener, &server);
+    let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"idle\"}";
+    eventually("the end", || metric(admin, ended) == 1);
+    let sessions = "ppv2_sessions{listener=\"listener1\"}";
+    assert_eq!(metric(admin, sessions), 0);
+    served(&client, listener, &server);
+    assert_eq!(metric(admin, sessions), 1);
+}
+
+#[test]
+fn requests_begin_a_new_session_after_n_datagrams() {
+    let server = socket("127.0.0.1");
+    let listener = address("127.0.0.1");
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &["--requests", "2"]);
+    let client = socket("127.0.0.1");
+    let mut from = Vec::new();
+    for _ in 0..4 {
+        client.send_to(b"x", listener).unwrap();
+        from.push(receive(&server).1);
+    }
+    assert_eq!(from[0], from[1]);
+    assert_ne!(from[1], from[2]);
+    assert_eq!(from[2], from[3]);
+    // Replies of both sessions reach the client.
+    for session in [from[0], from[2]] {
+        server.send_to(b"y", session).unwrap();
+        assert_eq!(receive(&client), (b"y".to_vec(), listener));
+    }
+}
+
+#[test]
+fn dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit() {
+    let setup = "ip link add name va mtu 1280 type veth peer name vb; ip link set va up; ip link set vb up
+                 ip addr add 10.7.0.1/24 dev va; ip neigh add 10.7.0.2 lladdr 02:00:00:00:00:02 dev va";
+    if !namespace::enter(
+        "dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit",
+        setup,
+    ) {
+        return;
+    }
+    for (df, drops) in [(true, 1), (false, 0)] {
+        let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+        let folder = tempfile::tempdir().unwrap();
+        let mut proxy = proxy_with(
+            &folder,
+            &format!(
+                "[admin]\nlisten = \"{admin}\"\n\
+                 [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\ndf = {df}\n\
+                 [upstream.u]\nservers = [\"10.7.0.2:9000\"]\n"
+            ),
+        );
+        let client = socket("127.0.0.1");
+        for len in [1280 - 28 - 28, 1280 - 28 - 28 + 1] {
+            client.send_to(&vec![0; len], listener).unwrap();
+        }
+        let sent = "ppv2_upstream_datagrams_total{upstream=\"u\",server=\"10.7.0.2:9000\"}";
+        eventually("both to be handled", || metric(admin, sent) + drops == 2);
+        assert_eq!(dropped(admin, "oversize"), drops);
+        if df {
+            proxy.wait_for("fits=1224");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A stop lets out the replies in flight, takes no more from clients, and ends;
+//! `ready` means that every listener takes datagrams.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+
+#[test]
+fn replies_in_flight_are_let_out_and_the_exit_code_is_0() {
+    for signal in ["TERM", "INT"] {
+        let server = socket("127.0.0.1");
+        let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+        let more = ["--admin", &admin.to_string()];
+        let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+        let client = socket("127.0.0.1");
+        client.send_to(b"slow question", listener).unwrap();
+        let (_, session) = receive(&server);
+        assert_eq!(http_get(admin, "/readyz").0, 200);
+        proxy.signal(signal);
+        proxy.wait_for("stopping");
+        eventually("not ready", || http_get(admin, "/readyz").0 == 503);
+
+        client.send_to(b"too late", listener).unwrap();
+        receive_nothing(&server);
+        assert!(!proxy.has_ended(), "it waits for the reply");
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+        let (status, log) = proxy.wait();
+        assert!(status.success(), "{log}");
+        assert!(log.contains("stopped"), "{log}");
+    }
+}
+
+#[test]
+fn a_server_that_never_answers_delays_the_stop_by_the_drain_timeout_at_most() {
+    let server = socket("127.0.0.1");
+    let listener = address("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = proxy_with(
+        &folder,
+        &format!(
+            "drain_timeout = \"500ms\"\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+             [upstream.u]\nservers = [\"{}\"]\n",
+            server.local_addr().unwrap()
+        ),
+    );
+    socket("127.0.0.1").send_to(b"question", listener).unwrap();
+    receive(&server);
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("did not come within 500ms"), "{log}");
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let server = socket("127.0.0.1");
+    let listener = address("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = proxy_with(
+        &folder,
+        &format!(
+            "drain_timeout = \"1h\"\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+             [upstream.u]\nservers = [\"{}\"]\n",
+            server.local_addr().unwrap()
+        ),
+    );
+    socket("127.0.0.1").send_to(b"question", listener).unwrap();
+    receive(&server);
+    proxy.signal("TERM");
+    proxy.wait_for("stopping");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!proxy.has_ended());
+    proxy.signal("TERM");
+    assert!(proxy.wait().0.success());
+}
+
+#[test]
+fn a_client_that_writes_the_moment_it_reads_ready_is_served_on_every_address() {
+    for _ in 0..10 {
+        let server = socket("127.0.0.1");
+        let listeners: Vec<_> = ["127.0.0.1", "127.0.0.2", "::1"].map(address).into();
+        let upstream = server.local_addr().unwrap().to_string();
+        let mut arguments = vec!["--upstream".to_owned(), upstream];
+        for listener in &listeners {
+            arguments.extend(["--listen".to_owned(), listener.to_string()]);
+        }
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let proxy = proxy(&arguments);
+        assert_eq!(proxy.log().matches("ready").count(), 1, "{}", proxy.log());
+        for listener in &listeners {
+            let client = socket(&listener.ip().to_string());
+            client.send_to(b"now", *listener).unwrap();
+        }
+        let mut seen: Vec<_> = (0..3).map(|_| read_header(&receive(&server).0).1).collect();
+        seen.sort_unstable();
+        let mut expected = listeners.clone();
+        expected.sort_unstable();
+        assert_eq!(seen, expected);
+    }
+}

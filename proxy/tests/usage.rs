@@ -1,0 +1,285 @@
+//! What the binary says, and how it ends, when it is used wrongly: 2 for usage
+//! and configuration, before any socket exists; 1 for what the host refuses.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::*;
+
+#[track_caller]
+fn fails(arguments: &[&str], code: i32, parts: &[&str]) {
+    let (status, stdout, stderr) = output(arguments);
+    assert_eq!(status, Some(code), "{arguments:?}\n{stderr}");
+    assert_eq!(stdout, "", "{arguments:?}");
+    for part in parts {
+        assert!(
+            stderr.contains(part),
+            "{arguments:?}: no `{part}` in\n{stderr}"
+        );
+    }
+    assert!(!stderr.contains("ready"), "{arguments:?}:\n{stderr}");
+}
+
+#[test]
+fn wrong_flags_end_with_2_and_name_the_mend() {
+    fails(&[], 2, &["Usage"]);
+    fails(&["run"], 2, &["--listen", "--upstream"]);
+    fails(&["run", "--listen", "127.0.0.1:1"], 2, &["--upstream"]);
+    let run = [
+        "run",
+        "--listen",
+        "127.0.0.1:9",
+        "--upstream",
+        "127.0.0.1:10",
+    ];
+    let with = |more: &[&'static str]| [&run[..], more].concat();
+    fails(
+        &with(&["--config", "x.toml"]),
+        2,
+        &["--config", "cannot be used with"],
+    );
+    fails(
+        &with(&["--mode", "magic"]),
+        2,
+        &["mode `magic`", "ppv2, plain"],
+    );
+    fails(&with(&["--workers", "0"]), 2, &["workers is 0", "1 to"]);
+    fails(&with(&["--max-sessions", "0"]), 2, &["max_sessions is 0"]);
+    fails(
+        &with(&["--idle-timeout", "soon"]),
+        2,
+        &["idle_timeout `soon`", "\"30s\""],
+    );
+    fails(
+        &with(&["--allow", "10.0.0.0/40"]),
+        2,
+        &["`10.0.0.0/40` is not a network"],
+    );
+    fails(&with(&["--admin", "here"]), 2, &["admin address `here`"]);
+    fails(&with(&["--log-level", "=[]"]), 2, &["--log-level"]);
+    fails(&with(&["--listn", "x"]), 2, &["--listen"]);
+    fails(
+        &[
+            "run",
+            "--listen",
+            "127.0.0.1:0",
+            "--upstream",
+            "127.0.0.1:1",
+        ],
+        2,
+        &["port 0"],
+    );
+    fails(
+        &[
+            "run",
+            "--listen",
+            "127.0.0.1:1",
+            "--upstream",
+            "127.0.0.1:0",
+        ],
+        2,
+        &["port 0"],
+    );
+    fails(
+        &[
+            "run",
+            "--listen",
+            "127.0.0.1:1",
+            "--upstream",
+            "127.0.0.1:1",
+        ],
+        2,
+        &["own address"],
+    );
+    let unresolved = [
+        "run",
+        "--listen",
+        "127.0.0.1:1",
+        "--upstream",
+        "nowhere.invalid:1",
+    ];
+    fails(&unresolved, 2, &["nowhere.invalid:1", "does not resolve"]);
+}
+
+#[test]
+fn wrong_files_end_with_2_and_show_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["run", "check"] {
+        fails(
+            &[command, "--config", "/nonexistent.toml"],
+            2,
+            &["/nonexistent.toml", "No such"],
+        );
+        for (content, parts) in [
+            (
+                "[[listener]]\nbnd = []\n",
+                vec![".toml:2:1", "unknown key `bnd`", "`bind`"],
+            ),
+            ("[[listener]\n", vec![".toml:1:"]),
+            ("\u{0}", vec![".toml:1:"]),
+            ("", vec!["no listener"]),
+        ] {
+            let file = write(&folder, "wrong.toml", content);
+            fails(&[command, "--config", file.to_str().unwrap()], 2, &parts);
+        }
+    }
+}
+
+#[test]
+fn check_binds_nothing_and_reports() {
+    let listener = address("127.0.0.1");
+    let holder = bind(listener);
+    let folder = tempfile::tempdir().unwrap();
+    let content = format!(
+        "[[listener]]\nname = \"dns\"\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"localhost:53\"]\n"
+    );
+    let file = write(&folder, "right.toml", &content);
+    let (status, stdout, stderr) = output(&["check", "--config", file.to_str().unwrap()]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(
+        stdout.contains(&format!("listener dns: {listener}")),
+        "{stdout}"
+    );
+    assert!(stdout.contains("(localhost:53) ppv2"), "{stdout}");
+    drop(holder);
+}
+
+#[test]
+fn an_address_in_use_ends_with_1_and_names_the_holder() {
+    let listener = address("127.0.0.1");
+    let holder = bind(listener);
+    let pid = format!("pid {}", std::process::id());
+    let listen = listener.to_string();
+    let run = ["run", "--listen", &listen, "--upstream", "127.0.0.1:1"];
+    fails(&run, 1, &[&listen, "in use", &pid, "another port"]);
+    // A wildcard of the same port is held by the same process.
+    let wildcard = format!("0.0.0.0:{}", listener.port());
+    let run = ["run", "--listen", &wildcard, "--upstream", "127.0.0.2:1"];
+    fails(&run, 1, &[&wildcard, "in use", &pid]);
+    drop(holder);
+}
+
+#[test]
+fn a_second_proxy_on_the_same_address_is_refused_rather_than_given_half_the_clients() {
+    let listener = address("127.0.0.1");
+    let first = proxy_between(listener, address("127.0.0.1"), &["--workers", "2"]);
+    let listen = listener.to_string();
+    let pid = format!("ppv2-proxy (pid {})", first.pid());
+    let run = [
+        "run",
+        "--workers",
+        "2",
+        "--listen",
+        &listen,
+        "--upstream",
+        "127.0.0.1:1",
+    ];
+    fails(&run, 1, &[&listen, "in use", &pid]);
+}
+
+#[test]
+fn addresses_that_the_host_lacks_end_with_1() {
+    let run = [
+        "run",
+        "--listen",
+        "203.0.113.99:5300",
+        "--upstream",
+        "127.0.0.1:1",
+    ];
+    fails(
+        &run,
+        1,
+        &["203.0.113.99:5300", "use an address that this host has"],
+    );
+    let listen = address("127.0.0.1").to_string();
+    let admin = ["--admin", "203.0.113.99:80"];
+    let run = [
+        &["run", "--listen", &listen, "--upstream", "127.0.0.1:1"],
+        &admin[..],
+    ]
+    .concat();
+    fails(&run, 1, &["admin address 203.0.113.99:80"]);
+}
+
+#[test]
+fn one_address_out_of_two_is_not_ready() {
+    let (free, taken) = (address("127.0.0.1"), address("127.0.0.1"));
+    let _holder = bind(taken);
+    let (free, taken) = (free.to_string(), taken.to_string());
+    let run = [
+        "run",
+        "--listen",
+        &free,
+        "--listen",
+        &taken,
+        "--upstream",
+        "127.0.0.1:1",
+    ];
+    fails(&run, 1, &[&taken]);
+}
+
+#[test]
+fn decode_explains_from_argument_and_standard_input() {
+    let hex = "0d0a0d0a 000d0a51 5549540a 2112000c cb00710b c633640a d4312328 68656c6c6f";
+    let (status, stdout, _) = output(&["decode", hex]);
+    assert_eq!(status, Some(0));
+    for part in ["203.0.113.11", "54321", "198.51.100.10", "9000", "5 bytes"] {
+        assert!(stdout.contains(part), "{stdout}");
+    }
+    let mut child = Command::new(BINARY)
+        .args(["decode", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(hex.as_bytes())
+        .unwrap();
+    let piped = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(piped.stdout).unwrap(), stdout);
+
+    fails(&["decode", "xyz"], 2, &["`x` at character 1"]);
+    fails(
+        &["decode", "0d0a0d0a000d0a515549540a31"],
+        1,
+        &["not a valid header"],
+    );
+}
+
+#[test]
+fn demo_shows_the_clients_address() {
+    let (status, stdout, stderr) = output(&["demo"]);
+    assert_eq!(status, Some(0), "{stderr}");
+    let same = "the client's address as the server read it is the client's own";
+    assert_eq!(stdout.matches(same).count(), 2, "{stdout}");
+    assert!(stdout.contains("proxy running with uid"), "{stdout}");
+}
+
+#[test]
+fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
+    let (listener, server) = (address("127.0.0.1"), address("127.0.0.1"));
+    let listen = server.to_string();
+    let arguments = ["whoami", "--listen", &listen, "--trusted", "127.0.0.1/32"];
+    let mut whoami = Process::start(Command::new(BINARY).args(arguments));
+    whoami.wait_for("ready");
+    let _proxy = proxy_between(listener, server, &[]);
+    let client = socket("127.0.0.50");
+    client.send_to(b"?", listener).unwrap();
+    let own = client.local_addr().unwrap().to_string();
+    assert_eq!(receive(&client), (own.into_bytes(), listener));
+    client.send_to(b"?", server).unwrap();
+    receive_nothing(&client);
+    fails(
+        &["whoami", "--listen", "127.0.0.1:1", "--trusted", "x"],
+        2,
+        &["x"],
+    );
+    fails(&["whoami", "--listen", "127.0.0.1:1"], 2, &["--trusted"]);
+}

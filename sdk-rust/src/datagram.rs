@@ -1,0 +1,64 @@
+//! A received datagram that owns its bytes.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use ppv2::Tlvs;
+
+use crate::Admitted;
+
+/// A client's datagram with all that is known of it.
+///
+/// It remembers the way by which it came, for
+/// [`UdpSocket::reply`](crate::UdpSocket::reply).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Datagram {
+    /// The client's bytes, without any header; possibly none.
+    pub payload: Bytes,
+    /// The client's address, an IPv4 one never in IPv6 form.
+    pub client: SocketAddr,
+    /// The address that the client sent to, as the proxy saw it. `None` for a
+    /// direct client, and for a proxy that speaks for itself.
+    pub destination: Option<SocketAddr>,
+    /// The proxy that passed the datagram on; equal to `client` if the proxy
+    /// speaks for itself (a LOCAL header: a health check). `None` for a direct
+    /// client.
+    pub proxy: Option<SocketAddr>,
+    tlvs: Bytes,
+    reply_to: SocketAddr,
+}
+
+impl Datagram {
+    pub(crate) fn new(admitted: &Admitted<'_>) -> Self {
+        Self {
+            payload: Bytes::copy_from_slice(admitted.payload),
+            client: admitted.client,
+            destination: admitted.destination,
+            proxy: admitted.proxy,
+            tlvs: Bytes::copy_from_slice(admitted.tlvs.as_bytes()),
+            reply_to: admitted.reply_to,
+        }
+    }
+
+    /// What else the header says of the client; nothing for a direct client.
+    ///
+    /// ```no_run
+    /// # fn serve(datagram: ppv2_sdk::Datagram) {
+    /// if let Some(Ok(host)) = datagram.tlvs().authority() {
+    ///     println!("{} asked for {host}", datagram.client);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn tlvs(&self) -> Tlvs<'_> {
+        // The bytes come from TLVs that were read, so they read again.
+        Tlvs::parse(&self.tlvs).unwrap_or_default()
+    }
+
+    /// The peer as the socket reported it, which is the form that the socket
+    /// can send to.
+    pub(crate) fn reply_to(&self) -> SocketAddr {
+        self.reply_to
+    }
+}

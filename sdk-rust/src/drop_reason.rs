@@ -1,0 +1,97 @@
+//! The names under which datagrams are dropped and counted.
+
+use std::fmt;
+
+/// Why a datagram was dropped instead of delivered.
+///
+/// ```
+/// use ppv2_sdk::DropReason;
+///
+/// assert_eq!(DropReason::Untrusted.as_str(), "untrusted");
+/// assert!(DropReason::ALL.contains(&DropReason::Untrusted));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// It came from outside the trusted networks, and
+    /// [`Direct::Drop`](crate::Direct::Drop) is set.
+    Untrusted,
+    /// It came from outside the trusted networks under the address of a client
+    /// that is known through a proxy. See [`Direct::Accept`](crate::Direct::Accept).
+    DirectConflict,
+    /// It came from a trusted peer and does not begin with a header. The proxy
+    /// probably has its header switched off, or sends it once per session.
+    NoHeader,
+    /// Its header is malformed: [`ppv2::DecodeError`] says how, in the log at
+    /// level TRACE.
+    BadHeader,
+    /// Its header is longer than [`Trust::max_header_len`](crate::Trust::max_header_len).
+    HeaderTooLong,
+    /// Its header is a PROXY header that names no client (UNSPEC).
+    Unspecified,
+    /// Its header names a client of a TCP connection.
+    Tcp,
+    /// Its header names a UNIX socket.
+    Unix,
+    /// Its client can't be one: port 0, or an unspecified, multicast or
+    /// broadcast IP address.
+    ClientAddress,
+}
+
+impl DropReason {
+    /// Every reason, in a stable order.
+    pub const ALL: &'static [Self] = &[
+        Self::Untrusted,
+        Self::DirectConflict,
+        Self::NoHeader,
+        Self::BadHeader,
+        Self::HeaderTooLong,
+        Self::Unspecified,
+        Self::Tcp,
+        Self::Unix,
+        Self::ClientAddress,
+    ];
+
+    /// The reason's name, fit for a metric's label: lower case and underscores.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Untrusted => "untrusted",
+            Self::DirectConflict => "direct_conflict",
+            Self::NoHeader => "no_header",
+            Self::BadHeader => "bad_header",
+            Self::HeaderTooLong => "header_too_long",
+            Self::Unspecified => "unspecified",
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+            Self::ClientAddress => "client_address",
+        }
+    }
+
+    /// Position in [`ALL`](Self::ALL).
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_at_its_index_under_a_name_of_its_own() {
+        for (position, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason.index(), position, "{reason}");
+        }
+        let names: HashSet<_> = DropReason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}

@@ -1,0 +1,273 @@
+//! The core: decides for each datagram whose it is, and where a reply goes. It
+//! takes `now` as an argument and does no I/O; the sockets stand around it.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use ppv2::{DecodeError, Decoder, Header, Origin, Tlvs, Transport};
+use tracing::trace;
+
+use crate::address::{canonical, is_one_client};
+use crate::routes::{Evicted, Routes};
+use crate::stats::Counters;
+use crate::trust::{Direct, Limits, Trust, TrustError};
+use crate::{DropReason, Stats};
+
+/// What [`UdpSocket`](crate::UdpSocket) does between its socket and the
+/// application, for those who bring a socket of their own: hand every received
+/// datagram to [`admit`](Self::admit), and ask [`route`](Self::route) where to
+/// send.
+///
+/// All methods take `&self` and may be called from several threads. Time is an
+/// argument, and should not run backwards by much.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use ppv2_sdk::{Gate, Trust};
+///
+/// let gate = Gate::new(Trust::networks(["192.0.2.10"])?)?;
+/// let now = Instant::now();
+/// let proxy = "192.0.2.10:40000".parse().unwrap();
+/// let datagram = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
+///                  \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28hello";
+///
+/// let admitted = gate.admit(now, proxy, datagram).unwrap();
+/// assert_eq!(admitted.client, "203.0.113.11:54321".parse().unwrap());
+/// assert_eq!(admitted.payload, b"hello");
+///
+/// assert_eq!(gate.route(now, admitted.client), Some(proxy));
+/// let later = now + Duration::from_secs(3600);
+/// assert_eq!(gate.route(later, admitted.client), None);
+/// # Ok::<(), ppv2_sdk::TrustError>(())
+/// ```
+#[derive(Debug)]
+pub struct Gate {
+    trust: Trust,
+    decoder: Decoder,
+    known: Mutex<Known>,
+    counters: Counters,
+}
+
+/// Two tables, so that senders whom nobody vouches for can neither replace nor
+/// crowd out the way to a client behind a proxy.
+#[derive(Debug)]
+struct Known {
+    /// Clients that a trusted peer named, and trusted peers themselves.
+    through_proxies: Routes,
+    /// Clients from outside the trusted networks.
+    direct: Routes,
+}
+
+/// A datagram that was let in. It borrows from the received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Admitted<'d> {
+    /// The client's bytes, without any header; possibly none.
+    pub payload: &'d [u8],
+    /// The client's address, an IPv4 one never in IPv6 form.
+    pub client: SocketAddr,
+    /// The address that the client sent to. `None` for a direct client, and for
+    /// a proxy that speaks for itself.
+    pub destination: Option<SocketAddr>,
+    /// The proxy that passed the datagram on; equal to `client` if the proxy
+    /// speaks for itself (a LOCAL header: a health check). `None` for a direct
+    /// client.
+    pub proxy: Option<SocketAddr>,
+    /// What else the header says of the client.
+    pub tlvs: Tlvs<'d>,
+    /// Where to send a reply to this very datagram: the peer as it was given to
+    /// [`Gate::admit`].
+    pub reply_to: SocketAddr,
+}
+
+impl Gate {
+    /// A gate that remembers nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// A [`TrustError`] if nothing could ever be received or answered.
+    pub fn new(trust: Trust) -> Result<Self, TrustError> {
+        trust.check()?;
+        let Limits {
+            max_header_len,
+            max_clients,
+            forget_after,
+        } = trust.limits();
+        Ok(Self {
+            decoder: Decoder::new().max_header_len(max_header_len),
+            known: Mutex::new(Known {
+                through_proxies: Routes::new(max_clients, forget_after),
+                direct: Routes::new(max_clients, forget_after),
+            }),
+            counters: Counters::default(),
+            trust,
+        })
+    }
+
+    /// Decides on one received datagram: `peer` is the address that the socket
+    /// reported, `datagram` all that it returned. The way to the client is
+    /// remembered.
+    ///
+    /// # Errors
+    ///
+    /// The reason for which the datagram must be dropped. It has been counted.
+    pub fn admit<'d>(
+        &self,
+        now: Instant,
+        peer: SocketAddr,
+        datagram: &'d [u8],
+    ) -> Result<Admitted<'d>, DropReason> {
+        let admitted = self
+            .judge(peer, datagram)
+            .and_then(|admitted| self.remember(now, admitted));
+        match admitted {
+            Ok(_) => self.counters.delivered(),
+            Err(reason) => {
+                self.counters.dropped(reason);
+                trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
+            }
+        }
+        admitted
+    }
+
+    /// The address to which a reply to `client` must be sent: the one that the
+    /// client's latest datagram came from.
+    ///
+    /// `None` if the client has not been heard for
+    /// [`Trust::forget_after`](Trust::forget_after), or not at all. A v4-mapped
+    /// IPv6 address finds its IPv4 client.
+    #[must_use]
+    pub fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+        let client = canonical(client);
+        let known = self.known();
+        known
+            .through_proxies
+            .get(now, client)
+            .or_else(|| known.direct.get(now, client))
+    }
+
+    /// The counters as they stand. Replies are counted by those who send them:
+    /// the sockets of this crate.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let clients = {
+            let known = self.known();
+            known.through_proxies.len() + known.direct.len()
+        };
+        self.counters.snapshot(clients)
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Applies the rule of trust: who sent the datagram decides whether it has
+    /// a header, never what it looks like.
+    fn judge<'d>(&self, peer: SocketAddr, datagram: &'d [u8]) -> Result<Admitted<'d>, DropReason> {
+        let sender = canonical(peer);
+        let admitted = if self.trust.includes(sender.ip()) {
+            let (header, payload) = self.decoder.decode(datagram).map_err(|error| {
+                trace!(%peer, %error, "header not understood");
+                reason_of(error)
+            })?;
+            let (client, destination) = client_of(&header, sender)?;
+            Admitted {
+                payload,
+                client: canonical(client),
+                destination: destination.map(canonical),
+                proxy: Some(sender),
+                tlvs: header.tlvs(),
+                reply_to: peer,
+            }
+        } else {
+            match self.trust.direct_policy() {
+                Direct::Drop => return Err(DropReason::Untrusted),
+                Direct::Accept => Admitted {
+                    payload: datagram,
+                    client: sender,
+                    destination: None,
+                    proxy: None,
+                    tlvs: Tlvs::default(),
+                    reply_to: peer,
+                },
+            }
+        };
+        if is_one_client(admitted.client) {
+            Ok(admitted)
+        } else {
+            Err(DropReason::ClientAddress)
+        }
+    }
+
+    /// Notes the way back, unless the client is a direct one whose address a
+    /// proxy has vouched for as another's.
+    fn remember<'d>(
+        &self,
+        now: Instant,
+        admitted: Admitted<'d>,
+    ) -> Result<Admitted<'d>, DropReason> {
+        let Admitted {
+            client, reply_to, ..
+        } = admitted;
+        let mut known = self.known();
+        let Evicted(evicted) = if admitted.proxy.is_some() {
+            known.through_proxies.learn(now, client, reply_to)
+        } else if known.through_proxies.get(now, client).is_some() {
+            return Err(DropReason::DirectConflict);
+        } else {
+            known.direct.learn(now, client, reply_to)
+        };
+        drop(known);
+        if evicted {
+            self.counters.client_evicted();
+        }
+        Ok(admitted)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing in here panics halfway through a change, so what a panicking
+        // thread leaves behind is whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client that a header from `proxy` names, and where it sent to.
+fn client_of(
+    header: &Header<'_>,
+    proxy: SocketAddr,
+) -> Result<(SocketAddr, Option<SocketAddr>), DropReason> {
+    match header.origin() {
+        Origin::Local => Ok((proxy, None)),
+        Origin::Ip {
+            transport,
+            source,
+            destination,
+        } => match transport {
+            Transport::Datagram => Ok((source, Some(destination))),
+            Transport::Stream => Err(DropReason::Tcp),
+        },
+        Origin::Unix { .. } => Err(DropReason::Unix),
+        // What a later codec may tell apart names no UDP client either.
+        Origin::Unspecified | _ => Err(DropReason::Unspecified),
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever else is wrong with a header, it is a bad one"
+)]
+fn reason_of(error: DecodeError) -> DropReason {
+    match error {
+        DecodeError::Signature { .. } | DecodeError::TooShort { .. } => DropReason::NoHeader,
+        DecodeError::TooLong { .. } => DropReason::HeaderTooLong,
+        _ => DropReason::BadHeader,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! How long one receive call goes on when what arrives is dropped.
+//!
+//! A socket's read timeout starts anew with every call to the kernel, so a
+//! trickle of bad datagrams would keep a receive call waiting for ever. From the
+//! first drop on, the call counts for itself.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Instant;
+
+/// The waiting of one receive call.
+pub(crate) struct Patience {
+    started: Instant,
+    how: How,
+}
+
+enum How {
+    /// Nothing was dropped so far: the kernel keeps the time.
+    Undisturbed,
+    /// The socket has no timeout, or does not wait at all.
+    AsSet,
+    /// The call ends then.
+    Until(Instant),
+}
+
+impl Patience {
+    pub(crate) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            how: How::Undisturbed,
+        }
+    }
+
+    /// Receives one datagram, or an error of the kind that `std` uses for a
+    /// timeout.
+    pub(crate) fn recv_from(
+        &self,
+        socket: &UdpSocket,
+        buffer: &mut [u8],
+    ) -> io::Result<(usize, SocketAddr)> {
+        match self.how {
+            How::Undisturbed | How::AsSet => socket.recv_from(buffer),
+            How::Until(deadline) => recv_until(socket, buffer, deadline),
+        }
+    }
+
+    /// Notes that what was received was no datagram for the application; an
+    /// error if that was the last that the call had time for.
+    pub(crate) fn dropped_one(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        if let How::Undisturbed = self.how {
+            let deadline = match socket.read_timeout()? {
+                Some(timeout) if is_blocking(socket)? => self.started.checked_add(timeout),
+                _ => None,
+            };
+            self.how = deadline.map_or(How::AsSet, How::Until);
+        }
+        match self.how {
+            How::Until(deadline) if Instant::now() >= deadline => Err(timed_out()),
+            How::Undisturbed | How::AsSet | How::Until(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn timed_out() -> io::Error {
+    io::ErrorKind::WouldBlock.into()
+}
+
+#[cfg(unix)]
+fn is_blocking(socket: &UdpSocket) -> io::Result<bool> {
+    use rustix::fs::{OFlags, fcntl_getfl};
+
+    Ok(!fcntl_getfl(socket)?.contains(OFlags::NONBLOCK))
+}
+
+/// Other threads may share the socket, so its timeout can't be changed for one
+/// call; and a datagram that `poll` saw may be taken by another thread, so the
+/// receiving itself must not wait.
+#[cfg(unix)]
+fn recv_until(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    deadline: Instant,
+) -> io::Result<(usize, SocketAddr)> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::io::Errno;
+    use rustix::net::{RecvFlags, recvfrom};
+
+    loop {
+        match recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((len, _, Some(peer))) => return Ok((len, SocketAddr::try_from(peer)?)),
+            Ok((_, _, None)) => return Err(Errno::INVAL.into()),
+            Err(Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left))? == 0 {
+            return Err(timed_out());
+        }
+    }
+}
+
+#[cfg(not(unix))]
+fn timed_out() -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+#[cfg(not(unix))]
+fn is_blocking(_socket: &UdpSocket) -> io::Result<bool> {
+    Ok(true)
+}
+
+/// Without `poll` the last wait is as long as the socket's timeout, so that the
+/// call may take up to twice as long.
+#[cfg(not(unix))]
+fn recv_until(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    _deadline: Instant,
+) -> io::Result<(usize, SocketAddr)> {
+    socket.recv_from(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    /// A call that began `ago` and has just dropped a datagram.
+    fn after_a_drop(socket: &UdpSocket, ago: Duration) -> io::Result<()> {
+        let started = Instant::now().checked_sub(ago).unwrap();
+        let how = How::Undisturbed;
+        Patience { started, how }.dropped_one(socket)
+    }
+
+    #[test]
+    fn even_a_flood_without_a_gap_can_not_prolong_a_call() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(after_a_drop(&socket, 2 * TIMEOUT).is_ok());
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        assert!(after_a_drop(&socket, Duration::ZERO).is_ok());
+        let error = after_a_drop(&socket, 2 * TIMEOUT).unwrap_err();
+        assert_eq!(error.kind(), timed_out().kind());
+    }
+
+    #[test]
+    fn a_socket_that_does_not_block_has_no_timeout() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        assert!(after_a_drop(&socket, 2 * TIMEOUT).is_ok());
+    }
+}

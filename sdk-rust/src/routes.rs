@@ -1,0 +1,163 @@
+//! Which address a reply to a client goes to: a bounded table that forgets.
+//! It takes `now` as an argument and does no I/O.
+
+use std::hash::RandomState;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use hashlink::LinkedHashMap;
+
+/// The latest way to each client, ordered by when the client was last heard,
+/// the longest unheard-of first.
+///
+/// The hasher is keyed, since remote peers choose the addresses.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    ways: LinkedHashMap<SocketAddr, Way, RandomState>,
+    max_clients: usize,
+    forget_after: Duration,
+}
+
+#[derive(Debug)]
+struct Way {
+    via: SocketAddr,
+    heard: Instant,
+}
+
+/// Whether a client that was still to be remembered had to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Evicted(pub(crate) bool);
+
+impl Routes {
+    /// An empty table for at most `max_clients`, each forgotten when not heard
+    /// for `forget_after`.
+    pub(crate) fn new(max_clients: usize, forget_after: Duration) -> Self {
+        Self {
+            ways: LinkedHashMap::with_hasher(RandomState::new()),
+            max_clients,
+            forget_after,
+        }
+    }
+
+    /// Notes that `client` was heard through `via`, which replaces any earlier
+    /// way to it.
+    pub(crate) fn learn(&mut self, now: Instant, client: SocketAddr, via: SocketAddr) -> Evicted {
+        // Two at most for each one added: the table shrinks back after a flood,
+        // and no single datagram pays for it.
+        for _ in 0..2 {
+            self.forget_front_if_expired(now);
+        }
+        // `insert` moves a client that is there already to the back.
+        self.ways.insert(client, Way { via, heard: now });
+        let over = self.ways.len() > self.max_clients;
+        if over {
+            self.ways.pop_front();
+        }
+        Evicted(over)
+    }
+
+    /// The way to `client`, unless it was not heard for too long.
+    pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+        self.ways
+            .get(&client)
+            .filter(|way| !self.expired(now, way))
+            .map(|way| way.via)
+    }
+
+    /// Clients in the table. Some may be past their time.
+    pub(crate) fn len(&self) -> usize {
+        self.ways.len()
+    }
+
+    fn forget_front_if_expired(&mut self, now: Instant) {
+        if let Some((_, way)) = self.ways.front()
+            && self.expired(now, way)
+        {
+            self.ways.pop_front();
+        }
+    }
+
+    /// Threads that share the table may hand in times a little out of order;
+    /// one that lies ahead of `now` counts as just heard.
+    fn expired(&self, now: Instant, way: &Way) -> bool {
+        now.saturating_duration_since(way.heard) >= self.forget_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn addr(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn at_the_bound_the_longest_unheard_of_goes() {
+        let now = Instant::now();
+        let mut routes = Routes::new(3, MINUTE);
+        for client in [1, 2, 3] {
+            assert_eq!(routes.learn(now, addr(client), addr(100)), Evicted(false));
+        }
+        // Heard again, so that 2 is now the oldest.
+        assert_eq!(routes.learn(now, addr(1), addr(100)), Evicted(false));
+
+        assert_eq!(routes.learn(now, addr(4), addr(100)), Evicted(true));
+
+        assert_eq!(routes.len(), 3);
+        let known = |client| routes.get(now, addr(client)).is_some();
+        assert_eq!([1, 2, 3, 4].map(known), [true, false, true, true]);
+    }
+
+    #[test]
+    fn looking_a_client_up_does_not_prolong_it() {
+        let now = Instant::now();
+        let mut routes = Routes::new(2, MINUTE);
+        let _ = routes.learn(now, addr(1), addr(100));
+        let _ = routes.learn(now, addr(2), addr(100));
+        assert!(routes.get(now, addr(1)).is_some());
+        let _ = routes.learn(now, addr(3), addr(100));
+        assert_eq!(routes.get(now, addr(1)), None);
+        assert!(routes.get(now + MINUTE / 2, addr(2)).is_some());
+        assert_eq!(routes.get(now + MINUTE, addr(2)), None);
+    }
+
+    #[test]
+    fn an_expired_client_makes_room_without_being_evicted() {
+        let now = Instant::now();
+        let mut routes = Routes::new(2, MINUTE);
+        let _ = routes.learn(now, addr(1), addr(100));
+        let _ = routes.learn(now + MINUTE / 2, addr(2), addr(100));
+        assert_eq!(
+            routes.learn(now + MINUTE, addr(3), addr(100)),
+            Evicted(false)
+        );
+        assert!(routes.get(now + MINUTE, addr(2)).is_some());
+    }
+
+    #[test]
+    fn shrinks_back_after_a_flood() {
+        let now = Instant::now();
+        let mut routes = Routes::new(1000, MINUTE);
+        for client in 0..1000 {
+            let _ = routes.learn(now, addr(client), addr(100));
+        }
+        for _ in 0..600 {
+            let _ = routes.learn(now + MINUTE, addr(1), addr(100));
+        }
+        assert_eq!(routes.len(), 1);
+    }
+
+    #[test]
+    fn a_time_that_runs_backwards_forgets_nobody() {
+        let now = Instant::now() + MINUTE;
+        let mut routes = Routes::new(2, MINUTE);
+        let _ = routes.learn(now, addr(1), addr(100));
+        let _ = routes.learn(now - MINUTE, addr(2), addr(100));
+        assert!(routes.get(now - MINUTE, addr(1)).is_some());
+        assert!(routes.get(now - MINUTE, addr(2)).is_some());
+    }
+}

@@ -1,0 +1,222 @@
+//! The blocking socket: `std`'s, with a [`Gate`] between it and the application.
+
+use std::io;
+use std::net::{self, SocketAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use crate::errors::{despite_echo, is_echo_of_earlier_send};
+use crate::patience::Patience;
+use crate::{Admitted, Datagram, Gate, Stats, Trust, buffer};
+
+/// Takes the place of [`std::net::UdpSocket`] in a server behind a proxy: the
+/// addresses that it receives from and sends to are the clients'.
+///
+/// All methods take `&self`; share it between threads in an
+/// [`Arc`](std::sync::Arc). What can't be done right through a proxy, such as
+/// `connect` or `peek_from`, is not here; options of the socket are set before
+/// it is handed to [`from_std`](Self::from_std).
+///
+/// ```no_run
+/// use ppv2_sdk::{Trust, UdpSocket};
+///
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"])?)?;
+/// let mut buffer = [0; 1500];
+/// loop {
+///     let (len, client) = socket.recv_from(&mut buffer)?;
+///     socket.send_to(&buffer[..len], client)?;
+/// }
+/// # #[expect(unreachable_code)]
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct UdpSocket {
+    inner: net::UdpSocket,
+    gate: Gate,
+}
+
+impl UdpSocket {
+    /// Binds a socket to `addr`, the address that the proxy sends to.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::bind`]; `InvalidInput` with a
+    /// [`TrustError`](crate::TrustError) inside if `trust` can't be used.
+    ///
+    /// ```
+    /// use ppv2_sdk::{Trust, UdpSocket};
+    ///
+    /// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.0/8"])?)?;
+    /// assert!(socket.local_addr()?.port() > 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
+        let gate = Gate::new(trust)?;
+        let inner = net::UdpSocket::bind(addr)?;
+        Ok(Self { inner, gate })
+    }
+
+    /// Takes over a socket that is bound already, with the options that it has.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` with a [`TrustError`](crate::TrustError) inside if `trust`
+    /// can't be used.
+    ///
+    /// ```
+    /// use ppv2_sdk::{Trust, UdpSocket};
+    ///
+    /// let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    /// socket.set_ttl(32)?;
+    /// let socket = UdpSocket::from_std(socket, Trust::networks(["127.0.0.0/8"])?)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn from_std(socket: net::UdpSocket, trust: Trust) -> io::Result<Self> {
+        Ok(Self {
+            inner: socket,
+            gate: Gate::new(trust)?,
+        })
+    }
+
+    /// Receives one client's payload into `buffer`, and returns its length and
+    /// the client's address. The buffer needs no room for the header; what does
+    /// not fit is lost. The length may be 0.
+    ///
+    /// Datagrams that must be dropped are dropped and counted in
+    /// [`stats`](Self::stats), and the call goes on waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::recv_from`], `WouldBlock` or `TimedOut` after
+    /// the [read timeout](Self::set_read_timeout). Neither a bad datagram nor a
+    /// client that went away is an error.
+    pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
+    }
+
+    /// Receives one client's datagram with all that is known of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub fn recv_datagram(&self) -> io::Result<Datagram> {
+        self.receive(Datagram::new)
+    }
+
+    /// Sends `payload` to a client by the way that its latest datagram came, and
+    /// returns how many bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` if the client has not been heard for
+    /// [`Trust::forget_after`], or not at all; otherwise as
+    /// [`std::net::UdpSocket::send_to`].
+    pub fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
+        self.send(payload, self.gate.way_to(client)?)
+    }
+
+    /// Answers `datagram` with `payload` by the way that this very datagram came,
+    /// however long ago, and returns how many bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::send_to`].
+    ///
+    /// ```no_run
+    /// # fn serve(socket: ppv2_sdk::UdpSocket) -> std::io::Result<()> {
+    /// let datagram = socket.recv_datagram()?;
+    /// println!("{} sent to {:?}", datagram.client, datagram.destination);
+    /// socket.reply(&datagram, b"hello")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
+        self.send(payload, datagram.reply_to())
+    }
+
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::local_addr`].
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    /// Bounds how long a receive call takes, however many datagrams are dropped
+    /// meanwhile; `None` for no bound.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::set_read_timeout`]: a timeout of 0 is one.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.inner.set_read_timeout(timeout)
+    }
+
+    /// The bound that [`set_read_timeout`](Self::set_read_timeout) set.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::read_timeout`].
+    pub fn read_timeout(&self) -> io::Result<Option<Duration>> {
+        self.inner.read_timeout()
+    }
+
+    /// Bounds how long a send call takes; `None` for no bound.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::set_write_timeout`]: a timeout of 0 is one.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.inner.set_write_timeout(timeout)
+    }
+
+    /// The bound that [`set_write_timeout`](Self::set_write_timeout) set.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::write_timeout`].
+    pub fn write_timeout(&self) -> io::Result<Option<Duration>> {
+        self.inner.write_timeout()
+    }
+
+    /// Makes calls return `WouldBlock` at once instead of waiting, or wait again.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::set_nonblocking`].
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.inner.set_nonblocking(nonblocking)
+    }
+
+    /// What the socket has received, dropped and sent so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.gate.stats()
+    }
+
+    /// Receives until `take` gets a datagram.
+    fn receive<T>(&self, take: impl FnOnce(&Admitted<'_>) -> T) -> io::Result<T> {
+        let mut patience = Patience::new();
+        buffer::with(|buffer| {
+            loop {
+                match patience.recv_from(&self.inner, buffer) {
+                    Ok((len, peer)) => {
+                        if let Ok(admitted) = self.gate.admit(Instant::now(), peer, &buffer[..len])
+                        {
+                            return Ok(take(&admitted));
+                        }
+                    }
+                    Err(error) if is_echo_of_earlier_send(&error) => {}
+                    Err(error) => return Err(error),
+                }
+                patience.dropped_one(&self.inner)?;
+            }
+        })
+    }
+
+    fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
+        let sent = despite_echo(|| self.inner.send_to(payload, to))?;
+        self.gate.counters().reply_sent();
+        Ok(sent)
+    }
+}

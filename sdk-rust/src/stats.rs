@@ -1,0 +1,106 @@
+//! What a socket has seen, in numbers. Counters only ever grow.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::DropReason;
+
+const REASONS: usize = DropReason::ALL.len();
+
+/// A snapshot of a socket's counters, taken one after the other: under load
+/// they need not add up to the last datagram.
+///
+/// ```
+/// use ppv2_sdk::{Trust, UdpSocket};
+///
+/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["192.0.2.0/24"])?)?;
+///
+/// for (reason, count) in socket.stats().drops() {
+///     println!("datagrams_dropped{{reason=\"{reason}\"}} {count}");
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Datagrams received, delivered and dropped ones together.
+    pub received: u64,
+    /// Datagrams handed to the application.
+    pub delivered: u64,
+    /// Datagrams sent to clients.
+    pub replies_sent: u64,
+    /// Datagrams not sent, since the way to their client is not known, or no
+    /// longer.
+    pub replies_without_route: u64,
+    /// Clients forgotten before their time to make room for new ones. If it
+    /// grows, [`Trust::max_clients`](crate::Trust::max_clients) is too low.
+    pub clients_evicted: u64,
+    /// Clients that are remembered now.
+    pub clients: usize,
+    dropped: [u64; REASONS],
+}
+
+impl Stats {
+    /// Datagrams dropped for `reason`.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason.index()]
+    }
+
+    /// Datagrams dropped for any reason.
+    #[must_use]
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().sum()
+    }
+
+    /// Every reason with the number of datagrams dropped for it, zeroes too.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
+        DropReason::ALL.iter().copied().zip(self.dropped)
+    }
+}
+
+/// The counters behind [`Stats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    delivered: AtomicU64,
+    dropped: [AtomicU64; REASONS],
+    replies_sent: AtomicU64,
+    replies_without_route: AtomicU64,
+    clients_evicted: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn delivered(&self) {
+        self.delivered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, reason: DropReason) {
+        self.dropped[reason.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn reply_sent(&self) {
+        self.replies_sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn reply_without_route(&self) {
+        self.replies_without_route.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn client_evicted(&self) {
+        self.clients_evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn snapshot(&self, clients: usize) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let delivered = get(&self.delivered);
+        let dropped = self.dropped.each_ref().map(get);
+        Stats {
+            received: delivered + dropped.iter().sum::<u64>(),
+            delivered,
+            replies_sent: get(&self.replies_sent),
+            replies_without_route: get(&self.replies_without_route),
+            clients_evicted: get(&self.clients_evicted),
+            clients,
+            dropped,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The same socket for tokio.
+
+use std::io;
+use std::net::{self, SocketAddr};
+use std::time::Instant;
+
+use ::tokio::io::Interest;
+use ::tokio::net::ToSocketAddrs;
+
+use crate::errors::{despite_echo, is_echo_of_earlier_send};
+use crate::{Admitted, Datagram, Gate, Stats, Trust, buffer};
+
+/// Datagrams that a call which must not wait looks at before it gives way.
+/// Otherwise a flood of bad ones would hold up every other task.
+const MOST_DROPS_IN_A_ROW: usize = 64;
+
+/// Takes the place of [tokio's `UdpSocket`](::tokio::net::UdpSocket) in a server
+/// behind a proxy: the addresses that it receives from and sends to are the
+/// clients'.
+///
+/// All methods take `&self`; share it between tasks in an
+/// [`Arc`](std::sync::Arc). Every future may be dropped at any time, as in
+/// `select!` or under a timeout, without losing a datagram.
+///
+/// ```no_run
+/// use ppv2_sdk::{Trust, tokio::UdpSocket};
+///
+/// # async fn serve() -> std::io::Result<()> {
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"])?).await?;
+/// let mut buffer = [0; 1500];
+/// loop {
+///     let (len, client) = socket.recv_from(&mut buffer).await?;
+///     socket.send_to(&buffer[..len], client).await?;
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct UdpSocket {
+    inner: ::tokio::net::UdpSocket,
+    gate: Gate,
+}
+
+impl UdpSocket {
+    /// Binds a socket to `addr`, the address that the proxy sends to.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](::tokio::net::UdpSocket::bind) of tokio; `InvalidInput` with
+    /// a [`TrustError`](crate::TrustError) inside if `trust` can't be used.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub async fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
+        let gate = Gate::new(trust)?;
+        let inner = ::tokio::net::UdpSocket::bind(addr).await?;
+        Ok(Self { inner, gate })
+    }
+
+    /// Takes over a socket that is bound already, with the options that it has,
+    /// and makes it non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` with a [`TrustError`](crate::TrustError) inside if `trust`
+    /// can't be used; otherwise as [`from_std`](::tokio::net::UdpSocket::from_std)
+    /// of tokio.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn from_std(socket: net::UdpSocket, trust: Trust) -> io::Result<Self> {
+        let gate = Gate::new(trust)?;
+        socket.set_nonblocking(true)?;
+        let inner = ::tokio::net::UdpSocket::from_std(socket)?;
+        Ok(Self { inner, gate })
+    }
+
+    /// Receives one client's payload into `buffer`, and returns its length and
+    /// the client's address. The buffer needs no room for the header; what does
+    /// not fit is lost. The length may be 0.
+    ///
+    /// Datagrams that must be dropped are dropped and counted in
+    /// [`stats`](Self::stats), and the call goes on waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](::tokio::net::UdpSocket::recv_from) of tokio. Neither a
+    /// bad datagram nor a client that went away is an error.
+    pub async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
+            .await
+    }
+
+    /// Receives one client's datagram with all that is known of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub async fn recv_datagram(&self) -> io::Result<Datagram> {
+        self.receive(Datagram::new).await
+    }
+
+    /// Receives as [`recv_from`](Self::recv_from) if a datagram is there already.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if there is none, or after many that had to be dropped;
+    /// wait for [`readable`](Self::readable) then.
+    pub fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let mut take =
+            |admitted: &Admitted<'_>| (buffer::copy(admitted.payload, buffer), admitted.client);
+        for _ in 0..MOST_DROPS_IN_A_ROW {
+            if let Some(taken) = self.receive_one(&mut take)? {
+                return Ok(taken);
+            }
+        }
+        // Readiness stays set, so that `readable` returns at once.
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sends `payload` to a client by the way that its latest datagram came, and
+    /// returns how many bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` if the client has not been heard for
+    /// [`Trust::forget_after`], or not at all; otherwise as
+    /// [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
+    pub async fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
+        self.send(payload, self.gate.way_to(client)?).await
+    }
+
+    /// Sends as [`send_to`](Self::send_to) if that is possible without waiting.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if it is not, in which case wait for
+    /// [`writable`](Self::writable); otherwise as [`send_to`](Self::send_to).
+    pub fn try_send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
+        let way = self.gate.way_to(client)?;
+        let sent = despite_echo(|| self.inner.try_send_to(payload, way))?;
+        self.gate.counters().reply_sent();
+        Ok(sent)
+    }
+
+    /// Answers `datagram` with `payload` by the way that this very datagram came,
+    /// however long ago, and returns how many bytes were sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
+    pub async fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
+        self.send(payload, datagram.reply_to()).await
+    }
+
+    /// Waits until there may be something to receive. Since it may have to be
+    /// dropped, [`try_recv_from`](Self::try_recv_from) can still find nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`readable`](::tokio::net::UdpSocket::readable) of tokio.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.inner.readable().await
+    }
+
+    /// Waits until there may be room to send.
+    ///
+    /// # Errors
+    ///
+    /// As [`writable`](::tokio::net::UdpSocket::writable) of tokio.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.inner.writable().await
+    }
+
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// As [`local_addr`](::tokio::net::UdpSocket::local_addr) of tokio.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    /// What the socket has received, dropped and sent so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.gate.stats()
+    }
+
+    /// Receives until `take` gets a datagram. Each turn goes through tokio's
+    /// `async_io`, which lets other tasks run when too many are dropped in a row.
+    async fn receive<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<T> {
+        loop {
+            let one = || self.receive_one(&mut take);
+            if let Some(taken) = self.inner.async_io(Interest::READABLE, one).await? {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Receives one datagram without waiting; `None` if it had to be dropped.
+    fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
+        buffer::with(|buffer| match self.inner.try_recv_from(buffer) {
+            Ok((len, peer)) => Ok(self
+                .gate
+                .admit(Instant::now(), peer, &buffer[..len])
+                .ok()
+                .map(|admitted| take(&admitted))),
+            Err(error) if is_echo_of_earlier_send(&error) => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
+        let sent = match self.inner.send_to(payload, to).await {
+            // Reported in place of sending this datagram, so send it again.
+            Err(error) if is_echo_of_earlier_send(&error) => {
+                self.inner.send_to(payload, to).await?
+            }
+            result => result?,
+        };
+        self.gate.counters().reply_sent();
+        Ok(sent)
+    }
+}

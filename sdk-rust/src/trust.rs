@@ -1,0 +1,364 @@
+//! Whom a socket believes, and the limits of what it remembers.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use thiserror::Error;
+
+/// Clients remembered at once unless told otherwise. It bounds what a flood of
+/// made-up client addresses can make a server allocate: about 10 MB.
+const DEFAULT_MAX_CLIENTS: usize = 65_536;
+
+/// How long a client that is not heard is remembered unless told otherwise: as
+/// long as NATs keep a UDP mapping (RFC 4787, section 4.3).
+const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
+
+/// Whom a socket believes: the networks whose datagrams must carry a header,
+/// what to do with everybody else, and how much to remember.
+///
+/// There is no default. Whoever sits in a trusted network can speak in the name
+/// of any client, so name the proxies' own addresses, as few as will do, and
+/// make sure that nobody else can send under them.
+///
+/// ```
+/// use std::time::Duration;
+/// use ppv2_sdk::{Direct, Trust};
+///
+/// let trust = Trust::networks(["192.0.2.10", "2001:db8:1::/64"])?
+///     .direct(Direct::Accept)
+///     .max_clients(10_000)
+///     .forget_after(Duration::from_secs(30));
+/// # Ok::<(), ppv2_sdk::TrustError>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Trust {
+    networks: Vec<IpNet>,
+    direct: Direct,
+    max_header_len: usize,
+    max_clients: usize,
+    forget_after: Duration,
+}
+
+/// What to do with a datagram from outside the trusted networks. It is never
+/// searched for a header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Direct {
+    /// Drop it, counted as [`DropReason::Untrusted`](crate::DropReason::Untrusted).
+    #[default]
+    Drop,
+    /// Its sender is the client, all of its bytes are payload, and replies go
+    /// straight back.
+    ///
+    /// A sender's address proves nothing: anybody who can forge one could speak
+    /// as a client that is known through a proxy, and draw the replies off the
+    /// proxy. So a proxy's word goes first. For as long as a client is
+    /// remembered from a proxy, a datagram that comes directly from that very
+    /// address and port is dropped, counted as
+    /// [`DropReason::DirectConflict`](crate::DropReason::DirectConflict); and a
+    /// proxy that names a client hitherto known directly takes over the replies
+    /// to it. Direct clients are remembered apart, so that they can't crowd out
+    /// those behind a proxy.
+    Accept,
+}
+
+/// Why a [`Trust`] can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TrustError {
+    /// A trusted network is neither a network nor an address.
+    #[error(
+        "trusted network {value:?} is not a network; write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1"
+    )]
+    Network {
+        /// What was given.
+        value: String,
+    },
+
+    /// A trusted network has bits set behind its prefix, so that it is unclear
+    /// whether the network or the one address was meant.
+    #[error(
+        "trusted network {value:?} has bits set behind its prefix; write {network} for the network or {address} for the address alone"
+    )]
+    HostBits {
+        /// What was given.
+        value: String,
+        /// The network with those bits cleared.
+        network: IpNet,
+        /// The address without the prefix length.
+        address: IpAddr,
+    },
+
+    /// No network is trusted and direct clients are dropped: nothing would ever
+    /// be received.
+    #[error(
+        "no trusted network is given and direct clients are dropped, so nothing would ever be received; name the proxy's address, or accept direct clients"
+    )]
+    Nobody,
+
+    /// [`Trust::max_header_len`] is below the shortest header that names a client.
+    #[error(
+        "max_header_len is {value}, a header that names a client has at least {} bytes; leave it at {} or raise it",
+        ppv2::IPV4_HEADER_LEN,
+        ppv2::DEFAULT_MAX_HEADER_LEN
+    )]
+    MaxHeaderLen {
+        /// What was given.
+        value: usize,
+    },
+
+    /// [`Trust::max_clients`] is 0.
+    #[error("max_clients is 0, so that no client could be answered; allow at least 1")]
+    MaxClients,
+
+    /// [`Trust::forget_after`] is 0.
+    #[error("forget_after is 0, so that no client could be answered; use a second or more")]
+    ForgetAfter,
+}
+
+impl From<TrustError> for io::Error {
+    fn from(error: TrustError) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl Trust {
+    /// Trusts the given networks: `192.0.2.0/24`, `2001:db8::/32`, or a single
+    /// address. Everybody else is dropped, unless [`direct`](Self::direct) says
+    /// otherwise.
+    ///
+    /// A network of IPv4 addresses stands for those addresses on a dual-stack
+    /// IPv6 socket too; `::/0` does not include them.
+    ///
+    /// # Errors
+    ///
+    /// [`TrustError::Network`] for text that is neither a network nor an
+    /// address, [`TrustError::HostBits`] for one such as `192.0.2.1/24`.
+    ///
+    /// ```
+    /// use ppv2_sdk::Trust;
+    ///
+    /// let error = Trust::networks(["192.0.2.1/24"]).unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "trusted network \"192.0.2.1/24\" has bits set behind its prefix; \
+    ///      write 192.0.2.0/24 for the network or 192.0.2.1 for the address alone",
+    /// );
+    /// ```
+    pub fn networks<I>(networks: I) -> Result<Self, TrustError>
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        networks
+            .into_iter()
+            .map(|text| parse(text.as_ref()))
+            .collect()
+    }
+
+    /// Trusts networks that have been parsed already, bits behind the prefix
+    /// ignored. [`collect`](Iterator::collect) does the same.
+    ///
+    /// ```
+    /// use ppv2_sdk::{IpNet, Trust};
+    ///
+    /// let network: IpNet = "192.0.2.0/24".parse().unwrap();
+    /// let trust = Trust::ip_nets([network]);
+    /// ```
+    pub fn ip_nets(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        Self {
+            networks: networks.into_iter().map(unmapped).collect(),
+            direct: Direct::default(),
+            max_header_len: ppv2::DEFAULT_MAX_HEADER_LEN,
+            max_clients: DEFAULT_MAX_CLIENTS,
+            forget_after: DEFAULT_FORGET_AFTER,
+        }
+    }
+
+    /// Says what to do with datagrams from outside the trusted networks.
+    pub fn direct(mut self, direct: Direct) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// Sets the longest header to accept, TLVs included; 512 bytes unless set.
+    /// Longer ones are dropped as
+    /// [`DropReason::HeaderTooLong`](crate::DropReason::HeaderTooLong).
+    pub fn max_header_len(mut self, bytes: usize) -> Self {
+        self.max_header_len = bytes;
+        self
+    }
+
+    /// Sets how many clients are remembered; 65,536 unless set. A new one then
+    /// takes the place of the one longest unheard-of. Clients behind proxies
+    /// and direct ones are counted apart.
+    pub fn max_clients(mut self, clients: usize) -> Self {
+        self.max_clients = clients;
+        self
+    }
+
+    /// Sets for how long a client is remembered after its latest datagram; 120
+    /// seconds unless set. Sending to it does not prolong it.
+    pub fn forget_after(mut self, idle: Duration) -> Self {
+        self.forget_after = idle;
+        self
+    }
+
+    /// Whether a peer of this canonical address speaks for others.
+    pub(crate) fn includes(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&ip))
+    }
+
+    pub(crate) fn direct_policy(&self) -> Direct {
+        self.direct
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max_header_len: self.max_header_len,
+            max_clients: self.max_clients,
+            forget_after: self.forget_after,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), TrustError> {
+        if self.networks.is_empty() && self.direct == Direct::Drop {
+            return Err(TrustError::Nobody);
+        }
+        if self.max_header_len < ppv2::IPV4_HEADER_LEN {
+            let value = self.max_header_len;
+            return Err(TrustError::MaxHeaderLen { value });
+        }
+        if self.max_clients == 0 {
+            return Err(TrustError::MaxClients);
+        }
+        if self.forget_after.is_zero() {
+            return Err(TrustError::ForgetAfter);
+        }
+        Ok(())
+    }
+}
+
+/// The numbers in a [`Trust`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_header_len: usize,
+    pub(crate) max_clients: usize,
+    pub(crate) forget_after: Duration,
+}
+
+impl FromIterator<IpNet> for Trust {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Self {
+        Self::ip_nets(networks)
+    }
+}
+
+fn parse(text: &str) -> Result<IpNet, TrustError> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    let value = || text.to_owned();
+    let network: IpNet = text
+        .parse()
+        .map_err(|_| TrustError::Network { value: value() })?;
+    if network.addr() != network.network() {
+        return Err(TrustError::HostBits {
+            value: value(),
+            network: network.trunc(),
+            address: network.addr(),
+        });
+    }
+    Ok(network)
+}
+
+/// A network of v4-mapped IPv6 addresses as the IPv4 network that it is, since
+/// peers are compared in that form.
+fn unmapped(network: IpNet) -> IpNet {
+    const MAPPED_PREFIX: u8 = 96;
+    let IpNet::V6(v6) = network else {
+        return network;
+    };
+    let v4 = v6
+        .prefix_len()
+        .checked_sub(MAPPED_PREFIX)
+        .zip(v6.addr().to_ipv4_mapped())
+        .and_then(|(prefix, address): (u8, Ipv4Addr)| Ipv4Net::new(address, prefix).ok());
+    v4.map_or(network, IpNet::V4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn message(network: &str) -> String {
+        Trust::networks([network]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn takes_networks_and_addresses_of_both_families() {
+        let trust =
+            Trust::networks(["192.0.2.0/24", "198.51.100.7", "2001:db8::/32", "::1"]).unwrap();
+        for inside in [
+            "192.0.2.0",
+            "192.0.2.255",
+            "198.51.100.7",
+            "2001:db8::9",
+            "::1",
+        ] {
+            assert!(trust.includes(inside.parse().unwrap()), "{inside}");
+        }
+        for outside in ["192.0.3.0", "198.51.100.8", "2001:db9::", "::2", "0.0.0.1"] {
+            assert!(!trust.includes(outside.parse().unwrap()), "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_network_means_the_ipv4_network() {
+        let trust = Trust::networks(["::ffff:192.0.2.0/120", "::ffff:198.51.100.7"]).unwrap();
+        assert!(trust.includes("192.0.2.9".parse().unwrap()));
+        assert!(trust.includes("198.51.100.7".parse().unwrap()));
+        assert!(!trust.includes("192.0.3.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn all_ipv6_addresses_do_not_include_the_ipv4_ones() {
+        let trust = Trust::networks(["::/0"]).unwrap();
+        assert!(!trust.includes("192.0.2.9".parse().unwrap()));
+    }
+
+    #[test]
+    fn names_the_value_and_the_mend() {
+        assert_eq!(
+            message("10.0.0.300"),
+            "trusted network \"10.0.0.300\" is not a network; \
+             write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1",
+        );
+        assert!(message("").contains("\"\" is not a network"));
+        assert!(message("192.0.2.0/33").contains("\"192.0.2.0/33\""));
+        assert!(message("localhost").contains("\"localhost\""));
+        assert!(message("2001:db8::1/32").contains("write 2001:db8::/32 for the network"));
+    }
+
+    #[test]
+    fn refuses_what_could_never_work() {
+        let none: [&str; 0] = [];
+        let nobody = Trust::networks(none).unwrap();
+        assert_eq!(nobody.check(), Err(TrustError::Nobody));
+        assert_eq!(nobody.direct(Direct::Accept).check(), Ok(()));
+
+        let trust = || Trust::networks(["192.0.2.1"]).unwrap();
+        assert_eq!(trust().check(), Ok(()));
+        assert_eq!(trust().max_header_len(28).check(), Ok(()));
+        assert_eq!(
+            trust().max_header_len(27).check(),
+            Err(TrustError::MaxHeaderLen { value: 27 })
+        );
+        assert_eq!(trust().max_clients(0).check(), Err(TrustError::MaxClients));
+        assert_eq!(
+            trust().forget_after(Duration::ZERO).check(),
+            Err(TrustError::ForgetAfter)
+        );
+    }
+}

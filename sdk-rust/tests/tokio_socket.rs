@@ -1,0 +1,268 @@
+//! The tokio socket against real ones on this host.
+#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
+
+mod common;
+
+use std::future::{Future, poll_fn};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use common::*;
+use ppv2_sdk::tokio::UdpSocket;
+use ppv2_sdk::{Direct, DropReason, Trust};
+use tokio::time::timeout;
+
+async fn server(trust: Trust) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0", trust).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// What `future` returns, or a failed test instead of one that hangs.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("to be done by now")
+}
+
+async fn echo(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 2048];
+    let (len, client) = soon(socket.recv_from(&mut buffer)).await.unwrap();
+    let sent = soon(socket.send_to(&buffer[..len], client)).await.unwrap();
+    assert_eq!(sent, len);
+    (buffer[..len].to_vec(), client)
+}
+
+#[tokio::test]
+async fn shows_the_client_and_answers_through_the_proxy() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    for client in [CLIENT, CLIENT_V6] {
+        proxy.send(server, &from_client(client, b"hello"));
+        assert_eq!(echo(&socket).await, (b"hello".to_vec(), addr(client)));
+        assert_eq!(proxy.receive(), (b"hello".to_vec(), server));
+    }
+    let stats = socket.stats();
+    assert_eq!((stats.delivered, stats.replies_sent), (2, 2));
+}
+
+#[tokio::test]
+async fn serves_both_families_on_one_socket() {
+    let trust = Trust::networks(["127.0.0.1", "::1"]).unwrap();
+    let socket = UdpSocket::from_std(dual_stack(), trust.direct(Direct::Accept)).unwrap();
+    let bound = socket.local_addr().unwrap();
+    let (v4, v6) = (reached_by("127.0.0.1", bound), reached_by("::1", bound));
+    let through_v4 = Proxy::bind("127.0.0.1:0");
+    let through_v6 = Proxy::bind("[::1]:0");
+    let direct = Proxy::bind("127.0.0.2:0");
+
+    through_v4.send(v4, &from_client(CLIENT, b"4"));
+    assert_eq!(echo(&socket).await, (b"4".to_vec(), addr(CLIENT)));
+    assert_eq!(through_v4.receive().0, b"4");
+    through_v6.send(v6, &from_client(CLIENT_V6, b"6"));
+    assert_eq!(echo(&socket).await, (b"6".to_vec(), addr(CLIENT_V6)));
+    assert_eq!(through_v6.receive().0, b"6");
+    direct.send(v4, b"direct");
+    assert_eq!(echo(&socket).await, (b"direct".to_vec(), direct.address()));
+    assert_eq!(direct.receive().0, b"direct");
+}
+
+#[tokio::test]
+async fn the_latest_proxy_gets_the_reply_and_each_its_own_by_reply() {
+    let (socket, server) = server(loopback()).await;
+    let first = Proxy::bind("127.0.0.1:0");
+    let second = Proxy::bind("127.0.0.2:0");
+    first.send(server, &from_client_with_host(CLIENT, "example.org", b"1"));
+    let through_first = soon(socket.recv_datagram()).await.unwrap();
+    assert_eq!(through_first.tlvs().authority(), Some(Ok("example.org")));
+    assert_eq!(through_first.destination, Some(addr(LISTENER)));
+    second.send(server, &from_client(CLIENT, b"2"));
+    soon(socket.recv_datagram()).await.unwrap();
+
+    socket.send_to(b"latest", addr(CLIENT)).await.unwrap();
+    socket.try_send_to(b"and", addr(CLIENT)).unwrap();
+    socket.reply(&through_first, b"to 1").await.unwrap();
+    assert_eq!(second.receive().0, b"latest");
+    assert_eq!(second.receive().0, b"and");
+    assert_eq!(first.receive().0, b"to 1");
+    assert_eq!(socket.stats().replies_sent, 3);
+}
+
+#[tokio::test]
+async fn a_client_never_heard_can_not_be_sent_to() {
+    let (socket, _) = server(loopback()).await;
+    let error = socket.send_to(b"x", addr(CLIENT)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+    let error = socket.try_send_to(b"x", addr(CLIENT)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+    assert_eq!(socket.stats().replies_without_route, 2);
+}
+
+#[tokio::test]
+async fn hostile_datagrams_neither_end_nor_confuse_a_receive_call() {
+    let (socket, server) = server(one_address()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let stranger = Proxy::bind("127.0.0.2:0");
+    for (number, bad) in hostile().iter().enumerate() {
+        let payload = format!("good {number}");
+        proxy.send(server, bad);
+        stranger.send(server, &from_client(OTHER_CLIENT, b"forged"));
+        proxy.send(server, &from_client(CLIENT, payload.as_bytes()));
+        assert_eq!(echo(&socket).await, (payload.into_bytes(), addr(CLIENT)));
+    }
+    let stats = socket.stats();
+    assert_eq!((stats.delivered, stats.dropped_total()), (10, 20));
+    stranger.receives_nothing();
+}
+
+#[tokio::test]
+async fn buffers_are_for_the_payload_alone() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let mut small = [0; 2];
+    for (payload, kept) in [(b"hello".as_slice(), b"he".as_slice()), (b"", b"")] {
+        proxy.send(server, &from_client(CLIENT, payload));
+        let (len, _) = soon(socket.recv_from(&mut small)).await.unwrap();
+        assert_eq!(&small[..len], kept);
+    }
+    let longest = vec![7; 65_507 - 28];
+    proxy.send(server, &from_client(CLIENT, &longest));
+    let datagram = soon(socket.recv_datagram()).await.unwrap();
+    assert_eq!(datagram.payload, longest);
+}
+
+#[tokio::test]
+async fn a_cancelled_receive_loses_nothing() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let mut buffer = [0; 16];
+    let mut received = 0;
+    for number in 0..200u8 {
+        // Cancelled while it waits, then with a bad and a good one queued.
+        let cancelled = timeout(Duration::ZERO, socket.recv_from(&mut buffer)).await;
+        received += u32::from(cancelled.is_ok());
+        proxy.send(server, b"no header");
+        proxy.send(server, &from_client(CLIENT, &[number]));
+        let cancelled = timeout(Duration::ZERO, socket.recv_datagram()).await;
+        received += u32::from(cancelled.is_ok());
+    }
+    while timeout(Duration::from_millis(100), socket.recv_datagram())
+        .await
+        .is_ok()
+    {
+        received += 1;
+    }
+    assert_eq!(received, 200);
+}
+
+#[tokio::test]
+async fn try_recv_from_passes_over_what_is_dropped() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let mut buffer = [0; 16];
+    let error = socket.try_recv_from(&mut buffer).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    soon(socket.writable()).await.unwrap();
+
+    // More than one call passes over.
+    for _ in 0..150 {
+        proxy.send(server, b"no header");
+    }
+    proxy.send(server, &from_client(CLIENT, b"good"));
+    let mut calls = 0;
+    let received = loop {
+        calls += 1;
+        soon(socket.readable()).await.unwrap();
+        match socket.try_recv_from(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            result => break result.unwrap(),
+        }
+    };
+    assert_eq!(received, (4, addr(CLIENT)));
+    assert_eq!(socket.stats().dropped(DropReason::NoHeader), 150);
+    assert!(calls > 1);
+}
+
+#[tokio::test]
+async fn a_flood_of_bad_datagrams_starves_no_other_task() {
+    const FLOOD: u64 = 200;
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    for _ in 0..FLOOD {
+        proxy.send(server, b"no header");
+    }
+    proxy.send(server, &from_client(CLIENT, b"good"));
+    soon(socket.readable()).await.unwrap();
+
+    let mut receiving = pin!(socket.recv_datagram());
+    let at_once = poll_fn(|context| Poll::Ready(receiving.as_mut().poll(context))).await;
+
+    // It has given way though more was queued, and goes on when its turn comes.
+    assert!(at_once.is_pending());
+    let dropped = || socket.stats().dropped(DropReason::NoHeader);
+    assert!((1..FLOOD).contains(&dropped()), "{}", dropped());
+    assert_eq!(&soon(receiving).await.unwrap().payload[..], b"good");
+    assert_eq!(dropped(), FLOOD);
+}
+
+#[tokio::test]
+async fn an_icmp_error_neither_fails_a_receive_nor_swallows_a_reply() {
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let proxy_address = proxy.address();
+    let raw = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    raw.connect(proxy_address).unwrap();
+    let provoke = raw.try_clone().unwrap();
+    let socket = UdpSocket::from_std(raw, loopback()).unwrap();
+    let server = socket.local_addr().unwrap();
+    proxy.send(server, &from_client(CLIENT, b"x"));
+    soon(socket.recv_datagram()).await.unwrap();
+
+    drop(proxy);
+    provoke.send(b"nobody listens").unwrap();
+    let waiting = timeout(Duration::from_millis(50), socket.recv_datagram()).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+
+    for by_try in [false, true] {
+        provoke.send(b"nobody listens").unwrap();
+        let proxy = Proxy::bind(&proxy_address.to_string());
+        if by_try {
+            socket.try_send_to(b"reply", addr(CLIENT)).unwrap();
+        } else {
+            socket.send_to(b"reply", addr(CLIENT)).await.unwrap();
+        }
+        assert_eq!(proxy.receive().0, b"reply");
+    }
+}
+
+#[tokio::test]
+async fn trust_that_can_not_work_is_refused() {
+    let error = UdpSocket::bind("127.0.0.1:0", Trust::ip_nets([]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+/// Futures of the socket can be moved to another thread by `tokio::spawn`.
+#[tokio::test]
+async fn tasks_share_a_socket() {
+    let (socket, server) = server(loopback()).await;
+    let socket = Arc::new(socket);
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let socket = Arc::clone(&socket);
+            tokio::spawn(async move { echo(&socket).await.1 })
+        })
+        .collect();
+    let proxy = Proxy::bind("127.0.0.1:0");
+    for port in 1..=4 {
+        proxy.send(server, &from_client(&format!("203.0.113.11:{port}"), b"x"));
+    }
+    let mut ports = Vec::new();
+    for task in tasks {
+        ports.push(soon(task).await.unwrap().port());
+    }
+    ports.sort_unstable();
+    assert_eq!(ports, [1, 2, 3, 4]);
+}

@@ -215,9 +215,10 @@ impl Worker {
             return false;
         }
         let socket = &self.entrances[entrance].socket;
-        let received = match socket.receive(&mut self.inbound, 0, BATCH) {
-            Ok(received) => received,
-            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+        let Ok(received) = socket.receive(&mut self.inbound, 0, BATCH) else {
+            // Nothing there, or no memory to hand it over: the next datagram
+            // wakes us again.
+            return false;
         };
         // Datagrams of one session that follow each other leave in one call.
         let mut current = None;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub mod dns;
 pub mod namespace;
 
 /// Long enough for a loaded machine; a test that waits so long has failed.

@@ -1,0 +1,69 @@
+# What people type. Everything that is needed beyond Rust and Python is
+# installed by the targets themselves, into target/ or (Debian packages, as
+# root) onto the host.
+
+SHELL := /bin/sh
+TOOLS := $(CURDIR)/target/tools
+CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
+CARGO_DENY := $(TOOLS)/bin/cargo-deny
+
+# Seconds that each fuzz target runs for in `make test`.
+FUZZ_SECONDS ?= 20
+
+.PHONY: help build demo test lint unit python fuzz audit packages
+
+help:
+	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
+	@echo 'make test    every test: lint, unit, interop, Python, fuzz'
+	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
+	@echo 'make lint    formatting, lints, docs, licences'
+	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn'
+	@echo 'make python  tests of the Python package'
+	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
+
+build:
+	cargo build --locked --release -p ppv2-proxy
+
+# The proxy needs nothing of root, so root has it run as nobody.
+demo:
+	@cargo build --locked -p ppv2-proxy
+	@if [ "$$(id -u)" = 0 ]; then \
+		folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && chmod 755 "$$folder" && \
+		install -m 755 target/debug/ppv2-proxy "$$folder" && \
+		setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --no-new-privs \
+			"$$folder/ppv2-proxy" demo; \
+	else \
+		target/debug/ppv2-proxy demo; \
+	fi
+
+test: packages lint unit python fuzz demo
+
+packages:
+	@.ci/debian-packages
+
+lint: $(CARGO_DENY)
+	cargo fmt --all --check
+	cd fuzz && cargo fmt --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
+
+unit: packages
+	cargo test --locked --workspace --no-fail-fast
+
+python:
+	sdk-python/run-tests
+
+# Nightly flags on the one toolchain that there is; see fuzz/README.md.
+fuzz: $(CARGO_FUZZ)
+	fuzz/run $(FUZZ_SECONDS)
+
+audit: $(CARGO_DENY)
+	$(CARGO_DENY) check advisories
+
+$(CARGO_FUZZ):
+	cargo install --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
+
+$(CARGO_DENY):
+	cargo install --locked --quiet --root $(TOOLS) cargo-deny@0.20.2

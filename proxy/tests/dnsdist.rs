@@ -1,0 +1,158 @@
+//! dnsdist, a server that is not ours, reads the client's and the listener's
+//! address and port from the proxy's headers, with and without a checksum: its
+//! answers consist of what it read. It answers nothing that lacks a header, or
+//! has one and comes from elsewhere than the proxy.
+
+mod common;
+
+use std::net::SocketAddr;
+
+use common::dns::{answered, clients, for_each, program, server, setup_clients, unanswered};
+use common::*;
+
+const CLIENTS4: (&str, usize) = ("127.10.0.", 30);
+const CLIENTS6: (&str, usize) = ("fd00:10::", 20);
+
+/// TLV type and length of a checksum, as the Lua below writes it.
+const CHECKSUM: &str = "3:4";
+
+/// dnsdist on one port of both loopback addresses, which takes headers from
+/// `proxies` alone. A and AAAA answers are the client's IP; TXT answers are the
+/// client, the destination, and type and length of each TLV.
+fn dnsdist(folder: &tempfile::TempDir, proxies: &str) -> (Process, [SocketAddr; 2]) {
+    let port = port();
+    let config = format!(
+        r#"
+setSecurityPollSuffix("")
+setLocal("127.0.0.1:{port}")
+addLocal("[::1]:{port}")
+setACL({{"0.0.0.0/0", "::/0"}})
+setProxyProtocolACL({{{proxies}}})
+
+addAction(QTypeRule(DNSQType.TXT), LuaAction(function(dq)
+    local words = {{ dq.remoteaddr:toStringWithPort(), dq.localaddr:toStringWithPort() }}
+    for kind, value in pairs(dq:getProxyProtocolValues()) do
+        table.insert(words, kind .. ":" .. #value)
+    end
+    local text = table.concat(words, ",")
+    return DNSAction.SpoofRaw, string.char(#text) .. text
+end))
+addAction(AllRule(), LuaAction(function(dq)
+    return DNSAction.Spoof, dq.remoteaddr:toString()
+end))
+"#
+    );
+    let file = write(folder, "dnsdist.conf", &config);
+    let mut process = server(
+        &program("dnsdist", "dnsdist"),
+        &["--supervised", "--disable-syslog", "-C", file.to_str().unwrap()],
+    );
+    process.wait_for(&format!("Listening on [::1]:{port}"));
+    let addresses =
+        ["127.0.0.1", "::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    (process, addresses)
+}
+
+const PROXIES: &str = r#""127.0.0.1/32", "::1/128""#;
+
+/// Asks from `client` and asserts that the answers tell of it, of the address
+/// `asked` and of these TLVs.
+fn is_told_its_address(client: SocketAddr, asked: SocketAddr, tlvs: &str) {
+    let kind = if client.is_ipv4() { "A" } else { "AAAA" };
+    let answers = answered(client, asked, &[kind, "TXT"]);
+    assert_eq!(answers[0].only(), client.ip().to_string());
+    let mut text = format!("{client},{asked}");
+    if !tlvs.is_empty() {
+        text = format!("{text},{tlvs}");
+    }
+    assert_eq!(answers[1].only(), format!("\"{text}\""));
+}
+
+/// Clients of both families behind listeners of both, in front of servers of
+/// both.
+fn everybody_is_told_its_address(crc32c: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let (_dnsdist, upstreams) = dnsdist(&folder, PROXIES);
+    let mut config = String::new();
+    let mut questions = Vec::new();
+    for (ip, (prefix, count)) in [("127.0.0.1", CLIENTS4), ("::1", CLIENTS6)] {
+        for (number, upstream) in upstreams.iter().enumerate() {
+            let listener = address(ip);
+            let name = format!("to{number}from{}", listener.port());
+            config += &format!(
+                "[[listener]]\nname = \"{name}\"\nbind = [\"{listener}\"]\nupstream = \"{name}\"\n\
+                 [upstream.{name}]\nservers = [\"{upstream}\"]\nheader = {{ crc32c = {crc32c} }}\n"
+            );
+            let clients = clients(prefix, count, port());
+            questions.extend(clients.into_iter().map(|client| (client, listener)));
+        }
+    }
+    let _proxy = proxy_with(&folder, &config);
+    assert_eq!(questions.len(), 2 * 30 + 2 * 20);
+    let tlvs = if crc32c { CHECKSUM } else { "" };
+    for_each(&questions, |&(client, listener)| {
+        is_told_its_address(client, listener, tlvs);
+    });
+}
+
+#[test]
+fn clients_and_destinations_are_read() {
+    let setup = setup_clients(&[CLIENTS6]);
+    if namespace::enter("clients_and_destinations_are_read", &setup) {
+        everybody_is_told_its_address(false);
+    }
+}
+
+#[test]
+fn a_checksum_is_accepted() {
+    if namespace::enter("a_checksum_is_accepted", &setup_clients(&[CLIENTS6])) {
+        everybody_is_told_its_address(true);
+    }
+}
+
+#[test]
+fn on_a_wildcard_the_destination_is_the_address_written_to() {
+    let test = "on_a_wildcard_the_destination_is_the_address_written_to";
+    if !namespace::enter(test, &setup_clients(&[CLIENTS6])) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (_dnsdist, upstreams) = dnsdist(&folder, PROXIES);
+    let (listeners, from) = (port(), port());
+    let (v4, v6) = (format!("0.0.0.0:{listeners}"), format!("[::]:{listeners}"));
+    let upstream = upstreams[0].to_string();
+    let _proxy = proxy(&["--listen", &v4, "--listen", &v6, "--upstream", &upstream]);
+    for ((prefix, count), asked) in [
+        (CLIENTS4, ["127.0.0.1", "127.77.0.1"]),
+        (CLIENTS6, ["::1", "fd00:10::14"]),
+    ] {
+        let client = clients(prefix, count, from)[0];
+        for ip in asked {
+            let asked = SocketAddr::new(ip.parse().unwrap(), listeners);
+            is_told_its_address(client, asked, "");
+        }
+    }
+}
+
+#[test]
+fn a_header_is_needed_and_from_the_proxy_alone() {
+    let test = "a_header_is_needed_and_from_the_proxy_alone";
+    if !namespace::enter(test, "") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (_dnsdist, upstreams) = dnsdist(&folder, PROXIES);
+    let without = address("127.0.0.1");
+    let _without = proxy_between(without, upstreams[0], &["--mode", "plain"]);
+    unanswered(clients(CLIENTS4.0, 1, port())[0], without);
+    unanswered(address("127.0.0.1"), upstreams[0]);
+
+    // One that trusts another proxy takes our header for a question.
+    let folder = tempfile::tempdir().unwrap();
+    let (_dnsdist, upstreams) = dnsdist(&folder, "\"127.0.0.99/32\"");
+    let listener = address("127.0.0.1");
+    let _proxy = proxy_between(listener, upstreams[0], &[]);
+    let client = clients(CLIENTS4.0, 1, port())[0];
+    unanswered(client, listener);
+    is_told_its_address(client, upstreams[0], "");
+}

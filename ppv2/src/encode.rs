@@ -1,68 +1,16 @@
-//! Writing a header into a buffer that the caller owns.
+//! Writing TLVs behind the fixed part and the addresses, into a buffer that the
+//! caller owns.
 
-use core::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use core::net::SocketAddr;
 
-use crate::decode::Transport;
 use crate::error::EncodeError;
+use crate::fixed::{LOCAL, PROXY, length_field, nibble, write_fixed, write_ip};
+use crate::header::Transport;
 use crate::ssl::SSL_FIXED_LEN;
 use crate::{
-    CRC32C_TLV_LEN, FIXED_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, MAX_UNIQUE_ID_LEN, SIGNATURE,
-    TLV_PREFIX_LEN, TlvType, UNIX_HEADER_LEN, checksum,
+    CRC32C_TLV_LEN, FIXED_LEN, MAX_UNIQUE_ID_LEN, TLV_PREFIX_LEN, TlvType, UNIX_HEADER_LEN,
+    checksum,
 };
-
-const LOCAL: u8 = 0x20;
-const PROXY: u8 = 0x21;
-const MAX_LEN_FIELD: usize = u16::MAX as usize;
-
-/// Bytes that [`encode_udp`] writes for these addresses: 28 or 52.
-///
-/// ```
-/// let v4 = "203.0.113.11:54321".parse().unwrap();
-/// let v6 = "[2001:db8::1]:9000".parse().unwrap();
-/// assert_eq!(ppv2::udp_header_len(v4, v4), 28);
-/// assert_eq!(ppv2::udp_header_len(v4, v6), 52);
-/// ```
-#[must_use]
-pub fn udp_header_len(client: SocketAddr, destination: SocketAddr) -> usize {
-    match Pair::new(client, destination) {
-        Pair::V4(..) => IPV4_HEADER_LEN,
-        Pair::V6(..) => IPV6_HEADER_LEN,
-    }
-}
-
-/// Writes the header that a proxy puts in front of a client's UDP datagram,
-/// and returns it: the first 28 or 52 bytes of `buffer` (section 2.2).
-///
-/// `destination` is the address that the client sent to. A v4-mapped IPv6
-/// address is written as IPv4; if only one of the two is IPv4, it is written
-/// v4-mapped, and the header as IPv6. Scope and flow label have no place in a
-/// header.
-///
-/// # Errors
-///
-/// [`EncodeError::BufferTooSmall`] if `buffer` is shorter than
-/// [`udp_header_len`]; [`MAX_UDP_HEADER_LEN`](crate::MAX_UDP_HEADER_LEN) is
-/// always enough.
-///
-/// ```
-/// let client = "[::ffff:203.0.113.11]:54321".parse().unwrap();
-/// let listener = "198.51.100.10:9000".parse().unwrap();
-/// let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
-///
-/// let header = ppv2::encode_udp(client, listener, &mut buffer)?;
-///
-/// assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
-///                      \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28");
-/// # Ok::<(), ppv2::EncodeError>(())
-/// ```
-pub fn encode_udp(
-    client: SocketAddr,
-    destination: SocketAddr,
-    buffer: &mut [u8],
-) -> Result<&[u8], EncodeError> {
-    let len = write_ip(buffer, Transport::Datagram, client, destination)?;
-    Ok(&buffer[..len])
-}
 
 /// Writes a header piece by piece: addresses first, then TLVs in the order in
 /// which they shall stand, then [`finish`](Self::finish).
@@ -116,16 +64,32 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// [`EncodeError::BufferTooSmall`] below 16 bytes.
+    ///
+    /// ```
+    /// let mut buffer = [0; 16];
+    /// let header = ppv2::Encoder::unspecified(&mut buffer)?.finish();
+    /// assert_eq!(header[12..], [0x21, 0x00, 0, 0]);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn unspecified(buffer: &'b mut [u8]) -> Result<Self, EncodeError> {
         let len = write_fixed(buffer, PROXY, 0x00, FIXED_LEN)?;
         Ok(Self::behind(buffer, len))
     }
 
-    /// Starts the header of a client's UDP datagram, as [`encode_udp`] does.
+    /// Starts the header of a client's UDP datagram, as [`encode_udp`](crate::encode_udp) does.
     ///
     /// # Errors
     ///
     /// [`EncodeError::BufferTooSmall`] below 28 or 52 bytes.
+    ///
+    /// ```
+    /// let client = "[2001:db8::1]:4242".parse().unwrap();
+    /// let listener = "[2001:db8::10]:53".parse().unwrap();
+    /// let mut buffer = [0; 80];
+    /// let header = ppv2::Encoder::udp(&mut buffer, client, listener)?.crc32c()?.finish();
+    /// assert_eq!(header.len(), ppv2::IPV6_HEADER_LEN + ppv2::CRC32C_TLV_LEN);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn udp(
         buffer: &'b mut [u8],
         client: SocketAddr,
@@ -141,6 +105,14 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// [`EncodeError::BufferTooSmall`] below 28 or 52 bytes.
+    ///
+    /// ```
+    /// let address = "192.0.2.1:443".parse().unwrap();
+    /// let mut buffer = [0; 28];
+    /// let header = ppv2::Encoder::tcp(&mut buffer, address, address)?.finish();
+    /// assert_eq!(header[13], 0x11);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn tcp(
         buffer: &'b mut [u8],
         client: SocketAddr,
@@ -155,6 +127,17 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// [`EncodeError::BufferTooSmall`] below 232 bytes.
+    ///
+    /// ```
+    /// use ppv2::{Encoder, Transport};
+    ///
+    /// let mut path = [0; 108];
+    /// path[..13].copy_from_slice(b"/run/app.sock");
+    /// let mut buffer = [0; ppv2::UNIX_HEADER_LEN];
+    /// let header = Encoder::unix(&mut buffer, Transport::Datagram, &path, &path)?.finish();
+    /// assert_eq!(header[13], 0x32);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn unix(
         buffer: &'b mut [u8],
         transport: Transport,
@@ -187,6 +170,18 @@ impl<'b> Encoder<'b> {
     /// [`EncodeError::BufferTooSmall`] if it would exceed the buffer,
     /// [`EncodeError::UniqueIdTooLong`] for a unique id over 128 bytes,
     /// [`EncodeError::Checksum`] for [`TlvType::CRC32C`].
+    ///
+    /// ```
+    /// use ppv2::{EncodeError, Encoder, TlvType};
+    ///
+    /// let mut buffer = [0; 32];
+    /// let header = Encoder::local(&mut buffer)?.tlv(TlvType(0xe7), b"eu")?.finish();
+    /// assert_eq!(&header[14..], b"\x00\x05\xe7\x00\x02eu");
+    ///
+    /// let error = Encoder::local(&mut buffer)?.tlv(TlvType::CRC32C, &[0; 4]).unwrap_err();
+    /// assert_eq!(error, EncodeError::Checksum);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn tlv(self, kind: TlvType, value: &[u8]) -> Result<Self, EncodeError> {
         self.tlv_of(kind, &[value])
     }
@@ -196,6 +191,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.alpn(b"h3")?.finish();
+    /// assert_eq!(&header[16..], b"\x01\x00\x02h3");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn alpn(self, protocol: &[u8]) -> Result<Self, EncodeError> {
         self.tlv(TlvType::ALPN, protocol)
     }
@@ -205,6 +207,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.authority("a.test")?.finish();
+    /// assert_eq!(&header[16..], b"\x02\x00\x06a.test");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn authority(self, host: &str) -> Result<Self, EncodeError> {
         self.tlv(TlvType::AUTHORITY, host.as_bytes())
     }
@@ -214,6 +223,15 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// // Pads a header of 28 bytes to 32.
+    /// let address = "192.0.2.1:53".parse().unwrap();
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::udp(&mut buffer, address, address)?.noop(1)?.finish();
+    /// assert_eq!(header[28..], [0x04, 0, 1, 0]);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn noop(self, len: usize) -> Result<Self, EncodeError> {
         let (mut this, at) = self.reserve(TlvType::NOOP, len)?;
         this.value_mut(at, len).fill(0);
@@ -225,6 +243,16 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// use ppv2::{EncodeError, Encoder};
+    ///
+    /// let mut buffer = [0; 256];
+    /// assert!(Encoder::local(&mut buffer)?.unique_id(&[7; 128]).is_ok());
+    /// let error = Encoder::local(&mut buffer)?.unique_id(&[7; 129]).unwrap_err();
+    /// assert_eq!(error, EncodeError::UniqueIdTooLong { len: 129 });
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn unique_id(self, id: &[u8]) -> Result<Self, EncodeError> {
         self.tlv(TlvType::UNIQUE_ID, id)
     }
@@ -236,6 +264,17 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// use ppv2::{Encoder, Ssl, TlvType};
+    ///
+    /// let mut buffer = [0; 32];
+    /// let header = Encoder::local(&mut buffer)?
+    ///     .ssl(Ssl::CLIENT_SSL, 1, &[(TlvType::SSL_CN, b"me")])?
+    ///     .finish();
+    /// assert_eq!(&header[16..], b"\x20\x00\x0a\x01\x00\x00\x00\x01\x22\x00\x02me");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn ssl(
         self,
         client: u8,
@@ -263,6 +302,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.netns("blue")?.finish();
+    /// assert_eq!(&header[16..], b"\x30\x00\x04blue");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn netns(self, name: &str) -> Result<Self, EncodeError> {
         self.tlv(TlvType::NETNS, name.as_bytes())
     }
@@ -272,6 +318,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.aws_vpc_endpoint_id("vpce-1")?.finish();
+    /// assert_eq!(&header[16..], b"\xea\x00\x07\x01vpce-1");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn aws_vpc_endpoint_id(self, id: &str) -> Result<Self, EncodeError> {
         self.tlv_of(TlvType::AWS, &[&[0x01], id.as_bytes()])
     }
@@ -281,6 +334,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.azure_private_endpoint_link_id(0x01020304)?.finish();
+    /// assert_eq!(&header[16..], b"\xee\x00\x05\x01\x04\x03\x02\x01");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn azure_private_endpoint_link_id(self, id: u32) -> Result<Self, EncodeError> {
         self.tlv_of(TlvType::AZURE, &[&[0x01], &id.to_le_bytes()])
     }
@@ -290,6 +350,13 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.gcp_psc_connection_id(0x0102)?.finish();
+    /// assert_eq!(&header[16..], b"\xe0\x00\x08\x00\x00\x00\x00\x00\x00\x01\x02");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn gcp_psc_connection_id(self, id: u64) -> Result<Self, EncodeError> {
         self.tlv(TlvType::GCP, &id.to_be_bytes())
     }
@@ -300,6 +367,20 @@ impl<'b> Encoder<'b> {
     /// # Errors
     ///
     /// As [`tlv`](Self::tlv); [`EncodeError::Checksum`] if there is one already.
+    ///
+    /// ```
+    /// use ppv2::Encoder;
+    ///
+    /// let address = "192.0.2.1:53".parse().unwrap();
+    /// let mut buffer = [0; 64];
+    /// let header = Encoder::udp(&mut buffer, address, address)?.crc32c()?.noop(2)?.finish();
+    ///
+    /// let mut changed = header.to_vec();
+    /// changed[28 + 7 + 3] ^= 1;
+    /// let error = ppv2::decode(&changed).unwrap_err();
+    /// assert_eq!(error.offset(), 28);
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     pub fn crc32c(self) -> Result<Self, EncodeError> {
         if self.checksum_at.is_some() {
             return Err(EncodeError::Checksum);
@@ -311,6 +392,13 @@ impl<'b> Encoder<'b> {
 
     /// Completes length and checksum and returns the header, which begins at
     /// the buffer's first byte.
+    ///
+    /// ```
+    /// let mut buffer = [0xff; 20];
+    /// assert_eq!(ppv2::Encoder::local(&mut buffer)?.finish().len(), 16);
+    /// assert_eq!(buffer[16..], [0xff; 4], "the rest is left alone");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     #[must_use]
     pub fn finish(self) -> &'b [u8] {
         let Self {
@@ -372,96 +460,4 @@ fn put(rest: &mut &mut [u8], bytes: &[u8]) {
     let (front, behind) = core::mem::take(rest).split_at_mut(bytes.len());
     front.copy_from_slice(bytes);
     *rest = behind;
-}
-
-fn length_field(len: usize) -> Result<[u8; 2], EncodeError> {
-    u16::try_from(len)
-        .map(u16::to_be_bytes)
-        .map_err(|_| EncodeError::TooLong { len })
-}
-
-/// Two addresses brought to one family, as a header needs them.
-enum Pair {
-    V4(SocketAddrV4, SocketAddrV4),
-    V6(SocketAddrV6, SocketAddrV6),
-}
-
-impl Pair {
-    fn new(source: SocketAddr, destination: SocketAddr) -> Self {
-        match (unmapped(source), unmapped(destination)) {
-            (SocketAddr::V4(source), SocketAddr::V4(destination)) => Self::V4(source, destination),
-            (source, destination) => Self::V6(mapped(source), mapped(destination)),
-        }
-    }
-}
-
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-fn mapped(address: SocketAddr) -> SocketAddrV6 {
-    match address {
-        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
-        SocketAddr::V6(v6) => v6,
-    }
-}
-
-fn nibble(transport: Transport) -> u8 {
-    match transport {
-        Transport::Stream => 0x1,
-        Transport::Datagram => 0x2,
-    }
-}
-
-/// Writes fixed part and addresses, and returns how many bytes that took.
-fn write_ip(
-    buffer: &mut [u8],
-    transport: Transport,
-    source: SocketAddr,
-    destination: SocketAddr,
-) -> Result<usize, EncodeError> {
-    match Pair::new(source, destination) {
-        Pair::V4(source, destination) => {
-            let family_transport = 0x10 | nibble(transport);
-            let len = write_fixed(buffer, PROXY, family_transport, IPV4_HEADER_LEN)?;
-            let block = &mut buffer[FIXED_LEN..len];
-            block[..4].copy_from_slice(&source.ip().octets());
-            block[4..8].copy_from_slice(&destination.ip().octets());
-            block[8..10].copy_from_slice(&source.port().to_be_bytes());
-            block[10..].copy_from_slice(&destination.port().to_be_bytes());
-            Ok(len)
-        }
-        Pair::V6(source, destination) => {
-            let family_transport = 0x20 | nibble(transport);
-            let len = write_fixed(buffer, PROXY, family_transport, IPV6_HEADER_LEN)?;
-            let block = &mut buffer[FIXED_LEN..len];
-            block[..16].copy_from_slice(&source.ip().octets());
-            block[16..32].copy_from_slice(&destination.ip().octets());
-            block[32..34].copy_from_slice(&source.port().to_be_bytes());
-            block[34..].copy_from_slice(&destination.port().to_be_bytes());
-            Ok(len)
-        }
-    }
-}
-
-/// Writes the fixed part of a header of `len` bytes, and returns `len`.
-fn write_fixed(
-    buffer: &mut [u8],
-    version_command: u8,
-    family_transport: u8,
-    len: usize,
-) -> Result<usize, EncodeError> {
-    debug_assert!(len - FIXED_LEN <= MAX_LEN_FIELD);
-    if buffer.len() < len {
-        return Err(EncodeError::BufferTooSmall {
-            needed: len,
-            have: buffer.len(),
-        });
-    }
-    let length = length_field(len - FIXED_LEN)?;
-    buffer[..12].copy_from_slice(&SIGNATURE);
-    buffer[12] = version_command;
-    buffer[13] = family_transport;
-    buffer[14..16].copy_from_slice(&length);
-    Ok(len)
 }

@@ -9,6 +9,15 @@ use crate::{MAX_UNIQUE_ID_LEN, TlvType};
 ///
 /// Every variant is final: no further bytes can make the datagram valid.
 /// [`offset`](Self::offset) gives the position of the first byte at fault.
+///
+/// ```
+/// use ppv2::DecodeError;
+///
+/// assert_eq!(
+///     ppv2::decode(b"\r\n\r\n\0\r\nQUIT\n\x21\x10\x00\x00"),
+///     Err(DecodeError::FamilyTransport { found: 0x10 }),
+/// );
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -183,6 +192,16 @@ impl DecodeError {
 
 /// Why the value of a TLV is not what its type promises. The header itself is
 /// valid; the raw bytes stay available through [`Tlvs::get`](crate::Tlvs::get).
+///
+/// ```
+/// use ppv2::{TlvError, TlvType, Tlvs};
+///
+/// let tlvs = Tlvs::parse(b"\xe0\x00\x03abc")?;
+/// let error = tlvs.gcp_psc_connection_id().unwrap().unwrap_err();
+/// assert_eq!(error, TlvError::Length { kind: TlvType::GCP, expected: 8, found: 3 });
+/// assert_eq!(tlvs.get(TlvType::GCP), Some(b"abc".as_slice()));
+/// # Ok::<(), ppv2::DecodeError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TlvError {
@@ -241,6 +260,14 @@ pub enum TlvError {
 }
 
 /// Why a header could not be written. The buffer's content is unspecified then.
+///
+/// ```
+/// let address = "192.0.2.1:53".parse().unwrap();
+/// assert_eq!(
+///     ppv2::encode_udp(address, address, &mut [0; 20]),
+///     Err(ppv2::EncodeError::BufferTooSmall { needed: 28, have: 20 }),
+/// );
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum EncodeError {

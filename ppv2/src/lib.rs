@@ -69,16 +69,26 @@ mod checksum;
 mod decode;
 mod encode;
 mod error;
+mod fixed;
+mod header;
 mod ssl;
 mod tlv;
+mod tlv_type;
 
-pub use decode::{Decoder, Header, Origin, Transport, decode};
-pub use encode::{Encoder, encode_udp, udp_header_len};
+pub use decode::{Decoder, decode};
+pub use encode::Encoder;
 pub use error::{DecodeError, EncodeError, TlvError};
+pub use fixed::{encode_udp, udp_header_len};
+pub use header::{Header, Origin, Transport};
 pub use ssl::Ssl;
-pub use tlv::{Tlv, TlvType, Tlvs, TlvsIter};
+pub use tlv::{Tlv, Tlvs, TlvsIter};
+pub use tlv_type::TlvType;
 
 /// The 12 bytes that open every header (section 2.2).
+///
+/// ```
+/// assert_eq!(ppv2::SIGNATURE[7..], *b"QUIT\n");
+/// ```
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Bytes before the addresses: signature, version and command, family and
@@ -95,14 +105,32 @@ pub const IPV6_HEADER_LEN: usize = FIXED_LEN + 36;
 pub const UNIX_HEADER_LEN: usize = FIXED_LEN + 216;
 
 /// Bytes of the longest header that [`encode_udp`] writes.
+///
+/// ```
+/// // Head-room in front of a received datagram, for any client's header.
+/// let buffer = [0; ppv2::MAX_UDP_HEADER_LEN + 1500];
+/// assert_eq!(buffer.len(), 1552);
+/// ```
 pub const MAX_UDP_HEADER_LEN: usize = IPV6_HEADER_LEN;
 
 /// Bytes that a [CRC32C TLV](TlvType::CRC32C) adds to a header.
+///
+/// ```
+/// let mut buffer = [0; ppv2::FIXED_LEN + ppv2::CRC32C_TLV_LEN];
+/// let header = ppv2::Encoder::local(&mut buffer)?.crc32c()?.finish();
+/// assert_eq!(header.len(), 23);
+/// # Ok::<(), ppv2::EncodeError>(())
+/// ```
 pub const CRC32C_TLV_LEN: usize = TLV_PREFIX_LEN + 4;
 
 /// Bytes of the longest header that a [`Decoder`] accepts unless told
 /// otherwise. It leaves room for IPv6 addresses, a checksum and a few hundred
 /// bytes of TLVs, and bounds what a sender can make a receiver walk through.
+///
+/// ```
+/// let all = ppv2::UNIX_HEADER_LEN + 3 + ppv2::MAX_UNIQUE_ID_LEN + ppv2::CRC32C_TLV_LEN;
+/// assert!(all < ppv2::DEFAULT_MAX_HEADER_LEN);
+/// ```
 pub const DEFAULT_MAX_HEADER_LEN: usize = 512;
 
 /// Bytes of a TLV before its value: type and length (section 2.2).

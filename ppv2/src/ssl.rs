@@ -44,6 +44,12 @@ impl<'a> Ssl<'a> {
     /// Flag of the client field: a certificate came over this connection.
     pub const CLIENT_CERT_CONN: u8 = 0x02;
     /// Flag of the client field: a certificate came at some time in this TLS session.
+    ///
+    /// ```
+    /// use ppv2::Ssl;
+    ///
+    /// assert_eq!(Ssl::CLIENT_SSL | Ssl::CLIENT_CERT_CONN | Ssl::CLIENT_CERT_SESS, 0x07);
+    /// ```
     pub const CLIENT_CERT_SESS: u8 = 0x04;
 
     /// Reads the value of an SSL TLV.
@@ -52,6 +58,18 @@ impl<'a> Ssl<'a> {
     ///
     /// [`TlvError::TooShort`] below 5 bytes, [`TlvError::Nested`] if the TLVs
     /// inside are not well framed.
+    ///
+    /// ```
+    /// use ppv2::{Ssl, TlvError, TlvType};
+    ///
+    /// assert_eq!(Ssl::parse(&[0x01, 0, 0, 0, 1])?.verify(), 1);
+    /// // The TLV inside, five bytes in, says that it has nine bytes.
+    /// assert_eq!(
+    ///     Ssl::parse(&[0x01, 0, 0, 0, 1, 0x21, 0, 9]),
+    ///     Err(TlvError::Nested { kind: TlvType::SSL, offset: 5 }),
+    /// );
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     pub fn parse(value: &'a [u8]) -> Result<Self, TlvError> {
         let Some((&[client, v0, v1, v2, v3], nested)) = value.split_first_chunk::<SSL_FIXED_LEN>()
         else {
@@ -75,18 +93,38 @@ impl<'a> Ssl<'a> {
     /// The client field: an "or" of [`CLIENT_SSL`](Self::CLIENT_SSL),
     /// [`CLIENT_CERT_CONN`](Self::CLIENT_CERT_CONN) and
     /// [`CLIENT_CERT_SESS`](Self::CLIENT_CERT_SESS).
+    ///
+    /// ```
+    /// use ppv2::Ssl;
+    ///
+    /// let ssl = Ssl::parse(&[0x03, 0, 0, 0, 0])?;
+    /// assert_ne!(ssl.client() & Ssl::CLIENT_CERT_CONN, 0);
+    /// assert_eq!(ssl.client() & Ssl::CLIENT_CERT_SESS, 0);
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn client(&self) -> u8 {
         self.client
     }
 
     /// The verify field: 0 if the client's certificate was verified.
+    ///
+    /// ```
+    /// // 10 is OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED.
+    /// assert_eq!(ppv2::Ssl::parse(&[0x03, 0, 0, 0, 10])?.verify(), 10);
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn verify(&self) -> u32 {
         self.verify
     }
 
     /// Whether the client connected over TLS.
+    ///
+    /// ```
+    /// assert!(!ppv2::Ssl::parse(&[0x00, 0, 0, 0, 0])?.is_tls());
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.client & Self::CLIENT_SSL != 0
@@ -94,12 +132,25 @@ impl<'a> Ssl<'a> {
 
     /// Whether the verify field is 0. It says something of a certificate only
     /// where [`client`](Self::client) says that there was one.
+    ///
+    /// ```
+    /// assert!(!ppv2::Ssl::parse(&[0x03, 0, 0, 0, 10])?.is_verified());
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.verify == 0
     }
 
     /// The TLVs inside.
+    ///
+    /// ```
+    /// use ppv2::{Ssl, TlvType};
+    ///
+    /// let ssl = Ssl::parse(b"\x01\0\0\0\0\x29\x00\x03new")?;
+    /// assert_eq!(ssl.tlvs().get(TlvType(0x29)), Some(b"new".as_slice()));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn tlvs(&self) -> Tlvs<'a> {
         self.tlvs
@@ -110,6 +161,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII, as for every text here.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x21\0\x07TLSv1.3")?;
+    /// assert_eq!(ssl.version(), Some(Ok("TLSv1.3")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn version(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_VERSION)
@@ -120,6 +177,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not UTF-8.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x22\0\x0bclient.test")?;
+    /// assert_eq!(ssl.common_name(), Some(Ok("client.test")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn common_name(&self) -> Option<Result<&'a str, TlvError>> {
         let value = self.tlvs.get(TlvType::SSL_CN)?;
@@ -131,6 +194,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x23\0\x16TLS_AES_128_GCM_SHA256")?;
+    /// assert_eq!(ssl.cipher(), Some(Ok("TLS_AES_128_GCM_SHA256")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn cipher(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_CIPHER)
@@ -141,6 +210,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x24\0\x0aRSA-SHA256")?;
+    /// assert_eq!(ssl.signature_algorithm(), Some(Ok("RSA-SHA256")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn signature_algorithm(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_SIG_ALG)
@@ -151,6 +226,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x25\0\x07RSA2048")?;
+    /// assert_eq!(ssl.key_algorithm(), Some(Ok("RSA2048")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn key_algorithm(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_KEY_ALG)
@@ -161,6 +242,12 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x26\0\x0eX25519MLKEM768")?;
+    /// assert_eq!(ssl.group(), Some(Ok("X25519MLKEM768")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn group(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_GROUP)
@@ -171,12 +258,24 @@ impl<'a> Ssl<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x01\0\0\0\0\x27\0\x07ed25519")?;
+    /// assert_eq!(ssl.signature_scheme(), Some(Ok("ed25519")));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn signature_scheme(&self) -> Option<Result<&'a str, TlvError>> {
         self.ascii(TlvType::SSL_SIG_SCHEME)
     }
 
     /// The client's certificate, DER bytes.
+    ///
+    /// ```
+    /// let ssl = ppv2::Ssl::parse(b"\x03\0\0\0\0\x28\x00\x02\x30\x00")?;
+    /// assert_eq!(ssl.client_certificate(), Some([0x30, 0x00].as_slice()));
+    /// # Ok::<(), ppv2::TlvError>(())
+    /// ```
     #[must_use]
     pub fn client_certificate(&self) -> Option<&'a [u8]> {
         self.tlvs.get(TlvType::SSL_CLIENT_CERT)

@@ -1,120 +1,18 @@
 //! TLVs: the optional facts behind the addresses, as raw bytes and as what
 //! their type says they are.
 
-use core::fmt;
-
 use crate::error::{DecodeError, TlvError};
-use crate::{MAX_UNIQUE_ID_LEN, Ssl, TLV_PREFIX_LEN};
-
-/// The type of a TLV (section 2.2).
-///
-/// A newtype rather than an enum, since receivers must carry types that they
-/// do not know.
-///
-/// ```
-/// use ppv2::TlvType;
-///
-/// assert_eq!(TlvType::AUTHORITY.to_string(), "AUTHORITY");
-/// assert_eq!(TlvType(0xe7).to_string(), "TLV 0xe7 (custom)");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TlvType(pub u8);
-
-impl TlvType {
-    /// Protocol negotiated with the client, bytes (section 2.2.1).
-    pub const ALPN: Self = Self(ppp::v2::Type::ALPN as u8);
-    /// Host name that the client asked for, UTF-8 (section 2.2.2).
-    pub const AUTHORITY: Self = Self(ppp::v2::Type::Authority as u8);
-    /// Checksum of the header, 4 bytes (section 2.2.3).
-    pub const CRC32C: Self = Self(ppp::v2::Type::CRC32C as u8);
-    /// Padding, any bytes (section 2.2.4).
-    pub const NOOP: Self = Self(ppp::v2::Type::NoOp as u8);
-    /// Opaque id of the flow, at most 128 bytes (section 2.2.5).
-    pub const UNIQUE_ID: Self = Self(ppp::v2::Type::UniqueId as u8);
-    /// What is known of the client's TLS, [`Ssl`] (section 2.2.6).
-    pub const SSL: Self = Self(ppp::v2::Type::SSL as u8);
-    /// Inside [`SSL`](Self::SSL): TLS version, ASCII.
-    pub const SSL_VERSION: Self = Self(ppp::v2::Type::SSLVersion as u8);
-    /// Inside [`SSL`](Self::SSL): common name of the client's certificate, UTF-8.
-    pub const SSL_CN: Self = Self(ppp::v2::Type::SSLCommonName as u8);
-    /// Inside [`SSL`](Self::SSL): cipher, ASCII.
-    pub const SSL_CIPHER: Self = Self(ppp::v2::Type::SSLCipher as u8);
-    /// Inside [`SSL`](Self::SSL): signature algorithm of the certificate, ASCII.
-    pub const SSL_SIG_ALG: Self = Self(ppp::v2::Type::SSLSignatureAlgorithm as u8);
-    /// Inside [`SSL`](Self::SSL): key algorithm of the certificate, ASCII.
-    pub const SSL_KEY_ALG: Self = Self(ppp::v2::Type::SSLKeyAlgorithm as u8);
-    /// Inside [`SSL`](Self::SSL): key exchange group, ASCII.
-    pub const SSL_GROUP: Self = Self(0x26);
-    /// Inside [`SSL`](Self::SSL): signature scheme of the handshake, ASCII.
-    pub const SSL_SIG_SCHEME: Self = Self(0x27);
-    /// Inside [`SSL`](Self::SSL): the client's certificate, DER bytes.
-    pub const SSL_CLIENT_CERT: Self = Self(0x28);
-    /// Network namespace's name, ASCII (section 2.2.7).
-    pub const NETNS: Self = Self(ppp::v2::Type::NetworkNamespace as u8);
-
-    /// Google Cloud: Private Service Connect connection id, 8 bytes big-endian.
-    pub const GCP: Self = Self(0xe0);
-    /// Amazon: subtype 0x01 and the id of the VPC endpoint, ASCII.
-    pub const AWS: Self = Self(0xea);
-    /// Azure: subtype 0x01 and the link id of the private endpoint, `u32`
-    /// little-endian.
-    pub const AZURE: Self = Self(0xee);
-
-    /// Whether the type is reserved for applications: 0xE0–0xEF (section 2.2.8).
-    #[must_use]
-    pub const fn is_custom(self) -> bool {
-        matches!(self.0, 0xe0..=0xef)
-    }
-
-    /// Whether the type is reserved for experiments: 0xF0–0xF7 (section 2.2.8).
-    #[must_use]
-    pub const fn is_experiment(self) -> bool {
-        matches!(self.0, 0xf0..=0xf7)
-    }
-
-    /// Whether the type is reserved for the future: 0xF8–0xFF (section 2.2.8).
-    #[must_use]
-    pub const fn is_future(self) -> bool {
-        matches!(self.0, 0xf8..=0xff)
-    }
-}
-
-impl fmt::Display for TlvType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match *self {
-            Self::ALPN => "ALPN",
-            Self::AUTHORITY => "AUTHORITY",
-            Self::CRC32C => "CRC32C",
-            Self::NOOP => "NOOP",
-            Self::UNIQUE_ID => "UNIQUE_ID",
-            Self::SSL => "SSL",
-            Self::SSL_VERSION => "SSL_VERSION",
-            Self::SSL_CN => "SSL_CN",
-            Self::SSL_CIPHER => "SSL_CIPHER",
-            Self::SSL_SIG_ALG => "SSL_SIG_ALG",
-            Self::SSL_KEY_ALG => "SSL_KEY_ALG",
-            Self::SSL_GROUP => "SSL_GROUP",
-            Self::SSL_SIG_SCHEME => "SSL_SIG_SCHEME",
-            Self::SSL_CLIENT_CERT => "SSL_CLIENT_CERT",
-            Self::NETNS => "NETNS",
-            Self::GCP => "GCP",
-            Self::AWS => "AWS",
-            Self::AZURE => "AZURE",
-            other => {
-                write!(f, "TLV 0x{:02x}", other.0)?;
-                return match other {
-                    t if t.is_custom() => f.write_str(" (custom)"),
-                    t if t.is_experiment() => f.write_str(" (experiment)"),
-                    t if t.is_future() => f.write_str(" (future)"),
-                    _ => Ok(()),
-                };
-            }
-        };
-        f.write_str(name)
-    }
-}
+use crate::{MAX_UNIQUE_ID_LEN, Ssl, TLV_PREFIX_LEN, TlvType};
 
 /// One TLV: a type, and a value of 0 to 65,535 bytes.
+///
+/// ```
+/// use ppv2::{TlvType, Tlvs};
+///
+/// let noop = Tlvs::parse(b"\x04\x00\x02\x00\x00")?.iter().next().unwrap();
+/// assert_eq!((noop.kind, noop.value), (TlvType::NOOP, [0, 0].as_slice()));
+/// # Ok::<(), ppv2::DecodeError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tlv<'a> {
@@ -184,24 +82,53 @@ impl<'a> Tlvs<'a> {
     }
 
     /// The TLVs in the order in which they were sent.
+    ///
+    /// ```
+    /// // Three of type 0xe0, of which get() would return the first.
+    /// let tlvs = ppv2::Tlvs::parse(b"\xe0\x00\x01a\xe0\x00\x00\xe0\x00\x01b")?;
+    /// let values: Vec<_> = tlvs.iter().map(|tlv| tlv.value).collect();
+    /// assert_eq!(values, [b"a".as_slice(), b"", b"b"]);
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn iter(&self) -> TlvsIter<'a> {
         TlvsIter { rest: self.bytes }
     }
 
     /// Whether there are none.
+    ///
+    /// ```
+    /// assert!(ppv2::Tlvs::default().is_empty());
+    /// assert!(!ppv2::Tlvs::parse(b"\x04\x00\x00")?.is_empty());
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// The bytes that the TLVs take in the header.
+    ///
+    /// ```
+    /// let bytes = b"\x01\x00\x02h3\x04\x00\x00";
+    /// assert_eq!(ppv2::Tlvs::parse(bytes)?.as_bytes(), bytes);
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
     /// The value of the first TLV of type `kind`.
+    ///
+    /// ```
+    /// use ppv2::{TlvType, Tlvs};
+    ///
+    /// // Bytes that authority() would refuse.
+    /// let tlvs = Tlvs::parse(b"\x02\x00\x02\xff\x00")?;
+    /// assert_eq!(tlvs.get(TlvType::AUTHORITY), Some(b"\xff\x00".as_slice()));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn get(&self, kind: TlvType) -> Option<&'a [u8]> {
         self.iter()
@@ -210,6 +137,12 @@ impl<'a> Tlvs<'a> {
     }
 
     /// The protocol that was negotiated with the client (section 2.2.1).
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(b"\x01\x00\x02h3")?;
+    /// assert_eq!(tlvs.alpn(), Some(b"h3".as_slice()));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn alpn(&self) -> Option<&'a [u8]> {
         self.get(TlvType::ALPN)
@@ -220,6 +153,12 @@ impl<'a> Tlvs<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not UTF-8; [`get`](Self::get) has the bytes.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse("\x02\0\x0cbücher.test".as_bytes())?;
+    /// assert_eq!(tlvs.authority(), Some(Ok("bücher.test")));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn authority(&self) -> Option<Result<&'a str, TlvError>> {
         self.get(TlvType::AUTHORITY)
@@ -233,6 +172,14 @@ impl<'a> Tlvs<'a> {
     ///
     /// [`TlvError::Length`] if it is not 4 bytes long, which a decoded header
     /// has been checked for.
+    ///
+    /// ```
+    /// let mut buffer = [0; 23];
+    /// let header = ppv2::Encoder::local(&mut buffer)?.crc32c()?.finish();
+    /// let tlvs = ppv2::Tlvs::parse(&header[ppv2::FIXED_LEN..]).unwrap();
+    /// assert_eq!(tlvs.crc32c(), Some(Ok(0xa9b8_7e8f)));
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
     #[must_use]
     pub fn crc32c(&self) -> Option<Result<u32, TlvError>> {
         self.get(TlvType::CRC32C)
@@ -241,6 +188,12 @@ impl<'a> Tlvs<'a> {
 
     /// The flow's opaque id, at most 128 bytes in a decoded header
     /// (section 2.2.5).
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(b"\x05\x00\x04\xde\xad\xbe\xef")?;
+    /// assert_eq!(tlvs.unique_id(), Some([0xde, 0xad, 0xbe, 0xef].as_slice()));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn unique_id(&self) -> Option<&'a [u8]> {
         self.get(TlvType::UNIQUE_ID)
@@ -252,6 +205,15 @@ impl<'a> Tlvs<'a> {
     ///
     /// [`TlvError::TooShort`] below 5 bytes, [`TlvError::Nested`] if the TLVs
     /// inside are not well framed.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(b"\x20\x00\x04\x01\x00\x00\x00")?;
+    /// assert_eq!(
+    ///     tlvs.ssl().unwrap().unwrap_err().to_string(),
+    ///     "SSL must have at least 5 bytes, found 4",
+    /// );
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn ssl(&self) -> Option<Result<Ssl<'a>, TlvError>> {
         self.get(TlvType::SSL).map(Ssl::parse)
@@ -262,6 +224,15 @@ impl<'a> Tlvs<'a> {
     /// # Errors
     ///
     /// [`TlvError::Text`] if it is not ASCII.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(b"\x30\x00\x03b\xfce")?;
+    /// assert_eq!(
+    ///     tlvs.netns().unwrap().unwrap_err().to_string(),
+    ///     "NETNS is not ASCII from byte 1 of its value on",
+    /// );
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn netns(&self) -> Option<Result<&'a str, TlvError>> {
         self.get(TlvType::NETNS)
@@ -276,6 +247,12 @@ impl<'a> Tlvs<'a> {
     /// [`TlvError::TooShort`] for an empty value, [`TlvError::Subtype`] for
     /// another content than the endpoint's id, [`TlvError::Text`] if the id is
     /// not ASCII.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(b"\xea\x00\x0a\x01vpce-08d2")?;
+    /// assert_eq!(tlvs.aws_vpc_endpoint_id(), Some(Ok("vpce-08d2")));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn aws_vpc_endpoint_id(&self) -> Option<Result<&'a str, TlvError>> {
         self.get(TlvType::AWS)
@@ -290,6 +267,12 @@ impl<'a> Tlvs<'a> {
     /// [`TlvError::TooShort`] for an empty value, [`TlvError::Subtype`] for
     /// another content than the link's id, [`TlvError::Length`] if the value
     /// is not 5 bytes long.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(&[0xee, 0, 5, 0x01, 0x04, 0x03, 0x02, 0x01])?;
+    /// assert_eq!(tlvs.azure_private_endpoint_link_id(), Some(Ok(0x01020304)));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn azure_private_endpoint_link_id(&self) -> Option<Result<u32, TlvError>> {
         self.get(TlvType::AZURE).map(|value| {
@@ -309,6 +292,12 @@ impl<'a> Tlvs<'a> {
     /// # Errors
     ///
     /// [`TlvError::Length`] if the value is not 8 bytes long.
+    ///
+    /// ```
+    /// let tlvs = ppv2::Tlvs::parse(&[0xe0, 0, 8, 0, 0, 0, 0, 0, 0, 0x01, 0x02])?;
+    /// assert_eq!(tlvs.gcp_psc_connection_id(), Some(Ok(0x0102)));
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
     #[must_use]
     pub fn gcp_psc_connection_id(&self) -> Option<Result<u64, TlvError>> {
         self.get(TlvType::GCP)
@@ -327,6 +316,13 @@ impl<'a> IntoIterator for Tlvs<'a> {
 
 /// Iterator over [`Tlvs`]. It ends for any input: every step consumes at least
 /// three bytes.
+///
+/// ```
+/// let mut tlvs = ppv2::Tlvs::parse(b"\x04\x00\x00\x04\x00\x00")?.iter();
+/// assert!(tlvs.next().is_some() && tlvs.next().is_some());
+/// assert_eq!(tlvs.next(), None);
+/// # Ok::<(), ppv2::DecodeError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TlvsIter<'a> {
     rest: &'a [u8],
@@ -409,13 +405,12 @@ pub(crate) fn utf8(kind: TlvType, value: &[u8]) -> Result<&str, TlvError> {
 }
 
 pub(crate) fn ascii(kind: TlvType, value: &[u8]) -> Result<&str, TlvError> {
-    let offset = value.iter().position(|byte| !byte.is_ascii());
-    match (offset, core::str::from_utf8(value)) {
-        (None, Ok(text)) => Ok(text),
-        (offset, _) => Err(TlvError::Text {
+    match value.iter().position(|byte| !byte.is_ascii()) {
+        None => utf8(kind, value),
+        Some(offset) => Err(TlvError::Text {
             kind,
             expected: "ASCII",
-            offset: offset.unwrap_or_default(),
+            offset,
         }),
     }
 }

@@ -1,0 +1,149 @@
+//! The proxy's session table under anything that clients, servers and time can
+//! do to it, in any order, beside a record of who opened which session.
+#![no_main]
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use ppv2_proxy::address::{ClientAddr, ListenerAddr};
+use ppv2_proxy::session::{Budget, Key, LINGER, Rules, SessionId, Table};
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    responses: u8,
+    requests: u8,
+    idle_seconds: u8,
+    max_sessions: u8,
+    max_retired: u8,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Datagram { client: u8, local: bool },
+    Reply { session: u8 },
+    Abort { session: u8 },
+    Pass { millis: u16 },
+    Reclaim,
+}
+
+fn key(client: u8, local: bool) -> Key {
+    // Clients share addresses and ports in every combination.
+    let ip = IpAddr::from([203, 0, 113, client >> 4]);
+    Key {
+        client: ClientAddr(SocketAddr::new(ip, u16::from(client & 15) + 1)),
+        local: ListenerAddr(SocketAddr::from((
+            [198, 51, 100, 10],
+            53 + u16::from(local),
+        ))),
+    }
+}
+
+struct Bench {
+    table: Table<Key>,
+    budget: Arc<Budget>,
+    now: Instant,
+    owners: HashMap<u64, Key>,
+    opened: Vec<SessionId>,
+}
+
+impl Bench {
+    fn datagram(&mut self, key: Key) {
+        if let Some(id) = self.table.request(self.now, &key) {
+            assert_eq!(self.owners.get(&id.to_bits()), Some(&key));
+            return;
+        }
+        let Some(seat) = self.budget.take() else {
+            assert_eq!(self.table.active(), self.budget.max());
+            return;
+        };
+        let id = self.table.open(self.now, key, 0, 0, seat, key);
+        assert_eq!(
+            self.owners.insert(id.to_bits(), key),
+            None,
+            "an id was used again"
+        );
+        self.opened.push(id);
+    }
+
+    fn reply(&mut self, id: SessionId) {
+        let owner = self.owners[&id.to_bits()];
+        let before = self.table.get(id).map(|session| session.is_active());
+        match self.table.reply(self.now, id) {
+            Some(reply) => assert_eq!((reply.to, reply.from), (owner.client, owner.local)),
+            None => assert_ne!(before, Some(true), "a session that lives lost a reply"),
+        }
+    }
+
+    fn check(&self, idle: Duration, max_retired: usize) {
+        assert_eq!(self.table.active(), self.budget.taken());
+        assert!(self.table.retired() <= max_retired);
+        for (_, session) in self.table.iter_from(0) {
+            assert_eq!(session.key, session.link);
+            assert!(self.now - session.last_active <= idle + Duration::from_millis(100));
+        }
+    }
+}
+
+fuzz_target!(|input: Input| {
+    let idle = Duration::from_secs(u64::from(input.idle_seconds) + 1);
+    let rules = Rules {
+        idle_timeout: idle,
+        responses: u64::from(input.responses % 4),
+        requests: u64::from(input.requests % 4),
+    };
+    let now = Instant::now();
+    let max_retired = usize::from(input.max_retired % 8);
+    let mut bench = Bench {
+        table: Table::new(now, vec![rules], max_retired),
+        budget: Budget::new(usize::from(input.max_sessions % 16) + 1),
+        now,
+        owners: HashMap::new(),
+        opened: Vec::new(),
+    };
+    let pick =
+        |opened: &[SessionId], n: u8| opened.get(usize::from(n) % opened.len().max(1)).copied();
+    for step in input.steps {
+        match step {
+            Step::Datagram { client, local } => bench.datagram(key(client, local)),
+            Step::Reply { session } => {
+                if let Some(id) = pick(&bench.opened, session) {
+                    bench.reply(id);
+                }
+            }
+            Step::Abort { session } => {
+                if let Some(id) = pick(&bench.opened, session) {
+                    let abortable = |table: &Table<Key>| {
+                        table
+                            .get(id)
+                            .is_some_and(|s| s.is_active() && s.requests == 1)
+                    };
+                    if abortable(&bench.table) && bench.opened.last() == Some(&id) {
+                        bench.table.abort(id);
+                        assert!(bench.table.get(id).is_none());
+                    }
+                }
+            }
+            Step::Pass { millis } => {
+                bench.now += Duration::from_millis(u64::from(millis));
+                bench.table.expire(bench.now, |session, _| {
+                    assert!(bench.now - session.last_active >= idle);
+                });
+            }
+            Step::Reclaim => {
+                let before = bench.table.retired();
+                assert_eq!(bench.table.reclaim(), before > 0);
+            }
+        }
+        bench.check(idle, max_retired);
+    }
+    bench.now += idle + Duration::from_secs(60);
+    bench.table.expire(bench.now, |_, _| {});
+    bench.now += LINGER + Duration::from_secs(60);
+    bench.table.expire(bench.now, |_, _| {});
+    assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
+});

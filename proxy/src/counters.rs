@@ -76,8 +76,8 @@ drop_reasons! {
         "sent to a multicast or broadcast address, from which no reply can leave",
         "have clients write to an address of this host";
     BadSource, "bad_source",
-        "the client's address or port can't be answered",
-        "nothing: no real client sends from port 0";
+        "the client's port is 0, or its address is the proxy's or a server's own: an answer would go astray or in circles",
+        "look for forged sources; have servers not ask through their own proxy";
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
         "raise `limits.max_sessions`, or shorten `idle_timeout`";

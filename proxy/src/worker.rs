@@ -271,6 +271,9 @@ impl Worker {
         if !listener.allow.iter().any(|net| net.contains(&client)) {
             return Err(DropReason::NotAllowed);
         }
+        if self.would_loop(&key, listener) {
+            return Err(DropReason::BadSource);
+        }
         let seat = self.budget.take().ok_or(DropReason::MaxSessions)?;
         let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
         let socket = connect(server.address, listener.dont_fragment, &mut self.table)?;
@@ -284,6 +287,19 @@ impl Worker {
             },
         );
         self.begin(now, key, number, server_number, seat, link)
+    }
+
+    /// Whether replies to this client would come back to the proxy or to one of
+    /// its servers. A forged source could otherwise start an exchange that never
+    /// ends (CVE-2024-2169).
+    fn would_loop(&self, key: &Key, listener: &ListenerSettings) -> bool {
+        let (client, local) = (key.client.0, key.local.0);
+        let is_entrance = |entrance: &Entrance| {
+            let bound = entrance.socket.bound();
+            bound == client || bound.port() == client.port() && local.ip() == client.ip()
+        };
+        let is_server = |server: &Server| server.address.0 == client;
+        self.entrances.iter().any(is_entrance) || listener.servers.iter().any(is_server)
     }
 
     fn begin(

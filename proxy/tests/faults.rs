@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::*;
+use socket2::{Domain, Protocol, Socket, Type};
 
 fn dropped(admin: SocketAddr, reason: &str) -> u64 {
     let name = "ppv2_dropped_datagrams_total{listener=\"listener1\",reason=";
@@ -266,4 +267,53 @@ fn dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit() {
             proxy.wait_for("fits=1224");
         }
     }
+}
+
+#[test]
+fn a_forged_source_starts_no_endless_exchange() {
+    // Forging takes a raw socket, which a namespace of one's own allows.
+    if !namespace::enter("a_forged_source_starts_no_endless_exchange", "") {
+        return;
+    }
+    let (server, other) = (socket("127.0.0.1"), address("127.0.0.1"));
+    let (wildcard, admin) = (address("0.0.0.0"), address("127.0.0.1"));
+    let [a, b, upstream, admin_text] =
+        [wildcard, other, server.local_addr().unwrap(), admin].map(|a| a.to_string());
+    let flags = [
+        "--listen",
+        &a,
+        "--listen",
+        &b,
+        "--upstream",
+        &upstream,
+        "--admin",
+        &admin_text,
+    ];
+    let _proxy = proxy(&flags);
+    let target = SocketAddr::new(other.ip(), wildcard.port());
+    for (n, source) in (1..).zip([target, other, server.local_addr().unwrap()]) {
+        forge(source, target);
+        eventually("the drop", || dropped(admin, "bad_source") == n);
+    }
+    receive_nothing(&server);
+    served(&socket("127.0.0.1"), target, &server);
+}
+
+/// Sends a datagram that says it comes from `source`.
+fn forge(source: SocketAddr, target: SocketAddr) {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (source, target) else {
+        panic!("IPv4 only");
+    };
+    // Length, id and checksum of the IP header are the kernel's to fill in
+    // (raw(7)); a UDP checksum of 0 means none.
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    for field in [from.port(), to.port(), 8 + 6, 0] {
+        packet.extend(field.to_be_bytes());
+    }
+    packet.extend(b"forged");
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+    raw.set_header_included_v4(true).unwrap();
+    raw.send_to(&packet, &target.into()).unwrap();
 }

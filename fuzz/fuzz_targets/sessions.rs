@@ -53,7 +53,7 @@ struct Bench {
 
 impl Bench {
     fn datagram(&mut self, key: Key) {
-        if let Some(id) = self.table.request(self.now, &key) {
+        if let Some(id) = self.table.request(self.now, &key, 1) {
             assert_eq!(self.owners.get(&id.to_bits()), Some(&key));
             return;
         }
@@ -62,6 +62,7 @@ impl Bench {
             return;
         };
         let id = self.table.open(self.now, key, 0, 0, seat, key);
+        assert_eq!(self.table.request(self.now, &key, 1), Some(id));
         assert_eq!(
             self.owners.insert(id.to_bits(), key),
             None,
@@ -73,7 +74,7 @@ impl Bench {
     fn reply(&mut self, id: SessionId) {
         let owner = self.owners[&id.to_bits()];
         let before = self.table.get(id).map(|session| session.is_active());
-        match self.table.reply(self.now, id) {
+        match self.table.reply(self.now, id, 1) {
             Some(reply) => assert_eq!((reply.to, reply.from), (owner.client, owner.local)),
             None => assert_ne!(before, Some(true), "a session that lives lost a reply"),
         }

@@ -1,7 +1,7 @@
 //! Modes: what a server is sent in front of a client's datagram.
 
 use crate::address::{ClientAddr, ListenerAddr};
-use crate::net::HEADROOM;
+use crate::net::MAX_HEADER;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,20 +52,20 @@ impl Mode {
 /// The bytes in front of a session's datagrams.
 #[derive(Clone, Debug)]
 pub struct Prefix {
-    bytes: [u8; HEADROOM],
+    bytes: [u8; MAX_HEADER],
     len: usize,
     emit: Emit,
 }
 
 impl Prefix {
     const NONE: Self = Self {
-        bytes: [0; HEADROOM],
+        bytes: [0; MAX_HEADER],
         len: 0,
         emit: Emit::Every,
     };
 
     fn header(client: ClientAddr, local: ListenerAddr, crc32c: bool, emit: Emit) -> Self {
-        let mut bytes = [0; HEADROOM];
+        let mut bytes = [0; MAX_HEADER];
         let header = ppv2::Encoder::udp(&mut bytes, client.0, local.0).and_then(|encoder| {
             if crc32c {
                 encoder.crc32c()
@@ -74,10 +74,16 @@ impl Prefix {
             }
         });
         let len = header
-            .expect("the head-room holds the longest header and its checksum")
+            .expect("there is room for the longest header and its checksum")
             .finish()
             .len();
         Self { bytes, len, emit }
+    }
+
+    /// Whether it stands in front of the session's first datagram alone.
+    #[must_use]
+    pub fn is_once(&self) -> bool {
+        self.emit == Emit::First
     }
 
     /// The bytes for the session's next datagram, of which `sent` have gone out
@@ -106,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_header_fits_the_head_room_and_names_client_and_listener() {
+    fn the_longest_header_fits_and_names_client_and_listener() {
         let prefix = prefix(Mode::Ppv2 {
             emit: Emit::Every,
             crc32c: true,

@@ -1,10 +1,16 @@
-//! Datagrams in and out, in batches, with room in front of each for a header.
+//! Datagrams in and out: in batches, and in bursts within a batch.
+//!
+//! A burst is what one sender sent in one go, datagrams of one size but for the
+//! last, which the kernel hands over in one piece (UDP_GRO) and takes in one
+//! piece (UDP_SEGMENT). It is what QUIC, WireGuard and media servers send, and
+//! it saves most of the way through the kernel for all but one of them.
 //!
 //! This module owns every system call of the data path and the only unsafe
 //! code of the proxy, in `net/linux.rs`. Callers see plain addresses, slices
 //! and [`io::Error`]s; what a socket is for, and whom a datagram belongs to, is
 //! the worker's business.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,8 +20,10 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
 #[cfg(target_os = "linux")]
-#[path = "net/linux.rs"]
-mod sys;
+use linux as sys;
+
+#[cfg(target_os = "linux")]
+mod linux;
 #[cfg(not(target_os = "linux"))]
 compile_error!("the proxy's data path is written for Linux");
 
@@ -23,13 +31,19 @@ compile_error!("the proxy's data path is written for Linux");
 /// busy socket can keep the others waiting.
 pub const BATCH: usize = 32;
 
-/// Room in front of every received datagram: the longest header that a mode
-/// writes (52 bytes, 7 more with a checksum), rounded up to a cache line.
-pub const HEADROOM: usize = 64;
+/// The longest header that a mode writes: 52 bytes, 7 more with a checksum.
+pub const MAX_HEADER: usize = 64;
 
 /// Longer than any UDP datagram, so that none is ever truncated.
 const CAPACITY: usize = 65_536;
-const STRIDE: usize = HEADROOM + CAPACITY;
+
+/// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux
+/// before 6.9, which raised it).
+const MAX_BURST: usize = 64;
+
+/// Bytes that a burst may have, headers included: what fits one IP packet, less
+/// the longest IP and UDP headers.
+const MAX_BURST_BYTES: usize = 65_535 - 48;
 
 /// Receive buffer that every listener asks for, bytes. The kernel grants at
 /// most `net.core.rmem_max`.
@@ -66,31 +80,63 @@ pub struct Received {
     pub group: bool,
     /// Congestion marks.
     pub ecn: Ecn,
-    /// Bytes of payload.
+    /// Bytes of payload, of all datagrams of a burst together.
     pub len: usize,
+    /// Bytes of each datagram of a burst but the last, which may have fewer;
+    /// `len` if this is no burst.
+    pub segment: usize,
     /// The kernel had more bytes than the buffer holds.
     pub truncated: bool,
 }
 
-/// Where a datagram of a batch goes.
+impl Received {
+    /// How many datagrams these are: more than one in a burst.
+    #[must_use]
+    pub fn datagrams(&self) -> usize {
+        self.len.div_ceil(self.segment.max(1)).max(1)
+    }
+}
+
+/// Where the datagrams of a slot go, and what is put in front of them.
 #[derive(Clone, Copy, Debug)]
-pub struct Outgoing {
+pub struct Outgoing<'h> {
     /// The addressee; `None` on a connected socket.
     pub to: Option<SocketAddr>,
     /// The source address, where the socket is bound to a wildcard.
     pub from: Option<SocketAddr>,
     /// Congestion marks to set.
     pub ecn: Ecn,
+    /// Bytes to put in front, at most [`MAX_HEADER`].
+    pub header: &'h [u8],
+    /// Put them in front of the first datagram of a burst alone.
+    pub header_once: bool,
 }
 
-/// What went wrong while sending one datagram of a batch.
+/// Datagrams that were sent, and their bytes with headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// How many.
+    pub datagrams: usize,
+    /// How long together.
+    pub bytes: usize,
+}
+
+/// What went wrong while sending the datagrams of a slot.
 #[derive(Debug)]
 pub enum SendFault {
     /// The kernel reported what became of an *earlier* datagram, such as "port
-    /// unreachable". This one was sent all the same.
+    /// unreachable". These were sent all the same.
     Earlier(io::Error),
-    /// This datagram was not sent.
-    Lost(io::Error),
+    /// So many datagrams were not sent; `len` is the length of the first with
+    /// its header.
+    Lost {
+        /// Why.
+        error: io::Error,
+        /// How many.
+        datagrams: usize,
+        /// Bytes of the first.
+        len: usize,
+    },
 }
 
 /// What an error of a socket call means for the datagram at hand.
@@ -120,49 +166,36 @@ impl Cause {
     }
 }
 
-/// Up to [`BATCH`] datagrams, each with room for a header in front.
+/// Room for what one call receives: [`BATCH`] slots, each for a datagram or a
+/// burst of them.
 #[derive(Debug)]
 pub struct Batch {
     bytes: Box<[u8]>,
-    received: Vec<Option<Received>>,
-    prefix: [usize; BATCH],
+    received: [Option<Received>; BATCH],
 }
 
 impl Batch {
-    /// Allocates the buffers: about 2 MiB, of which the kernel backs what
-    /// datagrams touch.
+    /// Allocates the buffers: 2 MiB, of which the kernel backs what datagrams
+    /// touch.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            bytes: vec![0; BATCH * STRIDE].into_boxed_slice(),
-            received: vec![None; BATCH],
-            prefix: [0; BATCH],
+            bytes: vec![0; BATCH * CAPACITY].into_boxed_slice(),
+            received: [None; BATCH],
         }
     }
 
-    /// What is known of the datagram in `slot`; `None` if nothing was received
-    /// into it.
+    /// What is known of what `slot` holds; `None` if nothing was received into
+    /// it.
     #[must_use]
     pub fn received(&self, slot: usize) -> Option<Received> {
         self.received[slot]
     }
 
-    /// Writes `header` directly in front of the payload in `slot`, which stays
-    /// where it is.
-    ///
-    /// # Panics
-    ///
-    /// If the header is longer than [`HEADROOM`].
-    pub fn prefix(&mut self, slot: usize, header: &[u8]) {
-        let payload = slot * STRIDE + HEADROOM;
-        self.bytes[payload - header.len()..payload].copy_from_slice(header);
-        self.prefix[slot] = header.len();
-    }
-
-    /// Bytes that will be sent for `slot`: header and payload.
-    #[must_use]
-    pub fn wire_len(&self, slot: usize) -> usize {
-        self.prefix[slot] + self.received[slot].map_or(0, |received| received.len)
+    /// The payload in `slot`.
+    fn payload(&self, slot: usize) -> &[u8] {
+        let len = self.received[slot].map_or(0, |received| received.len);
+        &self.bytes[slot * CAPACITY..][..len]
     }
 }
 
@@ -172,10 +205,23 @@ impl Default for Batch {
     }
 }
 
+/// What a socket is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Refuse rather than cut up a datagram that exceeds the path's MTU.
+    pub dont_fragment: bool,
+    /// Have bursts handed over in one piece. Off where single datagrams must be
+    /// counted one by one.
+    pub bursts: bool,
+}
+
 /// A non-blocking UDP socket.
 #[derive(Debug)]
 pub struct Socket {
     inner: socket2::Socket,
+    /// Datagrams longer than this, header included, have been refused as a
+    /// burst: the path's MTU is smaller, or the device can't. They go one by one.
+    burst_limit: Cell<usize>,
     /// What the socket is bound to; of a session's socket only the family counts.
     bound: SocketAddr,
     /// Bound to all addresses of the host: the kernel says per datagram which
@@ -185,14 +231,13 @@ pub struct Socket {
 
 impl Socket {
     /// A socket that clients write to. `shared` lets the sockets of several
-    /// workers bind the same address; `dont_fragment` is as for
-    /// [`connect`](Self::connect).
+    /// workers bind the same address.
     ///
     /// # Errors
     ///
     /// Those of `socket`, `setsockopt` and `bind`.
-    pub fn listen(address: SocketAddr, shared: bool, dont_fragment: bool) -> io::Result<Self> {
-        let inner = open(address, dont_fragment)?;
+    pub fn listen(address: SocketAddr, shared: bool, options: Options) -> io::Result<Self> {
+        let inner = open(address, options)?;
         let wildcard = address.ip().is_unspecified();
         if address.is_ipv6() {
             // A wildcard of each family can then be bound side by side, and no
@@ -211,23 +256,24 @@ impl Socket {
         let bound = local_address(&inner)?;
         Ok(Self {
             inner,
+            burst_limit: Cell::new(usize::MAX),
             bound,
             wildcard,
         })
     }
 
-    /// A session's socket, connected to `server`. With `dont_fragment` a
-    /// datagram that exceeds the path's MTU is refused rather than cut up.
+    /// A session's socket, connected to `server`.
     ///
     /// # Errors
     ///
     /// Those of `socket`, `setsockopt` and `connect`: no descriptors, no local
     /// ports, no route.
-    pub fn connect(server: SocketAddr, dont_fragment: bool) -> io::Result<Self> {
-        let inner = open(server, dont_fragment)?;
+    pub fn connect(server: SocketAddr, options: Options) -> io::Result<Self> {
+        let inner = open(server, options)?;
         inner.connect(&SockAddr::from(server))?;
         Ok(Self {
             inner,
+            burst_limit: Cell::new(usize::MAX),
             bound: server,
             wildcard: false,
         })
@@ -257,34 +303,30 @@ impl Socket {
         registry.deregister(&mut SourceFd(&self.fd()))
     }
 
-    /// Receives datagrams into the slots of `batch` from `first` up to, not
-    /// including, `end`, and returns how many came. Fewer than there was room
-    /// for means that none are left.
+    /// Receives into the slots of `batch` from `first` up to, not including,
+    /// `end`, and returns how many were filled. Fewer than there was room for
+    /// means that nothing is left.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] when there are none; otherwise what the
+    /// [`io::ErrorKind::WouldBlock`] when there is nothing; otherwise what the
     /// kernel says, on a connected socket also of datagrams sent earlier.
     pub fn receive(&self, batch: &mut Batch, first: usize, end: usize) -> io::Result<usize> {
         sys::receive(self, batch, first, end)
     }
 
-    /// Sends the datagrams in `slots`, each with its header if it has one.
-    /// `outgoing` says where each goes; `fault` hears of every one that could
-    /// not be sent, after which the rest are tried all the same. Returns how
-    /// many were sent.
-    pub fn send(
+    /// Sends what `slots` hold, in order, bursts in one piece where that goes.
+    /// `outgoing` says where each slot goes and with which header, which is not
+    /// copied; `fault` hears of all that could not be sent, after which the rest
+    /// is tried all the same.
+    pub fn send<'h>(
         &self,
         batch: &Batch,
         slots: &[usize],
-        outgoing: impl Fn(usize) -> Outgoing,
-        mut fault: impl FnMut(usize, SendFault),
-    ) -> usize {
-        let mut sent = 0;
-        for slots in slots.chunks(BATCH) {
-            sent += sys::send(self, batch, slots, &outgoing, &mut fault);
-        }
-        sent
+        outgoing: impl Fn(usize) -> Outgoing<'h>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        sys::send(self, batch, slots, outgoing, fault)
     }
 
     /// Largest UDP payload that passes to the connected server in one piece, as
@@ -305,7 +347,7 @@ impl Socket {
 }
 
 /// What listeners and sessions have in common: non-blocking, telling ECN bits.
-fn open(address: SocketAddr, dont_fragment: bool) -> io::Result<socket2::Socket> {
+fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::DGRAM.nonblocking(),
@@ -316,7 +358,11 @@ fn open(address: SocketAddr, dont_fragment: bool) -> io::Result<socket2::Socket>
     } else {
         socket.set_recv_tos_v4(true)?;
     }
-    sys::set_fragmentation(&socket, address.is_ipv6(), dont_fragment)?;
+    sys::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
+    if options.bursts {
+        // Best effort: a kernel without it hands over single datagrams.
+        let _ = sys::receive_bursts(&socket);
+    }
     Ok(socket)
 }
 
@@ -334,7 +380,22 @@ fn local_address(socket: &socket2::Socket) -> io::Result<SocketAddr> {
 ///
 /// Those of `socket` and `bind`.
 pub fn probe(address: SocketAddr) -> io::Result<()> {
-    Socket::listen(address, false, false).map(drop)
+    let options = Options {
+        dont_fragment: false,
+        bursts: false,
+    };
+    Socket::listen(address, false, options).map(drop)
+}
+
+/// Whether this kernel hands over and takes bursts in one piece.
+///
+/// # Errors
+///
+/// What it says if not.
+pub fn probe_bursts() -> io::Result<()> {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    sys::receive_bursts(&socket)?;
+    sys::can_send_bursts(&socket)
 }
 
 /// Whether `ip` is a link-local IPv6 address, which means nothing without the
@@ -344,163 +405,4 @@ fn needs_scope(ip: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::UdpSocket;
-    use std::time::{Duration, Instant};
-
-    use super::*;
-
-    fn receive(socket: &Socket, batch: &mut Batch, count: usize) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut have = 0;
-        while have < count {
-            assert!(Instant::now() < deadline, "only {have} of {count} came");
-            match socket.receive(batch, have, BATCH) {
-                Ok(n) => have += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn back_to_sender(batch: &Batch, slot: usize) -> Outgoing {
-        let received = batch.received(slot).unwrap();
-        Outgoing {
-            to: Some(received.peer),
-            from: Some(received.local),
-            ecn: received.ecn,
-        }
-    }
-
-    #[test]
-    fn a_wildcard_socket_knows_the_address_written_to_and_answers_from_it() {
-        for (wildcard, addresses) in [
-            ("0.0.0.0:0", vec!["127.0.0.1", "127.0.0.2", "127.77.1.9"]),
-            ("[::]:0", vec!["::1"]),
-        ] {
-            let socket = Socket::listen(wildcard.parse().unwrap(), false, false).unwrap();
-            let mut batch = Batch::new();
-            for ip in addresses {
-                let ip: IpAddr = ip.parse().unwrap();
-                let target = SocketAddr::new(ip, socket.bound().port());
-                let client = UdpSocket::bind(SocketAddr::new(ip, 0)).unwrap();
-                client.send_to(b"question", target).unwrap();
-                receive(&socket, &mut batch, 1);
-                assert_eq!(batch.received(0).unwrap().local, target);
-
-                let sent = socket.send(
-                    &batch,
-                    &[0],
-                    |slot| back_to_sender(&batch, slot),
-                    |_, fault| panic!("{fault:?}"),
-                );
-                assert_eq!(sent, 1);
-                let mut answer = [0; 100];
-                let (len, from) = client.recv_from(&mut answer).unwrap();
-                assert_eq!((&answer[..len], from), (&b"question"[..], target));
-            }
-        }
-    }
-
-    #[test]
-    fn a_header_is_sent_in_front_of_the_payload_of_its_own_slot() {
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, false).unwrap();
-        let upstream = Socket::connect(server.local_addr().unwrap(), false).unwrap();
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let payloads = [&b""[..], b"one", &[7; 40_000]];
-        for payload in payloads {
-            client.send_to(payload, listener.bound()).unwrap();
-        }
-        let mut batch = Batch::new();
-        receive(&listener, &mut batch, payloads.len());
-        batch.prefix(0, b"a");
-        batch.prefix(2, &[b'h'; HEADROOM]);
-        let plain = |_| Outgoing {
-            to: None,
-            from: None,
-            ecn: Ecn::default(),
-        };
-        let sent = upstream.send(&batch, &[0, 1, 2], plain, |_, fault| panic!("{fault:?}"));
-        assert_eq!(sent, 3);
-        let mut datagram = vec![0; CAPACITY];
-        for expected in [
-            b"a".to_vec(),
-            b"one".to_vec(),
-            [vec![b'h'; HEADROOM], vec![7; 40_000]].concat(),
-        ] {
-            let len = server.recv(&mut datagram).unwrap();
-            assert!(datagram[..len] == expected);
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_reported_and_the_rest_is_sent() {
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, false).unwrap();
-        let upstream = Socket::connect(server.local_addr().unwrap(), false).unwrap();
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.send_to(&[1; 65_507], listener.bound()).unwrap();
-        client.send_to(b"behind it", listener.bound()).unwrap();
-        let mut batch = Batch::new();
-        receive(&listener, &mut batch, 2);
-        assert_eq!(batch.received(0).unwrap().len, 65_507);
-        batch.prefix(0, &[0; 28]);
-        let mut lost = Vec::new();
-        let sent = upstream.send(
-            &batch,
-            &[0, 1],
-            |_| Outgoing {
-                to: None,
-                from: None,
-                ecn: Ecn::default(),
-            },
-            |slot, fault| match fault {
-                SendFault::Lost(error) => lost.push((slot, error.raw_os_error())),
-                SendFault::Earlier(error) => panic!("{error}"),
-            },
-        );
-        assert_eq!(sent, 1);
-        assert_eq!(lost, [(0, Some(libc::EMSGSIZE))]);
-        let mut datagram = [0; 100];
-        let len = server.recv(&mut datagram).unwrap();
-        assert_eq!(&datagram[..len], b"behind it");
-    }
-
-    #[test]
-    fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
-        let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = closed.local_addr().unwrap();
-        drop(closed);
-        let upstream = Socket::connect(address, false).unwrap();
-        let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, false).unwrap();
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.send_to(b"first", listener.bound()).unwrap();
-        client.send_to(b"second", listener.bound()).unwrap();
-        let mut batch = Batch::new();
-        receive(&listener, &mut batch, 2);
-        let plain = |_| Outgoing {
-            to: None,
-            from: None,
-            ecn: Ecn::default(),
-        };
-        assert_eq!(
-            upstream.send(&batch, &[0], plain, |_, f| panic!("{f:?}")),
-            1
-        );
-
-        // Loopback delivers the ICMP error before `send` returns.
-        let server = UdpSocket::bind(address).unwrap();
-        let mut earlier = 0;
-        let sent = upstream.send(&batch, &[1], plain, |_, fault| match fault {
-            SendFault::Earlier(_) => earlier += 1,
-            SendFault::Lost(error) => panic!("{error}"),
-        });
-        assert_eq!((sent, earlier), (1, 1));
-        let mut datagram = [0; 100];
-        let len = server.recv(&mut datagram).unwrap();
-        assert_eq!(&datagram[..len], b"second");
-        let nothing = upstream.receive(&mut batch, 0, BATCH).unwrap_err();
-        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
-    }
-}
+mod tests;

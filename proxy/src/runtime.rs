@@ -23,7 +23,7 @@ use crate::counters::WorkerCounters;
 use crate::holder;
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
-use crate::net::{self, Socket};
+use crate::net::{self, Options, Socket};
 use crate::session::Budget;
 use crate::upstream::Server;
 use crate::watch::{self, Watch};
@@ -87,6 +87,11 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
         tracing::warn!("{warning}");
     }
 
+    if let Err(error) = net::probe_bursts() {
+        tracing::warn!(
+            "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
+        );
+    }
     let entrances = bind_listeners(&config.listeners, workers)?;
     let admin_listener = match config.admin {
         Some(address) => Some(bind_admin(address).await?),
@@ -150,7 +155,11 @@ fn bind_listeners(
     }
     let shared = workers > 1;
     let bind_one = |(number, listener, address): (usize, &Listener, SocketAddr)| {
-        Socket::listen(address, shared, listener.dont_fragment)
+        let options = Options {
+            dont_fragment: listener.dont_fragment,
+            bursts: !listener.rules.count_requests(),
+        };
+        Socket::listen(address, shared, options)
             .map(|socket| (socket, number))
             .map_err(|error| bind_error(listener, address, &error))
     };

@@ -57,6 +57,20 @@ pub struct Rules {
     pub requests: u64,
 }
 
+impl Rules {
+    /// Whether a client's datagrams must be counted one by one.
+    #[must_use]
+    pub fn count_requests(&self) -> bool {
+        self.requests > 0
+    }
+
+    /// Whether replies must be counted one by one.
+    #[must_use]
+    pub fn count_replies(&self) -> bool {
+        self.responses > 0
+    }
+}
+
 /// Names a session for as long as it exists. A number is reused only with
 /// another generation, never 0, so that a stale name finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,10 +248,10 @@ impl<T> Table<T> {
         }
     }
 
-    /// Finds the session that takes a client's datagram, and counts it. `None`
-    /// if there is none, or if it has taken all that it may: then
-    /// [`open`](Self::open) another.
-    pub fn request(&mut self, now: Instant, key: &Key) -> Option<SessionId> {
+    /// Finds the session that takes so many of a client's datagrams, and counts
+    /// them. `None` if there is none, or if it has taken all that it may: then
+    /// [`open`](Self::open) another and ask again.
+    pub fn request(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
         let limit = self.rules[session.listener].requests;
@@ -246,7 +260,7 @@ impl<T> Table<T> {
             self.by_key.remove(key);
             return None;
         }
-        session.requests += 1;
+        session.requests += datagrams;
         session.awaiting = true;
         session.last_active = now;
         Some(SessionId {
@@ -255,8 +269,8 @@ impl<T> Table<T> {
         })
     }
 
-    /// Begins a session with its first datagram counted. A session that the
-    /// key led to until now is detached.
+    /// Begins a session, in which nothing has been counted yet. A session that
+    /// the key led to until now is detached.
     ///
     /// # Panics
     ///
@@ -278,10 +292,10 @@ impl<T> Table<T> {
             server,
             started: now,
             last_active: now,
-            requests: 1,
+            requests: 0,
             replies: 0,
             link,
-            awaiting: true,
+            awaiting: false,
             state: State::Live,
             generation,
             seat: Some(seat),
@@ -306,11 +320,11 @@ impl<T> Table<T> {
         }
     }
 
-    /// Counts a reply that came for session `id` and says whose it is. `None`
-    /// if the session has ended: then nobody may have it.
-    pub fn reply(&mut self, now: Instant, id: SessionId) -> Option<Reply> {
+    /// Counts so many replies that came for session `id` and says whose they
+    /// are. `None` if the session has ended: then nobody may have them.
+    pub fn reply(&mut self, now: Instant, id: SessionId, datagrams: u64) -> Option<Reply> {
         let session = self.get_mut(id).filter(|session| session.is_active())?;
-        session.replies += 1;
+        session.replies += datagrams;
         session.awaiting = false;
         session.last_active = now;
         let (key, listener) = (session.key, session.listener);

@@ -1,7 +1,7 @@
 //! A worker: one thread that owns its sockets and its sessions.
 //!
 //! ```text
-//! take_from_clients: receive a batch ─▶ whose session? ─▶ prefix ─▶ send to its server
+//! take_from_clients: receive a batch ─▶ whose session? ─▶ send to its server, prefixed
 //! take_from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
 //! ```
 //!
@@ -24,7 +24,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket};
+use crate::net::{BATCH, Batch, Cause, Ecn, Options, Outgoing, Received, SendFault, Socket};
 use crate::session::{Budget, EndReason, Key, Rules, Seat, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
 use link::{Link, connect};
@@ -62,6 +62,15 @@ struct Entrance {
     listener: usize,
 }
 
+/// Slots of a batch whose datagrams go to one session. Those that follow each
+/// other leave in one call.
+struct Run {
+    session: Option<SessionId>,
+    /// Datagrams of the session before these.
+    sent_before: u64,
+    slots: Vec<usize>,
+}
+
 #[derive(Clone, Copy)]
 enum Source {
     Clients(usize),
@@ -96,8 +105,7 @@ pub struct Worker {
     table: Table<Link>,
     budget: Arc<Budget>,
     inbound: Batch,
-    /// Slots of `inbound` that go to one session, in order.
-    run: Vec<usize>,
+    run: Run,
     replies: Replies,
     counters: Arc<WorkerCounters>,
     commands: Receiver<Command>,
@@ -146,7 +154,11 @@ impl Worker {
             table: Table::new(now, rules, max_retired),
             budget,
             inbound: Batch::new(),
-            run: Vec::with_capacity(BATCH),
+            run: Run {
+                session: None,
+                sent_before: 0,
+                slots: Vec::with_capacity(BATCH),
+            },
             replies: Replies::new(),
             counters,
             commands,
@@ -220,33 +232,34 @@ impl Worker {
             // wakes us again.
             return false;
         };
-        // Datagrams of one session that follow each other leave in one call.
-        let mut current = None;
         for slot in 0..received {
             let Some(id) = self.session_of(entrance, slot, now) else {
                 continue;
             };
-            if current.is_some_and(|current| current != id) {
-                self.send_to_server(current);
+            if self.run.session != Some(id) {
+                self.send_to_server();
+                self.begin_run(id, slot);
             }
-            current = Some(id);
-            if let Some(session) = self.table.get(id) {
-                let header = session.link.prefix.for_datagram(session.requests - 1);
-                self.inbound.prefix(slot, header);
-                self.run.push(slot);
-            }
+            self.run.slots.push(slot);
         }
-        self.send_to_server(current);
+        self.send_to_server();
         received == BATCH
     }
 
-    /// The session of the client datagram in `slot`, begun if need be. `None`
-    /// if the datagram is dropped, which is counted.
+    fn begin_run(&mut self, id: SessionId, slot: usize) {
+        let requests = self.table.get(id).map_or(0, |session| session.requests);
+        self.run.session = Some(id);
+        self.run.sent_before = requests - datagrams_in(&self.inbound, slot);
+    }
+
+    /// The session of the client's datagrams in `slot`, begun if need be. `None`
+    /// if they are dropped, which is counted.
     fn session_of(&mut self, entrance: usize, slot: usize, now: Instant) -> Option<SessionId> {
         let received = self.inbound.received(slot)?;
         let listener = self.entrances[entrance].listener;
         let counters = &self.counters.listeners[listener];
-        counters.received.add(1);
+        let datagrams = received.datagrams() as u64;
+        counters.received.add(datagrams);
         counters.received_bytes.add(received.len as u64);
         let key = Key {
             client: ClientAddr(received.peer),
@@ -254,13 +267,16 @@ impl Worker {
         };
         let found = match refused(&received) {
             Some(reason) => Err(reason),
-            None => match self.table.request(now, &key) {
+            None => match self.table.request(now, &key, datagrams) {
                 Some(id) => Ok(id),
-                None => self.open(entrance, key, now),
+                None => self.open(entrance, key, now).inspect(|_| {
+                    self.table.request(now, &key, datagrams);
+                }),
             },
         };
+        let counters = &self.counters.listeners[listener];
         found
-            .inspect_err(|reason| self.counters.listeners[listener].dropped(*reason).add(1))
+            .inspect_err(|reason| counters.dropped(*reason).add(datagrams))
             .ok()
     }
 
@@ -276,7 +292,11 @@ impl Worker {
         }
         let seat = self.budget.take().ok_or(DropReason::MaxSessions)?;
         let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
-        let socket = connect(server.address, listener.dont_fragment, &mut self.table)?;
+        let options = Options {
+            dont_fragment: listener.dont_fragment,
+            bursts: !listener.rules.count_replies(),
+        };
+        let socket = connect(server.address, options, &mut self.table)?;
         let (server_number, link) = (
             server.number,
             Link {
@@ -329,37 +349,47 @@ impl Worker {
         Ok(id)
     }
 
-    /// Sends the datagrams collected in `run` to the server of session `id`.
-    fn send_to_server(&mut self, id: Option<SessionId>) {
-        if let Some(session) = id.and_then(|id| self.table.get(id)) {
+    /// Sends the collected run to its session's server.
+    fn send_to_server(&mut self) {
+        let Run {
+            session,
+            sent_before,
+            slots,
+        } = &mut self.run;
+        if let Some(session) = session.take().and_then(|id| self.table.get(id)) {
             let listener = &self.counters.listeners[session.listener];
             let server = &self.counters.servers[session.server];
+            let Link { socket, prefix, .. } = &session.link;
             let batch = &self.inbound;
-            let mut lost_bytes = 0;
-            let onward = |slot| Outgoing {
-                to: None,
-                from: None,
-                ecn: batch
-                    .received(slot)
-                    .map_or_else(Default::default, |r| r.ecn),
+            let onward = |slot| {
+                let is_first = slots.first() == Some(&slot);
+                Outgoing {
+                    to: None,
+                    from: None,
+                    ecn: batch.received(slot).map_or(Ecn::default(), |r| r.ecn),
+                    header: prefix.for_datagram(if is_first { *sent_before } else { 1 }),
+                    header_once: prefix.is_once(),
+                }
             };
-            let socket = &session.link.socket;
-            let sent = socket.send(batch, &self.run, onward, |slot, fault| match fault {
+            let sent = socket.send(batch, slots, onward, |_, fault| match fault {
                 SendFault::Earlier(_) => server.refusals.add(1),
-                SendFault::Lost(error) => {
+                SendFault::Lost {
+                    error,
+                    datagrams,
+                    len,
+                } => {
                     let reason = why_unsent(&error);
-                    listener.dropped(reason).add(1);
-                    lost_bytes += batch.wire_len(slot);
+                    listener.dropped(reason).add(datagrams as u64);
                     if reason == DropReason::Oversize {
-                        note_oversize(&self.counters, socket, batch, slot);
+                        let header = prefix.for_datagram(*sent_before).len();
+                        note_oversize(&self.counters, socket, len, header);
                     }
                 }
             });
-            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
-            server.sent.add(sent as u64);
-            server.sent_bytes.add((bytes - lost_bytes) as u64);
+            server.sent.add(sent.datagrams as u64);
+            server.sent_bytes.add(sent.bytes as u64);
         }
-        self.run.clear();
+        slots.clear();
     }
 
     /// Takes some replies from a session's server, to leave at the end of the
@@ -382,22 +412,27 @@ impl Worker {
             let Some(reply) = self.replies.batch().received(slot) else {
                 continue;
             };
-            server.replies.add(1);
+            let datagrams = reply.datagrams() as u64;
+            server.replies.add(datagrams);
             server.reply_bytes.add(reply.len as u64);
             // The kernel filters by the connected address, but only from the
             // moment that the socket was connected.
             if ServerAddr(reply.peer) != asked {
-                listener.dropped(DropReason::ReplyWrongSource).add(1);
+                listener
+                    .dropped(DropReason::ReplyWrongSource)
+                    .add(datagrams);
                 continue;
             }
-            let Some(whose) = self.table.reply(now, id) else {
-                listener.dropped(DropReason::ReplyLate).add(1);
+            let Some(whose) = self.table.reply(now, id, datagrams) else {
+                listener.dropped(DropReason::ReplyLate).add(datagrams);
                 continue;
             };
             let outgoing = Outgoing {
                 to: Some(whose.to.0),
                 from: Some(whose.from.0),
                 ecn: reply.ecn,
+                header: &[],
+                header_once: false,
             };
             self.replies.pass(slot, via, outgoing);
             if let Some(reason) = whose.ended {
@@ -479,14 +514,16 @@ fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndRe
     server.ended.add(1);
 }
 
-fn note_oversize(counters: &WorkerCounters, socket: &Socket, batch: &Batch, slot: usize) {
-    let whole = batch.wire_len(slot);
-    let header = whole - batch.received(slot).map_or(0, |received| received.len);
+fn note_oversize(counters: &WorkerCounters, socket: &Socket, len: usize, header: usize) {
     let fits = socket.unfragmented_payload().unwrap_or(0);
-    counters.oversize_len.set(whole as u64);
+    counters.oversize_len.set(len as u64);
     counters
         .oversize_fits
         .set(fits.saturating_sub(header) as u64);
+}
+
+fn datagrams_in(batch: &Batch, slot: usize) -> u64 {
+    batch.received(slot).map_or(0, |r| r.datagrams() as u64)
 }
 
 fn why_unsent(error: &io::Error) -> DropReason {

@@ -39,14 +39,16 @@ impl Bench {
     /// A datagram from a client: the session that took it, or none for want of
     /// a seat.
     fn datagram(&mut self, key: Key) -> Option<SessionId> {
-        self.table.request(self.now, &key).or_else(|| {
+        self.table.request(self.now, &key, 1).or_else(|| {
             let seat = self.budget.take()?;
-            Some(self.table.open(self.now, key, 0, 0, seat, "socket"))
+            let opened = self.table.open(self.now, key, 0, 0, seat, "socket");
+            assert_eq!(self.table.request(self.now, &key, 1), Some(opened));
+            Some(opened)
         })
     }
 
     fn reply(&mut self, id: SessionId) -> Option<Reply> {
-        self.table.reply(self.now, id)
+        self.table.reply(self.now, id, 1)
     }
 }
 

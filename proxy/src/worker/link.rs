@@ -4,7 +4,7 @@
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;
-use crate::net::{Cause, Socket};
+use crate::net::{Cause, Options, Socket};
 use crate::session::Table;
 
 /// What a worker keeps with a session.
@@ -24,11 +24,11 @@ pub(super) struct Link {
 /// sessions that have ended give back theirs, the oldest first.
 pub(super) fn connect<T>(
     server: ServerAddr,
-    dont_fragment: bool,
+    options: Options,
     table: &mut Table<T>,
 ) -> Result<Socket, DropReason> {
     loop {
-        let reason = match Socket::connect(server.0, dont_fragment).map_err(|e| Cause::of(&e)) {
+        let reason = match Socket::connect(server.0, options).map_err(|e| Cause::of(&e)) {
             Ok(socket) => return Ok(socket),
             Err(Cause::NoDescriptors) => DropReason::NoDescriptors,
             // Binding to a port of the kernel's choice would block, it says.

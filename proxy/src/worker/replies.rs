@@ -19,7 +19,7 @@ struct Passed {
     slot: usize,
     /// Number of the entrance that it leaves by.
     via: usize,
-    outgoing: Outgoing,
+    outgoing: Outgoing<'static>,
 }
 
 /// The batch of replies, filled from its front.
@@ -86,7 +86,7 @@ impl Replies {
 
     /// Lets the reply in `slot` go out by entrance number `via`. Replies that
     /// nobody passes on are overwritten after the next [`send`](Self::send).
-    pub(super) fn pass(&mut self, slot: usize, via: usize, outgoing: Outgoing) {
+    pub(super) fn pass(&mut self, slot: usize, via: usize, outgoing: Outgoing<'static>) {
         self.passed.push(Passed {
             slot,
             via,
@@ -102,28 +102,26 @@ impl Replies {
             let counters = &counters.listeners[entrance.listener];
             self.run.clear();
             self.run.extend(same.iter().map(|passed| passed.slot));
-            let mut lost_bytes = 0;
             let onward = |slot| outgoing_of(same, slot);
-            let sent = entrance
-                .socket
-                .send(batch, &self.run, onward, |slot, fault| {
-                    // A socket that is not connected hears nothing of earlier
-                    // datagrams; whatever it was, this one was sent then.
-                    if let SendFault::Lost(error) = fault {
-                        counters.dropped(why_unsent(&error)).add(1);
-                        lost_bytes += batch.wire_len(slot);
-                    }
-                });
-            let bytes: usize = self.run.iter().map(|slot| batch.wire_len(*slot)).sum();
-            counters.replied.add(sent as u64);
-            counters.replied_bytes.add((bytes - lost_bytes) as u64);
+            let sent = entrance.socket.send(batch, &self.run, onward, |_, fault| {
+                // A socket that is not connected hears nothing of earlier
+                // datagrams; whatever it was, these were sent then.
+                if let SendFault::Lost {
+                    error, datagrams, ..
+                } = fault
+                {
+                    counters.dropped(why_unsent(&error)).add(datagrams as u64);
+                }
+            });
+            counters.replied.add(sent.datagrams as u64);
+            counters.replied_bytes.add(sent.bytes as u64);
         }
         self.passed.clear();
         self.filled = 0;
     }
 }
 
-fn outgoing_of(passed: &[Passed], slot: usize) -> Outgoing {
+fn outgoing_of(passed: &[Passed], slot: usize) -> Outgoing<'static> {
     let found = passed.binary_search_by_key(&slot, |passed| passed.slot);
     let index = found.expect("only replies that were passed are sent");
     passed[index].outgoing

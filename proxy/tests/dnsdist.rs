@@ -3,6 +3,8 @@
 //! answers consist of what it read. It answers nothing that lacks a header, or
 //! has one and comes from elsewhere than the proxy.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 mod common;
 
 use std::net::SocketAddr;
@@ -32,9 +34,13 @@ setProxyProtocolACL({{{proxies}}})
 addAction(QTypeRule(DNSQType.TXT), LuaAction(function(dq)
     local words = {{ dq.remoteaddr:toStringWithPort(), dq.localaddr:toStringWithPort() }}
     for kind, value in pairs(dq:getProxyProtocolValues()) do
-        table.insert(words, kind .. ":" .. #value)
+        -- dnsdist 1.7 adds an empty entry of type 0 to what it has read.
+        if kind ~= 0 then
+            table.insert(words, kind .. ":" .. #value)
+        end
     end
-    local text = table.concat(words, ",")
+    -- No commas: they would make several records of it.
+    local text = table.concat(words, " ")
     return DNSAction.SpoofRaw, string.char(#text) .. text
 end))
 addAction(AllRule(), LuaAction(function(dq)
@@ -45,11 +51,15 @@ end))
     let file = write(folder, "dnsdist.conf", &config);
     let mut process = server(
         &program("dnsdist", "dnsdist"),
-        &["--supervised", "--disable-syslog", "-C", file.to_str().unwrap()],
+        &[
+            "--supervised",
+            "--disable-syslog",
+            "-C",
+            file.to_str().unwrap(),
+        ],
     );
     process.wait_for(&format!("Listening on [::1]:{port}"));
-    let addresses =
-        ["127.0.0.1", "::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+    let addresses = ["127.0.0.1", "::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
     (process, addresses)
 }
 
@@ -61,9 +71,9 @@ fn is_told_its_address(client: SocketAddr, asked: SocketAddr, tlvs: &str) {
     let kind = if client.is_ipv4() { "A" } else { "AAAA" };
     let answers = answered(client, asked, &[kind, "TXT"]);
     assert_eq!(answers[0].only(), client.ip().to_string());
-    let mut text = format!("{client},{asked}");
+    let mut text = format!("{client} {asked}");
     if !tlvs.is_empty() {
-        text = format!("{text},{tlvs}");
+        text = format!("{text} {tlvs}");
     }
     assert_eq!(answers[1].only(), format!("\"{text}\""));
 }

@@ -25,6 +25,7 @@ pub struct Answer {
 
 impl Answer {
     /// The only record of an answer without an error.
+    #[track_caller]
     pub fn only(&self) -> &str {
         assert_eq!((self.status.as_str(), self.data.len()), ("NOERROR", 1));
         &self.data[0]
@@ -55,12 +56,7 @@ pub fn server(program: &PathBuf, arguments: &[&str]) -> Process {
 /// Asks for the record of each kind (A, TXT and so on), one after the other and
 /// each but once, so that a lost datagram is a failure. `None` for a question
 /// that nobody answered within `seconds`.
-pub fn ask(
-    from: SocketAddr,
-    to: SocketAddr,
-    kinds: &[&str],
-    seconds: u64,
-) -> Option<Vec<Answer>> {
+pub fn ask(from: SocketAddr, to: SocketAddr, kinds: &[&str], seconds: u64) -> Option<Vec<Answer>> {
     let mut dig = Command::new(program("dig", "bind9-dnsutils"));
     // `-r`: the user's ~/.digrc must not change what is asked.
     dig.args(["-r", &format!("@{}", to.ip()), "-p", &to.port().to_string()])

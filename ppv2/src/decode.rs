@@ -5,13 +5,16 @@
 //! of permitted pairs of family and transport, the size limit, TLV framing and
 //! the checksum.
 
-use core::net::{SocketAddrV4, SocketAddrV6};
+use core::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::error::DecodeError;
 use crate::fixed::LOCAL;
 use crate::header::{Header, Origin, Transport};
 use crate::tlv::{self, Tlvs};
-use crate::{DEFAULT_MAX_HEADER_LEN, FIXED_LEN, SIGNATURE, TlvType, checksum};
+use crate::{
+    DEFAULT_MAX_HEADER_LEN, FIXED_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, SIGNATURE, TlvType,
+    checksum,
+};
 
 const VERSION_COMMAND: usize = 12;
 const FAMILY_TRANSPORT: usize = 13;
@@ -102,6 +105,9 @@ impl Decoder {
     /// # Ok::<(), ppv2::DecodeError>(())
     /// ```
     pub fn decode<'a>(&self, datagram: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), DecodeError> {
+        if let Some(split) = self.decode_udp_without_tlvs(datagram) {
+            return Ok(split);
+        }
         if has_local_command(datagram) {
             return self.decode_local(datagram);
         }
@@ -120,6 +126,38 @@ impl Decoder {
             },
         };
         Ok((header, payload))
+    }
+
+    /// The two headers that nearly all datagrams have differ from each other in
+    /// the addresses alone: one comparison tells that the rest is as it must be.
+    /// `None` for any other header, valid or not.
+    fn decode_udp_without_tlvs<'a>(&self, datagram: &'a [u8]) -> Option<(Header<'a>, &'a [u8])> {
+        let (fixed, rest) = datagram.split_first_chunk::<FIXED_LEN>()?;
+        let (source, destination, len) = if *fixed == UDP_IPV4 {
+            let block: &[u8; 12] = rest.first_chunk()?;
+            let (source, destination) = ipv4_pair(block);
+            (source, destination, IPV4_HEADER_LEN)
+        } else if *fixed == UDP_IPV6 {
+            let block: &[u8; 36] = rest.first_chunk()?;
+            let (source, destination) = ipv6_pair(block)?;
+            (source, destination, IPV6_HEADER_LEN)
+        } else {
+            return None;
+        };
+        if len > self.max_header_len {
+            return None;
+        }
+        let (bytes, payload) = datagram.split_at_checked(len)?;
+        let header = Header {
+            bytes,
+            origin: Origin::Ip {
+                transport: Transport::Datagram,
+                source,
+                destination,
+            },
+            tlvs: Tlvs::default(),
+        };
+        Some((header, payload))
     }
 
     /// A LOCAL header says nothing but its length: family, addresses and TLVs
@@ -168,6 +206,28 @@ impl Default for Decoder {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The fixed part of a header with nothing but UDP over IPv4.
+const UDP_IPV4: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c";
+
+/// The fixed part of a header with nothing but UDP over IPv6.
+const UDP_IPV6: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x22\x00\x24";
+
+fn ipv4_pair(block: &[u8; 12]) -> (SocketAddr, SocketAddr) {
+    let [s0, s1, s2, s3, d0, d1, d2, d3, sp0, sp1, dp0, dp1] = *block;
+    let source = SocketAddr::from(([s0, s1, s2, s3], u16::from_be_bytes([sp0, sp1])));
+    let destination = SocketAddr::from(([d0, d1, d2, d3], u16::from_be_bytes([dp0, dp1])));
+    (source, destination)
+}
+
+fn ipv6_pair(block: &[u8; 36]) -> Option<(SocketAddr, SocketAddr)> {
+    let (source, rest) = block.split_first_chunk::<16>()?;
+    let (destination, ports) = rest.split_first_chunk::<16>()?;
+    let &[sp0, sp1, dp0, dp1] = ports.first_chunk()?;
+    let source = SocketAddr::from((*source, u16::from_be_bytes([sp0, sp1])));
+    let destination = SocketAddr::from((*destination, u16::from_be_bytes([dp0, dp1])));
+    Some((source, destination))
 }
 
 fn has_local_command(datagram: &[u8]) -> bool {

@@ -133,6 +133,9 @@ pub struct ListenerCounters {
     pub replied: Counter,
     /// Their payload bytes.
     pub replied_bytes: Counter,
+    /// Datagrams that the kernel dropped because a socket's buffer was full. It
+    /// tells with the next datagram that it hands over.
+    pub overflows: Counter,
     /// Sessions begun.
     pub opened: Counter,
     /// Sessions ended by the idle timeout.
@@ -149,6 +152,7 @@ impl ListenerCounters {
             received_bytes: Counter::default(),
             replied: Counter::default(),
             replied_bytes: Counter::default(),
+            overflows: Counter::default(),
             opened: Counter::default(),
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
@@ -178,6 +182,9 @@ pub struct ServerCounters {
     pub opened: Counter,
     /// Sessions ended.
     pub ended: Counter,
+    /// Replies that the kernel dropped because a session's buffer was full. It
+    /// tells with the next reply that it hands over.
+    pub overflows: Counter,
     /// Errors that the network reported of datagrams sent to it, such as "port
     /// unreachable". The sender of such a report can be forged.
     pub refusals: Counter,

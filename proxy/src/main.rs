@@ -48,7 +48,7 @@ enum Command {
         after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; \
                             a second one stops it at once."
     )]
-    Run(Run),
+    Run(Box<Run>),
     /// Check a configuration file, resolve its names and say what it comes to
     Check {
         /// The TOML file
@@ -121,6 +121,14 @@ struct Run {
     #[arg(long, value_name = "N")]
     max_sessions: Option<usize>,
 
+    /// Look for datagrams for this long before sleeping: latency for CPU [default: 0us]
+    #[arg(long, value_name = "DURATION")]
+    busy_poll: Option<String>,
+
+    /// Let datagrams gather for this long after a wake-up: CPU for latency [default: 0us]
+    #[arg(long, value_name = "DURATION")]
+    coalesce: Option<String>,
+
     /// Network whose clients are served; repeatable [default: everybody]
     #[arg(long, value_name = "NET")]
     allow: Vec<String>,
@@ -141,6 +149,8 @@ impl Run {
                 responses: self.responses,
                 requests: self.requests,
                 allow: self.allow,
+                busy_poll: self.busy_poll,
+                coalesce: self.coalesce,
             }),
         }
     }

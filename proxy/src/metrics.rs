@@ -150,6 +150,12 @@ impl Collector for Metrics {
         )?;
         count(
             to,
+            "receive_overflows",
+            "Datagrams from clients that the kernel dropped for want of buffer",
+            self.by_listener(|c| c.overflows.get()),
+        )?;
+        count(
+            to,
             "dropped_datagrams",
             "Datagrams dropped, by reason",
             self.drops(),
@@ -211,6 +217,12 @@ impl Collector for Metrics {
             "upstream_reply_bytes",
             "Bytes received from servers",
             self.by_server(|c| c.reply_bytes.get()),
+        )?;
+        count(
+            to,
+            "upstream_receive_overflows",
+            "Replies that the kernel dropped for want of buffer",
+            self.by_server(|c| c.overflows.get()),
         )?;
         count(
             to,

@@ -49,21 +49,20 @@ const MAX_BURST_BYTES: usize = 65_535 - 48;
 /// most `net.core.rmem_max`.
 const LISTENER_BUFFER: usize = 4 << 20;
 
-/// The two ECN bits of an IP header (RFC 3168).
+/// Receive buffer that every session asks for, bytes, for servers that answer
+/// in bursts. It is a limit, and takes memory only while replies wait in it.
+const SESSION_BUFFER: usize = 1 << 20;
+
+/// The traffic class of an IP packet, or type of service in IPv4: six bits of
+/// DSCP (RFC 2474) and two of ECN (RFC 3168).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ecn(u8);
+pub struct TrafficClass(pub u8);
 
-impl Ecn {
-    /// The ECN bits of a TOS or traffic class byte.
+impl TrafficClass {
+    /// The ECN bits alone.
     #[must_use]
-    pub fn of(traffic_class: u8) -> Self {
-        Self(traffic_class & 0b11)
-    }
-
-    /// The bits, 0 for "not capable".
-    #[must_use]
-    pub fn bits(self) -> u8 {
-        self.0
+    pub fn ecn(self) -> Self {
+        Self(self.0 & 0b11)
     }
 }
 
@@ -78,8 +77,11 @@ pub struct Received {
     /// It was sent to a multicast or broadcast address, from which no reply
     /// can leave.
     pub group: bool,
-    /// Congestion marks.
-    pub ecn: Ecn,
+    /// Traffic class that it came with.
+    pub class: TrafficClass,
+    /// Datagrams that this socket has lost so far because its buffer was full.
+    /// The kernel counts from 0 again after 2³².
+    pub overflows: u32,
     /// Bytes of payload, of all datagrams of a burst together.
     pub len: usize,
     /// Bytes of each datagram of a burst but the last, which may have fewer;
@@ -104,8 +106,8 @@ pub struct Outgoing<'h> {
     pub to: Option<SocketAddr>,
     /// The source address, where the socket is bound to a wildcard.
     pub from: Option<SocketAddr>,
-    /// Congestion marks to set.
-    pub ecn: Ecn,
+    /// Traffic class to send with.
+    pub class: TrafficClass,
     /// Bytes to put in front, at most [`MAX_HEADER`].
     pub header: &'h [u8],
     /// Put them in front of the first datagram of a burst alone.
@@ -270,6 +272,7 @@ impl Socket {
     /// ports, no route.
     pub fn connect(server: SocketAddr, options: Options) -> io::Result<Self> {
         let inner = open(server, options)?;
+        let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
         inner.connect(&SockAddr::from(server))?;
         Ok(Self {
             inner,
@@ -358,6 +361,7 @@ fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
     } else {
         socket.set_recv_tos_v4(true)?;
     }
+    sys::report_overflows(&socket)?;
     sys::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
     if options.bursts {
         // Best effort: a kernel without it hands over single datagrams.

@@ -27,7 +27,7 @@ use crate::net::{self, Options, Socket};
 use crate::session::Budget;
 use crate::upstream::Server;
 use crate::watch::{self, Watch};
-use crate::worker::{Command, ListenerSettings, Worker};
+use crate::worker::{Command, ListenerSettings, Share, Worker};
 
 /// Commands that may wait for a worker: what a handful of readers of the admin
 /// address can ask at once. More are turned away.
@@ -245,15 +245,16 @@ impl Crew {
         let mut workers = Vec::new();
         for (number, entrances) in entrances.into_iter().enumerate() {
             let (commands, receiver) = mpsc::sync_channel(COMMANDS);
-            let (worker, waker) = Worker::new(
+            let (worker, waker) = Worker::new(Share {
                 number,
                 entrances,
-                settings.clone(),
-                Arc::clone(&budget),
-                ceiling.max_retired.div_ceil(running),
-                Arc::clone(&counters[number]),
-                receiver,
-            )?;
+                listeners: settings.clone(),
+                pace: config.pace,
+                budget: Arc::clone(&budget),
+                max_retired: ceiling.max_retired.div_ceil(running),
+                counters: Arc::clone(&counters[number]),
+                commands: receiver,
+            })?;
             let tell = tell.clone();
             thread::Builder::new()
                 .name(format!("worker{number}"))
@@ -368,6 +369,7 @@ fn settings(config: &Config) -> Vec<ListenerSettings> {
             rules: listener.rules,
             allow: listener.allow.clone(),
             dont_fragment: listener.dont_fragment,
+            dscp: listener.dscp,
             servers: listener.servers.iter().map(server).collect(),
         })
         .collect()

@@ -12,6 +12,7 @@
 
 mod command;
 mod link;
+mod open;
 mod replies;
 
 use std::io;
@@ -24,16 +25,21 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Ecn, Options, Outgoing, Received, SendFault, Socket};
-use crate::session::{Budget, EndReason, Key, Rules, Seat, SessionId, Table};
+use crate::net::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket, TrafficClass};
+use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
-use link::{Link, connect};
+use link::Link;
+use open::refused;
 use replies::Replies;
 
 pub use command::{Command, SessionReport};
 
 /// Events that one wake-up reports; more are reported by the next.
 const EVENTS: usize = 1024;
+
+/// A wake-up that brings fewer sources than this is worth waiting after, if
+/// datagrams are to gather.
+const FEW: usize = 16;
 
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
@@ -42,6 +48,15 @@ const QUIET: Duration = Duration::from_millis(200);
 const WAKER: Token = Token(usize::MAX);
 
 const _: () = assert!(usize::BITS >= 64, "session ids are packed into tokens");
+
+/// How a worker spends its time between datagrams.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Look for datagrams again and again for so long before going to sleep.
+    pub busy_poll: Duration,
+    /// After a wake-up that brought few, let more gather for so long.
+    pub coalesce: Duration,
+}
 
 /// What a worker must know of a listener.
 #[derive(Clone, Debug)]
@@ -52,6 +67,8 @@ pub struct ListenerSettings {
     pub allow: Vec<IpNet>,
     /// Refuse rather than fragment what exceeds the path's MTU.
     pub dont_fragment: bool,
+    /// Pass DSCP as well as ECN, in both directions.
+    pub dscp: bool,
     /// Servers to spread its sessions over.
     pub servers: Vec<Server>,
 }
@@ -60,6 +77,8 @@ pub struct ListenerSettings {
 struct Entrance {
     socket: Socket,
     listener: usize,
+    /// What the kernel said last of datagrams lost.
+    overflows: u32,
 }
 
 /// Slots of a batch whose datagrams go to one session. Those that follow each
@@ -96,11 +115,32 @@ fn token_of(id: SessionId) -> Token {
     Token(id.to_bits() as usize)
 }
 
+/// What a worker is given.
+pub struct Share {
+    /// Its number; each begins its turns through the servers elsewhere.
+    pub number: usize,
+    /// Sockets that clients write to, and the number of each one's listener.
+    pub entrances: Vec<(Socket, usize)>,
+    /// All listeners, by number.
+    pub listeners: Vec<ListenerSettings>,
+    /// How it spends its time between datagrams.
+    pub pace: Pace,
+    /// Sessions that it may take a part of.
+    pub budget: Arc<Budget>,
+    /// The most ended sessions whose ports it keeps.
+    pub max_retired: usize,
+    /// Where it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Where it hears what to do.
+    pub commands: Receiver<Command>,
+}
+
 /// One thread's share of the proxy.
 pub struct Worker {
     poll: Poll,
     entrances: Vec<Entrance>,
     listeners: Vec<ListenerSettings>,
+    pace: Pace,
     turns: Vec<RoundRobin>,
     table: Table<Link>,
     budget: Arc<Budget>,
@@ -116,26 +156,32 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Worker `number`, with the sockets (and the listener that each belongs
-    /// to) that clients write to. The [`Waker`] makes it look at `commands`.
+    /// A worker with its share of the proxy. The [`Waker`] makes it look at its
+    /// commands.
     ///
     /// # Errors
     ///
     /// Those of `epoll_create` and `epoll_ctl`.
-    pub fn new(
-        number: usize,
-        entrances: Vec<(Socket, usize)>,
-        listeners: Vec<ListenerSettings>,
-        budget: Arc<Budget>,
-        max_retired: usize,
-        counters: Arc<WorkerCounters>,
-        commands: Receiver<Command>,
-    ) -> io::Result<(Self, Waker)> {
+    pub fn new(share: Share) -> io::Result<(Self, Waker)> {
+        let Share {
+            number,
+            entrances,
+            listeners,
+            pace,
+            budget,
+            max_retired,
+            counters,
+            commands,
+        } = share;
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let entrances: Vec<_> = entrances
             .into_iter()
-            .map(|(socket, listener)| Entrance { socket, listener })
+            .map(|(socket, listener)| Entrance {
+                socket,
+                listener,
+                overflows: 0,
+            })
             .collect();
         for (i, entrance) in entrances.iter().enumerate() {
             entrance.socket.register(poll.registry(), Token(i))?;
@@ -150,6 +196,7 @@ impl Worker {
             poll,
             entrances,
             listeners,
+            pace,
             turns,
             table: Table::new(now, rules, max_retired),
             budget,
@@ -178,12 +225,9 @@ impl Worker {
         let mut events = Events::with_capacity(EVENTS);
         let mut sources = Vec::with_capacity(EVENTS);
         loop {
-            self.wait(&mut events)?;
-            let now = Instant::now();
             std::mem::swap(&mut sources, &mut self.unfinished);
-            let tokens = events.iter().map(|event| event.token());
-            let tokens = tokens.filter(|token| *token != WAKER);
-            sources.extend(tokens.map(|token| Source::from_token(token, self.entrances.len())));
+            self.wait(&mut events, &mut sources)?;
+            let now = Instant::now();
 
             for source in sources.drain(..) {
                 let more = match source {
@@ -202,23 +246,49 @@ impl Worker {
         }
     }
 
-    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let timeout = if !self.unfinished.is_empty() {
-            Some(Duration::ZERO)
-        } else if self.draining {
+    /// Adds to `sources` those that have something, sleeping until there is one
+    /// unless there are some left from before.
+    fn wait(&mut self, events: &mut Events, sources: &mut Vec<Source>) -> io::Result<()> {
+        if !sources.is_empty() {
+            return self.look(events, sources, Some(Duration::ZERO));
+        }
+        if !self.pace.busy_poll.is_zero() {
+            let begun = Instant::now();
+            while sources.is_empty() && begun.elapsed() < self.pace.busy_poll {
+                self.look(events, sources, Some(Duration::ZERO))?;
+            }
+            if !sources.is_empty() {
+                return Ok(());
+            }
+        }
+        let next = self.table.next_deadline();
+        let timeout = if self.draining {
             Some(QUIET / 4)
         } else {
-            self.table
-                .next_deadline()
-                .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            next.map(|deadline| deadline.saturating_duration_since(Instant::now()))
         };
-        match self.poll.poll(events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                events.clear();
-                Ok(())
-            }
-            result => result,
+        self.look(events, sources, timeout)?;
+        if !self.pace.coalesce.is_zero() && (1..FEW).contains(&sources.len()) {
+            std::thread::sleep(self.pace.coalesce);
+            self.look(events, sources, Some(Duration::ZERO))?;
         }
+        Ok(())
+    }
+
+    fn look(
+        &mut self,
+        events: &mut Events,
+        sources: &mut Vec<Source>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        }
+        let tokens = events.iter().map(|event| event.token());
+        let tokens = tokens.filter(|token| *token != WAKER);
+        sources.extend(tokens.map(|token| Source::from_token(token, self.entrances.len())));
+        Ok(())
     }
 
     /// Takes a batch from clients to their servers. True if there may be more.
@@ -232,6 +302,7 @@ impl Worker {
             // wakes us again.
             return false;
         };
+        self.note_overflows(entrance, received);
         for slot in 0..received {
             let Some(id) = self.session_of(entrance, slot, now) else {
                 continue;
@@ -244,6 +315,16 @@ impl Worker {
         }
         self.send_to_server();
         received == BATCH
+    }
+
+    fn note_overflows(&mut self, entrance: usize, received: usize) {
+        let latest = received
+            .checked_sub(1)
+            .and_then(|slot| self.inbound.received(slot));
+        let entrance = &mut self.entrances[entrance];
+        let lost = latest.map_or(0, |latest| newly_lost(&mut entrance.overflows, &latest));
+        let counters = &self.counters.listeners[entrance.listener];
+        counters.overflows.add(lost);
     }
 
     fn begin_run(&mut self, id: SessionId, slot: usize) {
@@ -280,75 +361,6 @@ impl Worker {
             .ok()
     }
 
-    fn open(&mut self, entrance: usize, key: Key, now: Instant) -> Result<SessionId, DropReason> {
-        let number = self.entrances[entrance].listener;
-        let listener = &self.listeners[number];
-        let client = key.client.0.ip();
-        if !listener.allow.iter().any(|net| net.contains(&client)) {
-            return Err(DropReason::NotAllowed);
-        }
-        if self.would_loop(&key, listener) {
-            return Err(DropReason::BadSource);
-        }
-        let seat = self.budget.take().ok_or(DropReason::MaxSessions)?;
-        let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
-        let options = Options {
-            dont_fragment: listener.dont_fragment,
-            bursts: !listener.rules.count_replies(),
-        };
-        let socket = connect(server.address, options, &mut self.table)?;
-        let (server_number, link) = (
-            server.number,
-            Link {
-                socket,
-                via: entrance,
-                server: server.address,
-                prefix: server.mode.prefix(key.client, key.local),
-            },
-        );
-        self.begin(now, key, number, server_number, seat, link)
-    }
-
-    /// Whether replies to this client would come back to the proxy or to one of
-    /// its servers. A forged source could otherwise start an exchange that never
-    /// ends (CVE-2024-2169).
-    fn would_loop(&self, key: &Key, listener: &ListenerSettings) -> bool {
-        let (client, local) = (key.client.0, key.local.0);
-        let is_entrance = |entrance: &Entrance| {
-            let bound = entrance.socket.bound();
-            bound == client || bound.port() == client.port() && local.ip() == client.ip()
-        };
-        let is_server = |server: &Server| server.address.0 == client;
-        self.entrances.iter().any(is_entrance) || listener.servers.iter().any(is_server)
-    }
-
-    fn begin(
-        &mut self,
-        now: Instant,
-        key: Key,
-        listener: usize,
-        server: usize,
-        seat: Seat,
-        link: Link,
-    ) -> Result<SessionId, DropReason> {
-        let id = self.table.open(now, key, listener, server, seat, link);
-        let registered = self.table.get(id).map(|session| {
-            session
-                .link
-                .socket
-                .register(self.poll.registry(), token_of(id))
-        });
-        if let Some(Err(_)) = registered {
-            // The kernel is out of memory for epoll entries, or of permitted ones.
-            self.table.abort(id);
-            return Err(DropReason::NoMemory);
-        }
-        self.counters.listeners[listener].opened.add(1);
-        self.counters.servers[server].opened.add(1);
-        tracing::trace!(client = %key.client, local = %key.local, "session begun");
-        Ok(id)
-    }
-
     /// Sends the collected run to its session's server.
     fn send_to_server(&mut self) {
         let Run {
@@ -361,12 +373,15 @@ impl Worker {
             let server = &self.counters.servers[session.server];
             let Link { socket, prefix, .. } = &session.link;
             let batch = &self.inbound;
+            let settings = &self.listeners[session.listener];
             let onward = |slot| {
                 let is_first = slots.first() == Some(&slot);
                 Outgoing {
                     to: None,
                     from: None,
-                    ecn: batch.received(slot).map_or(Ecn::default(), |r| r.ecn),
+                    class: batch
+                        .received(slot)
+                        .map_or(TrafficClass::default(), |r| class_of(settings, r.class)),
                     header: prefix.for_datagram(if is_first { *sent_before } else { 1 }),
                     header_once: prefix.is_once(),
                 }
@@ -408,6 +423,15 @@ impl Worker {
             Ok(received) => received,
             Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         };
+        let latest = slots
+            .clone()
+            .last()
+            .and_then(|slot| self.replies.batch().received(slot));
+        if let (Some(latest), Some(session)) = (latest, self.table.get_mut(id)) {
+            server
+                .overflows
+                .add(newly_lost(&mut session.link.overflows, &latest));
+        }
         for slot in slots {
             let Some(reply) = self.replies.batch().received(slot) else {
                 continue;
@@ -430,7 +454,7 @@ impl Worker {
             let outgoing = Outgoing {
                 to: Some(whose.to.0),
                 from: Some(whose.from.0),
-                ecn: reply.ecn,
+                class: class_of(&self.listeners[whose.listener], reply.class),
                 header: &[],
                 header_once: false,
             };
@@ -493,17 +517,15 @@ impl Worker {
     }
 }
 
-/// Why no session may be had for a datagram, by what is known of it alone.
-fn refused(received: &Received) -> Option<DropReason> {
-    if received.group {
-        Some(DropReason::GroupDestination)
-    } else if received.truncated {
-        Some(DropReason::Truncated)
-    } else if received.peer.port() == 0 {
-        Some(DropReason::BadSource)
-    } else {
-        None
+/// Datagrams that a socket has lost since it was last asked. The kernel's count
+/// is of all that it ever lost, and goes round.
+fn newly_lost(known: &mut u32, latest: &Received) -> u64 {
+    if latest.overflows == 0 {
+        return 0;
     }
+    let new = latest.overflows.wrapping_sub(*known);
+    *known = latest.overflows;
+    u64::from(new)
 }
 
 fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndReason) {
@@ -520,6 +542,11 @@ fn note_oversize(counters: &WorkerCounters, socket: &Socket, len: usize, header:
     counters
         .oversize_fits
         .set(fits.saturating_sub(header) as u64);
+}
+
+/// What of a datagram's traffic class passes.
+fn class_of(listener: &ListenerSettings, class: TrafficClass) -> TrafficClass {
+    if listener.dscp { class } else { class.ecn() }
 }
 
 fn datagrams_in(batch: &Batch, slot: usize) -> u64 {

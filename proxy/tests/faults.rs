@@ -270,6 +270,53 @@ fn dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit() {
 }
 
 #[test]
+fn what_the_kernel_drops_for_want_of_buffer_is_told() {
+    let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
+    let (upstream, admin) = (server.local_addr().unwrap(), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let proxy = proxy_between(listener, upstream, &more);
+    let client = socket("127.0.0.1");
+    client.send_to(b"first", listener).unwrap();
+    let (_, session) = receive(&server);
+    let totals = || {
+        let of_listener = |name: &str| metric(admin, &format!("{name}{{listener=\"listener1\"}}"));
+        let labels = format!("{{upstream=\"upstream\",server=\"{upstream}\"}}");
+        let of_server = |name: &str| metric(admin, &format!("{name}{labels}"));
+        (
+            of_listener("ppv2_client_datagrams_total"),
+            of_listener("ppv2_receive_overflows_total"),
+            of_server("ppv2_upstream_reply_datagrams_total"),
+            of_server("ppv2_upstream_receive_overflows_total"),
+        )
+    };
+    const FLOOD: u64 = 1000;
+    proxy.signal("STOP");
+    for _ in 0..FLOOD {
+        client.send_to(&[0; 9000], listener).unwrap();
+        server.send_to(&[0; 9000], session).unwrap();
+    }
+    proxy.signal("CONT");
+    // The kernel tells of drops with what it takes in after them.
+    eventually("the buffers to be emptied", || {
+        let before = totals();
+        std::thread::sleep(Duration::from_millis(100));
+        before.0 > 1 && before.2 > 0 && totals() == before
+    });
+    client.send_to(b"last", listener).unwrap();
+    server.send_to(b"last", session).unwrap();
+    eventually("all to be accounted for", || {
+        let (requests, lost_requests, replies, lost_replies) = totals();
+        assert!(requests + lost_requests <= FLOOD + 2 && replies + lost_replies <= FLOOD + 1);
+        requests + lost_requests == FLOOD + 2 && replies + lost_replies == FLOOD + 1
+    });
+    let (_, lost_requests, _, lost_replies) = totals();
+    assert!(
+        lost_requests > 0 && lost_replies > 0,
+        "no buffer overflowed"
+    );
+}
+
+#[test]
 fn a_forged_source_starts_no_endless_exchange() {
     // Forging takes a raw socket, which a namespace of one's own allows.
     if !namespace::enter("a_forged_source_starts_no_endless_exchange", "") {

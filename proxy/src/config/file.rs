@@ -52,6 +52,10 @@ pub(crate) struct Listener {
     pub(crate) allow: Option<At<Vec<At<String>>>>,
     #[serde(default)]
     pub(crate) df: bool,
+    #[serde(default)]
+    pub(crate) dscp: bool,
+    pub(crate) busy_poll: Option<At<String>>,
+    pub(crate) coalesce: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize)]

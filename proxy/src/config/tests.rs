@@ -1,6 +1,9 @@
 //! Every mistake is named with its place and its mend; what is right is kept.
 
+use std::net::IpAddr;
+
 use super::*;
+use crate::mode::Emit;
 
 const GOOD: &str = r#"
 workers = 2
@@ -257,6 +260,20 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             ":13:8:",
             "own address 0.0.0.0:5353",
             "another port",
+        ),
+        (
+            "df = true",
+            "busy_poll = \"1s\"",
+            ":19:13:",
+            "busy_poll is `1s`",
+            "10ms",
+        ),
+        (
+            "df = true",
+            "coalesce = \"x\"",
+            ":19:12:",
+            "coalesce is `x`",
+            "\"50us\"",
         ),
         ("df = true", "df = tru", ":19:", "", ""),
     ] {

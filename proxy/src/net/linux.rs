@@ -112,6 +112,11 @@ pub(super) fn cause(error: &io::Error) -> Cause {
     }
 }
 
+/// Asks with every datagram for the number that the socket has lost.
+pub(super) fn report_overflows(socket: &socket2::Socket) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
+}
+
 /// Asks for bursts in one piece, with a control message that tells the size.
 pub(super) fn receive_bursts(socket: &socket2::Socket) -> io::Result<()> {
     set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)

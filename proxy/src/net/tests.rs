@@ -44,7 +44,7 @@ fn onward(header: &[u8]) -> Outgoing<'_> {
     Outgoing {
         to: None,
         from: None,
-        ecn: Ecn::default(),
+        class: TrafficClass::default(),
         header,
         header_once: false,
     }

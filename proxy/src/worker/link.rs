@@ -16,6 +16,8 @@ pub(super) struct Link {
     pub(super) via: usize,
     /// The one address that replies may come from.
     pub(super) server: ServerAddr,
+    /// What the kernel said last of replies lost for want of buffer.
+    pub(super) overflows: u32,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
 }

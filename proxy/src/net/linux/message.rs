@@ -7,11 +7,11 @@ use std::ptr;
 
 use libc::{c_int, cmsghdr, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 
-use super::super::{CAPACITY, Ecn, Received, Socket, needs_scope};
+use super::super::{CAPACITY, Received, Socket, TrafficClass, needs_scope};
 
 /// Room for the control messages of one call: packet info (40 bytes with its
-/// header, IPv6), traffic class (24) and burst size (24), and slack for what
-/// other options might add. `u64` for the alignment of `cmsghdr`.
+/// header, IPv6), traffic class, burst size and overflows (24 each), and slack
+/// for what other options might add. `u64` for the alignment of `cmsghdr`.
 pub(super) type Control = [u64; 16];
 
 /// Turns what the kernel wrote about one datagram into plain values.
@@ -28,7 +28,8 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
             .unwrap_or(socket.bound),
         local: socket.bound,
         group: false,
-        ecn: Ecn::default(),
+        overflows: 0,
+        class: TrafficClass::default(),
         len: (message.msg_len as usize).min(CAPACITY),
         segment: message.msg_len as usize,
         truncated: header.msg_flags & libc::MSG_TRUNC != 0,
@@ -42,10 +43,13 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
         unsafe {
             let data = libc::CMSG_DATA(next);
             match ((*next).cmsg_level, (*next).cmsg_type) {
-                (libc::IPPROTO_IP, libc::IP_TOS) => received.ecn = Ecn::of(*data),
+                (libc::IPPROTO_IP, libc::IP_TOS) => received.class = TrafficClass(*data),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     let class: c_int = ptr::read_unaligned(data.cast());
-                    received.ecn = Ecn::of((class & 0xff) as u8);
+                    received.class = TrafficClass((class & 0xff) as u8);
+                }
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
+                    received.overflows = ptr::read_unaligned(data.cast());
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let size: c_int = ptr::read_unaligned(data.cast());
@@ -89,14 +93,14 @@ fn note_v6(received: &mut Received, info: libc::in6_pktinfo) {
 pub(super) struct Extras {
     /// Source address, on a wildcard socket.
     pub(super) from: Option<SocketAddr>,
-    pub(super) ecn: Ecn,
+    pub(super) class: TrafficClass,
     /// Bytes of each datagram of a burst, headers included.
     pub(super) segment: Option<u16>,
 }
 
 impl Extras {
     pub(super) fn is_empty(&self) -> bool {
-        self.from.is_none() && self.ecn == Ecn::default() && self.segment.is_none()
+        self.from.is_none() && self.class == TrafficClass::default() && self.segment.is_none()
     }
 }
 
@@ -129,8 +133,8 @@ pub(super) unsafe fn write_control(header: &mut msghdr, extras: &Extras, v6: boo
             }
             None => {}
         }
-        if extras.ecn != Ecn::default() {
-            let class = c_int::from(extras.ecn.bits());
+        if extras.class != TrafficClass::default() {
+            let class = c_int::from(extras.class.0);
             used += if v6 {
                 write_message(at, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class)
             } else {

@@ -168,7 +168,7 @@ impl Post<'_, '_> {
         let segment = u16::try_from(letter.len).ok();
         let extras = Extras {
             from: outgoing.from.filter(|_| self.socket.wildcard),
-            ecn: outgoing.ecn,
+            class: outgoing.class,
             segment: segment.filter(|_| letter.datagrams.len() > 1),
         };
         // SAFETY: `at < MESSAGES`, by the caller's promise; every field is

@@ -1,0 +1,96 @@
+"""`python -m ppv2`, as its user calls it."""
+
+import subprocess
+import sys
+
+import ppv2
+
+CLIENT = ("203.0.113.11", 54321)
+LISTENER = ("198.51.100.10", 9000)
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", "-W", "error", "-m", "ppv2", *arguments]
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_header_is_told_line_by_line() -> None:
+    ssl = b"\x01\0\0\0\0\x21\0\x07TLSv1.3"
+    tlvs = [(0x01, b"h3"), (0xE7, b""), (0x02, b"\x1b[2J"), (0x20, ssl), (0x30, b"\xff")]
+    datagram = ppv2.encode(CLIENT, LISTENER, tlvs=tlvs) + b"hello"
+    result = run("decode", datagram.hex())
+    assert result.stderr == ""
+    assert result.returncode == 0
+    assert result.stdout.splitlines() == [
+        "command      proxy",
+        "transport    udp",
+        "source       203.0.113.11:54321",
+        "destination  198.51.100.10:9000",
+        "client       203.0.113.11:54321",
+        "length       65 bytes",
+        "tlv          0x01 ALPN, 2 bytes: 6833",
+        "tlv          0xe7, 0 bytes: -",
+        "tlv          0x02 AUTHORITY, 4 bytes: 1b5b324a",
+        "tlv          0x20 SSL, 15 bytes: 0100000000210007544c5376312e33",
+        "tlv          0x30 NETNS, 1 byte: ff",
+        "alpn         b'h3'",
+        r"authority    '\x1b[2J'",
+        "netns        malformed: NETNS is not ASCII from byte 0 of its value on",
+        "ssl.client   1",
+        "ssl.verify   0",
+        "ssl.version  'TLSv1.3'",
+        "payload      5 bytes",
+    ]
+
+
+def test_standard_input_is_read_for_a_dash_or_nothing() -> None:
+    address = ("2001:db8::1", 53, 0, 0)
+    spaced = ppv2.encode(address, address).hex(" ") + "\n"
+    for arguments in (["decode"], ["decode", "-"]):
+        result = run(*arguments, stdin=spaced)
+        assert result.returncode == 0
+        assert "client       [2001:db8::1]:53\n" in result.stdout
+    colons = "0x" + ppv2.encode_local().hex(":")
+    assert run("decode", colons).stdout.startswith("command      local\ntransport    none\n")
+
+
+def test_long_headers_are_told_too() -> None:
+    datagram = ppv2.encode(CLIENT, LISTENER, tlvs=[(4, bytes(2000))])
+    assert run("decode", stdin=datagram.hex()).returncode == 0
+
+
+def test_an_invalid_header_is_exit_code_1() -> None:
+    result = run("decode", "0d0a0d0b")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == ("invalid header: byte 3: expected 0x0a of the signature, found 0x0b\n")
+
+
+def test_misuse_is_exit_code_2() -> None:
+    for arguments, message in (
+        ([], "required: COMMAND"),
+        (["explain"], "invalid choice: 'explain'"),
+        (["decode", "0g"], "expected hex digits, got 'g'"),
+        (["decode", "0d0"], "expected two hex digits for each byte, got 3 in all"),
+        (["decode", "0d", "0a"], "unrecognized arguments: 0a"),
+    ):
+        result = run(*arguments)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert message in result.stderr
+
+
+def test_a_datagram_that_is_not_in_hex_is_misuse() -> None:
+    command = [sys.executable, "-I", "-m", "ppv2", "decode"]
+    datagram = ppv2.encode(("255.254.253.252", 65535), LISTENER)
+    result = subprocess.run(command, input=datagram, capture_output=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert b"expected hex digits, got" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+def test_help_and_version_say_what_there_is() -> None:
+    assert run("--version").stdout == f"ppv2 {ppv2.__version__}\n"
+    assert "decode" in run("--help").stdout

@@ -7,9 +7,10 @@ mod file;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -76,6 +77,8 @@ pub struct Server {
     pub name: String,
     /// As it was resolved.
     pub address: ServerAddr,
+    /// Addresses of this host to send to it from; empty for the kernel's choice.
+    pub sources: Arc<[IpAddr]>,
 }
 
 /// The one-listener case, from the command line.
@@ -143,6 +146,17 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Addresses of this host that sessions are sent from, by configuration.
+    #[must_use]
+    pub fn sources(&self) -> BTreeSet<IpAddr> {
+        self.servers
+            .iter()
+            .flat_map(|server| server.sources.iter().copied())
+            .collect()
+    }
+}
+
 fn nowhere<T>(value: T) -> At<T> {
     At::new(0..0, value)
 }
@@ -187,6 +201,7 @@ impl From<Flags> for File {
                 "upstream".to_owned(),
                 nowhere(file::Upstream {
                     balance: None,
+                    source: Vec::new(),
                     header: file::Header::default(),
                     servers,
                 }),

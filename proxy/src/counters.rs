@@ -86,7 +86,7 @@ drop_reasons! {
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
     NoPorts, "no_ports",
         "a new client while the host has no local port left for its session",
-        "widen net.ipv4.ip_local_port_range, or shorten `idle_timeout`";
+        "widen net.ipv4.ip_local_port_range, add addresses to `source`, or shorten `idle_timeout`";
     NoMemory, "no_memory",
         "a new client while the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can bear";

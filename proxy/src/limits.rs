@@ -28,15 +28,17 @@ pub struct Ceiling {
 
 impl Ceiling {
     /// Raises the soft limit of open files to the hard one and reads what the
-    /// kernel allows. `listeners` is the number of sockets that clients write to.
+    /// kernel allows. `listeners` is the number of sockets that clients write
+    /// to; `sources` that of the configured source addresses, each of which has
+    /// local ports of its own.
     #[must_use]
-    pub fn of_host(configured: Option<usize>, listeners: usize) -> Self {
+    pub fn of_host(configured: Option<usize>, listeners: usize, sources: usize) -> Self {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let taken = SPARE_DESCRIPTORS + listeners as u64;
         let descriptors = usize::try_from(descriptors.saturating_sub(taken)).unwrap_or(usize::MAX);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
-        Self::new(configured, descriptors, ports)
+        Self::new(configured, descriptors, ports * sources.max(1))
     }
 
     fn new(configured: Option<usize>, descriptors: usize, ports: usize) -> Self {
@@ -65,7 +67,7 @@ impl Ceiling {
             ))
         } else if max > self.ports {
             Some(format!(
-                "max_sessions is {max}, local ports allow {}; widen net.ipv4.ip_local_port_range",
+                "max_sessions is {max}, local ports allow {}; widen net.ipv4.ip_local_port_range or add addresses to `source`",
                 self.ports
             ))
         } else {

@@ -264,15 +264,23 @@ impl Socket {
         })
     }
 
-    /// A session's socket, connected to `server`.
+    /// A session's socket, connected to `server`, from the address `source` of
+    /// this host or one of the kernel's choice.
     ///
     /// # Errors
     ///
     /// Those of `socket`, `setsockopt` and `connect`: no descriptors, no local
     /// ports, no route.
-    pub fn connect(server: SocketAddr, options: Options) -> io::Result<Self> {
+    pub fn connect(
+        server: SocketAddr,
+        source: Option<IpAddr>,
+        options: Options,
+    ) -> io::Result<Self> {
         let inner = open(server, options)?;
         let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
+        if let Some(source) = source {
+            inner.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+        }
         inner.connect(&SockAddr::from(server))?;
         Ok(Self {
             inner,
@@ -389,6 +397,15 @@ pub fn probe(address: SocketAddr) -> io::Result<()> {
         bursts: false,
     };
     Socket::listen(address, false, options).map(drop)
+}
+
+/// Whether sessions can be sent from `source`.
+///
+/// # Errors
+///
+/// Those of `socket` and `bind`: this host doesn't have the address.
+pub fn probe_source(source: IpAddr) -> io::Result<()> {
+    probe(SocketAddr::new(source, 0))
 }
 
 /// Whether this kernel hands over and takes bursts in one piece.

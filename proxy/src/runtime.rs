@@ -82,7 +82,8 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
         .workers
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let addresses: usize = config.listeners.iter().map(|l| l.bind.len()).sum();
-    let ceiling = Ceiling::of_host(config.max_sessions, workers * addresses);
+    let sources = config.sources();
+    let ceiling = Ceiling::of_host(config.max_sessions, workers * addresses, sources.len());
     for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
         tracing::warn!("{warning}");
     }
@@ -91,6 +92,14 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
         tracing::warn!(
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
         );
+    }
+    for source in sources {
+        net::probe_source(source).map_err(|error| RunError::Bind {
+            what: "source".to_owned(),
+            address: SocketAddr::new(source, 0),
+            reason: reason_of(&error),
+            mend: mend_of(&error),
+        })?;
     }
     let entrances = bind_listeners(&config.listeners, workers)?;
     let admin_listener = match config.admin {
@@ -361,6 +370,7 @@ fn settings(config: &Config) -> Vec<ListenerSettings> {
         number: *number,
         address: config.servers[*number].address,
         mode: *mode,
+        sources: Arc::clone(&config.servers[*number].sources),
     };
     config
         .listeners

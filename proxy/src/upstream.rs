@@ -1,5 +1,8 @@
 //! Upstreams: named groups of servers, and which of them a new session gets.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use crate::address::ServerAddr;
 use crate::mode::Mode;
 
@@ -13,6 +16,9 @@ pub struct Server {
     pub address: ServerAddr,
     /// What it is sent.
     pub mode: Mode,
+    /// Addresses of this host to send from, in turn; empty for the kernel's
+    /// choice. Each has local ports of its own.
+    pub sources: Arc<[IpAddr]>,
 }
 
 /// Gives each new session the next server in turn.
@@ -57,6 +63,7 @@ mod tests {
                 number,
                 address: ServerAddr(([192, 0, 2, 1], 53).into()),
                 mode: Mode::Plain,
+                sources: Arc::from([]),
             })
             .collect();
         let mut turns = RoundRobin::new(servers, 2);

@@ -142,6 +142,8 @@ pub struct Worker {
     listeners: Vec<ListenerSettings>,
     pace: Pace,
     turns: Vec<RoundRobin>,
+    /// Whose turn it is among a server's source addresses.
+    next_source: usize,
     table: Table<Link>,
     budget: Arc<Budget>,
     inbound: Batch,
@@ -198,6 +200,7 @@ impl Worker {
             listeners,
             pace,
             turns,
+            next_source: number,
             table: Table::new(now, rules, max_retired),
             budget,
             inbound: Batch::new(),

@@ -38,6 +38,7 @@ fn settings(server: SocketAddr) -> ListenerSettings {
         servers: vec![Server {
             number: 0,
             address: ServerAddr(server),
+            sources: Arc::from([]),
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,

@@ -163,6 +163,38 @@ fn no_local_ports_left_costs_new_clients_only() {
 }
 
 #[test]
+fn source_addresses_share_the_sessions_and_each_has_its_own_ports() {
+    let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+    let name = "source_addresses_share_the_sessions_and_each_has_its_own_ports";
+    if !namespace::enter(name, setup) {
+        return;
+    }
+    let (server, listener) = (bind(address("127.0.0.1")), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = proxy_with(
+        &folder,
+        &format!(
+            "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+             [upstream.u]\nsource = [\"127.0.0.5\", \"127.0.0.6\", \"127.0.0.7\"]\n\
+             servers = [\"{}\"]\n",
+            server.local_addr().unwrap()
+        ),
+    );
+    assert!(proxy.log().contains("max_sessions=29"), "{}", proxy.log());
+    let clients: Vec<_> = (0..27).map(|_| bind(address("127.0.0.1"))).collect();
+    let mut sessions = std::collections::BTreeMap::new();
+    for client in &clients {
+        client.send_to(b"question", listener).unwrap();
+        let (_, session) = receive(&server);
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(client), (b"answer".to_vec(), listener));
+        *sessions.entry(session.ip().to_string()).or_insert(0) += 1;
+    }
+    assert_eq!(sessions.len(), 3, "{sessions:?}");
+    assert!(sessions.values().all(|n| *n >= 7), "{sessions:?}");
+}
+
+#[test]
 fn sessions_that_ended_give_their_ports_to_new_clients() {
     let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
     if !namespace::enter("sessions_that_ended_give_their_ports_to_new_clients", setup) {

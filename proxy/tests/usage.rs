@@ -206,6 +206,23 @@ fn addresses_that_the_host_lacks_end_with_1() {
 }
 
 #[test]
+fn a_source_address_that_the_host_lacks_ends_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = format!(
+        "[[listener]]\nbind = [\"{}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nsource = [\"203.0.113.99\"]\nservers = [\"127.0.0.1:1\"]\n",
+        address("127.0.0.1")
+    );
+    let file = write(&folder, "proxy.toml", &content);
+    let run = ["run", "--config", file.to_str().unwrap()];
+    fails(
+        &run,
+        1,
+        &["source 203.0.113.99", "use an address that this host has"],
+    );
+}
+
+#[test]
 fn one_address_out_of_two_is_not_ready() {
     let (free, taken) = (address("127.0.0.1"), address("127.0.0.1"));
     let _holder = bind(taken);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -261,11 +262,13 @@ impl<'a> Checker<'a> {
                     .error(span, format!("{address} is twice in upstream `{name}`"))
                     .mend("name each server once"));
             }
+            let sources = self.sources_for(&span, address, &upstream.source)?;
             servers.push((self.servers.len(), server.mode));
             self.servers.push(Server {
                 upstream: name.to_owned(),
                 name: server.address,
                 address,
+                sources,
             });
         }
         Ok(NumberedUpstream {
@@ -273,6 +276,43 @@ impl<'a> Checker<'a> {
             emit,
             crc32c: upstream.header.crc32c,
         })
+    }
+
+    /// The source addresses that can reach a server: those of its family.
+    fn sources_for(
+        &self,
+        server: &Range<usize>,
+        address: ServerAddr,
+        sources: &[At<String>],
+    ) -> Result<Arc<[IpAddr]>, ConfigError> {
+        let mut usable = Vec::new();
+        for source in sources {
+            let text = source.get_ref();
+            let ip: IpAddr = text.parse().map_err(|_| {
+                self.error(
+                    source.span(),
+                    format!("source `{text}` is not an IP address"),
+                )
+                .mend("write an address of this host, without a port")
+            })?;
+            if ip.is_unspecified() || ip.is_multicast() {
+                return Err(self
+                    .error(source.span(), format!("can't send from {ip}"))
+                    .mend("write an address of this host"));
+            }
+            if ip.is_ipv4() == address.0.is_ipv4() && !usable.contains(&ip) {
+                usable.push(ip);
+            }
+        }
+        if usable.is_empty() && !sources.is_empty() {
+            return Err(self
+                .error(
+                    server.clone(),
+                    format!("no source address can reach {address}"),
+                )
+                .mend("add one of its family to `source`"));
+        }
+        Ok(usable.into())
     }
 
     fn mode(

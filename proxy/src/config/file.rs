@@ -63,6 +63,8 @@ pub(crate) struct Listener {
 pub(crate) struct Upstream {
     pub(crate) balance: Option<At<String>>,
     #[serde(default)]
+    pub(crate) source: Vec<At<String>>,
+    #[serde(default)]
     pub(crate) header: Header,
     pub(crate) servers: Vec<At<Server>>,
 }

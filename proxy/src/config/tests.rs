@@ -275,6 +275,27 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "coalesce is `x`",
             "\"50us\"",
         ),
+        (
+            "balance =",
+            "source = [\"10.0.0.1:5\"]\nbalance =",
+            ":22:11:",
+            "source `10.0.0.1:5`",
+            "without a port",
+        ),
+        (
+            "balance =",
+            "source = [\"0.0.0.0\"]\nbalance =",
+            ":22:11:",
+            "can't send from 0.0.0.0",
+            "this host",
+        ),
+        (
+            "balance =",
+            "source = [\"10.0.0.1\"]\nbalance =",
+            ":25:",
+            "no source address can reach [2001:db8::10]:53",
+            "family",
+        ),
         ("df = true", "df = tru", ":19:", "", ""),
     ] {
         let message = broken(from, to);

@@ -106,7 +106,7 @@ pub(super) fn cause(error: &io::Error) -> Cause {
             Cause::Unreachable
         }
         Some(libc::EMFILE | libc::ENFILE) => Cause::NoDescriptors,
-        Some(libc::EADDRNOTAVAIL) => Cause::NoPorts,
+        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Cause::NoPorts,
         Some(libc::ENOBUFS | libc::ENOMEM) => Cause::NoMemory,
         _ => Cause::Other,
     }

@@ -28,7 +28,7 @@ fn listen(address: &str) -> Socket {
 }
 
 fn connect(server: &UdpSocket) -> Socket {
-    Socket::connect(server.local_addr().unwrap(), OPTIONS).unwrap()
+    Socket::connect(server.local_addr().unwrap(), None, OPTIONS).unwrap()
 }
 
 fn back_to_sender(batch: &Batch, slot: usize) -> Outgoing<'static> {
@@ -140,7 +140,7 @@ fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
-    let upstream = Socket::connect(address, OPTIONS).unwrap();
+    let upstream = Socket::connect(address, None, OPTIONS).unwrap();
     let listener = listen("127.0.0.1:0");
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.send_to(b"first", listener.bound()).unwrap();

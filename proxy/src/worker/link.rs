@@ -6,6 +6,7 @@ use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
 use crate::session::Table;
+use crate::upstream::Server;
 
 /// What a worker keeps with a session.
 #[derive(Debug)]
@@ -22,26 +23,43 @@ pub(super) struct Link {
     pub(super) prefix: Prefix,
 }
 
-/// Opens a session's socket. When descriptors, ports or memory have run out,
-/// sessions that have ended give back theirs, the oldest first.
+/// Opens a session's socket, from the server's source addresses in turn. When
+/// descriptors, ports or memory have run out, sessions that have ended give back
+/// theirs, the oldest first.
 pub(super) fn connect<T>(
-    server: ServerAddr,
+    server: &Server,
+    turn: &mut usize,
     options: Options,
     table: &mut Table<T>,
 ) -> Result<Socket, DropReason> {
+    *turn = turn.wrapping_add(1);
+    let choices = server.sources.len().max(1);
     loop {
-        let reason = match Socket::connect(server.0, options).map_err(|e| Cause::of(&e)) {
-            Ok(socket) => return Ok(socket),
-            Err(Cause::NoDescriptors) => DropReason::NoDescriptors,
-            // Binding to a port of the kernel's choice would block, it says.
-            Err(Cause::NoPorts | Cause::WouldBlock) => DropReason::NoPorts,
-            Err(Cause::NoMemory) => DropReason::NoMemory,
-            Err(Cause::Unreachable | Cause::Oversize | Cause::Other) => {
-                return Err(DropReason::Unreachable);
+        let mut reason = DropReason::Unreachable;
+        for choice in 0..choices {
+            let number = turn.wrapping_add(choice) % choices;
+            let source = server.sources.get(number).copied();
+            reason = match Socket::connect(server.address.0, source, options) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => why_unconnected(Cause::of(&error))?,
+            };
+            if reason != DropReason::NoPorts {
+                break;
             }
-        };
+        }
         if !table.reclaim() {
             return Err(reason);
         }
+    }
+}
+
+/// Why there is no socket: `Ok` if an ended session could give what is lacking.
+fn why_unconnected(cause: Cause) -> Result<DropReason, DropReason> {
+    match cause {
+        Cause::NoDescriptors => Ok(DropReason::NoDescriptors),
+        // Binding to a port of the kernel's choice would block, it says.
+        Cause::NoPorts | Cause::WouldBlock => Ok(DropReason::NoPorts),
+        Cause::NoMemory => Ok(DropReason::NoMemory),
+        Cause::Unreachable | Cause::Oversize | Cause::Other => Err(DropReason::Unreachable),
     }
 }

@@ -33,7 +33,7 @@ impl Worker {
             dont_fragment: listener.dont_fragment,
             bursts: !listener.rules.count_replies(),
         };
-        let socket = connect(server.address, options, &mut self.table)?;
+        let socket = connect(server, &mut self.next_source, options, &mut self.table)?;
         let (server_number, link) = (
             server.number,
             Link {

@@ -253,15 +253,15 @@ impl Worker {
     /// unless there are some left from before.
     fn wait(&mut self, events: &mut Events, sources: &mut Vec<Source>) -> io::Result<()> {
         if !sources.is_empty() {
-            return self.look(events, sources, Some(Duration::ZERO));
+            self.look(events, sources, Some(Duration::ZERO))?;
+            return Ok(());
         }
         if !self.pace.busy_poll.is_zero() {
             let begun = Instant::now();
-            while sources.is_empty() && begun.elapsed() < self.pace.busy_poll {
-                self.look(events, sources, Some(Duration::ZERO))?;
-            }
-            if !sources.is_empty() {
-                return Ok(());
+            while begun.elapsed() < self.pace.busy_poll {
+                if self.look(events, sources, Some(Duration::ZERO))? {
+                    return Ok(());
+                }
             }
         }
         let next = self.table.next_deadline();
@@ -278,20 +278,22 @@ impl Worker {
         Ok(())
     }
 
+    /// Adds to `sources` those that have something by `timeout`. True if
+    /// anything happened at all, be it a command.
     fn look(
         &mut self,
         events: &mut Events,
         sources: &mut Vec<Source>,
         timeout: Option<Duration>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         match self.poll.poll(events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             result => result?,
         }
         let tokens = events.iter().map(|event| event.token());
         let tokens = tokens.filter(|token| *token != WAKER);
         sources.extend(tokens.map(|token| Source::from_token(token, self.entrances.len())));
-        Ok(())
+        Ok(!events.is_empty())
     }
 
     /// Takes a batch from clients to their servers. True if there may be more.

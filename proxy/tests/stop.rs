@@ -102,3 +102,23 @@ fn a_client_that_writes_the_moment_it_reads_ready_is_served_on_every_address() {
         assert_eq!(seen, expected);
     }
 }
+
+#[test]
+fn a_worker_that_polls_or_gathers_hears_commands_as_well() {
+    for flag in ["--busy-poll", "--coalesce"] {
+        let server = socket("127.0.0.1");
+        let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+        let more = [flag, "10ms", "--admin", &admin.to_string()];
+        let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+        for _ in 0..20 {
+            assert_eq!(http_get(admin, "/healthz").0, 200, "{flag}");
+        }
+        let client = socket("127.0.0.1");
+        client.send_to(b"question", listener).unwrap();
+        let (_, session) = receive(&server);
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(&client).0, b"answer");
+        proxy.signal("TERM");
+        assert!(proxy.wait().0.success());
+    }
+}

@@ -33,14 +33,17 @@ struct Scratch {
     controls: [Control; MESSAGES],
     pieces: [iovec; PIECES],
     headers: [mmsghdr; MESSAGES],
+    letters: [Letter; MESSAGES],
 }
 
 /// What a message carries: some datagrams of a slot, all of one length but for
 /// the last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy)]
 struct Letter {
     slot: usize,
-    datagrams: Range<usize>,
+    /// Number of its first datagram within the slot.
+    first: usize,
+    count: usize,
     /// Bytes of the first datagram with its header.
     len: usize,
     /// Bytes of all of them with their headers.
@@ -82,27 +85,25 @@ impl Post<'_, '_> {
     fn send(&mut self, what: impl Iterator<Item = (usize, Range<usize>)>) {
         let mut scratch = MaybeUninit::<Scratch>::uninit();
         let scratch = scratch.as_mut_ptr();
-        let mut letters: [Option<Letter>; MESSAGES] = [const { None }; MESSAGES];
         let (mut messages, mut pieces) = (0, 0);
         for (slot, mut rest) in what {
             let outgoing = (self.outgoing)(slot);
             while !rest.is_empty() {
                 let letter = self.cut(slot, &mut rest, &outgoing);
-                let needed = 2 * letter.datagrams.len();
+                let needed = 2 * letter.count;
                 if messages == MESSAGES || pieces + needed > PIECES {
-                    self.flush(scratch, &letters[..messages]);
+                    self.flush(scratch, messages);
                     (messages, pieces) = (0, 0);
                 }
                 // SAFETY: `messages < MESSAGES` and `pieces + needed <= PIECES`,
                 // and `scratch` lives until this function returns.
                 unsafe {
-                    pieces += self.write(scratch, messages, pieces, &letter, &outgoing);
+                    pieces += self.write(scratch, messages, pieces, letter, &outgoing);
                 }
-                letters[messages] = Some(letter);
                 messages += 1;
             }
         }
-        self.flush(scratch, &letters[..messages]);
+        self.flush(scratch, messages);
     }
 
     /// Takes off the front of `rest` what can go in one message.
@@ -119,12 +120,12 @@ impl Post<'_, '_> {
                 .min(MAX_BURST)
                 .min((MAX_BURST_BYTES / len).max(1))
         };
-        let datagrams = first..first + count;
-        rest.start = datagrams.end;
-        let last = header + datagram(self.batch, slot, datagrams.end - 1).len();
+        rest.start = first + count;
+        let last = header + datagram(self.batch, slot, rest.start - 1).len();
         Letter {
             slot,
-            datagrams,
+            first,
+            count,
             len,
             bytes: len * (count - 1) + last,
         }
@@ -142,7 +143,7 @@ impl Post<'_, '_> {
         scratch: *mut Scratch,
         at: usize,
         piece: usize,
-        letter: &Letter,
+        letter: Letter,
         outgoing: &Outgoing<'_>,
     ) -> usize {
         let mut used = 0;
@@ -158,7 +159,7 @@ impl Post<'_, '_> {
             }
             used += 1;
         };
-        for number in letter.datagrams.clone() {
+        for number in letter.first..letter.first + letter.count {
             let header = header_of(outgoing, number);
             if !header.is_empty() {
                 add(header);
@@ -169,7 +170,7 @@ impl Post<'_, '_> {
         let extras = Extras {
             from: outgoing.from.filter(|_| self.socket.wildcard),
             class: outgoing.class,
-            segment: segment.filter(|_| letter.datagrams.len() > 1),
+            segment: segment.filter(|_| letter.count > 1),
         };
         // SAFETY: `at < MESSAGES`, by the caller's promise; every field is
         // written before the kernel reads it.
@@ -192,34 +193,38 @@ impl Post<'_, '_> {
                 msg_hdr: header,
                 msg_len: 0,
             };
+            (*scratch).letters[at] = letter;
         }
         used
     }
 
-    /// Hands the described messages to the kernel, until each is sent or
-    /// reported.
-    fn flush(&mut self, scratch: *mut Scratch, letters: &[Option<Letter>]) {
+    /// Hands the first `count` messages to the kernel, until each is sent or
+    /// reported. They must have been written.
+    fn flush(&mut self, scratch: *mut Scratch, count: usize) {
         let mut next = 0;
         // Error of the message at `next` that may speak of an earlier one, and
         // how often that has been hoped for.
         let mut hoped: Option<(io::Error, u32)> = None;
-        while let Some(Some(letter)) = letters.get(next) {
-            // SAFETY: messages `next..letters.len()` have been written, and what
-            // they point at is borrowed by `self` or lives in `scratch`.
-            let taken = unsafe {
-                libc::sendmmsg(
+        while next < count {
+            // SAFETY: messages `next..count` and their letters have been written,
+            // and what they point at is borrowed by `self` or lives in `scratch`.
+            let (letters, taken) = unsafe {
+                let taken = libc::sendmmsg(
                     self.socket.fd(),
                     (&raw mut (*scratch).headers).cast::<mmsghdr>().add(next),
-                    libc::c_uint::try_from(letters.len() - next).unwrap_or(0),
+                    libc::c_uint::try_from(count - next).unwrap_or(0),
                     libc::MSG_DONTWAIT as _,
-                )
+                );
+                let first = (&raw const (*scratch).letters).cast::<Letter>().add(next);
+                (std::slice::from_raw_parts(first, count - next), taken)
             };
+            let letter = letters[0];
             if let Ok(taken) = usize::try_from(taken) {
                 if let Some((error, _)) = hoped.take() {
                     (self.fault)(letter.slot, SendFault::Earlier(error));
                 }
-                for letter in letters[next..next + taken].iter().flatten() {
-                    self.sent.datagrams += letter.datagrams.len();
+                for letter in &letters[..taken] {
+                    self.sent.datagrams += letter.count;
                     self.sent.bytes += letter.bytes;
                 }
                 next += taken;
@@ -235,12 +240,12 @@ impl Post<'_, '_> {
             }
             hoped = None;
             next += 1;
-            if letter.datagrams.len() > 1 && refuses_bursts(&error) {
+            if letter.count > 1 && refuses_bursts(&error) {
                 self.send_one_by_one(letter);
             } else {
                 let lost = SendFault::Lost {
                     error,
-                    datagrams: letter.datagrams.len(),
+                    datagrams: letter.count,
                     len: letter.len,
                 };
                 (self.fault)(letter.slot, lost);
@@ -248,11 +253,11 @@ impl Post<'_, '_> {
         }
     }
 
-    fn send_one_by_one(&mut self, letter: &Letter) {
+    fn send_one_by_one(&mut self, letter: Letter) {
         let limit = self.socket.burst_limit.get();
         self.socket.burst_limit.set(limit.min(letter.len - 1));
-        let one = (letter.slot, letter.datagrams.clone());
-        self.send(std::iter::once(one));
+        let datagrams = letter.first..letter.first + letter.count;
+        self.send(std::iter::once((letter.slot, datagrams)));
     }
 }
 

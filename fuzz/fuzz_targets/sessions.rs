@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Budget, Key, LINGER, Rules, SessionId, Table};
+use ppv2_proxy::session::{Budget, Full, Key, LINGER, Rules, SessionId, Table};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -19,6 +19,7 @@ struct Input {
     idle_seconds: u8,
     max_sessions: u8,
     max_retired: u8,
+    max_sockets: u8,
     steps: Vec<Step>,
 }
 
@@ -57,7 +58,14 @@ impl Bench {
             assert_eq!(self.owners.get(&id.to_bits()), Some(&key));
             return;
         }
-        let Some(seat) = self.budget.take() else {
+        let seat = match self.budget.take() {
+            Err(Full::Sockets) => {
+                assert!(self.table.reclaim(), "sockets are with ended sessions");
+                self.budget.take().ok()
+            }
+            taken => taken.ok(),
+        };
+        let Some(seat) = seat else {
             assert_eq!(self.table.active(), self.budget.max());
             return;
         };
@@ -101,7 +109,10 @@ fuzz_target!(|input: Input| {
     let max_retired = usize::from(input.max_retired % 8);
     let mut bench = Bench {
         table: Table::new(now, vec![rules], max_retired),
-        budget: Budget::new(usize::from(input.max_sessions % 16) + 1),
+        budget: Budget::new(
+            usize::from(input.max_sessions % 16) + 1,
+            usize::from(input.max_sessions % 16) + 1 + usize::from(input.max_sockets % 8),
+        ),
         now,
         owners: HashMap::new(),
         opened: Vec::new(),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::address::ServerAddr;
-use crate::mode::Mode;
+use crate::mode::{Emit, Mode};
 use crate::session::Rules;
 use crate::worker::Pace;
 
@@ -66,6 +66,23 @@ pub struct Listener {
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN.
     pub dscp: bool,
+}
+
+impl Listener {
+    /// Whether a server gets the header on a session's first datagram alone.
+    #[must_use]
+    pub fn emits_once(&self) -> bool {
+        let once = |mode: &Mode| {
+            matches!(
+                mode,
+                Mode::Ppv2 {
+                    emit: Emit::First,
+                    ..
+                }
+            )
+        };
+        self.servers.iter().any(|(_, mode)| once(mode))
+    }
 }
 
 /// A server of an upstream.

@@ -117,6 +117,9 @@ drop_reasons! {
     ReplyFailed, "reply_failed",
         "the kernel refused to send a reply to the client",
         "check the route to the client and firewall rules of this host";
+    Stopping, "stopping",
+        "came while the proxy was stopping",
+        "nothing: clients ask again";
     Truncated, "truncated",
         "received in part only",
         "report it: buffers hold every datagram that UDP can carry";
@@ -205,6 +208,9 @@ pub struct WorkerCounters {
     pub oversize_fits: Counter,
     /// Sessions that ended and still hold their socket.
     pub retired: Counter,
+    /// Sessions that ended and had to give up their socket before its port had
+    /// rested.
+    pub reclaimed: Counter,
 }
 
 impl WorkerCounters {
@@ -217,6 +223,7 @@ impl WorkerCounters {
             oversize_len: Counter::default(),
             oversize_fits: Counter::default(),
             retired: Counter::default(),
+            reclaimed: Counter::default(),
         }
     }
 }

@@ -11,6 +11,10 @@ const SPARE_DESCRIPTORS: u64 = 64;
 /// their ports rest before another session gets them.
 const RETIRED_SHARE: usize = 16;
 
+/// One in so many local ports is left to the rest of the host, whose own
+/// queries would fail without.
+const HOST_SHARE: usize = 32;
+
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Sockets that sessions can have at the most, and how they are used.
@@ -22,8 +26,8 @@ pub struct Ceiling {
     pub ports: usize,
     /// The most sessions, by configuration or by this ceiling.
     pub max_sessions: usize,
-    /// The most sockets of ended sessions.
-    pub max_retired: usize,
+    /// The most sockets, of sessions and of ended ones whose ports rest.
+    pub max_sockets: usize,
 }
 
 impl Ceiling {
@@ -42,16 +46,13 @@ impl Ceiling {
     }
 
     fn new(configured: Option<usize>, descriptors: usize, ports: usize) -> Self {
-        let sockets = descriptors.min(ports).max(1);
+        let sockets = descriptors.min(ports - ports / HOST_SHARE).max(1);
         let max_sessions = configured.unwrap_or((sockets - sockets / RETIRED_SHARE).max(1));
-        let left = sockets.saturating_sub(max_sessions);
         Self {
             descriptors,
             ports,
             max_sessions,
-            // Beyond this share they would only take memory; below it, a host
-            // that is configured to its limit still gives some ports a rest.
-            max_retired: left.clamp(1, (sockets / RETIRED_SHARE).max(1)),
+            max_sockets: sockets.max(max_sessions),
         }
     }
 
@@ -92,19 +93,21 @@ mod tests {
     fn the_scarcer_resource_decides() {
         let by_descriptors = Ceiling::new(None, 1600, 28_232);
         assert_eq!(by_descriptors.max_sessions, 1500);
-        assert_eq!(by_descriptors.max_retired, 100);
-        assert_eq!(Ceiling::new(None, 1_000_000, 1600).max_sessions, 1500);
+        assert_eq!(by_descriptors.max_sockets, 1600);
+        assert_eq!(Ceiling::new(None, 1_000_000, 1600).max_sockets, 1550);
         assert_eq!(by_descriptors.shortfall(), None);
     }
 
     #[test]
     fn a_configured_number_stands_and_its_shortfall_is_named() {
         let ceiling = Ceiling::new(Some(30_000), 100_000, 28_232);
-        assert_eq!((ceiling.max_sessions, ceiling.max_retired), (30_000, 1));
+        assert_eq!(
+            (ceiling.max_sessions, ceiling.max_sockets),
+            (30_000, 30_000)
+        );
         assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
         let ceiling = Ceiling::new(Some(2000), 1000, 28_232);
         assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
-        assert_eq!(Ceiling::new(Some(100), 1600, 28_232).max_retired, 100);
     }
 
     #[test]

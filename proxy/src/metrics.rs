@@ -194,6 +194,13 @@ impl Collector for Metrics {
             "Sessions that ended and still hold their port",
             vec![(vec![], self.retired())],
         )?;
+        let reclaimed = self.workers.iter().map(|w| w.reclaimed.get()).sum();
+        count(
+            to,
+            "sessions_reclaimed",
+            "Sessions that ended and gave up their port before it had rested",
+            vec![(vec![], reclaimed)],
+        )?;
         count(
             to,
             "upstream_datagrams",
@@ -301,7 +308,7 @@ mod tests {
             listeners: vec!["a".into(), "b\"quoted".into()],
             servers: vec![("group".into(), "192.0.2.1:53".into())],
             workers,
-            budget: Budget::new(7),
+            budget: Budget::new(7, 7),
         });
         let text = metrics.text().unwrap();
         for line in [

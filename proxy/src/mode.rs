@@ -80,20 +80,25 @@ impl Prefix {
         Self { bytes, len, emit }
     }
 
-    /// Whether it stands in front of the session's first datagram alone.
+    /// Whether it stands in front of one datagram alone, which has not gone out
+    /// yet. Until it has, datagrams must go one by one: were a server to see
+    /// any before it, the client could pass off a header of its own as ours.
     #[must_use]
-    pub fn is_once(&self) -> bool {
-        self.emit == Emit::First
+    pub fn is_due_once(&self) -> bool {
+        self.emit == Emit::First && self.len > 0
     }
 
-    /// The bytes for the session's next datagram, of which `sent` have gone out
-    /// before.
-    #[must_use]
-    pub fn for_datagram(&self, sent: u64) -> &[u8] {
-        match self.emit {
-            Emit::First if sent > 0 => &[],
-            Emit::First | Emit::Every => &self.bytes[..self.len],
+    /// Notes that a datagram with it has gone out.
+    pub fn went_out(&mut self) {
+        if self.emit == Emit::First {
+            self.len = 0;
         }
+    }
+
+    /// The bytes for the session's next datagram.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
 }
 
@@ -117,27 +122,33 @@ mod tests {
             emit: Emit::Every,
             crc32c: true,
         });
-        for sent in [0, 1, 1_000_000] {
-            let (header, rest) = ppv2::decode(prefix.for_datagram(sent)).unwrap();
+        let mut prefix = prefix;
+        for _ in 0..3 {
+            assert!(!prefix.is_due_once());
+            let (header, rest) = ppv2::decode(prefix.bytes()).unwrap();
             assert_eq!(header.client(), Some(CLIENT.parse().unwrap()));
             assert_eq!(header.destination(), Some(LOCAL.parse().unwrap()));
             assert!(header.tlvs().crc32c().is_some());
             assert!(rest.is_empty());
+            prefix.went_out();
         }
     }
 
     #[test]
     fn the_first_datagram_alone_carries_it_on_request() {
-        let prefix = prefix(Mode::Ppv2 {
+        let mut prefix = prefix(Mode::Ppv2 {
             emit: Emit::First,
             crc32c: false,
         });
-        assert_eq!(prefix.for_datagram(0).len(), ppv2::IPV6_HEADER_LEN);
-        assert!(prefix.for_datagram(1).is_empty());
+        assert!(prefix.is_due_once());
+        assert_eq!(prefix.bytes().len(), ppv2::IPV6_HEADER_LEN);
+        prefix.went_out();
+        assert!(!prefix.is_due_once());
+        assert!(prefix.bytes().is_empty());
     }
 
     #[test]
     fn plain_adds_nothing() {
-        assert!(prefix(Mode::Plain).for_datagram(0).is_empty());
+        assert!(prefix(Mode::Plain).bytes().is_empty());
     }
 }

@@ -45,8 +45,8 @@ const MAX_BURST: usize = 64;
 /// the longest IP and UDP headers.
 const MAX_BURST_BYTES: usize = 65_535 - 48;
 
-/// Receive buffer that every listener asks for, bytes. The kernel grants at
-/// most `net.core.rmem_max`.
+/// Buffers that every listener asks for, bytes. The kernel grants at most
+/// `net.core.rmem_max` and `wmem_max`.
 const LISTENER_BUFFER: usize = 4 << 20;
 
 /// Receive buffer that every session asks for, bytes, for servers that answer
@@ -110,8 +110,6 @@ pub struct Outgoing<'h> {
     pub class: TrafficClass,
     /// Bytes to put in front, at most [`MAX_HEADER`].
     pub header: &'h [u8],
-    /// Put them in front of the first datagram of a burst alone.
-    pub header_once: bool,
 }
 
 /// Datagrams that were sent, and their bytes with headers.
@@ -249,8 +247,9 @@ impl Socket {
         if shared {
             inner.set_reuse_port(true)?;
         }
-        // Best effort: a small buffer works, it only overflows earlier.
+        // Best effort: small buffers work, they only overflow earlier.
         let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
+        let _ = inner.set_send_buffer_size(LISTENER_BUFFER);
         if wildcard {
             sys::report_local_address(&inner, address.is_ipv6())?;
         }
@@ -385,6 +384,20 @@ fn local_address(socket: &socket2::Socket) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::other("the kernel bound a UDP socket to no IP address"))
 }
 
+/// The addresses of this host's interfaces; loopback's whole range is its own
+/// besides.
+///
+/// # Errors
+///
+/// Those of asking the kernel for them.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let interfaces = if_addrs::get_if_addrs()?;
+    Ok(interfaces
+        .into_iter()
+        .map(|interface| interface.ip())
+        .collect())
+}
+
 /// Whether binding `address` alone, shared with nobody, is possible: the way to
 /// learn that another process holds it, which binding shared would hide.
 ///
@@ -396,7 +409,13 @@ pub fn probe(address: SocketAddr) -> io::Result<()> {
         dont_fragment: false,
         bursts: false,
     };
-    Socket::listen(address, false, options).map(drop)
+    let socket = Socket::listen(address, false, options)?;
+    if !address.ip().is_unspecified() {
+        // Connecting to oneself is refused for broadcast addresses alone, from
+        // which no reply could leave.
+        socket.inner.connect(&SockAddr::from(socket.bound))?;
+    }
+    Ok(())
 }
 
 /// Whether sessions can be sent from `source`.

@@ -166,7 +166,7 @@ fn bind_listeners(
     let bind_one = |(number, listener, address): (usize, &Listener, SocketAddr)| {
         let options = Options {
             dont_fragment: listener.dont_fragment,
-            bursts: !listener.rules.count_requests(),
+            bursts: !listener.rules.count_requests() && !listener.emits_once(),
         };
         Socket::listen(address, shared, options)
             .map(|socket| (socket, number))
@@ -244,7 +244,7 @@ impl Crew {
         entrances: Vec<Vec<(Socket, usize)>>,
     ) -> Result<Self, RunError> {
         let running = entrances.len();
-        let budget = Budget::new(ceiling.max_sessions);
+        let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
         let settings = settings(config);
         let counters: Vec<_> = (0..running)
             .map(|_| WorkerCounters::new(config.listeners.len(), config.servers.len()))
@@ -260,7 +260,7 @@ impl Crew {
                 listeners: settings.clone(),
                 pace: config.pace,
                 budget: Arc::clone(&budget),
-                max_retired: ceiling.max_retired.div_ceil(running),
+                max_retired: ceiling.max_sockets.div_ceil(running),
                 counters: Arc::clone(&counters[number]),
                 commands: receiver,
             })?;

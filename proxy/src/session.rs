@@ -97,55 +97,100 @@ impl SessionId {
     }
 }
 
-/// The number of sessions that all workers together may hold. Bounds what a
-/// flood of client addresses can take in descriptors, ports and memory.
+/// What all workers together may hold: sessions, and the sockets of sessions
+/// that are or were. Bounds what a flood of client addresses can take in
+/// descriptors, ports and memory.
 #[derive(Debug)]
 pub struct Budget {
-    max: usize,
-    taken: AtomicUsize,
+    max_sessions: usize,
+    sessions: AtomicUsize,
+    max_sockets: usize,
+    sockets: AtomicUsize,
+}
+
+/// What is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// All sessions are taken.
+    Sessions,
+    /// Sessions are free, but the sockets for them are with ended ones;
+    /// [`Table::reclaim`] can free one.
+    Sockets,
 }
 
 impl Budget {
-    /// A budget of `max` sessions.
+    /// A budget of so many sessions, and of so many sockets for them and for
+    /// ended ones.
     #[must_use]
-    pub fn new(max: usize) -> Arc<Self> {
+    pub fn new(max_sessions: usize, max_sockets: usize) -> Arc<Self> {
         Arc::new(Self {
-            max,
-            taken: AtomicUsize::new(0),
+            max_sessions,
+            sessions: AtomicUsize::new(0),
+            max_sockets,
+            sockets: AtomicUsize::new(0),
         })
     }
 
     /// The most sessions there may be.
     #[must_use]
     pub fn max(&self) -> usize {
-        self.max
+        self.max_sessions
     }
 
     /// How many there are.
     #[must_use]
     pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
+        self.sessions.load(Ordering::Relaxed)
     }
 
-    /// Takes a seat for a session, unless all are taken.
-    #[must_use]
-    pub fn take(self: &Arc<Self>) -> Option<Seat> {
-        self.taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-                (taken < self.max).then_some(taken + 1)
-            })
-            .is_ok()
-            .then(|| Seat(Arc::clone(self)))
+    /// Takes a seat for a session.
+    ///
+    /// # Errors
+    ///
+    /// What is used up.
+    pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
+        if !add_one(&self.sessions, self.max_sessions) {
+            return Err(Full::Sessions);
+        }
+        if !add_one(&self.sockets, self.max_sockets) {
+            self.sessions.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full::Sockets);
+        }
+        Ok(Seat {
+            budget: Arc::clone(self),
+            resting: false,
+        })
     }
 }
 
-/// The right to one session, given back when dropped.
+fn add_one(number: &AtomicUsize, max: usize) -> bool {
+    number
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+            (n < max).then_some(n + 1)
+        })
+        .is_ok()
+}
+
+/// The right to one session and its socket, given back when dropped.
 #[derive(Debug)]
-pub struct Seat(Arc<Budget>);
+pub struct Seat {
+    budget: Arc<Budget>,
+    /// Only the socket is still held.
+    resting: bool,
+}
+
+impl Seat {
+    fn rest(&mut self) {
+        if !std::mem::replace(&mut self.resting, true) {
+            self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+        self.rest();
+        self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -184,10 +229,9 @@ pub struct Session<T> {
     pub replies: u64,
     /// What the owner of the table keeps with it.
     pub link: T,
-    awaiting: bool,
     state: State,
     generation: u32,
-    seat: Option<Seat>,
+    seat: Seat,
 }
 
 impl<T> Session<T> {
@@ -198,8 +242,18 @@ impl<T> Session<T> {
         !matches!(self.state, State::Retired { .. })
     }
 
-    fn ends_by_responses(&self, rules: Rules) -> bool {
-        rules.responses > 0 && self.replies >= rules.responses.saturating_mul(self.requests)
+    fn count(&mut self, slot: u32, now: Instant, datagrams: u64) -> SessionId {
+        self.requests += datagrams;
+        self.last_active = now;
+        SessionId {
+            slot,
+            generation: self.generation,
+        }
+    }
+
+    /// Whether as many replies have come as `each` request is to have.
+    fn is_answered(&self, each: u64) -> bool {
+        self.replies >= each.saturating_mul(self.requests)
     }
 }
 
@@ -228,6 +282,7 @@ pub struct Table<T> {
     retired: VecDeque<SessionId>,
     retired_count: usize,
     max_retired: usize,
+    reclaimed: u64,
     generation: u32,
 }
 
@@ -244,6 +299,7 @@ impl<T> Table<T> {
             retired: VecDeque::new(),
             retired_count: 0,
             max_retired,
+            reclaimed: 0,
             generation: 0,
         }
     }
@@ -256,17 +312,17 @@ impl<T> Table<T> {
         let session = self.sessions.get_mut(slot as usize)?;
         let limit = self.rules[session.listener].requests;
         if limit > 0 && session.requests >= limit {
-            session.state = State::Detached;
-            self.by_key.remove(key);
             return None;
         }
-        session.requests += datagrams;
-        session.awaiting = true;
-        session.last_active = now;
-        Some(SessionId {
-            slot,
-            generation: session.generation,
-        })
+        Some(session.count(slot, now, datagrams))
+    }
+
+    /// As [`request`](Self::request), but by a session that has taken all that
+    /// it may, for want of another.
+    pub fn overdraw(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get_mut(slot as usize)?;
+        Some(session.count(slot, now, datagrams))
     }
 
     /// Begins a session, in which nothing has been counted yet. A session that
@@ -295,10 +351,9 @@ impl<T> Table<T> {
             requests: 0,
             replies: 0,
             link,
-            awaiting: false,
             state: State::Live,
             generation,
-            seat: Some(seat),
+            seat,
         });
         let slot = u32::try_from(slot).expect("a table holds fewer than 2^32 sessions");
         if let Some(previous) = self.by_key.insert(key, slot)
@@ -325,12 +380,12 @@ impl<T> Table<T> {
     pub fn reply(&mut self, now: Instant, id: SessionId, datagrams: u64) -> Option<Reply> {
         let session = self.get_mut(id).filter(|session| session.is_active())?;
         session.replies += datagrams;
-        session.awaiting = false;
         session.last_active = now;
         let (key, listener) = (session.key, session.listener);
+        let each = self.rules[listener].responses;
         let ended = self
             .get(id)
-            .is_some_and(|session| session.ends_by_responses(self.rules[listener]))
+            .is_some_and(|session| each > 0 && session.is_answered(each))
             .then_some(EndReason::Responses);
         if ended.is_some() {
             self.retire(now, id.slot);
@@ -394,6 +449,7 @@ impl<T> Table<T> {
         while let Some(id) = self.retired.pop_front() {
             if self.get(id).is_some_and(|session| !session.is_active()) {
                 self.remove(id.slot);
+                self.reclaimed += 1;
                 return true;
             }
         }
@@ -412,13 +468,21 @@ impl<T> Table<T> {
         self.retired_count
     }
 
-    /// Whether any session has sent its server a datagram that was not answered
-    /// yet.
+    /// Sessions that so far had to give up what they owned before [`LINGER`] was
+    /// over.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.reclaimed
+    }
+
+    /// Whether any session has had fewer replies than its datagrams should get:
+    /// one each, unless the listener's rules say more.
     #[must_use]
     pub fn awaits_replies(&self) -> bool {
-        self.sessions
-            .iter()
-            .any(|(_, session)| session.awaiting && session.is_active())
+        self.sessions.iter().any(|(_, session)| {
+            let each = self.rules[session.listener].responses.max(1);
+            session.is_active() && !session.is_answered(each)
+        })
     }
 
     /// Active sessions with their numbers, from number `first` on.
@@ -436,7 +500,7 @@ impl<T> Table<T> {
             return;
         };
         session.state = State::Retired { since: now };
-        session.seat = None;
+        session.seat.rest();
         let id = SessionId {
             slot,
             generation: session.generation,

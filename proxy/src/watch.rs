@@ -129,7 +129,7 @@ mod tests {
             listeners: vec!["a".into()],
             servers: vec![("u".into(), "s".into())],
             workers: vec![Arc::clone(&worker)],
-            budget: Budget::new(1),
+            budget: Budget::new(1, 1),
         }));
         let mut now = Instant::now();
         assert_eq!(watch.notices(now), []);

@@ -12,6 +12,7 @@
 
 mod command;
 mod link;
+mod onward;
 mod open;
 mod replies;
 
@@ -25,11 +26,12 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket, TrafficClass};
+use crate::net::{BATCH, Batch, Outgoing, Received, Socket, TrafficClass};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
 use link::Link;
-use open::refused;
+use onward::Onward;
+use open::{OwnAddresses, refused};
 use replies::Replies;
 
 pub use command::{Command, SessionReport};
@@ -40,6 +42,10 @@ const EVENTS: usize = 1024;
 /// A wake-up that brings fewer sources than this is worth waiting after, if
 /// datagrams are to gather.
 const FEW: usize = 16;
+
+/// Batches that each listener still takes when told to stop: more than its
+/// buffer holds of small datagrams.
+const LAST_BATCHES: usize = 1024;
 
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
@@ -79,14 +85,14 @@ struct Entrance {
     listener: usize,
     /// What the kernel said last of datagrams lost.
     overflows: u32,
+    /// Waits among the sources to be looked at.
+    queued: bool,
 }
 
 /// Slots of a batch whose datagrams go to one session. Those that follow each
 /// other leave in one call.
 struct Run {
     session: Option<SessionId>,
-    /// Datagrams of the session before these.
-    sent_before: u64,
     slots: Vec<usize>,
 }
 
@@ -144,6 +150,9 @@ pub struct Worker {
     turns: Vec<RoundRobin>,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
+    /// Why there was no socket for a new session, and until when not to try.
+    shortage: Option<(DropReason, Instant)>,
+    own: OwnAddresses,
     table: Table<Link>,
     budget: Arc<Budget>,
     inbound: Batch,
@@ -183,6 +192,7 @@ impl Worker {
                 socket,
                 listener,
                 overflows: 0,
+                queued: false,
             })
             .collect();
         for (i, entrance) in entrances.iter().enumerate() {
@@ -201,12 +211,13 @@ impl Worker {
             pace,
             turns,
             next_source: number,
+            shortage: None,
+            own: OwnAddresses::default(),
             table: Table::new(now, rules, max_retired),
             budget,
             inbound: Batch::new(),
             run: Run {
                 session: None,
-                sent_before: 0,
                 slots: Vec::with_capacity(BATCH),
             },
             replies: Replies::new(),
@@ -233,11 +244,12 @@ impl Worker {
             let now = Instant::now();
 
             for source in sources.drain(..) {
+                self.set_queued(source, false);
                 let more = match source {
                     Source::Clients(entrance) => self.take_from_clients(entrance, now),
                     Source::Server(id) => self.take_from_server(id, now),
                 };
-                if more {
+                if more && self.set_queued(source, true) {
                     self.unfinished.push(source);
                 }
             }
@@ -290,22 +302,34 @@ impl Worker {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             result => result?,
         }
-        let tokens = events.iter().map(|event| event.token());
-        let tokens = tokens.filter(|token| *token != WAKER);
-        sources.extend(tokens.map(|token| Source::from_token(token, self.entrances.len())));
+        for token in events.iter().map(|event| event.token()) {
+            if token != WAKER {
+                let source = Source::from_token(token, self.entrances.len());
+                if self.set_queued(source, true) {
+                    sources.push(source);
+                }
+            }
+        }
         Ok(!events.is_empty())
+    }
+
+    /// Marks a source as waiting to be looked at, so that it waits once however
+    /// often it is reported. True if that is new; false also for a session that
+    /// is gone.
+    fn set_queued(&mut self, source: Source, queued: bool) -> bool {
+        let mark = match source {
+            Source::Clients(entrance) => Some(&mut self.entrances[entrance].queued),
+            Source::Server(id) => self.table.get_mut(id).map(|s| &mut s.link.queued),
+        };
+        mark.is_some_and(|mark| std::mem::replace(mark, queued) != queued)
     }
 
     /// Takes a batch from clients to their servers. True if there may be more.
     fn take_from_clients(&mut self, entrance: usize, now: Instant) -> bool {
-        if self.draining {
-            return false;
-        }
         let socket = &self.entrances[entrance].socket;
-        let Ok(received) = socket.receive(&mut self.inbound, 0, BATCH) else {
-            // Nothing there, or no memory to hand it over: the next datagram
-            // wakes us again.
-            return false;
+        let received = match socket.receive(&mut self.inbound, 0, BATCH) {
+            Ok(received) => received,
+            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         };
         self.note_overflows(entrance, received);
         for slot in 0..received {
@@ -314,7 +338,7 @@ impl Worker {
             };
             if self.run.session != Some(id) {
                 self.send_to_server();
-                self.begin_run(id, slot);
+                self.run.session = Some(id);
             }
             self.run.slots.push(slot);
         }
@@ -332,12 +356,6 @@ impl Worker {
         counters.overflows.add(lost);
     }
 
-    fn begin_run(&mut self, id: SessionId, slot: usize) {
-        let requests = self.table.get(id).map_or(0, |session| session.requests);
-        self.run.session = Some(id);
-        self.run.sent_before = requests - datagrams_in(&self.inbound, slot);
-    }
-
     /// The session of the client's datagrams in `slot`, begun if need be. `None`
     /// if they are dropped, which is counted.
     fn session_of(&mut self, entrance: usize, slot: usize, now: Instant) -> Option<SessionId> {
@@ -353,11 +371,14 @@ impl Worker {
         };
         let found = match refused(&received) {
             Some(reason) => Err(reason),
+            None if self.draining => Err(DropReason::Stopping),
             None => match self.table.request(now, &key, datagrams) {
                 Some(id) => Ok(id),
-                None => self.open(entrance, key, now).inspect(|_| {
-                    self.table.request(now, &key, datagrams);
-                }),
+                None => {
+                    let opened = self.open(entrance, key, now);
+                    let taken = self.table.overdraw(now, &key, datagrams);
+                    taken.map_or(opened, Ok)
+                }
             },
         };
         let counters = &self.counters.listeners[listener];
@@ -368,46 +389,26 @@ impl Worker {
 
     /// Sends the collected run to its session's server.
     fn send_to_server(&mut self) {
-        let Run {
-            session,
-            sent_before,
-            slots,
-        } = &mut self.run;
-        if let Some(session) = session.take().and_then(|id| self.table.get(id)) {
-            let listener = &self.counters.listeners[session.listener];
-            let server = &self.counters.servers[session.server];
-            let Link { socket, prefix, .. } = &session.link;
-            let batch = &self.inbound;
-            let settings = &self.listeners[session.listener];
-            let onward = |slot| {
-                let is_first = slots.first() == Some(&slot);
-                Outgoing {
-                    to: None,
-                    from: None,
-                    class: batch
-                        .received(slot)
-                        .map_or(TrafficClass::default(), |r| class_of(settings, r.class)),
-                    header: prefix.for_datagram(if is_first { *sent_before } else { 1 }),
-                    header_once: prefix.is_once(),
-                }
+        let Run { session, slots } = &mut self.run;
+        if let Some(session) = session.take().and_then(|id| self.table.get_mut(id)) {
+            let listener = &self.listeners[session.listener];
+            let to = Onward {
+                batch: &self.inbound,
+                dscp: listener.dscp,
+                all: &self.counters,
+                listener: &self.counters.listeners[session.listener],
+                server: &self.counters.servers[session.server],
             };
-            let sent = socket.send(batch, slots, onward, |_, fault| match fault {
-                SendFault::Earlier(_) => server.refusals.add(1),
-                SendFault::Lost {
-                    error,
-                    datagrams,
-                    len,
-                } => {
-                    let reason = why_unsent(&error);
-                    listener.dropped(reason).add(datagrams as u64);
-                    if reason == DropReason::Oversize {
-                        let header = prefix.for_datagram(*sent_before).len();
-                        note_oversize(&self.counters, socket, len, header);
-                    }
+            let mut rest = slots.as_slice();
+            while session.link.prefix.is_due_once()
+                && let Some((first, others)) = rest.split_first()
+            {
+                if to.send(&session.link, std::slice::from_ref(first)) > 0 {
+                    session.link.prefix.went_out();
                 }
-            });
-            server.sent.add(sent.datagrams as u64);
-            server.sent_bytes.add(sent.bytes as u64);
+                rest = others;
+            }
+            to.send(&session.link, rest);
         }
         slots.clear();
     }
@@ -459,9 +460,8 @@ impl Worker {
             let outgoing = Outgoing {
                 to: Some(whose.to.0),
                 from: Some(whose.from.0),
-                class: class_of(&self.listeners[whose.listener], reply.class),
+                class: class_of(self.listeners[whose.listener].dscp, reply.class),
                 header: &[],
-                header_once: false,
             };
             self.replies.pass(slot, via, outgoing);
             if let Some(reason) = whose.ended {
@@ -483,6 +483,7 @@ impl Worker {
             tracing::trace!(client = %session.key.client, ?reason, "session ended");
         });
         counters.retired.set(self.table.retired() as u64);
+        counters.reclaimed.set(self.table.reclaimed());
     }
 
     /// Does what it was told. True if that was to stop.
@@ -495,17 +496,26 @@ impl Worker {
                     reply,
                 } => reply(self.report(first, limit, now)),
                 Command::Drain => {
+                    for entrance in 0..self.entrances.len() {
+                        self.take_waiting(entrance, now);
+                    }
                     self.draining = true;
                     self.last_reply = now;
-                    for entrance in &self.entrances {
-                        // At worst the worker wakes for nothing until it ends.
-                        let _ = entrance.socket.deregister(self.poll.registry());
-                    }
                 }
                 Command::Stop => return true,
             }
         }
         false
+    }
+
+    /// Takes what came before the order to stop; not for ever, since more comes
+    /// meanwhile.
+    fn take_waiting(&mut self, entrance: usize, now: Instant) {
+        for _ in 0..LAST_BATCHES {
+            if !self.take_from_clients(entrance, now) {
+                break;
+            }
+        }
     }
 
     fn is_drained(&self, now: Instant) -> bool {
@@ -541,28 +551,7 @@ fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndRe
     server.ended.add(1);
 }
 
-fn note_oversize(counters: &WorkerCounters, socket: &Socket, len: usize, header: usize) {
-    let fits = socket.unfragmented_payload().unwrap_or(0);
-    counters.oversize_len.set(len as u64);
-    counters
-        .oversize_fits
-        .set(fits.saturating_sub(header) as u64);
-}
-
 /// What of a datagram's traffic class passes.
-fn class_of(listener: &ListenerSettings, class: TrafficClass) -> TrafficClass {
-    if listener.dscp { class } else { class.ecn() }
-}
-
-fn datagrams_in(batch: &Batch, slot: usize) -> u64 {
-    batch.received(slot).map_or(0, |r| r.datagrams() as u64)
-}
-
-fn why_unsent(error: &io::Error) -> DropReason {
-    match Cause::of(error) {
-        Cause::Oversize => DropReason::Oversize,
-        Cause::WouldBlock | Cause::NoMemory => DropReason::SendBufferFull,
-        Cause::Unreachable => DropReason::Unreachable,
-        Cause::NoDescriptors | Cause::NoPorts | Cause::Other => DropReason::SendFailed,
-    }
+fn class_of(dscp: bool, class: TrafficClass) -> TrafficClass {
+    if dscp { class } else { class.ecn() }
 }

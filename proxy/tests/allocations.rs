@@ -87,7 +87,7 @@ fn allocations(rounds: usize) -> u64 {
         entrances: vec![(listener, 0)],
         listeners: vec![settings(server.local_addr().unwrap())],
         pace: Pace::default(),
-        budget: Budget::new(100),
+        budget: Budget::new(100, 110),
         max_retired: 10,
         counters: Arc::clone(&counters),
         commands: receiver,

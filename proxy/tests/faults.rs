@@ -231,6 +231,35 @@ fn a_reply_to_a_session_that_ended_reaches_nobody() {
 }
 
 #[test]
+fn a_late_reply_reaches_nobody_under_a_flood_of_short_sessions() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--responses", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    // 4,000 sessions that are answered; then each is sent a second answer,
+    // which names the client of the first, while others are being begun.
+    let mut old = Vec::new();
+    for n in 0..4000u16 {
+        let client = socket("127.0.0.1");
+        client.send_to(&n.to_be_bytes(), listener).unwrap();
+        let (datagram, session) = receive(&server);
+        server.send_to(&read_header(&datagram).2, session).unwrap();
+        assert_eq!(receive(&client).0, n.to_be_bytes());
+        old.push((session, n));
+    }
+    for (session, n) in old {
+        let client = socket("127.0.0.1");
+        client.send_to(b"new", listener).unwrap();
+        let (_, own) = receive(&server);
+        server.send_to(&n.to_be_bytes(), session).unwrap();
+        server.send_to(b"own", own).unwrap();
+        assert_eq!(receive(&client).0, b"own");
+    }
+    eventually("all late replies", || dropped(admin, "reply_late") == 4000);
+    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+}
+
+#[test]
 fn sessions_end_when_idle() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
@@ -370,12 +399,62 @@ fn a_forged_source_starts_no_endless_exchange() {
     ];
     let _proxy = proxy(&flags);
     let target = SocketAddr::new(other.ip(), wildcard.port());
-    for (n, source) in (1..).zip([target, other, server.local_addr().unwrap()]) {
+    // With a wildcard, any address of the host would come back.
+    let elsewhere = SocketAddr::new([127, 0, 0, 3].into(), wildcard.port());
+    let forged = [target, other, server.local_addr().unwrap(), elsewhere];
+    for (n, source) in (1..).zip(forged) {
         forge(source, target);
         eventually("the drop", || dropped(admin, "bad_source") == n);
     }
     receive_nothing(&server);
     served(&socket("127.0.0.1"), target, &server);
+}
+
+#[test]
+fn forged_icmp_errors_lose_no_datagram() {
+    if !namespace::enter("forged_icmp_errors_lose_no_datagram", "") {
+        return;
+    }
+    let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
+    let upstream = server.local_addr().unwrap();
+    let proxy = proxy_between(listener, upstream, &["--workers", "1"]);
+    let client = socket("127.0.0.1");
+    client.send_to(b"question", listener).unwrap();
+    let (_, session) = receive(&server);
+    // Every code that a host or a router on the way may send.
+    for code in 0..=15 {
+        // Stopped, so that error and datagram are met in one round.
+        proxy.signal("STOP");
+        client.send_to(&[code], listener).unwrap();
+        forge_unreachable(code, session, upstream);
+        proxy.signal("CONT");
+        assert_eq!(read_header(&receive(&server).0).2, [code]);
+    }
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+}
+
+/// Tells the kernel that a datagram from `from` to `to` did not arrive.
+fn forge_unreachable(code: u8, from: SocketAddr, to: SocketAddr) {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
+        panic!("IPv4 only");
+    };
+    // RFC 792: type 3, code, checksum, four unused bytes (the next hop's MTU
+    // for code 4), then the IP header and first 8 bytes of what did not arrive.
+    let mut message = vec![3, code, 0, 0, 0, 0, 0xff, 0xff];
+    message.extend([0x45, 0, 0, 100, 0, 1, 0, 0, 64, 17, 0, 0]);
+    message.extend(from.ip().octets());
+    message.extend(to.ip().octets());
+    for field in [from.port(), to.port(), 80, 0] {
+        message.extend(field.to_be_bytes());
+    }
+    let words = message.as_chunks::<2>().0.iter();
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    message[2..4].copy_from_slice(&(!folded).to_be_bytes());
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+    let target = SocketAddr::from((*from.ip(), 0));
+    raw.send_to(&message, &target.into()).unwrap();
 }
 
 /// Sends a datagram that says it comes from `source`.

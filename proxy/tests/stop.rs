@@ -122,3 +122,38 @@ fn a_worker_that_polls_or_gathers_hears_commands_as_well() {
         assert!(proxy.wait().0.success());
     }
 }
+
+#[test]
+fn every_request_has_its_reply_let_out_and_what_waited_is_taken() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let client = socket("127.0.0.1");
+    client.send_to(b"1", listener).unwrap();
+    let (_, session) = receive(&server);
+    // Waits in the listener's buffer when the order to stop comes.
+    proxy.signal("STOP");
+    for _ in 0..100 {
+        client.send_to(b"2", listener).unwrap();
+    }
+    server.send_to(b"a", session).unwrap();
+    proxy.signal("TERM");
+    proxy.signal("CONT");
+    for _ in 0..100 {
+        assert_eq!(read_header(&receive(&server).0).2, b"2");
+    }
+    assert_eq!(receive(&client).0, b"a");
+    std::thread::sleep(Duration::from_millis(600));
+    client.send_to(b"too late", listener).unwrap();
+    let late = "ppv2_dropped_datagrams_total{listener=\"listener1\",reason=\"stopping\"}";
+    eventually("a count of what is too late", || metric(admin, late) == 1);
+    for _ in 0..100 {
+        server.send_to(b"b", session).unwrap();
+    }
+    for _ in 0..100 {
+        assert_eq!(receive(&client).0, b"b");
+    }
+    let (status, log) = proxy.wait();
+    assert!(status.success() && !log.contains("did not come"), "{log}");
+}

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::mode::Emit;
 
 const GOOD: &str = r#"
 workers = 2

@@ -46,7 +46,6 @@ fn onward(header: &[u8]) -> Outgoing<'_> {
         from: None,
         class: TrafficClass::default(),
         header,
-        header_once: false,
     }
 }
 
@@ -244,25 +243,6 @@ fn a_burst_that_grows_too_long_by_its_headers_leaves_as_several() {
 }
 
 #[test]
-fn a_header_for_the_first_datagram_of_a_burst_alone() {
-    let (batch, bytes) = burst(4 * 500, 500);
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let upstream = connect(&server);
-    let once = |_| Outgoing {
-        header_once: true,
-        ..onward(b"first")
-    };
-    let sent = upstream.send(&batch, &[0], once, no_fault);
-    assert_eq!((sent.datagrams, sent.bytes), (4, 5 + 2000));
-    let mut datagram = vec![0; CAPACITY];
-    for (i, expected) in bytes.chunks(500).enumerate() {
-        let header: &[u8] = if i == 0 { b"first" } else { b"" };
-        let len = server.recv(&mut datagram).unwrap();
-        assert!(datagram[..len] == [header, expected].concat());
-    }
-}
-
-#[test]
 fn a_burst_that_the_kernel_refuses_goes_datagram_by_datagram() {
     let (batch, bytes) = burst(4 * 1400, 1400);
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -279,4 +259,17 @@ fn a_burst_that_the_kernel_refuses_goes_datagram_by_datagram() {
         }
     }
     assert_eq!(upstream.burst_limit.get(), 1400);
+}
+
+#[test]
+fn a_broadcast_address_is_none_to_listen_on() {
+    assert!(probe("127.0.0.1:0".parse().unwrap()).is_ok());
+    let error = probe("127.255.255.255:0".parse().unwrap()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn loopback_is_among_the_hosts_own_addresses() {
+    let own = own_addresses().unwrap();
+    assert!(own.contains(&"127.0.0.1".parse().unwrap()), "{own:?}");
 }

@@ -22,7 +22,7 @@ impl Bench {
         let now = Instant::now();
         Self {
             table: Table::new(now, vec![rules], max_retired),
-            budget: Budget::new(max_sessions),
+            budget: Budget::new(max_sessions, max_sessions + max_retired),
             now,
             ended: Vec::new(),
         }
@@ -40,7 +40,10 @@ impl Bench {
     /// a seat.
     fn datagram(&mut self, key: Key) -> Option<SessionId> {
         self.table.request(self.now, &key, 1).or_else(|| {
-            let seat = self.budget.take()?;
+            let seat = match self.budget.take() {
+                Err(Full::Sockets) if self.table.reclaim() => self.budget.take().ok()?,
+                taken => taken.ok()?,
+            };
             let opened = self.table.open(self.now, key, 0, 0, seat, "socket");
             assert_eq!(self.table.request(self.now, &key, 1), Some(opened));
             Some(opened)
@@ -189,6 +192,54 @@ fn a_flood_of_new_clients_takes_no_seat_from_old_ones() {
     }
     assert_eq!(bench.datagram(key(1)), Some(old));
     assert_eq!(bench.budget.taken(), 2);
+}
+
+#[test]
+fn a_session_out_of_requests_goes_on_for_want_of_another() {
+    let rules = Rules {
+        requests: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 1, 10);
+    let only = bench.datagram(key(1)).unwrap();
+    assert_eq!(bench.datagram(key(1)), None);
+    assert_eq!(bench.table.overdraw(bench.now, &key(1), 1), Some(only));
+    assert_eq!(bench.reply(only).unwrap().to, key(1).client);
+    assert_eq!(bench.table.overdraw(bench.now, &key(2), 1), None);
+}
+
+#[test]
+fn a_stop_waits_for_as_many_replies_as_there_were_requests() {
+    let mut bench = Bench::new(RULES, 2, 10);
+    assert!(!bench.table.awaits_replies());
+    let id = bench.datagram(key(1)).unwrap();
+    bench.datagram(key(1)).unwrap();
+    bench.reply(id).unwrap();
+    assert!(bench.table.awaits_replies());
+    bench.reply(id).unwrap();
+    assert!(!bench.table.awaits_replies());
+}
+
+#[test]
+fn sockets_of_ended_sessions_count_until_they_are_given_back() {
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let budget = Budget::new(2, 3);
+    let mut table = Table::new(Instant::now(), vec![rules], 10);
+    let now = Instant::now();
+    for client in 0..3 {
+        let seat = budget.take().unwrap();
+        let id = table.open(now, key(client), 0, 0, seat, "socket");
+        table.request(now, &key(client), 1).unwrap();
+        table.reply(now, id, 1).unwrap();
+    }
+    assert_eq!(budget.taken(), 0);
+    assert_eq!(budget.take().err(), Some(Full::Sockets));
+    assert!(table.reclaim());
+    assert_eq!(table.reclaimed(), 1);
+    let _seat = budget.take().unwrap();
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) server: ServerAddr,
     /// What the kernel said last of replies lost for want of buffer.
     pub(super) overflows: u32,
+    /// Waits among the sources to be looked at.
+    pub(super) queued: bool,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
 }

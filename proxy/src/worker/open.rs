@@ -1,13 +1,43 @@
 //! New sessions: who may have one, and what it takes to begin it.
 
-use std::time::Instant;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use super::link::{Link, connect};
-use super::{Entrance, ListenerSettings, Worker, token_of};
+use super::{Worker, token_of};
 use crate::counters::DropReason;
-use crate::net::{Options, Received};
-use crate::session::{Key, Seat, SessionId};
+use crate::net::{self, Options, Received};
+use crate::session::{Full, Key, Seat, SessionId};
 use crate::upstream::Server;
+
+/// How long new clients are refused at once after there was no socket for one.
+/// To find out that all ports are taken costs the kernel a millisecond, which
+/// the clients that have a session would wait for.
+const SHORTAGE: Duration = Duration::from_millis(20);
+
+/// How long the host's addresses are taken to stay the same.
+const OWN_FOR: Duration = Duration::from_secs(1);
+
+/// The host's own addresses, as far as a source could be forged to be one.
+#[derive(Default)]
+pub(super) struct OwnAddresses {
+    known: Vec<IpAddr>,
+    asked: Option<Instant>,
+}
+
+impl OwnAddresses {
+    fn contains(&mut self, ip: IpAddr, now: Instant) -> bool {
+        let fresh = |asked: Instant| now.saturating_duration_since(asked) < OWN_FOR;
+        if !self.asked.is_some_and(fresh) {
+            self.asked = Some(now);
+            // Better the addresses of a moment ago than none.
+            if let Ok(known) = net::own_addresses() {
+                self.known = known;
+            }
+        }
+        ip.is_loopback() || self.known.contains(&ip)
+    }
+}
 
 impl Worker {
     /// Begins a session for a client that has none, unless there is a reason
@@ -24,16 +54,21 @@ impl Worker {
         if !listener.allow.iter().any(|net| net.contains(&client)) {
             return Err(DropReason::NotAllowed);
         }
-        if self.would_loop(&key, listener) {
+        if self.would_loop(&key, number, now) {
             return Err(DropReason::BadSource);
         }
-        let seat = self.budget.take().ok_or(DropReason::MaxSessions)?;
+        if let Some((reason, _)) = self.shortage.filter(|(_, until)| now < *until) {
+            return Err(reason);
+        }
+        let seat = self.seat()?;
+        let listener = &self.listeners[number];
         let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
         let options = Options {
             dont_fragment: listener.dont_fragment,
             bursts: !listener.rules.count_replies(),
         };
-        let socket = connect(server, &mut self.next_source, options, &mut self.table)?;
+        let socket = connect(server, &mut self.next_source, options, &mut self.table)
+            .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))?;
         let (server_number, link) = (
             server.number,
             Link {
@@ -41,23 +76,44 @@ impl Worker {
                 via: entrance,
                 server: server.address,
                 overflows: 0,
+                queued: false,
                 prefix: server.mode.prefix(key.client, key.local),
             },
         );
         self.begin(now, key, number, server_number, seat, link)
     }
 
+    /// A seat for a session; one that has ended gives up its socket for it, if
+    /// it must be.
+    fn seat(&mut self) -> Result<Seat, DropReason> {
+        let mut taken = self.budget.take();
+        if taken.as_ref().is_err_and(|full| *full == Full::Sockets) && self.table.reclaim() {
+            taken = self.budget.take();
+        }
+        taken.map_err(|_| DropReason::MaxSessions)
+    }
+
     /// Whether replies to this client would come back to the proxy or to one of
     /// its servers. A forged source could otherwise start an exchange that never
     /// ends (CVE-2024-2169).
-    fn would_loop(&self, key: &Key, listener: &ListenerSettings) -> bool {
+    fn would_loop(&mut self, key: &Key, listener: usize, now: Instant) -> bool {
         let (client, local) = (key.client.0, key.local.0);
-        let is_entrance = |entrance: &Entrance| {
-            let bound = entrance.socket.bound();
-            bound == client || bound.port() == client.port() && local.ip() == client.ip()
-        };
         let is_server = |server: &Server| server.address.0 == client;
-        self.entrances.iter().any(is_entrance) || listener.servers.iter().any(is_server)
+        if self.listeners[listener].servers.iter().any(is_server) {
+            return true;
+        }
+        let entrances = self
+            .entrances
+            .iter()
+            .map(|entrance| entrance.socket.bound());
+        let mut same_port = entrances.filter(|bound| bound.port() == client.port());
+        let wildcard =
+            |bound: SocketAddr| bound.ip().is_unspecified() && bound.is_ipv4() == client.is_ipv4();
+        same_port.any(|bound| {
+            bound.ip() == client.ip()
+                || local.ip() == client.ip()
+                || wildcard(bound) && self.own.contains(client.ip(), now)
+        })
     }
 
     fn begin(

@@ -109,11 +109,9 @@ impl Post<'_, '_> {
     /// Takes off the front of `rest` what can go in one message.
     fn cut(&self, slot: usize, rest: &mut Range<usize>, outgoing: &Outgoing<'_>) -> Letter {
         let first = rest.start;
-        let header = header_of(outgoing, first).len();
+        let header = outgoing.header.len();
         let len = header + datagram(self.batch, slot, first).len();
-        // A header for the first datagram alone makes it longer than the others.
-        let alone = outgoing.header_once && first == 0 && header > 0;
-        let count = if alone || len == 0 || len > self.socket.burst_limit.get() {
+        let count = if len == 0 || len > self.socket.burst_limit.get() {
             1
         } else {
             rest.len()
@@ -160,9 +158,8 @@ impl Post<'_, '_> {
             used += 1;
         };
         for number in letter.first..letter.first + letter.count {
-            let header = header_of(outgoing, number);
-            if !header.is_empty() {
-                add(header);
+            if !outgoing.header.is_empty() {
+                add(outgoing.header);
             }
             add(datagram(self.batch, letter.slot, number));
         }
@@ -219,7 +216,8 @@ impl Post<'_, '_> {
                 (std::slice::from_raw_parts(first, count - next), taken)
             };
             let letter = letters[0];
-            if let Ok(taken) = usize::try_from(taken) {
+            let taken = usize::try_from(taken).unwrap_or(0);
+            if taken > 0 {
                 if let Some((error, _)) = hoped.take() {
                     (self.fault)(letter.slot, SendFault::Earlier(error));
                 }
@@ -238,7 +236,11 @@ impl Post<'_, '_> {
                 hoped = Some((error, tries + 1));
                 continue;
             }
-            hoped = None;
+            if let Some((earlier, _)) = hoped.take()
+                && earlier.raw_os_error() != error.raw_os_error()
+            {
+                (self.fault)(letter.slot, SendFault::Earlier(earlier));
+            }
             next += 1;
             if letter.count > 1 && refuses_bursts(&error) {
                 self.send_one_by_one(letter);
@@ -270,29 +272,14 @@ fn datagram(batch: &Batch, slot: usize, number: usize) -> &[u8] {
     &payload[start..end]
 }
 
-fn header_of<'h>(outgoing: &Outgoing<'h>, number: usize) -> &'h [u8] {
-    if outgoing.header_once && number > 0 {
-        &[]
-    } else {
-        outgoing.header
-    }
-}
-
-/// Errors that ICMP left on a connected socket: they speak of something sent
-/// before, and reading them clears them (ip(7), `IP_RECVERR`). Some can also be
-/// this message's own, which trying again tells.
+/// Whether an error may be one that ICMP left on a connected socket: those speak
+/// of something sent before, and reading them clears them (ip(7), `IP_RECVERR`).
+/// Nearly all can also be this message's own, which trying again tells; want of
+/// room is always its own.
 fn may_be_of_an_earlier_one(error: &io::Error) -> bool {
-    matches!(
+    !matches!(
         error.raw_os_error(),
-        Some(
-            libc::ECONNREFUSED
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH
-                | libc::EHOSTDOWN
-                | libc::ENOPROTOOPT
-                | libc::EPROTO
-                | libc::EMSGSIZE
-        )
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINVAL)
     )
 }
 

@@ -11,7 +11,8 @@ use crate::metrics::Metrics;
 /// How often to look.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to say nothing more of one listener and reason.
+/// How long to say nothing more of one listener and reason, or of sessions that
+/// are nearly all taken.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Share of the sessions, in percent, from which on it is worth a warning.
@@ -33,7 +34,8 @@ pub struct Notice {
 pub struct Watch {
     metrics: Arc<Metrics>,
     told: HashMap<(usize, &'static str), (u64, Option<Instant>)>,
-    full_told: bool,
+    was_full: bool,
+    full_told: Option<Instant>,
 }
 
 impl Watch {
@@ -43,7 +45,8 @@ impl Watch {
         Self {
             metrics,
             told: HashMap::new(),
-            full_told: false,
+            was_full: false,
+            full_told: None,
         }
     }
 
@@ -58,8 +61,7 @@ impl Watch {
                     .entry((listener, reason.label()))
                     .or_insert((0, None));
                 let count = total.saturating_sub(*seen);
-                let quiet = at.is_some_and(|at| now.saturating_duration_since(at) < PAUSE);
-                if count > 0 && !quiet {
+                if count > 0 && !is_recent(*at, now) {
                     (*seen, *at) = (total, Some(now));
                     notices.push(Notice {
                         listener,
@@ -70,6 +72,21 @@ impl Watch {
             }
         }
         notices
+    }
+
+    /// How many sessions are taken, if they are nearly all and that should be
+    /// told now.
+    pub fn nearly_full(&mut self, now: Instant) -> Option<usize> {
+        let (taken, max) = (self.metrics.budget.taken(), self.metrics.budget.max());
+        let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
+        // Staying beyond the mark is no news, nor is crossing it anew: the number
+        // goes up and down around it as sessions come and go.
+        let news = nearly_full && !self.was_full && !is_recent(self.full_told, now);
+        self.was_full = nearly_full;
+        if news {
+            self.full_told = Some(now);
+        }
+        news.then_some(taken)
     }
 
     /// Logs what should be told now.
@@ -92,16 +109,13 @@ impl Watch {
                 reason.mend(),
             );
         }
-        let (taken, max) = (self.metrics.budget.taken(), self.metrics.budget.max());
-        let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
-        if nearly_full && !self.full_told {
+        if let Some(sessions) = self.nearly_full(now) {
             tracing::warn!(
-                sessions = taken,
-                max,
+                sessions,
+                max = self.metrics.budget.max(),
                 "sessions are nearly all taken; raise `limits.max_sessions` or shorten `idle_timeout`"
             );
         }
-        self.full_told = nearly_full;
     }
 
     /// Length of the latest oversize datagram with its header, and the payload
@@ -114,6 +128,10 @@ impl Watch {
             .max()
             .unwrap_or_default()
     }
+}
+
+fn is_recent(told: Option<Instant>, now: Instant) -> bool {
+    told.is_some_and(|at| now.saturating_duration_since(at) < PAUSE)
 }
 
 #[cfg(test)]
@@ -146,5 +164,38 @@ mod tests {
         let notices = watch.notices(now);
         assert_eq!(notices.len(), 1);
         assert_eq!(notices[0].reason, DropReason::ReplyLate);
+    }
+
+    #[test]
+    fn sessions_around_the_mark_are_one_warning_a_minute() {
+        let budget = Budget::new(10);
+        let mut watch = Watch::new(Arc::new(Metrics {
+            listeners: Vec::new(),
+            servers: Vec::new(),
+            workers: Vec::new(),
+            budget: Arc::clone(&budget),
+        }));
+        let start = Instant::now();
+        let mut seats: Vec<_> = (0..7).map(|_| budget.take().unwrap()).collect();
+        let mut told = Vec::new();
+        for second in 0..200 {
+            // Beyond the mark in every other second up to 130, then for good.
+            if second % 2 == 1 && second < 130 {
+                seats.truncate(7);
+            } else if seats.len() == 7 {
+                seats.push(budget.take().unwrap());
+            }
+            let now = start + Duration::from_secs(second);
+            if let Some(taken) = watch.nearly_full(now) {
+                told.push((second, taken));
+            }
+        }
+        assert_eq!(told, [(0, 8), (60, 8), (120, 8)]);
+        seats.clear();
+        let mut now = start + Duration::from_secs(200);
+        assert_eq!(watch.nearly_full(now), None);
+        seats.extend((0..10).map(|_| budget.take().unwrap()));
+        now += INTERVAL;
+        assert_eq!(watch.nearly_full(now), Some(10));
     }
 }

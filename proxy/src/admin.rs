@@ -1,29 +1,57 @@
 //! The admin address: health, metrics and the list of sessions over HTTP.
 //!
 //! It asks nothing of who reads it, so it belongs on loopback or a management
-//! network; `/sessions` shows clients' addresses.
+//! network; `/sessions` shows clients' addresses. Readers there may hang or come
+//! in crowds all the same, and must not cost sessions: connections are few, and
+//! none lasts.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use mio::Waker;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::metrics::{self, Metrics};
 use crate::worker::{Command, SessionReport};
 
 /// How long a worker may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Connections at once. It bounds the descriptors that readers take from
+/// sessions, however many connect: the others wait in the kernel's backlog,
+/// where they take none.
+pub(crate) const MAX_CONNECTIONS: usize = 32;
+
+/// How long a request may take to arrive. It bounds how long those who connect
+/// and send nothing, or a byte now and then, keep others out.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long one connection may go from request to request. It bounds what those
+/// who never run out of requests keep from others.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// How long one connection may last, whatever it does. It bounds those who ask
+/// and don't read the answer.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+/// How long to accept nothing after that failed. It bounds the time spent on
+/// trying while descriptors are short.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long to say nothing more of failures to accept.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Sessions on a page, unless asked for fewer; more are never returned.
 const MAX_PAGE: usize = 1000;
@@ -75,11 +103,7 @@ pub struct Admin {
 }
 
 /// Serves `admin` on `listener` until the process ends.
-///
-/// # Errors
-///
-/// Those of accepting connections.
-pub async fn serve(listener: TcpListener, admin: Admin) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, admin: Admin) {
     let routes = Router::new()
         .route("/", get(|| async { INDEX }))
         .route("/metrics", get(metrics_text))
@@ -88,7 +112,47 @@ pub async fn serve(listener: TcpListener, admin: Admin) -> io::Result<()> {
         .route("/sessions", get(sessions))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
-    axum::serve(listener, routes).await
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut told: Option<Instant> = None;
+    loop {
+        // Before accepting: an accepted connection already has its descriptor.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let routes = routes.clone();
+                tokio::spawn(async move {
+                    converse(stream, routes).await;
+                    drop(place);
+                });
+            }
+            // Most often no descriptor is left, which passes.
+            Err(error) => {
+                if told.is_none_or(|at| at.elapsed() >= QUIET) {
+                    told = Some(Instant::now());
+                    tracing::warn!("the admin address can't accept a connection: {error}");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers the requests of one connection while its time lasts.
+async fn converse(stream: TcpStream, routes: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    // What goes wrong with a connection is its reader's concern.
+    if let Ok(_ended) = tokio::time::timeout(KEEP_ALIVE, connection.as_mut()).await {
+        return;
+    }
+    // A request that is being answered gets the rest of the time.
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(LIFETIME.saturating_sub(KEEP_ALIVE), connection).await;
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {

@@ -3,9 +3,16 @@
 
 use std::fs;
 
-/// Descriptors for everything that is no session: standard streams, epoll,
-/// admin connections.
-const SPARE_DESCRIPTORS: u64 = 64;
+use crate::admin;
+
+/// Descriptors for everything that is no session and no worker's: every admin
+/// connection that there can be, and as many again for the admin listener,
+/// standard streams, the pipe of signals, the epoll and eventfd that go with
+/// them, and what the process inherited.
+const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS;
+
+/// What each worker takes besides its listening sockets: epoll and eventfd.
+const WORKER_DESCRIPTORS: usize = 2;
 
 /// One in so many of the sockets is kept for sessions that have ended, so that
 /// their ports rest before another session gets them.
@@ -32,14 +39,20 @@ pub struct Ceiling {
 
 impl Ceiling {
     /// Raises the soft limit of open files to the hard one and reads what the
-    /// kernel allows. `listeners` is the number of sockets that clients write
-    /// to; `sources` that of the configured source addresses, each of which has
-    /// local ports of its own.
+    /// kernel allows. Each of `workers` has a socket for each of the `addresses`
+    /// that clients write to. `sources` is the number of configured source
+    /// addresses, each of which has local ports of its own.
     #[must_use]
-    pub fn of_host(configured: Option<usize>, listeners: usize, sources: usize) -> Self {
+    pub fn of_host(
+        configured: Option<usize>,
+        workers: usize,
+        addresses: usize,
+        sources: usize,
+    ) -> Self {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
-        let taken = SPARE_DESCRIPTORS + listeners as u64;
-        let descriptors = usize::try_from(descriptors.saturating_sub(taken)).unwrap_or(usize::MAX);
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let taken = SPARE_DESCRIPTORS + workers * (WORKER_DESCRIPTORS + addresses);
+        let descriptors = descriptors.saturating_sub(taken);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
         Self::new(configured, descriptors, ports * sources.max(1))

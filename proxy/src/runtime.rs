@@ -83,7 +83,7 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
         .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
     let addresses: usize = config.listeners.iter().map(|l| l.bind.len()).sum();
     let sources = config.sources();
-    let ceiling = Ceiling::of_host(config.max_sessions, workers * addresses, sources.len());
+    let ceiling = Ceiling::of_host(config.max_sessions, workers, addresses, sources.len());
     for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
         tracing::warn!("{warning}");
     }
@@ -114,11 +114,7 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
             workers: crew.workers.clone(),
             ready: Arc::clone(&ready),
         };
-        tokio::spawn(async move {
-            if let Err(error) = admin::serve(listener, admin).await {
-                tracing::error!("the admin address no longer answers: {error}");
-            }
-        });
+        tokio::spawn(admin::serve(listener, admin));
     }
     announce(config, workers, ceiling);
 

@@ -5,6 +5,9 @@
 mod common;
 
 use std::collections::HashSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
 
 use common::*;
 
@@ -128,4 +131,47 @@ fn logs_can_be_json_and_keep_clients_addresses_to_themselves() {
         .collect();
     assert!(lines.iter().any(|line| line["message"] == "ready"), "{log}");
     assert!(!log.contains("127.0.0.66"), "{log}");
+}
+
+#[test]
+fn idle_connections_cost_no_session_and_make_room_for_requests() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    // Of 120 descriptors, more than the connections below would take, some 50
+    // are left to sessions.
+    let script = format!(
+        "ulimit -n 120; exec {BINARY} run --workers 1 \
+         --listen {listener} --upstream {} --admin {admin}",
+        server.local_addr().unwrap()
+    );
+    let mut proxy = Process::start(Command::new("sh").args(["-c", &script]));
+    proxy.wait_for("ready");
+    let mut idle: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(admin).unwrap())
+        .collect();
+    // Some ask a little, though never enough.
+    for stream in idle.iter_mut().step_by(2) {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    }
+    let descriptors = format!("/proc/{}/fd", proxy.pid());
+    let open = || std::fs::read_dir(&descriptors).unwrap().count();
+    eventually("connections to be accepted", || open() > 32);
+    let clients: Vec<_> = (0..45).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"question", listener).unwrap();
+        let (_, session) = receive(&server);
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(client), (b"answer".to_vec(), listener));
+    }
+    assert!(open() < 120);
+
+    // The latest stay open, more than are served at once, so that the answer has
+    // to wait until some of them have had their time.
+    idle.drain(..160);
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    assert!(!proxy.log().contains("can't accept"), "{}", proxy.log());
+    assert_eq!(
+        metric(admin, "ppv2_sessions{listener=\"listener1\"}"),
+        clients.len() as u64
+    );
 }

@@ -37,7 +37,7 @@ pub fn report(config: &Config) -> String {
     if let Some(admin) = config.admin {
         let _ = writeln!(text, "admin: {admin}");
     }
-    let ceiling = Ceiling::of_host(config.max_sessions, 0, config.sources().len());
+    let ceiling = Ceiling::of_host(config.max_sessions, 0, 0, config.sources().len());
     let _ = writeln!(
         text,
         "sessions: at most {} (open files allow {}, local ports {})",

@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn sessions_around_the_mark_are_one_warning_a_minute() {
-        let budget = Budget::new(10);
+        let budget = Budget::new(10, 10);
         let mut watch = Watch::new(Arc::new(Metrics {
             listeners: Vec::new(),
             servers: Vec::new(),

@@ -5,13 +5,21 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ppv2_proxy::commands::{check, decode, demo, whoami};
 use ppv2_proxy::config::{Config, ConfigError, Flags};
 use ppv2_proxy::runtime;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
+
+/// How long the last lines on standard error may hold up the end. More than the
+/// log's own thread waits for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// UDP reverse proxy that tells servers who their clients are, without root
 #[derive(Parser)]
@@ -172,15 +180,32 @@ fn usage(error: impl Into<anyhow::Error>) -> Failure {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result =
-        log(arguments.log_format, &arguments.log_level).and_then(|()| execute(arguments.command));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure(code, error)) => {
+    let (log, result) = match log(arguments.log_format, &arguments.log_level) {
+        Ok(log) => (Some(log), execute(arguments.command)),
+        Err(failure) => (None, Err(failure)),
+    };
+    let (code, error) = match result {
+        Ok(()) => (ExitCode::SUCCESS, None),
+        Err(Failure(code, error)) => (code, Some(error)),
+    };
+    end_log(log, error);
+    code
+}
+
+/// Lets out what was logged last and what it ended with, but waits for nobody
+/// who has stopped reading.
+fn end_log(log: Option<WorkerGuard>, error: Option<anyhow::Error>) {
+    let (done, is_done) = mpsc::channel();
+    let last_words = move || {
+        drop(log);
+        if let Some(error) = error {
             // Nothing is left to do if standard error is gone.
             let _ = writeln!(io::stderr(), "ppv2-proxy: {error:#}");
-            code
         }
+        let _ = done.send(());
+    };
+    if thread::Builder::new().spawn(last_words).is_ok() {
+        let _ = is_done.recv_timeout(LAST_WORDS);
     }
 }
 
@@ -228,17 +253,23 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-fn log(format: LogFormat, level: &str) -> Result<(), Failure> {
+/// Starts logging; what was logged last is let out when the guard is dropped.
+///
+/// A thread of its own writes the lines: whoever reads them, or has stopped
+/// reading, can't hold up or end the proxy. Lines that can't be written are lost.
+fn log(format: LogFormat, level: &str) -> Result<WorkerGuard, Failure> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log-level `{level}`"))
         .map_err(usage)?;
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(io::stderr);
+        .log_internal_errors(false)
+        .with_writer(writer);
     match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    Ok(())
+    Ok(guard)
 }

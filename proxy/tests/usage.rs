@@ -4,8 +4,12 @@
 
 mod common;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -299,4 +303,88 @@ fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
         &["x"],
     );
     fails(&["whoami", "--listen", "127.0.0.1:1"], 2, &["--trusted"]);
+}
+
+/// Runs the proxy with `stderr`, which `after` may spoil once datagrams pass, and
+/// asserts that it serves, outlives a line in the log and stops when told.
+#[track_caller]
+fn serves_with_standard_error(stderr: Stdio, after: impl FnOnce()) {
+    let (listener, server) = (address("127.0.0.1"), bind(address("127.0.0.1")));
+    let upstream = server.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "drain_timeout = \"50ms\"\n\
+         [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\nallow = [\"127.0.0.1\"]\n\
+         [upstream.u]\nservers = [\"{upstream}\"]\n"
+    );
+    let mut child = Command::new(BINARY)
+        .args(["run", "--config"])
+        .arg(write(&folder, "proxy.toml", &config))
+        .env("PPV2_LOG", "trace")
+        .stdin(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let client = socket("127.0.0.1");
+    let passes = || {
+        server
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            // It is refused as long as nobody listens there.
+            let _ = client.send_to(b"?", listener);
+            if server.recv_from(&mut [0; 100]).is_ok() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no datagram passes");
+        }
+    };
+    passes();
+    after();
+    // Its refusal is told within a second, and a new session at once.
+    socket("127.0.0.2").send_to(b"?", listener).unwrap();
+    socket("127.0.0.1").send_to(b"?", listener).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    passes();
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(sent.unwrap().success());
+    let mut ended = None;
+    eventually("the end", || {
+        ended = child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_full_standard_error_stops_nothing() {
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    serves_with_standard_error(full().into(), || ());
+    let status = Command::new(BINARY)
+        .args(["decode", "xyz"])
+        .stderr(full())
+        .status();
+    assert_eq!(status.unwrap().code(), Some(2));
+}
+
+#[test]
+fn a_reader_of_standard_error_that_goes_away_stops_nothing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    serves_with_standard_error(writer.into(), || drop(reader));
+}
+
+#[test]
+fn a_reader_of_standard_error_that_stalls_stops_nothing() {
+    let (_reader, mut writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    let full = loop {
+        if let Err(error) = writer.write(&[b'x'; 4096]) {
+            break error;
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+    writer.set_nonblocking(false).unwrap();
+    serves_with_standard_error(OwnedFd::from(writer).into(), || ());
 }

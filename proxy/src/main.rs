@@ -85,7 +85,15 @@ enum Command {
 #[derive(Args)]
 struct Run {
     /// TOML file; all other settings are then made there
-    #[arg(long, value_name = "FILE", exclusive = true)]
+    // Not `exclusive`, which refuses the global flags for the log too.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "listen", "upstream", "mode", "workers", "admin", "idle_timeout", "responses",
+            "requests", "max_sessions", "busy_poll", "coalesce", "allow",
+        ]
+    )]
     config: Option<PathBuf>,
 
     /// Address that clients write to; repeatable

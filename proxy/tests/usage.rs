@@ -133,6 +133,41 @@ fn wrong_files_end_with_2_and_show_the_line() {
 }
 
 #[test]
+fn a_file_makes_all_settings_but_those_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "empty.toml", "");
+    let run = ["run", "--config", file.to_str().unwrap()];
+    let (_, help, _) = output(&["run", "--help"]);
+    let flags = help.lines().filter_map(|line| {
+        let flag = line.trim_start().strip_prefix("--")?;
+        flag.split_once(' ').map(|(name, _)| format!("--{name}"))
+    });
+    let mut refused = 0;
+    for flag in flags {
+        if flag == "--config" {
+            continue;
+        }
+        if flag.starts_with("--log-") {
+            let value = if flag == "--log-level" {
+                "debug"
+            } else {
+                "json"
+            };
+            fails(&[&run[..], &[&flag, value]].concat(), 2, &["no listener"]);
+        } else {
+            let parts = [&flag, "cannot be used with", "--config"];
+            fails(&[&run[..], &[&flag, "1"]].concat(), 2, &parts);
+            refused += 1;
+        }
+    }
+    assert!(refused >= 12, "{help}");
+    let mut with_level = Command::new(BINARY);
+    with_level.args(run).env("PPV2_LOG", "debug");
+    let stderr = String::from_utf8(with_level.output().unwrap().stderr).unwrap();
+    assert!(stderr.contains("no listener"), "{stderr}");
+}
+
+#[test]
 fn check_binds_nothing_and_reports() {
     let listener = address("127.0.0.1");
     let holder = bind(listener);

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -171,6 +172,20 @@ impl Config {
             .iter()
             .flat_map(|server| server.sources.iter().copied())
             .collect()
+    }
+
+    /// Worker threads, by configuration or one per core.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        let per_core = || thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(per_core)
+    }
+
+    /// Sockets that clients write to: each worker has one for every address.
+    #[must_use]
+    pub fn listening_sockets(&self) -> usize {
+        let addresses = self.listeners.iter().map(|listener| listener.bind.len());
+        self.worker_count() * addresses.sum::<usize>()
     }
 }
 

@@ -37,7 +37,7 @@ pub fn report(config: &Config) -> String {
     if let Some(admin) = config.admin {
         let _ = writeln!(text, "admin: {admin}");
     }
-    let ceiling = Ceiling::of_host(config.max_sessions, 0, 0, config.sources().len());
+    let ceiling = Ceiling::of(config);
     let _ = writeln!(
         text,
         "sessions: at most {} (open files allow {}, local ports {})",
@@ -85,5 +85,23 @@ servers = ["192.0.2.1:53", { address = "192.0.2.2:53", mode = "plain" }]
             );
         }
         assert!(text.contains("warning: max_sessions is 3000000"));
+    }
+
+    #[test]
+    fn the_sockets_of_listeners_are_taken_off_the_ceiling() {
+        let config = |workers: usize| {
+            let content = format!(
+                "workers = {workers}\n[[listener]]\nbind = [\"127.0.0.1:5353\", \"[::1]:5353\"]\n\
+                 upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.1:53\"]\n"
+            );
+            Config::from_toml("x", &content).unwrap()
+        };
+        assert_eq!(config(3).listening_sockets(), 6);
+        let open_files = |workers| {
+            let text = report(&config(workers));
+            let (_, rest) = text.split_once("open files allow ").unwrap();
+            rest.split_once(',').unwrap().0.parse::<usize>().unwrap()
+        };
+        assert_eq!(open_files(1) - open_files(11), 20);
     }
 }

@@ -65,7 +65,13 @@ impl ConfigError {
                     Some(nearest) => format!("did you mean `{nearest}`?"),
                     None => format!("known keys here: {}", known.join(", ")),
                 };
-                Self::new(format!("unknown key `{key}`")).mend(mend)
+                // As it is written, for a key in quotes may hold anything.
+                let written = error.span().and_then(|span| content.get(span));
+                let written = written.filter(|text| text.starts_with(['"', '\'']));
+                match written {
+                    Some(written) => Self::new(format!("unknown key {written}")).mend(mend),
+                    None => Self::new(format!("unknown key `{key}`")).mend(mend),
+                }
             }
             None => Self::new(message.replace('\n', ", ")),
         };
@@ -109,15 +115,12 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
-/// Reads serde's wording for an unknown key: the key, and the known ones.
+/// Reads serde's wording for an unknown key: the key, and the known ones. The key
+/// may have backticks of its own, known ones have none.
 fn unknown_key(message: &str) -> Option<(&str, Vec<&str>)> {
-    let mut quoted = message
-        .strip_prefix("unknown field ")?
-        .split('`')
-        .skip(1)
-        .step_by(2);
-    let key = quoted.next()?;
-    Some((key, quoted.collect()))
+    let rest = message.strip_prefix("unknown field `")?;
+    let (key, known) = rest.rsplit_once("`, expected ")?;
+    Some((key, known.split('`').skip(1).step_by(2).collect()))
 }
 
 fn floor_char_boundary(text: &str, index: usize) -> usize {

@@ -2,7 +2,7 @@
 //! checked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,10 @@ const DEFAULT_DRAIN_TIMEOUT: &str = "5s";
 /// The longest that a worker may look for datagrams, or let them gather.
 const MAX_PAUSE: Duration = Duration::from_millis(10);
 
+/// The shortest that a session may be idle for. Sessions end on a wheel of this
+/// order, and a reply that takes longer than the time given is dropped.
+const MIN_IDLE_TIMEOUT: Duration = Duration::from_millis(50);
+
 /// More workers than any machine has cores; catches a typing error.
 const MAX_WORKERS: usize = 1024;
 
@@ -34,11 +38,19 @@ pub(super) struct Checker<'a> {
     pace: Pace,
 }
 
-/// An upstream whose servers have got their numbers.
-struct NumberedUpstream {
-    servers: Vec<(usize, Option<At<String>>)>,
+/// A valid upstream. Its servers have numbers only if a listener uses it.
+struct CheckedUpstream {
+    servers: Vec<CheckedServer>,
     emit: Emit,
     crc32c: bool,
+}
+
+struct CheckedServer {
+    number: usize,
+    /// Where it stands in the file.
+    span: Range<usize>,
+    /// Its own mode, rather than the listener's.
+    mode: Option<Mode>,
 }
 
 impl<'a> Checker<'a> {
@@ -72,13 +84,14 @@ impl<'a> Checker<'a> {
             .collect();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in file.upstream {
+            let (checked, servers) = self.upstream(&name, upstream)?;
             if used.contains(&name) {
-                let numbered = self.upstream(&name, upstream)?;
-                upstreams.insert(name, numbered);
+                self.servers.extend(servers);
             } else {
                 self.warnings
                     .push(format!("upstream `{name}` is used by no listener"));
             }
+            upstreams.insert(name, checked);
         }
         let mut listeners: Vec<Listener> = Vec::new();
         for listener in file.listener {
@@ -86,6 +99,7 @@ impl<'a> Checker<'a> {
             let listener = self.listener(listener, &upstreams, &listeners)?;
             listeners.push(listener);
         }
+        self.refuse_loops(&listeners, &upstreams)?;
         let admin = file
             .admin
             .map(|admin| self.address("admin address", &admin.listen))
@@ -111,9 +125,9 @@ impl<'a> Checker<'a> {
     }
 
     fn listener(
-        &self,
+        &mut self,
         listener: At<file::Listener>,
-        upstreams: &BTreeMap<String, NumberedUpstream>,
+        upstreams: &BTreeMap<String, CheckedUpstream>,
         others: &[Listener],
     ) -> Result<Listener, ConfigError> {
         let span = listener.span();
@@ -122,8 +136,13 @@ impl<'a> Checker<'a> {
             Some(name) => name.get_ref().clone(),
             None => format!("listener{}", others.len() + 1),
         };
+        let span = listener.name.map_or(span, |name| name.span());
+        if name.trim().is_empty() {
+            return Err(self
+                .error(span, format!("a listener's name is \"{name}\""))
+                .mend("give it one that logs and metrics can show, or leave `name` out"));
+        }
         if others.iter().any(|other| other.name == name) {
-            let span = listener.name.map_or(span, |name| name.span());
             return Err(self
                 .error(span, format!("a second listener named `{name}`"))
                 .mend("give each listener a `name` of its own: metrics tell them apart by it"));
@@ -142,29 +161,34 @@ impl<'a> Checker<'a> {
         })?;
         let bind = self.bind(&listener.bind, others)?;
         let default_mode = self.mode(listener.mode.as_ref(), upstream)?;
-        let mut servers = Vec::new();
-        for (number, mode) in &upstream.servers {
-            self.refuse_loop(listener.bind.span(), &bind, *number)?;
-            let mode = match mode {
-                Some(_) => self.mode(mode.as_ref(), upstream)?,
-                None => default_mode,
-            };
-            servers.push((*number, mode));
-        }
+        let servers = upstream.servers.iter();
+        let servers = servers.map(|server| (server.number, server.mode.unwrap_or(default_mode)));
         let idle_timeout = listener
             .idle_timeout
             .unwrap_or_else(|| nowhere(DEFAULT_IDLE_TIMEOUT.to_owned()));
+        let allow = self.networks(listener.allow)?;
+        for address in &bind {
+            if !allow
+                .iter()
+                .any(|net| net.addr().is_ipv4() == address.is_ipv4())
+            {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                self.warnings.push(format!(
+                    "listener `{name}`: no client of {address} can be served: `allow` has no {family} network"
+                ));
+            }
+        }
         Ok(Listener {
             name,
             bind,
             upstream: listener.upstream.into_inner(),
-            servers,
+            servers: servers.collect(),
             rules: Rules {
-                idle_timeout: self.duration("idle_timeout", &idle_timeout)?,
+                idle_timeout: self.idle_timeout(&idle_timeout)?,
                 responses: listener.responses,
                 requests: listener.requests,
             },
-            allow: self.networks(listener.allow)?,
+            allow,
             dont_fragment: listener.df,
             dscp: listener.dscp,
         })
@@ -201,12 +225,6 @@ impl<'a> Checker<'a> {
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for value in bind.get_ref() {
             let address = self.address("listener address", value)?;
-            let ip = address.ip();
-            if ip.is_multicast() || ip == IpAddr::from([255; 4]) {
-                return Err(self
-                    .error(value.span(), format!("can't listen on {address}"))
-                    .mend("give an address of this host, or a wildcard: 0.0.0.0, [::]"));
-            }
             let taken = others.iter().flat_map(|other| &other.bind);
             if let Some(other) = taken.chain(&addresses).find(|a| overlap(**a, address)) {
                 return Err(self
@@ -223,11 +241,13 @@ impl<'a> Checker<'a> {
         Ok(addresses)
     }
 
+    /// Checks an upstream; the servers that come with it have their numbers if
+    /// they are added to those that there are.
     fn upstream(
-        &mut self,
+        &self,
         name: &str,
         upstream: At<file::Upstream>,
-    ) -> Result<NumberedUpstream, ConfigError> {
+    ) -> Result<(CheckedUpstream, Vec<Server>), ConfigError> {
         let span = upstream.span();
         let upstream = upstream.into_inner();
         if let Some(balance) = &upstream.balance
@@ -248,34 +268,39 @@ impl<'a> Checker<'a> {
                 .error(span, format!("upstream `{name}` has no servers"))
                 .mend("give at least one, as in servers = [\"192.0.2.10:53\"]"));
         }
-        let mut servers = Vec::new();
+        let mut checked = CheckedUpstream {
+            servers: Vec::new(),
+            emit,
+            crc32c: upstream.header.crc32c,
+        };
+        let mut servers: Vec<Server> = Vec::new();
         for server in upstream.servers {
             let span = server.span();
             let server = server.into_inner();
             let address = self.resolve(span.clone(), &server.address)?;
-            let duplicate = self
-                .servers
-                .iter()
-                .any(|known| known.upstream == name && known.address == address);
-            if duplicate {
+            if servers.iter().any(|known| known.address == address) {
                 return Err(self
                     .error(span, format!("{address} is twice in upstream `{name}`"))
                     .mend("name each server once"));
             }
+            let mode = match &server.mode {
+                Some(mode) => Some(self.mode(Some(mode), &checked)?),
+                None => None,
+            };
             let sources = self.sources_for(&span, address, &upstream.source)?;
-            servers.push((self.servers.len(), server.mode));
-            self.servers.push(Server {
+            checked.servers.push(CheckedServer {
+                number: self.servers.len() + servers.len(),
+                span,
+                mode,
+            });
+            servers.push(Server {
                 upstream: name.to_owned(),
                 name: server.address,
                 address,
                 sources,
             });
         }
-        Ok(NumberedUpstream {
-            servers,
-            emit,
-            crc32c: upstream.header.crc32c,
-        })
+        Ok((checked, servers))
     }
 
     /// The source addresses that can reach a server: those of its family.
@@ -295,6 +320,7 @@ impl<'a> Checker<'a> {
                 )
                 .mend("write an address of this host, without a port")
             })?;
+            let ip = ip.to_canonical();
             if ip.is_unspecified() || ip.is_multicast() {
                 return Err(self
                     .error(source.span(), format!("can't send from {ip}"))
@@ -318,7 +344,7 @@ impl<'a> Checker<'a> {
     fn mode(
         &self,
         mode: Option<&At<String>>,
-        upstream: &NumberedUpstream,
+        upstream: &CheckedUpstream,
     ) -> Result<Mode, ConfigError> {
         let ppv2 = Mode::Ppv2 {
             emit: upstream.emit,
@@ -354,7 +380,42 @@ impl<'a> Checker<'a> {
                 .error(value.span(), format!("{what} `{text}` has port 0"))
                 .mend("name the port: clients could not know one that the kernel chose"));
         }
-        Ok(address)
+        let plain = canonical(address);
+        if plain.is_ipv4() != address.is_ipv4() {
+            return Err(self
+                .error(
+                    value.span(),
+                    format!("{what} `{text}` is IPv4 written as IPv6"),
+                )
+                .mend(format!("write it as {plain}")));
+        }
+        if is_group(plain.ip()) {
+            return Err(self
+                .error(value.span(), format!("can't listen on {plain}"))
+                .mend("give an address of this host, or a wildcard: 0.0.0.0, [::]"));
+        }
+        self.require_scope(value.span(), &format!("{what} `{text}`"), plain)?;
+        Ok(plain)
+    }
+
+    /// Refuses a link-local address that doesn't say of which interface.
+    fn require_scope(
+        &self,
+        span: Range<usize>,
+        what: &str,
+        address: SocketAddr,
+    ) -> Result<(), ConfigError> {
+        if !is_link_local(address.ip()) || scope(address) != 0 {
+            return Ok(());
+        }
+        let mend = format!(
+            "add the interface's number (ip link shows it), as in [{}%2]:{}",
+            address.ip(),
+            address.port()
+        );
+        Err(self
+            .error(span, format!("{what} is link-local and names no interface"))
+            .mend(mend))
     }
 
     fn resolve(&self, span: Range<usize>, text: &str) -> Result<ServerAddr, ConfigError> {
@@ -372,37 +433,60 @@ impl<'a> Checker<'a> {
             error(format!("server `{text}` does not resolve: {cause}"))
                 .mend("check the name and this host's resolver, or write the IP address")
         })?;
-        addresses
+        let address = addresses
             .next()
-            .map(ServerAddr)
-            .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))
+            .map(canonical)
+            .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))?;
+        let ip = address.ip();
+        if ip.is_unspecified() || is_group(ip) {
+            return Err(
+                error(format!("server `{text}`: {ip} is the address of no server"))
+                    .mend("write the address that the server itself has, such as 127.0.0.1"),
+            );
+        }
+        self.require_scope(span.clone(), &format!("server `{text}`"), address)?;
+        Ok(ServerAddr(address))
     }
 
-    fn refuse_loop(
+    /// Refuses servers that are listeners: what goes there comes back to this
+    /// proxy, by one listener or several.
+    fn refuse_loops(
         &self,
-        span: Range<usize>,
-        bind: &[SocketAddr],
-        server: usize,
+        listeners: &[Listener],
+        upstreams: &BTreeMap<String, CheckedUpstream>,
     ) -> Result<(), ConfigError> {
-        let server = &self.servers[server];
-        let to_itself = bind.iter().find(|bound| {
-            let wildcard_loop = bound.ip().is_unspecified() && server.address.0.ip().is_loopback();
-            bound.port() == server.address.0.port()
-                && bound.is_ipv4() == server.address.0.is_ipv4()
-                && (bound.ip() == server.address.0.ip() || wildcard_loop)
-        });
-        match to_itself {
-            None => Ok(()),
-            Some(bound) => Err(self
-                .error(
-                    span,
-                    format!(
-                        "server `{}` is the listener's own address {bound}: datagrams would go round for ever",
-                        server.name
-                    ),
-                )
-                .mend("give the listener or the server another port or address")),
+        let own = own_addresses();
+        let is_own = |ip: IpAddr, scope: u32| {
+            let same = |(own, index): &(IpAddr, Option<u32>)| {
+                let on_it = !is_link_local(ip) || index.is_none_or(|index| index == scope);
+                *own == ip && on_it
+            };
+            ip.is_loopback() || own.iter().any(same)
+        };
+        let used = listeners.iter().map(|listener| &listener.upstream);
+        for listed in used
+            .filter_map(|name| upstreams.get(name))
+            .flat_map(|u| &u.servers)
+        {
+            let server = &self.servers[listed.number];
+            let address = server.address.0;
+            let arrives = |bound: SocketAddr| {
+                let wildcard = bound.ip().is_unspecified();
+                covers(bound, address) && (!wildcard || is_own(address.ip(), scope(address)))
+            };
+            for listener in listeners {
+                if let Some(bound) = listener.bind.iter().find(|bound| arrives(**bound)) {
+                    let message = format!(
+                        "server `{}` is listener `{}` at {bound}, this proxy's own address: datagrams would go round",
+                        server.name, listener.name
+                    );
+                    return Err(self
+                        .error(listed.span.clone(), message)
+                        .mend("give the listener or the server another port or address"));
+                }
+            }
         }
+        Ok(())
     }
 
     fn networks(&self, allow: Option<At<Vec<At<String>>>>) -> Result<Vec<IpNet>, ConfigError> {
@@ -419,11 +503,26 @@ impl<'a> Checker<'a> {
         }
         let parse = |value: &At<String>| {
             let text = value.get_ref();
+            let error = |message: String| self.error(value.span(), message);
             let single = || text.parse::<IpAddr>().map(IpNet::from);
-            text.parse().or_else(|_| single()).map_err(|_| {
-                self.error(value.span(), format!("`{text}` is not a network"))
+            let net: IpNet = text.parse().or_else(|_| single()).map_err(|_| {
+                error(format!("`{text}` is not a network"))
                     .mend("write it as 192.0.2.0/24 or 2001:db8::/32")
-            })
+            })?;
+            if let Some(v4) = mapped(net) {
+                return Err(error(format!("`{text}` is IPv4 written as IPv6"))
+                    .mend(format!("write it as {}", v4.trunc())));
+            }
+            if net != net.trunc() {
+                let one = IpNet::from(net.addr());
+                return Err(
+                    error(format!("`{text}` is an address within a network")).mend(format!(
+                        "the network is {}, that address alone {one}",
+                        net.trunc()
+                    )),
+                );
+            }
+            Ok(net)
         };
         allow.get_ref().iter().map(parse).collect()
     }
@@ -441,6 +540,17 @@ impl<'a> Checker<'a> {
         }
         if duration > Duration::from_secs(7 * 24 * 3600) {
             return Err(error(format!("{key} `{text}` is more than a week")));
+        }
+        Ok(duration)
+    }
+
+    fn idle_timeout(&self, value: &At<String>) -> Result<Duration, ConfigError> {
+        let duration = self.duration("idle_timeout", value)?;
+        if duration < MIN_IDLE_TIMEOUT {
+            let text = value.get_ref();
+            return Err(self
+                .error(value.span(), format!("idle_timeout `{text}` is too short"))
+                .mend("give at least \"50ms\", and more than the servers take to answer"));
         }
         Ok(duration)
     }
@@ -464,7 +574,61 @@ impl<'a> Checker<'a> {
     }
 }
 
+/// Addresses of this host's interfaces, with the interface's number. None are
+/// known where the kernel doesn't tell; loopback is recognised without them.
+fn own_addresses() -> Vec<(IpAddr, Option<u32>)> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let address = |interface: &if_addrs::Interface| (interface.ip(), interface.index);
+    interfaces.iter().map(address).collect()
+}
+
+/// Whether a datagram to `b` arrives at a socket bound to `a`.
+fn covers(a: SocketAddr, b: SocketAddr) -> bool {
+    let same = a.ip() == b.ip() && scope(a) == scope(b);
+    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (same || a.ip().is_unspecified())
+}
+
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let covers = |a: SocketAddr, b: SocketAddr| a.ip() == b.ip() || a.ip().is_unspecified();
-    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (covers(a, b) || covers(b, a))
+    covers(a, b) || covers(b, a)
+}
+
+/// The number of the interface, 0 where the address needs none.
+fn scope(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    }
+}
+
+/// The one way to write an address: IPv4 as such, and the number of an interface
+/// only where it tells addresses apart.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let scope = if is_link_local(address.ip()) {
+        scope(address)
+    } else {
+        0
+    };
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, address.port(), 0, scope).into(),
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+/// No single host's.
+fn is_group(ip: IpAddr) -> bool {
+    ip.is_multicast() || ip == IpAddr::from([255; 4])
+}
+
+/// An IPv4 network in IPv6 clothes, undressed.
+fn mapped(net: IpNet) -> Option<IpNet> {
+    let ip = net.addr();
+    let len = net.prefix_len().checked_sub(128 - 32)?;
+    match ip.to_canonical() {
+        v4 if v4 != ip => IpNet::new(v4, len).ok(),
+        _ => None,
+    }
 }

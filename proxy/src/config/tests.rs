@@ -188,7 +188,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "upstream = \"resolver\"",
             ":14:12:",
             "no upstream `resolver`",
-            "add an [upstream.resolver]",
+            "did you mean `resolvers`?",
         ),
         (
             "192.0.2.0/24",
@@ -256,8 +256,8 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
         (
             "192.0.2.10:53",
             "127.0.0.1:5353",
-            ":13:8:",
-            "own address 0.0.0.0:5353",
+            ":24:12:",
+            "listener `dns` at 0.0.0.0:5353, this proxy's own address",
             "another port",
         ),
         (
@@ -296,12 +296,210 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "family",
         ),
         ("df = true", "df = tru", ":19:", "", ""),
+        (
+            "\"dns\"",
+            "\"\"",
+            ":12:8:",
+            "name is \"\"",
+            "leave `name` out",
+        ),
+        (
+            "\"10s\"",
+            "\"49ms\"",
+            ":15:16:",
+            "idle_timeout `49ms` is too short",
+            "\"50ms\"",
+        ),
+        (
+            "192.0.2.0/24",
+            "10.1.2.3/8",
+            ":18:10:",
+            "`10.1.2.3/8` is an address within a network",
+            "10.0.0.0/8, that address alone 10.1.2.3/32",
+        ),
+        (
+            "192.0.2.0/24",
+            "::ffff:10.0.0.0/104",
+            ":18:10:",
+            "`::ffff:10.0.0.0/104` is IPv4 written as IPv6",
+            "write it as 10.0.0.0/8",
+        ),
+        (
+            "192.0.2.0/24",
+            "::ffff:10.0.0.1",
+            ":18:10:",
+            "IPv4 written as IPv6",
+            "10.0.0.1/32",
+        ),
+        (
+            "0.0.0.0:5353",
+            "[::ffff:127.0.0.1]:5353",
+            ":13:9:",
+            "listener address `[::ffff:127.0.0.1]:5353` is IPv4 written as IPv6",
+            "write it as 127.0.0.1:5353",
+        ),
+        (
+            "127.0.0.1:9901",
+            "[::ffff:127.0.0.1]:9901",
+            ":9:10:",
+            "admin address `[::ffff:127.0.0.1]:9901` is IPv4",
+            "127.0.0.1:9901",
+        ),
+        (
+            "0.0.0.0:5353",
+            "[fe80::1]:53",
+            ":13:9:",
+            "`[fe80::1]:53` is link-local and names no interface",
+            "[fe80::1%2]:53",
+        ),
+        (
+            "192.0.2.10:53",
+            "[fe80::1]:53",
+            ":24:12:",
+            "server `[fe80::1]:53` is link-local and names no interface",
+            "[fe80::1%2]:53",
+        ),
     ] {
         let message = broken(from, to);
         for part in ["proxy.toml", place, what, mend] {
             assert!(message.contains(part), "{to}: expected {part} in {message}");
         }
     }
+    for server in [
+        "0.0.0.0:53",
+        "[::]:53",
+        "[::ffff:0.0.0.0]:53",
+        "224.0.0.1:53",
+        "[ff02::1%2]:53",
+        "255.255.255.255:53",
+    ] {
+        let message = broken("192.0.2.10:53", server);
+        for part in [":24:12:", "is the address of no server", "127.0.0.1"] {
+            assert!(message.contains(part), "{server}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_key_in_quotes_is_shown_as_it_is_written() {
+    let message = broken("df = true", "\"a`b\" = 1");
+    assert!(message.contains(r#"unknown key "a`b""#), "{message}");
+    assert!(message.contains("known keys here: name, bind"), "{message}");
+    let message = broken("mode =", "\"mo`de\" =");
+    assert!(message.contains("mo`de"), "{message}");
+    assert!(message.contains("did you mean `mode`?"), "{message}");
+}
+
+/// A configuration of two listeners, with one server each.
+fn two(binds: [&str; 2], servers: [&str; 2]) -> Result<Config, ConfigError> {
+    let part = |name: &str, bind: &str, server: &str| {
+        format!(
+            "[[listener]]\nname = \"{name}\"\nbind = [\"{bind}\"]\nupstream = \"{name}\"\n\
+             [upstream.{name}]\nservers = [\"{server}\"]\n"
+        )
+    };
+    let [a, b] = [0, 1].map(|n| part(["a", "b"][n], binds[n], servers[n]));
+    Config::from_toml("proxy.toml", &(a + &b))
+}
+
+#[test]
+fn servers_that_are_listeners_are_loops() {
+    let elsewhere = "192.0.2.1:53";
+    for (binds, servers, listener) in [
+        (
+            ["127.0.0.1:1", "127.0.0.1:2"],
+            ["127.0.0.1:2", "127.0.0.1:1"],
+            "b",
+        ),
+        (
+            ["127.0.0.1:1", "127.0.0.1:2"],
+            [elsewhere, "127.0.0.1:1"],
+            "a",
+        ),
+        (
+            ["127.0.0.1:1", "127.0.0.1:2"],
+            [elsewhere, "[::ffff:127.0.0.1]:1"],
+            "a",
+        ),
+        (
+            ["127.0.0.1:1", "0.0.0.0:2"],
+            ["127.9.9.9:2", elsewhere],
+            "b",
+        ),
+        (["[::1]:1", "[::]:2"], ["[::1%1]:1", elsewhere], "a"),
+        (["[::1]:1", "[::]:2"], ["[::1%7]:2", elsewhere], "b"),
+        (
+            ["[fe80::1%2]:1", "[::]:2"],
+            ["[fe80::1%2]:1", elsewhere],
+            "a",
+        ),
+    ] {
+        let message = two(binds, servers).unwrap_err().to_string();
+        for part in [
+            &format!("is listener `{listener}` at"),
+            "another port",
+            "^^^",
+        ] {
+            assert!(message.contains(part), "{binds:?} {servers:?}: {message}");
+        }
+    }
+    let apart = two(
+        ["[fe80::1%2]:1", "0.0.0.0:2"],
+        ["[fe80::1%3]:1", "192.0.2.1:2"],
+    );
+    assert!(apart.is_ok(), "{apart:?}");
+}
+
+#[test]
+fn a_wildcard_covers_the_hosts_own_addresses() {
+    let interfaces = if_addrs::get_if_addrs().unwrap();
+    for own in interfaces.iter().map(if_addrs::Interface::ip) {
+        let wildcard = if own.is_ipv4() { "0.0.0.0:7" } else { "[::]:7" };
+        let server = match interfaces.iter().find(|i| i.ip() == own).unwrap().index {
+            Some(index) if is_v6_link_local(own) => format!("[{own}%{index}]:7"),
+            _ => SocketAddr::new(own, 7).to_string(),
+        };
+        let result = two([wildcard, "127.0.0.1:8"], [&server, "192.0.2.1:53"]);
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains("own address"), "{message}");
+    }
+}
+
+fn is_v6_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+#[test]
+fn addresses_are_kept_in_one_form() {
+    let servers = ["[::ffff:192.0.2.1]:53", "[2001:db8::1%4]:53"];
+    let config = two(["127.0.0.1:1", "[::1%1]:1"], servers).unwrap();
+    let addresses = config
+        .servers
+        .iter()
+        .map(|server| server.address.to_string());
+    let expected = ["192.0.2.1:53", "[2001:db8::1]:53"];
+    assert_eq!(addresses.collect::<Vec<_>>(), expected);
+    assert_eq!(config.listeners[1].bind[0].to_string(), "[::1]:1");
+}
+
+#[test]
+fn link_local_addresses_of_two_interfaces_are_two_addresses() {
+    let servers = ["192.0.2.1:53", "192.0.2.1:53"];
+    assert!(two(["[fe80::1%2]:1", "[fe80::1%3]:1"], servers).is_ok());
+    for second in ["[fe80::1%2]:1", "[::]:1"] {
+        let error = two(["[fe80::1%2]:1", second], servers).unwrap_err();
+        assert!(error.to_string().contains("overlaps"), "{error}");
+    }
+}
+
+#[test]
+fn an_address_without_allowed_clients_is_a_warning() {
+    let only_v6 = GOOD.replacen("\"192.0.2.0/24\", ", "", 1);
+    let config = Config::from_toml("proxy.toml", &only_v6).unwrap();
+    assert_eq!(
+        config.warnings,
+        ["listener `dns`: no client of 0.0.0.0:5353 can be served: `allow` has no IPv4 network"]
+    );
 }
 
 #[test]
@@ -330,6 +528,26 @@ fn an_upstream_that_nobody_uses_is_a_warning() {
     let unused = "[upstream.spare]\nservers = [\"192.0.2.1:1\"]\n";
     let config = Config::from_toml("proxy.toml", &format!("{GOOD}{unused}")).unwrap();
     assert_eq!(config.warnings, ["upstream `spare` is used by no listener"]);
+    assert_eq!(config.servers.len(), 2);
+    // One in front of the others takes none of their numbers.
+    let first = unused.replace("spare", "aaa");
+    let config = Config::from_toml("proxy.toml", &format!("{GOOD}{first}")).unwrap();
+    assert_eq!(config.servers[0].name, "192.0.2.10:53");
+    assert_eq!(config.listeners[0].servers[1].0, 1);
+}
+
+#[test]
+fn an_upstream_that_nobody_uses_is_checked_all_the_same() {
+    for (servers, what) in [
+        ("[]", "has no servers"),
+        ("[\"192.0.2.1\"]", "has no port"),
+        ("[\"0.0.0.0:1\"]", "the address of no server"),
+        ("[{ address = \"192.0.2.1:1\", mode = \"x\" }]", "mode `x`"),
+    ] {
+        let unused = format!("[upstream.spare]\nservers = {servers}\n");
+        let message = error(&format!("{GOOD}{unused}"));
+        assert!(message.contains(what), "{message}");
+    }
 }
 
 #[test]

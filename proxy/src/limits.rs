@@ -4,6 +4,7 @@
 use std::fs;
 
 use crate::admin;
+use crate::config::Config;
 
 /// Descriptors for everything that is no session and no worker's: every admin
 /// connection that there can be, and as many again for the admin listener,
@@ -38,24 +39,20 @@ pub struct Ceiling {
 }
 
 impl Ceiling {
-    /// Raises the soft limit of open files to the hard one and reads what the
-    /// kernel allows. Each of `workers` has a socket for each of the `addresses`
-    /// that clients write to. `sources` is the number of configured source
-    /// addresses, each of which has local ports of its own.
+    /// Raises the soft limit of open files to the hard one, and reads what the
+    /// kernel leaves to sessions under `config`. Each source address has local
+    /// ports of its own.
     #[must_use]
-    pub fn of_host(
-        configured: Option<usize>,
-        workers: usize,
-        addresses: usize,
-        sources: usize,
-    ) -> Self {
+    pub fn of(config: &Config) -> Self {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        let taken = SPARE_DESCRIPTORS + workers * (WORKER_DESCRIPTORS + addresses);
+        let workers = config.worker_count() * WORKER_DESCRIPTORS;
+        let taken = SPARE_DESCRIPTORS + workers + config.listening_sockets();
         let descriptors = descriptors.saturating_sub(taken);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
-        Self::new(configured, descriptors, ports * sources.max(1))
+        let sources = config.sources().len().max(1);
+        Self::new(config.max_sessions, descriptors, ports * sources)
     }
 
     fn new(configured: Option<usize>, descriptors: usize, ports: usize) -> Self {

@@ -78,12 +78,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
 async fn supervise(config: &Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let workers = config
-        .workers
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    let addresses: usize = config.listeners.iter().map(|l| l.bind.len()).sum();
-    let sources = config.sources();
-    let ceiling = Ceiling::of_host(config.max_sessions, workers, addresses, sources.len());
+    let workers = config.worker_count();
+    let ceiling = Ceiling::of(config);
     for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
         tracing::warn!("{warning}");
     }
@@ -93,7 +89,7 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
         );
     }
-    for source in sources {
+    for source in config.sources() {
         net::probe_source(source).map_err(|error| RunError::Bind {
             what: "source".to_owned(),
             address: SocketAddr::new(source, 0),

@@ -2,15 +2,13 @@
 //! checked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
-
-use ipnet::IpNet;
 
 use super::error::nearest;
 use super::file::{self, At, File};
+use super::values::{is_link_local, scope};
 use super::{Config, ConfigError, Listener, Server, nowhere};
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
@@ -19,13 +17,6 @@ use crate::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
 const DEFAULT_DRAIN_TIMEOUT: &str = "5s";
-
-/// The longest that a worker may look for datagrams, or let them gather.
-const MAX_PAUSE: Duration = Duration::from_millis(10);
-
-/// The shortest that a session may be idle for. Sessions end on a wheel of this
-/// order, and a reply that takes longer than the time given is dropped.
-const MIN_IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// More workers than any machine has cores; catches a typing error.
 const MAX_WORKERS: usize = 1024;
@@ -63,7 +54,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn error(&self, span: Range<usize>, message: impl Into<String>) -> ConfigError {
+    pub(super) fn error(&self, span: Range<usize>, message: impl Into<String>) -> ConfigError {
         let error = ConfigError::new(message);
         match self.file {
             Some((name, content)) => error.at(name, content, span),
@@ -204,17 +195,6 @@ impl<'a> Checker<'a> {
             self.pace.coalesce = self.pace.coalesce.max(asked);
         }
         Ok(())
-    }
-
-    /// A pause of a worker: 0 for none, and never so long that clients notice.
-    fn pause(&self, key: &str, value: &At<String>) -> Result<Duration, ConfigError> {
-        let text = value.get_ref();
-        match humantime::parse_duration(text) {
-            Ok(pause) if pause <= MAX_PAUSE => Ok(pause),
-            _ => Err(self
-                .error(value.span(), format!("{key} is `{text}`"))
-                .mend("give a duration from \"0us\" to \"10ms\", such as \"50us\"")),
-        }
     }
 
     fn bind(
@@ -360,94 +340,6 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn unknown_value(&self, key: &str, value: &At<String>, known: &[&str]) -> ConfigError {
-        let message = format!("{key} `{}` is not known", value.get_ref());
-        let mend = format!("this version knows {}", known.join(", "));
-        self.error(value.span(), message).mend(mend)
-    }
-
-    fn address(&self, what: &str, value: &At<String>) -> Result<SocketAddr, ConfigError> {
-        let text = value.get_ref();
-        let address: SocketAddr = text.parse().map_err(|_| {
-            self.error(
-                value.span(),
-                format!("{what} `{text}` is not an IP address with a port"),
-            )
-            .mend("write it as 192.0.2.1:53, [2001:db8::1]:53, 0.0.0.0:53 or [::]:53")
-        })?;
-        if address.port() == 0 {
-            return Err(self
-                .error(value.span(), format!("{what} `{text}` has port 0"))
-                .mend("name the port: clients could not know one that the kernel chose"));
-        }
-        let plain = canonical(address);
-        if plain.is_ipv4() != address.is_ipv4() {
-            return Err(self
-                .error(
-                    value.span(),
-                    format!("{what} `{text}` is IPv4 written as IPv6"),
-                )
-                .mend(format!("write it as {plain}")));
-        }
-        if is_group(plain.ip()) {
-            return Err(self
-                .error(value.span(), format!("can't listen on {plain}"))
-                .mend("give an address of this host, or a wildcard: 0.0.0.0, [::]"));
-        }
-        self.require_scope(value.span(), &format!("{what} `{text}`"), plain)?;
-        Ok(plain)
-    }
-
-    /// Refuses a link-local address that doesn't say of which interface.
-    fn require_scope(
-        &self,
-        span: Range<usize>,
-        what: &str,
-        address: SocketAddr,
-    ) -> Result<(), ConfigError> {
-        if !is_link_local(address.ip()) || scope(address) != 0 {
-            return Ok(());
-        }
-        let mend = format!(
-            "add the interface's number (ip link shows it), as in [{}%2]:{}",
-            address.ip(),
-            address.port()
-        );
-        Err(self
-            .error(span, format!("{what} is link-local and names no interface"))
-            .mend(mend))
-    }
-
-    fn resolve(&self, span: Range<usize>, text: &str) -> Result<ServerAddr, ConfigError> {
-        let mend = "write it as 192.0.2.10:53, [2001:db8::10]:53 or host.example:53";
-        let error = |message: String| self.error(span.clone(), message);
-        let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(_))) {
-            return Err(error(format!("server `{text}` has no port")).mend(mend));
-        }
-        if let Some(Ok(0)) = port {
-            return Err(error(format!("server `{text}` has port 0"))
-                .mend("name the port that the server listens on"));
-        }
-        let mut addresses = text.to_socket_addrs().map_err(|cause| {
-            error(format!("server `{text}` does not resolve: {cause}"))
-                .mend("check the name and this host's resolver, or write the IP address")
-        })?;
-        let address = addresses
-            .next()
-            .map(canonical)
-            .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))?;
-        let ip = address.ip();
-        if ip.is_unspecified() || is_group(ip) {
-            return Err(
-                error(format!("server `{text}`: {ip} is the address of no server"))
-                    .mend("write the address that the server itself has, such as 127.0.0.1"),
-            );
-        }
-        self.require_scope(span.clone(), &format!("server `{text}`"), address)?;
-        Ok(ServerAddr(address))
-    }
-
     /// Refuses servers that are listeners: what goes there comes back to this
     /// proxy, by one listener or several.
     fn refuse_loops(
@@ -488,90 +380,6 @@ impl<'a> Checker<'a> {
         }
         Ok(())
     }
-
-    fn networks(&self, allow: Option<At<Vec<At<String>>>>) -> Result<Vec<IpNet>, ConfigError> {
-        let Some(allow) = allow else {
-            return Ok(vec![
-                IpNet::new_assert(IpAddr::from([0; 4]), 0),
-                IpNet::new_assert(IpAddr::from([0u16; 8]), 0),
-            ]);
-        };
-        if allow.get_ref().is_empty() {
-            return Err(self
-                .error(allow.span(), "an empty `allow` lets no client in")
-                .mend("list networks, or leave the key out to allow everybody"));
-        }
-        let parse = |value: &At<String>| {
-            let text = value.get_ref();
-            let error = |message: String| self.error(value.span(), message);
-            let single = || text.parse::<IpAddr>().map(IpNet::from);
-            let net: IpNet = text.parse().or_else(|_| single()).map_err(|_| {
-                error(format!("`{text}` is not a network"))
-                    .mend("write it as 192.0.2.0/24 or 2001:db8::/32")
-            })?;
-            if let Some(v4) = mapped(net) {
-                return Err(error(format!("`{text}` is IPv4 written as IPv6"))
-                    .mend(format!("write it as {}", v4.trunc())));
-            }
-            if net != net.trunc() {
-                let one = IpNet::from(net.addr());
-                return Err(
-                    error(format!("`{text}` is an address within a network")).mend(format!(
-                        "the network is {}, that address alone {one}",
-                        net.trunc()
-                    )),
-                );
-            }
-            Ok(net)
-        };
-        allow.get_ref().iter().map(parse).collect()
-    }
-
-    fn duration(&self, key: &str, value: &At<String>) -> Result<Duration, ConfigError> {
-        let text = value.get_ref();
-        let error = |message: String| {
-            self.error(value.span(), message)
-                .mend("write it as \"30s\", \"500ms\" or \"2m\"")
-        };
-        let duration = humantime::parse_duration(text)
-            .map_err(|cause| error(format!("{key} `{text}` is not a duration: {cause}")))?;
-        if duration.is_zero() {
-            return Err(error(format!("{key} must not be 0")));
-        }
-        if duration > Duration::from_secs(7 * 24 * 3600) {
-            return Err(error(format!("{key} `{text}` is more than a week")));
-        }
-        Ok(duration)
-    }
-
-    fn idle_timeout(&self, value: &At<String>) -> Result<Duration, ConfigError> {
-        let duration = self.duration("idle_timeout", value)?;
-        if duration < MIN_IDLE_TIMEOUT {
-            let text = value.get_ref();
-            return Err(self
-                .error(value.span(), format!("idle_timeout `{text}` is too short"))
-                .mend("give at least \"50ms\", and more than the servers take to answer"));
-        }
-        Ok(duration)
-    }
-
-    fn count(
-        &self,
-        key: &str,
-        value: Option<At<usize>>,
-        max: usize,
-    ) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = value else {
-            return Ok(None);
-        };
-        let number = *value.get_ref();
-        if (1..=max).contains(&number) {
-            return Ok(Some(number));
-        }
-        Err(self
-            .error(value.span(), format!("{key} is {number}"))
-            .mend(format!("give a number from 1 to {max}, or leave it out")))
-    }
 }
 
 /// Addresses of this host's interfaces, with the interface's number. None are
@@ -590,45 +398,4 @@ fn covers(a: SocketAddr, b: SocketAddr) -> bool {
 
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     covers(a, b) || covers(b, a)
-}
-
-/// The number of the interface, 0 where the address needs none.
-fn scope(address: SocketAddr) -> u32 {
-    match address {
-        SocketAddr::V4(_) => 0,
-        SocketAddr::V6(address) => address.scope_id(),
-    }
-}
-
-/// The one way to write an address: IPv4 as such, and the number of an interface
-/// only where it tells addresses apart.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    let scope = if is_link_local(address.ip()) {
-        scope(address)
-    } else {
-        0
-    };
-    match address.ip().to_canonical() {
-        IpAddr::V4(ip) => SocketAddr::from((ip, address.port())),
-        IpAddr::V6(ip) => SocketAddrV6::new(ip, address.port(), 0, scope).into(),
-    }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-}
-
-/// No single host's.
-fn is_group(ip: IpAddr) -> bool {
-    ip.is_multicast() || ip == IpAddr::from([255; 4])
-}
-
-/// An IPv4 network in IPv6 clothes, undressed.
-fn mapped(net: IpNet) -> Option<IpNet> {
-    let ip = net.addr();
-    let len = net.prefix_len().checked_sub(128 - 32)?;
-    match ip.to_canonical() {
-        v4 if v4 != ip => IpNet::new(v4, len).ok(),
-        _ => None,
-    }
 }

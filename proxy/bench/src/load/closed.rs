@@ -1,0 +1,236 @@
+//! Closed loop: a client sends a datagram or a burst, and the next when all
+//! replies are there or their time is up. What comes out is throughput.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{Clients, Load, Report, TIMEOUT};
+use crate::output;
+use crate::tag::Tag;
+use crate::wire::{self, BATCH, BURST_CAPACITY, Inbox, Packet};
+use std::net::SocketAddrV4;
+
+/// Datagrams of a burst; the replies that are missing are bits of a `u64`.
+const MAX_BURST: usize = 64;
+
+/// How often lost datagrams are looked for.
+const SWEEP: Duration = Duration::from_millis(20);
+
+/// A client, or under `fresh` a place that one client after another takes.
+struct Seat {
+    socket: usize,
+    client: SocketAddrV4,
+    generation: u32,
+    missing: u64,
+    since: Instant,
+    /// The burst, ready to be sent but for its tags.
+    burst: Vec<u8>,
+}
+
+struct Loop {
+    clients: Clients,
+    seats: Vec<Seat>,
+    /// Seats that have something to send, by socket.
+    ready: Vec<Vec<usize>>,
+    burst: usize,
+    next_client: usize,
+    fresh: bool,
+    sent: u64,
+    received: u64,
+    lost: u64,
+}
+
+pub(super) fn run(load: &Load) -> Result<Report> {
+    ensure!(
+        (1..=MAX_BURST).contains(&load.burst) && load.burst * load.size <= 65_000,
+        "a burst is at most {MAX_BURST} datagrams and 65,000 bytes"
+    );
+    let mut state = Loop::new(load)?;
+    let mut inbox = Inbox::new(BURST_CAPACITY);
+    let start = Instant::now();
+    state.until(start + Duration::from_millis(load.warm_up), &mut inbox)?;
+    let lost_before = state.lost;
+    (state.sent, state.received, state.lost) = (0, 0, 0);
+    output::line("start")?;
+    let start = Instant::now();
+    state.until(start + Duration::from_millis(load.time), &mut inbox)?;
+    Ok(Report {
+        seconds: start.elapsed().as_secs_f64(),
+        sent: state.sent,
+        received: state.received,
+        lost: state.lost,
+        wrong: state.clients.wrong,
+        lost_before,
+        latency: None,
+    })
+}
+
+impl Loop {
+    fn new(load: &Load) -> Result<Self> {
+        let clients = Clients::open(load)?;
+        let now = Instant::now();
+        let seats: Vec<_> = (load.first..load.first + load.clients)
+            .map(|client| {
+                let (socket, address) = clients.address(client);
+                Seat {
+                    socket,
+                    client: address,
+                    generation: 0,
+                    missing: 0,
+                    since: now,
+                    burst: clients.template.repeat(load.burst),
+                }
+            })
+            .collect();
+        let mut ready = vec![Vec::new(); clients.sockets.len()];
+        for (number, seat) in seats.iter().enumerate() {
+            ready[seat.socket].push(number);
+        }
+        Ok(Self {
+            clients,
+            seats,
+            ready,
+            burst: load.burst,
+            next_client: load.first + load.clients,
+            fresh: load.fresh,
+            sent: 0,
+            received: 0,
+            lost: 0,
+        })
+    }
+
+    fn until(&mut self, end: Instant, inbox: &mut Inbox) -> Result<()> {
+        let mut sweep = Instant::now() + SWEEP;
+        loop {
+            let sent = self.send()?;
+            let received = self.receive(inbox)?;
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            if now >= sweep {
+                sweep = now + SWEEP;
+                self.give_up(now);
+            }
+            if sent == 0 && received == 0 {
+                self.clients.wait(SWEEP)?;
+            }
+        }
+    }
+
+    fn receive(&mut self, inbox: &mut Inbox) -> Result<usize> {
+        let Self { seats, ready, .. } = self;
+        let mut received = 0;
+        let count = self.clients.receive(inbox, |tag| {
+            let (generation, number, index) = parts(tag.sequence);
+            let Some(seat) = seats.get_mut(number) else {
+                return false;
+            };
+            if generation != seat.generation {
+                // Came after it was given up.
+                return generation < seat.generation;
+            }
+            let bit = 1 << index;
+            if seat.missing & bit == 0 {
+                return false;
+            }
+            seat.missing &= !bit;
+            received += 1;
+            if seat.missing == 0 {
+                ready[seat.socket].push(number);
+            }
+            true
+        })?;
+        self.received += received;
+        if self.fresh {
+            self.seat_new_clients();
+        }
+        Ok(count)
+    }
+
+    /// Gives every seat that is ready to a client that never sent before.
+    fn seat_new_clients(&mut self) {
+        let ready = std::mem::take(&mut self.ready);
+        self.ready = vec![Vec::new(); ready.len()];
+        for number in ready.into_iter().flatten() {
+            let (socket, client) = self.clients.address(self.next_client);
+            self.next_client += 1;
+            let seat = &mut self.seats[number];
+            (seat.socket, seat.client) = (socket, client);
+            self.ready[socket].push(number);
+        }
+    }
+
+    fn give_up(&mut self, now: Instant) {
+        for (number, seat) in self.seats.iter_mut().enumerate() {
+            if seat.missing != 0 && now - seat.since > TIMEOUT {
+                self.lost += u64::from(seat.missing.count_ones());
+                seat.missing = 0;
+                self.ready[seat.socket].push(number);
+            }
+        }
+    }
+
+    fn send(&mut self) -> Result<usize> {
+        let mut total = 0;
+        for socket in 0..self.ready.len() {
+            let ready = std::mem::take(&mut self.ready[socket]);
+            for numbers in ready.chunks(BATCH) {
+                total += self.send_batch(socket, numbers)?;
+            }
+            // Keeps the allocation.
+            self.ready[socket] = ready;
+            self.ready[socket].clear();
+        }
+        Ok(total)
+    }
+
+    fn send_batch(&mut self, socket: usize, numbers: &[usize]) -> Result<usize> {
+        let now = Instant::now();
+        let sent_at = self.clients.now();
+        let size = self.clients.template.len();
+        for &number in numbers {
+            let seat = &mut self.seats[number];
+            seat.generation = seat.generation.wrapping_add(1);
+            seat.missing = u64::MAX >> (MAX_BURST - self.burst);
+            seat.since = now;
+            for (index, payload) in seat.burst.chunks_mut(size).enumerate() {
+                let tag = Tag {
+                    client: seat.client,
+                    load: self.clients.number,
+                    sequence: sequence(seat.generation, number, index),
+                    sent: sent_at,
+                };
+                tag.write(payload, self.clients.shape);
+            }
+        }
+        let segment = (self.burst > 1).then(|| u16::try_from(size)).transpose()?;
+        let packets: Vec<_> = numbers
+            .iter()
+            .map(|&number| Packet {
+                to: Some(self.clients.target),
+                from: Some(*self.seats[number].client.ip()),
+                parts: [&[], &self.seats[number].burst],
+                segment,
+            })
+            .collect();
+        let mut gone = 0;
+        while gone < packets.len() {
+            gone += wire::send(&self.clients.sockets[socket], &packets[gone..])?;
+        }
+        self.sent += (gone * self.burst) as u64;
+        Ok(gone)
+    }
+}
+
+/// A sequence number says where it belongs: seat and place in the burst.
+fn sequence(generation: u32, seat: usize, index: usize) -> u64 {
+    u64::from(generation) << 32 | (seat as u64) << 6 | index as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the parts of a u64")]
+fn parts(sequence: u64) -> (u32, usize, usize) {
+    let seat = (sequence as u32 >> 6) as usize;
+    ((sequence >> 32) as u32, seat, (sequence & 63) as usize)
+}

@@ -1,0 +1,105 @@
+//! Fixed rate: datagrams leave by the clock, whatever has become of those
+//! before. What comes out is latency, from the actual sending: the generator
+//! can't be held up by the proxy, and its own lateness is told apart.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+
+use super::{Clients, Latency, Load, Report, TIMEOUT};
+use crate::output;
+use crate::tag::Tag;
+use crate::wire::{self, BURST_CAPACITY, Inbox, Packet};
+
+/// Datagrams of one run at most; each has a byte of memory.
+const MAX: u64 = 50_000_000;
+
+const SENT: u8 = 1;
+const ANSWERED: u8 = 2;
+
+pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
+    let warm_up = (rate * load.warm_up / 1_000).min(MAX / 2);
+    let total = warm_up + (rate * load.time / 1_000).min(MAX / 2);
+    let mut clients = Clients::open(load)?;
+    let mut inbox = Inbox::new(BURST_CAPACITY);
+    let mut state = vec![0; usize::try_from(total)?];
+    let mut payload = clients.template.clone();
+    let mut latency = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;
+    let mut lag = latency.clone();
+    let mut answered = [0; 2];
+    let mut next = 0;
+    let mut last_sent = Instant::now();
+    let mut measured_from = clients.start;
+    while next < total || answered[0] + answered[1] < total && last_sent.elapsed() < TIMEOUT {
+        let due = (clients.now() * rate / 1_000_000_000).min(total);
+        while next < due {
+            if next == warm_up {
+                measured_from = Instant::now();
+                output::line("start")?;
+            }
+            let client = load.first + usize::try_from(next)? % load.clients;
+            let (socket, address) = clients.address(client);
+            let sent = clients.now();
+            let tag = Tag {
+                client: address,
+                load: clients.number,
+                sequence: next,
+                sent,
+            };
+            tag.write(&mut payload, clients.shape);
+            let packet = Packet {
+                to: Some(clients.target),
+                from: Some(*address.ip()),
+                parts: [&[], &payload],
+                segment: None,
+            };
+            wire::send(&clients.sockets[socket], &[packet])?;
+            if next >= warm_up {
+                lag.saturating_record(sent.saturating_sub(next * 1_000_000_000 / rate).max(1));
+            }
+            state[usize::try_from(next)?] = SENT;
+            next += 1;
+            last_sent = Instant::now();
+        }
+        let start = clients.start;
+        clients.receive(&mut inbox, |tag| {
+            let now = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let known = usize::try_from(tag.sequence)
+                .ok()
+                .and_then(|number| state.get_mut(number));
+            let Some(known) = known.filter(|known| **known == SENT) else {
+                return false;
+            };
+            *known = ANSWERED;
+            answered[usize::from(tag.sequence >= warm_up)] += 1;
+            if tag.sequence >= warm_up {
+                latency.saturating_record(now.saturating_sub(tag.sent).max(1));
+            }
+            true
+        })?;
+        let until_next = (next * 1_000_000_000 / rate).saturating_sub(clients.now());
+        match (next < total, until_next) {
+            (true, 0) => {}
+            (true, wait) => clients.wait(Duration::from_nanos(wait))?,
+            (false, _) => clients.wait(Duration::from_millis(10))?,
+        }
+    }
+    let microseconds = |histogram: &Histogram<u64>, quantile| {
+        histogram.value_at_quantile(quantile) as f64 / 1_000.0
+    };
+    Ok(Report {
+        seconds: (last_sent - measured_from).as_secs_f64(),
+        sent: total - warm_up,
+        received: answered[1],
+        lost: total - warm_up - answered[1],
+        wrong: clients.wrong,
+        lost_before: warm_up - answered[0],
+        latency: Some(Latency {
+            p50: microseconds(&latency, 0.5),
+            p99: microseconds(&latency, 0.99),
+            p999: microseconds(&latency, 0.999),
+            lag_p99: microseconds(&lag, 0.99),
+        }),
+    })
+}

@@ -1,0 +1,63 @@
+//! Measures ppv2-proxy side by side with what users would pick instead: `run`
+//! measures everything in turn; `load`, `echo` and `bare` are the programs that
+//! it does so with.
+
+mod bare;
+mod echo;
+mod host;
+mod load;
+mod micro;
+mod outcome;
+mod output;
+mod peer;
+mod picture;
+mod process;
+mod report;
+mod run;
+mod stage;
+mod tag;
+mod wire;
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure ppv2-proxy and its peers in turn, and print the ratios
+    Run(run::Run),
+    /// Be the clients, and check every reply
+    Load(load::Load),
+    /// Be the server
+    Echo(echo::Echo),
+    /// Be the least that a proxy with a header can be
+    Bare(bare::Bare),
+}
+
+fn main() -> ExitCode {
+    match execute(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::progress(&format!("ppv2-bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Load(load) => load::run(&load),
+        Command::Echo(echo) => echo::run(&echo),
+        Command::Bare(bare) => bare::run(&bare),
+    }
+}

@@ -1,0 +1,202 @@
+//! The codec and the session table alone: nanoseconds of 28 bytes read or
+//! written, beside the crates that one could use instead, and of a lookup
+//! beside a plain hash map. In turn, so that the ratios survive a busy machine.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use ppv2_proxy::address::{ClientAddr, ListenerAddr};
+use ppv2_proxy::session::{Budget, Key, Rules, Table};
+use serde::Serialize;
+
+use crate::outcome::Spread;
+
+/// Calls between two looks at the clock.
+const CALLS: u32 = 10_000;
+
+/// Looks of which the shortest counts: what others did meanwhile only adds.
+const LOOKS: u32 = 20;
+
+/// Sessions in the table.
+const SESSIONS: u16 = 10_000;
+
+/// Something of ours, divided by the same of somebody else.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Micro {
+    pub(crate) ours: &'static str,
+    pub(crate) other: &'static str,
+    pub(crate) ratio: Spread,
+    /// What the ratio must not exceed.
+    pub(crate) at_most: Option<f64>,
+}
+
+pub(crate) fn run(rounds: usize) -> Result<Vec<Micro>> {
+    let client: SocketAddr = "203.0.113.11:54321".parse()?;
+    let listener: SocketAddr = "198.51.100.10:9000".parse()?;
+    let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+    let header = ppv2::encode_udp(client, listener, &mut buffer)?.to_vec();
+
+    let decode = || {
+        let (header, payload) = ppv2::decode(black_box(&header)).ok()?;
+        Some((header.client()?, payload.len()))
+    };
+    let decode_ppp = || {
+        let header = ppp::v2::Header::try_from(black_box(header.as_slice())).ok()?;
+        let ppp::v2::Addresses::IPv4(addresses) = header.addresses else {
+            return None;
+        };
+        let client = SocketAddr::from((addresses.source_address, addresses.source_port));
+        Some((client, header.len()))
+    };
+    let decode_proxy_header = || {
+        let config = proxy_header::ParseConfig {
+            include_tlvs: false,
+            allow_v1: false,
+            allow_v2: true,
+        };
+        let (header, len) = proxy_header::ProxyHeader::parse(black_box(&header), config).ok()?;
+        Some((header.proxied_address()?.source, len))
+    };
+    let encode = || {
+        let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+        let written = ppv2::encode_udp(black_box(client), black_box(listener), &mut buffer);
+        let len = written.ok()?.len();
+        Some((buffer, len))
+    };
+    let encode_ppp = || {
+        ppp::v2::Builder::with_addresses(
+            ppp::v2::Version::Two | ppp::v2::Command::Proxy,
+            ppp::v2::Protocol::Datagram,
+            (black_box(client), black_box(listener)),
+        )
+        .build()
+        .ok()
+    };
+    let encode_proxy_header = || {
+        let address =
+            proxy_header::ProxiedAddress::datagram(black_box(client), black_box(listener));
+        let mut written = Vec::with_capacity(ppv2::IPV4_HEADER_LEN);
+        proxy_header::ProxyHeader::with_address(address)
+            .encode_v2(&mut written)
+            .ok()?;
+        Some(written)
+    };
+
+    let now = Instant::now();
+    let keys: Vec<_> = (0..SESSIONS).map(key).collect();
+    let mut table = sessions(now, &keys)?;
+    let map: HashMap<Key, u16> = keys.iter().copied().zip(0..).collect();
+    let (mut i, mut j) = (0, 0);
+    let find = || {
+        // A prime step: neighbours in the table don't follow each other.
+        i = (i + 7_919) % keys.len();
+        table.request(now, black_box(&keys[i]), 1)
+    };
+    let find_in_map = || {
+        j = (j + 7_919) % keys.len();
+        map.get(black_box(&keys[j])).copied()
+    };
+
+    Ok(vec![
+        compare(
+            "codec: decode",
+            "ppp parse",
+            Some(1.0),
+            rounds,
+            decode,
+            decode_ppp,
+        )?,
+        compare(
+            "codec: encode",
+            "ppp build",
+            Some(0.5),
+            rounds,
+            encode,
+            encode_ppp,
+        )?,
+        compare(
+            "codec: decode",
+            "proxy-header",
+            None,
+            rounds,
+            decode,
+            decode_proxy_header,
+        )?,
+        compare(
+            "codec: encode",
+            "proxy-header",
+            None,
+            rounds,
+            encode,
+            encode_proxy_header,
+        )?,
+        compare(
+            "session: find",
+            "std HashMap",
+            None,
+            rounds,
+            find,
+            find_in_map,
+        )?,
+    ])
+}
+
+fn key(number: u16) -> Key {
+    Key {
+        client: ClientAddr((Ipv4Addr::new(127, 1, 0, 1), number).into()),
+        local: ListenerAddr((Ipv4Addr::LOCALHOST, 9_000).into()),
+    }
+}
+
+fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
+    let rules = Rules {
+        idle_timeout: Duration::from_secs(30),
+        responses: 0,
+        requests: 0,
+    };
+    let budget = Budget::new(keys.len());
+    let mut table = Table::new(now, vec![rules], 0);
+    for key in keys {
+        let seat = budget.take().context("a seat for each session")?;
+        table.open(now, *key, 0, 0, seat, ());
+    }
+    Ok(table)
+}
+
+fn compare<A, B>(
+    ours: &'static str,
+    other: &'static str,
+    at_most: Option<f64>,
+    rounds: usize,
+    mut one: impl FnMut() -> Option<A>,
+    mut two: impl FnMut() -> Option<B>,
+) -> Result<Micro> {
+    one().with_context(|| format!("{ours} failed"))?;
+    two().with_context(|| format!("{other} failed"))?;
+    let ratios = (0..=rounds)
+        .map(|_| time(&mut one).as_secs_f64() / time(&mut two).as_secs_f64())
+        // The first warms up.
+        .skip(1)
+        .collect();
+    let ratio = Spread::of(ratios).context("no rounds")?;
+    Ok(Micro {
+        ours,
+        other,
+        ratio,
+        at_most,
+    })
+}
+
+fn time<T>(call: &mut impl FnMut() -> Option<T>) -> Duration {
+    let looks = (0..LOOKS).map(|_| {
+        let start = Instant::now();
+        for _ in 0..CALLS {
+            black_box(call());
+        }
+        start.elapsed()
+    });
+    looks.min().unwrap_or_default()
+}

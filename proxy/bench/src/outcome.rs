@@ -1,0 +1,138 @@
+//! Samples of all rounds, and ratios between proxies. A ratio is taken within a
+//! round, between neighbours in time, and only then is the median taken: a
+//! machine that others use too drifts more between rounds than within one.
+
+use serde::Serialize;
+
+use crate::host::Machine;
+use crate::micro::Micro;
+use crate::peer::Peer;
+use crate::stage::Sample;
+use crate::work::{Figure, Goal};
+
+/// All of a run.
+#[derive(Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) machine: Machine,
+    pub(crate) rounds: usize,
+    /// Whether all of it ran before other programs of this machine.
+    pub(crate) raised_priority: bool,
+    pub(crate) receive_buffers: &'static str,
+    pub(crate) works: Vec<Measured>,
+    pub(crate) micro: Vec<Micro>,
+}
+
+/// A work, and what it came to.
+#[derive(Serialize)]
+pub(crate) struct Measured {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    #[serde(skip)]
+    pub(crate) figures: &'static [Figure],
+    pub(crate) peers: Vec<Series>,
+}
+
+/// The samples of one proxy, one for each round.
+#[derive(Serialize)]
+pub(crate) struct Series {
+    pub(crate) peer: Peer,
+    pub(crate) samples: Vec<Sample>,
+    /// Why there are no more.
+    pub(crate) failure: Option<String>,
+}
+
+/// A median, and the lowest and highest of what it is the median of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, low, high })
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} [{:.2}–{:.2}]", self.median, self.low, self.high)
+    }
+}
+
+impl Measured {
+    pub(crate) fn series(&self, peer: Peer) -> Option<&Series> {
+        self.peers.iter().find(|series| series.peer == peer)
+    }
+
+    /// A figure of `one` divided by that of `other`.
+    pub(crate) fn ratio(&self, one: Peer, other: Peer, figure: Figure) -> Option<Spread> {
+        let (one, other) = (self.series(one)?, self.series(other)?);
+        let ratios = one.samples.iter().zip(&other.samples);
+        Spread::of(
+            ratios
+                .filter_map(|(one, other)| Some(figure.of(one)? / figure.of(other)?))
+                .collect(),
+        )
+    }
+}
+
+impl Series {
+    /// Part of its core that the proxy used, in the median.
+    pub(crate) fn busy(&self) -> Option<f64> {
+        let values = self.samples.iter().map(|sample| sample.busy);
+        Some(Spread::of(values.collect())?.median)
+    }
+
+    /// Datagrams that never came back, of all that were sent. The end of the
+    /// warm-up counts: there sessions are opened.
+    pub(crate) fn lost(&self) -> u64 {
+        let samples = self.samples.iter();
+        samples.map(|s| s.load.lost + s.load.lost_before).sum()
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.samples.iter().map(|s| s.load.sent).sum()
+    }
+
+    /// Replies to the wrong client and headers of the wrong client.
+    pub(crate) fn wrong(&self) -> u64 {
+        let samples = self.samples.iter();
+        // Each sample has the headers of those before it, too.
+        let headers = self.samples.iter().map(|s| s.wrong_headers).max();
+        samples.map(|s| s.load.wrong).sum::<u64>() + headers.unwrap_or(0)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn work(&self, name: &str) -> Option<&Measured> {
+        self.works.iter().find(|work| work.name == name)
+    }
+
+    pub(crate) fn ratio(&self, goal: &Goal) -> Option<Spread> {
+        self.work(goal.work)?
+            .ratio(goal.ours, goal.peer, goal.figure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_even_and_odd_counts() {
+        let odd = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.low, odd.median, odd.high), (1.0, 2.0, 3.0));
+        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
+        assert_eq!(Spread::of(Vec::new()), None);
+    }
+}

@@ -1,0 +1,275 @@
+//! What is measured, and how each is set up so that none is at a disadvantage:
+//! one worker, no access log, sessions that stay for a minute, and as many of
+//! them as this host's descriptors allow.
+
+use std::fs;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
+
+/// A proxy, with the settings that make it another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Peer {
+    Ours,
+    OursBusyPoll,
+    OursCoalesce,
+    Bare,
+    Nginx,
+    Envoy,
+    Sozu,
+    Udppp,
+    Dnsdist,
+}
+
+/// Where a proxy finds what it needs.
+pub(crate) struct Setup<'a> {
+    /// For its configuration and logs; its own.
+    pub(crate) folder: &'a Path,
+    pub(crate) listen: SocketAddrV4,
+    pub(crate) server: SocketAddrV4,
+    /// A session ends with its first reply.
+    pub(crate) one_reply: bool,
+}
+
+impl Peer {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ppv2-proxy",
+            Self::OursBusyPoll => "ppv2-proxy --busy-poll 50us",
+            Self::OursCoalesce => "ppv2-proxy --coalesce 200us",
+            Self::Bare => "bare loop",
+            Self::Nginx => "nginx",
+            Self::Envoy => "Envoy",
+            Self::Sozu => "sozu",
+            Self::Udppp => "udppp",
+            Self::Dnsdist => "dnsdist",
+        }
+    }
+
+    /// Whether it puts a PROXY v2 header in front of each datagram.
+    pub(crate) fn header(self) -> bool {
+        !matches!(self, Self::Nginx | Self::Envoy)
+    }
+
+    /// Why it can't be measured, if it can't.
+    pub(crate) fn missing(self, proxy: &Path, peers: &Path) -> Option<String> {
+        let option = match self {
+            Self::OursBusyPoll => "--busy-poll",
+            Self::OursCoalesce => "--coalesce",
+            Self::Ours
+            | Self::Bare
+            | Self::Nginx
+            | Self::Envoy
+            | Self::Sozu
+            | Self::Udppp
+            | Self::Dnsdist => {
+                let file = self.program(proxy, peers);
+                return (!file.is_file()).then(|| why_missing(peers, &file));
+            }
+        };
+        let help = Command::new(proxy).args(["run", "--help"]).output().ok()?;
+        let known = String::from_utf8_lossy(&help.stdout).contains(option);
+        (!known).then(|| format!("ppv2-proxy run has no {option}"))
+    }
+
+    pub(crate) fn program(self, proxy: &Path, peers: &Path) -> PathBuf {
+        match self {
+            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce => proxy.to_owned(),
+            Self::Bare => std::env::current_exe().unwrap_or_default(),
+            Self::Nginx => "/usr/sbin/nginx".into(),
+            Self::Envoy => peers.join("envoy/envoy/_bin/envoy"),
+            Self::Sozu => peers.join("bin/sozu"),
+            Self::Udppp => peers.join("bin/udppp"),
+            Self::Dnsdist => "/usr/bin/dnsdist".into(),
+        }
+    }
+
+    /// Its arguments, and what it reads from files.
+    pub(crate) fn configure(self, setup: &Setup<'_>, command: &mut Command) -> Result<()> {
+        let (listen, server) = (setup.listen, setup.server);
+        let file = setup.folder.join("config");
+        match self {
+            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce => {
+                command
+                    .args(["--log-level", "warn", "run", "--workers", "1"])
+                    .args(["--idle-timeout", "60s", "--listen", &listen.to_string()])
+                    .args(["--upstream", &server.to_string()]);
+                if setup.one_reply {
+                    command.args(["--responses", "1"]);
+                }
+                if self == Self::OursBusyPoll {
+                    command.args(["--busy-poll", "50us"]);
+                }
+                if self == Self::OursCoalesce {
+                    command.args(["--coalesce", "200us"]);
+                }
+            }
+            Self::Bare => {
+                command
+                    .args(["bare", "--listen", &listen.to_string()])
+                    .args(["--server", &server.to_string()]);
+            }
+            Self::Nginx => {
+                fs::write(&file, nginx(setup))?;
+                command.arg("-c").arg(&file).arg("-p").arg(setup.folder);
+                command.arg("-e").arg(setup.folder.join("error.log"));
+            }
+            Self::Envoy => {
+                fs::write(&file, envoy(setup).to_string())?;
+                command
+                    .args(["--config-yaml", &fs::read_to_string(&file)?])
+                    .args(["--concurrency", "1", "--disable-hot-restart"])
+                    .args(["--log-level", "error"]);
+            }
+            Self::Sozu => {
+                let file = file.with_extension("toml");
+                fs::write(&file, sozu(setup))?;
+                command.arg("start").arg("-c").arg(&file);
+            }
+            Self::Udppp => {
+                // One thread for each core that it may run on, which is one.
+                command.args(["-m", "1", "-s", "-p", "-b", &listen.ip().to_string()]);
+                command.args(["-l", &listen.port().to_string()]);
+                command.args(["-h", &server.ip().to_string()]);
+                command.args(["-r", &server.port().to_string()]);
+            }
+            Self::Dnsdist => {
+                fs::write(&file, dnsdist(setup))?;
+                command.arg("-C").arg(&file);
+                command.args(["--supervised", "--disable-syslog"]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `peers.sh` says why it could not install something.
+fn why_missing(peers: &Path, program: &Path) -> String {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    fs::read_to_string(peers.join(format!("{name}.missing")))
+        .map(|reason| format!("could not be installed: {}", reason.trim()))
+        .unwrap_or_else(|_| format!("there is no {}", program.display()))
+}
+
+fn nginx(setup: &Setup<'_>) -> String {
+    let responses = if setup.one_reply {
+        "proxy_responses 1;"
+    } else {
+        ""
+    };
+    format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+daemon off;
+user root;
+pid nginx.pid;
+worker_processes 1;
+worker_rlimit_nofile 20000;
+events {{ worker_connections 40000; multi_accept on; }}
+stream {{
+    access_log off;
+    server {{
+        listen {} udp rcvbuf=4m;
+        proxy_pass {};
+        proxy_timeout 60s;
+        {responses}
+    }}
+}}
+",
+        setup.listen, setup.server
+    )
+}
+
+fn envoy(setup: &Setup<'_>) -> serde_json::Value {
+    let address = |address: SocketAddrV4| {
+        json!({"socket_address": {
+            "protocol": "UDP",
+            "address": address.ip(),
+            "port_value": address.port(),
+        }})
+    };
+    // Without prefer_gro, Envoy takes a burst for one datagram and loses it.
+    let socket = json!({"max_rx_datagram_size": 1500, "prefer_gro": true});
+    let api = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3";
+    json!({"static_resources": {
+        "listeners": [{
+            "name": "listener",
+            "address": address(setup.listen),
+            "udp_listener_config": {"downstream_socket_config": socket},
+            "listener_filters": [{
+                "name": "envoy.filters.udp_listener.udp_proxy",
+                "typed_config": {
+                    "@type": format!("{api}.UdpProxyConfig"),
+                    "stat_prefix": "bench",
+                    "matcher": {"on_no_match": {"action": {
+                        "name": "route",
+                        "typed_config": {"@type": format!("{api}.Route"), "cluster": "c"},
+                    }}},
+                    "idle_timeout": "60s",
+                    "upstream_socket_config": socket,
+                },
+            }],
+        }],
+        "clusters": [{
+            "name": "c",
+            "type": "STATIC",
+            "circuit_breakers": {"thresholds": [{"max_connections": 100_000}]},
+            "load_assignment": {
+                "cluster_name": "c",
+                "endpoints": [{"lb_endpoints": [
+                    {"endpoint": {"address": address(setup.server)}},
+                ]}],
+            },
+        }],
+    }})
+}
+
+fn sozu(setup: &Setup<'_>) -> String {
+    format!(
+        "command_socket = \"{folder}/sozu.sock\"
+saved_state = \"{folder}/state.json\"
+log_level = \"error\"
+log_target = \"file://{folder}/sozu.log\"
+max_connections = 9000
+worker_count = 1
+worker_automatic_restart = false
+activate_listeners = true
+
+[[listeners]]
+protocol = \"udp\"
+address = \"{listen}\"
+front_timeout = 60
+back_timeout = 60
+
+[clusters.c]
+protocol = \"tcp\"
+frontends = [{{ address = \"{listen}\" }}]
+backends = [{{ address = \"{server}\" }}]
+
+[clusters.c.udp]
+affinity_key = \"SOURCE_IP_PORT\"
+responses = {responses}
+send_proxy_protocol = true
+proxy_protocol_every_datagram = true
+",
+        folder = setup.folder.display(),
+        listen = setup.listen,
+        server = setup.server,
+        responses = u8::from(setup.one_reply),
+    )
+}
+
+fn dnsdist(setup: &Setup<'_>) -> String {
+    format!(
+        "setLocal('{}')
+setACL({{'127.0.0.0/8'}})
+setMaxUDPOutstanding(65535)
+newServer{{address='{}', useProxyProtocol=true, sockets=1, healthCheckMode='up'}}
+",
+        setup.listen, setup.server
+    )
+}

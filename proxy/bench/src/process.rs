@@ -1,0 +1,103 @@
+//! Programs that the bench starts: on which core, with which receive buffers,
+//! what CPU and memory they and all their children take, and their end.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use anyhow::{Context, Result};
+use procfs::process::{Process, all_processes};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::host;
+
+/// How and where a program is to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) core: usize,
+    pub(crate) preload: &'a Path,
+}
+
+impl Place<'_> {
+    /// Starts a program that dies with this one, whatever ends this one.
+    pub(crate) fn start(
+        self,
+        program: &Path,
+        configure: impl FnOnce(&mut Command),
+    ) -> Result<Child> {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL"])
+            .arg(program)
+            .env("LD_PRELOAD", self.preload);
+        configure(&mut command);
+        let before = rustix::thread::sched_getaffinity(None)?;
+        host::stay_on(self.core)?;
+        let child = command.spawn();
+        rustix::thread::sched_setaffinity(None, &before)?;
+        child.with_context(|| format!("starting {}", program.display()))
+    }
+}
+
+/// A process and its descendants, as they were when looked for.
+pub(crate) struct Tree {
+    members: Vec<(Process, OwnedFd)>,
+}
+
+impl Tree {
+    pub(crate) fn of(root: u32) -> Result<Self> {
+        let all: Vec<_> = all_processes()?
+            .filter_map(|process| {
+                let process = process.ok()?;
+                let parent = process.stat().ok()?.ppid;
+                Some((process.pid, parent))
+            })
+            .collect();
+        let mut pids = vec![i32::try_from(root)?];
+        let mut next = 0;
+        while let Some(&parent) = pids.get(next) {
+            pids.extend(all.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| pid));
+            next += 1;
+        }
+        let members = pids
+            .into_iter()
+            .map(|number| {
+                let pid = Pid::from_raw(number).context("process 0")?;
+                let process = Process::new(number)?;
+                Ok((process, pidfd_open(pid, PidfdFlags::empty())?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { members })
+    }
+
+    /// Nanoseconds that all threads have run for.
+    pub(crate) fn cpu(&self) -> u64 {
+        self.members
+            .iter()
+            .filter_map(|(process, _)| process.tasks().ok())
+            .flatten()
+            .filter_map(|task| Some(task.ok()?.schedstat().ok()?.sum_exec_runtime))
+            .sum()
+    }
+
+    /// Bytes of memory, pages that several share counted once in all.
+    pub(crate) fn memory(&self) -> u64 {
+        self.members
+            .iter()
+            .filter_map(|(process, _)| process.smaps_rollup().ok())
+            .flat_map(|rollup| rollup.memory_map_rollup)
+            .filter_map(|map| map.extension.map.get("Pss").copied())
+            .sum()
+    }
+}
+
+impl Drop for Tree {
+    /// Ends all of them. The descriptors name the processes themselves, not
+    /// numbers that others may have by now.
+    fn drop(&mut self) {
+        for (_, process) in &self.members {
+            // Gone is what it shall be.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+}

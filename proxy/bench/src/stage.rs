@@ -1,0 +1,264 @@
+//! One proxy with its server behind it, ready for loads, and what a load on it
+//! comes to.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::echo::Seen;
+use crate::host::Cores;
+use crate::load::{Load, Report};
+use crate::peer::{Peer, Setup};
+use crate::process::{Place, Tree};
+use crate::tag::{Shape, Tag};
+
+/// How long a proxy may take until the first reply comes.
+const READY_WITHIN: Duration = Duration::from_secs(15);
+
+/// What all measurements share.
+pub(crate) struct Ground {
+    pub(crate) cores: Cores,
+    pub(crate) preload: PathBuf,
+    pub(crate) proxy: PathBuf,
+    pub(crate) peers: PathBuf,
+    /// Configurations and logs of the proxies, a folder for each.
+    pub(crate) folder: PathBuf,
+    /// Ports given out so far.
+    pub(crate) used: u16,
+}
+
+impl Ground {
+    fn around(&self) -> Place<'_> {
+        Place {
+            core: self.cores.around,
+            preload: &self.preload,
+        }
+    }
+}
+
+/// What one load on one proxy came to.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Sample {
+    pub(crate) load: Report,
+    /// Nanoseconds of CPU that the proxy spent on each datagram that it
+    /// delivered, replies counted too.
+    pub(crate) cpu: f64,
+    /// Part of its core that the proxy used: near 1, the proxy is what limits
+    /// throughput.
+    pub(crate) busy: f64,
+    /// Bytes of memory at the end, less those before the first client.
+    pub(crate) memory: f64,
+    /// Datagrams that reached the server without their header, or with a wrong
+    /// one, where there should be one.
+    pub(crate) wrong_headers: u64,
+}
+
+/// A proxy and its server. Both end when it is dropped.
+pub(crate) struct Stage {
+    pub(crate) peer: Peer,
+    listen: SocketAddrV4,
+    shape: Shape,
+    tree: Tree,
+    /// Reaped at the end.
+    proxy: Child,
+    echo: Echo,
+    memory_before: u64,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = self.proxy.kill();
+        let _ = self.proxy.wait();
+    }
+}
+
+impl Stage {
+    pub(crate) fn set(
+        ground: &mut Ground,
+        peer: Peer,
+        shape: Shape,
+        one_reply: bool,
+    ) -> Result<Self> {
+        ground.used += 1;
+        let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7_000 + ground.used);
+        let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 12_000 + ground.used);
+        let folder = ground.folder.join(format!("{peer:?}").to_lowercase());
+        fs::create_dir_all(&folder)?;
+        let echo = Echo::start(ground, server, peer.header(), shape)?;
+        let setup = Setup {
+            folder: &folder,
+            listen,
+            server,
+            one_reply,
+        };
+        let log = File::create(folder.join("output"))?;
+        let place = Place {
+            core: ground.cores.proxy,
+            preload: &ground.preload,
+        };
+        let mut configured = Ok(());
+        let mut child = place.start(&peer.program(&ground.proxy, &ground.peers), |command| {
+            configured = peer.configure(&setup, command);
+            command.stdin(Stdio::null());
+            if let Ok(other) = log.try_clone() {
+                command.stdout(other);
+            }
+            command.stderr(log);
+        })?;
+        // Whatever comes up late, a worker process say, must be found as well.
+        let ready = configured.and_then(|()| await_reply(&mut child, listen, shape));
+        let tree = Tree::of(child.id())?;
+        ready.with_context(|| format!("{} ({})", peer.name(), last_line(&folder)))?;
+        let memory_before = tree.memory();
+        Ok(Self {
+            peer,
+            listen,
+            shape,
+            tree,
+            proxy: child,
+            echo,
+            memory_before,
+        })
+    }
+
+    /// Applies a load.
+    pub(crate) fn measure(&mut self, ground: &Ground, load: &Load) -> Result<Sample> {
+        let mut generator = ground
+            .around()
+            .start(&std::env::current_exe()?, |command| {
+                command
+                    .arg("load")
+                    .args(["--target", &self.listen.to_string()])
+                    .args(["--clients", &load.clients.to_string()])
+                    .args(["--first", &load.first.to_string()])
+                    .args(["--ports", &load.ports.to_string()])
+                    .args(["--size", &load.size.to_string()])
+                    .args(["--burst", &load.burst.to_string()])
+                    .args(["--warm-up", &load.warm_up.to_string()])
+                    .args(["--time", &load.time.to_string()])
+                    .args(load.rate.map(|rate| format!("--rate={rate}")))
+                    .args(load.fresh.then_some("--fresh"))
+                    .args((self.shape == Shape::Dns).then_some("--dns"))
+                    .stdout(Stdio::piped());
+            })?;
+        let output = generator.stdout.take().context("a pipe")?;
+        let mut lines = BufReader::new(output).lines();
+        let start = lines.next().context("the load generator ended early")??;
+        ensure!(start == "start", "unexpected output: {start}");
+        let seen_before = self.echo.seen()?;
+        let before = self.tree.cpu();
+        let line = lines.next().context("the load generator ended early")??;
+        let spent = self.tree.cpu() - before;
+        let seen = self.echo.seen()?;
+        let load: Report = serde_json::from_str(&line)?;
+        ensure!(generator.wait()?.success(), "the load generator failed");
+        if let Some(status) = self.proxy.try_wait()? {
+            bail!("{} ended under load: {status}", self.peer.name());
+        }
+        let delivered = load.received + (seen.received - seen_before.received);
+        Ok(Sample {
+            cpu: spent as f64 / delivered.max(1) as f64,
+            busy: spent as f64 / 1e9 / load.seconds,
+            memory: self.tree.memory() as f64 - self.memory_before as f64,
+            // Since the proxy was started, warm-ups included.
+            wrong_headers: seen.wrong,
+            load,
+        })
+    }
+}
+
+/// The server.
+struct Echo {
+    child: Child,
+    questions: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Echo {
+    fn start(ground: &Ground, listen: SocketAddrV4, header: bool, shape: Shape) -> Result<Self> {
+        let mut child = ground
+            .around()
+            .start(&std::env::current_exe()?, |command| {
+                command
+                    .args(["echo", "--listen", &listen.to_string()])
+                    .args(header.then_some("--header"))
+                    .args((shape == Shape::Dns).then_some("--dns"))
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped());
+            })?;
+        let questions = child.stdin.take().context("a pipe")?;
+        let answers = BufReader::new(child.stdout.take().context("a pipe")?);
+        Ok(Self {
+            child,
+            questions,
+            answers,
+        })
+    }
+
+    fn seen(&mut self) -> Result<Seen> {
+        writeln!(self.questions)?;
+        read_json(&mut self.answers)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<T> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    serde_json::from_str(&line).with_context(|| format!("unexpected output: {line}"))
+}
+
+/// Asks until the server's answer comes back through the proxy.
+fn await_reply(proxy: &mut Child, listen: SocketAddrV4, shape: Shape) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    let SocketAddr::V4(client) = socket.local_addr()? else {
+        bail!("an IPv4 socket has an IPv6 address");
+    };
+    let mut payload = shape.template(64)?;
+    let tag = Tag {
+        client,
+        load: 0,
+        sequence: 0,
+        sent: 0,
+    };
+    tag.write(&mut payload, shape);
+    let deadline = Instant::now() + READY_WITHIN;
+    let mut reply = [0; 2_048];
+    while Instant::now() < deadline {
+        if let Some(status) = proxy.try_wait()? {
+            bail!("ended at start: {status}");
+        }
+        socket.send_to(&payload, listen)?;
+        if let Ok((len, _)) = socket.recv_from(&mut reply) {
+            ensure!(
+                Tag::read(&reply[..len], shape) == Some(tag),
+                "the first reply is not the one asked for"
+            );
+            return Ok(());
+        }
+    }
+    bail!("no reply within {READY_WITHIN:?}");
+}
+
+fn last_line(folder: &Path) -> String {
+    let text = fs::read_to_string(folder.join("output")).unwrap_or_default();
+    let line = text.lines().rfind(|line| !line.trim().is_empty());
+    line.unwrap_or("it said nothing")
+        .chars()
+        .take(300)
+        .collect()
+}

@@ -70,8 +70,10 @@ $(CARGO_DENY):
 	cargo install --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
 
 # Everything that is measured against is installed where it is missing; QUICK=1
-# measures nginx and the bare loop alone, in two minutes.
+# measures nginx and the bare loop alone, in two minutes; REALTIME=1, as root,
+# keeps the noise of other programs out, and the other programs waiting.
 bench: build
 	@proxy/bench/peers.sh target/peers tools nginx $(if $(QUICK),,envoy udppp dnsdist sozu)
 	cargo build --locked --release -p ppv2-bench
-	target/release/ppv2-bench run --svg proxy/bench/result.svg $(if $(QUICK),--quick)
+	target/release/ppv2-bench run --svg proxy/bench/result.svg \
+		$(if $(QUICK),--quick) $(if $(REALTIME),--real-time)

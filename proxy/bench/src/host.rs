@@ -66,10 +66,38 @@ pub(crate) fn stay_on(core: usize) -> Result<()> {
     sched_setaffinity(None, &set).context("setting the CPU affinity")
 }
 
-/// Puts everything that is started from now on before the rest of this machine,
-/// where root may: then the others' noise is less of it. Says whether it did.
-pub(crate) fn raise_priority() -> bool {
-    rustix::process::setpriority_process(None, -10).is_ok()
+/// What the measured programs have before others of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Priority {
+    None,
+    Raised,
+    RealTime,
+}
+
+impl Priority {
+    /// Raises the priority of everything that is started from now on, where root
+    /// may: then the others' noise is less of it.
+    pub(crate) fn raise(real_time: bool) -> Result<Self> {
+        if real_time {
+            let status = Command::new("chrt").args(["--rr", "1", "true"]).status();
+            let status = status.context("running chrt, of the Debian package util-linux")?;
+            ensure!(status.success(), "real-time priority is root's alone");
+            return Ok(Self::RealTime);
+        }
+        let raised = rustix::process::setpriority_process(None, -10).is_ok();
+        Ok(if raised { Self::Raised } else { Self::None })
+    }
+}
+
+impl std::fmt::Display for Priority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "at ordinary priority",
+            Self::Raised => "at priority -10",
+            Self::RealTime => "at real-time priority",
+        })
+    }
 }
 
 /// Compiles the library that makes receive buffers equal.

@@ -3,7 +3,7 @@
 //! A client is an address of 127.0.0.0/8 and a port. All clients of a port
 //! share one socket that is bound to every address; packet info gives each
 //! datagram its source and tells whom a reply was for. So 18,000 clients cost
-//! four sockets, and sending for many of them is one system call: what the
+//! two sockets, and sending for many of them is one system call: what the
 //! generator doesn't spend is left to the proxy under test.
 //!
 //! Every reply is checked: it must come from the listener, to the client that
@@ -46,7 +46,7 @@ pub(crate) struct Load {
     #[arg(long, default_value_t = 0)]
     pub(crate) first: usize,
     /// Ports that the clients are spread over
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     pub(crate) ports: u16,
     /// Bytes of a datagram
     #[arg(long, default_value_t = 64)]

@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::host::Machine;
+use crate::host::{Machine, Priority};
 use crate::micro::Micro;
 use crate::peer::Peer;
 use crate::stage::Sample;
@@ -15,8 +15,7 @@ use crate::work::{Figure, Goal};
 pub(crate) struct Outcome {
     pub(crate) machine: Machine,
     pub(crate) rounds: usize,
-    /// Whether all of it ran before other programs of this machine.
-    pub(crate) raised_priority: bool,
+    pub(crate) priority: Priority,
     pub(crate) receive_buffers: &'static str,
     pub(crate) works: Vec<Measured>,
     pub(crate) micro: Vec<Micro>,

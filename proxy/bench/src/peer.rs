@@ -268,7 +268,8 @@ fn dnsdist(setup: &Setup<'_>) -> String {
         "setLocal('{}')
 setACL({{'127.0.0.0/8'}})
 setMaxUDPOutstanding(65535)
-newServer{{address='{}', useProxyProtocol=true, sockets=1, healthCheckMode='up'}}
+setSecurityPollSuffix('')
+newServer{{address='{}', useProxyProtocol=true, sockets=1}}:setUp()
 ",
         setup.listen, setup.server
     )

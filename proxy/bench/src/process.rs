@@ -16,6 +16,8 @@ use crate::host;
 pub(crate) struct Place<'a> {
     pub(crate) core: usize,
     pub(crate) preload: &'a Path,
+    /// Before every ordinary program of this machine.
+    pub(crate) real_time: bool,
 }
 
 impl Place<'_> {
@@ -26,10 +28,11 @@ impl Place<'_> {
         configure: impl FnOnce(&mut Command),
     ) -> Result<Child> {
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .arg(program)
-            .env("LD_PRELOAD", self.preload);
+        command.args(["--pdeathsig", "KILL"]);
+        if self.real_time {
+            command.args(["chrt", "--rr", "1"]);
+        }
+        command.arg(program).env("LD_PRELOAD", self.preload);
         configure(&mut command);
         let before = rustix::thread::sched_getaffinity(None)?;
         host::stay_on(self.core)?;

@@ -10,16 +10,9 @@ use crate::work::{Figure, Limit, goals};
 /// proxies.
 pub(crate) fn text(outcome: &Outcome) -> String {
     let mut text = format!(
-        "\n{}{}\nReceive buffers: {}.\nRatios are medians of {} rounds [lowest–highest]; \
+        "\n{}; measured {}\nReceive buffers: {}.\nRatios are medians of {} rounds [lowest–highest]; \
          below 10 %, a difference is noise.\n",
-        outcome.machine,
-        if outcome.raised_priority {
-            "; all at priority -10"
-        } else {
-            ""
-        },
-        outcome.receive_buffers,
-        outcome.rounds
+        outcome.machine, outcome.priority, outcome.receive_buffers, outcome.rounds
     );
     for work in &outcome.works {
         comparison(&mut text, work);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::host::{self, Cores, Machine};
+use crate::host::{self, Cores, Machine, Priority};
 use crate::outcome::{Measured, Outcome, Series};
 use crate::output;
 use crate::peer::Peer;
@@ -22,6 +22,10 @@ pub(crate) struct Run {
     /// Milliseconds of one turn
     #[arg(long, default_value_t = 2_000)]
     time: u64,
+    /// Before every ordinary program of this machine: steadier figures where
+    /// others work too, who then have to wait
+    #[arg(long)]
+    real_time: bool,
     /// Two minutes: nginx and the bare loop alone, three short rounds
     #[arg(long)]
     quick: bool,
@@ -52,7 +56,7 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     };
     let works = chosen(arguments, time)?;
     let mut ground = ground(arguments)?;
-    let raised_priority = host::raise_priority();
+    let priority = Priority::raise(arguments.real_time)?;
     // Measured before anything else runs, and on the proxy's core.
     host::stay_on(ground.cores.proxy)?;
     let micro = micro::run(rounds.max(5) * 2)?;
@@ -64,7 +68,7 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     let outcome = Outcome {
         machine,
         rounds,
-        raised_priority,
+        priority,
         receive_buffers: "4 MiB for every UDP socket of every program, by a preloaded \
                           socket() that sets SO_RCVBUFFORCE",
         works: measured,
@@ -124,6 +128,7 @@ fn ground(arguments: &Run) -> Result<Ground> {
         proxy: fs::canonicalize(&proxy).with_context(|| format!("finding {}", proxy.display()))?,
         peers: absolute(&arguments.peers)?,
         folder,
+        real_time: arguments.real_time,
         used: 0,
     })
 }

@@ -30,16 +30,23 @@ pub(crate) struct Ground {
     pub(crate) peers: PathBuf,
     /// Configurations and logs of the proxies, a folder for each.
     pub(crate) folder: PathBuf,
+    pub(crate) real_time: bool,
     /// Ports given out so far.
     pub(crate) used: u16,
 }
 
 impl Ground {
-    fn around(&self) -> Place<'_> {
+    fn place(&self, core: usize) -> Place<'_> {
         Place {
-            core: self.cores.around,
+            core,
             preload: &self.preload,
+            real_time: self.real_time,
         }
+    }
+
+    /// For clients and servers.
+    fn around(&self) -> Place<'_> {
+        self.place(self.cores.around)
     }
 }
 
@@ -99,10 +106,7 @@ impl Stage {
             one_reply,
         };
         let log = File::create(folder.join("output"))?;
-        let place = Place {
-            core: ground.cores.proxy,
-            preload: &ground.preload,
-        };
+        let place = ground.place(ground.cores.proxy);
         let mut configured = Ok(());
         let mut child = place.start(&peer.program(&ground.proxy, &ground.peers), |command| {
             configured = peer.configure(&setup, command);

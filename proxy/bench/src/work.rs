@@ -34,7 +34,7 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
         target: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
         clients: 64,
         first: 0,
-        ports: 4,
+        ports: 2,
         size: 64,
         burst: 1,
         rate: None,

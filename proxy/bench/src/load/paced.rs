@@ -18,6 +18,11 @@ const MAX: u64 = 50_000_000;
 const SENT: u8 = 1;
 const ANSWERED: u8 = 2;
 
+/// When a datagram is to leave, in nanoseconds.
+fn due_at(number: u64, rate: u64) -> u64 {
+    ((number + 1) * 1_000_000_000).div_ceil(rate)
+}
+
 pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
     let warm_up = (rate * load.warm_up / 1_000).min(MAX / 2);
     let total = warm_up + (rate * load.time / 1_000).min(MAX / 2);
@@ -56,7 +61,7 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
             };
             wire::send(&clients.sockets[socket], &[packet])?;
             if next >= warm_up {
-                lag.saturating_record(sent.saturating_sub(next * 1_000_000_000 / rate).max(1));
+                lag.saturating_record(sent.saturating_sub(due_at(next, rate)).max(1));
             }
             state[usize::try_from(next)?] = SENT;
             next += 1;
@@ -78,7 +83,7 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
             }
             true
         })?;
-        let until_next = (next * 1_000_000_000 / rate).saturating_sub(clients.now());
+        let until_next = due_at(next, rate).saturating_sub(clients.now());
         match (next < total, until_next) {
             (true, 0) => {}
             (true, wait) => clients.wait(Duration::from_nanos(wait))?,

@@ -80,6 +80,8 @@ pub(crate) struct Report {
     pub(crate) lost: u64,
     /// Replies that reached the wrong client, twice, or changed.
     pub(crate) wrong: u64,
+    /// Sent while warming up.
+    pub(crate) sent_before: u64,
     /// Lost while warming up.
     pub(crate) lost_before: u64,
     /// Microseconds from sending to the reply, at a fixed rate.

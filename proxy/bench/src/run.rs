@@ -47,7 +47,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(arguments: &Run) -> Result<()> {
-    host::enter_namespace()?;
+    host::enter_namespace(arguments.real_time)?;
     let machine = Machine::describe()?;
     let (rounds, time) = if arguments.quick {
         (3, 800)
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     };
     let works = chosen(arguments, time)?;
     let mut ground = ground(arguments)?;
-    let priority = Priority::raise(arguments.real_time)?;
+    let priority = Priority::raise(arguments.real_time);
     // Measured before anything else runs, and on the proxy's core.
     host::stay_on(ground.cores.proxy)?;
     let micro = micro::run(rounds.max(5) * 2)?;

@@ -134,6 +134,7 @@ impl Stage {
 
     /// Applies a load.
     pub(crate) fn measure(&mut self, ground: &Ground, load: &Load) -> Result<Sample> {
+        let seen_before = self.echo.seen()?;
         let mut generator = ground
             .around()
             .start(&std::env::current_exe()?, |command| {
@@ -156,19 +157,22 @@ impl Stage {
         let mut lines = BufReader::new(output).lines();
         let start = lines.next().context("the load generator ended early")??;
         ensure!(start == "start", "unexpected output: {start}");
-        let seen_before = self.echo.seen()?;
         let before = self.tree.cpu();
         let line = lines.next().context("the load generator ended early")??;
         let spent = self.tree.cpu() - before;
-        let seen = self.echo.seen()?;
         let load: Report = serde_json::from_str(&line)?;
         ensure!(generator.wait()?.success(), "the load generator failed");
+        let seen = self.echo.seen()?;
         if let Some(status) = self.proxy.try_wait()? {
             bail!("{} ended under load: {status}", self.peer.name());
         }
-        let delivered = load.received + (seen.received - seen_before.received);
+        // What reached the server is known for the warm-up and the measurement
+        // together.
+        let arrived = (seen.received - seen_before.received) as f64
+            / (load.sent_before + load.sent).max(1) as f64;
+        let delivered = load.received as f64 + load.sent as f64 * arrived.min(1.0);
         Ok(Sample {
-            cpu: spent as f64 / delivered.max(1) as f64,
+            cpu: spent as f64 / delivered.max(1.0),
             busy: spent as f64 / 1e9 / load.seconds,
             memory: self.tree.memory() as f64 - self.memory_before as f64,
             // Since the proxy was started, warm-ups included.

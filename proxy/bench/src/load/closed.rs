@@ -50,7 +50,7 @@ pub(super) fn run(load: &Load) -> Result<Report> {
     let mut inbox = Inbox::new(BURST_CAPACITY);
     let start = Instant::now();
     state.until(start + Duration::from_millis(load.warm_up), &mut inbox)?;
-    let lost_before = state.lost;
+    let (sent_before, lost_before) = (state.sent, state.lost);
     (state.sent, state.received, state.lost) = (0, 0, 0);
     output::line("start")?;
     let start = Instant::now();
@@ -61,6 +61,7 @@ pub(super) fn run(load: &Load) -> Result<Report> {
         received: state.received,
         lost: state.lost,
         wrong: state.clients.wrong,
+        sent_before,
         lost_before,
         latency: None,
     })

@@ -99,6 +99,7 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
         received: answered[1],
         lost: total - warm_up - answered[1],
         wrong: clients.wrong,
+        sent_before: warm_up,
         lost_before: warm_up - answered[0],
         latency: Some(Latency {
             p50: microseconds(&latency, 0.5),

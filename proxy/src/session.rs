@@ -109,12 +109,14 @@ pub struct Budget {
 }
 
 /// What is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
     /// All sessions are taken.
+    #[error("all sessions are taken")]
     Sessions,
     /// Sessions are free, but the sockets for them are with ended ones;
     /// [`Table::reclaim`] can free one.
+    #[error("all sockets are with sessions and ended ones")]
     Sockets,
 }
 

@@ -157,7 +157,7 @@ fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
         responses: 0,
         requests: 0,
     };
-    let budget = Budget::new(keys.len());
+    let budget = Budget::new(keys.len(), keys.len());
     let mut table = Table::new(now, vec![rules], 0);
     for key in keys {
         let seat = budget.take().context("a seat for each session")?;

@@ -80,7 +80,7 @@ drop_reasons! {
         "look for forged sources; have servers not ask through their own proxy";
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
-        "raise `limits.max_sessions`, or shorten `idle_timeout`";
+        "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";
     NoDescriptors, "no_descriptors",
         "a new client while the process has no file descriptor left",
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
@@ -95,7 +95,7 @@ drop_reasons! {
         "check the server's address and this host's routes";
     Oversize, "oversize",
         "with its header longer than what may be sent",
-        "have clients send less, or leave `df` off so that it is fragmented";
+        "have clients send at most `fits` bytes; up to UDP's limit it is fragmented if `df` is off";
     SendBufferFull, "send_buffer_full",
         "the socket to the server took no more",
         "look for a slow network, or raise net.core.wmem_default";
@@ -110,7 +110,7 @@ drop_reasons! {
         "raise `idle_timeout` or `responses` if it should have been passed on";
     ReplyOversize, "reply_oversize",
         "a reply longer than what may be sent to the client",
-        "have the server send less, or leave `df` off so that it is fragmented";
+        "have the server send less; up to UDP's limit it is fragmented if `df` is off";
     ReplyBufferFull, "reply_buffer_full",
         "the listener's socket took no more",
         "look for a slow network, or raise net.core.wmem_default";

@@ -9,11 +9,17 @@
 //!  net::Socket::listen            one per worker      net::Socket::connect
 //!  (the listener's address)       and address         (one per session)
 //!              │                                                 ▲
-//!              │ net::Batch, received with head-room             │ net::Socket::send
+//!              │ net::Batch                                      │ net::Socket::send
 //!              ▼                                                 │
 //!  ┌──────────────────────────── worker ─────────────────────────┴─┐
-//!  │ take_from_clients: session::Table ─▶ upstream ─▶ mode::Prefix │
-//!  │                    whose is it?  which server?  what in front?│
+//!  │ take_from_clients: session::Table ────────────▶ mode::Prefix  │
+//!  │                    whose is it?                 what in front?│
+//!  │                      │ a new client's            ▲            │
+//!  │                      ▼                           │            │
+//!  │                    worker::open ─▶ upstream ─────┘            │
+//!  │                    may it?         which server?              │
+//!  │                                                               │
+//!  │ what is refused or can't go: counters::DropReason             │
 //!  │                                                               │
 //!  │ take_from_server:  session::Table                             │
 //!  │                    whose reply is it?                         │
@@ -22,6 +28,10 @@
 //!              ▼                                         │
 //!            client                                    server
 //! ```
+//!
+//! The kernel spreads clients over the workers' sockets (SO_REUSEPORT), always
+//! the same client to the same worker. The header is never copied: it and the
+//! datagram are handed to the kernel as two pieces of one message.
 //!
 //! # Where things live
 //!
@@ -36,14 +46,15 @@
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`admin`], [`metrics`], [`watch`] | what operators see |
-//! | [`commands`] | `check`, `decode`, `demo`, `whoami` |
+//! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
 //!
 //! | data path | imports |
 //! |---|---|
 //! | [`worker`]: the story of a datagram | all below |
-//! | [`session`]: whose datagram is this; no I/O, `now` is an argument | `address` |
+//! | … `open`, `link`: a new session and its socket; `onward`: to the server; `replies`: to clients | |
+//! | [`session`]: whose datagram is this, and when a session ends; no I/O, `now` is an argument | `address` |
 //! | [`upstream`]: which server | `address`, `mode` |
-//! | [`mode`]: what is written in front | `address`, `net` (for the head-room) |
+//! | [`mode`]: what is put in front | `address`, `net` (for the length of a header) |
 //! | [`counters`]: what is counted, and every reason for a drop | |
 //! | [`net`]: batches, sockets, every system call; all unsafe code | |
 //! | [`address`]: client, listener, server, as types of their own | |

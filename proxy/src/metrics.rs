@@ -52,6 +52,12 @@ impl Metrics {
         self.of_listener(listener, |counters| counters.dropped(reason).get())
     }
 
+    /// Errors that the network reported of datagrams sent to server number `server`.
+    #[must_use]
+    pub fn refusals(&self, server: usize) -> u64 {
+        self.of_server(server, |counters| counters.refusals.get())
+    }
+
     fn of_listener(&self, number: usize, read: impl Fn(&ListenerCounters) -> u64) -> u64 {
         let workers = self.workers.iter();
         workers.map(|worker| read(&worker.listeners[number])).sum()

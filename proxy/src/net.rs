@@ -37,6 +37,10 @@ pub const MAX_HEADER: usize = 64;
 /// Longer than any UDP datagram, so that none is ever truncated.
 const CAPACITY: usize = 65_536;
 
+/// Distance between slots: not a power of two, or the first bytes of all
+/// datagrams would share the same few sets of the processor's cache.
+const STRIDE: usize = CAPACITY + 5 * 64;
+
 /// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux
 /// before 6.9, which raised it).
 const MAX_BURST: usize = 64;
@@ -180,7 +184,7 @@ impl Batch {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            bytes: vec![0; BATCH * CAPACITY].into_boxed_slice(),
+            bytes: vec![0; BATCH * STRIDE].into_boxed_slice(),
             received: [None; BATCH],
         }
     }
@@ -195,7 +199,7 @@ impl Batch {
     /// The payload in `slot`.
     fn payload(&self, slot: usize) -> &[u8] {
         let len = self.received[slot].map_or(0, |received| received.len);
-        &self.bytes[slot * CAPACITY..][..len]
+        &self.bytes[slot * STRIDE..][..len]
     }
 }
 

@@ -114,10 +114,16 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
     }
     announce(config, workers, ceiling);
 
-    crew.until_told(&mut terminate, &mut interrupt).await?;
+    let mut watch = Watch::new(Arc::clone(&crew.metrics));
+    crew.until_told(&mut watch, &mut terminate, &mut interrupt)
+        .await?;
     ready.store(false, Ordering::Release);
-    crew.stop(config.drain_timeout, &mut terminate, &mut interrupt)
-        .await
+    let stopped = crew
+        .stop(config.drain_timeout, &mut terminate, &mut interrupt)
+        .await;
+    watch.log_rest(Instant::now());
+    tracing::info!("stopped");
+    stopped
 }
 
 fn announce(config: &Config, workers: usize, ceiling: Ceiling) {
@@ -294,16 +300,21 @@ impl Crew {
     /// Watches over the workers until a signal asks for a stop.
     async fn until_told(
         &mut self,
+        watch: &mut Watch,
         terminate: &mut Signal,
         interrupt: &mut Signal,
     ) -> Result<(), RunError> {
-        let mut watch = Watch::new(Arc::clone(&self.metrics));
+        // Taken so that it ends nothing: many send it for a reload.
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut interval = tokio::time::interval(watch::INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => tracing::warn!(
+                    "SIGHUP changes nothing; stop and start the proxy for a new configuration"
+                ),
                 _ = interval.tick() => watch.log(Instant::now()),
                 Some((number, result)) = self.ended.recv() => {
                     let reason = result.err().unwrap_or_else(|| "it ended".to_owned());
@@ -344,7 +355,6 @@ impl Crew {
             }
         }
         self.tell_all(|| Command::Stop);
-        tracing::info!("stopped");
         Ok(())
     }
 

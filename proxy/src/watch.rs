@@ -1,5 +1,6 @@
-//! Tells the operator what is being dropped: at once when it begins, then at
-//! most once a minute for each reason, however many datagrams it concerns.
+//! Tells the operator what is being dropped, and which servers refuse: within a
+//! second of its beginning, then at most once a minute for each reason and
+//! server, however many datagrams it concerns, and what is left at a stop.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,11 +30,35 @@ pub struct Notice {
     pub count: u64,
 }
 
+/// How far a counter has been spoken of, and when.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    total: u64,
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// What has been counted beyond that, if it should be told now.
+    fn news(&mut self, total: u64, now: Instant, patience: Duration) -> Option<u64> {
+        let count = total.saturating_sub(self.total);
+        if count == 0 || is_recent(self.at, now, patience) {
+            return None;
+        }
+        *self = Self {
+            total,
+            at: Some(now),
+        };
+        Some(count)
+    }
+}
+
 /// Compares counters over time. Takes the time as an argument.
 #[derive(Debug)]
 pub struct Watch {
     metrics: Arc<Metrics>,
-    told: HashMap<(usize, &'static str), (u64, Option<Instant>)>,
+    drops: HashMap<(usize, &'static str), Told>,
+    /// By number of the server.
+    refusals: Vec<Told>,
     was_full: bool,
     full_told: Option<Instant>,
 }
@@ -43,32 +68,28 @@ impl Watch {
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
+            refusals: vec![Told::default(); metrics.servers.len()],
             metrics,
-            told: HashMap::new(),
+            drops: HashMap::new(),
             was_full: false,
             full_told: None,
         }
     }
 
-    /// What should be told now.
-    pub fn notices(&mut self, now: Instant) -> Vec<Notice> {
+    /// What drops should be told now, if none are to be told twice within
+    /// `patience`.
+    fn notices(&mut self, now: Instant, patience: Duration) -> Vec<Notice> {
         let mut notices = Vec::new();
         for listener in 0..self.metrics.listeners.len() {
             for reason in DropReason::ALL {
                 let total = self.metrics.dropped(listener, *reason);
-                let (seen, at) = self
-                    .told
-                    .entry((listener, reason.label()))
-                    .or_insert((0, None));
-                let count = total.saturating_sub(*seen);
-                if count > 0 && !is_recent(*at, now) {
-                    (*seen, *at) = (total, Some(now));
-                    notices.push(Notice {
-                        listener,
-                        reason: *reason,
-                        count,
-                    });
-                }
+                let told = self.drops.entry((listener, reason.label())).or_default();
+                let news = told.news(total, now, patience);
+                notices.extend(news.map(|count| Notice {
+                    listener,
+                    reason: *reason,
+                    count,
+                }));
             }
         }
         notices
@@ -81,7 +102,7 @@ impl Watch {
         let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
         // Staying beyond the mark is no news, nor is crossing it anew: the number
         // goes up and down around it as sessions come and go.
-        let news = nearly_full && !self.was_full && !is_recent(self.full_told, now);
+        let news = nearly_full && !self.was_full && !is_recent(self.full_told, now, PAUSE);
         self.was_full = nearly_full;
         if news {
             self.full_told = Some(now);
@@ -91,7 +112,24 @@ impl Watch {
 
     /// Logs what should be told now.
     pub fn log(&mut self, now: Instant) {
-        for notice in self.notices(now) {
+        self.log_counts(now, PAUSE);
+        if let Some(sessions) = self.nearly_full(now) {
+            tracing::warn!(
+                sessions,
+                max = self.metrics.budget.max(),
+                "sessions are nearly all taken; {}",
+                DropReason::MaxSessions.mend()
+            );
+        }
+    }
+
+    /// Logs, at a stop, all that has not been told.
+    pub fn log_rest(&mut self, now: Instant) {
+        self.log_counts(now, Duration::ZERO);
+    }
+
+    fn log_counts(&mut self, now: Instant, patience: Duration) {
+        for notice in self.notices(now, patience) {
             let Notice {
                 listener,
                 reason,
@@ -109,12 +147,17 @@ impl Watch {
                 reason.mend(),
             );
         }
-        if let Some(sessions) = self.nearly_full(now) {
-            tracing::warn!(
-                sessions,
-                max = self.metrics.budget.max(),
-                "sessions are nearly all taken; raise `limits.max_sessions` or shorten `idle_timeout`"
-            );
+        for (number, told) in self.refusals.iter_mut().enumerate() {
+            if let Some(count) = told.news(self.metrics.refusals(number), now, patience) {
+                let (upstream, server) = &self.metrics.servers[number];
+                tracing::warn!(
+                    upstream,
+                    server,
+                    count,
+                    "server refuses datagrams: the network says that they do not arrive; \
+                     check that it runs and listens there"
+                );
+            }
         }
     }
 
@@ -130,8 +173,8 @@ impl Watch {
     }
 }
 
-fn is_recent(told: Option<Instant>, now: Instant) -> bool {
-    told.is_some_and(|at| now.saturating_duration_since(at) < PAUSE)
+fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
+    told.is_some_and(|at| now.saturating_duration_since(at) < patience)
 }
 
 #[cfg(test)]
@@ -150,18 +193,23 @@ mod tests {
             budget: Budget::new(1, 1),
         }));
         let mut now = Instant::now();
-        assert_eq!(watch.notices(now), []);
+        assert_eq!(watch.notices(now, PAUSE), []);
         let mut told = Vec::new();
         for _ in 0..121 {
             worker.listeners[0]
                 .dropped(DropReason::NoPorts)
                 .add(1_000_000);
-            told.extend(watch.notices(now).into_iter().map(|notice| notice.count));
+            told.extend(
+                watch
+                    .notices(now, PAUSE)
+                    .into_iter()
+                    .map(|notice| notice.count),
+            );
             now += INTERVAL;
         }
         assert_eq!(told, [1_000_000, 60_000_000, 60_000_000]);
         worker.listeners[0].dropped(DropReason::ReplyLate).add(1);
-        let notices = watch.notices(now);
+        let notices = watch.notices(now, PAUSE);
         assert_eq!(notices.len(), 1);
         assert_eq!(notices[0].reason, DropReason::ReplyLate);
     }

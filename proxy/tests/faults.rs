@@ -28,7 +28,7 @@ fn a_server_that_refuses_loses_no_later_datagram_and_no_session() {
     let server_address = address("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--admin", &admin.to_string()];
-    let _proxy = proxy_between(listener, server_address, &more);
+    let mut proxy = proxy_between(listener, server_address, &more);
     let client = socket("127.0.0.1");
     for _ in 0..5 {
         client.send_to(b"to nobody", listener).unwrap();
@@ -39,6 +39,7 @@ fn a_server_that_refuses_loses_no_later_datagram_and_no_session() {
         "ppv2_upstream_refusals_total{{upstream=\"upstream\",server=\"{server_address}\"}}"
     );
     eventually("a refusal", || metric(admin, &refusals) > 0);
+    proxy.wait_for("server refuses datagrams");
 
     // It comes up, and the very next datagram arrives, in the same session.
     let server = bind(server_address);

@@ -157,3 +157,31 @@ fn every_request_has_its_reply_let_out_and_what_waited_is_taken() {
     let (status, log) = proxy.wait();
     assert!(status.success() && !log.contains("did not come"), "{log}");
 }
+
+#[test]
+fn a_hangup_ends_nothing_and_the_last_drops_are_told() {
+    let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--allow", "127.9.0.0/16"];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    proxy.signal("HUP");
+    proxy.wait_for("SIGHUP changes nothing");
+    let (allowed, refused) = (socket("127.9.0.1"), socket("127.0.0.1"));
+    for expected in [1, 2] {
+        refused.send_to(b"no", listener).unwrap();
+        allowed.send_to(b"yes", listener).unwrap();
+        let (_, session) = receive(&server);
+        server.send_to(b"answer", session).unwrap();
+        receive(&allowed);
+        if expected == 1 {
+            proxy.wait_for("reason=\"not_allowed\"");
+        }
+    }
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success());
+    assert_eq!(
+        log.matches("reason=\"not_allowed\" count=1").count(),
+        2,
+        "{log}"
+    );
+}

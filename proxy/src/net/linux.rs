@@ -16,7 +16,7 @@ use std::ptr;
 
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
 
-use super::{BATCH, Batch, CAPACITY, Cause, Socket};
+use super::{BATCH, Batch, CAPACITY, Cause, STRIDE, Socket};
 use message::{Control, len_of, read_received};
 
 pub(super) use send::send;
@@ -43,10 +43,10 @@ pub(super) fn receive(
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let scratch = scratch.as_mut_ptr();
     for i in 0..count {
-        let offset = (first + i) * CAPACITY;
+        let offset = (first + i) * STRIDE;
         // SAFETY: `i < BATCH` indexes the arrays of `scratch`, which lives until
         // the function returns; fields are written before anything reads them.
-        // `offset + CAPACITY <= BATCH * CAPACITY`, the length of `batch.bytes`,
+        // `offset + CAPACITY <= BATCH * STRIDE`, the length of `batch.bytes`,
         // since `first + i < BATCH`.
         unsafe {
             (*scratch).vectors[i] = iovec {

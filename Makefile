@@ -75,5 +75,5 @@ $(CARGO_DENY):
 bench: build
 	@proxy/bench/peers.sh target/peers tools nginx $(if $(QUICK),,envoy udppp dnsdist sozu)
 	cargo build --locked --release -p ppv2-bench
-	target/release/ppv2-bench run --svg proxy/bench/result.svg \
-		$(if $(QUICK),--quick) $(if $(REALTIME),--real-time)
+	target/release/ppv2-bench run $(if $(REALTIME),--real-time) \
+		$(if $(QUICK),--quick,--svg proxy/bench/result.svg)

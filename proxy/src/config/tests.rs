@@ -568,3 +568,13 @@ fn flags_are_named_by_value_and_mend() {
     let message = flags("127.0.0.1:7", "127.0.0.1:7");
     assert!(message.contains("own address"), "{message}");
 }
+
+#[test]
+fn the_readme_shows_a_file_that_works() {
+    let readme = include_str!("../../../README.md");
+    let (_, rest) = readme.split_once("```toml\n").unwrap();
+    let (file, _) = rest.split_once("```").unwrap();
+    let config = Config::from_toml("README.md", file).unwrap();
+    assert_eq!(config.listeners[0].name, "dns");
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}

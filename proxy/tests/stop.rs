@@ -34,22 +34,27 @@ fn replies_in_flight_are_let_out_and_the_exit_code_is_0() {
     }
 }
 
-#[test]
-fn a_server_that_never_answers_delays_the_stop_by_the_drain_timeout_at_most() {
-    let server = socket("127.0.0.1");
-    let listener = address("127.0.0.1");
+/// A proxy that was told to stop while a question waits for its answer. The
+/// server must outlive it: a closed port would refuse.
+fn stopping_unanswered(drain_timeout: &str) -> (Process, std::net::UdpSocket) {
+    let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
     let folder = tempfile::tempdir().unwrap();
-    let mut proxy = proxy_with(
-        &folder,
-        &format!(
-            "drain_timeout = \"500ms\"\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-             [upstream.u]\nservers = [\"{}\"]\n",
-            server.local_addr().unwrap()
-        ),
+    let config = format!(
+        "drain_timeout = \"{drain_timeout}\"\n\
+         [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{}\"]\n",
+        server.local_addr().unwrap()
     );
+    let proxy = proxy_with(&folder, &config);
     socket("127.0.0.1").send_to(b"question", listener).unwrap();
     receive(&server);
     proxy.signal("TERM");
+    (proxy, server)
+}
+
+#[test]
+fn a_server_that_never_answers_delays_the_stop_by_the_drain_timeout_at_most() {
+    let (mut proxy, _server) = stopping_unanswered("500ms");
     let (status, log) = proxy.wait();
     assert!(status.success(), "{log}");
     assert!(log.contains("did not come within 500ms"), "{log}");
@@ -57,20 +62,7 @@ fn a_server_that_never_answers_delays_the_stop_by_the_drain_timeout_at_most() {
 
 #[test]
 fn a_second_signal_stops_at_once() {
-    let server = socket("127.0.0.1");
-    let listener = address("127.0.0.1");
-    let folder = tempfile::tempdir().unwrap();
-    let mut proxy = proxy_with(
-        &folder,
-        &format!(
-            "drain_timeout = \"1h\"\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-             [upstream.u]\nservers = [\"{}\"]\n",
-            server.local_addr().unwrap()
-        ),
-    );
-    socket("127.0.0.1").send_to(b"question", listener).unwrap();
-    receive(&server);
-    proxy.signal("TERM");
+    let (mut proxy, _server) = stopping_unanswered("1h");
     proxy.wait_for("stopping");
     std::thread::sleep(Duration::from_millis(300));
     assert!(!proxy.has_ended());

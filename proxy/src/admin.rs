@@ -18,12 +18,12 @@ use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mio::Waker;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::metrics::{self, Metrics};
+use crate::net::Waker;
 use crate::worker::{Command, SessionReport};
 
 /// How long a worker may take to answer before it counts as stuck.
@@ -65,7 +65,7 @@ pub struct WorkerHandle {
     /// Where it looks for commands.
     pub commands: SyncSender<Command>,
     /// Makes it look.
-    pub waker: Arc<Waker>,
+    pub waker: Waker,
 }
 
 impl WorkerHandle {

@@ -15,12 +15,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, Type};
 
 #[cfg(target_os = "linux")]
 use linux as sys;
+
+pub use sys::{Readiness, Waker};
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -299,27 +299,10 @@ impl Socket {
         self.bound
     }
 
-    /// Tells `registry` to report under `token` that datagrams have arrived.
-    ///
-    /// # Errors
-    ///
-    /// Those of `epoll_ctl`.
-    pub fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut SourceFd(&self.fd()), token, Interest::READABLE)
-    }
-
-    /// Ends what [`register`](Self::register) began.
-    ///
-    /// # Errors
-    ///
-    /// Those of `epoll_ctl`.
-    pub fn deregister(&self, registry: &Registry) -> io::Result<()> {
-        registry.deregister(&mut SourceFd(&self.fd()))
-    }
-
     /// Receives into the slots of `batch` from `first` up to, not including,
     /// `end`, and returns how many were filled. Fewer than there was room for
-    /// means that nothing is left.
+    /// means that nothing is left. Room for one asks the kernel once, where more
+    /// asks it once more to learn that nothing is left.
     ///
     /// # Errors
     ///

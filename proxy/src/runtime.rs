@@ -1,8 +1,8 @@
 //! From a valid configuration to running workers, and back to a clean stop.
 //!
 //! tokio drives what is not a datagram: signals, the admin address, the watch
-//! over the counters. Workers are plain threads with an epoll of their own (by
-//! mio): a session's socket then costs one registration and no task.
+//! over the counters. Workers are plain threads, each with an epoll of its
+//! own: a session's socket then costs one registration and no task.
 
 use std::io;
 use std::net::SocketAddr;
@@ -274,10 +274,7 @@ impl Crew {
                     // The process is ending if nobody listens.
                     let _ = tell.send((number, result));
                 })?;
-            workers.push(WorkerHandle {
-                commands,
-                waker: Arc::new(waker),
-            });
+            workers.push(WorkerHandle { commands, waker });
         }
         let metrics = Arc::new(Metrics {
             listeners: config.listeners.iter().map(|l| l.name.clone()).collect(),

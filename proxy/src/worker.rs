@@ -22,11 +22,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mio::{Events, Poll, Token, Waker};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Outgoing, Received, Socket, TrafficClass};
+use crate::net::{BATCH, Batch, Outgoing, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
 use link::Link;
@@ -35,9 +34,6 @@ use open::{OwnAddresses, refused};
 use replies::Replies;
 
 pub use command::{Command, SessionReport};
-
-/// Events that one wake-up reports; more are reported by the next.
-const EVENTS: usize = 1024;
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
 /// datagrams are to gather.
@@ -50,10 +46,6 @@ const LAST_BATCHES: usize = 1024;
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
 const QUIET: Duration = Duration::from_millis(200);
-
-const WAKER: Token = Token(usize::MAX);
-
-const _: () = assert!(usize::BITS >= 64, "session ids are packed into tokens");
 
 /// How a worker spends its time between datagrams.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,8 +77,6 @@ struct Entrance {
     listener: usize,
     /// What the kernel said last of datagrams lost.
     overflows: u32,
-    /// Waits among the sources to be looked at.
-    queued: bool,
 }
 
 /// Slots of a batch whose datagrams go to one session. Those that follow each
@@ -96,6 +86,7 @@ struct Run {
     slots: Vec<usize>,
 }
 
+/// What has something to receive, as the number that it is registered under.
 #[derive(Clone, Copy)]
 enum Source {
     Clients(usize),
@@ -103,22 +94,20 @@ enum Source {
 }
 
 impl Source {
-    // Sessions' generations begin at 1, which leaves the low tokens to entrances.
-    fn from_token(token: Token, entrances: usize) -> Self {
-        if token.0 < entrances {
-            Self::Clients(token.0)
-        } else {
-            Self::Server(SessionId::from_bits(token.0 as u64))
+    // Sessions' generations begin at 1, which leaves the low keys to entrances.
+    fn of_key(key: u64, entrances: usize) -> Self {
+        match usize::try_from(key) {
+            Ok(entrance) if entrance < entrances => Self::Clients(entrance),
+            _ => Self::Server(SessionId::from_bits(key)),
         }
     }
-}
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "usize has 64 bits, asserted above"
-)]
-fn token_of(id: SessionId) -> Token {
-    Token(id.to_bits() as usize)
+    fn key(self) -> u64 {
+        match self {
+            Self::Clients(entrance) => entrance as u64,
+            Self::Server(id) => id.to_bits(),
+        }
+    }
 }
 
 /// What a worker is given.
@@ -143,7 +132,7 @@ pub struct Share {
 
 /// One thread's share of the proxy.
 pub struct Worker {
-    poll: Poll,
+    readiness: Readiness,
     entrances: Vec<Entrance>,
     listeners: Vec<ListenerSettings>,
     pace: Pace,
@@ -160,8 +149,6 @@ pub struct Worker {
     replies: Replies,
     counters: Arc<WorkerCounters>,
     commands: Receiver<Command>,
-    /// Sources that may have more than they gave.
-    unfinished: Vec<Source>,
     draining: bool,
     last_reply: Instant,
 }
@@ -184,19 +171,18 @@ impl Worker {
             counters,
             commands,
         } = share;
-        let poll = Poll::new()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
+        let readiness = Readiness::new()?;
+        let waker = readiness.waker();
         let entrances: Vec<_> = entrances
             .into_iter()
             .map(|(socket, listener)| Entrance {
                 socket,
                 listener,
                 overflows: 0,
-                queued: false,
             })
             .collect();
         for (i, entrance) in entrances.iter().enumerate() {
-            entrance.socket.register(poll.registry(), Token(i))?;
+            readiness.register(&entrance.socket, Source::Clients(i).key())?;
         }
         let now = Instant::now();
         let rules = listeners.iter().map(|listener| listener.rules).collect();
@@ -205,7 +191,7 @@ impl Worker {
             .map(|listener| RoundRobin::new(listener.servers.clone(), number))
             .collect();
         let worker = Self {
-            poll,
+            readiness,
             entrances,
             listeners,
             pace,
@@ -223,7 +209,6 @@ impl Worker {
             replies: Replies::new(),
             counters,
             commands,
-            unfinished: Vec::with_capacity(EVENTS),
             draining: false,
             last_reply: now,
         };
@@ -236,21 +221,16 @@ impl Worker {
     ///
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
-        let mut sources = Vec::with_capacity(EVENTS);
+        let mut ready = Vec::new();
         loop {
-            std::mem::swap(&mut sources, &mut self.unfinished);
-            self.wait(&mut events, &mut sources)?;
+            self.wait(&mut ready)?;
             let now = Instant::now();
 
-            for source in sources.drain(..) {
-                self.set_queued(source, false);
-                let more = match source {
-                    Source::Clients(entrance) => self.take_from_clients(entrance, now),
+            // Whatever is not taken to its end is reported again.
+            for key in ready.drain(..) {
+                match Source::of_key(key, self.entrances.len()) {
+                    Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
                     Source::Server(id) => self.take_from_server(id, now),
-                };
-                if more && self.set_queued(source, true) {
-                    self.unfinished.push(source);
                 }
             }
             self.replies.send(&self.entrances, &self.counters);
@@ -261,17 +241,13 @@ impl Worker {
         }
     }
 
-    /// Adds to `sources` those that have something, sleeping until there is one
-    /// unless there are some left from before.
-    fn wait(&mut self, events: &mut Events, sources: &mut Vec<Source>) -> io::Result<()> {
-        if !sources.is_empty() {
-            self.look(events, sources, Some(Duration::ZERO))?;
-            return Ok(());
-        }
+    /// Sleeps until something has come, or something is to be done; `ready` then
+    /// has the keys of what has something to receive.
+    fn wait(&mut self, ready: &mut Vec<u64>) -> io::Result<()> {
         if !self.pace.busy_poll.is_zero() {
             let begun = Instant::now();
             while begun.elapsed() < self.pace.busy_poll {
-                if self.look(events, sources, Some(Duration::ZERO))? {
+                if self.readiness.wait(Some(Duration::ZERO), ready)? {
                     return Ok(());
                 }
             }
@@ -282,46 +258,13 @@ impl Worker {
         } else {
             next.map(|deadline| deadline.saturating_duration_since(Instant::now()))
         };
-        self.look(events, sources, timeout)?;
-        if !self.pace.coalesce.is_zero() && (1..FEW).contains(&sources.len()) {
+        self.readiness.wait(timeout, ready)?;
+        if !self.pace.coalesce.is_zero() && (1..FEW).contains(&ready.len()) {
             std::thread::sleep(self.pace.coalesce);
-            self.look(events, sources, Some(Duration::ZERO))?;
+            ready.clear();
+            self.readiness.wait(Some(Duration::ZERO), ready)?;
         }
         Ok(())
-    }
-
-    /// Adds to `sources` those that have something by `timeout`. True if
-    /// anything happened at all, be it a command.
-    fn look(
-        &mut self,
-        events: &mut Events,
-        sources: &mut Vec<Source>,
-        timeout: Option<Duration>,
-    ) -> io::Result<bool> {
-        match self.poll.poll(events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
-            result => result?,
-        }
-        for token in events.iter().map(|event| event.token()) {
-            if token != WAKER {
-                let source = Source::from_token(token, self.entrances.len());
-                if self.set_queued(source, true) {
-                    sources.push(source);
-                }
-            }
-        }
-        Ok(!events.is_empty())
-    }
-
-    /// Marks a source as waiting to be looked at, so that it waits once however
-    /// often it is reported. True if that is new; false also for a session that
-    /// is gone.
-    fn set_queued(&mut self, source: Source, queued: bool) -> bool {
-        let mark = match source {
-            Source::Clients(entrance) => Some(&mut self.entrances[entrance].queued),
-            Source::Server(id) => self.table.get_mut(id).map(|s| &mut s.link.queued),
-        };
-        mark.is_some_and(|mark| std::mem::replace(mark, queued) != queued)
     }
 
     /// Takes a batch from clients to their servers. True if there may be more.
@@ -414,29 +357,25 @@ impl Worker {
     }
 
     /// Takes some replies from a session's server, to leave at the end of the
-    /// round. True if there may be more.
-    fn take_from_server(&mut self, id: SessionId, now: Instant) -> bool {
+    /// round.
+    fn take_from_server(&mut self, id: SessionId, now: Instant) {
         if self.replies.is_full() {
             self.replies.send(&self.entrances, &self.counters);
         }
-        let Some(session) = self.table.get(id) else {
-            return false;
+        let Some(session) = self.table.get_mut(id) else {
+            return;
         };
         let (asked, via) = (session.link.server, session.link.via);
         let listener = &self.counters.listeners[session.listener];
         let server = &self.counters.servers[session.server];
-        let (slots, more) = match self.replies.receive(&session.link.socket, server) {
-            Ok(received) => received,
-            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
-        };
+        let slots = self.replies.receive(&mut session.link, server);
         let latest = slots
             .clone()
             .last()
             .and_then(|slot| self.replies.batch().received(slot));
-        if let (Some(latest), Some(session)) = (latest, self.table.get_mut(id)) {
-            server
-                .overflows
-                .add(newly_lost(&mut session.link.overflows, &latest));
+        if let Some(latest) = latest {
+            let lost = newly_lost(&mut session.link.overflows, &latest);
+            server.overflows.add(lost);
         }
         for slot in slots {
             let Some(reply) = self.replies.batch().received(slot) else {
@@ -469,7 +408,6 @@ impl Worker {
             }
         }
         self.last_reply = now;
-        more
     }
 
     fn expire(&mut self, now: Instant) {

@@ -6,19 +6,21 @@
     reason = "the kernel's batch calls and control messages have no safe interface"
 )]
 
+mod call;
 mod message;
+mod readiness;
 mod send;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::AsRawFd;
-use std::ptr;
 
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
 
 use super::{BATCH, Batch, CAPACITY, Cause, STRIDE, Socket};
 use message::{Control, len_of, read_received};
 
+pub use readiness::{Readiness, Waker};
 pub(super) use send::send;
 
 /// What the kernel is pointed at during one receive call. Nothing in it
@@ -70,23 +72,11 @@ pub(super) fn receive(
         // SAFETY: the first `count` headers are initialised, and point at
         // names, vectors, control buffers and `batch.bytes`, all of which stay
         // in place and untouched by others during the call.
-        let n = unsafe {
-            libc::recvmmsg(
-                socket.fd(),
-                (&raw mut (*scratch).headers).cast(),
-                libc::c_uint::try_from(count).unwrap_or(0),
-                libc::MSG_DONTWAIT as _,
-                ptr::null_mut(),
-            )
-        };
-        match usize::try_from(n) {
-            Ok(n) => break n,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+        let result =
+            unsafe { call::receive(socket.fd(), (&raw mut (*scratch).headers).cast(), count) };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => break result?,
         }
     };
     for i in 0..received {

@@ -1,6 +1,7 @@
 //! What a session owns on its server's side: a socket of its own, so that a
 //! reply can only come from the server that was asked.
 
+use super::replies::AtOnce;
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;
@@ -19,8 +20,8 @@ pub(super) struct Link {
     pub(super) server: ServerAddr,
     /// What the kernel said last of replies lost for want of buffer.
     pub(super) overflows: u32,
-    /// Waits among the sources to be looked at.
-    pub(super) queued: bool,
+    /// How many replies to ask for.
+    pub(super) at_once: AtOnce,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
 }

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::link::{Link, connect};
-use super::{Worker, token_of};
+use super::replies::AtOnce;
+use super::{Source, Worker};
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
 use crate::session::{Full, Key, Seat, SessionId};
@@ -76,7 +77,7 @@ impl Worker {
                 via: entrance,
                 server: server.address,
                 overflows: 0,
-                queued: false,
+                at_once: AtOnce::default(),
                 prefix: server.mode.prefix(key.client, key.local),
             },
         );
@@ -127,10 +128,8 @@ impl Worker {
     ) -> Result<SessionId, DropReason> {
         let id = self.table.open(now, key, listener, server, seat, link);
         let registered = self.table.get(id).map(|session| {
-            session
-                .link
-                .socket
-                .register(self.poll.registry(), token_of(id))
+            let key = Source::Server(id).key();
+            self.readiness.register(&session.link.socket, key)
         });
         if let Some(Err(_)) = registered {
             // The kernel is out of memory for epoll entries, or of permitted ones.

@@ -14,6 +14,7 @@ use std::ops::Range;
 use libc::{iovec, mmsghdr, msghdr, sockaddr_storage};
 
 use super::super::{Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, SendFault, Sent, Socket};
+use super::call;
 use super::message::{Control, Extras, write_control, write_name};
 
 /// Messages of one call.
@@ -205,30 +206,27 @@ impl Post<'_, '_> {
         while next < count {
             // SAFETY: messages `next..count` and their letters have been written,
             // and what they point at is borrowed by `self` or lives in `scratch`.
-            let (letters, taken) = unsafe {
-                let taken = libc::sendmmsg(
-                    self.socket.fd(),
-                    (&raw mut (*scratch).headers).cast::<mmsghdr>().add(next),
-                    libc::c_uint::try_from(count - next).unwrap_or(0),
-                    libc::MSG_DONTWAIT as _,
-                );
+            let (letters, result) = unsafe {
+                let messages = (&raw mut (*scratch).headers).cast::<mmsghdr>().add(next);
+                let result = call::send(self.socket.fd(), messages, count - next);
                 let first = (&raw const (*scratch).letters).cast::<Letter>().add(next);
-                (std::slice::from_raw_parts(first, count - next), taken)
+                (std::slice::from_raw_parts(first, count - next), result)
             };
             let letter = letters[0];
-            let taken = usize::try_from(taken).unwrap_or(0);
-            if taken > 0 {
-                if let Some((error, _)) = hoped.take() {
-                    (self.fault)(letter.slot, SendFault::Earlier(error));
+            let error = match result {
+                Ok(taken) => {
+                    if let Some((error, _)) = hoped.take() {
+                        (self.fault)(letter.slot, SendFault::Earlier(error));
+                    }
+                    for letter in &letters[..taken] {
+                        self.sent.datagrams += letter.count;
+                        self.sent.bytes += letter.bytes;
+                    }
+                    next += taken;
+                    continue;
                 }
-                for letter in &letters[..taken] {
-                    self.sent.datagrams += letter.count;
-                    self.sent.bytes += letter.bytes;
-                }
-                next += taken;
-                continue;
-            }
-            let error = io::Error::last_os_error();
+                Err(error) => error,
+            };
             let tries = hoped.as_ref().map_or(0, |(_, tries)| *tries);
             if error.kind() == io::ErrorKind::Interrupted {
                 continue;

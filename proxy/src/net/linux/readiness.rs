@@ -1,0 +1,114 @@
+//! Which sockets have something to receive: a level-triggered epoll of each
+//! worker's own (epoll(7)).
+//!
+//! Level-triggered, because a socket then need not be read until it is empty:
+//! what is left is reported again. A session's socket mostly holds one reply,
+//! and to ask it for another costs half as much as the reply itself. Measured
+//! with 64 clients and one datagram in flight for each, CPU for each datagram
+//! as a ratio to a bare loop that adds the same header and checks nothing:
+//! FIGURES.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fd::OwnedFd;
+
+use super::super::Socket;
+
+/// Sockets that one call reports; more are reported by the next.
+const EVENTS: usize = 1024;
+
+/// What the waker is registered under.
+const WAKER: u64 = u64::MAX;
+
+/// Knows which of the sockets registered with it have something to receive. A
+/// socket leaves when it is closed.
+#[derive(Debug)]
+pub struct Readiness {
+    epoll: OwnedFd,
+    waker: Arc<OwnedFd>,
+}
+
+/// Ends a [`Readiness::wait`] from another thread.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    /// Ends the wait that goes on, or else the next one.
+    ///
+    /// # Errors
+    ///
+    /// Those of writing to an eventfd: none is known to occur here.
+    pub fn wake(&self) -> io::Result<()> {
+        match rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
+            // As many wakes wait already as there are numbers.
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Readiness {
+    /// Knows no socket yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_create`, `eventfd` and `epoll_ctl`: no descriptors.
+    pub fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Each write is an edge of its own, so that nobody need read.
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), edges)?;
+        Ok(Self {
+            epoll,
+            waker: Arc::new(waker),
+        })
+    }
+
+    /// What wakes whoever waits here.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.waker))
+    }
+
+    /// Reports `socket` under `key` from now on, whenever it has something.
+    /// `u64::MAX` is taken.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl`: no memory, or too many registrations.
+    pub fn register(&self, socket: &Socket, key: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(key);
+        Ok(epoll::add(
+            &self.epoll,
+            &socket.inner,
+            data,
+            epoll::EventFlags::IN,
+        )?)
+    }
+
+    /// Waits until a socket has something, the waker is used, or `timeout` is
+    /// over (`None`: without end), and adds to `ready` the keys of sockets that
+    /// have something. True if anything happened but the timeout.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_wait`, after which nothing can go on.
+    pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<bool> {
+        // Beyond what can be told is as good as without end.
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut room = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
+        let events = match epoll::wait(&self.epoll, &mut room[..], timeout.as_ref()) {
+            Ok((events, _)) => events,
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let keys = events.iter().map(|event| event.data.u64());
+        ready.extend(keys.filter(|key| *key != WAKER));
+        Ok(!events.is_empty())
+    }
+}

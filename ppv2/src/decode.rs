@@ -5,11 +5,10 @@
 //! of permitted pairs of family and transport, the size limit, TLV framing and
 //! the checksum.
 
-use core::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
-
+use crate::block::Block;
 use crate::error::DecodeError;
 use crate::fixed::LOCAL;
-use crate::header::{Header, Origin, Transport};
+use crate::header::{Header, Transport};
 use crate::tlv::{self, Tlvs};
 use crate::{
     DEFAULT_MAX_HEADER_LEN, FIXED_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, SIGNATURE, TlvType,
@@ -38,6 +37,7 @@ const LISTED_PAIRS: [u8; 7] = [0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32];
 /// assert_eq!(error.offset(), 12);
 /// assert_eq!(error.to_string(), "byte 12: expected version 2, found version 3 in 0x31");
 /// ```
+#[inline]
 pub fn decode(datagram: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
     Decoder::new().decode(datagram)
 }
@@ -104,57 +104,51 @@ impl Decoder {
     /// assert_eq!(payload, b"ping");
     /// # Ok::<(), ppv2::DecodeError>(())
     /// ```
+    #[inline]
     pub fn decode<'a>(&self, datagram: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), DecodeError> {
-        if let Some(split) = self.decode_udp_without_tlvs(datagram) {
-            return Ok(split);
+        match self.decode_udp_without_tlvs(datagram) {
+            Some(split) => Ok(split),
+            None => self.decode_any(datagram),
         }
+    }
+
+    #[inline(never)]
+    fn decode_any<'a>(&self, datagram: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), DecodeError> {
         if has_local_command(datagram) {
             return self.decode_local(datagram);
         }
         let parsed = ppp::v2::Header::try_from(datagram).map_err(|e| located(&e, datagram))?;
-        let (origin, addresses_len) = origin(&parsed, datagram)?;
+        let block = block(&parsed, datagram)?;
         let (bytes, payload) = self.split(datagram, parsed.len())?;
-
-        let header = Header {
-            bytes,
-            origin,
-            tlvs: match origin {
-                Origin::Local | Origin::Unspecified => Tlvs::default(),
-                Origin::Ip { .. } | Origin::Unix { .. } => {
-                    checked_tlvs(bytes, FIXED_LEN + addresses_len)?
-                }
-            },
+        let tlvs = if block.is_skipped() {
+            Tlvs::default()
+        } else {
+            checked_tlvs(bytes, FIXED_LEN + parsed.addresses.len())?
         };
+        let header = Header { bytes, block, tlvs };
         Ok((header, payload))
     }
 
     /// The two headers that nearly all datagrams have differ from each other in
     /// the addresses alone: one comparison tells that the rest is as it must be.
     /// `None` for any other header, valid or not.
+    #[inline]
     fn decode_udp_without_tlvs<'a>(&self, datagram: &'a [u8]) -> Option<(Header<'a>, &'a [u8])> {
         let (fixed, rest) = datagram.split_first_chunk::<FIXED_LEN>()?;
-        let (source, destination, len) = if *fixed == UDP_IPV4 {
-            let block: &[u8; 12] = rest.first_chunk()?;
-            let (source, destination) = ipv4_pair(block);
-            (source, destination, IPV4_HEADER_LEN)
-        } else if *fixed == UDP_IPV6 {
-            let block: &[u8; 36] = rest.first_chunk()?;
-            let (source, destination) = ipv6_pair(block)?;
-            (source, destination, IPV6_HEADER_LEN)
-        } else {
-            return None;
+        let (block, payload) = match u128::from_be_bytes(*fixed) {
+            UDP_IPV4 if self.max_header_len >= IPV4_HEADER_LEN => {
+                let (block, payload) = rest.split_first_chunk()?;
+                (Block::Ipv4(Transport::Datagram, block), payload)
+            }
+            UDP_IPV6 if self.max_header_len >= IPV6_HEADER_LEN => {
+                let (block, payload) = rest.split_first_chunk()?;
+                (Block::Ipv6(Transport::Datagram, block), payload)
+            }
+            _ => return None,
         };
-        if len > self.max_header_len {
-            return None;
-        }
-        let (bytes, payload) = datagram.split_at_checked(len)?;
         let header = Header {
-            bytes,
-            origin: Origin::Ip {
-                transport: Transport::Datagram,
-                source,
-                destination,
-            },
+            bytes: datagram.get(..datagram.len() - payload.len())?,
+            block,
             tlvs: Tlvs::default(),
         };
         Some((header, payload))
@@ -173,7 +167,7 @@ impl Decoder {
         let (bytes, payload) = self.split(datagram, FIXED_LEN + length)?;
         let header = Header {
             bytes,
-            origin: Origin::Local,
+            block: Block::Local,
             tlvs: Tlvs::default(),
         };
         Ok((header, payload))
@@ -209,38 +203,19 @@ impl Default for Decoder {
 }
 
 /// The fixed part of a header with nothing but UDP over IPv4.
-const UDP_IPV4: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c";
+const UDP_IPV4: u128 = u128::from_be_bytes(*b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c");
 
 /// The fixed part of a header with nothing but UDP over IPv6.
-const UDP_IPV6: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x22\x00\x24";
-
-fn ipv4_pair(block: &[u8; 12]) -> (SocketAddr, SocketAddr) {
-    let [s0, s1, s2, s3, d0, d1, d2, d3, sp0, sp1, dp0, dp1] = *block;
-    let source = SocketAddr::from(([s0, s1, s2, s3], u16::from_be_bytes([sp0, sp1])));
-    let destination = SocketAddr::from(([d0, d1, d2, d3], u16::from_be_bytes([dp0, dp1])));
-    (source, destination)
-}
-
-fn ipv6_pair(block: &[u8; 36]) -> Option<(SocketAddr, SocketAddr)> {
-    let (source, rest) = block.split_first_chunk::<16>()?;
-    let (destination, ports) = rest.split_first_chunk::<16>()?;
-    let &[sp0, sp1, dp0, dp1] = ports.first_chunk()?;
-    let source = SocketAddr::from((*source, u16::from_be_bytes([sp0, sp1])));
-    let destination = SocketAddr::from((*destination, u16::from_be_bytes([dp0, dp1])));
-    Some((source, destination))
-}
+const UDP_IPV6: u128 = u128::from_be_bytes(*b"\r\n\r\n\0\r\nQUIT\n\x21\x22\x00\x24");
 
 fn has_local_command(datagram: &[u8]) -> bool {
     datagram.get(VERSION_COMMAND) == Some(&LOCAL) && datagram.starts_with(&SIGNATURE)
 }
 
-/// Turns what `ppp` read into our terms, and refuses the pairs of family and
-/// transport that it lets through though section 2.2 does not list them.
-/// The number is that of the address bytes.
-fn origin<'a>(
-    parsed: &ppp::v2::Header<'_>,
-    datagram: &'a [u8],
-) -> Result<(Origin<'a>, usize), DecodeError> {
+/// Turns what `ppp` read into our terms, borrowing where it copies, and refuses
+/// the pairs of family and transport that it lets through though section 2.2
+/// does not list them.
+fn block<'a>(parsed: &ppp::v2::Header<'_>, datagram: &'a [u8]) -> Result<Block<'a>, DecodeError> {
     use ppp::v2::{Addresses, Protocol};
 
     let transport = match parsed.protocol {
@@ -248,37 +223,22 @@ fn origin<'a>(
         Protocol::Stream => Some(Transport::Stream),
         Protocol::Datagram => Some(Transport::Datagram),
     };
-    let origin = match (parsed.addresses, transport) {
-        (Addresses::Unspecified, None) => Origin::Unspecified,
-        (Addresses::IPv4(ip), Some(transport)) => Origin::Ip {
-            transport,
-            source: SocketAddrV4::new(ip.source_address, ip.source_port).into(),
-            destination: SocketAddrV4::new(ip.destination_address, ip.destination_port).into(),
-        },
-        (Addresses::IPv6(ip), Some(transport)) => Origin::Ip {
-            transport,
-            source: SocketAddrV6::new(ip.source_address, ip.source_port, 0, 0).into(),
-            destination: SocketAddrV6::new(ip.destination_address, ip.destination_port, 0, 0)
-                .into(),
-        },
-        (Addresses::Unix(_), Some(transport)) => {
-            let (source, destination) =
-                unix_paths(datagram).ok_or_else(|| unlisted_pair(datagram))?;
-            Origin::Unix {
-                transport,
-                source,
-                destination,
-            }
-        }
-        _ => return Err(unlisted_pair(datagram)),
+    let addresses = datagram.get(FIXED_LEN..).unwrap_or(&[]);
+    let block = match (parsed.addresses, transport) {
+        (Addresses::Unspecified, None) => Some(Block::Unspecified),
+        (Addresses::IPv4(_), Some(transport)) => addresses
+            .first_chunk()
+            .map(|block| Block::Ipv4(transport, block)),
+        (Addresses::IPv6(_), Some(transport)) => addresses
+            .first_chunk()
+            .map(|block| Block::Ipv6(transport, block)),
+        (Addresses::Unix(_), Some(transport)) => addresses
+            .split_first_chunk()
+            .and_then(|(source, rest)| Some((source, rest.first_chunk()?)))
+            .map(|(source, destination)| Block::Unix(transport, source, destination)),
+        _ => None,
     };
-    Ok((origin, parsed.addresses.len()))
-}
-
-/// The two halves of the address block, which `ppp` copies where we borrow.
-fn unix_paths(datagram: &[u8]) -> Option<(&[u8; 108], &[u8; 108])> {
-    let (source, rest) = datagram.get(FIXED_LEN..)?.split_first_chunk()?;
-    Some((source, rest.first_chunk()?))
+    block.ok_or_else(|| unlisted_pair(datagram))
 }
 
 fn unlisted_pair(datagram: &[u8]) -> DecodeError {

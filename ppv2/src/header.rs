@@ -2,6 +2,7 @@
 
 use core::net::SocketAddr;
 
+use crate::block::Block;
 use crate::{FIXED_LEN, Tlvs};
 
 /// What a header says of where its datagram comes from.
@@ -88,7 +89,7 @@ pub enum Transport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header<'a> {
     pub(crate) bytes: &'a [u8],
-    pub(crate) origin: Origin<'a>,
+    pub(crate) block: Block<'a>,
     pub(crate) tlvs: Tlvs<'a>,
 }
 
@@ -102,8 +103,9 @@ impl<'a> Header<'a> {
     /// # Ok::<(), ppv2::DecodeError>(())
     /// ```
     #[must_use]
+    #[inline]
     pub fn origin(&self) -> Origin<'a> {
-        self.origin
+        self.block.origin()
     }
 
     /// The client's address and port, if the header names one over UDP.
@@ -124,8 +126,9 @@ impl<'a> Header<'a> {
     /// # Ok::<(), ppv2::EncodeError>(())
     /// ```
     #[must_use]
+    #[inline]
     pub fn client(&self) -> Option<SocketAddr> {
-        self.udp().map(|(source, _)| source)
+        self.block.udp().map(|(source, _)| source)
     }
 
     /// The address and port that the client sent its datagram to, if the
@@ -143,19 +146,9 @@ impl<'a> Header<'a> {
     /// # Ok::<(), ppv2::EncodeError>(())
     /// ```
     #[must_use]
+    #[inline]
     pub fn destination(&self) -> Option<SocketAddr> {
-        self.udp().map(|(_, destination)| destination)
-    }
-
-    fn udp(&self) -> Option<(SocketAddr, SocketAddr)> {
-        match self.origin {
-            Origin::Ip {
-                transport: Transport::Datagram,
-                source,
-                destination,
-            } => Some((source, destination)),
-            Origin::Ip { .. } | Origin::Local | Origin::Unspecified | Origin::Unix { .. } => None,
-        }
+        self.block.udp().map(|(_, destination)| destination)
     }
 
     /// The TLVs behind the addresses; none for LOCAL and UNSPEC.
@@ -206,9 +199,10 @@ impl<'a> Header<'a> {
     /// ```
     #[must_use]
     pub fn skipped(&self) -> &'a [u8] {
-        match self.origin {
-            Origin::Local | Origin::Unspecified => self.bytes.get(FIXED_LEN..).unwrap_or(&[]),
-            Origin::Ip { .. } | Origin::Unix { .. } => &[],
+        if self.block.is_skipped() {
+            self.bytes.get(FIXED_LEN..).unwrap_or(&[])
+        } else {
+            &[]
         }
     }
 }

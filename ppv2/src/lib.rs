@@ -65,6 +65,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod block;
 mod checksum;
 mod decode;
 mod encode;

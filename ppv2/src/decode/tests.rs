@@ -1,3 +1,4 @@
+use crate::Origin;
 use std::vec::Vec;
 
 use super::*;

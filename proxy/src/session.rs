@@ -22,6 +22,8 @@ mod wheel;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -37,12 +39,28 @@ pub const LINGER: Duration = Duration::from_secs(10);
 
 /// What makes a session this session and no other. Never to be confused with
 /// what a balancer hashes: two clients behind one IP have a key each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The client's address and port.
     pub client: ClientAddr,
     /// The address and port that it wrote to.
     pub local: ListenerAddr,
+}
+
+/// Hashes few words rather than many small parts, which is what takes time.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for address in [self.client.0, self.local.0] {
+            let port = u64::from(address.port());
+            match address {
+                SocketAddr::V4(v4) => state.write_u64(u64::from(v4.ip().to_bits()) << 16 | port),
+                SocketAddr::V6(v6) => {
+                    state.write_u128(v6.ip().to_bits());
+                    state.write_u64(1 << 48 | u64::from(v6.scope_id()) << 16 | port);
+                }
+            }
+        }
+    }
 }
 
 /// When the sessions of a listener end.
@@ -277,7 +295,9 @@ pub struct Reply {
 pub struct Table<T> {
     rules: Vec<Rules>,
     sessions: Slab<Session<T>>,
-    by_key: HashMap<Key, u32>,
+    /// Peers choose the keys: the hash must be keyed, with a key that they can't
+    /// learn, or they could have all theirs meet in one place.
+    by_key: HashMap<Key, u32, ahash::RandomState>,
     wheel: Wheel,
     /// Retired sessions, oldest first; ids of some that are gone may linger in
     /// front.
@@ -296,7 +316,7 @@ impl<T> Table<T> {
         Self {
             rules,
             sessions: Slab::new(),
-            by_key: HashMap::new(),
+            by_key: HashMap::default(),
             wheel: Wheel::new(now),
             retired: VecDeque::new(),
             retired_count: 0,

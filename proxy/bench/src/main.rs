@@ -1,5 +1,5 @@
 //! Measures ppv2-proxy side by side with what users would pick instead: `run`
-//! measures everything in turn; `load`, `echo` and `bare` are the programs that
+//! measures everything in turn, `micro` the codec alone; `load`, `echo` and `bare` are the programs that
 //! it does so with.
 
 mod bare;
@@ -35,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Measure ppv2-proxy and its peers in turn, and print the ratios
     Run(run::Run),
+    /// Measure the codec and the session table alone
+    Micro(micro::Arguments),
     /// Be the clients, and check every reply
     Load(load::Load),
     /// Be the server
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Micro(arguments) => micro::print(&arguments),
         Command::Load(load) => load::run(&load),
         Command::Echo(echo) => echo::run(&echo),
         Command::Bare(bare) => bare::run(&bare),

@@ -8,11 +8,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
 use ppv2_proxy::session::{Budget, Key, Rules, Table};
 use serde::Serialize;
 
 use crate::outcome::Spread;
+use crate::{output, report};
 
 /// Calls between two looks at the clock.
 const CALLS: u32 = 10_000;
@@ -31,6 +33,20 @@ pub(crate) struct Micro {
     pub(crate) ratio: Spread,
     /// What the ratio must not exceed.
     pub(crate) at_most: Option<f64>,
+}
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Rounds of which the median is taken
+    #[arg(long, default_value_t = 11)]
+    rounds: usize,
+}
+
+pub(crate) fn print(arguments: &Arguments) -> Result<()> {
+    for micro in run(arguments.rounds)? {
+        output::line(&report::micro_row(&micro))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn run(rounds: usize) -> Result<Vec<Micro>> {

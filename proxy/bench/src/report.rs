@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::micro::Micro;
 use crate::outcome::{Measured, Outcome, Series, Spread};
 use crate::peer::Peer;
 use crate::work::{Figure, Limit, goals};
@@ -86,17 +87,19 @@ fn goal_rows(outcome: &Outcome) -> Vec<String> {
             }));
         }
     }
-    for micro in &outcome.micro {
-        let what = format!("{} ÷ {}", micro.ours, micro.other);
-        match micro.at_most {
-            Some(limit) => rows.push(verdict(&what, Some(micro.ratio), Limit::AtMost(limit))),
-            None => rows.push(format!("· {what:<68} {}", micro.ratio)),
-        }
-    }
+    rows.extend(outcome.micro.iter().map(micro_row));
     rows.push(
         "· two workers share no lock or cache line: `perf c2c`, not measured here".to_owned(),
     );
     rows
+}
+
+pub(crate) fn micro_row(micro: &Micro) -> String {
+    let what = format!("{} ÷ {}", micro.ours, micro.other);
+    match micro.at_most {
+        Some(limit) => verdict(&what, Some(micro.ratio), Limit::AtMost(limit)),
+        None => format!("· {what:<68} {}", micro.ratio),
+    }
 }
 
 /// A tick; or the shortfall, with `~` where some rounds reached it.

@@ -125,8 +125,9 @@ drop_reasons! {
         "report it: buffers hold every datagram that UDP can carry";
 }
 
-/// Counts of one listener in one worker.
+/// Counts of one listener in one worker, apart from what other workers write.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct ListenerCounters {
     /// Datagrams from clients.
     pub received: Counter,
@@ -145,7 +146,7 @@ pub struct ListenerCounters {
     pub ended_idle: Counter,
     /// Sessions ended by their number of replies.
     pub ended_responses: Counter,
-    drops: Vec<Counter>,
+    drops: [Counter; DropReason::ALL.len()],
 }
 
 impl ListenerCounters {
@@ -159,7 +160,7 @@ impl ListenerCounters {
             opened: Counter::default(),
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
-            drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),
+            drops: std::array::from_fn(|_| Counter::default()),
         }
     }
 
@@ -170,8 +171,9 @@ impl ListenerCounters {
     }
 }
 
-/// Counts of one server in one worker.
+/// Counts of one server in one worker, apart from what other workers write.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct ServerCounters {
     /// Datagrams sent to it.
     pub sent: Counter,

@@ -10,6 +10,7 @@
 //! over the workers' sockets (SO_REUSEPORT), always the same client to the same
 //! worker.
 
+mod at_once;
 mod command;
 mod link;
 mod onward;
@@ -243,7 +244,7 @@ impl Worker {
 
     /// Sleeps until something has come, or something is to be done; `ready` then
     /// has the keys of what has something to receive.
-    fn wait(&mut self, ready: &mut Vec<u64>) -> io::Result<()> {
+    fn wait(&self, ready: &mut Vec<u64>) -> io::Result<()> {
         if !self.pace.busy_poll.is_zero() {
             let begun = Instant::now();
             while begun.elapsed() < self.pace.busy_poll {

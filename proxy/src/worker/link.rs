@@ -1,7 +1,7 @@
 //! What a session owns on its server's side: a socket of its own, so that a
 //! reply can only come from the server that was asked.
 
-use super::replies::AtOnce;
+use super::at_once::AtOnce;
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::at_once::AtOnce;
 use super::link::{Link, connect};
-use super::replies::AtOnce;
 use super::{Source, Worker};
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};

@@ -9,36 +9,9 @@ use super::link::Link;
 use crate::counters::{DropReason, ServerCounters, WorkerCounters};
 use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault};
 
-/// The most replies to take from one session's socket before others have their
-/// turn.
-const AT_ONCE: u8 = 8;
-
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.
 const ERRORS_AT_ONCE: usize = 4;
-
-/// How many replies to ask a session's socket for. Most servers answer with one,
-/// and to ask for more costs half as much again to learn that there is none; for
-/// those that answer with many, asking for one at a time would cost as much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct AtOnce(u8);
-
-impl Default for AtOnce {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
-impl AtOnce {
-    /// Learns from how many there were of those asked for.
-    fn adapt(&mut self, received: usize) {
-        if received >= usize::from(self.0) {
-            self.0 = (self.0 * 2).min(AT_ONCE);
-        } else if received <= usize::from(self.0 / 2) {
-            self.0 = (self.0 / 2).max(1);
-        }
-    }
-}
 
 /// A reply that may go to its client.
 struct Passed {
@@ -80,13 +53,13 @@ impl Replies {
     /// speak of datagrams sent earlier, which are counted. Returns the slots that
     /// they are in, none if there is nothing.
     pub(super) fn receive(&mut self, link: &mut Link, server: &ServerCounters) -> Range<usize> {
-        let end = BATCH.min(self.filled + usize::from(link.at_once.0));
+        let end = BATCH.min(self.filled + link.at_once.get());
         for _ in 0..ERRORS_AT_ONCE {
             match link.socket.receive(&mut self.batch, self.filled, end) {
                 Ok(received) => {
                     let slots = self.filled..self.filled + received;
                     self.filled = slots.end;
-                    link.at_once.adapt(received);
+                    link.at_once.learn(received);
                     return slots;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -26,33 +26,9 @@ last_line() {
     grep -v '^ *$' "$1" | tail -n 1 | cut -c -200
 }
 
-debian() (
-    wanted=
-    for package in "$@"; do
-        case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
-            installed) ;;
-            *) wanted="$wanted $package" ;;
-        esac
-    done
-    [ -n "$wanted" ] || exit 0
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "the Debian packages$wanted are missing, and only root can install them"
-        exit 1
-    fi
-    # An installed nginx or dnsdist would start at once, on ports of this host.
-    # A policy that is there already is the host's own.
-    policy=/usr/sbin/policy-rc.d
-    if [ ! -e "$policy" ] && [ ! -L "$policy" ]; then
-        trap 'rm -f "$policy"' EXIT
-        trap 'exit 1' HUP INT TERM
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update
-    # shellcheck disable=SC2086 # one word for each package
-    apt-get install --yes --no-install-recommends $wanted
-)
+debian() {
+    "$(dirname "$0")/../../.ci/debian-packages" "$@"
+}
 
 # NAME PACKAGE...: the Debian packages of a peer.
 from_debian() {

@@ -2,12 +2,15 @@
 //! epoll loop, recvmmsg on the listener, a connected socket per client, one
 //! send each with the header as its first part, and sendmmsg back. No limits,
 //! no expiry, no counters, no bursts.
+//!
+//! `--careful` adds what no proxy may leave out, and nothing else: it asks for
+//! the ECN bits of every datagram, and for the source of every reply.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rustix::event::epoll;
 
@@ -19,6 +22,9 @@ pub(crate) struct Bare {
     pub(crate) listen: SocketAddrV4,
     #[arg(long)]
     pub(crate) server: SocketAddrV4,
+    /// Ask for ECN bits, and check the sources of replies
+    #[arg(long)]
+    pub(crate) careful: bool,
 }
 
 struct Session {
@@ -34,10 +40,14 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
     let listener = wire::socket(bare.listen)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     watch(&epoll, &listener, LISTENER)?;
+    if bare.careful {
+        wire::report_traffic_class(&listener)?;
+    }
     let mut sessions: Vec<Session> = Vec::new();
     let mut by_client: HashMap<SocketAddrV4, usize> = HashMap::new();
     let mut inbox = Inbox::new(DATAGRAM_CAPACITY);
     let mut replies = vec![[0; DATAGRAM_CAPACITY]; BATCH];
+    let mut careful_replies = Inbox::new(DATAGRAM_CAPACITY);
     let mut events = Vec::with_capacity(BATCH);
     loop {
         events.clear();
@@ -46,6 +56,7 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
         let mut gathered = Vec::with_capacity(BATCH);
+        careful_replies.clear();
         for event in &events {
             let number = event.data.u64();
             if number == LISTENER {
@@ -78,17 +89,28 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
             }
             let session = &sessions[usize::try_from(number)?];
             let place = gathered.len();
-            if let Ok(len) = session.socket.recv(&mut replies[place]) {
+            if bare.careful {
+                // An error takes no slot.
+                let _ = careful_replies.receive_more(&session.socket, 1);
+                if let Some(reply) = careful_replies.arrivals().get(place) {
+                    ensure!(reply.from == bare.server, "a reply of {}", reply.from);
+                    gathered.push((session.client, reply.len));
+                }
+            } else if let Ok(len) = session.socket.recv(&mut replies[place]) {
                 gathered.push((session.client, len));
             }
         }
         let packets: Vec<_> = gathered
             .iter()
-            .zip(&replies)
-            .map(|((client, len), reply)| Packet {
+            .enumerate()
+            .map(|(slot, (client, len))| Packet {
                 to: Some(*client),
                 from: None,
-                parts: [&[], &reply[..*len]],
+                parts: if bare.careful {
+                    [&[], careful_replies.bytes(slot)]
+                } else {
+                    [&[], &replies[slot][..*len]]
+                },
                 segment: None,
             })
             .collect();
@@ -106,6 +128,9 @@ fn watch(epoll: &impl std::os::fd::AsFd, socket: &UdpSocket, data: u64) -> io::R
 
 fn open(client: SocketAddrV4, bare: &Bare) -> Result<Session> {
     let socket = wire::socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    if bare.careful {
+        wire::report_traffic_class(&socket)?;
+    }
     socket.connect(bare.server).context("connecting")?;
     let mut header = [0; ppv2::IPV4_HEADER_LEN];
     let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];

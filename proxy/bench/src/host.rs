@@ -54,6 +54,8 @@ pub(crate) struct Cores {
     pub(crate) around: usize,
     /// Of the proxy.
     pub(crate) proxy: usize,
+    /// Both.
+    pub(crate) all: [usize; 2],
 }
 
 impl Cores {
@@ -62,16 +64,22 @@ impl Cores {
         let allowed = sched_getaffinity(None)?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         match (cores.next(), cores.next()) {
-            (Some(around), Some(proxy)) => Ok(Self { around, proxy }),
+            (Some(around), Some(proxy)) => Ok(Self {
+                around,
+                proxy,
+                all: [around, proxy],
+            }),
             _ => bail!("two cores are needed: one for the proxy, one for all else"),
         }
     }
 }
 
-/// Keeps this thread, and what it starts from now on, on one core.
-pub(crate) fn stay_on(core: usize) -> Result<()> {
+/// Keeps this thread, and what it starts from now on, on these cores.
+pub(crate) fn stay_on(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(core);
+    for core in cores {
+        set.set(*core);
+    }
     sched_setaffinity(None, &set).context("setting the CPU affinity")
 }
 

@@ -18,7 +18,9 @@ pub(crate) enum Peer {
     Ours,
     OursBusyPoll,
     OursCoalesce,
+    OursTwice,
     Bare,
+    BareCareful,
     Nginx,
     Envoy,
     Sozu,
@@ -42,7 +44,9 @@ impl Peer {
             Self::Ours => "ppv2-proxy",
             Self::OursBusyPoll => "ppv2-proxy --busy-poll 50us",
             Self::OursCoalesce => "ppv2-proxy --coalesce 200us",
+            Self::OursTwice => "ppv2-proxy --workers 2",
             Self::Bare => "bare loop",
+            Self::BareCareful => "bare loop --careful",
             Self::Nginx => "nginx",
             Self::Envoy => "Envoy",
             Self::Sozu => "sozu",
@@ -56,13 +60,21 @@ impl Peer {
         !matches!(self, Self::Nginx | Self::Envoy)
     }
 
+    /// Whether it may run on every core, which leaves it and the clients in each
+    /// other's way.
+    pub(crate) fn everywhere(self) -> bool {
+        self == Self::OursTwice
+    }
+
     /// Why it can't be measured, if it can't.
     pub(crate) fn missing(self, proxy: &Path, peers: &Path) -> Option<String> {
         let option = match self {
             Self::OursBusyPoll => "--busy-poll",
             Self::OursCoalesce => "--coalesce",
             Self::Ours
+            | Self::OursTwice
             | Self::Bare
+            | Self::BareCareful
             | Self::Nginx
             | Self::Envoy
             | Self::Sozu
@@ -79,8 +91,10 @@ impl Peer {
 
     pub(crate) fn program(self, proxy: &Path, peers: &Path) -> PathBuf {
         match self {
-            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce => proxy.to_owned(),
-            Self::Bare => std::env::current_exe().unwrap_or_default(),
+            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice => {
+                proxy.to_owned()
+            }
+            Self::Bare | Self::BareCareful => std::env::current_exe().unwrap_or_default(),
             Self::Nginx => "/usr/sbin/nginx".into(),
             Self::Envoy => peers.join("envoy/envoy/_bin/envoy"),
             Self::Sozu => peers.join("bin/sozu"),
@@ -94,9 +108,10 @@ impl Peer {
         let (listen, server) = (setup.listen, setup.server);
         let file = setup.folder.join("config");
         match self {
-            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce => {
+            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice => {
+                let workers = if self == Self::OursTwice { "2" } else { "1" };
                 command
-                    .args(["--log-level", "warn", "run", "--workers", "1"])
+                    .args(["--log-level", "warn", "run", "--workers", workers])
                     .args(["--idle-timeout", "60s", "--listen", &listen.to_string()])
                     .args(["--upstream", &server.to_string()]);
                 if setup.one_reply {
@@ -109,10 +124,11 @@ impl Peer {
                     command.args(["--coalesce", "200us"]);
                 }
             }
-            Self::Bare => {
+            Self::Bare | Self::BareCareful => {
                 command
                     .args(["bare", "--listen", &listen.to_string()])
-                    .args(["--server", &server.to_string()]);
+                    .args(["--server", &server.to_string()])
+                    .args((self == Self::BareCareful).then_some("--careful"));
             }
             Self::Nginx => {
                 fs::write(&file, nginx(setup))?;

@@ -56,9 +56,10 @@ fn group(body: &mut String, work: &Measured, y: &mut u32) {
         let length = ratio.median.min(LONGEST) * UNIT;
         let colour = match series.peer {
             Peer::Ours => "#1a7f5a",
-            Peer::Bare => "#b8c4bf",
+            Peer::Bare | Peer::BareCareful => "#b8c4bf",
             Peer::OursBusyPoll
             | Peer::OursCoalesce
+            | Peer::OursTwice
             | Peer::Nginx
             | Peer::Envoy
             | Peer::Sozu

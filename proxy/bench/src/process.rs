@@ -14,7 +14,7 @@ use crate::host;
 /// How and where a program is to run.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
-    pub(crate) core: usize,
+    pub(crate) cores: &'a [usize],
     pub(crate) preload: &'a Path,
     /// Before every ordinary program of this machine.
     pub(crate) real_time: bool,
@@ -35,7 +35,7 @@ impl Place<'_> {
         command.arg(program).env("LD_PRELOAD", self.preload);
         configure(&mut command);
         let before = rustix::thread::sched_getaffinity(None)?;
-        host::stay_on(self.core)?;
+        host::stay_on(self.cores)?;
         let child = command.spawn();
         rustix::thread::sched_setaffinity(None, &before)?;
         child.with_context(|| format!("starting {}", program.display()))

@@ -88,9 +88,6 @@ fn goal_rows(outcome: &Outcome) -> Vec<String> {
         }
     }
     rows.extend(outcome.micro.iter().map(micro_row));
-    rows.push(
-        "· two workers share no lock or cache line: `perf c2c`, not measured here".to_owned(),
-    );
     rows
 }
 

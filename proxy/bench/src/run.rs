@@ -58,9 +58,9 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     let mut ground = ground(arguments)?;
     let priority = Priority::raise(arguments.real_time);
     // Measured before anything else runs, and on the proxy's core.
-    host::stay_on(ground.cores.proxy)?;
+    host::stay_on(&[ground.cores.proxy])?;
     let micro = micro::run(rounds.max(5) * 2)?;
-    host::stay_on(ground.cores.around)?;
+    host::stay_on(&[ground.cores.around])?;
     let mut measured = Vec::new();
     for work in &works {
         measured.push(measure(&mut ground, work, rounds)?);
@@ -105,8 +105,17 @@ fn chosen(arguments: &Run, time: u64) -> Result<Vec<Work>> {
     if arguments.quick {
         for work in &mut works {
             work.peers.retain(|peer| {
-                use Peer::{Bare, Nginx, Ours, OursBusyPoll, OursCoalesce};
-                [Ours, OursBusyPoll, OursCoalesce, Bare, Nginx].contains(peer)
+                use Peer::{Bare, BareCareful, Nginx, Ours, OursBusyPoll, OursCoalesce, OursTwice};
+                [
+                    Ours,
+                    OursBusyPoll,
+                    OursCoalesce,
+                    OursTwice,
+                    Bare,
+                    BareCareful,
+                    Nginx,
+                ]
+                .contains(peer)
             });
         }
         works.retain(|work| work.peers.len() > 1);
@@ -191,7 +200,11 @@ fn take_turn(
         Some(stage) => stage,
         None => stage.insert(Stage::set(ground, peer, work.shape, work.one_reply)?),
     };
-    stage.measure(ground, &work.load)
+    if work.search {
+        stage.search(ground, &work.load)
+    } else {
+        stage.measure(ground, &work.load)
+    }
 }
 
 /// For those who watch; no claim, hence not in the report.
@@ -220,7 +233,12 @@ fn told(round: usize, peer: Peer, sample: &Sample) -> String {
 }
 
 fn wrong(outcome: &Outcome) -> Option<u64> {
-    let ours = [Peer::Ours, Peer::OursBusyPoll, Peer::OursCoalesce];
+    let ours = [
+        Peer::Ours,
+        Peer::OursBusyPoll,
+        Peer::OursCoalesce,
+        Peer::OursTwice,
+    ];
     let count = outcome
         .works
         .iter()

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +23,17 @@ use crate::tag::{Shape, Tag};
 /// How long a proxy may take until the first reply comes.
 const READY_WITHIN: Duration = Duration::from_secs(15);
 
+/// What may be lost in a search for the highest rate: one of 10,000. The
+/// generator shares a core with the server, and both with the kernel.
+const LOSS: f64 = 1e-4;
+
+/// Datagrams a second between which the highest rate is looked for.
+const LOWEST: u64 = 30_000;
+const HIGHEST: u64 = 480_000;
+
+/// Seven steps tell the rate to 2 %.
+const STEPS: usize = 7;
+
 /// What all measurements share.
 pub(crate) struct Ground {
     pub(crate) cores: Cores,
@@ -36,9 +48,9 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    fn place(&self, core: usize) -> Place<'_> {
+    fn place<'a>(&'a self, cores: &'a [usize]) -> Place<'a> {
         Place {
-            core,
+            cores,
             preload: &self.preload,
             real_time: self.real_time,
         }
@@ -46,7 +58,7 @@ impl Ground {
 
     /// For clients and servers.
     fn around(&self) -> Place<'_> {
-        self.place(self.cores.around)
+        self.place(from_ref(&self.cores.around))
     }
 }
 
@@ -65,6 +77,8 @@ pub(crate) struct Sample {
     /// Datagrams that reached the server without their header, or with a wrong
     /// one, where there should be one.
     pub(crate) wrong_headers: u64,
+    /// Datagrams a second, of a search for the highest rate.
+    pub(crate) rate: Option<f64>,
 }
 
 /// A proxy and its server. Both end when it is dropped.
@@ -106,7 +120,11 @@ impl Stage {
             one_reply,
         };
         let log = File::create(folder.join("output"))?;
-        let place = ground.place(ground.cores.proxy);
+        let place = if peer.everywhere() {
+            ground.place(&ground.cores.all)
+        } else {
+            ground.place(from_ref(&ground.cores.proxy))
+        };
         let mut configured = Ok(());
         let mut child = place.start(&peer.program(&ground.proxy, &ground.peers), |command| {
             configured = peer.configure(&setup, command);
@@ -130,6 +148,38 @@ impl Stage {
             echo,
             memory_before,
         })
+    }
+
+    /// Looks for the highest rate at which no more than [`LOSS`] is lost, halving
+    /// the range where it lies so many [`STEPS`] times, from a [`LOWEST`] to a
+    /// [`HIGHEST`] that no proxy here reaches. The sample is the one of that rate.
+    pub(crate) fn search(&mut self, ground: &Ground, load: &Load) -> Result<Sample> {
+        let (mut low, mut high) = (LOWEST, HIGHEST);
+        let mut best = None;
+        for _ in 0..STEPS {
+            let rate = (low * high).isqrt();
+            let load = Load {
+                rate: Some(rate),
+                ..load.clone()
+            };
+            let sample = self.measure(ground, &load)?;
+            let sent = sample.load.sent as f64;
+            let offered = sent / sample.load.seconds;
+            if sample.load.lost as f64 <= sent * LOSS {
+                low = rate;
+                best = Some(Sample {
+                    rate: Some(offered),
+                    ..sample
+                });
+                // The clients can't do more.
+                if offered < rate as f64 * 0.95 {
+                    break;
+                }
+            } else {
+                high = rate;
+            }
+        }
+        best.with_context(|| format!("more than {LOSS} was lost even at the lowest rate"))
     }
 
     /// Applies a load.
@@ -177,6 +227,7 @@ impl Stage {
             memory: self.tree.memory() as f64 - self.memory_before as f64,
             // Since the proxy was started, warm-ups included.
             wrong_headers: seen.wrong,
+            rate: None,
             load,
         })
     }
@@ -210,11 +261,15 @@ impl Echo {
             })?;
         let questions = child.stdin.take().context("a pipe")?;
         let answers = BufReader::new(child.stdout.take().context("a pipe")?);
-        Ok(Self {
+        let mut echo = Self {
             child,
             questions,
             answers,
-        })
+        };
+        // Its answer tells that it is bound. A proxy that is told "port
+        // unreachable" may tell its client so, by an empty datagram say.
+        echo.seen()?;
+        Ok(echo)
     }
 
     fn seen(&mut self) -> Result<Seen> {
@@ -246,20 +301,22 @@ fn await_reply(proxy: &mut Child, listen: SocketAddrV4, shape: Shape) -> Result<
     tag.write(&mut payload, shape);
     let deadline = Instant::now() + READY_WITHIN;
     let mut reply = [0; 2_048];
+    let mut other = None;
     while Instant::now() < deadline {
         if let Some(status) = proxy.try_wait()? {
             bail!("ended at start: {status}");
         }
         socket.send_to(&payload, listen)?;
-        if let Ok((len, _)) = socket.recv_from(&mut reply) {
-            ensure!(
-                Tag::read(&reply[..len], shape) == Some(tag),
-                "the first reply is not the one asked for"
-            );
-            return Ok(());
+        match socket.recv_from(&mut reply) {
+            Ok((len, _)) if Tag::read(&reply[..len], shape) == Some(tag) => return Ok(()),
+            Ok((len, from)) => other = Some((len, from)),
+            Err(_) => {}
         }
     }
-    bail!("no reply within {READY_WITHIN:?}");
+    match other {
+        Some((len, from)) => bail!("of another reply than asked for: {len} bytes from {from}"),
+        None => bail!("no reply within {READY_WITHIN:?}"),
+    }
 }
 
 fn last_line(folder: &Path) -> String {

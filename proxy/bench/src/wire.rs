@@ -20,13 +20,10 @@ use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_in};
 /// Datagrams, or bursts, that one call moves at most.
 pub(crate) const BATCH: usize = 64;
 
-/// As the kernel takes it.
-const BATCH_COUNT: libc::c_uint = 64;
-
 /// As names have it.
 const FAMILY: libc::sa_family_t = 2;
 
-const _: () = assert!(BATCH_COUNT as usize == BATCH && FAMILY as c_int == libc::AF_INET);
+const _: () = assert!(FAMILY as c_int == libc::AF_INET);
 
 /// Longer than any datagram or burst. Not a power of two: buffers 64 KiB apart
 /// would all fall into the same few sets of the processor's cache.
@@ -38,9 +35,9 @@ pub(crate) const DATAGRAM_CAPACITY: usize = 1_536 + 64;
 /// Receive buffer of the bench's own sockets.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Room for packet info and burst size, 32 and 24 bytes with their headers.
-/// `u64` for the alignment of `cmsghdr`.
-type Control = [u64; 8];
+/// Room for packet info, burst size and traffic class, 32, 24 and 24 bytes with
+/// their headers. `u64` for the alignment of `cmsghdr`.
+type Control = [u64; 10];
 
 /// What arrived in one slot of an [`Inbox`].
 #[derive(Clone, Copy)]
@@ -83,26 +80,38 @@ impl Inbox {
         &mut self.bytes[start..start + self.arrivals[slot].len]
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.arrivals.clear();
+    }
+
     /// Fills the slots with what waits in `socket`, and says how many. Does not
     /// wait; nothing there is 0.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.clear();
+        self.receive_more(socket, BATCH)
+    }
+
+    /// Fills the next slots, as many as are free and `most` at most, and says how
+    /// many.
+    pub(crate) fn receive_more(&mut self, socket: &UdpSocket, most: usize) -> io::Result<usize> {
         struct Scratch {
             names: [sockaddr_in; BATCH],
             controls: [Control; BATCH],
             vectors: [iovec; BATCH],
             messages: [mmsghdr; BATCH],
         }
-        self.arrivals.clear();
+        let first = self.arrivals.len();
+        let room = most.min(BATCH - first);
         let mut scratch = MaybeUninit::<Scratch>::uninit();
         let scratch = scratch.as_mut_ptr();
         let bytes = self.bytes.as_mut_ptr();
-        for i in 0..BATCH {
+        for i in 0..room {
             // SAFETY: `i < BATCH` indexes the arrays of `scratch`, which lives
-            // until the function returns, and the slots of `self.bytes`, whose
-            // length is `BATCH * capacity`.
+            // until the function returns, and `first + i < BATCH` the slots of
+            // `self.bytes`, whose length is `BATCH * capacity`.
             unsafe {
                 (*scratch).vectors[i] = iovec {
-                    iov_base: bytes.add(i * self.capacity).cast(),
+                    iov_base: bytes.add((first + i) * self.capacity).cast(),
                     iov_len: self.capacity,
                 };
                 let mut message: msghdr = mem::zeroed();
@@ -118,18 +127,32 @@ impl Inbox {
                 };
             }
         }
-        // SAFETY: all messages are initialised and point at names, vectors,
-        // control buffers and `self.bytes`, which stay in place during the call.
+        // SAFETY: the first `room` messages are initialised and point at names,
+        // vectors, control buffers and `self.bytes`, which stay in place during
+        // the call.
         let count = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                (&raw mut (*scratch).messages).cast(),
-                BATCH_COUNT,
-                libc::MSG_DONTWAIT,
-                ptr::null_mut(),
-            )
+            let messages = (&raw mut (*scratch).messages).cast::<mmsghdr>();
+            if room == 1 {
+                // Cheaper than a batch of one.
+                let header = &raw mut (*messages).msg_hdr;
+                let len = libc::recvmsg(socket.as_raw_fd(), header, libc::MSG_DONTWAIT);
+                u32::try_from(len)
+                    .map(|len| {
+                        (*messages).msg_len = len;
+                        1
+                    })
+                    .map_err(|_| io::Error::last_os_error())
+            } else {
+                count_of(libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    messages,
+                    libc::c_uint::try_from(room).unwrap_or(0),
+                    libc::MSG_DONTWAIT,
+                    ptr::null_mut(),
+                ))
+            }
         };
-        let count = match count_of(count) {
+        let count = match count {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) => return Err(error),
@@ -230,7 +253,7 @@ pub(crate) fn send(socket: &UdpSocket, packets: &[Packet<'_>]) -> io::Result<usi
             message.msg_iov = (&raw mut (*scratch).vectors[i]).cast::<iovec>().add(skip);
             message.msg_iovlen = 2 - skip;
             if packet.from.is_some() || packet.segment.is_some() {
-                (*scratch).controls[i] = [0; 8];
+                (*scratch).controls[i] = [0; 10];
                 message.msg_control = (&raw mut (*scratch).controls[i]).cast();
                 message.msg_controllen = size_of::<Control>();
                 write_control(&mut message, packet);
@@ -317,6 +340,11 @@ pub(crate) fn socket(bind: SocketAddrV4) -> io::Result<UdpSocket> {
 /// Asks for the address that each datagram was sent to.
 pub(crate) fn report_local_address(socket: &UdpSocket) -> io::Result<()> {
     set(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO)
+}
+
+/// Asks for the ECN bits of each datagram.
+pub(crate) fn report_traffic_class(socket: &UdpSocket) -> io::Result<()> {
+    set(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_RECVTOS)
 }
 
 /// Asks for bursts in one piece.

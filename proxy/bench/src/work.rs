@@ -19,6 +19,8 @@ pub(crate) struct Work {
     /// before would be in the way.
     pub(crate) own_process: bool,
     pub(crate) one_reply: bool,
+    /// The highest rate without loss is looked for.
+    pub(crate) search: bool,
 }
 
 /// Clients of the work with many.
@@ -29,7 +31,10 @@ const RATE: u64 = 20_000;
 
 /// All works; `time` is how long each is measured, in milliseconds.
 pub(crate) fn works(time: u64) -> Vec<Work> {
-    use Peer::{Bare, Dnsdist, Envoy, Nginx, Ours, OursBusyPoll, OursCoalesce, Sozu, Udppp};
+    use Peer::{
+        Bare, BareCareful, Dnsdist, Envoy, Nginx, Ours, OursBusyPoll, OursCoalesce, OursTwice,
+        Sozu, Udppp,
+    };
     let load = Load {
         target: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
         clients: 64,
@@ -51,8 +56,10 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
         peers,
         own_process: false,
         one_reply: false,
+        search: false,
     };
     let all = vec![Ours, Bare, Nginx, Envoy, Sozu, Udppp];
+    let with_careful = vec![Ours, Bare, BareCareful, Nginx, Envoy, Sozu, Udppp];
     let sized = |size| Load {
         size,
         ..load.clone()
@@ -72,7 +79,7 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
             "scattered-64",
             "64 clients, closed loop, 64 B",
             sized(64),
-            all.clone(),
+            with_careful,
         ),
         Work {
             shape: Shape::Dns,
@@ -94,6 +101,25 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
             "64 clients, closed loop, 1200 B",
             sized(1_200),
             all.clone(),
+        ),
+        Work {
+            search: true,
+            ..work(
+                "highest-rate",
+                "64 clients, highest rate with at most 0.01 % lost, 64 B",
+                Load {
+                    warm_up: 100,
+                    time: time / 4,
+                    ..load.clone()
+                },
+                vec![Ours, Bare, Nginx, Envoy, Sozu, Udppp],
+            )
+        },
+        work(
+            "two-workers",
+            "64 clients, closed loop, 64 B, on cores that the clients share",
+            load.clone(),
+            vec![Ours, OursTwice],
         ),
         work(
             "burst-8",
@@ -153,6 +179,7 @@ pub(crate) enum Figure {
     P99,
     P999,
     Memory,
+    Rate,
 }
 
 impl Figure {
@@ -164,6 +191,7 @@ impl Figure {
             Self::P99 => "latency p99",
             Self::P999 => "latency p99.9",
             Self::Memory => "memory per session",
+            Self::Rate => "highest rate",
         }
     }
 
@@ -176,6 +204,7 @@ impl Figure {
             Self::P99 => latency.map(|latency| latency.p99),
             Self::P999 => latency.map(|latency| latency.p999),
             Self::Memory => Some(sample.memory),
+            Self::Rate => sample.rate,
         }
         .filter(|value| *value > 0.0)
     }
@@ -184,7 +213,10 @@ impl Figure {
 impl Work {
     /// What says something under this load.
     pub(crate) fn figures(&self) -> &'static [Figure] {
-        use Figure::{Cpu, Memory, P50, P99, P999, Throughput};
+        use Figure::{Cpu, Memory, P50, P99, P999, Rate, Throughput};
+        if self.search {
+            return &[Rate];
+        }
         match (self.load.rate, self.own_process) {
             (None, _) => &[Cpu, Throughput],
             (Some(_), false) => &[Cpu, P50, P99, P999],

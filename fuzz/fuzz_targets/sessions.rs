@@ -30,6 +30,8 @@ enum Step {
     Abort { session: u8 },
     Pass { millis: u16 },
     Reclaim,
+    TakeRested,
+    TakeResting,
 }
 
 fn key(client: u8, local: bool) -> Key {
@@ -149,6 +151,12 @@ fuzz_target!(|input: Input| {
             Step::Reclaim => {
                 let before = bench.table.retired();
                 assert_eq!(bench.table.reclaim(), before > 0);
+            }
+            Step::TakeRested => drop(bench.table.take_rested(bench.now, 0, 0)),
+            Step::TakeResting => {
+                let before = bench.table.retired();
+                let taken = bench.table.take_resting(0, 0);
+                assert_eq!(taken.is_some(), before > 0);
             }
         }
         bench.check(idle, max_retired);

@@ -7,35 +7,42 @@
 //!
 //! ```text
 //!            responses reached, idle
-//!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ gone
-//!     │ requests reached                    ▲
-//!     └────────▶ Detached ──────────────────┘
+//!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ rested ── SPARE ──▶ gone
+//!     │ requests reached                    ▲                     │
+//!     └────────▶ Detached ──────────────────┘                     └─▶ a new session's
 //!          (passes replies, takes no requests)
 //! ```
 //!
 //! A retired session delivers nothing and keeps what it owns for a while: were
 //! its socket closed at once, the kernel could hand the same local port to
 //! another client's session, and a late reply of the server would reach that
-//! other client.
+//! other client. Once it has rested, a new session may have what it owns.
 
+mod budget;
+mod rest;
 mod wheel;
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use crate::address::{ClientAddr, ListenerAddr};
+use rest::{Rest, Resting};
 use wheel::Wheel;
+
+pub use budget::{Budget, Full, Seat};
 
 /// How long a session that ended keeps what it owns. Longer than a server takes
 /// to answer what it was asked last, or a network to deliver a duplicate.
 pub const LINGER: Duration = Duration::from_secs(10);
+
+/// How long a session that has rested keeps what it owns for another one to take
+/// over, which costs half of what making a socket does.
+pub const SPARE: Duration = Duration::from_secs(5);
 
 /// What makes a session this session and no other. Never to be confused with
 /// what a balancer hashes: two clients behind one IP have a key each.
@@ -112,105 +119,6 @@ impl SessionId {
             slot: bits as u32,
             generation: (bits >> 32) as u32,
         }
-    }
-}
-
-/// What all workers together may hold: sessions, and the sockets of sessions
-/// that are or were. Bounds what a flood of client addresses can take in
-/// descriptors, ports and memory.
-#[derive(Debug)]
-pub struct Budget {
-    max_sessions: usize,
-    sessions: AtomicUsize,
-    max_sockets: usize,
-    sockets: AtomicUsize,
-}
-
-/// What is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Full {
-    /// All sessions are taken.
-    #[error("all sessions are taken")]
-    Sessions,
-    /// Sessions are free, but the sockets for them are with ended ones;
-    /// [`Table::reclaim`] can free one.
-    #[error("all sockets are with sessions and ended ones")]
-    Sockets,
-}
-
-impl Budget {
-    /// A budget of so many sessions, and of so many sockets for them and for
-    /// ended ones.
-    #[must_use]
-    pub fn new(max_sessions: usize, max_sockets: usize) -> Arc<Self> {
-        Arc::new(Self {
-            max_sessions,
-            sessions: AtomicUsize::new(0),
-            max_sockets,
-            sockets: AtomicUsize::new(0),
-        })
-    }
-
-    /// The most sessions there may be.
-    #[must_use]
-    pub fn max(&self) -> usize {
-        self.max_sessions
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn taken(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
-    }
-
-    /// Takes a seat for a session.
-    ///
-    /// # Errors
-    ///
-    /// What is used up.
-    pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
-        if !add_one(&self.sessions, self.max_sessions) {
-            return Err(Full::Sessions);
-        }
-        if !add_one(&self.sockets, self.max_sockets) {
-            self.sessions.fetch_sub(1, Ordering::Relaxed);
-            return Err(Full::Sockets);
-        }
-        Ok(Seat {
-            budget: Arc::clone(self),
-            resting: false,
-        })
-    }
-}
-
-fn add_one(number: &AtomicUsize, max: usize) -> bool {
-    number
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-            (n < max).then_some(n + 1)
-        })
-        .is_ok()
-}
-
-/// The right to one session and its socket, given back when dropped.
-#[derive(Debug)]
-pub struct Seat {
-    budget: Arc<Budget>,
-    /// Only the socket is still held.
-    resting: bool,
-}
-
-impl Seat {
-    fn rest(&mut self) {
-        if !std::mem::replace(&mut self.resting, true) {
-            self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.rest();
-        self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -299,10 +207,8 @@ pub struct Table<T> {
     /// learn, or they could have all theirs meet in one place.
     by_key: HashMap<Key, u32, ahash::RandomState>,
     wheel: Wheel,
-    /// Retired sessions, oldest first; ids of some that are gone may linger in
-    /// front.
-    retired: VecDeque<SessionId>,
-    retired_count: usize,
+    rest: Rest,
+    retired: usize,
     max_retired: usize,
     reclaimed: u64,
     generation: u32,
@@ -318,8 +224,8 @@ impl<T> Table<T> {
             sessions: Slab::new(),
             by_key: HashMap::default(),
             wheel: Wheel::new(now),
-            retired: VecDeque::new(),
-            retired_count: 0,
+            rest: Rest::default(),
+            retired: 0,
             max_retired,
             reclaimed: 0,
             generation: 0,
@@ -423,9 +329,7 @@ impl<T> Table<T> {
     /// The session named `id`, ended or not, if it still exists.
     #[must_use]
     pub fn get(&self, id: SessionId) -> Option<&Session<T>> {
-        self.sessions
-            .get(id.slot as usize)
-            .filter(|session| session.generation == id.generation)
+        find(&self.sessions, id)
     }
 
     /// As [`get`](Self::get), to change what the owner keeps there.
@@ -443,7 +347,7 @@ impl<T> Table<T> {
                 continue;
             };
             let deadline = match session.state {
-                State::Retired { since } => since + LINGER,
+                State::Retired { since } => since + LINGER + SPARE,
                 State::Live | State::Detached => {
                     session.last_active + self.rules[session.listener].idle_timeout
                 }
@@ -465,29 +369,61 @@ impl<T> Table<T> {
         self.wheel.next()
     }
 
+    /// Takes the seat and what was kept with a session of this listener and
+    /// server that has ended and rested for [`LINGER`], if there is one, for a new
+    /// session to use.
+    pub fn take_rested(
+        &mut self,
+        now: Instant,
+        listener: usize,
+        server: usize,
+    ) -> Option<(Seat, T)> {
+        let resting = self.front(server)?;
+        let rested = now.saturating_duration_since(resting.since) >= LINGER;
+        rested.then(|| self.take(listener, resting)).flatten()
+    }
+
+    /// As [`take_rested`](Self::take_rested), but of a session that may not have
+    /// rested for so long.
+    pub fn take_resting(&mut self, listener: usize, server: usize) -> Option<(Seat, T)> {
+        let resting = self.front(server)?;
+        let taken = self.take(listener, resting);
+        self.reclaimed += u64::from(taken.is_some());
+        taken
+    }
+
+    fn front(&mut self, server: usize) -> Option<Resting> {
+        let sessions = &self.sessions;
+        self.rest.front(server, |id| find(sessions, id).is_some())
+    }
+
+    fn take(&mut self, listener: usize, resting: Resting) -> Option<(Seat, T)> {
+        self.get(resting.id)
+            .filter(|session| session.listener == listener)?;
+        let session = self.remove(resting.id.slot)?;
+        Some((session.seat, session.link))
+    }
+
     /// Lets go of the session that has been retired for longest, to free what
     /// it owns for a new one. False if there is none.
     pub fn reclaim(&mut self) -> bool {
-        while let Some(id) = self.retired.pop_front() {
-            if self.get(id).is_some_and(|session| !session.is_active()) {
-                self.remove(id.slot);
-                self.reclaimed += 1;
-                return true;
-            }
-        }
-        false
+        let sessions = &self.sessions;
+        let oldest = self.rest.oldest(|id| find(sessions, id).is_some());
+        let gone = oldest.and_then(|resting| self.remove(resting.id.slot));
+        self.reclaimed += u64::from(gone.is_some());
+        gone.is_some()
     }
 
     /// Sessions that take or pass datagrams.
     #[must_use]
     pub fn active(&self) -> usize {
-        self.sessions.len() - self.retired_count
+        self.sessions.len() - self.retired
     }
 
     /// Sessions that ended and still keep what they own.
     #[must_use]
     pub fn retired(&self) -> usize {
-        self.retired_count
+        self.retired
     }
 
     /// Sessions that so far had to give up what they owned before [`LINGER`] was
@@ -532,29 +468,31 @@ impl<T> Table<T> {
         {
             entry.remove();
         }
-        self.retired_count += 1;
-        self.retired.push_back(id);
-        self.wheel.arm(slot, now + LINGER);
-        while self.retired_count > self.max_retired {
+        let server = session.server;
+        self.retired += 1;
+        self.rest.push(server, Resting { id, since: now });
+        self.wheel.arm(slot, now + LINGER + SPARE);
+        while self.retired > self.max_retired {
             self.reclaim();
         }
     }
 
-    fn remove(&mut self, slot: u32) {
+    fn remove(&mut self, slot: u32) -> Option<Session<T>> {
         self.wheel.disarm(slot);
-        if let Some(session) = self.sessions.try_remove(slot as usize)
-            && !session.is_active()
-        {
-            self.retired_count -= 1;
+        let session = self.sessions.try_remove(slot as usize)?;
+        if !session.is_active() {
+            self.retired -= 1;
+            // Here, lest names of what is gone pile up.
+            self.front(session.server);
         }
-        // Retired sessions go in about the order in which they came, so the
-        // front is where names of gone ones pile up.
-        while let Some(id) = self.retired.front()
-            && self.get(*id).is_none()
-        {
-            self.retired.pop_front();
-        }
+        Some(session)
     }
+}
+
+fn find<T>(sessions: &Slab<Session<T>>, id: SessionId) -> Option<&Session<T>> {
+    sessions
+        .get(id.slot as usize)
+        .filter(|session| session.generation == id.generation)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
 use super::*;
 
 const RULES: Rules = Rules {
@@ -113,7 +115,7 @@ fn an_ended_session_delivers_nothing_and_holds_its_socket_for_a_while() {
     assert_eq!(bench.table.get(id).unwrap().link, "socket");
     assert_eq!(bench.reply(id), None);
     assert_eq!(bench.budget.taken(), 0);
-    bench.pass(LINGER.as_secs() + 1);
+    bench.pass(LINGER.as_secs() + SPARE.as_secs() + 1);
     assert!(bench.table.get(id).is_none());
     assert_eq!(bench.table.retired(), 0);
 }
@@ -243,6 +245,59 @@ fn sockets_of_ended_sessions_count_until_they_are_given_back() {
 }
 
 #[test]
+fn what_a_session_owned_is_taken_over_once_it_has_rested() {
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let budget = Budget::new(2, 3);
+    let begun = Instant::now();
+    let mut table = Table::new(begun, vec![rules, rules], 10);
+    for (client, server) in [(1, 0), (2, 1)] {
+        let seat = budget.take().unwrap();
+        let id = table.open(begun, key(client), 0, server, seat, client);
+        table.request(begun, &key(client), 1).unwrap();
+        table.reply(begun, id, 1).unwrap();
+    }
+    let rested = begun + LINGER;
+    let early = rested - Duration::from_millis(1);
+    assert!(table.take_rested(early, 0, 1).is_none());
+    // Another listener's sockets have other options, another server's another
+    // address.
+    assert!(table.take_rested(rested, 1, 1).is_none());
+    assert!(table.take_rested(rested, 0, 2).is_none());
+    let (seat, link) = table.take_rested(rested, 0, 1).unwrap();
+    assert_eq!((link, table.retired(), table.reclaimed()), (2, 1, 0));
+    assert!(table.take_rested(rested, 0, 1).is_none());
+
+    // The seat counts as a session again, and its socket did all along.
+    assert_eq!(budget.taken(), 0);
+    let _seat = seat.renew().unwrap();
+    assert_eq!(budget.taken(), 1);
+    let _second = budget.take().unwrap();
+    assert_eq!(budget.take().err(), Some(Full::Sessions));
+
+    let (seat, link) = table.take_resting(0, 0).unwrap();
+    assert_eq!((link, table.retired(), table.reclaimed()), (1, 0, 1));
+    assert_eq!(seat.renew().err(), Some(Full::Sessions));
+}
+
+#[test]
+fn nobody_s_turn_comes_and_what_rested_is_let_go() {
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    bench.reply(id).unwrap();
+    bench.pass(LINGER.as_secs() + SPARE.as_secs() - 1);
+    assert_eq!(bench.table.retired(), 1);
+    bench.pass(2);
+    assert_eq!(bench.table.retired(), 0);
+}
+
+#[test]
 fn an_aborted_session_leaves_nothing() {
     let mut bench = Bench::new(RULES, 1, 10);
     let id = bench.datagram(key(1)).unwrap();
@@ -268,6 +323,7 @@ enum Step {
     Reply(usize),
     Pass(u64),
     Reclaim,
+    TakeRested,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -276,6 +332,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0usize..64).prop_map(Step::Reply),
         2 => (0u64..50).prop_map(Step::Pass),
         1 => Just(Step::Reclaim),
+        1 => Just(Step::TakeRested),
     ];
     proptest::collection::vec(step, 0..200)
 }
@@ -315,6 +372,9 @@ proptest! {
                 Step::Pass(seconds) => bench.pass(seconds),
                 Step::Reclaim => {
                     bench.table.reclaim();
+                }
+                Step::TakeRested => {
+                    bench.table.take_rested(bench.now, 0, 0);
                 }
             }
             prop_assert!(bench.table.active() <= max_sessions);

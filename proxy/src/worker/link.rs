@@ -1,12 +1,16 @@
 //! What a session owns on its server's side: a socket of its own, so that a
-//! reply can only come from the server that was asked.
+//! reply can only come from the server that was asked. It is new, or that of a
+//! session that ended long enough ago.
+
+use std::sync::Arc;
+use std::time::Instant;
 
 use super::at_once::AtOnce;
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
-use crate::session::Table;
+use crate::session::{Budget, Full, Seat, Table};
 use crate::upstream::Server;
 
 /// What a worker keeps with a session.
@@ -24,6 +28,34 @@ pub(super) struct Link {
     pub(super) at_once: AtOnce,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
+}
+
+/// A seat for a session, and perhaps what one with the same listener and server
+/// has left that ended and rested. For want of another socket, one gives up its
+/// own before it has rested.
+pub(super) fn seat<T>(
+    table: &mut Table<T>,
+    budget: &Arc<Budget>,
+    now: Instant,
+    listener: usize,
+    server: usize,
+) -> Result<(Seat, Option<T>), DropReason> {
+    let mut kept = table.take_rested(now, listener, server);
+    if kept.is_none() {
+        match budget.take() {
+            Ok(seat) => return Ok((seat, None)),
+            Err(Full::Sessions) => return Err(DropReason::MaxSessions),
+            Err(Full::Sockets) => kept = table.take_resting(listener, server),
+        }
+    }
+    let seat = match kept {
+        Some((seat, link)) => seat.renew().map(|seat| (seat, Some(link))),
+        None => {
+            table.reclaim();
+            budget.take().map(|seat| (seat, None))
+        }
+    };
+    seat.map_err(|_| DropReason::MaxSessions)
 }
 
 /// Opens a session's socket, from the server's source addresses in turn. When

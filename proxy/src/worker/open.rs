@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::at_once::AtOnce;
-use super::link::{Link, connect};
+use super::link::{Link, connect, seat};
 use super::{Source, Worker};
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
-use crate::session::{Full, Key, Seat, SessionId};
+use crate::session::{Key, Seat, SessionId};
 use crate::upstream::Server;
 
 /// How long new clients are refused at once after there was no socket for one.
@@ -61,37 +61,45 @@ impl Worker {
         if let Some((reason, _)) = self.shortage.filter(|(_, until)| now < *until) {
             return Err(reason);
         }
-        let seat = self.seat()?;
-        let listener = &self.listeners[number];
         let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
-        let options = Options {
-            dont_fragment: listener.dont_fragment,
-            bursts: !listener.rules.count_replies(),
-        };
-        let socket = connect(server, &mut self.next_source, options, &mut self.table)
-            .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))?;
-        let (server_number, link) = (
-            server.number,
-            Link {
-                socket,
-                via: entrance,
-                server: server.address,
-                overflows: 0,
-                at_once: AtOnce::default(),
-                prefix: server.mode.prefix(key.client, key.local),
-            },
-        );
-        self.begin(now, key, number, server_number, seat, link)
-    }
-
-    /// A seat for a session; one that has ended gives up its socket for it, if
-    /// it must be.
-    fn seat(&mut self) -> Result<Seat, DropReason> {
-        let mut taken = self.budget.take();
-        if taken.as_ref().is_err_and(|full| *full == Full::Sockets) && self.table.reclaim() {
-            taken = self.budget.take();
+        let (seat, kept) = seat(&mut self.table, &self.budget, now, number, server.number)?;
+        if self.replies.is_full() {
+            self.replies.send(&self.entrances, &self.counters);
         }
-        taken.map_err(|_| DropReason::MaxSessions)
+        let from_server = &self.counters.servers[server.number];
+        let late = self.counters.listeners[number].dropped(DropReason::ReplyLate);
+        let kept = kept.filter(|link| self.replies.drain(&link.socket, from_server, late));
+        let prefix = server.mode.prefix(key.client, key.local);
+        let (link, is_watched) = match kept {
+            Some(link) => {
+                let link = Link {
+                    via: entrance,
+                    prefix,
+                    ..link
+                };
+                (link, true)
+            }
+            None => {
+                let listener = &self.listeners[number];
+                let options = Options {
+                    dont_fragment: listener.dont_fragment,
+                    bursts: !listener.rules.count_replies(),
+                };
+                let socket = connect(server, &mut self.next_source, options, &mut self.table)
+                    .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))?;
+                let link = Link {
+                    socket,
+                    via: entrance,
+                    server: server.address,
+                    overflows: 0,
+                    at_once: AtOnce::default(),
+                    prefix,
+                };
+                (link, false)
+            }
+        };
+        let numbers = (number, server.number);
+        self.begin(now, key, numbers, seat, link, is_watched)
     }
 
     /// Whether replies to this client would come back to the proxy or to one of
@@ -121,15 +129,20 @@ impl Worker {
         &mut self,
         now: Instant,
         key: Key,
-        listener: usize,
-        server: usize,
+        (listener, server): (usize, usize),
         seat: Seat,
         link: Link,
+        is_watched: bool,
     ) -> Result<SessionId, DropReason> {
         let id = self.table.open(now, key, listener, server, seat, link);
         let registered = self.table.get(id).map(|session| {
             let key = Source::Server(id).key();
-            self.readiness.register(&session.link.socket, key)
+            let socket = &session.link.socket;
+            if is_watched {
+                self.readiness.rename(socket, key)
+            } else {
+                self.readiness.register(socket, key)
+            }
         });
         if let Some(Err(_)) = registered {
             // The kernel is out of memory for epoll entries, or of permitted ones.

@@ -6,12 +6,15 @@ use std::ops::Range;
 
 use super::Entrance;
 use super::link::Link;
-use crate::counters::{DropReason, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault};
+use crate::counters::{Counter, DropReason, ServerCounters, WorkerCounters};
+use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.
 const ERRORS_AT_ONCE: usize = 4;
+
+/// Late replies to read past before a socket is given up.
+const LATE: usize = 64;
 
 /// A reply that may go to its client.
 struct Passed {
@@ -67,6 +70,31 @@ impl Replies {
             }
         }
         self.filled..self.filled
+    }
+
+    /// Reads past what waits in the `socket` of a session that has ended: `late`
+    /// replies, and errors. False if there is no end of them. The batch must not
+    /// be full.
+    pub(super) fn drain(
+        &mut self,
+        socket: &Socket,
+        server: &ServerCounters,
+        late: &Counter,
+    ) -> bool {
+        for _ in 0..LATE {
+            match socket.receive(&mut self.batch, self.filled, self.filled + 1) {
+                Ok(_) => {
+                    let reply = self.batch.received(self.filled);
+                    let (datagrams, len) = reply.map_or((0, 0), |r| (r.datagrams(), r.len));
+                    server.replies.add(datagrams as u64);
+                    server.reply_bytes.add(len as u64);
+                    late.add(datagrams as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(_) => server.refusals.add(1),
+            }
+        }
+        false
     }
 
     /// Lets the reply in `slot` go out by entrance number `via`. Replies that

@@ -91,6 +91,21 @@ impl Readiness {
         )?)
     }
 
+    /// Reports a registered `socket` under another `key` from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl`: none is known to occur here.
+    pub fn rename(&self, socket: &Socket, key: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(key);
+        Ok(epoll::modify(
+            &self.epoll,
+            &socket.inner,
+            data,
+            epoll::EventFlags::IN,
+        )?)
+    }
+
     /// Waits until a socket has something, the waker is used, or `timeout` is
     /// over (`None`: without end), and adds to `ready` the keys of sockets that
     /// have something. True if anything happened but the timeout.

@@ -2,6 +2,7 @@
 //! before. What comes out is latency, from the actual sending: the generator
 //! can't be held up by the proxy, and its own lateness is told apart.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,7 +11,7 @@ use hdrhistogram::Histogram;
 use super::{Clients, Latency, Load, Report, TIMEOUT};
 use crate::output;
 use crate::tag::Tag;
-use crate::wire::{self, BURST_CAPACITY, Inbox, Packet};
+use crate::wire::{self, BATCH, BURST_CAPACITY, Inbox, Packet};
 
 /// Datagrams of one run at most; each has a byte of memory.
 const MAX: u64 = 50_000_000;
@@ -23,13 +24,41 @@ fn due_at(number: u64, rate: u64) -> u64 {
     ((number + 1) * 1_000_000_000).div_ceil(rate)
 }
 
+/// The client that sends datagram `number`.
+fn client_of(load: &Load, number: u64) -> Result<usize> {
+    Ok(load.first + usize::try_from(number)? % load.clients)
+}
+
+/// Sends datagrams of these numbers: in one call for each socket of the clients.
+fn send(clients: &Clients, load: &Load, numbers: Range<u64>, payloads: &[Vec<u8>]) -> Result<()> {
+    for (socket, from) in clients.sockets.iter().enumerate() {
+        let mut packets = Vec::with_capacity(BATCH);
+        for (number, payload) in numbers.clone().zip(payloads) {
+            let (own, address) = clients.address(client_of(load, number)?);
+            if own == socket {
+                packets.push(Packet {
+                    to: Some(clients.target),
+                    from: Some(*address.ip()),
+                    parts: [&[], payload],
+                    segment: None,
+                });
+            }
+        }
+        let mut sent = 0;
+        while sent < packets.len() {
+            sent += wire::send(from, &packets[sent..])?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
     let warm_up = (rate * load.warm_up / 1_000).min(MAX / 2);
     let total = warm_up + (rate * load.time / 1_000).min(MAX / 2);
     let mut clients = Clients::open(load)?;
     let mut inbox = Inbox::new(BURST_CAPACITY);
     let mut state = vec![0; usize::try_from(total)?];
-    let mut payload = clients.template.clone();
+    let mut payloads = vec![clients.template.clone(); BATCH];
     let mut latency = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;
     let mut lag = latency.clone();
     let mut answered = [0; 2];
@@ -43,28 +72,29 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
                 measured_from = Instant::now();
                 output::line("start")?;
             }
-            let client = load.first + usize::try_from(next)? % load.clients;
-            let (socket, address) = clients.address(client);
-            let sent = clients.now();
-            let tag = Tag {
-                client: address,
-                load: clients.number,
-                sequence: next,
-                sent,
+            // The warm-up ends between two batches.
+            let end = if next < warm_up {
+                due.min(warm_up)
+            } else {
+                due
             };
-            tag.write(&mut payload, clients.shape);
-            let packet = Packet {
-                to: Some(clients.target),
-                from: Some(*address.ip()),
-                parts: [&[], &payload],
-                segment: None,
-            };
-            wire::send(&clients.sockets[socket], &[packet])?;
-            if next >= warm_up {
-                lag.saturating_record(sent.saturating_sub(due_at(next, rate)).max(1));
+            let batch = next..end.min(next + BATCH as u64);
+            for (number, payload) in batch.clone().zip(&mut payloads) {
+                let sent = clients.now();
+                let tag = Tag {
+                    client: clients.address(client_of(load, number)?).1,
+                    load: clients.number,
+                    sequence: number,
+                    sent,
+                };
+                tag.write(payload, clients.shape);
+                if number >= warm_up {
+                    lag.saturating_record(sent.saturating_sub(due_at(number, rate)).max(1));
+                }
+                state[usize::try_from(number)?] = SENT;
             }
-            state[usize::try_from(next)?] = SENT;
-            next += 1;
+            send(&clients, load, batch.clone(), &payloads)?;
+            next = batch.end;
             last_sent = Instant::now();
         }
         let start = clients.start;
@@ -85,7 +115,9 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
         })?;
         let until_next = due_at(next, rate).saturating_sub(clients.now());
         match (next < total, until_next) {
-            (true, 0) => {}
+            // Behind time it never waits; the server, on the same core, has its
+            // turns all the same.
+            (true, 0) => std::thread::yield_now(),
             (true, wait) => clients.wait(Duration::from_nanos(wait))?,
             (false, _) => clients.wait(Duration::from_millis(10))?,
         }

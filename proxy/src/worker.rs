@@ -37,7 +37,7 @@ use replies::Replies;
 pub use command::{Command, SessionReport};
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
-/// datagrams are to gather, and leaves no reply to wait for others.
+/// datagrams are to gather.
 const FEW: usize = 16;
 
 /// Batches that each listener still takes when told to stop: more than its
@@ -228,17 +228,13 @@ impl Worker {
             let now = Instant::now();
 
             // Whatever is not taken to its end is reported again.
-            let few = ready.len() < FEW;
+            let alone = ready.len() <= 2;
             for key in ready.drain(..) {
                 match Source::of_key(key, self.entrances.len()) {
-                    Source::Clients(entrance) => {
-                        // Replies that are there don't wait for what takes long.
-                        self.replies.send(&self.entrances, &self.counters);
-                        self.take_from_clients(entrance, now);
-                    }
+                    Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
                     Source::Server(id) => {
                         self.take_from_server(id, now);
-                        if few {
+                        if alone {
                             self.replies.send(&self.entrances, &self.counters);
                         }
                     }

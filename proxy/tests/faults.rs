@@ -261,7 +261,15 @@ fn a_late_reply_reaches_nobody_under_a_flood_of_short_sessions() {
 fn a_socket_that_rested_serves_the_next_client_and_keeps_no_late_reply_for_it() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    let more = ["--responses", "1", "--admin", &admin.to_string()];
+    // Each worker has sockets of its own, and clients go to either.
+    let more = [
+        "--workers",
+        "1",
+        "--responses",
+        "1",
+        "--admin",
+        &admin.to_string(),
+    ];
     let proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
     let ask = |question: &[u8]| {
         let client = socket("127.0.0.1");

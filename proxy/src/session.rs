@@ -44,6 +44,10 @@ pub const LINGER: Duration = Duration::from_secs(10);
 /// over, which costs half of what making a socket does.
 pub const SPARE: Duration = Duration::from_secs(5);
 
+/// Sessions that a new one lets go at the most while it looks for one to take
+/// over from, since each costs the closing of a socket.
+const LET_GO: usize = 4;
+
 /// What makes a session this session and no other. Never to be confused with
 /// what a balancer hashes: two clients behind one IP have a key each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,38 +374,43 @@ impl<T> Table<T> {
     }
 
     /// Takes the seat and what was kept with a session of this listener and
-    /// server that has ended and rested for [`LINGER`], if there is one, for a new
-    /// session to use.
+    /// server that has ended, was answered and has rested for [`LINGER`], if there
+    /// is one, for a new session to use. One that owes its client an answer is let
+    /// go instead: that answer may come yet, however late.
     pub fn take_rested(
         &mut self,
         now: Instant,
         listener: usize,
         server: usize,
     ) -> Option<(Seat, T)> {
-        let resting = self.front(server)?;
-        let rested = now.saturating_duration_since(resting.since) >= LINGER;
-        rested.then(|| self.take(listener, resting)).flatten()
+        for _ in 0..LET_GO {
+            let resting = self.front(server)?;
+            let rested = now.saturating_duration_since(resting.since) >= LINGER;
+            if !rested || self.get(resting.id)?.listener != listener {
+                return None;
+            }
+            let session = self.remove(resting.id.slot)?;
+            if session.is_answered(1) {
+                return Some((session.seat, session.link));
+            }
+        }
+        None
     }
 
-    /// As [`take_rested`](Self::take_rested), but of a session that may not have
-    /// rested for so long.
+    /// As [`take_rested`](Self::take_rested), but of the session that has rested
+    /// for longest, if not for so long.
     pub fn take_resting(&mut self, listener: usize, server: usize) -> Option<(Seat, T)> {
-        let resting = self.front(server)?;
-        let taken = self.take(listener, resting);
-        self.reclaimed += u64::from(taken.is_some());
-        taken
+        let id = self.front(server)?.id;
+        self.get(id)
+            .filter(|session| session.listener == listener && session.is_answered(1))?;
+        let session = self.remove(id.slot)?;
+        self.reclaimed += 1;
+        Some((session.seat, session.link))
     }
 
     fn front(&mut self, server: usize) -> Option<Resting> {
         let sessions = &self.sessions;
         self.rest.front(server, |id| find(sessions, id).is_some())
-    }
-
-    fn take(&mut self, listener: usize, resting: Resting) -> Option<(Seat, T)> {
-        self.get(resting.id)
-            .filter(|session| session.listener == listener)?;
-        let session = self.remove(resting.id.slot)?;
-        Some((session.seat, session.link))
     }
 
     /// Lets go of the session that has been retired for longest, to free what

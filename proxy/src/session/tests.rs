@@ -1,8 +1,8 @@
 //! The session table driven through hours without waiting for any of them.
 
-use proptest::prelude::*;
-
 use std::sync::Arc;
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -283,7 +283,34 @@ fn what_a_session_owned_is_taken_over_once_it_has_rested() {
 }
 
 #[test]
-fn nobody_s_turn_comes_and_what_rested_is_let_go() {
+fn what_a_session_owned_is_not_taken_over_while_an_answer_may_come() {
+    let budget = Budget::new(10, 10);
+    let begun = Instant::now();
+    let mut table = Table::new(begun, vec![RULES], 10);
+    let mut now = begun;
+    for (client, answered) in [(1, false), (2, true), (3, false)] {
+        // They end in their order.
+        now += 2 * wheel::TICK;
+        let seat = budget.take().unwrap();
+        let id = table.open(now, key(client), 0, 0, seat, client);
+        table.request(now, &key(client), 1).unwrap();
+        if answered {
+            table.reply(now, id, 1).unwrap();
+        }
+    }
+    let ended = now + RULES.idle_timeout + 2 * wheel::TICK;
+    table.expire(ended, |_, _| {});
+    assert_eq!(table.retired(), 3);
+    assert!(table.take_resting(0, 0).is_none());
+    let rested = ended + LINGER;
+    let (_, link) = table.take_rested(rested, 0, 0).unwrap();
+    assert_eq!(link, 2);
+    assert!(table.take_rested(rested, 0, 0).is_none());
+    assert_eq!((table.retired(), table.reclaimed()), (0, 0));
+}
+
+#[test]
+fn what_rested_and_nobody_takes_is_let_go() {
     let rules = Rules {
         responses: 1,
         ..RULES

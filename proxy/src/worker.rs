@@ -16,6 +16,7 @@ mod link;
 mod onward;
 mod open;
 mod replies;
+mod source;
 
 use std::io;
 use std::sync::Arc;
@@ -33,12 +34,17 @@ use link::Link;
 use onward::Onward;
 use open::{OwnAddresses, refused};
 use replies::Replies;
+use source::Source;
 
 pub use command::{Command, SessionReport};
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
 /// datagrams are to gather.
 const FEW: usize = 16;
+
+/// With so few sources, replies leave at once: there are no others for them to
+/// leave with, and the sooner they do the better.
+const ALONE: usize = 2;
 
 /// Batches that each listener still takes when told to stop: more than its
 /// buffer holds of small datagrams.
@@ -85,30 +91,6 @@ struct Entrance {
 struct Run {
     session: Option<SessionId>,
     slots: Vec<usize>,
-}
-
-/// What has something to receive, as the number that it is registered under.
-#[derive(Clone, Copy)]
-enum Source {
-    Clients(usize),
-    Server(SessionId),
-}
-
-impl Source {
-    // Sessions' generations begin at 1, which leaves the low keys to entrances.
-    fn of_key(key: u64, entrances: usize) -> Self {
-        match usize::try_from(key) {
-            Ok(entrance) if entrance < entrances => Self::Clients(entrance),
-            _ => Self::Server(SessionId::from_bits(key)),
-        }
-    }
-
-    fn key(self) -> u64 {
-        match self {
-            Self::Clients(entrance) => entrance as u64,
-            Self::Server(id) => id.to_bits(),
-        }
-    }
 }
 
 /// What a worker is given.
@@ -228,7 +210,7 @@ impl Worker {
             let now = Instant::now();
 
             // Whatever is not taken to its end is reported again.
-            let alone = ready.len() <= 2;
+            let alone = ready.len() <= ALONE;
             for key in ready.drain(..) {
                 match Source::of_key(key, self.entrances.len()) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
@@ -376,6 +358,9 @@ impl Worker {
         let listener = &self.counters.listeners[session.listener];
         let server = &self.counters.servers[session.server];
         let slots = self.replies.receive(&mut session.link, server);
+        if !slots.is_empty() {
+            self.last_reply = now;
+        }
         let latest = slots
             .clone()
             .last()
@@ -414,7 +399,6 @@ impl Worker {
                 count_end(listener, server, reason);
             }
         }
-        self.last_reply = now;
     }
 
     fn expire(&mut self, now: Instant) {

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::Worker;
 use super::at_once::AtOnce;
 use super::link::{Link, connect, seat};
-use super::{Source, Worker};
+use super::source::Source;
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
 use crate::session::{Key, Seat, SessionId};

@@ -1,12 +1,14 @@
 //! The four system calls of the data path, straight to the kernel: libc's own
-//! are points at which a thread can be cancelled (pthreads(7)), and to mark them
-//! as such costs a program with threads two atomic operations each.
+//! are points at which a thread can be cancelled (pthreads(7)), which a program
+//! with threads pays for at each call and this one has no use for.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr;
 
 use libc::{c_int, c_long, mmsghdr, msghdr, timespec};
+
+const FLAGS: c_int = libc::MSG_DONTWAIT;
 
 /// recvmmsg(2), or recvmsg(2) for a single message, which is cheaper. Never
 /// blocks. Returns how many messages were received.
@@ -25,18 +27,17 @@ pub(super) unsafe fn receive(
     unsafe {
         if count == 1 {
             let header = &raw mut (*messages).msg_hdr;
-            let len = libc::syscall(libc::SYS_recvmsg, socket, header, libc::MSG_DONTWAIT);
+            let len = libc::syscall(libc::SYS_recvmsg, socket, header, FLAGS);
             (*messages).msg_len = length(len)?;
             return Ok(1);
         }
         let timeout = ptr::null_mut::<timespec>();
-        let flags: c_int = libc::MSG_DONTWAIT;
         number(libc::syscall(
             libc::SYS_recvmmsg,
             socket,
             messages,
             count,
-            flags,
+            FLAGS,
             timeout,
         ))
     }
@@ -58,17 +59,15 @@ pub(super) unsafe fn send(
     unsafe {
         if count == 1 {
             let header: *const msghdr = &raw const (*messages).msg_hdr;
-            let flags: c_int = libc::MSG_DONTWAIT;
-            number(libc::syscall(libc::SYS_sendmsg, socket, header, flags))?;
+            number(libc::syscall(libc::SYS_sendmsg, socket, header, FLAGS))?;
             return Ok(1);
         }
-        let flags: c_int = libc::MSG_DONTWAIT;
         number(libc::syscall(
             libc::SYS_sendmmsg,
             socket,
             messages,
             count,
-            flags,
+            FLAGS,
         ))
     }
 }

@@ -9,20 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::*;
-use ppv2_proxy::session::LINGER;
 use socket2::{Domain, Protocol, Socket, Type};
-
-fn dropped(admin: SocketAddr, reason: &str) -> u64 {
-    let name = "ppv2_dropped_datagrams_total{listener=\"listener1\",reason=";
-    metric(admin, &format!("{name}\"{reason}\"}}"))
-}
-
-fn served(client: &UdpSocket, listener: SocketAddr, server: &UdpSocket) {
-    client.send_to(b"question", listener).unwrap();
-    let (_, proxy) = receive(server);
-    server.send_to(b"answer", proxy).unwrap();
-    assert_eq!(receive(client), (b"answer".to_vec(), listener));
-}
 
 /// Datagrams that come before there are none for half a second.
 fn count_waiting(server: &UdpSocket) -> u64 {
@@ -189,115 +176,6 @@ fn source_addresses_share_the_sessions_and_each_has_its_own_ports() {
     }
     assert_eq!(sessions.len(), 3, "{sessions:?}");
     assert!(sessions.values().all(|n| *n >= 7), "{sessions:?}");
-}
-
-#[test]
-fn sessions_that_ended_give_their_ports_to_new_clients() {
-    let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
-    if !namespace::enter("sessions_that_ended_give_their_ports_to_new_clients", setup) {
-        return;
-    }
-    let (server_address, listener) = (address("127.0.0.1"), address("127.0.0.1"));
-    let (server, admin) = (bind(server_address), address("127.0.0.1"));
-    let more = ["--responses", "1", "--admin", &admin.to_string()];
-    let _proxy = proxy_between(listener, server_address, &more);
-    for _ in 0..100 {
-        served(&bind(address("127.0.0.1")), listener, &server);
-    }
-    assert_eq!(dropped(admin, "no_ports"), 0);
-}
-
-#[test]
-fn a_reply_to_a_session_that_ended_reaches_nobody() {
-    let server = socket("127.0.0.1");
-    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    let more = ["--responses", "1", "--admin", &admin.to_string()];
-    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
-    let client = socket("127.0.0.1");
-    client.send_to(b"question", listener).unwrap();
-    let (_, session) = receive(&server);
-    for _ in 0..3 {
-        server.send_to(b"answer", session).unwrap();
-    }
-    assert_eq!(receive(&client).0, b"answer");
-    receive_nothing(&client);
-    eventually("two late replies", || dropped(admin, "reply_late") == 2);
-    // The next question begins anew, from another port.
-    client.send_to(b"question", listener).unwrap();
-    assert_ne!(receive(&server).1, session);
-}
-
-#[test]
-fn a_late_reply_reaches_nobody_under_a_flood_of_short_sessions() {
-    let server = socket("127.0.0.1");
-    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    let more = ["--responses", "1", "--admin", &admin.to_string()];
-    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
-    // 1,500 sessions that are answered; then each is sent a second answer,
-    // which names the client of the first, while others are being begun. All
-    // of it must be over before the ports have rested.
-    let mut old = Vec::new();
-    for n in 0..1500u16 {
-        let client = socket("127.0.0.1");
-        client.send_to(&n.to_be_bytes(), listener).unwrap();
-        let (datagram, session) = receive(&server);
-        server.send_to(&read_header(&datagram).2, session).unwrap();
-        assert_eq!(receive(&client).0, n.to_be_bytes());
-        old.push((session, n));
-    }
-    for (session, n) in old {
-        let client = socket("127.0.0.1");
-        client.send_to(b"new", listener).unwrap();
-        let (_, own) = receive(&server);
-        server.send_to(&n.to_be_bytes(), session).unwrap();
-        server.send_to(b"own", own).unwrap();
-        assert_eq!(receive(&client).0, b"own");
-    }
-    eventually("all late replies", || dropped(admin, "reply_late") == 1500);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
-}
-
-#[test]
-fn a_socket_that_rested_serves_the_next_client_and_keeps_no_late_reply_for_it() {
-    let server = socket("127.0.0.1");
-    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    // Each worker has sockets of its own, and clients go to either.
-    let more = [
-        "--workers",
-        "1",
-        "--responses",
-        "1",
-        "--admin",
-        &admin.to_string(),
-    ];
-    let proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
-    let ask = |question: &[u8]| {
-        let client = socket("127.0.0.1");
-        client.send_to(question, listener).unwrap();
-        let (datagram, session) = receive(&server);
-        assert_eq!(read_header(&datagram).0, client.local_addr().unwrap());
-        (client, session)
-    };
-    let (first, session) = ask(b"first");
-    server.send_to(b"to the first", session).unwrap();
-    assert_eq!(receive(&first).0, b"to the first");
-
-    std::thread::sleep(LINGER + Duration::from_millis(500));
-    // While the proxy stands still, a question and a late reply come, so that it
-    // takes the question first.
-    let second = socket("127.0.0.1");
-    proxy.signal("STOP");
-    second.send_to(b"second", listener).unwrap();
-    server.send_to(b"late", session).unwrap();
-    proxy.signal("CONT");
-    let (datagram, reused) = receive(&server);
-    assert_eq!(read_header(&datagram).0, second.local_addr().unwrap());
-    assert_eq!(reused, session, "the socket that rested");
-    server.send_to(b"to the second", reused).unwrap();
-    assert_eq!(receive(&second), (b"to the second".to_vec(), listener));
-    assert_eq!(dropped(admin, "reply_late"), 1);
-    receive_nothing(&first);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
 }
 
 #[test]

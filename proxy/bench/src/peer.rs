@@ -60,6 +60,14 @@ impl Peer {
         !matches!(self, Self::Nginx | Self::Envoy)
     }
 
+    /// Whether it is ppv2-proxy, however set.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice
+        )
+    }
+
     /// Whether it may run on every core, which leaves it and the clients in each
     /// other's way.
     pub(crate) fn everywhere(self) -> bool {

@@ -105,17 +105,7 @@ fn chosen(arguments: &Run, time: u64) -> Result<Vec<Work>> {
     if arguments.quick {
         for work in &mut works {
             work.peers.retain(|peer| {
-                use Peer::{Bare, BareCareful, Nginx, Ours, OursBusyPoll, OursCoalesce, OursTwice};
-                [
-                    Ours,
-                    OursBusyPoll,
-                    OursCoalesce,
-                    OursTwice,
-                    Bare,
-                    BareCareful,
-                    Nginx,
-                ]
-                .contains(peer)
+                peer.is_ours() || matches!(peer, Peer::Bare | Peer::BareCareful | Peer::Nginx)
             });
         }
         works.retain(|work| work.peers.len() > 1);
@@ -233,17 +223,11 @@ fn told(round: usize, peer: Peer, sample: &Sample) -> String {
 }
 
 fn wrong(outcome: &Outcome) -> Option<u64> {
-    let ours = [
-        Peer::Ours,
-        Peer::OursBusyPoll,
-        Peer::OursCoalesce,
-        Peer::OursTwice,
-    ];
     let count = outcome
         .works
         .iter()
         .flat_map(|work| &work.peers)
-        .filter(|series| ours.contains(&series.peer))
+        .filter(|series| series.peer.is_ours())
         .map(Series::wrong)
         .sum();
     (count > 0).then_some(count)

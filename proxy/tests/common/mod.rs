@@ -240,3 +240,17 @@ pub fn metric(admin: SocketAddr, name: &str) -> u64 {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
         .unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
 }
+
+/// What the first listener has dropped for `reason`, as its metric says.
+pub fn dropped(admin: SocketAddr, reason: &str) -> u64 {
+    let name = "ppv2_dropped_datagrams_total{listener=\"listener1\",reason=";
+    metric(admin, &format!("{name}\"{reason}\"}}"))
+}
+
+/// Sends a question, and sees that the server's answer comes back.
+pub fn served(client: &UdpSocket, listener: SocketAddr, server: &UdpSocket) {
+    client.send_to(b"question", listener).unwrap();
+    let (_, proxy) = receive(server);
+    server.send_to(b"answer", proxy).unwrap();
+    assert_eq!(receive(client), (b"answer".to_vec(), listener));
+}

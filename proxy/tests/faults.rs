@@ -126,8 +126,14 @@ fn no_local_ports_left_costs_new_clients_only() {
     }
     let (server_address, listener) = (address("127.0.0.1"), address("127.0.0.1"));
     let (server, admin) = (bind(server_address), address("127.0.0.1"));
-    let more = ["--max-sessions", "1000", "--admin", &admin.to_string()];
-    let proxy = proxy_between(listener, server_address, &more);
+    // Of several workers, another one could have all ports before the first
+    // client's has one.
+    let admin_address = admin.to_string();
+    let more = [
+        &["--workers", "1", "--max-sessions", "1000"][..],
+        &["--admin", &admin_address],
+    ];
+    let proxy = proxy_between(listener, server_address, &more.concat());
     assert!(
         proxy.log().contains("local ports allow 10"),
         "{}",

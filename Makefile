@@ -10,6 +10,10 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 20
 
+# The tests that run the proxy; with the whole workspace selected, they share
+# its builds of everything that the portable data path doesn't change.
+PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(wildcard proxy/tests/*.rs))
+
 .PHONY: help build demo test lint unit python fuzz audit packages bench
 
 help:
@@ -17,7 +21,8 @@ help:
 	@echo 'make test    every test: lint, unit, interop, Python, fuzz'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
 	@echo 'make lint    formatting, lints, docs, licences'
-	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn'
+	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn; the proxy'
+	@echo '             once more with its portable data path'
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
@@ -47,11 +52,14 @@ lint: $(CARGO_DENY)
 	cargo fmt --all --check
 	cd fuzz && cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features ppv2-proxy/portable -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 unit: packages
 	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --features ppv2-proxy/portable --no-fail-fast \
+		--lib $(PROXY_TESTS)
 
 python:
 	sdk-python/run-tests

@@ -6,26 +6,31 @@
 //! it saves most of the way through the kernel for all but one of them.
 //!
 //! This module owns every system call of the data path and the only unsafe
-//! code of the proxy, in `net/linux.rs`. Callers see plain addresses, slices
-//! and [`io::Error`]s; what a socket is for, and whom a datagram belongs to, is
-//! the worker's business.
+//! code of the proxy, in `net/linux.rs`. Beside it stands `net/fallback.rs`, for
+//! systems that are not Linux, slower and without bursts. Callers see plain
+//! addresses, slices and [`io::Error`]s; what a socket is for, and whom a
+//! datagram belongs to, is the worker's business.
 
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, RawFd};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-#[cfg(target_os = "linux")]
+#[cfg(ppv2_portable)]
+use fallback as sys;
+#[cfg(not(ppv2_portable))]
 use linux as sys;
 
 pub use sys::{Readiness, Waker};
 
-#[cfg(target_os = "linux")]
+#[cfg(ppv2_portable)]
+mod fallback;
+#[cfg(not(ppv2_portable))]
 mod linux;
-#[cfg(not(target_os = "linux"))]
-compile_error!("the proxy's data path is written for Linux");
+mod options;
 
 /// Datagrams that one system call moves at the most. It bounds how long one
 /// busy socket can keep the others waiting.
@@ -43,10 +48,12 @@ const STRIDE: usize = CAPACITY + 5 * 64;
 
 /// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux
 /// before 6.9, which raised it).
+#[cfg(not(ppv2_portable))]
 const MAX_BURST: usize = 64;
 
 /// Bytes that a burst may have, headers included: what fits one IP packet, less
 /// the longest IP and UDP headers.
+#[cfg(not(ppv2_portable))]
 const MAX_BURST_BYTES: usize = 65_535 - 48;
 
 /// Buffers that every listener asks for, bytes. The kernel grants at most
@@ -100,6 +107,27 @@ impl Received {
     #[must_use]
     pub fn datagrams(&self) -> usize {
         self.len.div_ceil(self.segment.max(1)).max(1)
+    }
+}
+
+impl Received {
+    /// Notes the packet info of an IPv4 datagram: the address that it was written
+    /// to, and the one that a reply leaves from, which differ for broadcast and
+    /// multicast (ip(7)).
+    fn note_local_v4(&mut self, written_to: Ipv4Addr, local: Ipv4Addr) {
+        self.group = written_to != local;
+        self.local = SocketAddrV4::new(local, self.local.port()).into();
+    }
+
+    /// Notes the packet info of an IPv6 datagram.
+    fn note_local_v6(&mut self, ip: Ipv6Addr, interface: u32) {
+        let scope = if ip.is_unicast_link_local() {
+            interface
+        } else {
+            0
+        };
+        self.group = ip.is_multicast();
+        self.local = SocketAddrV6::new(ip, self.local.port(), 0, scope).into();
     }
 }
 
@@ -166,7 +194,17 @@ impl Cause {
     /// Reads the error number of `error`.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
-        sys::cause(error)
+        match Errno::from_io_error(error) {
+            Some(Errno::AGAIN) => Self::WouldBlock,
+            Some(Errno::MSGSIZE) => Self::Oversize,
+            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN | Errno::HOSTDOWN) => {
+                Self::Unreachable
+            }
+            Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptors,
+            Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPorts,
+            Some(Errno::NOBUFS | Errno::NOMEM) => Self::NoMemory,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -225,6 +263,7 @@ pub struct Socket {
     inner: socket2::Socket,
     /// Datagrams longer than this, header included, have been refused as a
     /// burst: the path's MTU is smaller, or the device can't. They go one by one.
+    #[cfg_attr(ppv2_portable, expect(dead_code, reason = "bursts are never sent"))]
     burst_limit: Cell<usize>,
     /// What the socket is bound to; of a session's socket only the family counts.
     bound: SocketAddr,
@@ -335,7 +374,7 @@ impl Socket {
     pub fn unfragmented_payload(&self) -> io::Result<usize> {
         let v6 = self.bound.is_ipv6();
         let headers = if v6 { 40 + 8 } else { 20 + 8 };
-        Ok(sys::path_mtu(&self.inner, v6)?.saturating_sub(headers))
+        Ok(options::path_mtu(&self.inner, v6)?.saturating_sub(headers))
     }
 
     fn fd(&self) -> RawFd {
@@ -356,7 +395,7 @@ fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
         socket.set_recv_tos_v4(true)?;
     }
     sys::report_overflows(&socket)?;
-    sys::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
+    options::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
     if options.bursts {
         // Best effort: a kernel without it hands over single datagrams.
         let _ = sys::receive_bursts(&socket);
@@ -425,10 +464,13 @@ pub fn probe_bursts() -> io::Result<()> {
     sys::can_send_bursts(&socket)
 }
 
-/// Whether `ip` is a link-local IPv6 address, which means nothing without the
-/// interface.
-fn needs_scope(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+/// Datagram number `number` of a slot, which holds one or a burst.
+fn datagram(batch: &Batch, slot: usize, number: usize) -> &[u8] {
+    let payload = batch.payload(slot);
+    let segment = batch.received(slot).map_or(0, |received| received.segment);
+    let start = (number * segment).min(payload.len());
+    let end = start.saturating_add(segment).min(payload.len());
+    &payload[start..end]
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
 
-use super::{BATCH, Batch, CAPACITY, Cause, STRIDE, Socket};
+use super::{BATCH, Batch, CAPACITY, STRIDE, Socket};
 use message::{Control, len_of, read_received};
 
 pub use readiness::{Readiness, Waker};
@@ -88,20 +88,6 @@ pub(super) fn receive(
     Ok(received)
 }
 
-pub(super) fn cause(error: &io::Error) -> Cause {
-    match error.raw_os_error() {
-        Some(libc::EAGAIN) => Cause::WouldBlock,
-        Some(libc::EMSGSIZE) => Cause::Oversize,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
-            Cause::Unreachable
-        }
-        Some(libc::EMFILE | libc::ENFILE) => Cause::NoDescriptors,
-        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Cause::NoPorts,
-        Some(libc::ENOBUFS | libc::ENOMEM) => Cause::NoMemory,
-        _ => Cause::Other,
-    }
-}
-
 /// Asks with every datagram for the number that the socket has lost.
 pub(super) fn report_overflows(socket: &socket2::Socket) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
@@ -130,63 +116,6 @@ pub(super) fn report_local_address(socket: &socket2::Socket, v6: bool) -> io::Re
         set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
     } else {
         set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
-    }
-}
-
-/// Never fragment, or fragment wherever it is needed, routers included.
-pub(super) fn set_fragmentation(
-    socket: &socket2::Socket,
-    v6: bool,
-    dont_fragment: bool,
-) -> io::Result<()> {
-    let (level, name, value) = match (v6, dont_fragment) {
-        (false, true) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_DO,
-        ),
-        (false, false) => (
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_DONT,
-        ),
-        (true, true) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DO,
-        ),
-        (true, false) => (
-            libc::IPPROTO_IPV6,
-            libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
-        ),
-    };
-    set(socket, level, name, value)
-}
-
-/// The path MTU that the kernel holds for a connected socket, bytes.
-pub(super) fn path_mtu(socket: &socket2::Socket, v6: bool) -> io::Result<usize> {
-    let (level, name) = if v6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU)
-    };
-    let mut value: c_int = 0;
-    let mut len = len_of::<c_int>();
-    // SAFETY: `value` and `len` are valid for the write of an int and its size.
-    let status = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast::<c_void>(),
-            &raw mut len,
-        )
-    };
-    if status == 0 {
-        Ok(usize::try_from(value).unwrap_or(0))
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
+#[cfg(not(ppv2_portable))]
+mod bursts;
+
 fn receive(socket: &Socket, batch: &mut Batch, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut have = 0;
@@ -167,98 +170,6 @@ fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
     assert_eq!(&datagram[..len], b"second");
     let nothing = upstream.receive(&mut batch, 0, BATCH).unwrap_err();
     assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
-}
-
-/// Sends `bytes` as a burst of datagrams of `segment` bytes each.
-fn send_burst(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], segment: usize) {
-    let state = quinn_udp::UdpSocketState::new(socket.into()).unwrap();
-    let transmit = quinn_udp::Transmit {
-        destination: to,
-        ecn: None,
-        contents: bytes,
-        segment_size: Some(segment),
-        src_ip: None,
-    };
-    state.try_send(socket.into(), &transmit).unwrap();
-}
-
-/// Bytes that differ from datagram to datagram and within one.
-fn pattern(len: usize) -> Vec<u8> {
-    let row = |n: u8| (0..=u8::MAX).map(move |byte| byte.wrapping_mul(3) ^ n);
-    (0..=u8::MAX).flat_map(row).take(len).collect()
-}
-
-/// A batch that holds one burst of `len` bytes in datagrams of `segment`.
-fn burst(len: usize, segment: usize) -> (Batch, Vec<u8>) {
-    let listener = listen("127.0.0.1:0");
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let bytes = pattern(len);
-    send_burst(&client, listener.bound(), &bytes, segment);
-    let mut batch = Batch::new();
-    receive(&listener, &mut batch, 1);
-    let received = batch.received(0).unwrap();
-    assert_eq!((received.len, received.segment), (len, segment));
-    assert_eq!(received.datagrams(), len.div_ceil(segment));
-    (batch, bytes)
-}
-
-#[test]
-fn a_burst_leaves_as_one_with_a_header_on_each_datagram() {
-    for (len, segment) in [(8 * 1200, 1200), (7 * 1200 + 1, 1200), (64 * 100, 100)] {
-        let (batch, bytes) = burst(len, segment);
-        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let upstream = connect(&server);
-        let header = [b'h'; 52];
-        let sent = upstream.send(&batch, &[0], |_| onward(&header), no_fault);
-        let count = len.div_ceil(segment);
-        assert_eq!(
-            (sent.datagrams, sent.bytes),
-            (count, len + count * header.len())
-        );
-        assert_eq!(upstream.burst_limit.get(), usize::MAX, "sent one by one");
-        let mut datagram = vec![0; CAPACITY];
-        for expected in bytes.chunks(segment) {
-            let len = server.recv(&mut datagram).unwrap();
-            assert!(datagram[..len] == [&header[..], expected].concat());
-        }
-    }
-}
-
-#[test]
-fn a_burst_that_grows_too_long_by_its_headers_leaves_as_several() {
-    let (batch, bytes) = burst(54 * 1200, 1200);
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket2::SockRef::from(&server)
-        .set_recv_buffer_size(1 << 20)
-        .unwrap();
-    let upstream = connect(&server);
-    let header = [b'h'; 52];
-    let sent = upstream.send(&batch, &[0], |_| onward(&header), no_fault);
-    assert_eq!(sent.datagrams, 54);
-    let mut datagram = vec![0; CAPACITY];
-    for expected in bytes.chunks(1200) {
-        let len = server.recv(&mut datagram).unwrap();
-        assert!(datagram[..len] == [&header[..], expected].concat());
-    }
-}
-
-#[test]
-fn a_burst_that_the_kernel_refuses_goes_datagram_by_datagram() {
-    let (batch, bytes) = burst(4 * 1400, 1400);
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let upstream = connect(&server);
-    // Bursts need checksums; with those switched off the kernel says EINVAL.
-    sys::switch_checksums_off(&upstream.inner).unwrap();
-    for _ in 0..2 {
-        let sent = upstream.send(&batch, &[0], |_| onward(b"h"), no_fault);
-        assert_eq!((sent.datagrams, sent.bytes), (4, 4 * 1401));
-        let mut datagram = vec![0; CAPACITY];
-        for expected in bytes.chunks(1400) {
-            let len = server.recv(&mut datagram).unwrap();
-            assert!(datagram[..len] == [&b"h"[..], expected].concat());
-        }
-    }
-    assert_eq!(upstream.burst_limit.get(), 1400);
 }
 
 #[test]

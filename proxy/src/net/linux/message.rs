@@ -7,7 +7,7 @@ use std::ptr;
 
 use libc::{c_int, cmsghdr, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 
-use super::super::{CAPACITY, Received, Socket, TrafficClass, needs_scope};
+use super::super::{CAPACITY, Received, Socket, TrafficClass};
 
 /// Room for the control messages of one call: packet info (40 bytes with its
 /// header, IPv6), traffic class, burst size and overflows (24 each), and slack
@@ -56,10 +56,15 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
                     received.segment = usize::try_from(size).unwrap_or(received.len);
                 }
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    note_v4(&mut received, ptr::read_unaligned(data.cast()));
+                    let info: libc::in_pktinfo = ptr::read_unaligned(data.cast());
+                    let written_to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                    let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    received.note_local_v4(written_to, local);
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    note_v6(&mut received, ptr::read_unaligned(data.cast()));
+                    let info: libc::in6_pktinfo = ptr::read_unaligned(data.cast());
+                    let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    received.note_local_v6(ip, info.ipi6_ifindex);
                 }
                 _ => {}
             }
@@ -67,26 +72,6 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
         }
     }
     received
-}
-
-/// `ipi_spec_dst` is the local address that a reply leaves from; it differs
-/// from the packet's destination for broadcast and multicast (ip(7)).
-fn note_v4(received: &mut Received, info: libc::in_pktinfo) {
-    let written_to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
-    let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
-    received.group = written_to != local;
-    received.local = SocketAddrV4::new(local, received.local.port()).into();
-}
-
-fn note_v6(received: &mut Received, info: libc::in6_pktinfo) {
-    let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-    let scope = if needs_scope(ip.into()) {
-        info.ipi6_ifindex
-    } else {
-        0
-    };
-    received.group = ip.is_multicast();
-    received.local = SocketAddrV6::new(ip, received.local.port(), 0, scope).into();
 }
 
 /// What is said of a message besides its bytes and addressee.

@@ -13,7 +13,9 @@ use std::ops::Range;
 
 use libc::{iovec, mmsghdr, msghdr, sockaddr_storage};
 
-use super::super::{Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, SendFault, Sent, Socket};
+use super::super::{
+    Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, SendFault, Sent, Socket, datagram,
+};
 use super::call;
 use super::message::{Control, Extras, write_control, write_name};
 
@@ -259,15 +261,6 @@ impl Post<'_, '_> {
         let datagrams = letter.first..letter.first + letter.count;
         self.send(std::iter::once((letter.slot, datagrams)));
     }
-}
-
-/// Datagram number `number` of a slot, which holds one or a burst.
-fn datagram(batch: &Batch, slot: usize, number: usize) -> &[u8] {
-    let payload = batch.payload(slot);
-    let segment = batch.received(slot).map_or(0, |received| received.segment);
-    let start = (number * segment).min(payload.len());
-    let end = start.saturating_add(segment).min(payload.len());
-    &payload[start..end]
 }
 
 /// Whether an error may be one that ICMP left on a connected socket: those speak

@@ -1,0 +1,47 @@
+//! Socket options that both platforms set by the same safe calls.
+
+use std::io;
+
+#[cfg(target_os = "linux")]
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+
+/// Never fragment, or fragment wherever it is needed, routers included (ip(7),
+/// ipv6(7)).
+#[cfg(target_os = "linux")]
+pub(super) fn set_fragmentation(
+    socket: &socket2::Socket,
+    v6: bool,
+    dont_fragment: bool,
+) -> io::Result<()> {
+    let set = match (v6, dont_fragment) {
+        (false, true) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DO),
+        (false, false) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::DONT),
+        (true, true) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DO),
+        (true, false) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT),
+    };
+    Ok(set?)
+}
+
+/// The path MTU that the kernel holds for a connected socket, bytes.
+#[cfg(target_os = "linux")]
+pub(super) fn path_mtu(socket: &socket2::Socket, v6: bool) -> io::Result<usize> {
+    let mtu = if v6 {
+        sockopt::ipv6_mtu(socket)
+    } else {
+        sockopt::ip_mtu(socket)
+    };
+    Ok(usize::try_from(mtu?).unwrap_or(usize::MAX))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn set_fragmentation(_: &socket2::Socket, _: bool, refuse: bool) -> io::Result<()> {
+    if refuse {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn path_mtu(_: &socket2::Socket, _: bool) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
+use crate::upstream::sharing_groups;
 use crate::worker::Pace;
 
 use check::Checker;
@@ -98,6 +99,8 @@ pub struct Server {
     pub address: ServerAddr,
     /// Addresses of this host to send to it from; empty for the kernel's choice.
     pub sources: Arc<[IpAddr]>,
+    /// Whether its sessions may share sockets with sessions to other servers.
+    pub share_sockets: bool,
 }
 
 /// The one-listener case, from the command line.
@@ -175,6 +178,23 @@ impl Config {
             .collect()
     }
 
+    /// How many sessions one socket serves where most share it; 1 if none do.
+    #[must_use]
+    pub fn sharing(&self) -> usize {
+        let of = |listener: &Listener| {
+            let servers = listener
+                .servers
+                .iter()
+                .map(|(number, _)| &self.servers[*number]);
+            let sharing: Vec<_> = servers
+                .filter(|server| server.share_sockets)
+                .map(|server| server.address)
+                .collect();
+            sharing.len() / sharing_groups(&sharing).len().max(1)
+        };
+        self.listeners.iter().map(of).max().unwrap_or(1).max(1)
+    }
+
     /// Worker threads, by configuration or one per core.
     #[must_use]
     pub fn worker_count(&self) -> usize {
@@ -235,6 +255,7 @@ impl From<Flags> for File {
                 nowhere(file::Upstream {
                     balance: None,
                     source: Vec::new(),
+                    share_sockets: false,
                     header: file::Header::default(),
                     servers,
                 }),

@@ -81,6 +81,9 @@ drop_reasons! {
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
         "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";
+    MaxSockets, "max_sockets",
+        "a new client while all sockets that open files and local ports allow are taken",
+        "raise the limit of open files, widen net.ipv4.ip_local_port_range, or shorten `idle_timeout`";
     NoDescriptors, "no_descriptors",
         "a new client while the process has no file descriptor left",
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";

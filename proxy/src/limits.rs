@@ -36,6 +36,10 @@ pub struct Ceiling {
     pub max_sessions: usize,
     /// The most sockets, of sessions and of ended ones whose ports rest.
     pub max_sockets: usize,
+    /// The most ended sessions that rest.
+    pub max_retired: usize,
+    /// How many sessions share a socket at the most.
+    pub sharing: usize,
 }
 
 impl Ceiling {
@@ -52,17 +56,26 @@ impl Ceiling {
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
         let sources = config.sources().len().max(1);
-        Self::new(config.max_sessions, descriptors, ports * sources)
+        Self::new(
+            config.max_sessions,
+            descriptors,
+            ports * sources,
+            config.sharing(),
+        )
     }
 
-    fn new(configured: Option<usize>, descriptors: usize, ports: usize) -> Self {
+    fn new(configured: Option<usize>, descriptors: usize, ports: usize, sharing: usize) -> Self {
         let sockets = descriptors.min(ports - ports / HOST_SHARE).max(1);
-        let max_sessions = configured.unwrap_or((sockets - sockets / RETIRED_SHARE).max(1));
+        let running = (sockets - sockets / RETIRED_SHARE).max(1);
+        let max_sessions = configured.unwrap_or(running.saturating_mul(sharing));
+        let max_sockets = sockets.max(max_sessions.div_ceil(sharing));
         Self {
             descriptors,
             ports,
             max_sessions,
-            max_sockets: sockets.max(max_sessions),
+            max_sockets,
+            max_retired: max_sockets.saturating_mul(sharing),
+            sharing,
         }
     }
 
@@ -71,15 +84,15 @@ impl Ceiling {
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         let max = self.max_sessions;
-        if max > self.descriptors {
+        let [descriptors, ports] =
+            [self.descriptors, self.ports].map(|sockets| sockets.saturating_mul(self.sharing));
+        if max > descriptors {
             Some(format!(
-                "max_sessions is {max}, open files allow {}; raise the hard limit (LimitNOFILE)",
-                self.descriptors
+                "max_sessions is {max}, open files allow {descriptors}; raise the hard limit (LimitNOFILE)"
             ))
-        } else if max > self.ports {
+        } else if max > ports {
             Some(format!(
-                "max_sessions is {max}, local ports allow {}; widen net.ipv4.ip_local_port_range or add addresses to `source`",
-                self.ports
+                "max_sessions is {max}, local ports allow {ports}; widen net.ipv4.ip_local_port_range or add addresses to `source`"
             ))
         } else {
             None
@@ -101,23 +114,39 @@ mod tests {
 
     #[test]
     fn the_scarcer_resource_decides() {
-        let by_descriptors = Ceiling::new(None, 1600, 28_232);
+        let by_descriptors = Ceiling::new(None, 1600, 28_232, 1);
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
-        assert_eq!(Ceiling::new(None, 1_000_000, 1600).max_sockets, 1550);
+        assert_eq!(Ceiling::new(None, 1_000_000, 1600, 1).max_sockets, 1550);
         assert_eq!(by_descriptors.shortfall(), None);
     }
 
     #[test]
     fn a_configured_number_stands_and_its_shortfall_is_named() {
-        let ceiling = Ceiling::new(Some(30_000), 100_000, 28_232);
+        let ceiling = Ceiling::new(Some(30_000), 100_000, 28_232, 1);
         assert_eq!(
             (ceiling.max_sessions, ceiling.max_sockets),
             (30_000, 30_000)
         );
         assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
-        let ceiling = Ceiling::new(Some(2000), 1000, 28_232);
+        let ceiling = Ceiling::new(Some(2000), 1000, 28_232, 1);
         assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
+    }
+
+    #[test]
+    fn shared_sockets_serve_more_sessions() {
+        let ceiling = Ceiling::new(None, 1600, 28_232, 4);
+        assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (6000, 1600));
+        assert_eq!(ceiling.max_retired, 6400);
+        assert_eq!(ceiling.shortfall(), None);
+        let ceiling = Ceiling::new(Some(6600), 1600, 28_232, 4);
+        assert_eq!(ceiling.max_sockets, 1650);
+        assert!(
+            ceiling
+                .shortfall()
+                .unwrap()
+                .contains("open files allow 6400")
+        );
     }
 
     #[test]

@@ -196,6 +196,18 @@ impl Collector for Metrics {
         )?;
         gauge(
             to,
+            "session_sockets",
+            "Sockets of sessions, running and ended ones",
+            vec![(vec![], self.budget.sockets() as u64)],
+        )?;
+        gauge(
+            to,
+            "session_sockets_max",
+            "Sockets of sessions that there may be",
+            vec![(vec![], self.budget.max_sockets() as u64)],
+        )?;
+        gauge(
+            to,
             "sessions_retired",
             "Sessions that ended and still hold their port",
             vec![(vec![], self.retired())],

@@ -24,6 +24,7 @@ use fallback as sys;
 #[cfg(not(ppv2_portable))]
 use linux as sys;
 
+pub use probe::{own_addresses, probe, probe_bursts, probe_source};
 pub use sys::{Readiness, Waker};
 
 #[cfg(ppv2_portable)]
@@ -31,6 +32,7 @@ mod fallback;
 #[cfg(not(ppv2_portable))]
 mod linux;
 mod options;
+mod probe;
 
 /// Datagrams that one system call moves at the most. It bounds how long one
 /// busy socket can keep the others waiting.
@@ -332,6 +334,39 @@ impl Socket {
         })
     }
 
+    /// A socket to write to several servers from, all of the family of `server`,
+    /// from the address `source` of this host or, each time, one of the kernel's
+    /// choice. Not connected, it takes datagrams from anybody, and hears of no
+    /// refusals.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt` and `bind`: no descriptors, no local ports.
+    pub fn to_many(
+        server: SocketAddr,
+        source: Option<IpAddr>,
+        options: Options,
+    ) -> io::Result<Self> {
+        let inner = open(server, options)?;
+        let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
+        if server.is_ipv6() {
+            inner.set_only_v6(true)?;
+        }
+        let any = if server.is_ipv6() {
+            IpAddr::from(Ipv6Addr::UNSPECIFIED)
+        } else {
+            IpAddr::from(Ipv4Addr::UNSPECIFIED)
+        };
+        let from = SocketAddr::new(source.unwrap_or(any), 0);
+        inner.bind(&SockAddr::from(from))?;
+        Ok(Self {
+            inner,
+            burst_limit: Cell::new(usize::MAX),
+            bound: server,
+            wildcard: false,
+        })
+    }
+
     /// The address that the socket is bound to.
     #[must_use]
     pub fn bound(&self) -> SocketAddr {
@@ -365,13 +400,21 @@ impl Socket {
         sys::send(self, batch, slots, outgoing, fault)
     }
 
-    /// Largest UDP payload that passes to the connected server in one piece, as
-    /// far as the kernel knows: the path's MTU less IP and UDP headers.
+    /// Largest UDP payload that passes in one piece to the connected server, or
+    /// to another one `to`, as far as the kernel knows: the path's MTU less IP and
+    /// UDP headers.
     ///
     /// # Errors
     ///
-    /// Those of `getsockopt`.
-    pub fn unfragmented_payload(&self) -> io::Result<usize> {
+    /// Those of `getsockopt`, and for `to` those of [`connect`](Self::connect).
+    pub fn unfragmented_payload(&self, to: Option<SocketAddr>) -> io::Result<usize> {
+        if let Some(server) = to {
+            let options = Options {
+                dont_fragment: true,
+                bursts: false,
+            };
+            return Self::connect(server, None, options)?.unfragmented_payload(None);
+        }
         let v6 = self.bound.is_ipv6();
         let headers = if v6 { 40 + 8 } else { 20 + 8 };
         Ok(options::path_mtu(&self.inner, v6)?.saturating_sub(headers))
@@ -408,60 +451,6 @@ fn local_address(socket: &socket2::Socket) -> io::Result<SocketAddr> {
         .local_addr()?
         .as_socket()
         .ok_or_else(|| io::Error::other("the kernel bound a UDP socket to no IP address"))
-}
-
-/// The addresses of this host's interfaces; loopback's whole range is its own
-/// besides.
-///
-/// # Errors
-///
-/// Those of asking the kernel for them.
-pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
-    let interfaces = if_addrs::get_if_addrs()?;
-    Ok(interfaces
-        .into_iter()
-        .map(|interface| interface.ip())
-        .collect())
-}
-
-/// Whether binding `address` alone, shared with nobody, is possible: the way to
-/// learn that another process holds it, which binding shared would hide.
-///
-/// # Errors
-///
-/// Those of `socket` and `bind`.
-pub fn probe(address: SocketAddr) -> io::Result<()> {
-    let options = Options {
-        dont_fragment: false,
-        bursts: false,
-    };
-    let socket = Socket::listen(address, false, options)?;
-    if !address.ip().is_unspecified() {
-        // Connecting to oneself is refused for broadcast addresses alone, from
-        // which no reply could leave.
-        socket.inner.connect(&SockAddr::from(socket.bound))?;
-    }
-    Ok(())
-}
-
-/// Whether sessions can be sent from `source`.
-///
-/// # Errors
-///
-/// Those of `socket` and `bind`: this host doesn't have the address.
-pub fn probe_source(source: IpAddr) -> io::Result<()> {
-    probe(SocketAddr::new(source, 0))
-}
-
-/// Whether this kernel hands over and takes bursts in one piece.
-///
-/// # Errors
-///
-/// What it says if not.
-pub fn probe_bursts() -> io::Result<()> {
-    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    sys::receive_bursts(&socket)?;
-    sys::can_send_bursts(&socket)
 }
 
 /// Datagram number `number` of a slot, which holds one or a burst.

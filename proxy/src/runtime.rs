@@ -258,7 +258,7 @@ impl Crew {
                 listeners: settings.clone(),
                 pace: config.pace,
                 budget: Arc::clone(&budget),
-                max_retired: ceiling.max_sockets.div_ceil(running),
+                max_retired: ceiling.max_retired.div_ceil(running),
                 counters: Arc::clone(&counters[number]),
                 commands: receiver,
             })?;
@@ -370,6 +370,7 @@ fn settings(config: &Config) -> Vec<ListenerSettings> {
         address: config.servers[*number].address,
         mode: *mode,
         sources: Arc::clone(&config.servers[*number].sources),
+        share_sockets: config.servers[*number].share_sockets,
     };
     config
         .listeners

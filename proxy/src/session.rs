@@ -34,7 +34,7 @@ use crate::address::{ClientAddr, ListenerAddr};
 use rest::{Rest, Resting};
 use wheel::Wheel;
 
-pub use budget::{Budget, Full, Seat};
+pub use budget::{Budget, Full, Seat, SocketSeat};
 
 /// How long a session that ended keeps what it owns. Longer than a server takes
 /// to answer what it was asked last, or a network to deliver a duplicate.
@@ -216,6 +216,7 @@ pub struct Table<T> {
     max_retired: usize,
     reclaimed: u64,
     generation: u32,
+    mark_owing: fn(&mut T),
 }
 
 impl<T> Table<T> {
@@ -233,6 +234,17 @@ impl<T> Table<T> {
             max_retired,
             reclaimed: 0,
             generation: 0,
+            mark_owing: |_| {},
+        }
+    }
+
+    /// Has `mark` told of what was kept with a session that is let go while it
+    /// owes its client an answer, which may come yet.
+    #[must_use]
+    pub fn mark_owing(self, mark: fn(&mut T)) -> Self {
+        Self {
+            mark_owing: mark,
+            ..self
         }
     }
 
@@ -488,7 +500,10 @@ impl<T> Table<T> {
 
     fn remove(&mut self, slot: u32) -> Option<Session<T>> {
         self.wheel.disarm(slot);
-        let session = self.sessions.try_remove(slot as usize)?;
+        let mut session = self.sessions.try_remove(slot as usize)?;
+        if !session.is_answered(1) {
+            (self.mark_owing)(&mut session.link);
+        }
         if !session.is_active() {
             self.retired -= 1;
             // Here, lest names of what is gone pile up.

@@ -16,6 +16,7 @@ mod link;
 mod onward;
 mod open;
 mod replies;
+mod shared;
 mod source;
 
 use std::io;
@@ -30,10 +31,11 @@ use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounte
 use crate::net::{BATCH, Batch, Outgoing, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
-use link::Link;
+use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{OwnAddresses, refused};
 use replies::Replies;
+use shared::{Number, SharedSockets};
 use source::Source;
 
 pub use command::{Command, SessionReport};
@@ -45,10 +47,6 @@ const FEW: usize = 16;
 /// With so few sources, replies leave at once: there are no others for them to
 /// leave with, and the sooner they do the better.
 const ALONE: usize = 2;
-
-/// Batches that each listener still takes when told to stop: more than its
-/// buffer holds of small datagrams.
-const LAST_BATCHES: usize = 1024;
 
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
@@ -126,6 +124,7 @@ pub struct Worker {
     shortage: Option<(DropReason, Instant)>,
     own: OwnAddresses,
     table: Table<Link>,
+    shared: SharedSockets<SharedSocket>,
     budget: Arc<Budget>,
     inbound: Batch,
     run: Run,
@@ -165,7 +164,7 @@ impl Worker {
             })
             .collect();
         for (i, entrance) in entrances.iter().enumerate() {
-            readiness.register(&entrance.socket, Source::Clients(i).key())?;
+            readiness.register(&entrance.socket, Source::Clients(i).key(entrances.len()))?;
         }
         let now = Instant::now();
         let rules = listeners.iter().map(|listener| listener.rules).collect();
@@ -173,6 +172,7 @@ impl Worker {
             .iter()
             .map(|listener| RoundRobin::new(listener.servers.clone(), number))
             .collect();
+        let shared = SharedSockets::new(listeners.iter().map(|l| l.servers.as_slice()));
         let worker = Self {
             readiness,
             entrances,
@@ -182,7 +182,8 @@ impl Worker {
             next_source: number,
             shortage: None,
             own: OwnAddresses::default(),
-            table: Table::new(now, rules, max_retired),
+            table: Table::new(now, rules, max_retired).mark_owing(Link::owes_an_answer),
+            shared,
             budget,
             inbound: Batch::new(),
             run: Run {
@@ -214,12 +215,11 @@ impl Worker {
             for key in ready.drain(..) {
                 match Source::of_key(key, self.entrances.len()) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
-                    Source::Server(id) => {
-                        self.take_from_server(id, now);
-                        if alone {
-                            self.replies.send(&self.entrances, &self.counters);
-                        }
-                    }
+                    Source::Server(id) => self.take_from_server(id, now),
+                    Source::Servers(socket) => _ = self.take_from_servers(socket, now),
+                }
+                if alone {
+                    self.replies.send(&self.entrances, &self.counters);
                 }
             }
             self.replies.send(&self.entrances, &self.counters);
@@ -323,29 +323,37 @@ impl Worker {
     fn send_to_server(&mut self) {
         let Run { session, slots } = &mut self.run;
         if let Some(session) = session.take().and_then(|id| self.table.get_mut(id)) {
-            let listener = &self.listeners[session.listener];
-            let to = Onward {
+            let Link {
+                exit,
+                server,
+                prefix,
+                ..
+            } = &mut session.link;
+            let (socket, to) = exit.towards(*server, &self.shared);
+            let onward = Onward {
                 batch: &self.inbound,
-                dscp: listener.dscp,
+                socket,
+                to,
+                dscp: self.listeners[session.listener].dscp,
                 all: &self.counters,
                 listener: &self.counters.listeners[session.listener],
                 server: &self.counters.servers[session.server],
             };
             let mut rest = slots.as_slice();
-            while session.link.prefix.is_due_once()
+            while prefix.is_due_once()
                 && let Some((first, others)) = rest.split_first()
             {
-                if to.send(&session.link, std::slice::from_ref(first)) > 0 {
-                    session.link.prefix.went_out();
+                if onward.send(prefix.bytes(), std::slice::from_ref(first)) > 0 {
+                    prefix.went_out();
                 }
                 rest = others;
             }
-            to.send(&session.link, rest);
+            onward.send(prefix.bytes(), rest);
         }
         slots.clear();
     }
 
-    /// Takes some replies from a session's server, to leave at the end of the
+    /// Takes some replies from a session's own socket, to leave at the end of the
     /// round.
     fn take_from_server(&mut self, id: SessionId, now: Instant) {
         if self.replies.is_full() {
@@ -354,50 +362,73 @@ impl Worker {
         let Some(session) = self.table.get_mut(id) else {
             return;
         };
-        let (asked, via) = (session.link.server, session.link.via);
-        let listener = &self.counters.listeners[session.listener];
+        let Exit::Own(from) = &mut session.link.exit else {
+            return;
+        };
         let server = &self.counters.servers[session.server];
-        let slots = self.replies.receive(&mut session.link, server);
-        if !slots.is_empty() {
-            self.last_reply = now;
+        for slot in self.replies.receive(from, server) {
+            self.pass(slot, id, now);
         }
-        let latest = slots
-            .clone()
-            .last()
-            .and_then(|slot| self.replies.batch().received(slot));
-        if let Some(latest) = latest {
-            let lost = newly_lost(&mut session.link.overflows, &latest);
-            server.overflows.add(lost);
+    }
+
+    /// Takes some replies from a shared socket, each for the session to the server
+    /// that it comes from. False if there are none.
+    fn take_from_servers(&mut self, socket: Number, now: Instant) -> bool {
+        if self.replies.is_full() {
+            self.replies.send(&self.entrances, &self.counters);
         }
-        for slot in slots {
+        let Some((from, listener)) = self.shared.get_mut(socket) else {
+            return false;
+        };
+        let slots = self
+            .replies
+            .receive(&mut from.inner, &self.counters.servers[from.opened_for]);
+        for slot in slots.clone() {
             let Some(reply) = self.replies.batch().received(slot) else {
                 continue;
             };
-            let datagrams = reply.datagrams() as u64;
-            server.replies.add(datagrams);
-            server.reply_bytes.add(reply.len as u64);
-            // The kernel filters by the connected address, but only from the
-            // moment that the socket was connected.
-            if ServerAddr(reply.peer) != asked {
-                listener
-                    .dropped(DropReason::ReplyWrongSource)
-                    .add(datagrams);
-                continue;
+            if let Some(id) = self.shared.session(socket, ServerAddr(reply.peer)) {
+                self.pass(slot, id, now);
+            } else {
+                let wrong = self.counters.listeners[listener].dropped(DropReason::ReplyWrongSource);
+                wrong.add(reply.datagrams() as u64);
             }
-            let Some(whose) = self.table.reply(now, id, datagrams) else {
-                listener.dropped(DropReason::ReplyLate).add(datagrams);
-                continue;
-            };
-            let outgoing = Outgoing {
-                to: Some(whose.to.0),
-                from: Some(whose.from.0),
-                class: class_of(self.listeners[whose.listener].dscp, reply.class),
-                header: &[],
-            };
-            self.replies.pass(slot, via, outgoing);
-            if let Some(reason) = whose.ended {
-                count_end(listener, server, reason);
-            }
+        }
+        !slots.is_empty()
+    }
+
+    /// Has the replies in `slot` go to the client of session `id`, if it came from
+    /// the server that was asked.
+    fn pass(&mut self, slot: usize, id: SessionId, now: Instant) {
+        let reply = self.replies.batch().received(slot);
+        let (Some(reply), Some(session)) = (reply, self.table.get(id)) else {
+            return;
+        };
+        self.last_reply = now;
+        let datagrams = reply.datagrams() as u64;
+        let (asked, via) = (session.link.server, session.link.via);
+        let listener = &self.counters.listeners[session.listener];
+        let server = &self.counters.servers[session.server];
+        server.replies.add(datagrams);
+        server.reply_bytes.add(reply.len as u64);
+        // The kernel filters by the connected address, but only from the moment
+        // that the socket was connected.
+        if ServerAddr(reply.peer) != asked {
+            let wrong = listener.dropped(DropReason::ReplyWrongSource);
+            return wrong.add(datagrams);
+        }
+        let Some(whose) = self.table.reply(now, id, datagrams) else {
+            return listener.dropped(DropReason::ReplyLate).add(datagrams);
+        };
+        let outgoing = Outgoing {
+            to: Some(whose.to.0),
+            from: Some(whose.from.0),
+            class: class_of(self.listeners[whose.listener].dscp, reply.class),
+            header: &[],
+        };
+        self.replies.pass(slot, via, outgoing);
+        if let Some(reason) = whose.ended {
+            count_end(listener, server, reason);
         }
     }
 
@@ -411,53 +442,9 @@ impl Worker {
             );
             tracing::trace!(client = %session.key.client, ?reason, "session ended");
         });
+        self.shared.collect();
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
-    }
-
-    /// Does what it was told. True if that was to stop.
-    fn obey(&mut self, now: Instant) -> bool {
-        while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Sessions {
-                    first,
-                    limit,
-                    reply,
-                } => reply(self.report(first, limit, now)),
-                Command::Drain => {
-                    for entrance in 0..self.entrances.len() {
-                        self.take_waiting(entrance, now);
-                    }
-                    self.draining = true;
-                    self.last_reply = now;
-                }
-                Command::Stop => return true,
-            }
-        }
-        false
-    }
-
-    /// Takes what came before the order to stop; not for ever, since more comes
-    /// meanwhile.
-    fn take_waiting(&mut self, entrance: usize, now: Instant) {
-        for _ in 0..LAST_BATCHES {
-            if !self.take_from_clients(entrance, now) {
-                break;
-            }
-        }
-    }
-
-    fn is_drained(&self, now: Instant) -> bool {
-        self.draining
-            && now.saturating_duration_since(self.last_reply) >= QUIET
-            && !self.table.awaits_replies()
-    }
-
-    fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
-        let sessions = self.table.iter_from(first).take(limit);
-        sessions
-            .map(|(number, session)| SessionReport::of(number, session, now))
-            .collect()
     }
 }
 

@@ -25,7 +25,17 @@ fn socket() -> UdpSocket {
     socket
 }
 
-fn settings(server: SocketAddr) -> ListenerSettings {
+fn settings(servers: &[UdpSocket]) -> ListenerSettings {
+    let server = |(number, socket): (usize, &UdpSocket)| Server {
+        number,
+        address: ServerAddr(socket.local_addr().unwrap()),
+        sources: Arc::from([]),
+        share_sockets: true,
+        mode: Mode::Ppv2 {
+            emit: Emit::Every,
+            crc32c: true,
+        },
+    };
     ListenerSettings {
         rules: Rules {
             idle_timeout: Duration::from_secs(60),
@@ -35,21 +45,13 @@ fn settings(server: SocketAddr) -> ListenerSettings {
         allow: vec!["0.0.0.0/0".parse().unwrap()],
         dont_fragment: false,
         dscp: false,
-        servers: vec![Server {
-            number: 0,
-            address: ServerAddr(server),
-            sources: Arc::from([]),
-            mode: Mode::Ppv2 {
-                emit: Emit::Every,
-                crc32c: true,
-            },
-        }],
+        servers: servers.iter().enumerate().map(server).collect(),
     }
 }
 
 /// Asks and answers so many times for each client, and takes some more
 /// datagrams in a row now and then.
-fn exchange(listener: SocketAddr, server: &UdpSocket, rounds: usize) {
+fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
     let clients: Vec<_> = (0..CLIENTS).map(|_| socket()).collect();
     let mut datagram = [0; 2000];
     for round in 0..rounds {
@@ -59,9 +61,11 @@ fn exchange(listener: SocketAddr, server: &UdpSocket, rounds: usize) {
                 client.send_to(&[7; 1200], listener).unwrap();
             }
         }
-        for _ in 0..CLIENTS * in_a_row {
-            let (len, proxy) = server.recv_from(&mut datagram).unwrap();
-            server.send_to(&datagram[..len], proxy).unwrap();
+        for server in servers {
+            for _ in 0..CLIENTS / servers.len() * in_a_row {
+                let (len, proxy) = server.recv_from(&mut datagram).unwrap();
+                server.send_to(&datagram[..len], proxy).unwrap();
+            }
         }
         for client in &clients {
             for _ in 0..in_a_row {
@@ -71,9 +75,10 @@ fn exchange(listener: SocketAddr, server: &UdpSocket, rounds: usize) {
     }
 }
 
-/// Allocations of a worker that moves datagrams for so many rounds.
-fn allocations(rounds: usize) -> u64 {
-    let server = socket();
+/// Allocations of a worker that moves datagrams for so many rounds, between its
+/// clients and so many servers, whose sessions share sockets.
+fn allocations(rounds: usize, servers: usize) -> u64 {
+    let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
     let options = Options {
         dont_fragment: false,
         bursts: true,
@@ -81,11 +86,11 @@ fn allocations(rounds: usize) -> u64 {
     let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, options).unwrap();
     let address = listener.bound();
     let (commands, receiver) = mpsc::sync_channel(1);
-    let counters = Arc::new(WorkerCounters::new(1, 1));
+    let counters = Arc::new(WorkerCounters::new(1, servers.len()));
     let (worker, waker) = Worker::new(Share {
         number: 0,
         entrances: vec![(listener, 0)],
-        listeners: vec![settings(server.local_addr().unwrap())],
+        listeners: vec![settings(&servers)],
         pace: Pace::default(),
         budget: Budget::new(100, 110),
         max_retired: 10,
@@ -99,7 +104,7 @@ fn allocations(rounds: usize) -> u64 {
         result.unwrap();
         measured.count_total
     });
-    exchange(address, &server, rounds);
+    exchange(address, &servers, rounds);
     commands.send(Command::Stop).unwrap();
     waker.wake().unwrap();
     let allocations = running.join().unwrap();
@@ -109,7 +114,9 @@ fn allocations(rounds: usize) -> u64 {
 
 #[test]
 fn a_hundred_times_the_datagrams_take_no_allocation_more() {
-    let few = allocations(30);
-    assert!(few > 0, "beginning sessions allocates, and is counted");
-    assert_eq!(allocations(3000), few);
+    for servers in [1, 4] {
+        let few = allocations(30, servers);
+        assert!(few > 0, "beginning sessions allocates, and is counted");
+        assert_eq!(allocations(3000, servers), few);
+    }
 }

@@ -40,8 +40,15 @@ pub fn report(config: &Config) -> String {
     let ceiling = Ceiling::of(config);
     let _ = writeln!(
         text,
-        "sessions: at most {} (open files allow {}, local ports {})",
-        ceiling.max_sessions, ceiling.descriptors, ceiling.ports
+        "sessions: at most {} (open files allow {}, local ports {}{})",
+        ceiling.max_sessions,
+        ceiling.descriptors,
+        ceiling.ports,
+        if ceiling.sharing > 1 {
+            format!("; a socket serves {}", ceiling.sharing)
+        } else {
+            String::new()
+        }
     );
     for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
         let _ = writeln!(text, "warning: {warning}");

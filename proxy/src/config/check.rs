@@ -13,6 +13,7 @@ use super::{Config, ConfigError, Listener, Server, nowhere};
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
+use crate::upstream::sharing_groups;
 use crate::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
@@ -77,6 +78,7 @@ impl<'a> Checker<'a> {
         for (name, upstream) in file.upstream {
             let (checked, servers) = self.upstream(&name, upstream)?;
             if used.contains(&name) {
+                self.warn_of_nothing_shared(&name, &servers);
                 self.servers.extend(servers);
             } else {
                 self.warnings
@@ -278,9 +280,22 @@ impl<'a> Checker<'a> {
                 name: server.address,
                 address,
                 sources,
+                share_sockets: upstream.share_sockets,
             });
         }
         Ok((checked, servers))
+    }
+
+    fn warn_of_nothing_shared(&mut self, name: &str, servers: &[Server]) {
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let alone = sharing_groups(&addresses)
+            .iter()
+            .all(|group| group.len() < 2);
+        if alone && servers.iter().any(|server| server.share_sockets) {
+            self.warnings.push(format!(
+                "upstream `{name}`: share_sockets saves nothing, since sessions share sockets with those to other servers of one address family, and there are none"
+            ));
+        }
     }
 
     /// The source addresses that can reach a server: those of its family.

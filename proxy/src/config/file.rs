@@ -65,6 +65,8 @@ pub(crate) struct Upstream {
     #[serde(default)]
     pub(crate) source: Vec<At<String>>,
     #[serde(default)]
+    pub(crate) share_sockets: bool,
+    #[serde(default)]
     pub(crate) header: Header,
     pub(crate) servers: Vec<At<Server>>,
 }

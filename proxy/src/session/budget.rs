@@ -51,23 +51,56 @@ impl Budget {
         self.sessions.load(Ordering::Relaxed)
     }
 
-    /// Takes a seat for a session.
+    /// How many sockets are with sessions, running and ended ones.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.sockets.load(Ordering::Relaxed)
+    }
+
+    /// The most sockets there may be.
+    #[must_use]
+    pub fn max_sockets(&self) -> usize {
+        self.max_sockets
+    }
+
+    /// Takes a seat for a session with a socket of its own.
     ///
     /// # Errors
     ///
     /// What is used up.
     pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
+        let mut seat = self.take_session()?;
+        seat.socket = Some(self.take_socket()?);
+        Ok(seat)
+    }
+
+    /// Takes a seat for a session that shares a socket, which has a
+    /// [`SocketSeat`] of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Full::Sessions`].
+    pub fn take_session(self: &Arc<Self>) -> Result<Seat, Full> {
         if !add_one(&self.sessions, self.max_sessions) {
             return Err(Full::Sessions);
-        }
-        if !add_one(&self.sockets, self.max_sockets) {
-            self.sessions.fetch_sub(1, Ordering::Relaxed);
-            return Err(Full::Sockets);
         }
         Ok(Seat {
             budget: Arc::clone(self),
             resting: false,
+            socket: None,
         })
+    }
+
+    /// Takes the right to one socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Full::Sockets`].
+    pub fn take_socket(self: &Arc<Self>) -> Result<SocketSeat, Full> {
+        if !add_one(&self.sockets, self.max_sockets) {
+            return Err(Full::Sockets);
+        }
+        Ok(SocketSeat(Arc::clone(self)))
     }
 }
 
@@ -79,12 +112,24 @@ fn add_one(number: &AtomicUsize, max: usize) -> bool {
         .is_ok()
 }
 
-/// The right to one session and its socket, given back when dropped.
+/// The right to one socket, given back when dropped.
+#[derive(Debug)]
+pub struct SocketSeat(Arc<Budget>);
+
+impl Drop for SocketSeat {
+    fn drop(&mut self) {
+        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to one session, and to its socket if that is its own, given back
+/// when dropped.
 #[derive(Debug)]
 pub struct Seat {
     budget: Arc<Budget>,
-    /// Only the socket is still held.
+    /// The session has ended.
     resting: bool,
+    socket: Option<SocketSeat>,
 }
 
 impl Seat {
@@ -114,6 +159,5 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.rest();
-        self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -418,3 +418,30 @@ proptest! {
         prop_assert_eq!(bench.table.next_deadline(), None);
     }
 }
+
+#[test]
+fn what_owes_an_answer_is_marked_when_it_is_let_go() {
+    static MARKED: std::sync::Mutex<Vec<Key>> = std::sync::Mutex::new(Vec::new());
+    let now = Instant::now();
+    let rules = Rules {
+        idle_timeout: Duration::from_secs(1),
+        responses: 0,
+        requests: 0,
+    };
+    let budget = Budget::new(10, 10);
+    let mut table = Table::new(now, vec![rules], 10)
+        .mark_owing(|key: &mut Key| MARKED.lock().unwrap().push(*key));
+    let ids = [1, 2].map(|port| {
+        let key = key(port);
+        let id = table.open(now, key, 0, 0, budget.take().unwrap(), key);
+        table.request(now, &key, 2).unwrap();
+        id
+    });
+    table.reply(now, ids[0], 2).unwrap();
+    table.reply(now, ids[1], 1).unwrap();
+    table.expire(now + Duration::from_secs(2), |_, _| {});
+    assert_eq!(*MARKED.lock().unwrap(), []);
+    table.expire(now + Duration::from_secs(4) + LINGER + SPARE, |_, _| {});
+    assert_eq!((table.active(), table.retired()), (0, 0));
+    assert_eq!(*MARKED.lock().unwrap(), [key(2)]);
+}

@@ -1,8 +1,13 @@
-//! What a worker can be told, and what it tells of its sessions.
+//! What a worker can be told, what it tells of its sessions, and how it stops.
 
 use std::time::{Duration, Instant};
 
+use super::{QUIET, Worker};
 use crate::session::{Key, Session};
+
+/// Batches that each listener still takes when told to stop: more than its
+/// buffer holds of small datagrams.
+const LAST_BATCHES: usize = 1024;
 
 /// What a worker can be told.
 pub enum Command {
@@ -54,5 +59,52 @@ impl SessionReport {
             requests: session.requests,
             replies: session.replies,
         }
+    }
+}
+
+impl Worker {
+    /// Does what it was told. True if that was to stop.
+    pub(super) fn obey(&mut self, now: Instant) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Sessions {
+                    first,
+                    limit,
+                    reply,
+                } => reply(self.report(first, limit, now)),
+                Command::Drain => {
+                    for entrance in 0..self.entrances.len() {
+                        self.take_waiting(entrance, now);
+                    }
+                    self.draining = true;
+                    self.last_reply = now;
+                }
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    /// Takes what came before the order to stop; not for ever, since more comes
+    /// meanwhile.
+    fn take_waiting(&mut self, entrance: usize, now: Instant) {
+        for _ in 0..LAST_BATCHES {
+            if !self.take_from_clients(entrance, now) {
+                break;
+            }
+        }
+    }
+
+    pub(super) fn is_drained(&self, now: Instant) -> bool {
+        self.draining
+            && now.saturating_duration_since(self.last_reply) >= QUIET
+            && !self.table.awaits_replies()
+    }
+
+    fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
+        let sessions = self.table.iter_from(first).take(limit);
+        sessions
+            .map(|(number, session)| SessionReport::of(number, session, now))
+            .collect()
     }
 }

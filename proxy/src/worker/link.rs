@@ -1,100 +1,226 @@
-//! What a session owns on its server's side: a socket of its own, so that a
-//! reply can only come from the server that was asked. It is new, or that of a
-//! session that ended long enough ago.
+//! What a session has on its server's side: a socket of its own, connected, so
+//! that a reply can only come from the server that was asked, or a place on one
+//! that sessions to other servers share. It is new, or that of a session that
+//! ended long enough ago.
 
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::at_once::AtOnce;
+use super::shared::{Place, SharedSockets};
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
-use crate::session::{Budget, Full, Seat, Table};
+use crate::session::{Budget, Full, Seat, SocketSeat, Table};
 use crate::upstream::Server;
 
 /// What a worker keeps with a session.
 #[derive(Debug)]
 pub(super) struct Link {
-    /// Connected to the server.
-    pub(super) socket: Socket,
+    /// What its datagrams leave by to the server.
+    pub(super) exit: Exit,
     /// Number of the socket that the client's datagrams come in by.
     pub(super) via: usize,
     /// The one address that replies may come from.
     pub(super) server: ServerAddr,
-    /// What the kernel said last of replies lost for want of buffer.
-    pub(super) overflows: u32,
-    /// How many replies to ask for.
-    pub(super) at_once: AtOnce,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
 }
 
+impl Link {
+    /// Some of the session's datagrams have had no reply, and it is let go.
+    pub(super) fn owes_an_answer(&mut self) {
+        if let Exit::Shared(place) = &mut self.exit {
+            place.owes_an_answer();
+        }
+    }
+}
+
+/// What a session's datagrams leave by.
+#[derive(Debug)]
+pub(super) enum Exit {
+    /// A socket of the session's own, connected to its server.
+    Own(ServerSocket),
+    /// A socket that sessions to other servers leave by, too.
+    Shared(Place),
+}
+
+/// A socket that servers are written to, and reply to.
+#[derive(Debug)]
+pub(super) struct ServerSocket {
+    pub(super) socket: Socket,
+    /// What the kernel said last of replies lost for want of buffer.
+    pub(super) overflows: u32,
+    /// How many replies to ask for.
+    pub(super) at_once: AtOnce,
+}
+
+impl ServerSocket {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            overflows: 0,
+            at_once: AtOnce::default(),
+        }
+    }
+}
+
+/// A shared socket, and its part of the budget.
+#[derive(Debug)]
+pub(super) struct SharedSocket {
+    pub(super) inner: ServerSocket,
+    /// Number of the server under which it counts what can't be told to be
+    /// another's.
+    pub(super) opened_for: usize,
+    pub(super) _seat: SocketSeat,
+}
+
+impl Exit {
+    /// The socket, and whom to send to where it is not connected.
+    pub(super) fn towards<'s>(
+        &'s self,
+        server: ServerAddr,
+        shared: &'s SharedSockets<SharedSocket>,
+    ) -> (&'s Socket, Option<ServerAddr>) {
+        match self {
+            Self::Own(own) => (&own.socket, None),
+            Self::Shared(place) => (&shared.of(place).inner.socket, Some(server)),
+        }
+    }
+}
+
+/// Sessions that a new one makes give up their sockets before they have rested,
+/// at the most.
+pub(super) const RECLAIMS: usize = 16;
+
 /// A seat for a session, and perhaps what one with the same listener and server
 /// has left that ended and rested. For want of another socket, one gives up its
-/// own before it has rested.
-pub(super) fn seat<T>(
-    table: &mut Table<T>,
+/// own before it has rested. A session that `shares` a socket needs none here.
+pub(super) fn seat(
+    table: &mut Table<Link>,
+    shared: &mut SharedSockets<SharedSocket>,
     budget: &Arc<Budget>,
     now: Instant,
-    listener: usize,
-    server: usize,
-) -> Result<(Seat, Option<T>), DropReason> {
+    (listener, server): (usize, usize),
+    shares: bool,
+) -> Result<(Seat, Option<Link>), DropReason> {
     let mut kept = table.take_rested(now, listener, server);
     if kept.is_none() {
-        match budget.take() {
+        let taken = if shares {
+            budget.take_session()
+        } else {
+            budget.take()
+        };
+        match taken {
             Ok(seat) => return Ok((seat, None)),
             Err(Full::Sessions) => return Err(DropReason::MaxSessions),
             Err(Full::Sockets) => kept = table.take_resting(listener, server),
         }
     }
-    let seat = match kept {
-        Some((seat, link)) => seat.renew().map(|seat| (seat, Some(link))),
-        None => {
-            table.reclaim();
-            budget.take().map(|seat| (seat, None))
-        }
-    };
-    seat.map_err(|_| DropReason::MaxSessions)
+    if let Some((seat, link)) = kept {
+        let seat = seat.renew().map_err(why_full)?;
+        return Ok((seat, Some(link)));
+    }
+    let seat = with_reclaims(table, shared, || budget.take().map_err(why_full))?;
+    Ok((seat, None))
 }
 
-/// Opens a session's socket, from the server's source addresses in turn. When
-/// descriptors, ports or memory have run out, sessions that have ended give back
-/// theirs, the oldest first.
-pub(super) fn connect<T>(
+/// Opens a session's own socket. When descriptors, ports or memory have run out,
+/// sessions that have ended give back theirs, the oldest first.
+pub(super) fn connect(
     server: &Server,
     turn: &mut usize,
     options: Options,
-    table: &mut Table<T>,
-) -> Result<Socket, DropReason> {
-    *turn = turn.wrapping_add(1);
-    let choices = server.sources.len().max(1);
+    table: &mut Table<Link>,
+    shared: &mut SharedSockets<SharedSocket>,
+) -> Result<ServerSocket, DropReason> {
+    let socket = with_reclaims(table, shared, || {
+        let address = server.address.0;
+        from_sources(server, turn, |from| Socket::connect(address, from, options))
+    })?;
+    Ok(ServerSocket::new(socket))
+}
+
+/// Opens a socket to be shared by sessions to this server and others.
+pub(super) fn open_shared(
+    server: &Server,
+    turn: &mut usize,
+    options: Options,
+    budget: &Arc<Budget>,
+) -> Result<SharedSocket, DropReason> {
+    let seat = budget.take_socket().map_err(why_full)?;
+    let address = server.address.0;
+    let socket = from_sources(server, turn, |from| Socket::to_many(address, from, options))?;
+    Ok(SharedSocket {
+        inner: ServerSocket::new(socket),
+        opened_for: server.number,
+        _seat: seat,
+    })
+}
+
+/// Tries anew as long as a session that has ended could give what is lacking,
+/// but not for ever.
+fn with_reclaims<T>(
+    table: &mut Table<Link>,
+    shared: &mut SharedSockets<SharedSocket>,
+    mut attempt: impl FnMut() -> Result<T, DropReason>,
+) -> Result<T, DropReason> {
+    let mut reclaims = 0;
     loop {
-        let mut reason = DropReason::Unreachable;
-        for choice in 0..choices {
-            let number = turn.wrapping_add(choice) % choices;
-            let source = server.sources.get(number).copied();
-            reason = match Socket::connect(server.address.0, source, options) {
-                Ok(socket) => return Ok(socket),
-                Err(error) => why_unconnected(Cause::of(&error))?,
-            };
-            if reason != DropReason::NoPorts {
-                break;
+        match attempt() {
+            Err(reason) if is_shortage(reason) && reclaims < RECLAIMS && table.reclaim() => {
+                shared.collect();
+                reclaims += 1;
             }
-        }
-        if !table.reclaim() {
-            return Err(reason);
+            result => return result,
         }
     }
 }
 
-/// Why there is no socket: `Ok` if an ended session could give what is lacking.
-fn why_unconnected(cause: Cause) -> Result<DropReason, DropReason> {
+/// Opens a socket from the server's source addresses in turn.
+fn from_sources(
+    server: &Server,
+    turn: &mut usize,
+    open: impl Fn(Option<IpAddr>) -> io::Result<Socket>,
+) -> Result<Socket, DropReason> {
+    *turn = turn.wrapping_add(1);
+    let choices = server.sources.len().max(1);
+    let mut reason = DropReason::Unreachable;
+    for choice in 0..choices {
+        let number = turn.wrapping_add(choice) % choices;
+        match open(server.sources.get(number).copied()) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => reason = why_unopened(Cause::of(&error)),
+        }
+        if reason != DropReason::NoPorts {
+            break;
+        }
+    }
+    Err(reason)
+}
+
+/// Whether a session that has ended could give what is lacking.
+pub(super) fn is_shortage(reason: DropReason) -> bool {
+    use DropReason::{MaxSockets, NoDescriptors, NoMemory, NoPorts};
+    [MaxSockets, NoDescriptors, NoMemory, NoPorts].contains(&reason)
+}
+
+fn why_full(full: Full) -> DropReason {
+    match full {
+        Full::Sessions => DropReason::MaxSessions,
+        Full::Sockets => DropReason::MaxSockets,
+    }
+}
+
+fn why_unopened(cause: Cause) -> DropReason {
     match cause {
-        Cause::NoDescriptors => Ok(DropReason::NoDescriptors),
+        Cause::NoDescriptors => DropReason::NoDescriptors,
         // Binding to a port of the kernel's choice would block, it says.
-        Cause::NoPorts | Cause::WouldBlock => Ok(DropReason::NoPorts),
-        Cause::NoMemory => Ok(DropReason::NoMemory),
-        Cause::Unreachable | Cause::Oversize | Cause::Other => Err(DropReason::Unreachable),
+        Cause::NoPorts | Cause::WouldBlock => DropReason::NoPorts,
+        Cause::NoMemory => DropReason::NoMemory,
+        Cause::Unreachable | Cause::Oversize | Cause::Other => DropReason::Unreachable,
     }
 }

@@ -4,13 +4,16 @@
 use std::io;
 
 use super::class_of;
-use super::link::Link;
+use crate::address::ServerAddr;
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
 use crate::net::{Batch, Cause, Outgoing, SendFault, Socket, TrafficClass};
 
-/// Where datagrams are sent from, and where they are counted.
+/// Where datagrams are taken from and sent to, and where they are counted.
 pub(super) struct Onward<'a> {
     pub(super) batch: &'a Batch,
+    pub(super) socket: &'a Socket,
+    /// The server, where the socket is not connected.
+    pub(super) to: Option<ServerAddr>,
     pub(super) dscp: bool,
     pub(super) all: &'a WorkerCounters,
     pub(super) listener: &'a ListenerCounters,
@@ -18,32 +21,30 @@ pub(super) struct Onward<'a> {
 }
 
 impl Onward<'_> {
-    /// Sends what `slots` hold to the server of `link`, each datagram with the
-    /// session's header. Returns how many were sent.
-    pub(super) fn send(&self, link: &Link, slots: &[usize]) -> usize {
-        let header = link.prefix.bytes();
+    /// Sends what `slots` hold, each datagram with `header` in front. Returns how
+    /// many were sent.
+    pub(super) fn send(&self, header: &[u8], slots: &[usize]) -> usize {
+        let (socket, to) = (self.socket, self.to.map(|server| server.0));
         let outgoing = |slot| Outgoing {
-            to: None,
+            to,
             from: None,
             class: self.class(slot),
             header,
         };
-        let sent = link
-            .socket
-            .send(self.batch, slots, outgoing, |_, fault| match fault {
-                SendFault::Earlier(_) => self.server.refusals.add(1),
-                SendFault::Lost {
-                    error,
-                    datagrams,
-                    len,
-                } => {
-                    let reason = why_unsent(&error);
-                    self.listener.dropped(reason).add(datagrams as u64);
-                    if reason == DropReason::Oversize {
-                        self.note_oversize(&link.socket, len, header.len());
-                    }
+        let sent = socket.send(self.batch, slots, outgoing, |_, fault| match fault {
+            SendFault::Earlier(_) => self.server.refusals.add(1),
+            SendFault::Lost {
+                error,
+                datagrams,
+                len,
+            } => {
+                let reason = why_unsent(&error);
+                self.listener.dropped(reason).add(datagrams as u64);
+                if reason == DropReason::Oversize {
+                    self.note_oversize(len, header.len());
                 }
-            });
+            }
+        });
         self.server.sent.add(sent.datagrams as u64);
         self.server.sent_bytes.add(sent.bytes as u64);
         sent.datagrams
@@ -54,8 +55,9 @@ impl Onward<'_> {
         received.map_or(TrafficClass::default(), |r| class_of(self.dscp, r.class))
     }
 
-    fn note_oversize(&self, socket: &Socket, len: usize, header: usize) {
-        let fits = socket.unfragmented_payload().unwrap_or(0);
+    fn note_oversize(&self, len: usize, header: usize) {
+        let to = self.to.map(|server| server.0);
+        let fits = self.socket.unfragmented_payload(to).unwrap_or(0);
         self.all.oversize_len.set(len as u64);
         self.all
             .oversize_fits

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::at_once::AtOnce;
-use super::link::{Link, connect, seat};
+use super::link::{Exit, Link, RECLAIMS, ServerSocket, connect, is_shortage, open_shared, seat};
+use super::shared::{Number, Place};
 use super::source::Source;
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
@@ -16,6 +16,10 @@ use crate::upstream::Server;
 /// To find out that all ports are taken costs the kernel a millisecond, which
 /// the clients that have a session would wait for.
 const SHORTAGE: Duration = Duration::from_millis(20);
+
+/// How often a shared socket is read before a new session gets a place on it;
+/// one that holds more then is being flooded, and another is taken.
+const READS: usize = 16;
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -59,48 +63,141 @@ impl Worker {
         if self.would_loop(&key, number, now) {
             return Err(DropReason::BadSource);
         }
-        if let Some((reason, _)) = self.shortage.filter(|(_, until)| now < *until) {
-            return Err(reason);
-        }
-        let server = self.turns[number].pick().ok_or(DropReason::Unreachable)?;
-        let (seat, kept) = seat(&mut self.table, &self.budget, now, number, server.number)?;
-        if self.replies.is_full() {
-            self.replies.send(&self.entrances, &self.counters);
-        }
-        let from_server = &self.counters.servers[server.number];
-        let late = self.counters.listeners[number].dropped(DropReason::ReplyLate);
-        let kept = kept.filter(|link| self.replies.drain(&link.socket, from_server, late));
-        let prefix = server.mode.prefix(key.client, key.local);
-        let (link, is_watched) = match kept {
-            Some(link) => {
-                let link = Link {
-                    via: entrance,
-                    prefix,
-                    ..link
-                };
-                (link, true)
-            }
-            None => {
-                let listener = &self.listeners[number];
-                let options = Options {
-                    dont_fragment: listener.dont_fragment,
-                    bursts: !listener.rules.count_replies(),
-                };
-                let socket = connect(server, &mut self.next_source, options, &mut self.table)
-                    .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))?;
-                let link = Link {
-                    socket,
-                    via: entrance,
-                    server: server.address,
-                    overflows: 0,
-                    at_once: AtOnce::default(),
-                    prefix,
-                };
-                (link, false)
-            }
-        };
+        let server = self.turns[number].pick().cloned();
+        let server = server.ok_or(DropReason::Unreachable)?;
         let numbers = (number, server.number);
-        self.begin(now, key, numbers, seat, link, is_watched)
+        let shares = self.shared.serve(number, server.number);
+        if !shares {
+            self.is_short_of_sockets(now)?;
+        }
+        let (seat, kept) = seat(
+            &mut self.table,
+            &mut self.shared,
+            &self.budget,
+            now,
+            numbers,
+            shares,
+        )?;
+        let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
+        let is_kept = kept.is_some();
+        let exit = match kept {
+            Some(link) => link.exit,
+            None if shares => Exit::Shared(self.place(number, &server, now)?),
+            None => Exit::Own(self.connect(number, &server, now)?),
+        };
+        let link = Link {
+            exit,
+            via: entrance,
+            server: server.address,
+            prefix: server.mode.prefix(key.client, key.local),
+        };
+        self.begin(now, key, numbers, seat, link, is_kept)
+    }
+
+    /// Whether there was no socket for another session a moment ago.
+    fn is_short_of_sockets(&self, now: Instant) -> Result<(), DropReason> {
+        match self.shortage {
+            Some((reason, until)) if now < until => Err(reason),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads past what waits for a session that has ended, lest it reach the one
+    /// that takes over from it. False if there is no end of it.
+    fn read_out(&mut self, exit: &Exit, (listener, server): (usize, usize), now: Instant) -> bool {
+        match exit {
+            Exit::Own(own) => {
+                if self.replies.is_full() {
+                    self.replies.send(&self.entrances, &self.counters);
+                }
+                let server = &self.counters.servers[server];
+                let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
+                self.replies.drain(&own.socket, server, late)
+            }
+            Exit::Shared(place) => self.read_out_shared(place.socket(), now),
+        }
+    }
+
+    /// Has all that waits in a shared socket go its way. False if there is no end
+    /// of it.
+    fn read_out_shared(&mut self, socket: Number, now: Instant) -> bool {
+        (0..READS).any(|_| !self.take_from_servers(socket, now))
+    }
+
+    /// A place for a session to `server` on a shared socket, a new one if need be.
+    fn place(
+        &mut self,
+        listener: usize,
+        server: &Server,
+        now: Instant,
+    ) -> Result<Place, DropReason> {
+        let mut reclaims = 0;
+        loop {
+            self.shared.collect();
+            if let Some(socket) = self.shared.vacant(listener, server.number)
+                && self.read_out_shared(socket, now)
+                && let Some(place) = self.shared.take(socket, listener, server.number)
+            {
+                return Ok(place);
+            }
+            self.is_short_of_sockets(now)?;
+            match self.place_on_another(listener, server) {
+                Ok(place) => return Ok(place),
+                Err(reason)
+                    if is_shortage(reason) && reclaims < RECLAIMS && self.table.reclaim() =>
+                {
+                    reclaims += 1;
+                }
+                Err(reason) => {
+                    self.shortage = Some((reason, now + SHORTAGE));
+                    return Err(reason);
+                }
+            }
+        }
+    }
+
+    /// A place on a new shared socket.
+    fn place_on_another(&mut self, listener: usize, server: &Server) -> Result<Place, DropReason> {
+        let options = self.options(listener);
+        let new = open_shared(server, &mut self.next_source, options, &self.budget)?;
+        let place = self
+            .shared
+            .add(listener, server.number, new)
+            .and_then(|socket| self.shared.take(socket, listener, server.number))
+            .ok_or(DropReason::Unreachable)?;
+        let key = Source::Servers(place.socket()).key(self.entrances.len());
+        let socket = &self.shared.of(&place).inner.socket;
+        // The place, given back, takes the socket with it.
+        self.readiness
+            .register(socket, key)
+            .map_err(|_| DropReason::NoMemory)?;
+        Ok(place)
+    }
+
+    /// A socket of its own for a session to `server`.
+    fn connect(
+        &mut self,
+        listener: usize,
+        server: &Server,
+        now: Instant,
+    ) -> Result<ServerSocket, DropReason> {
+        let options = self.options(listener);
+        connect(
+            server,
+            &mut self.next_source,
+            options,
+            &mut self.table,
+            &mut self.shared,
+        )
+        .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))
+    }
+
+    fn options(&self, listener: usize) -> Options {
+        let listener = &self.listeners[listener];
+        Options {
+            dont_fragment: listener.dont_fragment,
+            bursts: !listener.rules.count_replies(),
+        }
     }
 
     /// Whether replies to this client would come back to the proxy or to one of
@@ -136,13 +233,13 @@ impl Worker {
         is_watched: bool,
     ) -> Result<SessionId, DropReason> {
         let id = self.table.open(now, key, listener, server, seat, link);
-        let registered = self.table.get(id).map(|session| {
-            let key = Source::Server(id).key();
-            let socket = &session.link.socket;
-            if is_watched {
-                self.readiness.rename(socket, key)
-            } else {
-                self.readiness.register(socket, key)
+        let key_of_own = Source::Server(id).key(self.entrances.len());
+        let registered = self.table.get(id).map(|session| match &session.link.exit {
+            Exit::Own(own) if is_watched => self.readiness.rename(&own.socket, key_of_own),
+            Exit::Own(own) => self.readiness.register(&own.socket, key_of_own),
+            Exit::Shared(place) => {
+                self.shared.settle(place, id);
+                Ok(())
             }
         });
         if let Some(Err(_)) = registered {

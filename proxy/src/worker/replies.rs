@@ -4,8 +4,8 @@
 use std::io;
 use std::ops::Range;
 
-use super::Entrance;
-use super::link::Link;
+use super::link::ServerSocket;
+use super::{Entrance, newly_lost};
 use crate::counters::{Counter, DropReason, ServerCounters, WorkerCounters};
 use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
 
@@ -52,17 +52,26 @@ impl Replies {
         &self.batch
     }
 
-    /// Receives some of the replies that wait for a session, past errors that
-    /// speak of datagrams sent earlier, which are counted. Returns the slots that
-    /// they are in, none if there is nothing.
-    pub(super) fn receive(&mut self, link: &mut Link, server: &ServerCounters) -> Range<usize> {
-        let end = BATCH.min(self.filled + link.at_once.get());
+    /// Receives some of the replies that wait in a socket, past errors that speak
+    /// of datagrams sent earlier, which are counted, as is what the kernel lost.
+    /// Returns the slots that they are in, none if there is nothing. The batch
+    /// must not be full.
+    pub(super) fn receive(
+        &mut self,
+        from: &mut ServerSocket,
+        server: &ServerCounters,
+    ) -> Range<usize> {
+        let end = BATCH.min(self.filled + from.at_once.get());
         for _ in 0..ERRORS_AT_ONCE {
-            match link.socket.receive(&mut self.batch, self.filled, end) {
+            match from.socket.receive(&mut self.batch, self.filled, end) {
                 Ok(received) => {
                     let slots = self.filled..self.filled + received;
                     self.filled = slots.end;
-                    link.at_once.learn(received);
+                    from.at_once.learn(received);
+                    if let Some(latest) = self.batch.received(slots.end - 1) {
+                        let lost = newly_lost(&mut from.overflows, &latest);
+                        server.overflows.add(lost);
+                    }
                     return slots;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -1,0 +1,62 @@
+//! What this host and its kernel can do, asked at start and by new clients.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use super::{Options, Socket, sys};
+
+/// The addresses of this host's interfaces; loopback's whole range is its own
+/// besides.
+///
+/// # Errors
+///
+/// Those of asking the kernel for them.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let interfaces = if_addrs::get_if_addrs()?;
+    Ok(interfaces
+        .into_iter()
+        .map(|interface| interface.ip())
+        .collect())
+}
+
+/// Whether binding `address` alone, shared with nobody, is possible: the way to
+/// learn that another process holds it, which binding shared would hide.
+///
+/// # Errors
+///
+/// Those of `socket` and `bind`.
+pub fn probe(address: SocketAddr) -> io::Result<()> {
+    let options = Options {
+        dont_fragment: false,
+        bursts: false,
+    };
+    let socket = Socket::listen(address, false, options)?;
+    if !address.ip().is_unspecified() {
+        // Connecting to oneself is refused for broadcast addresses alone, from
+        // which no reply could leave.
+        socket.inner.connect(&SockAddr::from(socket.bound))?;
+    }
+    Ok(())
+}
+
+/// Whether sessions can be sent from `source`.
+///
+/// # Errors
+///
+/// Those of `socket` and `bind`: this host doesn't have the address.
+pub fn probe_source(source: IpAddr) -> io::Result<()> {
+    probe(SocketAddr::new(source, 0))
+}
+
+/// Whether this kernel hands over and takes bursts in one piece.
+///
+/// # Errors
+///
+/// What it says if not.
+pub fn probe_bursts() -> io::Result<()> {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    sys::receive_bursts(&socket)?;
+    sys::can_send_bursts(&socket)
+}

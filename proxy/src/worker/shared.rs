@@ -1,0 +1,372 @@
+//! Sockets that sessions to different servers share: which session has which
+//! place on which socket. A descriptor and a local port then serve as many
+//! sessions as there are servers, and a reply still finds its session by the
+//! server that it comes from, since of one server there is one session at the
+//! most.
+//!
+//! No I/O stands here; what is kept with a socket is the type parameter.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use slab::Slab;
+
+use crate::address::ServerAddr;
+use crate::session::SessionId;
+use crate::upstream::{Server, sharing_groups};
+
+/// Names a shared socket for as long as it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Number(pub(super) usize);
+
+/// The right to be the one session to one server on one shared socket, which it
+/// keeps while it rests. Given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    socket: Number,
+    member: usize,
+    owing: bool,
+    returned: Returned,
+}
+
+/// A place that was given back and is not free yet.
+#[derive(Debug)]
+struct GivenBack {
+    socket: Number,
+    member: usize,
+    owing: bool,
+}
+
+/// Of one worker alone, which looks when sessions begin and end: nobody waits
+/// for the lock.
+type Returned = Arc<Mutex<Vec<GivenBack>>>;
+
+impl Place {
+    /// An answer of the server may come yet, however late: nobody may have this
+    /// place again.
+    pub(super) fn owes_an_answer(&mut self) {
+        self.owing = true;
+    }
+
+    /// The socket that it is on.
+    pub(super) fn socket(&self) -> Number {
+        self.socket
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        returned.push(GivenBack {
+            socket: self.socket,
+            member: self.member,
+            owing: self.owing,
+        });
+    }
+}
+
+/// Servers of one listener whose sessions share sockets.
+#[derive(Debug)]
+struct Group {
+    listener: usize,
+    servers: Vec<ServerAddr>,
+    /// By member: the sockets on which no session to it has a place. The lowest
+    /// numbers are given first, so that the last sockets empty and close.
+    vacant: Vec<BTreeSet<Number>>,
+}
+
+#[derive(Debug)]
+struct Shared<S> {
+    kept: S,
+    group: usize,
+    /// By member: the session to it. Of a place that is taken and has no session
+    /// yet there is none.
+    sessions: Vec<Option<SessionId>>,
+    taken: usize,
+}
+
+/// The shared sockets of one worker.
+#[derive(Debug)]
+pub(super) struct SharedSockets<S> {
+    groups: Vec<Group>,
+    /// Group and member, by numbers of listener and server.
+    members: HashMap<(usize, usize), (usize, usize)>,
+    sockets: Slab<Shared<S>>,
+    returned: Returned,
+}
+
+impl<S> SharedSockets<S> {
+    /// No sockets yet, for these servers of each listener. A server that would
+    /// share with nobody is left to sockets of its sessions' own.
+    pub(super) fn new<'s>(listeners: impl Iterator<Item = &'s [Server]>) -> Self {
+        let mut groups = Vec::new();
+        let mut members = HashMap::new();
+        for (listener, servers) in listeners.enumerate() {
+            let sharing: Vec<_> = servers.iter().filter(|s| s.share_sockets).collect();
+            let addresses: Vec<_> = sharing.iter().map(|server| server.address).collect();
+            for indices in sharing_groups(&addresses) {
+                if indices.len() < 2 {
+                    continue;
+                }
+                for (member, index) in indices.iter().enumerate() {
+                    members.insert((listener, sharing[*index].number), (groups.len(), member));
+                }
+                groups.push(Group {
+                    listener,
+                    servers: indices.iter().map(|index| addresses[*index]).collect(),
+                    vacant: vec![BTreeSet::new(); indices.len()],
+                });
+            }
+        }
+        Self {
+            groups,
+            members,
+            sockets: Slab::new(),
+            returned: Returned::default(),
+        }
+    }
+
+    /// Whether sessions of this listener to this server share sockets.
+    pub(super) fn serve(&self, listener: usize, server: usize) -> bool {
+        self.members.contains_key(&(listener, server))
+    }
+
+    /// A socket with room for a session to this server.
+    pub(super) fn vacant(&self, listener: usize, server: usize) -> Option<Number> {
+        let (group, member) = self.members.get(&(listener, server))?;
+        self.groups[*group].vacant[*member].first().copied()
+    }
+
+    /// Takes the place of this server's session on `socket`, if it is free.
+    pub(super) fn take(&mut self, socket: Number, listener: usize, server: usize) -> Option<Place> {
+        let (group, member) = *self.members.get(&(listener, server))?;
+        let is_free = self.groups[group].vacant[member].remove(&socket);
+        let shared = self.sockets.get_mut(socket.0).filter(|_| is_free)?;
+        shared.taken += 1;
+        Some(Place {
+            socket,
+            member,
+            owing: false,
+            returned: Arc::clone(&self.returned),
+        })
+    }
+
+    /// Adds a socket with room for every server that shares with this one.
+    /// `None` if that shares with nobody.
+    pub(super) fn add(&mut self, listener: usize, server: usize, kept: S) -> Option<Number> {
+        let (group, _) = *self.members.get(&(listener, server))?;
+        let members = self.groups[group].servers.len();
+        let socket = Number(self.sockets.insert(Shared {
+            kept,
+            group,
+            sessions: vec![None; members],
+            taken: 0,
+        }));
+        for vacant in &mut self.groups[group].vacant {
+            vacant.insert(socket);
+        }
+        Some(socket)
+    }
+
+    /// Notes which session has `place`, which may have been another's before.
+    pub(super) fn settle(&mut self, place: &Place, id: SessionId) {
+        if let Some(shared) = self.sockets.get_mut(place.socket.0) {
+            shared.sessions[place.member] = Some(id);
+        }
+    }
+
+    /// What is kept with `socket`, and the number of the listener that it is for.
+    pub(super) fn get_mut(&mut self, socket: Number) -> Option<(&mut S, usize)> {
+        let shared = self.sockets.get_mut(socket.0)?;
+        Some((&mut shared.kept, self.groups[shared.group].listener))
+    }
+
+    /// What is kept with the socket of a place, which exists as long as that.
+    pub(super) fn of(&self, place: &Place) -> &S {
+        &self.sockets[place.socket.0].kept
+    }
+
+    /// The session that may have been answered by what came to `socket` from
+    /// `server`.
+    pub(super) fn session(&self, socket: Number, server: ServerAddr) -> Option<SessionId> {
+        let shared = self.sockets.get(socket.0)?;
+        let servers = &self.groups[shared.group].servers;
+        let member = servers.iter().position(|known| *known == server)?;
+        shared.sessions[member]
+    }
+
+    /// Frees the places that were given back and owe no answer, and lets go of
+    /// sockets on which none is taken.
+    pub(super) fn collect(&mut self) {
+        if self.sockets.is_empty() {
+            return;
+        }
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        for GivenBack {
+            socket,
+            member,
+            owing,
+        } in returned.drain(..)
+        {
+            let Some(shared) = self.sockets.get_mut(socket.0) else {
+                continue;
+            };
+            shared.sessions[member] = None;
+            shared.taken -= 1;
+            let vacant = &mut self.groups[shared.group].vacant;
+            if !owing {
+                vacant[member].insert(socket);
+            }
+            if shared.taken == 0 {
+                for vacant in vacant {
+                    vacant.remove(&socket);
+                }
+                self.sockets.remove(socket.0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mode::Mode;
+
+    fn server(number: usize) -> Server {
+        let port = u16::try_from(number).unwrap();
+        Server {
+            number,
+            address: ServerAddr(SocketAddr::from(([192, 0, 2, 1], port))),
+            mode: Mode::Plain,
+            sources: Arc::from([]),
+            share_sockets: true,
+        }
+    }
+
+    fn id(number: u64) -> SessionId {
+        SessionId::from_bits(1 << 32 | number)
+    }
+
+    #[test]
+    fn a_server_alone_shares_with_nobody() {
+        let alone = [server(0)];
+        let apart = [
+            server(0),
+            Server {
+                share_sockets: false,
+                ..server(1)
+            },
+        ];
+        for servers in [&alone[..], &apart[..]] {
+            let mut sockets = SharedSockets::new([servers].into_iter());
+            assert!(!sockets.serve(0, 0));
+            assert_eq!(sockets.vacant(0, 0), None);
+            assert_eq!(sockets.add(0, 0, ()), None);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin { listener: usize, server: usize },
+        TakeOver { which: usize },
+        End { which: usize, owing: bool },
+        Collect,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..2usize, 0..5usize)
+                .prop_map(|(listener, server)| Step::Begin { listener, server }),
+            1 => (0..100usize).prop_map(|which| Step::TakeOver { which }),
+            2 => (0..100usize, any::<bool>()).prop_map(|(which, owing)| Step::End { which, owing }),
+            2 => Just(Step::Collect),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    struct Held {
+        listener: usize,
+        server: usize,
+        place: Place,
+        id: SessionId,
+    }
+
+    proptest! {
+        /// Whatever begins and ends: what comes from a server to a socket is the
+        /// one session's that holds that place, and nobody's when none does; a
+        /// socket is there as long as one of its places is taken.
+        #[test]
+        fn a_place_is_one_sessions(steps in steps()) {
+            let groups = [
+                (0..5).map(server).collect::<Vec<_>>(),
+                (2..5).map(server).collect(),
+            ];
+            let mut sockets = SharedSockets::new(groups.iter().map(Vec::as_slice));
+            let mut held: Vec<Held> = Vec::new();
+            let mut spoiled: Vec<(Number, usize)> = Vec::new();
+            let mut begun = 0;
+            for step in steps {
+                match step {
+                    Step::Begin { listener, server } => {
+                        prop_assert_eq!(sockets.serve(listener, server), listener == 0 || server >= 2);
+                        if !sockets.serve(listener, server) {
+                            continue;
+                        }
+                        sockets.collect();
+                        let socket = match sockets.vacant(listener, server) {
+                            Some(socket) => socket,
+                            None => sockets.add(listener, server, begun).unwrap(),
+                        };
+                        let place = sockets.take(socket, listener, server).unwrap();
+                        prop_assert!(!spoiled.contains(&(socket, server)), "an answer is owed there");
+                        prop_assert!(sockets.take(socket, listener, server).is_none());
+                        begun += 1;
+                        sockets.settle(&place, id(begun));
+                        held.push(Held { listener, server, place, id: id(begun) });
+                    }
+                    Step::TakeOver { which } if !held.is_empty() => {
+                        begun += 1;
+                        let which = which % held.len();
+                        sockets.settle(&held[which].place, id(begun));
+                        held[which].id = id(begun);
+                    }
+                    Step::End { which, owing } if !held.is_empty() => {
+                        let mut one = held.swap_remove(which % held.len());
+                        if owing {
+                            one.place.owes_an_answer();
+                            spoiled.push((one.place.socket(), one.server));
+                        }
+                        drop(one);
+                        sockets.collect();
+                        spoiled.retain(|(socket, _)| sockets.sockets.contains(socket.0));
+                    }
+                    Step::TakeOver { .. } | Step::End { .. } => {}
+                    Step::Collect => sockets.collect(),
+                }
+                for socket in (0..sockets.sockets.capacity()).map(Number) {
+                    for number in 0..5 {
+                        let found = sockets.session(socket, server(number).address);
+                        let holder = held.iter().find(|h| h.place.socket() == socket && h.server == number);
+                        prop_assert_eq!(found, holder.map(|h| h.id));
+                    }
+                }
+                for one in &held {
+                    let (_, listener) = sockets.get_mut(one.place.socket()).unwrap();
+                    prop_assert_eq!(listener, one.listener);
+                }
+                // A socket on which no place is taken is closed.
+                for listener in 0..2 {
+                    let of = |n: usize| held.iter().filter(|h| h.listener == listener && h.server == n).count();
+                    if (0..5).all(|n| of(n) == 0) {
+                        prop_assert!(sockets.sockets.iter().all(|(_, s)| sockets.groups[s.group].listener != listener));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The table of one worker's sessions: finds, counts, limits and ends them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::rest::{Rest, Resting};
+use super::wheel::Wheel;
+use super::{EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State};
+
+/// Sessions that a new one lets go at the most while it looks for one to take
+/// over from, since each costs the closing of a socket.
+const LET_GO: usize = 4;
+
+/// The sessions of one worker.
+#[derive(Debug)]
+pub struct Table<T> {
+    rules: Vec<Rules>,
+    sessions: Slab<Session<T>>,
+    /// Peers choose the keys: the hash must be keyed, with a key that they can't
+    /// learn, or they could have all theirs meet in one place.
+    by_key: HashMap<Key, u32, ahash::RandomState>,
+    wheel: Wheel,
+    rest: Rest,
+    retired: usize,
+    max_retired: usize,
+    reclaimed: u64,
+    generation: u32,
+    mark_owing: fn(&mut T),
+}
+
+impl<T> Table<T> {
+    /// A table for listeners with these `rules`, which keeps at most
+    /// `max_retired` sessions beyond their end.
+    #[must_use]
+    pub fn new(now: Instant, rules: Vec<Rules>, max_retired: usize) -> Self {
+        Self {
+            rules,
+            sessions: Slab::new(),
+            by_key: HashMap::default(),
+            wheel: Wheel::new(now),
+            rest: Rest::default(),
+            retired: 0,
+            max_retired,
+            reclaimed: 0,
+            generation: 0,
+            mark_owing: |_| {},
+        }
+    }
+
+    /// Has `mark` told of what was kept with a session that is let go while it
+    /// owes its client an answer, which may come yet.
+    #[must_use]
+    pub fn mark_owing(self, mark: fn(&mut T)) -> Self {
+        Self {
+            mark_owing: mark,
+            ..self
+        }
+    }
+
+    /// Finds the session that takes so many of a client's datagrams, and counts
+    /// them. `None` if there is none, or if it has taken all that it may: then
+    /// [`open`](Self::open) another and ask again.
+    pub fn request(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get_mut(slot as usize)?;
+        let limit = self.rules[session.listener].requests;
+        if limit > 0 && session.requests >= limit {
+            return None;
+        }
+        Some(session.count(slot, now, datagrams))
+    }
+
+    /// As [`request`](Self::request), but by a session that has taken all that
+    /// it may, for want of another.
+    pub fn overdraw(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get_mut(slot as usize)?;
+        Some(session.count(slot, now, datagrams))
+    }
+
+    /// Begins a session, in which nothing has been counted yet. A session that
+    /// the key led to until now is detached.
+    ///
+    /// # Panics
+    ///
+    /// If `listener` has no rules, or at 2³² sessions, which no budget allows.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        key: Key,
+        listener: usize,
+        server: usize,
+        seat: Seat,
+        link: T,
+    ) -> SessionId {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let generation = self.generation;
+        let slot = self.sessions.insert(Session {
+            key,
+            listener,
+            server,
+            started: now,
+            last_active: now,
+            requests: 0,
+            replies: 0,
+            link,
+            state: State::Live,
+            generation,
+            seat,
+        });
+        let slot = u32::try_from(slot).expect("a table holds fewer than 2^32 sessions");
+        if let Some(previous) = self.by_key.insert(key, slot)
+            && let Some(session) = self.sessions.get_mut(previous as usize)
+        {
+            session.state = State::Detached;
+        }
+        self.wheel
+            .arm(slot, now + self.rules[listener].idle_timeout);
+        SessionId { slot, generation }
+    }
+
+    /// Undoes [`open`](Self::open) for a session whose owner could not set it up.
+    pub fn abort(&mut self, id: SessionId) {
+        if let Some(session) = self.get(id) {
+            let key = session.key;
+            self.by_key.remove(&key);
+            self.remove(id.slot);
+        }
+    }
+
+    /// Counts so many replies that came for session `id` and says whose they
+    /// are. `None` if the session has ended: then nobody may have them.
+    pub fn reply(&mut self, now: Instant, id: SessionId, datagrams: u64) -> Option<Reply> {
+        let session = self.get_mut(id).filter(|session| session.is_active())?;
+        session.replies += datagrams;
+        session.last_active = now;
+        let (key, listener) = (session.key, session.listener);
+        let each = self.rules[listener].responses;
+        let ended = self
+            .get(id)
+            .is_some_and(|session| each > 0 && session.is_answered(each))
+            .then_some(EndReason::Responses);
+        if ended.is_some() {
+            self.retire(now, id.slot);
+        }
+        Some(Reply {
+            to: key.client,
+            from: key.local,
+            listener,
+            ended,
+        })
+    }
+
+    /// The session named `id`, ended or not, if it still exists.
+    #[must_use]
+    pub fn get(&self, id: SessionId) -> Option<&Session<T>> {
+        find(&self.sessions, id)
+    }
+
+    /// As [`get`](Self::get), to change what the owner keeps there.
+    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session<T>> {
+        self.sessions
+            .get_mut(id.slot as usize)
+            .filter(|session| session.generation == id.generation)
+    }
+
+    /// Ends the sessions whose time is up, and tells `ended` of each; lets go
+    /// of what retired sessions owned.
+    pub fn expire(&mut self, now: Instant, mut ended: impl FnMut(&Session<T>, EndReason)) {
+        while let Some(slot) = self.wheel.pop(now) {
+            let Some(session) = self.sessions.get(slot as usize) else {
+                continue;
+            };
+            let deadline = match session.state {
+                State::Retired { since } => since + LINGER + SPARE,
+                State::Live | State::Detached => {
+                    session.last_active + self.rules[session.listener].idle_timeout
+                }
+            };
+            if now < deadline {
+                self.wheel.arm(slot, deadline);
+            } else if session.is_active() {
+                ended(session, EndReason::Idle);
+                self.retire(now, slot);
+            } else {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do at the earliest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.wheel.next()
+    }
+
+    /// Takes the seat and what was kept with a session of this listener and
+    /// server that has ended, was answered and has rested for [`LINGER`], if there
+    /// is one, for a new session to use. One that owes its client an answer is let
+    /// go instead: that answer may come yet, however late.
+    pub fn take_rested(
+        &mut self,
+        now: Instant,
+        listener: usize,
+        server: usize,
+    ) -> Option<(Seat, T)> {
+        for _ in 0..LET_GO {
+            let resting = self.front(server)?;
+            let rested = now.saturating_duration_since(resting.since) >= LINGER;
+            if !rested || self.get(resting.id)?.listener != listener {
+                return None;
+            }
+            let session = self.remove(resting.id.slot)?;
+            if session.is_answered(1) {
+                return Some((session.seat, session.link));
+            }
+        }
+        None
+    }
+
+    /// As [`take_rested`](Self::take_rested), but of the session that has rested
+    /// for longest, if not for so long.
+    pub fn take_resting(&mut self, listener: usize, server: usize) -> Option<(Seat, T)> {
+        let id = self.front(server)?.id;
+        self.get(id)
+            .filter(|session| session.listener == listener && session.is_answered(1))?;
+        let session = self.remove(id.slot)?;
+        self.reclaimed += 1;
+        Some((session.seat, session.link))
+    }
+
+    fn front(&mut self, server: usize) -> Option<Resting> {
+        let sessions = &self.sessions;
+        self.rest.front(server, |id| find(sessions, id).is_some())
+    }
+
+    /// Lets go of the session that has been retired for longest, to free what
+    /// it owns for a new one. False if there is none.
+    pub fn reclaim(&mut self) -> bool {
+        let sessions = &self.sessions;
+        let oldest = self.rest.oldest(|id| find(sessions, id).is_some());
+        let gone = oldest.and_then(|resting| self.remove(resting.id.slot));
+        self.reclaimed += u64::from(gone.is_some());
+        gone.is_some()
+    }
+
+    /// Sessions that take or pass datagrams.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.sessions.len() - self.retired
+    }
+
+    /// Sessions that ended and still keep what they own.
+    #[must_use]
+    pub fn retired(&self) -> usize {
+        self.retired
+    }
+
+    /// Sessions that so far had to give up what they owned before [`LINGER`] was
+    /// over.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.reclaimed
+    }
+
+    /// Whether any session has had fewer replies than its datagrams should get:
+    /// one each, unless the listener's rules say more.
+    #[must_use]
+    pub fn awaits_replies(&self) -> bool {
+        self.sessions.iter().any(|(_, session)| {
+            let each = self.rules[session.listener].responses.max(1);
+            session.is_active() && !session.is_answered(each)
+        })
+    }
+
+    /// Active sessions with their numbers, from number `first` on.
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, &Session<T>)> {
+        // The slab's iterator can't start in the middle; a page of an admin's
+        // listing may cost a walk.
+        self.sessions
+            .iter()
+            .skip_while(move |(slot, _)| *slot < first)
+            .filter(|(_, session)| session.is_active())
+    }
+
+    fn retire(&mut self, now: Instant, slot: u32) {
+        let Some(session) = self.sessions.get_mut(slot as usize) else {
+            return;
+        };
+        session.state = State::Retired { since: now };
+        session.seat.rest();
+        let id = SessionId {
+            slot,
+            generation: session.generation,
+        };
+        if let Entry::Occupied(entry) = self.by_key.entry(session.key)
+            && *entry.get() == slot
+        {
+            entry.remove();
+        }
+        let server = session.server;
+        self.retired += 1;
+        self.rest.push(server, Resting { id, since: now });
+        self.wheel.arm(slot, now + LINGER + SPARE);
+        while self.retired > self.max_retired {
+            self.reclaim();
+        }
+    }
+
+    fn remove(&mut self, slot: u32) -> Option<Session<T>> {
+        self.wheel.disarm(slot);
+        let mut session = self.sessions.try_remove(slot as usize)?;
+        if !session.is_answered(1) {
+            (self.mark_owing)(&mut session.link);
+        }
+        if !session.is_active() {
+            self.retired -= 1;
+            // Here, lest names of what is gone pile up.
+            self.front(session.server);
+        }
+        Some(session)
+    }
+}
+
+fn find<T>(sessions: &Slab<Session<T>>, id: SessionId) -> Option<&Session<T>> {
+    sessions
+        .get(id.slot as usize)
+        .filter(|session| session.generation == id.generation)
+}

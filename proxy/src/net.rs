@@ -38,6 +38,9 @@ mod probe;
 /// busy socket can keep the others waiting.
 pub const BATCH: usize = 32;
 
+/// Sockets that one wait reports at the most; more are reported by the next.
+pub const READY: usize = 1024;
+
 /// The longest header that a mode writes: 52 bytes, 7 more with a checksum.
 pub const MAX_HEADER: usize = 64;
 

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Outgoing, Readiness, Received, Socket, TrafficClass, Waker};
+use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
 use link::{Exit, Link, SharedSocket};
@@ -205,7 +205,7 @@ impl Worker {
     ///
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
-        let mut ready = Vec::new();
+        let mut ready = Vec::with_capacity(READY);
         loop {
             self.wait(&mut ready)?;
             let now = Instant::now();

@@ -104,7 +104,7 @@ fn a_socket_that_rested_serves_the_next_client_and_keeps_no_late_reply_for_it() 
     // While the proxy stands still, a question and a late reply come, so that it
     // takes the question first.
     let second = socket("127.0.0.1");
-    proxy.signal("STOP");
+    proxy.pause();
     second.send_to(b"second", listener).unwrap();
     server.send_to(b"late", session).unwrap();
     proxy.signal("CONT");

@@ -276,7 +276,7 @@ fn what_the_kernel_drops_for_want_of_buffer_is_told() {
         )
     };
     const FLOOD: u64 = 1000;
-    proxy.signal("STOP");
+    proxy.pause();
     for _ in 0..FLOOD {
         client.send_to(&[0; 9000], listener).unwrap();
         server.send_to(&[0; 9000], session).unwrap();
@@ -349,7 +349,7 @@ fn forged_icmp_errors_lose_no_datagram() {
     // Every code that a host or a router on the way may send.
     for code in 0..=15 {
         // Stopped, so that error and datagram are met in one round.
-        proxy.signal("STOP");
+        proxy.pause();
         client.send_to(&[code], listener).unwrap();
         forge_unreachable(code, session, upstream);
         proxy.signal("CONT");

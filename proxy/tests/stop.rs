@@ -125,7 +125,7 @@ fn every_request_has_its_reply_let_out_and_what_waited_is_taken() {
     client.send_to(b"1", listener).unwrap();
     let (_, session) = receive(&server);
     // Waits in the listener's buffer when the order to stop comes.
-    proxy.signal("STOP");
+    proxy.pause();
     for _ in 0..100 {
         client.send_to(b"2", listener).unwrap();
     }

@@ -150,6 +150,21 @@ impl Process {
         assert!(sent.success());
     }
 
+    /// Stops the process and waits until it stands still, which a signal alone
+    /// does not; `CONT` lets it go on.
+    pub fn pause(&self) {
+        self.signal("STOP");
+        let threads = format!("/proc/{}/task", self.pid());
+        // The state follows the name, which stands in brackets (proc(5)).
+        let stands = |stat: String| stat.rsplit(") ").next().unwrap().starts_with('T');
+        eventually("all threads to stand still", || {
+            std::fs::read_dir(&threads)
+                .unwrap()
+                .map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")))
+                .all(|stat| stands(stat.unwrap()))
+        });
+    }
+
     /// Waits for the end, and returns it with everything that was logged.
     pub fn wait(&mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + TIMEOUT;

@@ -12,10 +12,7 @@ use std::time::Duration;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::super::Socket;
-
-/// Sockets that one call reports; more are reported by the next.
-const EVENTS: usize = 1024;
+use super::super::{READY, Socket};
 
 const WAKER: Token = Token(usize::MAX);
 
@@ -64,9 +61,9 @@ impl Readiness {
         Ok(Self {
             inner: RefCell::new(Inner {
                 poll,
-                events: Events::with_capacity(EVENTS),
+                events: Events::with_capacity(READY),
                 keys: HashMap::new(),
-                reported: Vec::with_capacity(EVENTS),
+                reported: Vec::with_capacity(READY),
             }),
             waker: Arc::new(waker),
         })

@@ -17,10 +17,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::OwnedFd;
 
-use super::super::Socket;
-
-/// Sockets that one call reports; more are reported by the next.
-const EVENTS: usize = 1024;
+use super::super::{READY, Socket};
 
 /// What the waker is registered under.
 const WAKER: u64 = u64::MAX;
@@ -117,7 +114,7 @@ impl Readiness {
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<bool> {
         // Beyond what can be told is as good as without end.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut room = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
+        let mut room = [MaybeUninit::<epoll::Event>::uninit(); READY];
         let events = match epoll::wait(&self.epoll, &mut room[..], timeout.as_ref()) {
             Ok((events, _)) => events,
             Err(rustix::io::Errno::INTR) => return Ok(false),

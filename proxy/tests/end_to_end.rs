@@ -293,10 +293,23 @@ fn ecn_marks_pass_in_both_directions() {
         result.unwrap()
     }
 
-    for ip in ["127.0.0.1", "::1"] {
-        let server = socket(ip);
+    for (ip, share) in [
+        ("127.0.0.1", false),
+        ("127.0.0.1", true),
+        ("::1", false),
+        ("::1", true),
+    ] {
+        let (server, other) = (socket(ip), address(ip));
         let listener = address(ip);
-        let _proxy = proxy_between(listener, server.local_addr().unwrap(), &[]);
+        let folder = tempfile::tempdir().unwrap();
+        let _proxy = proxy_with(
+            &folder,
+            &format!(
+                "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+                 [upstream.u]\nshare_sockets = {share}\nservers = [\"{}\", \"{other}\"]\n",
+                server.local_addr().unwrap()
+            ),
+        );
         let client = socket(ip);
         // Made before anything arrives, so that the kernel reports marks.
         for socket in [&server, &client] {

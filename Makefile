@@ -72,10 +72,10 @@ audit: $(CARGO_DENY)
 	$(CARGO_DENY) check advisories
 
 $(CARGO_FUZZ):
-	cargo install --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
+	cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
 
 $(CARGO_DENY):
-	cargo install --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+	cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
 
 # Everything that is measured against is installed where it is missing; QUICK=1
 # measures nginx and the bare loop alone, in two minutes; REALTIME=1, as root,

@@ -24,9 +24,12 @@ use fallback as sys;
 #[cfg(not(ppv2_portable))]
 use linux as sys;
 
+use buffer::Buffer;
+
 pub use probe::{own_addresses, probe, probe_bursts, probe_source};
 pub use sys::{Readiness, Waker};
 
+mod buffer;
 #[cfg(ppv2_portable)]
 mod fallback;
 #[cfg(not(ppv2_portable))]
@@ -34,9 +37,9 @@ mod linux;
 mod options;
 mod probe;
 
-/// Datagrams that one system call moves at the most. It bounds how long one
-/// busy socket can keep the others waiting.
-pub const BATCH: usize = 32;
+/// Datagrams that one system call moves at the most: as many slots as fit a huge
+/// page. It bounds how long one busy socket can keep the others waiting.
+pub const BATCH: usize = 31;
 
 /// Sockets that one wait reports at the most; more are reported by the next.
 pub const READY: usize = 1024;
@@ -217,17 +220,17 @@ impl Cause {
 /// burst of them.
 #[derive(Debug)]
 pub struct Batch {
-    bytes: Box<[u8]>,
+    bytes: Buffer,
     received: [Option<Received>; BATCH],
 }
 
 impl Batch {
-    /// Allocates the buffers: 2 MiB, of which the kernel backs what datagrams
-    /// touch.
+    /// Maps the buffers: 2 MiB, which the kernel backs as a whole or, without huge
+    /// pages, as far as datagrams touch them.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            bytes: vec![0; BATCH * STRIDE].into_boxed_slice(),
+            bytes: Buffer::new(BATCH * STRIDE),
             received: [None; BATCH],
         }
     }

@@ -12,6 +12,7 @@
 
 mod at_once;
 mod command;
+mod leisure;
 mod link;
 mod onward;
 mod open;
@@ -31,6 +32,7 @@ use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounte
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
+use leisure::Leisure;
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{OwnAddresses, refused};
@@ -45,7 +47,8 @@ pub use command::{Command, SessionReport};
 const FEW: usize = 16;
 
 /// With so few sources, replies leave at once: there are no others for them to
-/// leave with, and the sooner they do the better.
+/// leave with, and the sooner they do the better. They also do where the worker
+/// has time to spare, unless datagrams are to gather.
 const ALONE: usize = 2;
 
 /// How long after the last reply a stopping worker waits for another one, when
@@ -206,19 +209,25 @@ impl Worker {
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(READY);
+        let mut leisure = Leisure::default();
+        let mut now = Instant::now();
         loop {
+            let done = Instant::now();
             self.wait(&mut ready)?;
-            let now = Instant::now();
+            let worked = done.saturating_duration_since(now);
+            now = Instant::now();
+            leisure.note(now.saturating_duration_since(done), worked);
 
             // Whatever is not taken to its end is reported again.
-            let alone = ready.len() <= ALONE;
+            let at_once =
+                ready.len() <= ALONE || leisure.is_given() && self.pace.coalesce.is_zero();
             for key in ready.drain(..) {
                 match Source::of_key(key, self.entrances.len()) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
                     Source::Server(id) => self.take_from_server(id, now),
                     Source::Servers(socket) => _ = self.take_from_servers(socket, now),
                 }
-                if alone {
+                if at_once {
                     self.replies.send(&self.entrances, &self.counters);
                 }
             }
@@ -307,6 +316,9 @@ impl Worker {
             None => match self.table.request(now, &key, datagrams) {
                 Some(id) => Ok(id),
                 None => {
+                    // Beginning one may end another, which what was collected
+                    // may be of.
+                    self.send_to_server();
                     let opened = self.open(entrance, key, now);
                     let taken = self.table.overdraw(now, &key, datagrams);
                     taken.map_or(opened, Ok)

@@ -216,6 +216,8 @@ pub struct WorkerCounters {
     /// Sessions that ended and had to give up their socket before its port had
     /// rested.
     pub reclaimed: Counter,
+    /// Places on shared sockets that nobody may have again.
+    pub spoiled: Counter,
 }
 
 impl WorkerCounters {
@@ -229,6 +231,7 @@ impl WorkerCounters {
             oversize_fits: Counter::default(),
             retired: Counter::default(),
             reclaimed: Counter::default(),
+            spoiled: Counter::default(),
         }
     }
 }

@@ -38,6 +38,8 @@ pub struct Ceiling {
     pub max_sockets: usize,
     /// The most ended sessions that rest.
     pub max_retired: usize,
+    /// The most sessions that have a socket of their own, where others share.
+    pub max_own: usize,
     /// How many sessions share a socket at the most.
     pub sharing: usize,
 }
@@ -75,6 +77,7 @@ impl Ceiling {
             max_sessions,
             max_sockets,
             max_retired: max_sockets.saturating_mul(sharing),
+            max_own: if sharing > 1 { running } else { max_sessions },
             sharing,
         }
     }
@@ -137,7 +140,7 @@ mod tests {
     fn shared_sockets_serve_more_sessions() {
         let ceiling = Ceiling::new(None, 1600, 28_232, 4);
         assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (6000, 1600));
-        assert_eq!(ceiling.max_retired, 6400);
+        assert_eq!((ceiling.max_retired, ceiling.max_own), (6400, 1500));
         assert_eq!(ceiling.shortfall(), None);
         let ceiling = Ceiling::new(Some(6600), 1600, 28_232, 4);
         assert_eq!(ceiling.max_sockets, 1650);

@@ -206,6 +206,13 @@ impl Collector for Metrics {
             "Sockets of sessions that there may be",
             vec![(vec![], self.budget.max_sockets() as u64)],
         )?;
+        let spoiled = self.workers.iter().map(|w| w.spoiled.get()).sum();
+        gauge(
+            to,
+            "session_places_spoiled",
+            "Places on shared sockets that an answer may still come to, given to nobody else",
+            vec![(vec![], spoiled)],
+        )?;
         gauge(
             to,
             "sessions_retired",

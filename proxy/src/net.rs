@@ -354,7 +354,9 @@ impl Socket {
         options: Options,
     ) -> io::Result<Self> {
         let inner = open(server, options)?;
+        // Those who share the socket share its buffers, too.
         let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
+        let _ = inner.set_send_buffer_size(LISTENER_BUFFER);
         if server.is_ipv6() {
             inner.set_only_v6(true)?;
         }

@@ -242,7 +242,7 @@ impl Crew {
         entrances: Vec<Vec<(Socket, usize)>>,
     ) -> Result<Self, RunError> {
         let running = entrances.len();
-        let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
+        let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
         let settings = settings(config);
         let counters: Vec<_> = (0..running)
             .map(|_| WorkerCounters::new(config.listeners.len(), config.servers.len()))

@@ -20,6 +20,7 @@ mod replies;
 mod shared;
 mod source;
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -126,6 +127,8 @@ pub struct Worker {
     /// Why there was no socket for a new session, and until when not to try.
     shortage: Option<(DropReason, Instant)>,
     own: OwnAddresses,
+    /// When a shared socket's path was asked for its MTU.
+    mtu_asked: Cell<Option<Instant>>,
     table: Table<Link>,
     shared: SharedSockets<SharedSocket>,
     budget: Arc<Budget>,
@@ -185,7 +188,8 @@ impl Worker {
             next_source: number,
             shortage: None,
             own: OwnAddresses::default(),
-            table: Table::new(now, rules, max_retired).mark_owing(Link::owes_an_answer),
+            mtu_asked: Cell::default(),
+            table: Table::new(now, rules, max_retired).spoiling(Link::spoil),
             shared,
             budget,
             inbound: Batch::new(),
@@ -347,6 +351,7 @@ impl Worker {
                 socket,
                 to,
                 dscp: self.listeners[session.listener].dscp,
+                mtu_asked: &self.mtu_asked,
                 all: &self.counters,
                 listener: &self.counters.listeners[session.listener],
                 server: &self.counters.servers[session.server],
@@ -399,12 +404,17 @@ impl Worker {
             let Some(reply) = self.replies.batch().received(slot) else {
                 continue;
             };
-            if let Some(id) = self.shared.session(socket, ServerAddr(reply.peer)) {
-                self.pass(slot, id, now);
-            } else {
-                let wrong = self.counters.listeners[listener].dropped(DropReason::ReplyWrongSource);
-                wrong.add(reply.datagrams() as u64);
-            }
+            let id = self.shared.session(socket, ServerAddr(reply.peer));
+            let reason = match id {
+                Some(id) if self.table.get(id).is_some() => {
+                    self.pass(slot, id, now);
+                    continue;
+                }
+                Some(_) => DropReason::ReplyLate,
+                None => DropReason::ReplyWrongSource,
+            };
+            let dropped = self.counters.listeners[listener].dropped(reason);
+            dropped.add(reply.datagrams() as u64);
         }
         !slots.is_empty()
     }
@@ -455,6 +465,7 @@ impl Worker {
             tracing::trace!(client = %session.key.client, ?reason, "session ended");
         });
         self.shared.collect();
+        counters.spoiled.set(self.shared.spoiled() as u64);
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
     }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::*;
+use ppv2_proxy::session::LINGER;
 
 /// A proxy for these servers, with one worker.
 struct Shared {
@@ -202,4 +203,69 @@ fn a_place_that_was_answered_serves_the_next_client() {
         served(&socket("127.0.0.1"), proxy.listener, server);
     }
     assert_eq!(metric(proxy.admin, "ppv2_session_sockets"), 1);
+}
+
+#[test]
+fn a_server_that_never_answers_costs_the_others_no_rest() {
+    let setup = "echo 40000 40007 > /proc/sys/net/ipv4/ip_local_port_range";
+    let name = "a_server_that_never_answers_costs_the_others_no_rest";
+    if !namespace::enter(name, setup) {
+        return;
+    }
+    let servers: Vec<_> = (0..2).map(|_| bind(address("127.0.0.1"))).collect();
+    let proxy = shared(
+        &servers.iter().collect::<Vec<_>>(),
+        true,
+        "responses = 1\nidle_timeout = \"60s\"",
+    );
+    for _ in 0..8 {
+        let unlucky = bind(address("127.0.0.1"));
+        unlucky.send_to(b"unanswered", proxy.listener).unwrap();
+        receive(&servers[0]);
+        served(&bind(address("127.0.0.1")), proxy.listener, &servers[1]);
+    }
+    assert_eq!(metric(proxy.admin, "ppv2_session_sockets"), 8);
+    // The next turn is the silent server's, which has a session on each socket.
+    let late = bind(address("127.0.0.1"));
+    late.send_to(b"no place", proxy.listener).unwrap();
+    eventually("a drop", || dropped(proxy.admin, "max_sockets") == 1);
+    assert_eq!(metric(proxy.admin, "ppv2_sessions_retired"), 8);
+    assert_eq!(metric(proxy.admin, "ppv2_sessions_reclaimed_total"), 0);
+}
+
+#[test]
+fn late_replies_to_a_place_that_has_passed_on_are_counted() {
+    let servers: Vec<_> = (0..2).map(|_| socket("127.0.0.1")).collect();
+    let proxy = shared(
+        &servers.iter().collect::<Vec<_>>(),
+        true,
+        "responses = 1\nidle_timeout = \"1s\"",
+    );
+    let ask = |server: &UdpSocket| {
+        let client = socket("127.0.0.1");
+        client.send_to(b"question", proxy.listener).unwrap();
+        let (_, session) = receive(server);
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(&client).0, b"answer");
+        session
+    };
+    let session = ask(&servers[0]);
+    let other = ask(&servers[1]);
+    assert_eq!(session, other, "one socket for both");
+    thread::sleep(LINGER + Duration::from_millis(500));
+    // While the proxy stands still, late replies come, and a question that takes
+    // over the place that they are for.
+    let second = socket("127.0.0.1");
+    proxy.process.pause();
+    for _ in 0..5 {
+        servers[0].send_to(b"late", session).unwrap();
+    }
+    second.send_to(b"question", proxy.listener).unwrap();
+    proxy.process.signal("CONT");
+    let (_, reused) = receive(&servers[0]);
+    assert_eq!(reused, session, "the place that has rested");
+    servers[0].send_to(b"answer", reused).unwrap();
+    assert_eq!(receive(&second).0, b"answer");
+    receive_nothing(&second);
+    assert_eq!(dropped(proxy.admin, "reply_late"), 5);
 }

@@ -1,6 +1,8 @@
 //! The portable side of [`net`](super): one datagram for each call, by recvmsg and
 //! sendmsg (POSIX) as nix wraps them, without bursts. It is there for systems
 //! that have nothing better, and is tested on Linux with the feature `portable`.
+//! nix allocates for each datagram that is sent with more than its bytes: a source
+//! address or a traffic class.
 
 mod readiness;
 

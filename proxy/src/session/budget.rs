@@ -12,6 +12,10 @@ pub struct Budget {
     sessions: AtomicUsize,
     max_sockets: usize,
     sockets: AtomicUsize,
+    /// Sessions with a socket of their own. Where others share, these must not
+    /// have all sockets that there are, or none could rest.
+    max_own: usize,
+    own: AtomicUsize,
 }
 
 /// What is used up.
@@ -31,11 +35,20 @@ impl Budget {
     /// ended ones.
     #[must_use]
     pub fn new(max_sessions: usize, max_sockets: usize) -> Arc<Self> {
+        Self::with_own(max_sessions, max_sockets, usize::MAX)
+    }
+
+    /// As [`new`](Self::new), with at most `max_own` sessions that have a socket
+    /// of their own.
+    #[must_use]
+    pub fn with_own(max_sessions: usize, max_sockets: usize, max_own: usize) -> Arc<Self> {
         Arc::new(Self {
             max_sessions,
             sessions: AtomicUsize::new(0),
             max_sockets,
             sockets: AtomicUsize::new(0),
+            max_own,
+            own: AtomicUsize::new(0),
         })
     }
 
@@ -71,7 +84,13 @@ impl Budget {
     pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
         let mut seat = self.take_session()?;
         seat.socket = Some(self.take_socket()?);
-        Ok(seat)
+        // Given back with the seat.
+        seat.own = add_one(&self.own, self.max_own);
+        if seat.own {
+            Ok(seat)
+        } else {
+            Err(Full::Sessions)
+        }
     }
 
     /// Takes a seat for a session that shares a socket, which has a
@@ -87,6 +106,7 @@ impl Budget {
         Ok(Seat {
             budget: Arc::clone(self),
             resting: false,
+            own: false,
             socket: None,
         })
     }
@@ -129,6 +149,8 @@ pub struct Seat {
     budget: Arc<Budget>,
     /// The session has ended.
     resting: bool,
+    /// It counts among the sessions with a socket of their own.
+    own: bool,
     socket: Option<SocketSeat>,
 }
 
@@ -137,6 +159,9 @@ impl Seat {
     pub(super) fn rest(&mut self) {
         if !std::mem::replace(&mut self.resting, true) {
             self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+        if std::mem::take(&mut self.own) {
+            self.budget.own.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -151,6 +176,10 @@ impl Seat {
                 return Err(Full::Sessions);
             }
             self.resting = false;
+            self.own = self.socket.is_some() && add_one(&self.budget.own, self.budget.max_own);
+            if self.socket.is_some() && !self.own {
+                return Err(Full::Sessions);
+            }
         }
         Ok(self)
     }
@@ -159,5 +188,35 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.rest();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_with_sockets_of_their_own_leave_some_to_rest() {
+        let budget = Budget::with_own(10, 4, 3);
+        let mut seats: Vec<_> = (0..3).map(|_| budget.take().unwrap()).collect();
+        assert_eq!(budget.take().err(), Some(Full::Sessions));
+        assert_eq!((budget.taken(), budget.sockets()), (3, 3));
+        let shared = budget.take_session().unwrap();
+        seats[0].rest();
+        seats.push(budget.take().unwrap());
+        assert_eq!(budget.take().err(), Some(Full::Sockets));
+        assert_eq!((budget.taken(), budget.sockets()), (4, 4));
+        // The one that rests can't take part again while three others do.
+        assert_eq!(seats.remove(0).renew().err(), Some(Full::Sessions));
+        assert_eq!((budget.taken(), budget.sockets()), (4, 3));
+        drop(seats.pop());
+        drop(shared);
+        let mut seat = budget.take().unwrap();
+        seat.rest();
+        let seat = seat.renew().unwrap();
+        assert_eq!((budget.taken(), budget.sockets()), (3, 3));
+        drop((seat, seats));
+        assert_eq!((budget.taken(), budget.sockets()), (0, 0));
+        assert_eq!(budget.own.load(Ordering::Relaxed), 0);
     }
 }

@@ -28,7 +28,7 @@ pub struct Table<T> {
     max_retired: usize,
     reclaimed: u64,
     generation: u32,
-    mark_owing: fn(&mut T),
+    spoil: fn(&mut T),
 }
 
 impl<T> Table<T> {
@@ -46,18 +46,16 @@ impl<T> Table<T> {
             max_retired,
             reclaimed: 0,
             generation: 0,
-            mark_owing: |_| {},
+            spoil: |_| {},
         }
     }
 
-    /// Has `mark` told of what was kept with a session that is let go while it
-    /// owes its client an answer, which may come yet.
+    /// Has `spoil` told of what was kept with a session that is let go although a
+    /// reply may still come for it: it owes its client an answer, or has not
+    /// rested.
     #[must_use]
-    pub fn mark_owing(self, mark: fn(&mut T)) -> Self {
-        Self {
-            mark_owing: mark,
-            ..self
-        }
+    pub fn spoiling(self, spoil: fn(&mut T)) -> Self {
+        Self { spoil, ..self }
     }
 
     /// Finds the session that takes so many of a client's datagrams, and counts
@@ -244,7 +242,8 @@ impl<T> Table<T> {
         let oldest = self.rest.oldest(|id| find(sessions, id).is_some());
         let gone = oldest.and_then(|resting| self.remove(resting.id.slot));
         self.reclaimed += u64::from(gone.is_some());
-        gone.is_some()
+        gone.map(|mut session| (self.spoil)(&mut session.link))
+            .is_some()
     }
 
     /// Sessions that take or pass datagrams.
@@ -314,7 +313,7 @@ impl<T> Table<T> {
         self.wheel.disarm(slot);
         let mut session = self.sessions.try_remove(slot as usize)?;
         if !session.is_answered(1) {
-            (self.mark_owing)(&mut session.link);
+            (self.spoil)(&mut session.link);
         }
         if !session.is_active() {
             self.retired -= 1;

@@ -420,8 +420,8 @@ proptest! {
 }
 
 #[test]
-fn what_owes_an_answer_is_marked_when_it_is_let_go() {
-    static MARKED: std::sync::Mutex<Vec<Key>> = std::sync::Mutex::new(Vec::new());
+fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
+    static SPOILED: std::sync::Mutex<Vec<Key>> = std::sync::Mutex::new(Vec::new());
     let now = Instant::now();
     let rules = Rules {
         idle_timeout: Duration::from_secs(1),
@@ -430,7 +430,7 @@ fn what_owes_an_answer_is_marked_when_it_is_let_go() {
     };
     let budget = Budget::new(10, 10);
     let mut table = Table::new(now, vec![rules], 10)
-        .mark_owing(|key: &mut Key| MARKED.lock().unwrap().push(*key));
+        .spoiling(|key: &mut Key| SPOILED.lock().unwrap().push(*key));
     let ids = [1, 2].map(|port| {
         let key = key(port);
         let id = table.open(now, key, 0, 0, budget.take().unwrap(), key);
@@ -440,8 +440,16 @@ fn what_owes_an_answer_is_marked_when_it_is_let_go() {
     table.reply(now, ids[0], 2).unwrap();
     table.reply(now, ids[1], 1).unwrap();
     table.expire(now + Duration::from_secs(2), |_, _| {});
-    assert_eq!(*MARKED.lock().unwrap(), []);
+    assert_eq!(*SPOILED.lock().unwrap(), []);
     table.expire(now + Duration::from_secs(4) + LINGER + SPARE, |_, _| {});
     assert_eq!((table.active(), table.retired()), (0, 0));
-    assert_eq!(*MARKED.lock().unwrap(), [key(2)]);
+    assert_eq!(*SPOILED.lock().unwrap(), [key(2)]);
+
+    // Answered, but let go before it has rested.
+    let id = table.open(now, key(3), 0, 0, budget.take().unwrap(), key(3));
+    table.request(now, &key(3), 1).unwrap();
+    table.reply(now, id, 1).unwrap();
+    table.expire(now + Duration::from_secs(60), |_, _| {});
+    assert!(table.reclaim());
+    assert_eq!(*SPOILED.lock().unwrap(), [key(2), key(3)]);
 }

@@ -31,10 +31,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Some of the session's datagrams have had no reply, and it is let go.
-    pub(super) fn owes_an_answer(&mut self) {
+    /// A reply may still come for the session that is let go.
+    pub(super) fn spoil(&mut self) {
         if let Exit::Shared(place) = &mut self.exit {
-            place.owes_an_answer();
+            place.spoil();
         }
     }
 }
@@ -94,7 +94,7 @@ impl Exit {
 
 /// Sessions that a new one makes give up their sockets before they have rested,
 /// at the most.
-pub(super) const RECLAIMS: usize = 16;
+const RECLAIMS: usize = 16;
 
 /// A seat for a session, and perhaps what one with the same listener and server
 /// has left that ended and rested. For want of another socket, one gives up its
@@ -203,7 +203,7 @@ fn from_sources(
 }
 
 /// Whether a session that has ended could give what is lacking.
-pub(super) fn is_shortage(reason: DropReason) -> bool {
+fn is_shortage(reason: DropReason) -> bool {
     use DropReason::{MaxSockets, NoDescriptors, NoMemory, NoPorts};
     [MaxSockets, NoDescriptors, NoMemory, NoPorts].contains(&reason)
 }

@@ -1,12 +1,17 @@
 //! On to the server: a session's datagrams with their header, and the count of
 //! what became of them.
 
+use std::cell::Cell;
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::class_of;
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
 use crate::net::{Batch, Cause, Outgoing, SendFault, Socket, TrafficClass};
+
+/// How long not to ask again for the MTU of a path that a shared socket sends to.
+const MTU_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where datagrams are taken from and sent to, and where they are counted.
 pub(super) struct Onward<'a> {
@@ -15,6 +20,9 @@ pub(super) struct Onward<'a> {
     /// The server, where the socket is not connected.
     pub(super) to: Option<ServerAddr>,
     pub(super) dscp: bool,
+    /// When the path of a socket that is not connected was last asked for its
+    /// MTU.
+    pub(super) mtu_asked: &'a Cell<Option<Instant>>,
     pub(super) all: &'a WorkerCounters,
     pub(super) listener: &'a ListenerCounters,
     pub(super) server: &'a ServerCounters,
@@ -57,6 +65,15 @@ impl Onward<'_> {
 
     fn note_oversize(&self, len: usize, header: usize) {
         let to = self.to.map(|server| server.0);
+        if to.is_some() {
+            // It takes a socket of its own, which a client could have the worker
+            // make for each datagram.
+            let recent = |asked: Instant| asked.elapsed() < MTU_PAUSE;
+            if self.mtu_asked.get().is_some_and(recent) {
+                return;
+            }
+            self.mtu_asked.set(Some(Instant::now()));
+        }
         let fits = self.socket.unfragmented_payload(to).unwrap_or(0);
         self.all.oversize_len.set(len as u64);
         self.all

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::link::{Exit, Link, RECLAIMS, ServerSocket, connect, is_shortage, open_shared, seat};
+use super::link::{Exit, Link, ServerSocket, connect, open_shared, seat};
 use super::shared::{Number, Place};
 use super::source::Source;
 use crate::counters::DropReason;
@@ -19,7 +19,7 @@ const SHORTAGE: Duration = Duration::from_millis(20);
 
 /// How often a shared socket is read before a new session gets a place on it;
 /// one that holds more then is being flooded, and another is taken.
-const READS: usize = 16;
+const READS: usize = 8;
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -80,8 +80,12 @@ impl Worker {
         )?;
         let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
         let is_kept = kept.is_some();
-        let exit = match kept {
-            Some(link) => link.exit,
+        let exit = match kept.map(|link| link.exit) {
+            Some(Exit::Shared(mut place)) => {
+                place.renew();
+                Exit::Shared(place)
+            }
+            Some(own) => own,
             None if shares => Exit::Shared(self.place(number, &server, now)?),
             None => Exit::Own(self.connect(number, &server, now)?),
         };
@@ -125,34 +129,40 @@ impl Worker {
     }
 
     /// A place for a session to `server` on a shared socket, a new one if need be.
+    /// For want of another, a session to the same server that has ended gives up
+    /// its place before it has rested.
     fn place(
         &mut self,
         listener: usize,
         server: &Server,
         now: Instant,
     ) -> Result<Place, DropReason> {
-        let mut reclaims = 0;
-        loop {
-            self.shared.collect();
-            if let Some(socket) = self.shared.vacant(listener, server.number)
-                && self.read_out_shared(socket, now)
+        self.shared.collect();
+        let vacant = self.shared.vacant(listener, server.number);
+        for socket in vacant.into_iter().flatten() {
+            if self.read_out_shared(socket, now)
                 && let Some(place) = self.shared.take(socket, listener, server.number)
             {
                 return Ok(place);
             }
-            self.is_short_of_sockets(now)?;
-            match self.place_on_another(listener, server) {
-                Ok(place) => return Ok(place),
-                Err(reason)
-                    if is_shortage(reason) && reclaims < RECLAIMS && self.table.reclaim() =>
-                {
-                    reclaims += 1;
-                }
-                Err(reason) => {
-                    self.shortage = Some((reason, now + SHORTAGE));
-                    return Err(reason);
-                }
-            }
+        }
+        self.is_short_of_sockets(now)?;
+        let reason = match self.place_on_another(listener, server) {
+            Ok(place) => return Ok(place),
+            Err(reason) => reason,
+        };
+        if reason != DropReason::MaxSockets {
+            self.shortage = Some((reason, now + SHORTAGE));
+        }
+        let kept = self.table.take_resting(listener, server.number);
+        let Some(Exit::Shared(mut place)) = kept.map(|(_, link)| link.exit) else {
+            return Err(reason);
+        };
+        if self.read_out_shared(place.socket(), now) {
+            Ok(place)
+        } else {
+            place.spoil();
+            Err(reason)
         }
     }
 

@@ -7,6 +7,7 @@
 //! No I/O stands here; what is kept with a socket is the type parameter.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use slab::Slab;
@@ -14,6 +15,10 @@ use slab::Slab;
 use crate::address::ServerAddr;
 use crate::session::SessionId;
 use crate::upstream::{Server, sharing_groups};
+
+/// Sockets to choose from: enough that one which is being flooded is in nobody's
+/// way.
+pub(super) const CHOICES: usize = 4;
 
 /// Names a shared socket for as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,8 +30,8 @@ pub(super) struct Number(pub(super) usize);
 pub(super) struct Place {
     socket: Number,
     member: usize,
-    owing: bool,
-    returned: Returned,
+    spoiled: bool,
+    returned: Arc<Returned>,
 }
 
 /// A place that was given back and is not free yet.
@@ -34,18 +39,27 @@ pub(super) struct Place {
 struct GivenBack {
     socket: Number,
     member: usize,
-    owing: bool,
+    spoiled: bool,
 }
 
 /// Of one worker alone, which looks when sessions begin and end: nobody waits
-/// for the lock.
-type Returned = Arc<Mutex<Vec<GivenBack>>>;
+/// for the lock, and nobody takes it where nothing was given back.
+#[derive(Debug, Default)]
+struct Returned {
+    any: AtomicBool,
+    places: Mutex<Vec<GivenBack>>,
+}
 
 impl Place {
-    /// An answer of the server may come yet, however late: nobody may have this
-    /// place again.
-    pub(super) fn owes_an_answer(&mut self) {
-        self.owing = true;
+    /// An answer of the server may come yet: whoever else got this place could
+    /// get that, too. Nobody may have it again when it is given back.
+    pub(super) fn spoil(&mut self) {
+        self.spoiled = true;
+    }
+
+    /// It has passed to another session, with all that that entails.
+    pub(super) fn renew(&mut self) {
+        self.spoiled = false;
     }
 
     /// The socket that it is on.
@@ -56,12 +70,15 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        returned.push(GivenBack {
-            socket: self.socket,
-            member: self.member,
-            owing: self.owing,
-        });
+        let places = self.returned.places.lock();
+        places
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(GivenBack {
+                socket: self.socket,
+                member: self.member,
+                spoiled: self.spoiled,
+            });
+        self.returned.any.store(true, Ordering::Relaxed);
     }
 }
 
@@ -83,6 +100,8 @@ struct Shared<S> {
     /// yet there is none.
     sessions: Vec<Option<SessionId>>,
     taken: usize,
+    /// Places that nobody may have again.
+    spoiled: usize,
 }
 
 /// The shared sockets of one worker.
@@ -92,7 +111,8 @@ pub(super) struct SharedSockets<S> {
     /// Group and member, by numbers of listener and server.
     members: HashMap<(usize, usize), (usize, usize)>,
     sockets: Slab<Shared<S>>,
-    returned: Returned,
+    returned: Arc<Returned>,
+    spoiled: usize,
 }
 
 impl<S> SharedSockets<S> {
@@ -122,7 +142,8 @@ impl<S> SharedSockets<S> {
             groups,
             members,
             sockets: Slab::new(),
-            returned: Returned::default(),
+            returned: Arc::default(),
+            spoiled: 0,
         }
     }
 
@@ -131,10 +152,18 @@ impl<S> SharedSockets<S> {
         self.members.contains_key(&(listener, server))
     }
 
-    /// A socket with room for a session to this server.
-    pub(super) fn vacant(&self, listener: usize, server: usize) -> Option<Number> {
-        let (group, member) = self.members.get(&(listener, server))?;
-        self.groups[*group].vacant[*member].first().copied()
+    /// Some sockets with room for a session to this server.
+    pub(super) fn vacant(&self, listener: usize, server: usize) -> [Option<Number>; CHOICES] {
+        let group = self.members.get(&(listener, server));
+        let mut vacant = group
+            .into_iter()
+            .flat_map(|(group, member)| &self.groups[*group].vacant[*member]);
+        [(); CHOICES].map(|()| vacant.next().copied())
+    }
+
+    /// Places that nobody may have again, as long as their sockets are there.
+    pub(super) fn spoiled(&self) -> usize {
+        self.spoiled
     }
 
     /// Takes the place of this server's session on `socket`, if it is free.
@@ -146,7 +175,7 @@ impl<S> SharedSockets<S> {
         Some(Place {
             socket,
             member,
-            owing: false,
+            spoiled: false,
             returned: Arc::clone(&self.returned),
         })
     }
@@ -161,6 +190,7 @@ impl<S> SharedSockets<S> {
             group,
             sessions: vec![None; members],
             taken: 0,
+            spoiled: 0,
         }));
         for vacant in &mut self.groups[group].vacant {
             vacant.insert(socket);
@@ -195,32 +225,33 @@ impl<S> SharedSockets<S> {
         shared.sessions[member]
     }
 
-    /// Frees the places that were given back and owe no answer, and lets go of
-    /// sockets on which none is taken.
+    /// Frees the places that were given back unspoiled, and lets go of sockets on
+    /// which none is taken.
     pub(super) fn collect(&mut self) {
-        if self.sockets.is_empty() {
+        if !self.returned.any.swap(false, Ordering::Relaxed) {
             return;
         }
-        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        for GivenBack {
-            socket,
-            member,
-            owing,
-        } in returned.drain(..)
-        {
+        let places = self.returned.places.lock();
+        let mut places = places.unwrap_or_else(PoisonError::into_inner);
+        for given in places.drain(..) {
+            let GivenBack { socket, member, .. } = given;
             let Some(shared) = self.sockets.get_mut(socket.0) else {
                 continue;
             };
             shared.sessions[member] = None;
             shared.taken -= 1;
             let vacant = &mut self.groups[shared.group].vacant;
-            if !owing {
+            if given.spoiled {
+                shared.spoiled += 1;
+                self.spoiled += 1;
+            } else {
                 vacant[member].insert(socket);
             }
             if shared.taken == 0 {
                 for vacant in vacant {
                     vacant.remove(&socket);
                 }
+                self.spoiled -= shared.spoiled;
                 self.sockets.remove(socket.0);
             }
         }
@@ -265,7 +296,7 @@ mod tests {
         for servers in [&alone[..], &apart[..]] {
             let mut sockets = SharedSockets::new([servers].into_iter());
             assert!(!sockets.serve(0, 0));
-            assert_eq!(sockets.vacant(0, 0), None);
+            assert_eq!(sockets.vacant(0, 0), [None; CHOICES]);
             assert_eq!(sockets.add(0, 0, ()), None);
         }
     }
@@ -274,7 +305,7 @@ mod tests {
     enum Step {
         Begin { listener: usize, server: usize },
         TakeOver { which: usize },
-        End { which: usize, owing: bool },
+        End { which: usize, spoil: bool },
         Collect,
     }
 
@@ -283,7 +314,7 @@ mod tests {
             4 => (0..2usize, 0..5usize)
                 .prop_map(|(listener, server)| Step::Begin { listener, server }),
             1 => (0..100usize).prop_map(|which| Step::TakeOver { which }),
-            2 => (0..100usize, any::<bool>()).prop_map(|(which, owing)| Step::End { which, owing }),
+            2 => (0..100usize, any::<bool>()).prop_map(|(which, spoil)| Step::End { which, spoil }),
             2 => Just(Step::Collect),
         ];
         prop::collection::vec(step, 0..200)
@@ -318,7 +349,7 @@ mod tests {
                             continue;
                         }
                         sockets.collect();
-                        let socket = match sockets.vacant(listener, server) {
+                        let socket = match sockets.vacant(listener, server)[0] {
                             Some(socket) => socket,
                             None => sockets.add(listener, server, begun).unwrap(),
                         };
@@ -335,10 +366,10 @@ mod tests {
                         sockets.settle(&held[which].place, id(begun));
                         held[which].id = id(begun);
                     }
-                    Step::End { which, owing } if !held.is_empty() => {
+                    Step::End { which, spoil } if !held.is_empty() => {
                         let mut one = held.swap_remove(which % held.len());
-                        if owing {
-                            one.place.owes_an_answer();
+                        if spoil {
+                            one.place.spoil();
                             spoiled.push((one.place.socket(), one.server));
                         }
                         drop(one);
@@ -359,6 +390,7 @@ mod tests {
                     let (_, listener) = sockets.get_mut(one.place.socket()).unwrap();
                     prop_assert_eq!(listener, one.listener);
                 }
+                prop_assert!(sockets.spoiled() <= spoiled.len());
                 // A socket on which no place is taken is closed.
                 for listener in 0..2 {
                     let of = |n: usize| held.iter().filter(|h| h.listener == listener && h.server == n).count();

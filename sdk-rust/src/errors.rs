@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::Gate;
+use crate::offload::Outgoing;
+use crate::{Gate, Recipient};
 
 /// Whether `error` is only the echo of a datagram sent earlier: some host on the
 /// way, or one that pretends to be, answered it with an ICMP message. Reading
@@ -45,20 +46,54 @@ struct NoRoute {
     forget_after: Duration,
 }
 
+/// The error of a call that would take a burst for one datagram.
+pub(crate) fn received_in_batches() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "the socket has GRO enabled, so that its datagrams arrive in bursts; receive with \
+         recv_batch, or leave GRO off",
+    )
+}
+
 impl Gate {
+    /// What to send and where to, up to the first datagram to whose recipient
+    /// there is no way; an error of kind `NotConnected` if that is the first.
+    pub(crate) fn outgoing<'d, P, R>(
+        &self,
+        datagrams: &'d [(P, R)],
+    ) -> io::Result<Vec<Outgoing<'d>>>
+    where
+        P: AsRef<[u8]>,
+        R: Copy + Into<Recipient>,
+    {
+        let recipients = datagrams.iter().map(|(_, recipient)| (*recipient).into());
+        let ways = self.ways(Instant::now(), recipients);
+        if ways.is_empty()
+            && let Some((_, first)) = datagrams.first()
+            && let Recipient::Client(client) = (*first).into()
+        {
+            return Err(self.no_way_to(client));
+        }
+        let payloads = datagrams.iter().map(|(payload, _)| payload.as_ref());
+        Ok(payloads.zip(ways).collect())
+    }
+
     /// Where to send what is meant for `client`; an error of kind `NotConnected`
     /// if that is not known.
     pub(crate) fn way_to(&self, client: SocketAddr) -> io::Result<SocketAddr> {
-        self.route(Instant::now(), client).ok_or_else(|| {
-            self.counters().reply_without_route();
-            let forget_after = self.trust().limits().forget_after;
-            io::Error::new(
-                io::ErrorKind::NotConnected,
-                NoRoute {
-                    client,
-                    forget_after,
-                },
-            )
-        })
+        self.route(Instant::now(), client)
+            .ok_or_else(|| self.no_way_to(client))
+    }
+
+    fn no_way_to(&self, client: SocketAddr) -> io::Error {
+        self.counters().reply_without_route();
+        let forget_after = self.trust().limits().forget_after;
+        io::Error::new(
+            io::ErrorKind::NotConnected,
+            NoRoute {
+                client,
+                forget_after,
+            },
+        )
     }
 }

@@ -12,7 +12,7 @@ use crate::address::{canonical, is_one_client};
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
-use crate::{DropReason, Stats};
+use crate::{DropReason, Recipient, Stats};
 
 /// What [`UdpSocket`](crate::UdpSocket) does between its socket and the
 /// application, for those who bring a socket of their own: hand every received
@@ -118,17 +118,19 @@ impl Gate {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let admitted = self
-            .judge(peer, datagram)
-            .and_then(|admitted| self.remember(now, admitted));
-        match admitted {
-            Ok(_) => self.counters.delivered(),
-            Err(reason) => {
-                self.counters.dropped(reason);
-                trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
-            }
-        }
+        let judged = self.judge(peer, datagram);
+        let admitted = judged.and_then(|one| self.remember(&mut self.known(), now, one));
+        self.count(peer, datagram, &admitted);
         admitted
+    }
+
+    /// Decides on several datagrams that were received at once, with one lock.
+    pub(crate) fn admission(&self, now: Instant) -> Admission<'_> {
+        Admission {
+            known: self.known(),
+            gate: self,
+            now,
+        }
     }
 
     /// The address to which a reply to `client` must be sent: the one that the
@@ -139,12 +141,23 @@ impl Gate {
     /// IPv6 address finds its IPv4 client.
     #[must_use]
     pub fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
-        let client = canonical(client);
+        self.known().route(now, client)
+    }
+
+    /// The ways to several recipients, with one lock, up to the first to whom
+    /// there is none.
+    pub(crate) fn ways(
+        &self,
+        now: Instant,
+        recipients: impl Iterator<Item = Recipient>,
+    ) -> Vec<SocketAddr> {
         let known = self.known();
-        known
-            .through_proxies
-            .get(now, client)
-            .or_else(|| known.direct.get(now, client))
+        recipients
+            .map_while(|recipient| match recipient {
+                Recipient::Client(client) => known.route(now, client),
+                Recipient::Way(way) => Some(way),
+            })
+            .collect()
     }
 
     /// The counters as they stand. Replies are counted by those who send them:
@@ -208,13 +221,13 @@ impl Gate {
     /// proxy has vouched for as another's.
     fn remember<'d>(
         &self,
+        known: &mut Known,
         now: Instant,
         admitted: Admitted<'d>,
     ) -> Result<Admitted<'d>, DropReason> {
         let Admitted {
             client, reply_to, ..
         } = admitted;
-        let mut known = self.known();
         let Evicted(evicted) = if admitted.proxy.is_some() {
             known.through_proxies.learn(now, client, reply_to)
         } else if known.through_proxies.get(now, client).is_some() {
@@ -222,17 +235,61 @@ impl Gate {
         } else {
             known.direct.learn(now, client, reply_to)
         };
-        drop(known);
         if evicted {
             self.counters.client_evicted();
         }
         Ok(admitted)
     }
 
+    fn count(
+        &self,
+        peer: SocketAddr,
+        datagram: &[u8],
+        admitted: &Result<Admitted<'_>, DropReason>,
+    ) {
+        match admitted {
+            Ok(_) => self.counters.delivered(),
+            Err(reason) => {
+                self.counters.dropped(*reason);
+                trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
+            }
+        }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in here panics halfway through a change, so what a panicking
         // thread leaves behind is whole.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+        let client = canonical(client);
+        self.through_proxies
+            .get(now, client)
+            .or_else(|| self.direct.get(now, client))
+    }
+}
+
+/// A gate that is held open for several datagrams.
+pub(crate) struct Admission<'g> {
+    gate: &'g Gate,
+    known: MutexGuard<'g, Known>,
+    now: Instant,
+}
+
+impl Admission<'_> {
+    /// As [`Gate::admit`].
+    pub(crate) fn admit<'d>(
+        &mut self,
+        peer: SocketAddr,
+        datagram: &'d [u8],
+    ) -> Result<Admitted<'d>, DropReason> {
+        let judged = self.gate.judge(peer, datagram);
+        let admitted = judged.and_then(|one| self.gate.remember(&mut self.known, self.now, one));
+        self.gate.count(peer, datagram, &admitted);
+        admitted
     }
 }
 

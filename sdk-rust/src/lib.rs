@@ -28,7 +28,8 @@
     doc = "the feature `tokio` adds its like for tokio."
 )]
 //! `recv_datagram` returns all that is known of a datagram, and `reply` answers
-//! it. [`Gate`] is what stands behind both, for sockets of any other kind.
+//! it; `recv_batch` and `send_batch` move many with one call to the kernel.
+//! [`Gate`] is what stands behind both, for sockets of any other kind.
 //!
 //! # A client, its proxy and a server
 //!
@@ -88,11 +89,13 @@
 #![deny(missing_docs)]
 
 mod address;
+mod batch;
 mod buffer;
 mod datagram;
 mod drop_reason;
 mod errors;
 mod gate;
+mod offload;
 mod patience;
 mod routes;
 mod socket;
@@ -101,6 +104,7 @@ mod stats;
 pub mod tokio;
 mod trust;
 
+pub use batch::{Batch, Recipient};
 pub use datagram::Datagram;
 pub use drop_reason::DropReason;
 pub use gate::{Admitted, Gate};

@@ -5,7 +5,7 @@
 //! first drop on, the call counts for itself.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::time::Instant;
 
 /// The waiting of one receive call.
@@ -31,16 +31,17 @@ impl Patience {
         }
     }
 
-    /// Receives one datagram, or an error of the kind that `std` uses for a
-    /// timeout.
-    pub(crate) fn recv_from(
+    /// Receives by `receive`, which waits as the socket does when it is handed
+    /// `true`, and not at all when `false`. An error of the kind that `std` uses
+    /// for a timeout when the time is over.
+    pub(crate) fn receive<T>(
         &self,
         socket: &UdpSocket,
-        buffer: &mut [u8],
-    ) -> io::Result<(usize, SocketAddr)> {
+        mut receive: impl FnMut(bool) -> io::Result<T>,
+    ) -> io::Result<T> {
         match self.how {
-            How::Undisturbed | How::AsSet => socket.recv_from(buffer),
-            How::Until(deadline) => recv_until(socket, buffer, deadline),
+            How::Undisturbed | How::AsSet => receive(true),
+            How::Until(deadline) => receive_until(socket, receive, deadline),
         }
     }
 
@@ -77,21 +78,18 @@ fn is_blocking(socket: &UdpSocket) -> io::Result<bool> {
 /// call; and a datagram that `poll` saw may be taken by another thread, so the
 /// receiving itself must not wait.
 #[cfg(unix)]
-fn recv_until(
+fn receive_until<T>(
     socket: &UdpSocket,
-    buffer: &mut [u8],
+    mut receive: impl FnMut(bool) -> io::Result<T>,
     deadline: Instant,
-) -> io::Result<(usize, SocketAddr)> {
+) -> io::Result<T> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::io::Errno;
-    use rustix::net::{RecvFlags, recvfrom};
 
     loop {
-        match recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok((len, _, Some(peer))) => return Ok((len, SocketAddr::try_from(peer)?)),
-            Ok((_, _, None)) => return Err(Errno::INVAL.into()),
-            Err(Errno::AGAIN) => {}
-            Err(error) => return Err(error.into()),
+        match receive(false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
@@ -114,12 +112,12 @@ fn is_blocking(_socket: &UdpSocket) -> io::Result<bool> {
 /// Without `poll` the last wait is as long as the socket's timeout, so that the
 /// call may take up to twice as long.
 #[cfg(not(unix))]
-fn recv_until(
-    socket: &UdpSocket,
-    buffer: &mut [u8],
+fn receive_until<T>(
+    _socket: &UdpSocket,
+    mut receive: impl FnMut(bool) -> io::Result<T>,
     _deadline: Instant,
-) -> io::Result<(usize, SocketAddr)> {
-    socket.recv_from(buffer)
+) -> io::Result<T> {
+    receive(true)
 }
 
 #[cfg(test)]

@@ -78,7 +78,11 @@ impl Counters {
     }
 
     pub(crate) fn reply_sent(&self) {
-        self.replies_sent.fetch_add(1, Ordering::Relaxed);
+        self.replies_sent_many(1);
+    }
+
+    pub(crate) fn replies_sent_many(&self, count: usize) {
+        self.replies_sent.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn reply_without_route(&self) {

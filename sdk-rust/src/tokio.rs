@@ -2,13 +2,15 @@
 
 use std::io;
 use std::net::{self, SocketAddr};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use ::tokio::io::Interest;
+use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::ToSocketAddrs;
 
-use crate::errors::{despite_echo, is_echo_of_earlier_send};
-use crate::{Admitted, Datagram, Gate, Stats, Trust, buffer};
+use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
+use crate::offload::{Offload, Outgoing};
+use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, buffer, offload};
 
 /// Datagrams that a call which must not wait looks at before it gives way.
 /// Otherwise a flood of bad ones would hold up every other task.
@@ -38,6 +40,9 @@ const MOST_DROPS_IN_A_ROW: usize = 64;
 pub struct UdpSocket {
     inner: ::tokio::net::UdpSocket,
     gate: Gate,
+    offload: Offload,
+    /// Datagrams arrive coalesced, so that only batches can be received.
+    coalesced: bool,
 }
 
 impl UdpSocket {
@@ -54,7 +59,7 @@ impl UdpSocket {
     pub async fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
         let gate = Gate::new(trust)?;
         let inner = ::tokio::net::UdpSocket::bind(addr).await?;
-        Ok(Self { inner, gate })
+        Ok(Self::around(inner, gate))
     }
 
     /// Takes over a socket that is bound already, with the options that it has,
@@ -73,7 +78,16 @@ impl UdpSocket {
         let gate = Gate::new(trust)?;
         socket.set_nonblocking(true)?;
         let inner = ::tokio::net::UdpSocket::from_std(socket)?;
-        Ok(Self { inner, gate })
+        Ok(Self::around(inner, gate))
+    }
+
+    fn around(inner: ::tokio::net::UdpSocket, gate: Gate) -> Self {
+        Self {
+            coalesced: offload::has_gro(&inner),
+            inner,
+            gate,
+            offload: Offload::new(),
+        }
     }
 
     /// Receives one client's payload into `buffer`, and returns its length and
@@ -86,7 +100,8 @@ impl UdpSocket {
     /// # Errors
     ///
     /// As [`recv_from`](::tokio::net::UdpSocket::recv_from) of tokio. Neither a
-    /// bad datagram nor a client that went away is an error.
+    /// bad datagram nor a client that went away is an error. `InvalidInput`
+    /// after [`enable_gro`](Self::enable_gro).
     pub async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
             .await
@@ -119,6 +134,85 @@ impl UdpSocket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
+    /// Receives as [`recv_from`](Self::recv_from) into the unfilled part of
+    /// `buffer`, or has the task of `cx` woken when there may be something to
+    /// receive.
+    ///
+    /// Only the last task to poll for receiving, by this or by
+    /// [`poll_recv_ready`](Self::poll_recv_ready), is woken.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub fn poll_recv_from(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<SocketAddr>> {
+        let mut take = |admitted: &Admitted<'_>| {
+            let len = admitted.payload.len().min(buffer.remaining());
+            buffer.put_slice(&admitted.payload[..len]);
+            admitted.client
+        };
+        loop {
+            // Has the task give way now and then, however many are dropped.
+            ready!(self.inner.poll_recv_ready(cx))?;
+            match self.receive_one(&mut take) {
+                Ok(Some(client)) => return Poll::Ready(Ok(client)),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Receives what is there into `batch`, in place of what that held before,
+    /// and returns how many datagrams are in it: at least one.
+    ///
+    /// On Linux that takes one call to the kernel. Elsewhere datagrams are
+    /// received one by one.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from). The batch is empty then.
+    pub async fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        loop {
+            let once = || self.receive_batch(batch);
+            match self.inner.async_io(Interest::READABLE, once).await? {
+                0 => {}
+                count => return Ok(count),
+            }
+        }
+    }
+
+    /// Receives as [`recv_batch`](Self::recv_batch) if something is there
+    /// already. A batch of which all had to be dropped is returned empty.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if there is nothing; wait for [`readable`](Self::readable)
+    /// then.
+    pub fn try_recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.inner
+            .try_io(Interest::READABLE, || self.receive_batch(batch))
+    }
+
+    /// Has the kernel hand over datagrams of one proxy that arrive in a row
+    /// together, and returns whether it does: Linux can (UDP_GRO in udp(7)).
+    /// Receiving bursts then takes a fraction of the time.
+    ///
+    /// From then on only batches are received, and there is no way back: the
+    /// other calls have no place for the rest of a burst.
+    ///
+    /// # Errors
+    ///
+    /// As the system's for setting a socket's options.
+    pub fn enable_gro(&mut self) -> io::Result<bool> {
+        let enabled = offload::enable_gro(&self.inner)?;
+        self.coalesced |= enabled;
+        Ok(enabled)
+    }
+
     /// Sends `payload` to a client by the way that its latest datagram came, and
     /// returns how many bytes were sent.
     ///
@@ -142,6 +236,78 @@ impl UdpSocket {
         let sent = despite_echo(|| self.inner.try_send_to(payload, way))?;
         self.gate.counters().reply_sent();
         Ok(sent)
+    }
+
+    /// Sends as [`send_to`](Self::send_to), or has the task of `cx` woken when
+    /// there may be room to send.
+    ///
+    /// Only the last task to poll for sending, by this or by
+    /// [`poll_send_ready`](Self::poll_send_ready), is woken.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to`](Self::send_to).
+    pub fn poll_send_to(
+        &self,
+        cx: &mut Context<'_>,
+        payload: &[u8],
+        client: SocketAddr,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.inner.poll_send_ready(cx))?;
+            match self.try_send_to(payload, client) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Sends datagrams in their order, each to a client's address or as the answer
+    /// to a received one, and returns how many were sent. If it is fewer than
+    /// were given, the next one is why: ask for it again to learn the error.
+    ///
+    /// On Linux one call to the kernel takes many, and consecutive datagrams of
+    /// one length for one client leave as a burst (UDP_SEGMENT in udp(7)).
+    /// Elsewhere they are sent one by one. A future that is dropped may have sent
+    /// a part of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to`](Self::send_to), if the first can't be sent.
+    pub async fn send_batch<P, R>(&self, datagrams: &[(P, R)]) -> io::Result<usize>
+    where
+        P: AsRef<[u8]>,
+        R: Copy + Into<Recipient>,
+    {
+        let outgoing = self.gate.outgoing(datagrams)?;
+        let mut sent = 0;
+        while sent < outgoing.len() {
+            let some = || self.send_some(&outgoing[sent..]);
+            match self.inner.async_io(Interest::WRITABLE, some).await {
+                Ok(more) => sent += more,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Sends as [`send_batch`](Self::send_batch) as many as that is possible for
+    /// without waiting.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if it is for none, in which case wait for
+    /// [`writable`](Self::writable); otherwise as [`send_to`](Self::send_to), if
+    /// the first can't be sent.
+    pub fn try_send_batch<P, R>(&self, datagrams: &[(P, R)]) -> io::Result<usize>
+    where
+        P: AsRef<[u8]>,
+        R: Copy + Into<Recipient>,
+    {
+        let outgoing = self.gate.outgoing(datagrams)?;
+        self.inner
+            .try_io(Interest::WRITABLE, || self.send_some(&outgoing))
     }
 
     /// Answers `datagram` with `payload` by the way that this very datagram came,
@@ -173,6 +339,24 @@ impl UdpSocket {
         self.inner.writable().await
     }
 
+    /// Waits for [`readable`](Self::readable) in a task that is polled by hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_recv_ready`](::tokio::net::UdpSocket::poll_recv_ready) of tokio.
+    pub fn poll_recv_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_recv_ready(cx)
+    }
+
+    /// Waits for [`writable`](Self::writable) in a task that is polled by hand.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll_send_ready`](::tokio::net::UdpSocket::poll_send_ready) of tokio.
+    pub fn poll_send_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_send_ready(cx)
+    }
+
     /// The address that the socket is bound to.
     ///
     /// # Errors
@@ -201,6 +385,9 @@ impl UdpSocket {
 
     /// Receives one datagram without waiting; `None` if it had to be dropped.
     fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
+        if self.coalesced {
+            return Err(received_in_batches());
+        }
         buffer::with(|buffer| match self.inner.try_recv_from(buffer) {
             Ok((len, peer)) => Ok(self
                 .gate
@@ -210,6 +397,22 @@ impl UdpSocket {
             Err(error) if is_echo_of_earlier_send(&error) => Ok(None),
             Err(error) => Err(error),
         })
+    }
+
+    /// Receives what is there without waiting; 0 if all of it had to be dropped.
+    fn receive_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        match batch.fill(&self.gate, |slots| {
+            offload::receive(&self.inner, slots, false)
+        }) {
+            Err(error) if is_echo_of_earlier_send(&error) => Ok(0),
+            result => result,
+        }
+    }
+
+    fn send_some(&self, outgoing: &[Outgoing<'_>]) -> io::Result<usize> {
+        let sent = despite_echo(|| offload::send(&self.inner, &self.offload, outgoing))?;
+        self.gate.counters().replies_sent_many(sent);
+        Ok(sent)
     }
 
     async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<usize> {

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use common::*;
 use ppv2_sdk::tokio::UdpSocket;
-use ppv2_sdk::{Direct, DropReason, Trust};
+use ppv2_sdk::{Batch, Direct, DropReason, Trust};
+use tokio::io::ReadBuf;
 use tokio::time::timeout;
 
 async fn server(trust: Trust) -> (UdpSocket, SocketAddr) {
@@ -265,4 +266,86 @@ async fn tasks_share_a_socket() {
     }
     ports.sort_unstable();
     assert_eq!(ports, [1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn batches_come_and_go_as_on_the_blocking_socket() {
+    let (socket, server) = server(loopback()).await;
+    let (one, other) = (Proxy::bind("127.0.0.1:0"), Proxy::bind("127.0.0.2:0"));
+    let mut batch = Batch::new(16);
+    let error = socket.try_recv_batch(&mut batch).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+
+    for bad in hostile() {
+        one.send(server, &bad);
+    }
+    one.send(server, &from_client(CLIENT, b"1"));
+    other.send(server, &from_client(CLIENT, b"2"));
+    assert_eq!(soon(socket.recv_batch(&mut batch)).await.unwrap(), 2);
+    let echoes: Vec<_> = batch.iter().map(|one| (one.payload, one)).collect();
+    assert_eq!(soon(socket.send_batch(&echoes)).await.unwrap(), 2);
+    assert_eq!(
+        (one.receive().0, other.receive().0),
+        (b"1".to_vec(), b"2".to_vec())
+    );
+
+    let replies = [("3", addr(CLIENT)), ("4", addr(OTHER_CLIENT))];
+    assert_eq!(socket.try_send_batch(&replies).unwrap(), 1);
+    assert_eq!(other.receive().0, b"3");
+    let error = soon(socket.send_batch(&replies[1..])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+
+    one.send(server, b"no header");
+    soon(socket.readable()).await.unwrap();
+    assert_eq!(socket.try_recv_batch(&mut batch).unwrap(), 0);
+    let nothing = timeout(Duration::from_millis(20), socket.recv_batch(&mut batch)).await;
+    assert!(nothing.is_err() && batch.is_empty());
+}
+
+#[tokio::test]
+async fn bursts_are_received_in_batches_alone() {
+    let (mut socket, server) = server(loopback()).await;
+    let coalesced = socket.enable_gro().unwrap();
+    assert_eq!(coalesced, cfg!(target_os = "linux"));
+    let proxy = Proxy::bind("127.0.0.1:0");
+    proxy.send(server, &from_client(CLIENT, b"x"));
+    let single = soon(socket.recv_from(&mut [0; 8])).await;
+    assert_eq!(single.is_err(), coalesced);
+    if coalesced {
+        let mut batch = Batch::default();
+        assert_eq!(soon(socket.recv_batch(&mut batch)).await.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn polling_by_hand_receives_sends_and_wakes() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let mut bytes = [0; 4];
+    let mut buffer = ReadBuf::new(&mut bytes);
+    let at_once = poll_fn(|cx| Poll::Ready(socket.poll_recv_from(cx, &mut buffer))).await;
+    assert!(at_once.is_pending());
+
+    proxy.send(server, b"no header");
+    proxy.send(server, &from_client(CLIENT, b"hello"));
+    let client = soon(poll_fn(|cx| socket.poll_recv_from(cx, &mut buffer)))
+        .await
+        .unwrap();
+    assert_eq!(
+        (client, buffer.filled()),
+        (addr(CLIENT), b"hell".as_slice())
+    );
+
+    soon(poll_fn(|cx| socket.poll_send_ready(cx)))
+        .await
+        .unwrap();
+    let sent = soon(poll_fn(|cx| socket.poll_send_to(cx, b"reply", client))).await;
+    assert_eq!(sent.unwrap(), 5);
+    assert_eq!(proxy.receive().0, b"reply");
+    proxy.send(server, b"x");
+    soon(poll_fn(|cx| socket.poll_recv_ready(cx)))
+        .await
+        .unwrap();
+    let unknown = poll_fn(|cx| socket.poll_send_to(cx, b"x", addr(OTHER_CLIENT))).await;
+    assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotConnected);
 }

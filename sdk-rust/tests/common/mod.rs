@@ -86,6 +86,10 @@ impl Proxy {
         self.0.local_addr().unwrap()
     }
 
+    pub(crate) fn socket(&self) -> &UdpSocket {
+        &self.0
+    }
+
     pub(crate) fn send(&self, server: SocketAddr, datagram: &[u8]) {
         self.0.send_to(datagram, server).unwrap();
     }

@@ -1,0 +1,252 @@
+//! Many datagrams with one call: the buffers that they are received into, and
+//! whom those that are sent go to. The calls to the kernel stand in `offload`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Instant;
+
+use ppv2::Tlvs;
+
+use crate::{Admitted, Datagram, Gate};
+
+/// No UDP datagram is longer, its length field having 16 bits; nor is what the
+/// kernel coalesces.
+const MAX_DATAGRAM: usize = 65_535;
+
+/// Room for one datagram, or for several that the kernel coalesced. Two cache
+/// lines over 64 KiB, since the fronts of all slots would fall into the same few
+/// sets of the cache otherwise.
+const SLOT: usize = MAX_DATAGRAM + 1 + 128;
+
+/// What the kernel takes in one call (UIO_MAXIOV in recvmmsg(2)).
+const MAX_SLOTS: usize = 1024;
+
+/// Received datagrams and the buffers that they stand in, to be used again by
+/// the next call.
+///
+/// A batch of `n` slots takes `n` datagrams with one call to the kernel, each of
+/// up to 65,535 bytes. Once [`enable_gro`](crate::UdpSocket::enable_gro) has
+/// been called, a slot holds as many as the kernel coalesced, up to 64, so that
+/// a batch may hold more datagrams than it has slots.
+///
+/// ```
+/// use ppv2_sdk::{Batch, Trust, UdpSocket};
+///
+/// # let proxy = std::net::UdpSocket::bind("127.0.0.1:0")?;
+/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"])?)?;
+/// # let mut datagram = [0; 28 + 5];
+/// # let client = "203.0.113.11:54321".parse().unwrap();
+/// # ppv2::encode_udp(client, "198.51.100.10:9000".parse().unwrap(), &mut datagram).unwrap();
+/// # for _ in 0..2 { proxy.send_to(&datagram, socket.local_addr()?)?; }
+/// let mut batch = Batch::new(64);
+/// # loop {
+/// socket.recv_batch(&mut batch)?;
+/// let echoes: Vec<_> = batch.iter().map(|d| (d.payload, d)).collect();
+/// socket.send_batch(&echoes)?;
+/// # if socket.stats().replies_sent == 2 { break }
+/// # }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Batch {
+    buffer: Vec<u8>,
+    received: Vec<Received>,
+}
+
+/// One datagram of a batch, all but its bytes.
+#[derive(Clone, Copy)]
+struct Received {
+    /// Where its payload begins in the buffer.
+    start: usize,
+    len: usize,
+    /// Its TLVs stand right before its payload.
+    tlvs_len: usize,
+    client: SocketAddr,
+    destination: Option<SocketAddr>,
+    proxy: Option<SocketAddr>,
+    reply_to: SocketAddr,
+}
+
+impl Batch {
+    /// A batch of so many slots, from 1 to 1024; what lies outside counts as the
+    /// nearer of the two. A slot has 64 KiB, of which the system gives only what
+    /// has ever been used.
+    #[must_use]
+    pub fn new(slots: usize) -> Self {
+        Self {
+            buffer: vec![0; slots.clamp(1, MAX_SLOTS) * SLOT],
+            received: Vec::new(),
+        }
+    }
+
+    /// How many datagrams were received.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.received.len()
+    }
+
+    /// Whether nothing was received, as before the first call.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.received.is_empty()
+    }
+
+    /// The datagram at `index`, in the order in which they arrived.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Admitted<'_>> {
+        self.received.get(index).map(|one| self.admitted(one))
+    }
+
+    /// The datagrams in the order in which they arrived.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Admitted<'_>> {
+        self.received.iter().map(|one| self.admitted(one))
+    }
+
+    fn admitted(&self, one: &Received) -> Admitted<'_> {
+        let payload = &self.buffer[one.start..][..one.len];
+        let tlvs = &self.buffer[one.start - one.tlvs_len..one.start];
+        Admitted {
+            payload,
+            client: one.client,
+            destination: one.destination,
+            proxy: one.proxy,
+            // The bytes come from TLVs that were read, so they read again.
+            tlvs: Tlvs::parse(tlvs).unwrap_or_default(),
+            reply_to: one.reply_to,
+        }
+    }
+
+    /// Receives by `receive`, which fills slots and names what it put into each,
+    /// and keeps what `gate` lets in. Returns how many that were.
+    pub(crate) fn fill<E>(
+        &mut self,
+        gate: &Gate,
+        receive: impl FnOnce(&mut Slots<'_>) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        self.received.clear();
+        let mut slots = Slots {
+            buffers: &mut self.buffer,
+            filled: Vec::new(),
+        };
+        receive(&mut slots)?;
+        let filled = slots.filled;
+        let mut admission = gate.admission(Instant::now());
+        for slot in &filled {
+            for range in slot.datagrams() {
+                let datagram = &self.buffer[range.clone()];
+                if let Ok(admitted) = admission.admit(slot.peer, datagram) {
+                    self.received.push(Received {
+                        start: range.end - admitted.payload.len(),
+                        len: admitted.payload.len(),
+                        tlvs_len: admitted.tlvs.as_bytes().len(),
+                        client: admitted.client,
+                        destination: admitted.destination,
+                        proxy: admitted.proxy,
+                        reply_to: admitted.reply_to,
+                    });
+                }
+            }
+        }
+        Ok(self.received.len())
+    }
+}
+
+impl Default for Batch {
+    /// A batch of 64 slots.
+    fn default() -> Self {
+        Self::new(64)
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// The empty slots of a batch, as those who receive see them.
+pub(crate) struct Slots<'b> {
+    buffers: &'b mut [u8],
+    filled: Vec<Filled>,
+}
+
+struct Filled {
+    slot: usize,
+    len: usize,
+    /// Length of each datagram in the slot but the last, which may be shorter.
+    stride: usize,
+    peer: SocketAddr,
+}
+
+impl Slots<'_> {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.buffers.len() / SLOT
+    }
+
+    pub(crate) fn buffers(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.buffers
+            .chunks_exact_mut(SLOT)
+            .map(|slot| &mut slot[..MAX_DATAGRAM])
+    }
+
+    /// Notes that the next slot holds `len` bytes from `peer`, a datagram in
+    /// every `stride`.
+    pub(crate) fn filled(&mut self, len: usize, stride: usize, peer: SocketAddr) {
+        let slot = self.filled.len();
+        self.filled.push(Filled {
+            slot,
+            len,
+            stride,
+            peer,
+        });
+    }
+}
+
+impl Filled {
+    /// Where in the buffer of the whole batch each datagram stands.
+    fn datagrams(&self) -> impl Iterator<Item = Range<usize>> {
+        let front = self.slot * SLOT;
+        let (len, stride) = (self.len, self.stride.max(1));
+        // An empty datagram is one, too.
+        (0..len.max(1))
+            .step_by(stride)
+            .map(move |at| front + at..front + len.min(at + stride))
+    }
+}
+
+/// Whom one datagram of [`send_batch`](crate::UdpSocket::send_batch) goes to.
+/// Made from a client's address, or from a datagram that it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Recipient {
+    /// This client, by the way that its latest datagram came.
+    Client(SocketAddr),
+    /// Whoever is reached by this very way, an [`Admitted::reply_to`]. No
+    /// client's address belongs here: it would be sent to past the proxy.
+    Way(SocketAddr),
+}
+
+impl From<SocketAddr> for Recipient {
+    fn from(client: SocketAddr) -> Self {
+        Self::Client(client)
+    }
+}
+
+impl From<Admitted<'_>> for Recipient {
+    fn from(admitted: Admitted<'_>) -> Self {
+        Self::Way(admitted.reply_to)
+    }
+}
+
+impl From<&Admitted<'_>> for Recipient {
+    fn from(admitted: &Admitted<'_>) -> Self {
+        Self::Way(admitted.reply_to)
+    }
+}
+
+impl From<&Datagram> for Recipient {
+    fn from(datagram: &Datagram) -> Self {
+        Self::Way(datagram.reply_to())
+    }
+}

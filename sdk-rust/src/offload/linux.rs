@@ -1,0 +1,268 @@
+//! `recvmmsg`, `sendmmsg`, GRO and GSO (recvmmsg(2), sendmmsg(2), udp(7)).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, getsockopt,
+    recvmmsg, sendmmsg, setsockopt,
+};
+
+use super::Outgoing;
+use crate::batch::Slots;
+
+/// Segments that the kernel sends at most for one message (UDP_MAX_SEGMENTS was
+/// 64 before Linux 6.9).
+const MAX_SEGMENTS: usize = 64;
+
+/// Bytes of all segments of one message: what an IPv4 packet can carry.
+const MAX_SEGMENTED: usize = 65_507;
+
+/// Messages for one call (UIO_MAXIOV).
+const MAX_MESSAGES: usize = 1024;
+
+/// What is known of a socket's GSO: the longest segment that it takes.
+#[derive(Debug)]
+pub(crate) struct Offload {
+    longest_segment: AtomicUsize,
+}
+
+impl Offload {
+    const NOT_PROBED: usize = usize::MAX;
+
+    pub(crate) const fn new() -> Self {
+        Self {
+            longest_segment: AtomicUsize::new(Self::NOT_PROBED),
+        }
+    }
+
+    /// Kernels before 4.18 would send what was to be segmented as one datagram.
+    pub(super) fn longest_segment(&self, socket: &impl AsFd) -> usize {
+        let known = self.longest_segment.load(Ordering::Relaxed);
+        if known != Self::NOT_PROBED {
+            return known;
+        }
+        let probed = match getsockopt(socket, UdpGsoSegment) {
+            Ok(_) => MAX_SEGMENTED,
+            Err(_) => 0,
+        };
+        self.longest_segment.store(probed, Ordering::Relaxed);
+        probed
+    }
+
+    /// Notes that segments of `len` bytes were refused for `error`.
+    pub(super) fn refused(&self, len: usize, error: Errno) {
+        // EIO: the device can't compute checksums, whatever the length.
+        let limit = if error == Errno::EIO { 0 } else { len - 1 };
+        self.longest_segment.fetch_min(limit, Ordering::Relaxed);
+    }
+}
+
+/// Whether datagrams arrive coalesced, which those who receive one by one can't
+/// take apart.
+pub(crate) fn has_gro(socket: &impl AsFd) -> bool {
+    getsockopt(socket, UdpGroSegment).unwrap_or(false)
+}
+
+/// Has datagrams arrive coalesced; `false` if the kernel can't.
+pub(crate) fn enable_gro(socket: &impl AsFd) -> io::Result<bool> {
+    match setsockopt(socket, UdpGroSegment, &true) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOPROTOOPT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Fills slots with what is there; if nothing is, and `wait` is set, waits for
+/// the first as the socket does.
+pub(crate) fn receive(socket: &impl AsFd, slots: &mut Slots<'_>, wait: bool) -> io::Result<()> {
+    let flags = if wait {
+        MsgFlags::MSG_WAITFORONE
+    } else {
+        MsgFlags::MSG_DONTWAIT
+    };
+    // Made anew for each call: `recvmmsg` leaves the lengths of the last call in
+    // them, and would cut off a longer address or control message.
+    let mut headers =
+        MultiHeaders::<SockaddrStorage>::preallocate(slots.len(), Some(cmsg_space!(libc_int)));
+    let mut received = Vec::with_capacity(slots.len());
+    {
+        let mut buffers: Vec<_> = slots
+            .buffers()
+            .map(|slot| [IoSliceMut::new(slot)])
+            .collect();
+        let fd = socket.as_fd().as_raw_fd();
+        for message in recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None)? {
+            let mut stride = message.bytes;
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::UdpGroSegments(size) = control {
+                    stride = usize::try_from(size).unwrap_or(stride);
+                }
+            }
+            received.push((
+                message.bytes,
+                stride,
+                message.address.as_ref().and_then(to_std),
+            ));
+        }
+    }
+    for (len, stride, peer) in received {
+        let Some(peer) = peer else {
+            return Err(Errno::EAFNOSUPPORT.into());
+        };
+        slots.filled(len, stride, peer);
+    }
+    Ok(())
+}
+
+#[expect(
+    non_camel_case_types,
+    reason = "named as in the man page of the message"
+)]
+type libc_int = std::ffi::c_int;
+
+fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6)))
+}
+
+/// Sends from the front, and returns how many datagrams were sent; an error if
+/// it is the first that can't be.
+pub(crate) fn send(
+    socket: &impl AsFd,
+    offload: &Offload,
+    datagrams: &[Outgoing<'_>],
+) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < datagrams.len() {
+        match send_some(socket, offload, &datagrams[sent..]) {
+            Ok(more) => sent += more,
+            Err(error) if sent == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(sent)
+}
+
+/// Consecutive datagrams for one address that go out as segments of one message.
+pub(super) struct Message {
+    pub(super) datagrams: usize,
+    segment: usize,
+}
+
+/// Makes one call, or a second if the kernel refuses to segment.
+fn send_some(
+    socket: &impl AsFd,
+    offload: &Offload,
+    datagrams: &[Outgoing<'_>],
+) -> io::Result<usize> {
+    let longest = offload.longest_segment(socket);
+    let (messages, segment) = plan(datagrams, longest);
+    match send_messages(socket, datagrams, &messages, segment) {
+        Err(error) if segment.is_some_and(|_| is_of_segmenting(error)) => {
+            offload.refused(segment.map_or(1, usize::from), error);
+            let (messages, segment) = plan(datagrams, offload.longest_segment(socket));
+            Ok(send_messages(socket, datagrams, &messages, segment)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Errors that tell of the device or the route rather than of the datagram. If
+/// it is the datagram after all, sending it alone will fail likewise.
+fn is_of_segmenting(error: Errno) -> bool {
+    matches!(error, Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE)
+}
+
+/// Splits what can go out in one call into messages. All messages of a call
+/// share the length of a segment, and what is no longer than that goes out as
+/// it is.
+pub(super) fn plan(datagrams: &[Outgoing<'_>], longest: usize) -> (Vec<Message>, Option<u16>) {
+    let mut messages = Vec::with_capacity(datagrams.len().min(MAX_MESSAGES));
+    let mut shared = 0;
+    let mut longest_single = 0;
+    let mut rest = datagrams;
+    while !rest.is_empty() && messages.len() < MAX_MESSAGES {
+        let message = first_message(rest, longest);
+        if message.datagrams > 1 {
+            if (shared != 0 && shared != message.segment) || longest_single > message.segment {
+                break;
+            }
+            shared = message.segment;
+        } else {
+            if shared != 0 && message.segment > shared {
+                break;
+            }
+            longest_single = longest_single.max(message.segment);
+        }
+        rest = &rest[message.datagrams..];
+        messages.push(message);
+    }
+    (messages, u16::try_from(shared).ok().filter(|&len| len > 0))
+}
+
+/// As many datagrams from the front as make up one message: for one address, of
+/// one length, save that the last may be shorter.
+fn first_message(datagrams: &[Outgoing<'_>], longest: usize) -> Message {
+    let (first, way) = datagrams[0];
+    let segment = first.len();
+    let mut count = 1;
+    if (1..=longest).contains(&segment) {
+        let most = MAX_SEGMENTS.min(MAX_SEGMENTED / segment);
+        for (payload, to) in datagrams.iter().take(most).skip(1) {
+            if *to != way || payload.is_empty() || payload.len() > segment {
+                break;
+            }
+            count += 1;
+            if payload.len() < segment {
+                break;
+            }
+        }
+    }
+    Message {
+        datagrams: count,
+        segment,
+    }
+}
+
+fn send_messages(
+    socket: &impl AsFd,
+    datagrams: &[Outgoing<'_>],
+    messages: &[Message],
+    segment: Option<u16>,
+) -> Result<usize, Errno> {
+    let slices: Vec<IoSlice<'_>> = datagrams
+        .iter()
+        .map(|(bytes, _)| IoSlice::new(bytes))
+        .collect();
+    let mut parts = Vec::with_capacity(messages.len());
+    let mut ways = Vec::with_capacity(messages.len());
+    let mut at = 0;
+    for message in messages {
+        parts.push(&slices[at..at + message.datagrams]);
+        ways.push(Some(SockaddrStorage::from(datagrams[at].1)));
+        at += message.datagrams;
+    }
+    let gso = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+    let space = gso.is_some().then(|| cmsg_space!(u16));
+    let mut headers = MultiHeaders::preallocate(messages.len(), space);
+    let fd = socket.as_fd().as_raw_fd();
+    let sent = sendmmsg(
+        fd,
+        &mut headers,
+        &parts,
+        &ways,
+        gso.as_slice(),
+        MsgFlags::empty(),
+    )?;
+    Ok(messages
+        .iter()
+        .take(sent.count())
+        .map(|message| message.datagrams)
+        .sum())
+}

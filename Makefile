@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 20
 # its builds of everything that the portable data path doesn't change.
 PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(wildcard proxy/tests/*.rs))
 
-.PHONY: help build demo test lint unit python fuzz audit packages bench
+.PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -26,6 +26,7 @@ help:
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
+	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
 build:
@@ -85,3 +86,9 @@ bench: build
 	cargo build --locked --release -p ppv2-bench
 	target/release/ppv2-bench run $(if $(REALTIME),--real-time) \
 		$(if $(QUICK),--quick,--svg proxy/bench/result.svg)
+
+# A line for each language; all of them run, and any shortfall fails in the end.
+bench-sdk:
+	@status=0; \
+	cargo bench --locked --quiet -p ppv2-sdk --bench sdk || status=1; \
+	exit $$status

@@ -4,10 +4,10 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Instant;
 
 use ppv2::Tlvs;
 
+use crate::clock::roughly_now;
 use crate::{Admitted, Datagram, Gate};
 
 /// No UDP datagram is longer, its length field having 16 bits; nor is what the
@@ -126,11 +126,11 @@ impl Batch {
         self.received.clear();
         let mut slots = Slots {
             buffers: &mut self.buffer,
-            filled: Vec::new(),
+            filled: FilledSlots::default(),
         };
         receive(&mut slots)?;
-        let filled = slots.filled;
-        let mut admission = gate.admission(Instant::now());
+        let FilledSlots(filled) = slots.filled;
+        let mut admission = gate.admission(roughly_now());
         for slot in &filled {
             for range in slot.datagrams() {
                 let datagram = &self.buffer[range.clone()];
@@ -164,11 +164,15 @@ impl fmt::Debug for Batch {
     }
 }
 
-/// The empty slots of a batch, as those who receive see them.
+/// The slots of a batch, as those who receive see them.
 pub(crate) struct Slots<'b> {
     buffers: &'b mut [u8],
-    filled: Vec<Filled>,
+    filled: FilledSlots,
 }
+
+/// What was put into which slot.
+#[derive(Default)]
+pub(crate) struct FilledSlots(Vec<Filled>);
 
 struct Filled {
     slot: usize,
@@ -184,18 +188,22 @@ impl Slots<'_> {
         self.buffers.len() / SLOT
     }
 
-    pub(crate) fn buffers(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.buffers
-            .chunks_exact_mut(SLOT)
-            .map(|slot| &mut slot[..MAX_DATAGRAM])
+    /// The slots, to be filled from the front, and where to note what is in them.
+    pub(crate) fn parts(&mut self) -> (impl Iterator<Item = &mut [u8]>, &mut FilledSlots) {
+        let buffers = self.buffers.chunks_exact_mut(SLOT);
+        (
+            buffers.map(|slot| &mut slot[..MAX_DATAGRAM]),
+            &mut self.filled,
+        )
     }
+}
 
+impl FilledSlots {
     /// Notes that the next slot holds `len` bytes from `peer`, a datagram in
     /// every `stride`.
-    pub(crate) fn filled(&mut self, len: usize, stride: usize, peer: SocketAddr) {
-        let slot = self.filled.len();
-        self.filled.push(Filled {
-            slot,
+    pub(crate) fn push(&mut self, len: usize, stride: usize, peer: SocketAddr) {
+        self.0.push(Filled {
+            slot: self.0.len(),
             len,
             stride,
             peer,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ppv2::{DecodeError, Decoder, Header, Origin, Tlvs, Transport};
+use ppv2::{DecodeError, Decoder, Header, Origin, Tlvs};
 use tracing::trace;
 
 use crate::address::{canonical, is_one_client};
@@ -118,10 +118,7 @@ impl Gate {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let judged = self.judge(peer, datagram);
-        let admitted = judged.and_then(|one| self.remember(&mut self.known(), now, one));
-        self.count(peer, datagram, &admitted);
-        admitted
+        self.admission(now).admit(peer, datagram)
     }
 
     /// Decides on several datagrams that were received at once, with one lock.
@@ -130,6 +127,7 @@ impl Gate {
             known: self.known(),
             gate: self,
             now,
+            delivered: 0,
         }
     }
 
@@ -210,49 +208,10 @@ impl Gate {
                 },
             }
         };
-        if is_one_client(admitted.client) {
+        if is_one_client(&admitted.client) {
             Ok(admitted)
         } else {
             Err(DropReason::ClientAddress)
-        }
-    }
-
-    /// Notes the way back, unless the client is a direct one whose address a
-    /// proxy has vouched for as another's.
-    fn remember<'d>(
-        &self,
-        known: &mut Known,
-        now: Instant,
-        admitted: Admitted<'d>,
-    ) -> Result<Admitted<'d>, DropReason> {
-        let Admitted {
-            client, reply_to, ..
-        } = admitted;
-        let Evicted(evicted) = if admitted.proxy.is_some() {
-            known.through_proxies.learn(now, client, reply_to)
-        } else if known.through_proxies.get(now, client).is_some() {
-            return Err(DropReason::DirectConflict);
-        } else {
-            known.direct.learn(now, client, reply_to)
-        };
-        if evicted {
-            self.counters.client_evicted();
-        }
-        Ok(admitted)
-    }
-
-    fn count(
-        &self,
-        peer: SocketAddr,
-        datagram: &[u8],
-        admitted: &Result<Admitted<'_>, DropReason>,
-    ) {
-        match admitted {
-            Ok(_) => self.counters.delivered(),
-            Err(reason) => {
-                self.counters.dropped(*reason);
-                trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
-            }
         }
     }
 
@@ -264,6 +223,19 @@ impl Gate {
 }
 
 impl Known {
+    /// Notes the way back, unless the client is a direct one whose address a
+    /// proxy has vouched for as another's.
+    fn remember(&mut self, now: Instant, admitted: &Admitted<'_>) -> Result<Evicted, DropReason> {
+        let (client, via) = (admitted.client, admitted.reply_to);
+        if admitted.proxy.is_some() {
+            Ok(self.through_proxies.learn(now, client, via))
+        } else if self.through_proxies.get(now, client).is_some() {
+            Err(DropReason::DirectConflict)
+        } else {
+            Ok(self.direct.learn(now, client, via))
+        }
+    }
+
     fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
         let client = canonical(client);
         self.through_proxies
@@ -277,6 +249,8 @@ pub(crate) struct Admission<'g> {
     gate: &'g Gate,
     known: MutexGuard<'g, Known>,
     now: Instant,
+    /// Counted all at once in the end.
+    delivered: u64,
 }
 
 impl Admission<'_> {
@@ -287,9 +261,28 @@ impl Admission<'_> {
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
         let judged = self.gate.judge(peer, datagram);
-        let admitted = judged.and_then(|one| self.gate.remember(&mut self.known, self.now, one));
-        self.gate.count(peer, datagram, &admitted);
-        admitted
+        let reason = match judged {
+            Ok(admitted) => match self.known.remember(self.now, &admitted) {
+                Ok(Evicted(evicted)) => {
+                    if evicted {
+                        self.gate.counters.client_evicted();
+                    }
+                    self.delivered += 1;
+                    return Ok(admitted);
+                }
+                Err(reason) => reason,
+            },
+            Err(reason) => reason,
+        };
+        self.gate.counters.dropped(reason);
+        trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
+        Err(reason)
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        self.gate.counters.delivered(self.delivered);
     }
 }
 
@@ -298,16 +291,12 @@ fn client_of(
     header: &Header<'_>,
     proxy: SocketAddr,
 ) -> Result<(SocketAddr, Option<SocketAddr>), DropReason> {
+    if let (Some(source), Some(destination)) = (header.client(), header.destination()) {
+        return Ok((source, Some(destination)));
+    }
     match header.origin() {
         Origin::Local => Ok((proxy, None)),
-        Origin::Ip {
-            transport,
-            source,
-            destination,
-        } => match transport {
-            Transport::Datagram => Ok((source, Some(destination))),
-            Transport::Stream => Err(DropReason::Tcp),
-        },
+        Origin::Ip { .. } => Err(DropReason::Tcp),
         Origin::Unix { .. } => Err(DropReason::Unix),
         // What a later codec may tell apart names no UDP client either.
         Origin::Unspecified | _ => Err(DropReason::Unspecified),

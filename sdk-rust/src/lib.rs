@@ -91,6 +91,7 @@
 mod address;
 mod batch;
 mod buffer;
+mod clock;
 mod datagram;
 mod drop_reason;
 mod errors;

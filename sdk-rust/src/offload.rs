@@ -12,9 +12,9 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Offload, enable_gro, has_gro, receive, send};
+pub(crate) use linux::{Offload, receive, send};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use portable::{Offload, enable_gro, has_gro, receive, send};
+pub(crate) use portable::{Offload, receive, send};
 
 /// One datagram to send, and where to.
 pub(crate) type Outgoing<'d> = (&'d [u8], SocketAddr);

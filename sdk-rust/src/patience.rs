@@ -10,7 +10,8 @@ use std::time::Instant;
 
 /// The waiting of one receive call.
 pub(crate) struct Patience {
-    started: Instant,
+    /// When the call began, if the socket had a timeout then.
+    started: Option<Instant>,
     how: How,
 }
 
@@ -24,9 +25,11 @@ enum How {
 }
 
 impl Patience {
-    pub(crate) fn new() -> Self {
+    /// Of a call that begins now on a socket that has a timeout or, as far as is
+    /// known, none.
+    pub(crate) fn new(has_timeout: bool) -> Self {
         Self {
-            started: Instant::now(),
+            started: has_timeout.then(Instant::now),
             how: How::Undisturbed,
         }
     }
@@ -50,7 +53,10 @@ impl Patience {
     pub(crate) fn dropped_one(&mut self, socket: &UdpSocket) -> io::Result<()> {
         if let How::Undisturbed = self.how {
             let deadline = match socket.read_timeout()? {
-                Some(timeout) if is_blocking(socket)? => self.started.checked_add(timeout),
+                Some(timeout) if is_blocking(socket)? => {
+                    let started = self.started.unwrap_or_else(Instant::now);
+                    started.checked_add(timeout)
+                }
                 _ => None,
             };
             self.how = deadline.map_or(How::AsSet, How::Until);
@@ -130,7 +136,7 @@ mod tests {
 
     /// A call that began `ago` and has just dropped a datagram.
     fn after_a_drop(socket: &UdpSocket, ago: Duration) -> io::Result<()> {
-        let started = Instant::now().checked_sub(ago).unwrap();
+        let started = Instant::now().checked_sub(ago);
         let how = How::Undisturbed;
         Patience { started, how }.dropped_one(socket)
     }

@@ -1,10 +1,11 @@
 //! Which address a reply to a client goes to: a bounded table that forgets.
 //! It takes `now` as an argument and does no I/O.
 
-use std::hash::RandomState;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 /// The latest way to each client, ordered by when the client was last heard,
@@ -13,9 +14,26 @@ use hashlink::LinkedHashMap;
 /// The hasher is keyed, since remote peers choose the addresses.
 #[derive(Debug)]
 pub(crate) struct Routes {
-    ways: LinkedHashMap<SocketAddr, Way, RandomState>,
+    ways: LinkedHashMap<Client, Way, RandomState>,
     max_clients: usize,
     forget_after: Duration,
+}
+
+/// A client's address, hashed as a number or two: every datagram pays for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Client(SocketAddr);
+
+impl Hash for Client {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let port = u64::from(self.0.port());
+        match self.0 {
+            SocketAddr::V4(v4) => state.write_u64(u64::from(v4.ip().to_bits()) << 16 | port),
+            SocketAddr::V6(v6) => {
+                state.write_u128(v6.ip().to_bits());
+                state.write_u64(u64::from(v6.scope_id()) << 16 | port);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,7 +67,7 @@ impl Routes {
             self.forget_front_if_expired(now);
         }
         // `insert` moves a client that is there already to the back.
-        self.ways.insert(client, Way { via, heard: now });
+        self.ways.insert(Client(client), Way { via, heard: now });
         let over = self.ways.len() > self.max_clients;
         if over {
             self.ways.pop_front();
@@ -60,7 +78,7 @@ impl Routes {
     /// The way to `client`, unless it was not heard for too long.
     pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
         self.ways
-            .get(&client)
+            .get(&Client(client))
             .filter(|way| !self.expired(now, way))
             .map(|way| way.via)
     }

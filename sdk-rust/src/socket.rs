@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::{self, SocketAddr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use crate::clock::roughly_now;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::offload::{Offload, OneByOne as _};
 use crate::patience::Patience;
@@ -34,8 +36,8 @@ pub struct UdpSocket {
     inner: net::UdpSocket,
     gate: Gate,
     offload: Offload,
-    /// Datagrams arrive coalesced, so that only batches can be received.
-    coalesced: bool,
+    /// Spares calls that can't time out the time that they would begin at.
+    has_timeout: AtomicBool,
 }
 
 impl UdpSocket {
@@ -55,7 +57,7 @@ impl UdpSocket {
     /// ```
     pub fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
         let gate = Gate::new(trust)?;
-        Ok(Self::around(net::UdpSocket::bind(addr)?, gate))
+        Self::around(net::UdpSocket::bind(addr)?, gate)
     }
 
     /// Takes over a socket that is bound already, with the options that it has.
@@ -74,16 +76,16 @@ impl UdpSocket {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn from_std(socket: net::UdpSocket, trust: Trust) -> io::Result<Self> {
-        Ok(Self::around(socket, Gate::new(trust)?))
+        Self::around(socket, Gate::new(trust)?)
     }
 
-    fn around(inner: net::UdpSocket, gate: Gate) -> Self {
-        Self {
-            coalesced: offload::has_gro(&inner),
+    fn around(inner: net::UdpSocket, gate: Gate) -> io::Result<Self> {
+        Ok(Self {
+            has_timeout: AtomicBool::new(!matches!(inner.read_timeout(), Ok(None))),
+            offload: Offload::new(&inner, inner.local_addr()?),
             inner,
             gate,
-            offload: Offload::new(),
-        }
+        })
     }
 
     /// Receives one client's payload into `buffer`, and returns its length and
@@ -123,11 +125,11 @@ impl UdpSocket {
     ///
     /// As [`recv_from`](Self::recv_from). The batch is empty then.
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
         loop {
             let received = batch.fill(&self.gate, |slots| {
                 patience.receive(&self.inner, |wait| {
-                    offload::receive(&self.inner, slots, wait)
+                    offload::receive(&self.inner, &self.offload, slots, wait)
                 })
             });
             match received {
@@ -151,9 +153,7 @@ impl UdpSocket {
     ///
     /// As the system's for setting a socket's options.
     pub fn enable_gro(&mut self) -> io::Result<bool> {
-        let enabled = offload::enable_gro(&self.inner)?;
-        self.coalesced |= enabled;
-        Ok(enabled)
+        self.offload.enable_gro(&self.inner)
     }
 
     /// Sends `payload` to a client by the way that its latest datagram came, and
@@ -241,6 +241,8 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::set_read_timeout`]: a timeout of 0 is one.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.has_timeout
+            .fetch_or(timeout.is_some(), Ordering::Relaxed);
         self.inner.set_read_timeout(timeout)
     }
 
@@ -288,16 +290,15 @@ impl UdpSocket {
 
     /// Receives until `take` gets a datagram.
     fn receive<T>(&self, take: impl FnOnce(&Admitted<'_>) -> T) -> io::Result<T> {
-        if self.coalesced {
+        if self.offload.gro() {
             return Err(received_in_batches());
         }
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
         buffer::with(|buffer| {
             loop {
                 match patience.receive(&self.inner, |wait| self.inner.recv_one(buffer, wait)) {
                     Ok((len, peer)) => {
-                        if let Ok(admitted) = self.gate.admit(Instant::now(), peer, &buffer[..len])
-                        {
+                        if let Ok(admitted) = self.gate.admit(roughly_now(), peer, &buffer[..len]) {
                             return Ok(take(&admitted));
                         }
                     }

@@ -69,8 +69,8 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn delivered(&self) {
-        self.delivered.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn delivered(&self, count: u64) {
+        self.delivered.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn dropped(&self, reason: DropReason) {

@@ -3,11 +3,11 @@
 use std::io;
 use std::net::{self, SocketAddr};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::ToSocketAddrs;
 
+use crate::clock::roughly_now;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::offload::{Offload, Outgoing};
 use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, buffer, offload};
@@ -41,8 +41,6 @@ pub struct UdpSocket {
     inner: ::tokio::net::UdpSocket,
     gate: Gate,
     offload: Offload,
-    /// Datagrams arrive coalesced, so that only batches can be received.
-    coalesced: bool,
 }
 
 impl UdpSocket {
@@ -59,7 +57,7 @@ impl UdpSocket {
     pub async fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
         let gate = Gate::new(trust)?;
         let inner = ::tokio::net::UdpSocket::bind(addr).await?;
-        Ok(Self::around(inner, gate))
+        Self::around(inner, gate)
     }
 
     /// Takes over a socket that is bound already, with the options that it has,
@@ -78,16 +76,15 @@ impl UdpSocket {
         let gate = Gate::new(trust)?;
         socket.set_nonblocking(true)?;
         let inner = ::tokio::net::UdpSocket::from_std(socket)?;
-        Ok(Self::around(inner, gate))
+        Self::around(inner, gate)
     }
 
-    fn around(inner: ::tokio::net::UdpSocket, gate: Gate) -> Self {
-        Self {
-            coalesced: offload::has_gro(&inner),
+    fn around(inner: ::tokio::net::UdpSocket, gate: Gate) -> io::Result<Self> {
+        Ok(Self {
+            offload: Offload::new(&inner, inner.local_addr()?),
             inner,
             gate,
-            offload: Offload::new(),
-        }
+        })
     }
 
     /// Receives one client's payload into `buffer`, and returns its length and
@@ -208,9 +205,7 @@ impl UdpSocket {
     ///
     /// As the system's for setting a socket's options.
     pub fn enable_gro(&mut self) -> io::Result<bool> {
-        let enabled = offload::enable_gro(&self.inner)?;
-        self.coalesced |= enabled;
-        Ok(enabled)
+        self.offload.enable_gro(&self.inner)
     }
 
     /// Sends `payload` to a client by the way that its latest datagram came, and
@@ -385,13 +380,13 @@ impl UdpSocket {
 
     /// Receives one datagram without waiting; `None` if it had to be dropped.
     fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
-        if self.coalesced {
+        if self.offload.gro() {
             return Err(received_in_batches());
         }
         buffer::with(|buffer| match self.inner.try_recv_from(buffer) {
             Ok((len, peer)) => Ok(self
                 .gate
-                .admit(Instant::now(), peer, &buffer[..len])
+                .admit(roughly_now(), peer, &buffer[..len])
                 .ok()
                 .map(|admitted| take(&admitted))),
             Err(error) if is_echo_of_earlier_send(&error) => Ok(None),
@@ -402,7 +397,7 @@ impl UdpSocket {
     /// Receives what is there without waiting; 0 if all of it had to be dropped.
     fn receive_batch(&self, batch: &mut Batch) -> io::Result<usize> {
         match batch.fill(&self.gate, |slots| {
-            offload::receive(&self.inner, slots, false)
+            offload::receive(&self.inner, &self.offload, slots, false)
         }) {
             Err(error) if is_echo_of_earlier_send(&error) => Ok(0),
             result => result,

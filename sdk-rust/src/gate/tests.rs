@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ppv2::Encoder;
+use ppv2::{Encoder, Transport};
 
 use super::*;
 

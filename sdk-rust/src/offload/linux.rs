@@ -2,15 +2,15 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, getsockopt,
-    recvmmsg, sendmmsg, setsockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
+    SockaddrLike, getsockopt, recvmmsg, sendmmsg, setsockopt,
 };
 
 use super::Outgoing;
@@ -26,19 +26,44 @@ const MAX_SEGMENTED: usize = 65_507;
 /// Messages for one call (UIO_MAXIOV).
 const MAX_MESSAGES: usize = 1024;
 
-/// What is known of a socket's GSO: the longest segment that it takes.
+/// Bytes for the control messages of a datagram: that of GRO, and those that the
+/// owner of the socket may have asked for before it was handed over.
+const CONTROL: usize = 256;
+
+/// What is known of a socket: its family, and the longest segment that it takes.
 #[derive(Debug)]
 pub(crate) struct Offload {
+    /// The socket is one for IPv4 alone.
+    ipv4: bool,
+    /// Datagrams arrive coalesced, which those who receive one by one can't take
+    /// apart.
+    gro: bool,
     longest_segment: AtomicUsize,
 }
 
 impl Offload {
     const NOT_PROBED: usize = usize::MAX;
 
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new(socket: &impl AsFd, local: SocketAddr) -> Self {
         Self {
+            ipv4: local.is_ipv4(),
+            gro: getsockopt(socket, UdpGroSegment).unwrap_or(false),
             longest_segment: AtomicUsize::new(Self::NOT_PROBED),
         }
+    }
+
+    pub(crate) fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// Has datagrams arrive coalesced; `false` if the kernel can't.
+    pub(crate) fn enable_gro(&mut self, socket: &impl AsFd) -> io::Result<bool> {
+        match setsockopt(socket, UdpGroSegment, &true) {
+            Ok(()) => self.gro = true,
+            Err(Errno::ENOPROTOOPT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(self.gro)
     }
 
     /// Kernels before 4.18 would send what was to be segmented as one datagram.
@@ -63,72 +88,55 @@ impl Offload {
     }
 }
 
-/// Whether datagrams arrive coalesced, which those who receive one by one can't
-/// take apart.
-pub(crate) fn has_gro(socket: &impl AsFd) -> bool {
-    getsockopt(socket, UdpGroSegment).unwrap_or(false)
-}
-
-/// Has datagrams arrive coalesced; `false` if the kernel can't.
-pub(crate) fn enable_gro(socket: &impl AsFd) -> io::Result<bool> {
-    match setsockopt(socket, UdpGroSegment, &true) {
-        Ok(()) => Ok(true),
-        Err(Errno::ENOPROTOOPT) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Fills slots with what is there; if nothing is, and `wait` is set, waits for
 /// the first as the socket does.
-pub(crate) fn receive(socket: &impl AsFd, slots: &mut Slots<'_>, wait: bool) -> io::Result<()> {
+pub(crate) fn receive(
+    socket: &impl AsFd,
+    offload: &Offload,
+    slots: &mut Slots<'_>,
+    wait: bool,
+) -> io::Result<()> {
     let flags = if wait {
         MsgFlags::MSG_WAITFORONE
     } else {
         MsgFlags::MSG_DONTWAIT
     };
+    let fd = socket.as_fd().as_raw_fd();
+    Ok(if offload.ipv4 {
+        receive_from::<SockaddrIn>(fd, offload.gro, slots, flags)?
+    } else {
+        receive_from::<SockaddrIn6>(fd, offload.gro, slots, flags)?
+    })
+}
+
+fn receive_from<A>(
+    fd: RawFd,
+    gro: bool,
+    slots: &mut Slots<'_>,
+    flags: MsgFlags,
+) -> Result<(), Errno>
+where
+    A: SockaddrLike + Copy + Into<SocketAddr>,
+{
     // Made anew for each call: `recvmmsg` leaves the lengths of the last call in
     // them, and would cut off a longer address or control message.
-    let mut headers =
-        MultiHeaders::<SockaddrStorage>::preallocate(slots.len(), Some(cmsg_space!(libc_int)));
-    let mut received = Vec::with_capacity(slots.len());
-    {
-        let mut buffers: Vec<_> = slots
-            .buffers()
-            .map(|slot| [IoSliceMut::new(slot)])
-            .collect();
-        let fd = socket.as_fd().as_raw_fd();
-        for message in recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None)? {
-            let mut stride = message.bytes;
+    let space = gro.then(|| Vec::with_capacity(CONTROL));
+    let mut headers = MultiHeaders::<A>::preallocate(slots.len(), space);
+    let (buffers, filled) = slots.parts();
+    let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
+    for message in recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None)? {
+        let mut stride = message.bytes;
+        if gro {
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::UdpGroSegments(size) = control {
                     stride = usize::try_from(size).unwrap_or(stride);
                 }
             }
-            received.push((
-                message.bytes,
-                stride,
-                message.address.as_ref().and_then(to_std),
-            ));
         }
-    }
-    for (len, stride, peer) in received {
-        let Some(peer) = peer else {
-            return Err(Errno::EAFNOSUPPORT.into());
-        };
-        slots.filled(len, stride, peer);
+        let peer = message.address.ok_or(Errno::EAFNOSUPPORT)?.into();
+        filled.push(message.bytes, stride, peer);
     }
     Ok(())
-}
-
-#[expect(
-    non_camel_case_types,
-    reason = "named as in the man page of the message"
-)]
-type libc_int = std::ffi::c_int;
-
-fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from(*v4));
-    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6)))
 }
 
 /// Sends from the front, and returns how many datagrams were sent; an error if
@@ -230,11 +238,40 @@ fn first_message(datagrams: &[Outgoing<'_>], longest: usize) -> Message {
     }
 }
 
+/// Sends what `plan` planned, and returns how many datagrams that were.
 fn send_messages(
     socket: &impl AsFd,
     datagrams: &[Outgoing<'_>],
     messages: &[Message],
     segment: Option<u16>,
+) -> Result<usize, Errno> {
+    let fd = socket.as_fd().as_raw_fd();
+    let v4 = |to| match to {
+        SocketAddr::V4(v4) => Some(SockaddrIn::from(v4)),
+        SocketAddr::V6(_) => None,
+    };
+    let v6 = |to| match to {
+        SocketAddr::V4(_) => None,
+        SocketAddr::V6(v6) => Some(SockaddrIn6::from(v6)),
+    };
+    let sent = if datagrams.first().is_some_and(|(_, to)| to.is_ipv4()) {
+        send_messages_to(fd, datagrams, messages, segment, v4)?
+    } else {
+        send_messages_to(fd, datagrams, messages, segment, v6)?
+    };
+    Ok(messages[..sent]
+        .iter()
+        .map(|message| message.datagrams)
+        .sum())
+}
+
+/// Sends messages up to the first to whose address `family` has no answer.
+fn send_messages_to<A: SockaddrLike + Copy>(
+    fd: RawFd,
+    datagrams: &[Outgoing<'_>],
+    messages: &[Message],
+    segment: Option<u16>,
+    family: impl Fn(SocketAddr) -> Option<A>,
 ) -> Result<usize, Errno> {
     let slices: Vec<IoSlice<'_>> = datagrams
         .iter()
@@ -244,14 +281,16 @@ fn send_messages(
     let mut ways = Vec::with_capacity(messages.len());
     let mut at = 0;
     for message in messages {
+        let Some(way) = family(datagrams[at].1) else {
+            break;
+        };
         parts.push(&slices[at..at + message.datagrams]);
-        ways.push(Some(SockaddrStorage::from(datagrams[at].1)));
+        ways.push(Some(way));
         at += message.datagrams;
     }
     let gso = segment.as_ref().map(ControlMessage::UdpGsoSegments);
     let space = gso.is_some().then(|| cmsg_space!(u16));
-    let mut headers = MultiHeaders::preallocate(messages.len(), space);
-    let fd = socket.as_fd().as_raw_fd();
+    let mut headers = MultiHeaders::preallocate(parts.len(), space);
     let sent = sendmmsg(
         fd,
         &mut headers,
@@ -260,9 +299,5 @@ fn send_messages(
         gso.as_slice(),
         MsgFlags::empty(),
     )?;
-    Ok(messages
-        .iter()
-        .take(sent.count())
-        .map(|message| message.datagrams)
-        .sum())
+    Ok(sent.count())
 }

@@ -1,44 +1,46 @@
 //! One datagram after the other, where the system has no call for many.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::{OneByOne, Outgoing};
 use crate::batch::Slots;
 
-/// Nothing is known of a socket that does not segment.
+/// Nothing is known of a socket that neither segments nor coalesces.
 #[derive(Debug)]
 pub(crate) struct Offload;
 
 impl Offload {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new(_socket: &impl OneByOne, _local: SocketAddr) -> Self {
         Self
     }
-}
 
-pub(crate) fn has_gro(_socket: &impl OneByOne) -> bool {
-    false
-}
+    pub(crate) fn gro(&self) -> bool {
+        false
+    }
 
-pub(crate) fn enable_gro(_socket: &impl OneByOne) -> io::Result<bool> {
-    Ok(false)
+    pub(crate) fn enable_gro(&mut self, _socket: &impl OneByOne) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Fills slots with what is there; if nothing is, and `wait` is set, waits for
 /// the first as the socket does.
-pub(crate) fn receive(socket: &impl OneByOne, slots: &mut Slots<'_>, wait: bool) -> io::Result<()> {
-    let mut received = Vec::with_capacity(slots.len());
-    for buffer in slots.buffers() {
-        let first = received.is_empty();
-        match socket.recv_one(buffer, wait && first) {
-            Ok(one) => received.push(one),
-            Err(error) if first => return Err(error),
+pub(crate) fn receive(
+    socket: &impl OneByOne,
+    _offload: &Offload,
+    slots: &mut Slots<'_>,
+    wait: bool,
+) -> io::Result<()> {
+    let (buffers, filled) = slots.parts();
+    for (slot, buffer) in buffers.enumerate() {
+        match socket.recv_one(buffer, wait && slot == 0) {
+            Ok((len, peer)) => filled.push(len, len, peer),
+            Err(error) if slot == 0 => return Err(error),
             // It will come again, or speaks of a datagram sent earlier: those
             // that were received matter more.
             Err(_) => break,
         }
-    }
-    for (len, peer) in received {
-        slots.filled(len, len, peer);
     }
     Ok(())
 }

@@ -26,7 +26,6 @@ fn from_client(payload: &[u8]) -> Vec<u8> {
 #[test]
 fn one_by_one_fills_a_batch_and_sends_one() {
     let (socket, proxy) = (bound(), bound());
-    assert!(!portable::enable_gro(&socket).unwrap() && !portable::has_gro(&socket));
     let gate = Gate::new(Trust::networks(["127.0.0.1"]).unwrap()).unwrap();
     let server = socket.local_addr().unwrap();
     for datagram in [
@@ -38,8 +37,14 @@ fn one_by_one_fills_a_batch_and_sends_one() {
         proxy.send_to(&datagram, server).unwrap();
     }
 
+    let mut offload = portable::Offload::new(&socket, server);
+    assert!(!offload.enable_gro(&socket).unwrap() && !offload.gro());
     let mut batch = Batch::new(3);
-    let mut receive = || batch.fill(&gate, |slots| portable::receive(&socket, slots, true));
+    let mut receive = || {
+        batch.fill(&gate, |slots| {
+            portable::receive(&socket, &offload, slots, true)
+        })
+    };
     assert_eq!(receive().unwrap(), 2);
     let payloads: Vec<_> = batch.iter().map(|datagram| datagram.payload).collect();
     assert_eq!(payloads, [b"a".as_slice(), b""]);
@@ -47,7 +52,7 @@ fn one_by_one_fills_a_batch_and_sends_one() {
 
     let to = batch.get(0).unwrap().reply_to;
     let outgoing: [Outgoing<'_>; 2] = [(b"one", to), (b"two", to)];
-    let sent = portable::send(&socket, &portable::Offload::new(), &outgoing).unwrap();
+    let sent = portable::send(&socket, &offload, &outgoing).unwrap();
     assert_eq!(sent, 2);
     let mut buffer = [0; 8];
     for expected in [b"one", b"two"] {
@@ -55,10 +60,16 @@ fn one_by_one_fills_a_batch_and_sends_one() {
         assert_eq!(&buffer[..len], expected);
     }
 
-    let mut receive = || batch.fill(&gate, |slots| portable::receive(&socket, slots, true));
+    let mut receive = || {
+        batch.fill(&gate, |slots| {
+            portable::receive(&socket, &offload, slots, true)
+        })
+    };
     assert_eq!(receive().unwrap(), 1);
     let error = batch
-        .fill(&gate, |slots| portable::receive(&socket, slots, false))
+        .fill(&gate, |slots| {
+            portable::receive(&socket, &offload, slots, false)
+        })
         .unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     assert!(batch.is_empty());
@@ -70,7 +81,7 @@ fn one_by_one_sends_from_the_front_up_to_what_fails() {
     let to = proxy.local_addr().unwrap();
     let nowhere: SocketAddr = "[2001:db8::1]:9".parse().unwrap();
     let outgoing: [Outgoing<'_>; 3] = [(b"one", to), (b"two", nowhere), (b"three", to)];
-    let offload = portable::Offload::new();
+    let offload = portable::Offload::new(&socket, to);
     assert_eq!(portable::send(&socket, &offload, &outgoing).unwrap(), 1);
     assert!(portable::send(&socket, &offload, &outgoing[1..]).is_err());
 }
@@ -124,7 +135,7 @@ mod linux {
         use nix::errno::Errno;
 
         let socket = bound();
-        let offload = Offload::new();
+        let offload = Offload::new(&socket, socket.local_addr().unwrap());
         assert!(offload.longest_segment(&socket) > 1500);
         offload.refused(1473, Errno::EINVAL);
         assert_eq!(offload.longest_segment(&socket), 1472);

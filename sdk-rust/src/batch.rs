@@ -12,12 +12,12 @@ use crate::{Admitted, Datagram, Gate};
 
 /// No UDP datagram is longer, its length field having 16 bits; nor is what the
 /// kernel coalesces.
-const MAX_DATAGRAM: usize = 65_535;
+pub(crate) const MAX_DATAGRAM: usize = 65_535;
 
 /// Room for one datagram, or for several that the kernel coalesced. Two cache
 /// lines over 64 KiB, since the fronts of all slots would fall into the same few
 /// sets of the cache otherwise.
-const SLOT: usize = MAX_DATAGRAM + 1 + 128;
+pub(crate) const SLOT: usize = MAX_DATAGRAM + 1 + 128;
 
 /// What the kernel takes in one call (UIO_MAXIOV in recvmmsg(2)).
 const MAX_SLOTS: usize = 1024;

@@ -27,6 +27,14 @@
     not(feature = "tokio"),
     doc = "the feature `tokio` adds its like for tokio."
 )]
+#![cfg_attr(
+    feature = "quinn",
+    doc = "The module [`quinn`] shows them to a QUIC server."
+)]
+#![cfg_attr(
+    not(feature = "quinn"),
+    doc = "The feature `quinn` shows them to a QUIC server."
+)]
 //! `recv_datagram` returns all that is known of a datagram, and `reply` answers
 //! it; `recv_batch` and `send_batch` move many with one call to the kernel.
 //! [`Gate`] is what stands behind both, for sockets of any other kind.
@@ -98,6 +106,8 @@ mod errors;
 mod gate;
 mod offload;
 mod patience;
+#[cfg(feature = "quinn")]
+pub mod quinn;
 mod routes;
 mod socket;
 mod stats;

@@ -102,11 +102,12 @@ pub(crate) fn receive(
         MsgFlags::MSG_DONTWAIT
     };
     let fd = socket.as_fd().as_raw_fd();
-    Ok(if offload.ipv4 {
-        receive_from::<SockaddrIn>(fd, offload.gro, slots, flags)?
+    let received = if offload.ipv4 {
+        receive_from::<SockaddrIn>(fd, offload.gro, slots, flags)
     } else {
-        receive_from::<SockaddrIn6>(fd, offload.gro, slots, flags)?
-    })
+        receive_from::<SockaddrIn6>(fd, offload.gro, slots, flags)
+    };
+    Ok(received?)
 }
 
 fn receive_from<A>(

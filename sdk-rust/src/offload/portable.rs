@@ -19,6 +19,10 @@ impl Offload {
         false
     }
 
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "as where it can be enabled"
+    )]
     pub(crate) fn enable_gro(&mut self, _socket: &impl OneByOne) -> io::Result<bool> {
         Ok(false)
     }

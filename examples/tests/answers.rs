@@ -1,42 +1,15 @@
 //! Runs each example and speaks to it as a proxy does.
 #![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
 
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
+mod common;
+
+use std::net::UdpSocket;
+use std::process::Command;
 use std::time::Duration;
 
+use common::Example;
+
 const CLIENT: &str = "203.0.113.11:54321";
-
-/// A running example, stopped when dropped.
-struct Example {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Example {
-    fn start(path: &str) -> Self {
-        let mut process = Command::new(path)
-            .args(["--listen", "127.0.0.1:0", "--trusted", "127.0.0.1", "::1"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stderr.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let address = line.trim_end().strip_prefix("ready on ").expect(&line);
-        let address = address.parse().unwrap();
-        Self { process, address }
-    }
-}
-
-impl Drop for Example {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
 
 /// The example's answer to a client's `hello` that comes through a proxy.
 fn answer(path: &str) -> String {
@@ -74,6 +47,10 @@ fn arguments_that_make_no_sense_are_refused() {
         env!("CARGO_BIN_EXE_echo_tokio"),
         env!("CARGO_BIN_EXE_whoami_std"),
         env!("CARGO_BIN_EXE_whoami_tokio"),
+        env!("CARGO_BIN_EXE_dns_hickory"),
+        env!("CARGO_BIN_EXE_http3_quinn"),
+        env!("CARGO_BIN_EXE_game_tokio"),
+        env!("CARGO_BIN_EXE_rate_limit_std"),
     ] {
         for (args, message) in [
             (vec![], "usage: "),

@@ -1,0 +1,174 @@
+//! Every example behind the real proxy, for real clients.
+#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
+
+mod common;
+mod http3;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use common::{Example, Proxy};
+
+/// Longer than anything takes that is going to happen at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn client(ip: &str) -> UdpSocket {
+    let socket = UdpSocket::bind((ip, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// The next reply and its sender.
+fn receive(client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 2048];
+    let (len, from) = client.recv_from(&mut buffer).expect("a reply");
+    (buffer[..len].to_vec(), from)
+}
+
+fn behind_proxy(path: &str, listeners: usize) -> (Example, Proxy) {
+    let example = Example::start(path);
+    let proxy = Proxy::start(example.address, listeners);
+    (example, proxy)
+}
+
+#[test]
+fn echo_and_whoami_answer_every_client_its_own() {
+    for (path, echoes) in [
+        (env!("CARGO_BIN_EXE_echo_std"), true),
+        (env!("CARGO_BIN_EXE_echo_tokio"), true),
+        (env!("CARGO_BIN_EXE_whoami_std"), false),
+        (env!("CARGO_BIN_EXE_whoami_tokio"), false),
+    ] {
+        let (_example, proxy) = behind_proxy(path, 1);
+        let clients = ["127.0.0.1", "127.0.0.2", "127.0.0.2"].map(client);
+        for client in &clients {
+            client.send_to(b"hello", proxy.listener()).unwrap();
+        }
+        for client in &clients {
+            let own = client.local_addr().unwrap().to_string().into_bytes();
+            let answer = if echoes { b"hello".to_vec() } else { own };
+            assert_eq!(receive(client), (answer, proxy.listener()), "{path}");
+        }
+    }
+}
+
+/// `reply` answers by the way that the datagram came.
+#[test]
+fn one_client_at_two_listeners_and_two_proxies_gets_each_answer_from_where_it_asked() {
+    for path in [
+        env!("CARGO_BIN_EXE_whoami_std"),
+        env!("CARGO_BIN_EXE_whoami_tokio"),
+    ] {
+        let (example, proxy) = behind_proxy(path, 2);
+        let other = Proxy::start(example.address, 1);
+        let client = client("127.0.0.2");
+        let mut asked = [&proxy.listeners[..], &other.listeners].concat();
+        for listener in &asked {
+            client.send_to(b"who am I?", *listener).unwrap();
+        }
+        let mut answered = Vec::new();
+        for _ in &asked {
+            let (answer, from) = receive(&client);
+            assert_eq!(answer, client.local_addr().unwrap().to_string().as_bytes());
+            answered.push(from);
+        }
+        asked.sort();
+        answered.sort();
+        assert_eq!(answered, asked);
+    }
+}
+
+/// A question for TXT records of `name`.
+fn question(id: u16, name: &str) -> Vec<u8> {
+    let [high, low] = id.to_be_bytes();
+    // Header (RFC 1035, section 4.1.1): a query that may recurse, one question.
+    let mut message = vec![high, low, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    // The root, type TXT, class IN.
+    message.extend([0, 0, 16, 0, 1]);
+    message
+}
+
+#[test]
+fn dns_tells_every_client_its_address() {
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1);
+    for (id, ip) in [(1, "127.0.0.2"), (2, "127.0.0.3")] {
+        let client = client(ip);
+        let question = question(id, "whoami.example");
+        client.send_to(b"no question", proxy.listener()).unwrap();
+        client.send_to(&question, proxy.listener()).unwrap();
+        let (answer, from) = receive(&client);
+        assert_eq!(from, proxy.listener());
+        assert_eq!(answer[..2], question[..2]);
+        // No error, one question, one answer.
+        assert_eq!(
+            (answer[3] & 0x0f, &answer[4..8]),
+            (0, [0, 1, 0, 1].as_slice())
+        );
+        let own = client.local_addr().unwrap().to_string();
+        assert!(
+            answer.ends_with(own.as_bytes()),
+            "{}",
+            answer.escape_ascii()
+        );
+    }
+}
+
+#[test]
+fn http3_sees_the_client_and_where_it_moves_to() {
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_http3_quinn"), 1);
+    http3::move_about(proxy.listener(), PATIENCE);
+}
+
+#[test]
+fn game_pushes_to_its_players_unasked() {
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_game_tokio"), 1);
+    let players = ["127.0.0.2", "127.0.0.3"].map(client);
+    let onlooker = client("127.0.0.4");
+    onlooker.send_to(b"move", proxy.listener()).unwrap();
+    for player in &players {
+        player.send_to(b"join", proxy.listener()).unwrap();
+    }
+    players[0].send_to(b"move", proxy.listener()).unwrap();
+    // What it does from here on it does without hearing from anybody.
+    for player in &players {
+        while receive(player).0 != b"2 players, 1 moves" {}
+        for _ in 0..3 {
+            assert_eq!(receive(player).0, b"2 players, 1 moves");
+        }
+    }
+    players[1].send_to(b"leave", proxy.listener()).unwrap();
+    while receive(&players[0]).0 != b"1 players, 1 moves" {}
+    onlooker.set_nonblocking(true).unwrap();
+    onlooker.recv(&mut [0; 64]).unwrap_err();
+}
+
+#[test]
+fn rate_limit_tells_clients_apart() {
+    // More than the twenty seconds that a reply is waited for would let through.
+    const FLOOD: usize = 300;
+
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1);
+    let (flooding, modest) = (client("127.0.0.2"), client("127.0.0.3"));
+    let port = client("127.0.0.2");
+    for n in 0..FLOOD {
+        // From two ports: it is the address that is limited.
+        let from = if n % 2 == 0 { &flooding } else { &port };
+        from.send_to(b"flood", proxy.listener()).unwrap();
+    }
+    modest.send_to(b"hello", proxy.listener()).unwrap();
+    assert_eq!(receive(&modest).0, b"hello");
+
+    // The modest one came last, so that the others' answers are all there.
+    let mut answers = 0;
+    for from in [&flooding, &port] {
+        from.set_nonblocking(true).unwrap();
+        while from.recv(&mut [0; 64]).is_ok() {
+            answers += 1;
+        }
+    }
+    assert!((1..FLOOD).contains(&answers), "{answers}");
+}

@@ -90,5 +90,5 @@ bench: build
 # A line for each language; all of them run, and any shortfall fails in the end.
 bench-sdk:
 	@status=0; \
-	cargo bench --locked --quiet -p ppv2-sdk --bench sdk || status=1; \
+	cargo bench --locked --quiet -p ppv2-sdk --features quinn --bench sdk || status=1; \
 	exit $$status

@@ -112,13 +112,21 @@ impl Gate {
     /// # Errors
     ///
     /// The reason for which the datagram must be dropped. It has been counted.
+    #[inline]
     pub fn admit<'d>(
         &self,
         now: Instant,
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        self.admission(now).admit(peer, datagram)
+        let admitted = self
+            .judge(peer, datagram)
+            .and_then(|admitted| self.remember(&mut self.known(), now, admitted));
+        match admitted {
+            Ok(_) => self.counters.delivered(1),
+            Err(reason) => self.drop(peer, datagram, reason),
+        }
+        admitted
     }
 
     /// Decides on several datagrams that were received at once, with one lock.
@@ -179,6 +187,7 @@ impl Gate {
 
     /// Applies the rule of trust: who sent the datagram decides whether it has
     /// a header, never what it looks like.
+    #[inline]
     fn judge<'d>(&self, peer: SocketAddr, datagram: &'d [u8]) -> Result<Admitted<'d>, DropReason> {
         let sender = canonical(peer);
         let admitted = if self.trust.includes(sender.ip()) {
@@ -215,6 +224,26 @@ impl Gate {
         }
     }
 
+    #[inline]
+    fn remember<'d>(
+        &self,
+        known: &mut Known,
+        now: Instant,
+        admitted: Admitted<'d>,
+    ) -> Result<Admitted<'d>, DropReason> {
+        let Evicted(evicted) = known.remember(now, &admitted)?;
+        if evicted {
+            self.counters.client_evicted();
+        }
+        Ok(admitted)
+    }
+
+    #[cold]
+    fn drop(&self, peer: SocketAddr, datagram: &[u8], reason: DropReason) {
+        self.counters.dropped(reason);
+        trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in here panics halfway through a change, so what a panicking
         // thread leaves behind is whole.
@@ -225,6 +254,7 @@ impl Gate {
 impl Known {
     /// Notes the way back, unless the client is a direct one whose address a
     /// proxy has vouched for as another's.
+    #[inline]
     fn remember(&mut self, now: Instant, admitted: &Admitted<'_>) -> Result<Evicted, DropReason> {
         let (client, via) = (admitted.client, admitted.reply_to);
         if admitted.proxy.is_some() {
@@ -255,28 +285,21 @@ pub(crate) struct Admission<'g> {
 
 impl Admission<'_> {
     /// As [`Gate::admit`].
+    #[inline]
     pub(crate) fn admit<'d>(
         &mut self,
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let judged = self.gate.judge(peer, datagram);
-        let reason = match judged {
-            Ok(admitted) => match self.known.remember(self.now, &admitted) {
-                Ok(Evicted(evicted)) => {
-                    if evicted {
-                        self.gate.counters.client_evicted();
-                    }
-                    self.delivered += 1;
-                    return Ok(admitted);
-                }
-                Err(reason) => reason,
-            },
-            Err(reason) => reason,
-        };
-        self.gate.counters.dropped(reason);
-        trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
-        Err(reason)
+        let admitted = self
+            .gate
+            .judge(peer, datagram)
+            .and_then(|admitted| self.gate.remember(&mut self.known, self.now, admitted));
+        match admitted {
+            Ok(_) => self.delivered += 1,
+            Err(reason) => self.gate.drop(peer, datagram, reason),
+        }
+        admitted
     }
 }
 
@@ -287,6 +310,7 @@ impl Drop for Admission<'_> {
 }
 
 /// The client that a header from `proxy` names, and where it sent to.
+#[inline]
 fn client_of(
     header: &Header<'_>,
     proxy: SocketAddr,

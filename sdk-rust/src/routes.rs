@@ -60,6 +60,7 @@ impl Routes {
 
     /// Notes that `client` was heard through `via`, which replaces any earlier
     /// way to it.
+    #[inline]
     pub(crate) fn learn(&mut self, now: Instant, client: SocketAddr, via: SocketAddr) -> Evicted {
         // Two at most for each one added: the table shrinks back after a flood,
         // and no single datagram pays for it.
@@ -76,6 +77,7 @@ impl Routes {
     }
 
     /// The way to `client`, unless it was not heard for too long.
+    #[inline]
     pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
         self.ways
             .get(&Client(client))

@@ -91,7 +91,8 @@ impl Clients {
     }
 }
 
-fn cpu_time() -> Duration {
+/// Time that this thread has worked.
+pub(crate) fn cpu_time() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }
 
@@ -114,16 +115,17 @@ fn ratios(clients: usize, mut sdk: impl FnMut(&UdpSocket), gro: bool) -> Vec<f64
             }
         });
         let with = behind_proxy.measure(socket.local_addr().unwrap(), || sdk(&socket));
-        eprint_times(with, without);
+        show_times(with, without, "a datagram");
         with.as_secs_f64() / without.as_secs_f64()
     };
     round();
     (0..ROUNDS).map(|_| round()).collect()
 }
 
-fn eprint_times(with: Duration, without: Duration) {
+/// Prints the times behind a ratio, for those who set BENCH_TIMES.
+pub(crate) fn show_times(with: Duration, without: Duration, what: &str) {
     if std::env::var_os("BENCH_TIMES").is_some() {
-        println!("{with:?} with the SDK, {without:?} without, for each datagram");
+        println!("{with:?} with the SDK, {without:?} without, for {what}");
     }
 }
 

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails has no figures")]
 
 mod datagrams;
+mod quic;
 
 use std::process::ExitCode;
 
@@ -50,10 +51,11 @@ impl Row {
 fn main() -> ExitCode {
     println!("| work | against | measured: median (all rounds) | wanted | |");
     println!("|---|---|---|---|---|");
-    let rows: [fn() -> Row; 3] = [
+    let rows: [fn() -> Row; 4] = [
         datagrams::one_by_one,
         datagrams::scattered,
         datagrams::bursts,
+        quic::bulk,
     ];
     let mut all = true;
     for row in rows {

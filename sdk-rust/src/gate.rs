@@ -57,6 +57,8 @@ struct Known {
     through_proxies: Routes,
     /// Clients from outside the trusted networks.
     direct: Routes,
+    /// Datagrams let in. Counted here, where the lock is held anyway.
+    delivered: u64,
 }
 
 /// A datagram that was let in. It borrows from the received bytes.
@@ -99,6 +101,7 @@ impl Gate {
             known: Mutex::new(Known {
                 through_proxies: Routes::new(max_clients, forget_after),
                 direct: Routes::new(max_clients, forget_after),
+                delivered: 0,
             }),
             counters: Counters::default(),
             trust,
@@ -122,20 +125,19 @@ impl Gate {
         let admitted = self
             .judge(peer, datagram)
             .and_then(|admitted| self.remember(&mut self.known(), now, admitted));
-        match admitted {
-            Ok(_) => self.counters.delivered(1),
-            Err(reason) => self.drop(peer, datagram, reason),
+        if let Err(reason) = admitted {
+            self.drop(peer, datagram, reason);
         }
         admitted
     }
 
     /// Decides on several datagrams that were received at once, with one lock.
-    pub(crate) fn admission(&self, now: Instant) -> Admission<'_> {
+    pub(crate) fn admission<'d>(&self, now: Instant) -> Admission<'_, 'd> {
         Admission {
             known: self.known(),
             gate: self,
             now,
-            delivered: 0,
+            latest: None,
         }
     }
 
@@ -170,11 +172,12 @@ impl Gate {
     /// the sockets of this crate.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let clients = {
+        let (clients, delivered) = {
             let known = self.known();
-            known.through_proxies.len() + known.direct.len()
+            let clients = known.through_proxies.len() + known.direct.len();
+            (clients, known.delivered)
         };
-        self.counters.snapshot(clients)
+        self.counters.snapshot(clients, delivered)
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -232,6 +235,7 @@ impl Gate {
         admitted: Admitted<'d>,
     ) -> Result<Admitted<'d>, DropReason> {
         let Evicted(evicted) = known.remember(now, &admitted)?;
+        known.delivered += 1;
         if evicted {
             self.counters.client_evicted();
         }
@@ -275,37 +279,42 @@ impl Known {
 }
 
 /// A gate that is held open for several datagrams.
-pub(crate) struct Admission<'g> {
+pub(crate) struct Admission<'g, 'd> {
     gate: &'g Gate,
     known: MutexGuard<'g, Known>,
     now: Instant,
-    /// Counted all at once in the end.
-    delivered: u64,
+    /// The datagram that was let in last, and its header. Those of a burst have
+    /// the same, byte for byte, which then says the same again.
+    latest: Option<(Admitted<'d>, &'d [u8])>,
 }
 
-impl Admission<'_> {
+impl<'d> Admission<'_, 'd> {
     /// As [`Gate::admit`].
     #[inline]
-    pub(crate) fn admit<'d>(
+    pub(crate) fn admit(
         &mut self,
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
+        if let Some((latest, header)) = &self.latest
+            && latest.reply_to == peer
+            && let Some(payload) = datagram.strip_prefix(*header)
+        {
+            self.known.delivered += 1;
+            return Ok(Admitted { payload, ..*latest });
+        }
         let admitted = self
             .gate
             .judge(peer, datagram)
             .and_then(|admitted| self.gate.remember(&mut self.known, self.now, admitted));
         match admitted {
-            Ok(_) => self.delivered += 1,
+            Ok(admitted) => {
+                let header = &datagram[..datagram.len() - admitted.payload.len()];
+                self.latest = Some((admitted, header));
+            }
             Err(reason) => self.gate.drop(peer, datagram, reason),
         }
         admitted
-    }
-}
-
-impl Drop for Admission<'_> {
-    fn drop(&mut self) {
-        self.gate.counters.delivered(self.delivered);
     }
 }
 

@@ -58,10 +58,9 @@ impl Stats {
     }
 }
 
-/// The counters behind [`Stats`].
+/// The counters behind [`Stats`], but for those that stand under the gate's lock.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    delivered: AtomicU64,
     dropped: [AtomicU64; REASONS],
     replies_sent: AtomicU64,
     replies_without_route: AtomicU64,
@@ -69,10 +68,6 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn delivered(&self, count: u64) {
-        self.delivered.fetch_add(count, Ordering::Relaxed);
-    }
-
     pub(crate) fn dropped(&self, reason: DropReason) {
         self.dropped[reason.index()].fetch_add(1, Ordering::Relaxed);
     }
@@ -93,9 +88,8 @@ impl Counters {
         self.clients_evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot(&self, clients: usize) -> Stats {
+    pub(crate) fn snapshot(&self, clients: usize, delivered: u64) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let delivered = get(&self.delivered);
         let dropped = self.dropped.each_ref().map(get);
         Stats {
             received: delivered + dropped.iter().sum::<u64>(),

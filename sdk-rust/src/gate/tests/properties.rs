@@ -174,3 +174,46 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Several at once, where a burst spares the work for all but its first,
+    /// come to the same as one by one.
+    #[test]
+    fn together_is_as_one_by_one(
+        choices in prop::collection::vec((0usize..3, 0usize..7, 0u8..3), 1..60),
+    ) {
+        let now = Instant::now();
+        let peers = [PROXY, OTHER_PROXY, CLIENT].map(addr);
+        let datagrams: Vec<_> = choices
+            .iter()
+            .map(|&(peer, kind, byte)| {
+                let datagram = match kind {
+                    0 | 1 => from_client(CLIENT, &[byte; 5]),
+                    2 => from_client(CLIENT, b""),
+                    3 => from_client("203.0.113.11:54322", &[byte]),
+                    4 => with_header(
+                        |b| Encoder::udp(b, addr(CLIENT), addr(LISTENER))?.authority("a.example"),
+                        &[byte],
+                    ),
+                    5 => with_header(|b| Encoder::local(b), &[byte]),
+                    _ => vec![byte; 30],
+                };
+                (peers[peer], datagram)
+            })
+            .collect();
+        let (single, together) = (open_gate(), open_gate());
+        {
+            let mut admission = together.admission(now);
+            for (peer, datagram) in &datagrams {
+                let expected = single.admit(now, *peer, datagram);
+                prop_assert_eq!(admission.admit(*peer, datagram), expected);
+            }
+        }
+        prop_assert_eq!(single.stats(), together.stats());
+        for client in [CLIENT, "203.0.113.11:54322", PROXY, OTHER_PROXY].map(addr) {
+            prop_assert_eq!(single.route(now, client), together.route(now, client));
+        }
+    }
+}

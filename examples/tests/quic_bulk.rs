@@ -21,7 +21,7 @@ use quinn::rustls::pki_types::PrivatePkcs8KeyDer;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{
     AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, Runtime as _, ServerConfig,
-    TokioRuntime, UdpPoller,
+    UdpPoller,
 };
 use tokio::sync::oneshot;
 

@@ -148,27 +148,25 @@ fn game_pushes_to_its_players_unasked() {
 
 #[test]
 fn rate_limit_tells_clients_apart() {
-    // More than the twenty seconds that a reply is waited for would let through.
-    const FLOOD: usize = 300;
+    // All of it would take fifteen seconds to let through; no buffer on the way
+    // is too small for it.
+    const FLOOD: usize = 150;
 
     let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1);
     let (flooding, modest) = (client("127.0.0.2"), client("127.0.0.3"));
-    let port = client("127.0.0.2");
-    for n in 0..FLOOD {
-        // From two ports: it is the address that is limited.
-        let from = if n % 2 == 0 { &flooding } else { &port };
-        from.send_to(b"flood", proxy.listener()).unwrap();
+    for _ in 0..FLOOD {
+        flooding.send_to(b"flood", proxy.listener()).unwrap();
     }
     modest.send_to(b"hello", proxy.listener()).unwrap();
     assert_eq!(receive(&modest).0, b"hello");
 
-    // The modest one came last, so that the others' answers are all there.
-    let mut answers = 0;
-    for from in [&flooding, &port] {
-        from.set_nonblocking(true).unwrap();
-        while from.recv(&mut [0; 64]).is_ok() {
-            answers += 1;
-        }
+    assert_eq!(receive(&flooding).0, b"flood");
+    let mut answers = 1;
+    flooding
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    while flooding.recv(&mut [0; 64]).is_ok() {
+        answers += 1;
     }
-    assert!((1..FLOOD).contains(&answers), "{answers}");
+    assert!(answers < FLOOD, "all {answers} answered");
 }

@@ -40,7 +40,7 @@ use inbox::Inbox;
 /// # Errors
 ///
 /// As [`Endpoint::server`]; `InvalidInput` with a
-/// [`TrustError`](crate::TrustError) inside if `trust` can't be used.
+/// [`TrustError`] inside if `trust` can't be used.
 ///
 /// # Panics
 ///

@@ -182,7 +182,7 @@ proptest! {
     /// come to the same as one by one.
     #[test]
     fn together_is_as_one_by_one(
-        choices in prop::collection::vec((0usize..3, 0usize..7, 0u8..3), 1..60),
+        choices in vec((0usize..3, 0usize..7, 0u8..3), 1..60),
     ) {
         let now = Instant::now();
         let peers = [PROXY, OTHER_PROXY, CLIENT].map(addr);

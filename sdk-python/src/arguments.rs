@@ -146,7 +146,7 @@ pub(crate) fn unix_path(name: &str, value: &Bound<'_, PyAny>) -> PyResult<[u8; U
 }
 
 /// An `int`, or what stands for one (`__index__`), within `range`.
-fn integer<N: TryFrom<i64> + PartialOrd>(
+pub(crate) fn integer<N: TryFrom<i64> + PartialOrd>(
     name: &str,
     expected: &str,
     range: RangeInclusive<N>,
@@ -165,11 +165,11 @@ fn integer<N: TryFrom<i64> + PartialOrd>(
     }
 }
 
-fn type_error(name: &str, expected: &str, found: &Bound<'_, PyAny>) -> PyErr {
+pub(crate) fn type_error(name: &str, expected: &str, found: &Bound<'_, PyAny>) -> PyErr {
     PyTypeError::new_err(message(name, expected, found))
 }
 
-fn value_error(name: &str, expected: &str, found: &Bound<'_, PyAny>) -> PyErr {
+pub(crate) fn value_error(name: &str, expected: &str, found: &Bound<'_, PyAny>) -> PyErr {
     PyValueError::new_err(message(name, expected, found))
 }
 

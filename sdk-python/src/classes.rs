@@ -1,6 +1,7 @@
 //! The classes of `ppv2/_types.py`, and how values of Rust become theirs.
 
 use ppv2::{DecodeError, EncodeError, TlvError, Transport};
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyType};
@@ -66,6 +67,22 @@ pub(crate) fn tlv<'py>(py: Python<'py>, tlv: ppv2::Tlv<'_>) -> PyResult<Bound<'p
     static TLV: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let class = TLV.import(py, MODULE, "Tlv")?;
     class.call1((tlv.kind.0, PyBytes::new(py, tlv.value)))
+}
+
+pub(crate) fn datagram<'py>(
+    py: Python<'py>,
+    fields: impl PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static DATAGRAM: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    DATAGRAM.import(py, MODULE, "Datagram")?.call1(fields)
+}
+
+pub(crate) fn stats<'py>(
+    py: Python<'py>,
+    fields: impl PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    static STATS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    STATS.import(py, MODULE, "Stats")?.call1(fields)
 }
 
 pub(crate) fn decode_error(error: DecodeError) -> PyErr {

@@ -63,6 +63,15 @@ impl Header {
         }
     }
 
+    /// From the bytes of a header that was found valid before, however long.
+    pub(crate) fn read(py: Python<'_>, bytes: &[u8]) -> PyResult<Self> {
+        let (header, _) = Decoder::new()
+            .max_header_len(usize::MAX)
+            .decode(bytes)
+            .map_err(classes::decode_error)?;
+        Ok(Self::new(py, &header))
+    }
+
     /// The bytes from one offset to another, within the header or not.
     fn range<'a>(&'a self, py: Python<'a>, from: usize, to: usize) -> &'a [u8] {
         self.bytes.as_bytes(py).get(from..to).unwrap_or(&[])
@@ -291,11 +300,7 @@ impl Header {
 #[pyfunction]
 #[pyo3(name = "_header_of", signature = (header, /))]
 pub(crate) fn header_of(header: &Bound<'_, PyBytes>) -> PyResult<Header> {
-    let (decoded, _) = Decoder::new()
-        .max_header_len(usize::MAX)
-        .decode(header.as_bytes())
-        .map_err(classes::decode_error)?;
-    Ok(Header::new(header.py(), &decoded))
+    Header::read(header.py(), header.as_bytes())
 }
 
 /// What a getter of the codec has read, for Python.

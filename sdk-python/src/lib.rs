@@ -1,17 +1,17 @@
-//! `ppv2._native`: the codec of [`ppv2`] for Python.
+//! `ppv2._native`: the codec of [`ppv2`] and the sockets of [`ppv2_sdk`] for Python.
 //!
 //! This crate converts: arguments of Python's into Rust's, headers into frozen
 //! Python objects, errors into exceptions. What a header may look like is the
-//! business of the `ppv2` crate alone. Enums, exceptions and named tuples are
+//! business of the `ppv2` crate alone, and whose a datagram is that of `ppv2_sdk`. Enums, exceptions and named tuples are
 //! written in Python, in `ppv2/_types.py`, where they can be ordinary ones.
-
-#![forbid(unsafe_code)]
 
 mod arguments;
 mod classes;
 mod codec;
 mod header;
+mod socket;
 mod ssl;
+mod trust;
 
 #[pyo3::pymodule]
 mod _native {
@@ -19,6 +19,8 @@ mod _native {
     use super::codec::{decode, encode, encode_local};
     #[pymodule_export]
     use super::header::{Header, header_of};
+    #[pymodule_export]
+    use super::socket::{Socket, Way, wrap};
     #[pymodule_export]
     use super::ssl::{Ssl, ssl_of};
 

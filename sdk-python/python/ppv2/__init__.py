@@ -12,36 +12,58 @@ Decode only datagrams that must carry a header: whether one does is decided by
 who sent it, never by what it looks like. Drop what raises `DecodeError`.
 """
 
-from ppv2._native import Header, Ssl, __version__, decode, encode, encode_local
+from ppv2._native import Header, Socket, Ssl, __version__, decode, encode, encode_local, wrap
 from ppv2._types import (
     Address,
     Command,
+    Datagram,
     DecodeError,
     EncodeError,
+    NoRouteError,
+    Stats,
     Tlv,
     TlvError,
     TlvType,
     Transport,
+    TrustOptions,
 )
 
 __all__ = [
     "Address",
     "Command",
+    "Datagram",
     "DecodeError",
     "EncodeError",
     "Header",
+    "NoRouteError",
+    "Socket",
     "Ssl",
+    "Stats",
     "Tlv",
     "TlvError",
     "TlvType",
     "Transport",
+    "TrustOptions",
     "__version__",
     "decode",
     "encode",
     "encode_local",
+    "wrap",
 ]
 
 # Tracebacks and pickles name what is public, wherever it is written.
-for _class in (Command, DecodeError, EncodeError, Tlv, TlvError, TlvType, Transport):
+for _class in (
+    Command,
+    Datagram,
+    DecodeError,
+    EncodeError,
+    NoRouteError,
+    Stats,
+    Tlv,
+    TlvError,
+    TlvType,
+    Transport,
+    TrustOptions,
+):
     _class.__module__ = __name__
 del _class

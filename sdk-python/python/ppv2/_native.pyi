@@ -1,21 +1,25 @@
-"""The codec, compiled. Everything here is public as `ppv2.…`, if it is at all."""
+"""Codec and sockets, compiled. Everything here is public as `ppv2.…`, if it is at all."""
 
+import socket
 from collections.abc import Iterable
-from typing import Final, Literal, final, overload
+from typing import Final, Literal, Self, final, overload
 
-from _typeshed import ReadableBuffer
+from _typeshed import ReadableBuffer, WriteableBuffer
 
-from ppv2._types import Address, Command, Tlv, Transport
+from ppv2._types import Address, Command, Datagram, Stats, Tlv, Transport
 
 __all__ = [
     "Header",
+    "Socket",
     "Ssl",
+    "_Way",
     "__version__",
     "_header_of",
     "_ssl_of",
     "decode",
     "encode",
     "encode_local",
+    "wrap",
 ]
 
 __version__: Final[str]
@@ -208,6 +212,297 @@ class Header:
     def __hash__(self) -> int: ...
 
 @final
+class Socket:
+    """A UDP socket whose addresses are its clients', made by wrap().
+
+    It has the methods that a UDP server uses, with the arguments and results of
+    socket.socket; a method that is not here could hand a header to the
+    application. Datagrams that must be dropped are dropped and counted in
+    stats(); they never raise, and never prolong a timeout.
+
+    An address that it reports equals an ordinary one: (host, port) for IPv4,
+    (host, port, flowinfo, scope_id) for IPv6, an IPv4 client never in IPv6 form.
+    Passed to sendto() as the object that it is, it makes the reply go by the
+    listener and the proxy that the datagram came through; an equal tuple goes
+    the way of the client's latest datagram.
+
+    All methods may be called from several threads.
+    """
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receives one client's datagram.
+
+        Args:
+            bufsize: The most bytes to return; the rest of a longer payload is
+                lost. The header needs no room.
+            flags: 0 or MSG_DONTWAIT.
+
+        Returns:
+            The payload without any header; possibly empty.
+
+        Raises:
+            TimeoutError: The timeout passed, bad datagrams or not.
+            BlockingIOError: There is no datagram, and the socket is non-blocking.
+            OSError: The socket is closed or broken; never what somebody sent.
+        """
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        """Receives one client's datagram into a buffer.
+
+        Args:
+            buffer: A writable bytes-like object.
+            nbytes: The most bytes to write; 0 for all that there is room for.
+            flags: 0 or MSG_DONTWAIT.
+
+        Returns:
+            How many bytes were written.
+
+        Raises:
+            As recv().
+        """
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address]:
+        """Receives one client's datagram and the client's address.
+
+        Args:
+            bufsize: As for recv().
+            flags: As for recv().
+
+        Returns:
+            The payload and the client's address.
+
+        Raises:
+            As recv().
+        """
+
+    def recvfrom_into(
+        self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0
+    ) -> tuple[int, Address]:
+        """Receives one client's datagram into a buffer, and the client's address.
+
+        Args:
+            buffer: As for recv_into().
+            nbytes: As for recv_into().
+            flags: As for recv_into().
+
+        Returns:
+            How many bytes were written, and the client's address.
+
+        Raises:
+            As recv().
+        """
+
+    def recv_datagram(self) -> Datagram:
+        """Receives one client's datagram with all that is known of it.
+
+        Returns:
+            Payload, client, destination, proxy and header.
+
+        Raises:
+            As recv().
+        """
+
+    def recv_batch(self, n: int, /) -> list[tuple[bytes, Address]]:
+        """Receives datagrams of clients, many in one call.
+
+        Waits for the first as recv() does, and then takes those that are there
+        already.
+
+        Args:
+            n: The most datagrams to return, from 1 to 1024. After enable_gro()
+                what the kernel joined counts as one.
+
+        Returns:
+            Payloads and clients' addresses in the order in which they came; at
+            least one.
+
+        Raises:
+            As recv().
+        """
+
+    def enable_gro(self) -> bool:
+        """Has the kernel join datagrams of one proxy that arrive in a row, which
+        makes receiving bursts much cheaper (UDP_GRO of Linux).
+
+        From then on only recv_batch() receives: other calls have no place for
+        the rest of a burst, and raise.
+
+        Returns:
+            Whether the system can.
+
+        Raises:
+            OSError: The socket is closed.
+        """
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address]:
+        """Receives one client's datagram, ancillary data and the client's address.
+
+        Args:
+            bufsize: As for recv().
+            ancbufsize: The most bytes of ancillary data to receive.
+            flags: As for recv().
+
+        Returns:
+            (data, ancdata, msg_flags, address): the payload, a list of (level,
+            type, data), flags such as MSG_TRUNC, and the client's address.
+            What ancillary data say of addresses is said of the proxy's datagram.
+
+        Raises:
+            As recv().
+        """
+
+    def recvmsg_into(
+        self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Address]:
+        """Receives one client's datagram into buffers, ancillary data and the
+        client's address.
+
+        Args:
+            buffers: Writable bytes-like objects, filled one after the other.
+            ancbufsize: As for recvmsg().
+            flags: As for recv().
+
+        Returns:
+            (nbytes, ancdata, msg_flags, address): how many bytes were written, and
+            the rest as of recvmsg().
+
+        Raises:
+            As recv().
+        """
+
+    @overload
+    def sendto(self, data: ReadableBuffer, address: Address, /) -> int:
+        """Sends a datagram to a client. The arguments are (data, address) or
+        (data, flags, address).
+
+        Args:
+            data: The payload, any bytes-like object.
+            flags: 0 or MSG_DONTWAIT.
+            address: The client's address, best the object that a receive call
+                returned.
+
+        Returns:
+            How many bytes were sent.
+
+        Raises:
+            NoRouteError: The client was not heard from, or too long ago.
+            TimeoutError, BlockingIOError: There is no room to send, and the
+                timeout passed or the socket is non-blocking.
+            OSError: The datagram could not be sent.
+        """
+
+    @overload
+    def sendto(self, data: ReadableBuffer, flags: int, address: Address, /) -> int: ...
+    def send_batch(self, datagrams: Iterable[tuple[ReadableBuffer, Address]], /) -> int:
+        """Sends datagrams to clients, many in one call. What goes to one client in a
+        row leaves as a burst (UDP_SEGMENT of Linux).
+
+        Args:
+            datagrams: Payloads and clients' addresses, each as for sendto().
+
+        Returns:
+            How many datagrams, from the first on, are dealt with: sent, or, with
+            no way to their client, counted in stats() and left out. Less than
+            all if one of the rest can't be sent; sending that again says why.
+
+        Raises:
+            TimeoutError, BlockingIOError, OSError: As sendto(), if the first
+                datagram can't be sent.
+        """
+
+    def sendmsg(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        ancdata: Iterable[tuple[int, int, ReadableBuffer]] = (),
+        flags: int = 0,
+        address: Address | None = None,
+        /,
+    ) -> int:
+        """Sends a datagram, put together of parts, to a client.
+
+        Args:
+            buffers: The payload's parts, bytes-like objects.
+            ancdata: Ancillary data: (level, type, data) of each.
+            flags: As for sendto().
+            address: As for sendto(); it can't be left out.
+
+        Returns:
+            How many bytes were sent.
+
+        Raises:
+            As sendto().
+        """
+
+    def stats(self) -> Stats:
+        """What the socket has received, dropped and sent so far."""
+
+    def fileno(self) -> int:
+        """The descriptor, to wait on with select or selectors; -1 once closed. What
+        is read from it directly has its headers.
+        """
+
+    def getsockname(self) -> Address:
+        """The address that the socket is bound to."""
+
+    @overload
+    def getsockopt(self, level: int, optname: int, /) -> int:
+        """An option's value, as socket.getsockopt()."""
+
+    @overload
+    def getsockopt(self, level: int, optname: int, buflen: int, /) -> bytes: ...
+    def setsockopt(
+        self,
+        level: int,
+        optname: int,
+        value: int | ReadableBuffer | None,
+        optlen: int | None = None,
+        /,
+    ) -> None:
+        """Sets an option, as socket.setsockopt().
+
+        Raises:
+            ValueError: The option is UDP_GRO, which would join datagrams.
+        """
+
+    def settimeout(self, value: float | None, /) -> None:
+        """Sets for how many seconds a call may wait: None for ever, 0 not at all. A
+        receive call keeps to it however many bad datagrams come.
+        """
+
+    def gettimeout(self) -> float | None:
+        """For how many seconds a call may wait, or None."""
+
+    @property
+    def timeout(self) -> float | None:
+        """For how many seconds a call may wait, or None."""
+
+    def setblocking(self, flag: bool, /) -> None:
+        """Whether calls may wait: settimeout(None) or settimeout(0)."""
+
+    def getblocking(self) -> bool:
+        """Whether calls may wait, for however long."""
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The address family."""
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """The socket type, SOCK_DGRAM."""
+
+    @property
+    def proto(self) -> int:
+        """The protocol's number."""
+
+    def close(self) -> None:
+        """Closes the socket. A call that waits in another thread is not woken up."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_args: object) -> None: ...
+
+@final
 class Ssl:
     """What a proxy that ended the client's TLS knows of it.
 
@@ -284,6 +579,46 @@ class Ssl:
     def __bytes__(self) -> bytes: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+
+def wrap(
+    sock: socket.socket,
+    *,
+    trusted: Iterable[object],
+    direct: Literal["drop", "accept"] = "drop",
+    max_header_len: int = 512,
+    max_clients: int = 65536,
+    forget_after: float = 120.0,
+) -> Socket:
+    """Lets a UDP socket show its clients instead of the proxy in front of it.
+
+    Args:
+        sock: A bound UDP socket, IPv4 or IPv6. Its descriptor, options and
+            timeout pass to the new socket; sock itself is left closed, as after
+            detach().
+        trusted: The networks whose datagrams must carry a header, such as
+            ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
+            Whoever sits in one can speak for any client, so name the proxies
+            alone.
+        direct: What to do with a datagram from elsewhere: "drop" it, or "accept"
+            it as one of a client that is not behind a proxy, payload untouched.
+        max_header_len: The longest header to accept, in bytes, at least 28.
+        max_clients: How many clients are remembered, at about 1 kB each. A new
+            one then takes the place of the one longest unheard-of.
+        forget_after: For how many seconds after its latest datagram a client can
+            be sent to.
+
+    Returns:
+        The socket to use instead.
+
+    Raises:
+        ValueError: A network or another argument is not what is described
+            above, or nothing could ever be received.
+        TypeError: An argument is of another type.
+        OSError: The socket is closed, or there are no descriptors left.
+    """
+
+@final
+class _Way: ...
 
 def _header_of(header: bytes, /) -> Header: ...
 def _ssl_of(value: bytes, /) -> Ssl: ...

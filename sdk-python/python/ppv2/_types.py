@@ -3,8 +3,13 @@
 The compiled part makes these when it decodes; `ppv2` is where they are public.
 """
 
+from __future__ import annotations
+
 from enum import IntEnum, StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from ppv2._native import Header
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 """An address of the `socket` module: `(host, port)` for IPv4, and
@@ -59,6 +64,72 @@ class Tlv(NamedTuple):
     value: bytes
 
 
+class TrustOptions(TypedDict, total=False):
+    """Arguments of ppv2.wrap() that all that is built on it takes too."""
+
+    direct: Literal["drop", "accept"]
+    max_header_len: int
+    max_clients: int
+    forget_after: float
+
+
+class ClientAddress(tuple[Any, ...]):
+    """The address of a client, equal to any other tuple of it, that carries the
+    way by which its datagram came.
+    """
+
+    _way: object
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[tuple[Any, ...]]]:
+        """Copies are ordinary tuples: the way is of use to the socket alone."""
+        return tuple, (tuple(self),)
+
+
+class Datagram(NamedTuple):
+    """A client's datagram with all that is known of it."""
+
+    payload: bytes
+    """The client's bytes, without any header; possibly none."""
+    client: Address
+    """The client's address, to pass to sendto(): it carries the way back."""
+    destination: Address | None
+    """The address that the client sent to, as the proxy saw it. None for a direct
+    client, and for a proxy that speaks for itself."""
+    proxy: Address | None
+    """The proxy that passed the datagram on; equal to client if the proxy speaks
+    for itself (a LOCAL header: a health check). None for a direct client."""
+    header: Header | None
+    """The header, with its TLVs. None for a direct client."""
+
+    @property
+    def tlvs(self) -> tuple[Tlv, ...]:
+        """The header's TLVs in the order in which they were sent."""
+        return self.header.tlvs if self.header else ()
+
+
+class Stats(NamedTuple):
+    """What a socket has seen, in numbers. All but `clients` only ever grow."""
+
+    received: int
+    """Datagrams received, delivered and dropped ones together."""
+    delivered: int
+    """Datagrams handed to the application."""
+    dropped: dict[str, int]
+    """Datagrams dropped by reason, zeroes too: "untrusted", "direct_conflict",
+    "no_header", "bad_header", "header_too_long", "unspecified", "tcp", "unix",
+    "client_address"."""
+    replies_sent: int
+    """Datagrams sent to clients."""
+    replies_without_route: int
+    """Datagrams not sent since the way to their client was not known, or no
+    longer."""
+    clients_evicted: int
+    """Clients forgotten before their time to make room for new ones. If it grows,
+    max_clients is too low."""
+    clients: int
+    """Clients that are remembered now."""
+
+
 class DecodeError(ValueError):
     """A datagram that must carry a header does not carry a valid one.
 
@@ -72,8 +143,14 @@ class DecodeError(ValueError):
         super().__init__(message)
         self.offset = offset
 
-    def __reduce__(self) -> tuple[type["DecodeError"], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, int]]:
         return type(self), (str(self), self.offset)
+
+
+class NoRouteError(OSError):
+    """Nobody knows where a datagram for this client would have to go: the client
+    was not heard from, or too long ago. Its errno is ENOTCONN.
+    """
 
 
 class EncodeError(ValueError):

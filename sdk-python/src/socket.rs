@@ -1,0 +1,556 @@
+//! `Socket`: a UDP socket of Python's whose addresses are the clients'.
+//!
+//! The methods here are the ones of `socket.socket`, argument by argument. What
+//! they do is in [`core`]: the SDK's [`Gate`](ppv2_sdk::Gate) decides on every datagram,
+//! [`descriptor`] does the input and output, and [`ways`] lets an address carry
+//! the way back.
+
+mod address;
+mod batch;
+mod buffers;
+mod bursts;
+mod core;
+mod descriptor;
+mod errors;
+mod message;
+mod slots;
+mod takeover;
+mod ways;
+
+use std::net::SocketAddr;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use rustix::io::Errno;
+
+use self::buffers::{Flags, Writable, batch_size, bufsize, clipped, writable};
+use self::core::Core;
+use crate::header::Header;
+use crate::{arguments, classes};
+
+pub(crate) use self::takeover::wrap;
+pub(crate) use self::ways::Way;
+
+/// Of udp(7).
+const SOL_UDP: i32 = 17;
+const UDP_GRO: i32 = 104;
+
+/// A UDP socket whose addresses are its clients', made by wrap().
+///
+/// It has the methods that a UDP server uses, with the arguments and results of
+/// socket.socket; a method that is not here could hand a header to the
+/// application. Datagrams that must be dropped are dropped and counted in
+/// stats(); they never raise, and never prolong a timeout.
+///
+/// An address that it reports equals an ordinary one: (host, port) for IPv4,
+/// (host, port, flowinfo, scope_id) for IPv6, an IPv4 client never in IPv6 form.
+/// Passed to sendto() as the object that it is, it makes the reply go by the
+/// listener and the proxy that the datagram came through; an equal tuple goes
+/// the way of the client's latest datagram.
+///
+/// All methods may be called from several threads.
+#[pyclass(frozen, weakref, module = "ppv2")]
+pub(crate) struct Socket {
+    /// The `socket.socket` that owns the descriptor. Its own timeout is none, or
+    /// 0 where this one has any.
+    python: Py<PyAny>,
+    core: Core,
+}
+
+#[pymethods]
+impl Socket {
+    /// Receives one client's datagram.
+    ///
+    /// Args:
+    ///     bufsize: The most bytes to return; the rest of a longer payload is
+    ///         lost. The header needs no room.
+    ///     flags: 0 or MSG_DONTWAIT.
+    ///
+    /// Returns:
+    ///     The payload without any header; possibly empty.
+    ///
+    /// Raises:
+    ///     TimeoutError: The timeout passed, bad datagrams or not.
+    ///     BlockingIOError: There is no datagram, and the socket is non-blocking.
+    ///     OSError: The socket is closed or broken; never what somebody sent.
+    #[pyo3(signature = (bufsize, flags = Flags::default(), /), text_signature = "($self, bufsize, flags=0, /)")]
+    fn recv<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = bufsize)] bufsize: usize,
+        flags: Flags,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        self.core
+            .receive(py, flags.dontwait, |py, received, bytes| {
+                Ok(PyBytes::new(py, clipped(received.payload(bytes), bufsize)))
+            })
+    }
+
+    /// Receives one client's datagram into a buffer.
+    ///
+    /// Args:
+    ///     buffer: A writable bytes-like object.
+    ///     nbytes: The most bytes to write; 0 for all that there is room for.
+    ///     flags: 0 or MSG_DONTWAIT.
+    ///
+    /// Returns:
+    ///     How many bytes were written.
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (buffer, nbytes = 0, flags = Flags::default()), text_signature = "($self, buffer, nbytes=0, flags=0)")]
+    fn recv_into(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = writable)] buffer: Writable<'_>,
+        #[pyo3(from_py_with = bufsize)] nbytes: usize,
+        flags: Flags,
+    ) -> PyResult<usize> {
+        let room = buffer.room(nbytes)?;
+        self.core.receive(py, flags.dontwait, |_, received, bytes| {
+            buffer.write(clipped(received.payload(bytes), room))
+        })
+    }
+
+    /// Receives one client's datagram and the client's address.
+    ///
+    /// Args:
+    ///     bufsize: As for recv().
+    ///     flags: As for recv().
+    ///
+    /// Returns:
+    ///     The payload and the client's address.
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (bufsize, flags = Flags::default(), /), text_signature = "($self, bufsize, flags=0, /)")]
+    fn recvfrom<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = bufsize)] bufsize: usize,
+        flags: Flags,
+    ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyAny>)> {
+        self.core
+            .receive(py, flags.dontwait, |py, received, bytes| {
+                let payload = PyBytes::new(py, clipped(received.payload(bytes), bufsize));
+                Ok((payload, received.address(py, &self.core.ways)?))
+            })
+    }
+
+    /// Receives one client's datagram into a buffer, and the client's address.
+    ///
+    /// Args:
+    ///     buffer: As for recv_into().
+    ///     nbytes: As for recv_into().
+    ///     flags: As for recv_into().
+    ///
+    /// Returns:
+    ///     How many bytes were written, and the client's address.
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (buffer, nbytes = 0, flags = Flags::default()), text_signature = "($self, buffer, nbytes=0, flags=0)")]
+    fn recvfrom_into<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = writable)] buffer: Writable<'_>,
+        #[pyo3(from_py_with = bufsize)] nbytes: usize,
+        flags: Flags,
+    ) -> PyResult<(usize, Bound<'py, PyAny>)> {
+        let room = buffer.room(nbytes)?;
+        self.core
+            .receive(py, flags.dontwait, |py, received, bytes| {
+                let written = buffer.write(clipped(received.payload(bytes), room))?;
+                Ok((written, received.address(py, &self.core.ways)?))
+            })
+    }
+
+    /// Receives one client's datagram with all that is known of it.
+    ///
+    /// Returns:
+    ///     Payload, client, destination, proxy and header.
+    ///
+    /// Raises:
+    ///     As recv().
+    fn recv_datagram<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.core.receive(py, false, |py, received, bytes| {
+            let header = match received.header(bytes) {
+                [] => None,
+                header => Some(Header::read(py, header)?),
+            };
+            let plain = |address: Option<SocketAddr>| {
+                address
+                    .map(|address| address::to_python(py, address))
+                    .transpose()
+            };
+            classes::datagram(
+                py,
+                (
+                    PyBytes::new(py, received.payload(bytes)),
+                    received.address(py, &self.core.ways)?,
+                    plain(received.destination)?,
+                    plain(received.proxy)?,
+                    header,
+                ),
+            )
+        })
+    }
+
+    /// Receives one client's datagram, ancillary data and the client's address.
+    ///
+    /// Args:
+    ///     bufsize: As for recv().
+    ///     ancbufsize: The most bytes of ancillary data to receive.
+    ///     flags: As for recv().
+    ///
+    /// Returns:
+    ///     (data, ancdata, msg_flags, address): the payload, a list of (level,
+    ///     type, data), flags such as MSG_TRUNC, and the client's address.
+    ///     What ancillary data say of addresses is said of the proxy's datagram.
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (bufsize, ancbufsize = 0, flags = Flags::default(), /), text_signature = "($self, bufsize, ancbufsize=0, flags=0, /)")]
+    fn recvmsg<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = bufsize)] bufsize: usize,
+        #[pyo3(from_py_with = bufsize)] ancbufsize: usize,
+        flags: Flags,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let message = self.receive_message(py, ancbufsize, flags)?;
+        let payload = message.payload();
+        let data = PyBytes::new(py, clipped(payload, bufsize));
+        message.result(data.into_any(), payload.len() > bufsize)
+    }
+
+    /// Receives one client's datagram into buffers, ancillary data and the
+    /// client's address.
+    ///
+    /// Args:
+    ///     buffers: Writable bytes-like objects, filled one after the other.
+    ///     ancbufsize: As for recvmsg().
+    ///     flags: As for recv().
+    ///
+    /// Returns:
+    ///     (nbytes, ancdata, msg_flags, address): how many bytes were written, and
+    ///     the rest as of recvmsg().
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (buffers, ancbufsize = 0, flags = Flags::default(), /), text_signature = "($self, buffers, ancbufsize=0, flags=0, /)")]
+    fn recvmsg_into<'py>(
+        &self,
+        py: Python<'py>,
+        buffers: &Bound<'py, PyAny>,
+        #[pyo3(from_py_with = bufsize)] ancbufsize: usize,
+        flags: Flags,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let buffers: Vec<_> = buffers
+            .try_iter()?
+            .map(|buffer| writable(&buffer?))
+            .collect::<PyResult<_>>()?;
+        let message = self.receive_message(py, ancbufsize, flags)?;
+        let mut rest = message.payload();
+        let mut written = 0;
+        for buffer in &buffers {
+            let (part, after) = rest.split_at(rest.len().min(buffer.len));
+            written += buffer.write(part)?;
+            rest = after;
+        }
+        message.result(written.into_pyobject(py)?.into_any(), !rest.is_empty())
+    }
+
+    /// Sends a datagram to a client. The arguments are (data, address) or
+    /// (data, flags, address).
+    ///
+    /// Args:
+    ///     data: The payload, any bytes-like object.
+    ///     flags: 0 or MSG_DONTWAIT.
+    ///     address: The client's address, best the object that a receive call
+    ///         returned.
+    ///
+    /// Returns:
+    ///     How many bytes were sent.
+    ///
+    /// Raises:
+    ///     NoRouteError: The client was not heard from, or too long ago.
+    ///     TimeoutError, BlockingIOError: There is no room to send, and the
+    ///         timeout passed or the socket is non-blocking.
+    ///     OSError: The datagram could not be sent.
+    #[pyo3(signature = (data, flags, address = None, /), text_signature = None)]
+    fn sendto(
+        &self,
+        data: &Bound<'_, PyAny>,
+        flags: &Bound<'_, PyAny>,
+        address: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let (flags, address) = match address {
+            Some(address) => (flags.extract()?, address),
+            None => (Flags::default(), flags),
+        };
+        let data = arguments::bytes_like("data", data)?;
+        self.core
+            .send(data.py(), data.as_bytes(), address, flags.dontwait)
+    }
+
+    /// Sends a datagram, put together of parts, to a client.
+    ///
+    /// Args:
+    ///     buffers: The payload's parts, bytes-like objects.
+    ///     ancdata: Ancillary data: (level, type, data) of each.
+    ///     flags: As for sendto().
+    ///     address: As for sendto(); it can't be left out.
+    ///
+    /// Returns:
+    ///     How many bytes were sent.
+    ///
+    /// Raises:
+    ///     As sendto().
+    #[pyo3(signature = (buffers, ancdata = None, flags = Flags::default(), address = None, /), text_signature = "($self, buffers, ancdata=(), flags=0, address=None, /)")]
+    fn sendmsg(
+        &self,
+        py: Python<'_>,
+        buffers: &Bound<'_, PyAny>,
+        ancdata: Option<&Bound<'_, PyAny>>,
+        flags: Flags,
+        address: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let address = address.ok_or_else(|| errors::os(py, Errno::DESTADDRREQ))?;
+        let mut data = Vec::new();
+        for (index, buffer) in buffers.try_iter()?.enumerate() {
+            let part = arguments::bytes_like(&format!("buffers[{index}]"), &buffer?)?;
+            data.extend_from_slice(part.as_bytes());
+        }
+        match ancdata {
+            Some(ancdata) if ancdata.is_truthy()? => {
+                self.send_message(&data, ancdata, flags, address)
+            }
+            _ => self.core.send(py, &data, address, flags.dontwait),
+        }
+    }
+
+    /// Receives datagrams of clients, many in one call.
+    ///
+    /// Waits for the first as recv() does, and then takes those that are there
+    /// already.
+    ///
+    /// Args:
+    ///     n: The most datagrams to return, from 1 to 1024. After enable_gro()
+    ///         what the kernel joined counts as one.
+    ///
+    /// Returns:
+    ///     Payloads and clients' addresses in the order in which they came; at
+    ///     least one.
+    ///
+    /// Raises:
+    ///     As recv().
+    #[pyo3(signature = (n, /))]
+    fn recv_batch<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = batch_size)] n: usize,
+    ) -> PyResult<Bound<'py, PyList>> {
+        self.core.receive_batch(py, n)
+    }
+
+    /// Has the kernel join datagrams of one proxy that arrive in a row, which
+    /// makes receiving bursts much cheaper (UDP_GRO of Linux).
+    ///
+    /// From then on only recv_batch() receives: other calls have no place for
+    /// the rest of a burst, and raise.
+    ///
+    /// Returns:
+    ///     Whether the system can.
+    ///
+    /// Raises:
+    ///     OSError: The socket is closed.
+    fn enable_gro(&self, py: Python<'_>) -> PyResult<bool> {
+        let enabled = self.core.descriptor(py)?.enable_gro()?;
+        if enabled {
+            self.core.set_joined();
+        }
+        Ok(enabled)
+    }
+
+    /// Sends datagrams to clients, many in one call. What goes to one client in a
+    /// row leaves as a burst (UDP_SEGMENT of Linux).
+    ///
+    /// Args:
+    ///     datagrams: Payloads and clients' addresses, each as for sendto().
+    ///
+    /// Returns:
+    ///     How many datagrams, from the first on, are dealt with: sent, or, with
+    ///     no way to their client, counted in stats() and left out. Less than
+    ///     all if one of the rest can't be sent; sending that again says why.
+    ///
+    /// Raises:
+    ///     TimeoutError, BlockingIOError, OSError: As sendto(), if the first
+    ///         datagram can't be sent.
+    #[pyo3(signature = (datagrams, /))]
+    fn send_batch(&self, datagrams: &Bound<'_, PyAny>) -> PyResult<usize> {
+        self.core.send_batch(datagrams)
+    }
+
+    /// What the socket has received, dropped and sent so far.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let stats = self.core.gate.stats();
+        let dropped = PyDict::new(py);
+        for (reason, count) in stats.drops() {
+            dropped.set_item(reason.as_str(), count)?;
+        }
+        classes::stats(
+            py,
+            (
+                stats.received,
+                stats.delivered,
+                dropped,
+                self.core.replies.sent(),
+                self.core.replies.without_route(),
+                stats.clients_evicted,
+                stats.clients,
+            ),
+        )
+    }
+
+    /// The descriptor, to wait on with select or selectors; -1 once closed. What
+    /// is read from it directly has its headers.
+    fn fileno<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.python.bind(py).call_method0(intern!(py, "fileno"))
+    }
+
+    /// The address that the socket is bound to.
+    fn getsockname<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.python.bind(py).call_method0("getsockname")
+    }
+
+    /// An option's value, as socket.getsockopt().
+    #[pyo3(signature = (level, optname, buflen = 0, /))]
+    fn getsockopt<'py>(
+        &self,
+        py: Python<'py>,
+        level: i32,
+        optname: i32,
+        buflen: i32,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let arguments = match buflen {
+            0 => (level, optname).into_pyobject(py)?,
+            _ => (level, optname, buflen).into_pyobject(py)?,
+        };
+        self.python.bind(py).call_method1("getsockopt", arguments)
+    }
+
+    /// Sets an option, as socket.setsockopt().
+    ///
+    /// Raises:
+    ///     ValueError: The option is UDP_GRO, which would join datagrams.
+    #[pyo3(signature = (level, optname, value, optlen = None, /))]
+    fn setsockopt(
+        &self,
+        py: Python<'_>,
+        level: i32,
+        optname: i32,
+        value: &Bound<'_, PyAny>,
+        optlen: Option<u32>,
+    ) -> PyResult<()> {
+        if cfg!(target_os = "linux") && (level, optname) == (SOL_UDP, UDP_GRO) {
+            return Err(PyValueError::new_err(
+                "optname: UDP_GRO joins datagrams, each with its header; use enable_gro()",
+            ));
+        }
+        let arguments = match optlen {
+            None => (level, optname, value).into_pyobject(py)?,
+            Some(optlen) => (level, optname, value, optlen).into_pyobject(py)?,
+        };
+        self.python.bind(py).call_method1("setsockopt", arguments)?;
+        Ok(())
+    }
+
+    /// Sets for how many seconds a call may wait: None for ever, 0 not at all. A
+    /// receive call keeps to it however many bad datagrams come.
+    #[pyo3(signature = (value, /))]
+    fn settimeout(&self, py: Python<'_>, value: Option<f64>) -> PyResult<()> {
+        if value.is_some_and(|seconds| seconds.is_nan() || seconds < 0.0) {
+            return Err(PyValueError::new_err("Timeout value out of range"));
+        }
+        self.set_timeout(py, value)
+    }
+
+    /// For how many seconds a call may wait, or None.
+    fn gettimeout(&self) -> Option<f64> {
+        self.core.timeout()
+    }
+
+    /// For how many seconds a call may wait, or None.
+    #[getter]
+    fn timeout(&self) -> Option<f64> {
+        self.core.timeout()
+    }
+
+    /// Whether calls may wait: settimeout(None) or settimeout(0).
+    #[pyo3(signature = (flag, /))]
+    fn setblocking(&self, py: Python<'_>, flag: bool) -> PyResult<()> {
+        self.set_timeout(py, (!flag).then_some(0.0))
+    }
+
+    /// Whether calls may wait, for however long.
+    fn getblocking(&self) -> bool {
+        self.core.timeout() != Some(0.0)
+    }
+
+    /// The address family.
+    #[getter]
+    fn family<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.python.bind(py).getattr("family")
+    }
+
+    /// The socket type, SOCK_DGRAM.
+    #[getter]
+    fn r#type<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.python.bind(py).getattr("type")
+    }
+
+    /// The protocol's number.
+    #[getter]
+    fn proto<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.python.bind(py).getattr("proto")
+    }
+
+    /// Closes the socket. A call that waits in another thread is not woken up.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.core.close();
+        self.python.bind(py).call_method0("close")?;
+        Ok(())
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_args))]
+    fn __exit__(&self, py: Python<'_>, _args: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close(py)
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let fd = self.fileno(py)?;
+        if self.core.is_closed() {
+            return Ok("<ppv2.Socket [closed]>".to_owned());
+        }
+        let name = self.getsockname(py)?;
+        Ok(format!("<ppv2.Socket fd={fd}, laddr={}>", name.repr()?))
+    }
+}
+
+impl Socket {
+    fn set_timeout(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<()> {
+        // The descriptor waits only where nothing bounds the time.
+        self.python
+            .bind(py)
+            .call_method1("setblocking", (seconds.is_none(),))?;
+        self.core.set_timeout(seconds);
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! Sends many datagrams with one call to the kernel, by the Rust SDK's socket.
+
+use std::io;
+
+use ppv2_sdk::{Direct, Recipient, Trust, UdpSocket};
+use rustix::event::PollFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+
+use super::descriptor::{Descriptor, Failure, Wait};
+
+/// Peers that the SDK's socket remembers, to no purpose here.
+const PEERS: usize = 64;
+
+/// A socket of the SDK that is handed the ways to send by, and so needs no gate
+/// of its own. It receives nothing: the gate that decides has to be the one that
+/// single calls ask too.
+#[derive(Debug)]
+pub(crate) struct Bursts(UdpSocket);
+
+/// A payload and where it goes.
+pub(crate) type Reply<'d> = (&'d [u8], Recipient);
+
+impl Bursts {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let everybody = Trust::ip_nets([]).direct(Direct::Accept).max_clients(PEERS);
+        UdpSocket::from_std(fd.into(), everybody).map(Self)
+    }
+
+    /// Has the kernel join datagrams from now on, for all who share the socket;
+    /// `false` if it can't.
+    pub(crate) fn enable_gro(fd: OwnedFd) -> io::Result<bool> {
+        Self::new(fd)?.0.enable_gro()
+    }
+
+    /// Sends from the front, and returns how many were sent.
+    pub(crate) fn send(
+        &self,
+        descriptor: &Descriptor,
+        replies: &[Reply<'_>],
+        wait: Wait,
+    ) -> Result<usize, Failure> {
+        loop {
+            match self.0.send_batch(replies) {
+                Ok(sent) => return Ok(sent),
+                Err(error) => descriptor.wait_out(errno(&error), wait, PollFlags::OUT)?,
+            }
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Os(errno(&error))
+    }
+}
+
+/// The number of an error that comes from the system, as all do here but the
+/// end of a wait on other systems than Linux.
+fn errno(error: &io::Error) -> Errno {
+    match Errno::from_io_error(error) {
+        Some(number) => number,
+        None if error.kind() == io::ErrorKind::WouldBlock => Errno::AGAIN,
+        None => Errno::INVAL,
+    }
+}

@@ -1,0 +1,91 @@
+//! The arguments that say whom a socket believes, and how much it remembers.
+
+use std::time::Duration;
+
+use ppv2_sdk::{Direct, Trust};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+
+use crate::arguments;
+
+// The signature of `wrap` spells the number out, for `help()` to show it.
+const _: () = assert!(ppv2::DEFAULT_MAX_HEADER_LEN == 512);
+
+/// How much a socket takes and remembers.
+pub(crate) struct Limits {
+    /// Bytes of the longest header.
+    pub(crate) max_header_len: usize,
+    pub(crate) max_clients: usize,
+    pub(crate) forget_after: Duration,
+}
+
+/// The arguments of `wrap` as the Rust SDK has them.
+pub(crate) fn trust(
+    trusted: &Bound<'_, PyAny>,
+    direct: Direct,
+    limits: &Limits,
+) -> PyResult<Trust> {
+    Ok(Trust::networks(networks(trusted)?)
+        .map_err(refused)?
+        .direct(direct)
+        .max_header_len(limits.max_header_len)
+        .max_clients(limits.max_clients)
+        .forget_after(limits.forget_after))
+}
+
+/// The message of the Rust SDK, which names the value and the mend.
+pub(crate) fn refused(error: ppv2_sdk::TrustError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// Networks as text, or whatever spells one when printed, such as an
+/// `ipaddress.IPv4Network`.
+fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    const EXPECTED: &str = "an iterable of networks, such as [\"192.0.2.10\"]";
+    let wrong = || arguments::type_error("trusted", EXPECTED, trusted);
+    // Text is iterable too, letter by letter.
+    if trusted.is_instance_of::<PyString>() || trusted.is_instance_of::<PyBytes>() {
+        return Err(wrong());
+    }
+    let mut networks = Vec::new();
+    for network in trusted.try_iter().map_err(|_| wrong())? {
+        networks.push(network?.str()?.to_cow()?.into_owned());
+    }
+    Ok(networks)
+}
+
+pub(crate) fn direct_policy(direct: &Bound<'_, PyAny>) -> PyResult<Direct> {
+    const EXPECTED: &str = "'drop' or 'accept'";
+    let name = direct
+        .cast::<PyString>()
+        .map_err(|_| arguments::type_error("direct", EXPECTED, direct))?;
+    match name.to_cow()?.as_ref() {
+        "drop" => Ok(Direct::Drop),
+        "accept" => Ok(Direct::Accept),
+        _ => Err(arguments::value_error("direct", EXPECTED, direct)),
+    }
+}
+
+pub(crate) fn max_clients(value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    // The bound is one of memory, so that more is a slip.
+    const MOST: usize = u32::MAX as usize;
+    arguments::integer(
+        "max_clients",
+        "a number of clients, at least 1",
+        1..=MOST,
+        value,
+    )
+}
+
+/// Seconds, which may have a fraction.
+pub(crate) fn forget_after(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    const EXPECTED: &str = "a number of seconds above 0";
+    let seconds: f64 = value
+        .extract()
+        .map_err(|_| arguments::type_error("forget_after", EXPECTED, value))?;
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| arguments::value_error("forget_after", EXPECTED, value))
+}

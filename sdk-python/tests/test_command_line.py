@@ -1,12 +1,13 @@
 """`python -m ppv2`, as its user calls it."""
 
+import signal
 import subprocess
 import sys
 
-import ppv2
+import pytest
 
-CLIENT = ("203.0.113.11", 54321)
-LISTENER = ("198.51.100.10", 9000)
+import ppv2
+from peers import CLIENT, CLIENT_V6, LISTENER, Proxy, hostile, udp
 
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -75,6 +76,11 @@ def test_misuse_is_exit_code_2() -> None:
         (["decode", "0g"], "expected hex digits, got 'g'"),
         (["decode", "0d0"], "expected two hex digits for each byte, got 3 in all"),
         (["decode", "0d", "0a"], "unrecognized arguments: 0a"),
+        (["whoami"], "required: --listen, --trusted"),
+        (["whoami", "--listen", "9000", "--trusted", "::1"], "--listen: expected an address such"),
+        (["whoami", "--listen", "::1:9000", "--trusted", "::1"], "got '::1:9000'"),
+        (["whoami", "--listen", "0.0.0.0:65536", "--trusted", "::1"], "got '0.0.0.0:65536'"),
+        (["whoami", "--listen", "127.0.0.1:0", "--trusted", "all"], '--trusted: trusted network "'),
     ):
         result = run(*arguments)
         assert result.returncode == 2
@@ -94,3 +100,34 @@ def test_a_datagram_that_is_not_in_hex_is_misuse() -> None:
 def test_help_and_version_say_what_there_is() -> None:
     assert run("--version").stdout == f"ppv2 {ppv2.__version__}\n"
     assert "decode" in run("--help").stdout
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_whoami_tells_clients_who_they_are(ending: signal.Signals) -> None:
+    command = [sys.executable, "-I", "-W", "error", "-m", "ppv2", "whoami"]
+    command += ["--listen", "127.0.0.1:0", "--trusted", "::1", "--trusted", "127.0.0.1"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,
+        Proxy() as proxy,
+    ):
+        assert server.stderr is not None
+        ready = server.stderr.readline()
+        assert ready.startswith("ready on 127.0.0.1:")
+        name = ("127.0.0.1", int(ready.rpartition(":")[2]))
+        for _, datagram in hostile().values():
+            proxy.send_raw(name, datagram)
+        proxy.send(name, b"who am I?")
+        assert proxy.receive() == b"203.0.113.11:54321"
+        proxy.send(name, b"", client=CLIENT_V6)
+        assert proxy.receive() == b"[2001:db8::11]:54321"
+        server.send_signal(ending)
+        assert server.wait(60) == 0
+        assert server.stderr.read() == ""
+
+
+def test_an_address_that_is_taken_is_exit_code_1() -> None:
+    with udp() as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run("whoami", "--listen", listen, "--trusted", "127.0.0.1")
+    assert result.returncode == 1
+    assert result.stderr == f"--listen {listen} can't be bound: Address already in use\n"

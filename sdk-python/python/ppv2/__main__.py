@@ -1,6 +1,9 @@
-"""`python -m ppv2`: says what a header says."""
+"""`python -m ppv2`: says what a header says, and tells clients who they are."""
 
 import argparse
+import ipaddress
+import signal
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -37,7 +40,8 @@ _SSL_GETTERS = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line.
 
-    Returns 0, or 1 for an invalid header; exits with 2 for wrong usage.
+    Returns 0, or 1 for an invalid header or an address that can't be bound; exits
+    with 2 for wrong usage.
     """
     parser = argparse.ArgumentParser(
         prog="python -m ppv2", description="PROXY protocol v2 for datagrams."
@@ -56,8 +60,32 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="HEX",
         help="the datagram as hex digits, white space and colons allowed; - reads standard input",
     )
+    whoami = commands.add_parser(
+        "whoami",
+        help="answer each client with its own address and port",
+        description="A server behind a proxy that answers each client with its own address and "
+        "port, until SIGINT or SIGTERM. Exit code 1: the address can't be bound.",
+    )
+    whoami.add_argument(
+        "--listen",
+        required=True,
+        metavar="ADDR",
+        help="the address to bind to, such as 0.0.0.0:9000 or [::]:9000",
+    )
+    whoami.add_argument(
+        "--trusted",
+        required=True,
+        action="append",
+        metavar="NET",
+        help="a network of proxies, whose datagrams must carry a header; may be repeated",
+    )
     options = parser.parse_args(arguments)
-    text: str = options.hex
+    if options.command == "whoami":
+        return _whoami(whoami, options.listen, options.trusted)
+    return _decode(decode, options.hex)
+
+
+def _decode(decode: argparse.ArgumentParser, text: str) -> int:
     if text == "-":
         # Whoever pipes in the datagram itself is told that hex is expected.
         text = sys.stdin.buffer.read().decode(errors="replace")
@@ -73,6 +101,46 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in _facts(header, payload):
         print(f"{name:<12} {value}")
     return 0
+
+
+def _whoami(whoami: argparse.ArgumentParser, listen: str, trusted: list[str]) -> int:
+    try:
+        family, address = _bindable(listen)
+    except ValueError:
+        whoami.error(f"--listen: expected an address such as 0.0.0.0:9000, got {listen!r}")
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind(address)
+        except OSError as error:
+            print(f"--listen {listen} can't be bound: {error.strerror}", file=sys.stderr)
+            return 1
+        try:
+            wrapped = ppv2.wrap(sock, trusted=trusted)
+        except ValueError as error:
+            whoami.error(f"--trusted: {error}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with wrapped:
+        print(f"ready on {_address(wrapped.getsockname())}", file=sys.stderr, flush=True)
+        try:
+            while True:
+                _, client = wrapped.recvfrom(0)
+                try:
+                    wrapped.sendto(_address(client).encode(), client)
+                except OSError as error:
+                    # One client that can't be answered is no reason to leave the others.
+                    print(f"no answer to {_address(client)}: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            return 0
+
+
+def _bindable(listen: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    host, _, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    if bracketed != (ip.version == 6) or not 0 <= int(port) <= 65535:
+        raise ValueError(listen)
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    return family, (str(ip), int(port))
 
 
 def _bytes_of_hex(text: str) -> bytes:

@@ -1,0 +1,341 @@
+"""Datagram endpoints of asyncio whose addresses are the clients'.
+
+A server that calls `loop.create_datagram_endpoint(...)` calls
+`ppv2.asyncio.create_datagram_endpoint(..., trusted=...)` instead; its protocol
+stays as it is. The transport is one of ours, on every loop that can watch a
+descriptor: uvloop's own reads the descriptor itself, past any Python object.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar, Unpack
+
+import ppv2
+from ppv2 import Address, Socket, TrustOptions
+
+__all__ = ["DatagramTransport", "create_datagram_endpoint"]
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
+
+# Datagrams handed on after one wake-up. More would hold up the loop's other work.
+_BATCH = 32
+
+# As asyncio's own transports.
+_HIGH_WATER = 64 * 1024
+
+
+async def create_datagram_endpoint(
+    protocol_factory: Callable[[], _Protocol],
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: None = None,
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    reuse_port: bool | None = None,
+    allow_broadcast: bool | None = None,
+    sock: socket.socket | None = None,
+    trusted: Iterable[object],
+    **options: Unpack[TrustOptions],
+) -> tuple["DatagramTransport", _Protocol]:
+    """Creates a datagram endpoint in the running loop, as the loop's method of the
+    same name.
+
+    Args:
+        protocol_factory: Makes the protocol, whose datagram_received() is given
+            payloads and clients' addresses.
+        local_addr: Host and port to bind to, those that the proxy sends to.
+        remote_addr: Only None: clients are many.
+        family: As for the loop's method, and so are proto, flags, reuse_port and
+            allow_broadcast.
+        proto: See family.
+        flags: See family.
+        reuse_port: See family.
+        allow_broadcast: See family.
+        sock: A bound UDP socket to use in place of all these. It is left closed,
+            as by ppv2.wrap().
+        trusted: As for ppv2.wrap().
+        options: direct, max_header_len, max_clients and forget_after, as for
+            ppv2.wrap().
+
+    Returns:
+        The transport and the protocol. `transport.get_extra_info("socket")` is a
+        ppv2.Socket, which has stats().
+
+    Raises:
+        ValueError: Arguments contradict each other, or trust can't be used.
+        OSError: No address could be bound; the first error.
+        NotImplementedError: The loop can't watch a descriptor, as the proactor
+            loop of Windows.
+    """
+    loop = asyncio.get_running_loop()
+    if remote_addr is not None:
+        raise ValueError("remote_addr: a server behind a proxy has many clients; leave it out")
+    if (local_addr is None) == (sock is None):
+        raise ValueError("expected either local_addr or sock")
+    if sock is None:
+        sock = await _bind(
+            loop,
+            local_addr,
+            family=family,
+            proto=proto,
+            flags=flags,
+            reuse_port=reuse_port,
+            allow_broadcast=allow_broadcast,
+        )
+    elif family or proto or flags or reuse_port or allow_broadcast:
+        raise ValueError(
+            "family, proto, flags, reuse_port and allow_broadcast can't be used with sock"
+        )
+    try:
+        wrapped = ppv2.wrap(sock, trusted=trusted, **options)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        wrapped.settimeout(0)
+        # Nobody else receives from it.
+        wrapped.enable_gro()
+        protocol = protocol_factory()
+        transport = DatagramTransport(loop, wrapped, protocol)
+        protocol.connection_made(transport)
+        transport._start()
+    except BaseException:
+        wrapped.close()
+        raise
+    return transport, protocol
+
+
+async def _bind(
+    loop: asyncio.AbstractEventLoop,
+    local_addr: tuple[str, int] | None,
+    *,
+    family: int,
+    proto: int,
+    flags: int,
+    reuse_port: bool | None,
+    allow_broadcast: bool | None,
+) -> socket.socket:
+    if not isinstance(local_addr, tuple) or len(local_addr) != 2:
+        raise TypeError(f"local_addr: expected (host, port), got {local_addr!r}")
+    host, port = local_addr
+    found = await loop.getaddrinfo(
+        host, port, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags
+    )
+    failed: OSError | None = None
+    for its_family, its_type, its_proto, _, address in found:
+        try:
+            sock = socket.socket(its_family, its_type, its_proto)
+        except OSError as error:
+            failed = failed or error
+            continue
+        try:
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if allow_broadcast:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.bind(address)
+        except OSError as error:
+            sock.close()
+            failed = failed or error
+        else:
+            return sock
+    raise failed or OSError(f"local_addr: no address found for {local_addr!r}")
+
+
+class DatagramTransport(asyncio.DatagramTransport):
+    """The transport of an endpoint, made by create_datagram_endpoint()."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: Socket, protocol: asyncio.DatagramProtocol
+    ) -> None:
+        super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": None})
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._protocol = protocol
+        self._closing = False
+        self._unsent: deque[tuple[bytes, Address]] = deque()
+        self._unsent_size = 0
+        self._paused = False
+        self._low_water, self._high_water = _HIGH_WATER // 4, _HIGH_WATER
+
+    def __repr__(self) -> str:
+        state = "closing" if self._closing else "open"
+        return f"<ppv2.asyncio.DatagramTransport {state} {self._sock!r}>"
+
+    def sendto(
+        self,
+        data: bytes | bytearray | memoryview,
+        addr: Any = None,  # noqa: ANN401
+    ) -> None:
+        """Sends a datagram to a client; one that can't be sent now is kept for later.
+
+        What goes wrong is given to the protocol's error_received(): a
+        ppv2.NoRouteError if the client was not heard from, or too long ago.
+
+        Args:
+            data: The payload, copied if it is kept.
+            addr: The client's address, best the object that datagram_received()
+                was given.
+
+        Raises:
+            TypeError, ValueError: An argument is not what is described above.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"data: expected a bytes-like object, got {data!r}")
+        if addr is None:
+            raise ValueError("addr: expected a client's address, got None")
+        if self._closing and not self._unsent:
+            return
+        if not self._unsent:
+            try:
+                self._sock.sendto(data, addr)
+            except BlockingIOError:
+                self._loop.add_writer(self._fd, self._on_writable)
+            except OSError as error:
+                self._protocol.error_received(error)
+                return
+            else:
+                return
+        self._unsent.append((bytes(data), addr))
+        self._unsent_size += len(data)
+        self._pause_if_full()
+
+    def close(self) -> None:
+        """Stops receiving, sends what is kept, and then closes the socket."""
+        if self._closing:
+            return
+        self._stop_reading()
+        if not self._unsent:
+            self._loop.call_soon(self._finish)
+
+    def abort(self) -> None:
+        """Closes the socket without sending what is kept."""
+        already = self._closing and not self._unsent
+        self._stop_reading()
+        if self._unsent:
+            self._unsent.clear()
+            self._unsent_size = 0
+            self._loop.remove_writer(self._fd)
+        if not already:
+            self._loop.call_soon(self._finish)
+
+    def is_closing(self) -> bool:
+        """Whether close() or abort() was called."""
+        return self._closing
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The protocol in use."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Hands what comes from now on to another protocol."""
+        if not isinstance(protocol, asyncio.DatagramProtocol):
+            raise TypeError(f"protocol: expected a DatagramProtocol, got {protocol!r}")
+        self._protocol = protocol
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes of payload that are kept to be sent."""
+        return self._unsent_size
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """The sizes below and above which writing is resumed and paused, in bytes."""
+        return self._low_water, self._high_water
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Sets at which sizes, in bytes, the protocol's pause_writing() and
+        resume_writing() are called, as for any transport of asyncio.
+        """
+        if high is None:
+            high = _HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._low_water, self._high_water = low, high
+        self._pause_if_full()
+
+    def _start(self) -> None:
+        if not self._closing:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _stop_reading(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._loop.remove_reader(self._fd)
+
+    def _on_readable(self) -> None:
+        try:
+            batch = self._sock.recv_batch(_BATCH)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._protocol.error_received(error)
+            return
+        for data, addr in batch:
+            if self._closing:
+                # What is left is lost, as what the kernel still has.
+                return
+            try:
+                self._protocol.datagram_received(data, addr)
+            except Exception as error:  # noqa: BLE001
+                # The next datagram is another client's, who must not suffer.
+                self._report("datagram_received", error)
+
+    def _on_writable(self) -> None:
+        while self._unsent:
+            data, addr = self._unsent[0]
+            try:
+                self._sock.sendto(data, addr)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._drop_first(data)
+                self._protocol.error_received(error)
+            else:
+                self._drop_first(data)
+        if self._paused and self._unsent_size <= self._low_water:
+            self._paused = False
+            self._call("resume_writing", self._protocol.resume_writing)
+        # Either may have sent more, or closed.
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
+            if self._closing:
+                self._finish()
+
+    def _drop_first(self, data: bytes) -> None:
+        # The protocol may have called abort() meanwhile.
+        with suppress(IndexError):
+            self._unsent.popleft()
+            self._unsent_size -= len(data)
+
+    def _pause_if_full(self) -> None:
+        if not self._paused and self._unsent_size > self._high_water:
+            self._paused = True
+            self._call("pause_writing", self._protocol.pause_writing)
+
+    def _call(self, name: str, method: Callable[[], None]) -> None:
+        try:
+            method()
+        except Exception as error:  # noqa: BLE001
+            self._report(name, error)
+
+    def _report(self, method: str, error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {
+                "message": f"protocol.{method}() failed",
+                "exception": error,
+                "transport": self,
+                "protocol": self._protocol,
+            }
+        )
+
+    def _finish(self) -> None:
+        try:
+            self._protocol.connection_lost(None)
+        finally:
+            self._sock.close()

@@ -1,0 +1,69 @@
+"""The real proxy, `ppv2-proxy`, in front of a server."""
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def binary() -> str:
+    """The proxy's path: PPV2_PROXY, or where cargo builds it."""
+    named = os.environ.get("PPV2_PROXY")
+    path = Path(named) if named else ROOT / "target" / "debug" / "ppv2-proxy"
+    if not path.is_file():
+        pytest.fail(
+            f"{path} is not there; build it with `cargo build -p ppv2-proxy`, or name it in "
+            "PPV2_PROXY"
+        )
+    return str(path)
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextmanager
+def proxy_to(server: tuple[str, int], *options: str) -> Iterator[tuple[str, int]]:
+    """Runs the proxy, and yields the listener's address."""
+    listener = ("127.0.0.1", free_port())
+    command = [binary(), "run", "--listen", f"127.0.0.1:{listener[1]}"]
+    command += ["--upstream", f"{server[0]}:{server[1]}", "--workers", "1", *options]
+    with until_ready(command):
+        yield listener
+
+
+@contextmanager
+def until_ready(command: list[str], word: str = "ready") -> Iterator[str]:
+    """Runs a program from the line on standard error that says `word`, which is
+    yielded, until the end of the block.
+    """
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if word in line:
+                    break
+            else:
+                pytest.fail(f"{command} ended: {''.join(lines)}")
+            # Nobody may be kept waiting for room in the pipe.
+            rest = threading.Thread(target=lines.extend, args=(process.stderr,))
+            rest.start()
+            yield lines[-1]
+        finally:
+            # No waiting for sessions to end.
+            process.kill()
+            process.wait()
+        rest.join()
+        assert "Traceback" not in "".join(lines), "".join(lines)

@@ -1,0 +1,339 @@
+"""`ppv2.asyncio`, on the standard loop and on uvloop."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+
+import ppv2
+import ppv2.asyncio
+from peers import CLIENT, OTHER_CLIENT, PATIENCE, Proxy, hostile, udp
+from ppv2.asyncio import DatagramTransport, create_datagram_endpoint
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(params=["standard", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+    def run(main: Main) -> None:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(main(), PATIENCE))
+
+    return run
+
+
+class Protocol(asyncio.DatagramProtocol):
+    """Notes what it is told."""
+
+    transport: DatagramTransport
+
+    def __init__(self) -> None:
+        self.received: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
+        self.errors: list[Exception] = []
+        self.calls: list[str] = []
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, DatagramTransport)
+        self.transport = transport
+        self.calls.append("made")
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.received.put_nowait((data, addr))
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+async def endpoint(
+    factory: Callable[[], Protocol] = Protocol, **options: Any
+) -> tuple[DatagramTransport, Protocol]:
+    options = {"local_addr": ("127.0.0.1", 0), "trusted": ["127.0.0.1"], **options}
+    return await create_datagram_endpoint(factory, **options)
+
+
+async def reply(proxy: Proxy) -> bytes:
+    return await asyncio.to_thread(proxy.receive)
+
+
+async def closed(transport: DatagramTransport, protocol: Protocol) -> None:
+    transport.close()
+    assert await protocol.lost is None
+    assert transport.get_extra_info("socket").fileno() == -1
+
+
+def test_a_protocol_sees_clients_and_answers_them(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        transport, protocol = await endpoint()
+        name = transport.get_extra_info("sockname")
+        with Proxy() as one, Proxy() as other:
+            for _, datagram in hostile().values():
+                one.send_raw(name, datagram)
+            one.send(name, b"one")
+            data, at_one = await protocol.received.get()
+            assert (data, at_one) == (b"one", CLIENT)
+            other.send(name, b"other", listener=("198.51.100.99", 53))
+            data, at_other = await protocol.received.get()
+            transport.sendto(b"first", at_one)
+            transport.sendto(bytearray(b"second"), at_other)
+            transport.sendto(memoryview(b"third"), CLIENT)
+            transport.sendto(b"", CLIENT)
+            assert await reply(one) == b"first"
+            assert [await reply(other) for _ in range(3)] == [b"second", b"third", b""]
+        sock = transport.get_extra_info("socket")
+        assert isinstance(sock, ppv2.Socket)
+        assert sock.stats().delivered == 2
+        assert protocol.errors == []
+        assert protocol.calls == ["made"]
+        await closed(transport, protocol)
+
+    run(main)
+
+
+def test_a_burst_arrives_whole_and_in_order(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        transport, protocol = await endpoint()
+        with Proxy() as proxy:
+            for number in range(100):
+                proxy.send(transport.get_extra_info("sockname"), bytes([number]))
+            received = [await protocol.received.get() for _ in range(100)]
+        assert received == [(bytes([number]), CLIENT) for number in range(100)]
+        await closed(transport, protocol)
+
+    run(main)
+
+
+def test_a_client_never_seen_is_told_to_the_protocol(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        transport, protocol = await endpoint()
+        transport.sendto(b"", OTHER_CLIENT)
+        [error] = protocol.errors
+        assert isinstance(error, ppv2.NoRouteError)
+        with pytest.raises(ValueError, match="addr: expected a client's address, got None"):
+            transport.sendto(b"")
+        with pytest.raises(TypeError, match="data: expected a bytes-like object, got 'text'"):
+            transport.sendto("text", CLIENT)  # type: ignore[arg-type]
+        await closed(transport, protocol)
+
+    run(main)
+
+
+class Clogged:
+    """A socket that has no room to send until it is told."""
+
+    def __init__(self, inner: ppv2.Socket) -> None:
+        self.inner = inner
+        self.clogged = True
+
+    def sendto(self, data: bytes, addr: Any) -> None:
+        if self.clogged:
+            raise BlockingIOError
+        self.inner.sendto(data, addr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+async def clogged(
+    proxy: Proxy,
+) -> tuple[DatagramTransport, Protocol, Clogged]:
+    transport, protocol = await endpoint()
+    proxy.send(transport.get_extra_info("sockname"), b"")
+    await protocol.received.get()
+    sock = Clogged(transport._sock)
+    transport._sock = sock  # type: ignore[assignment]
+    return transport, protocol, sock
+
+
+def test_writing_pauses_and_resumes(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        with Proxy() as proxy:
+            transport, protocol, sock = await clogged(proxy)
+            transport.set_write_buffer_limits(high=100)
+            assert transport.get_write_buffer_limits() == (25, 100)
+            payload = bytearray(b"x" * 60)
+            transport.sendto(payload, CLIENT)
+            payload[:] = b"y" * 60
+            assert protocol.calls == ["made"]
+            transport.sendto(payload, CLIENT)
+            assert protocol.calls == ["made", "pause"]
+            transport.sendto(payload, CLIENT)
+            assert transport.get_write_buffer_size() == 180
+            sock.clogged = False
+            assert await reply(proxy) == b"x" * 60
+            assert await reply(proxy) == b"y" * 60
+            assert await reply(proxy) == b"y" * 60
+            while transport.get_write_buffer_size():
+                await asyncio.sleep(0)
+            assert protocol.calls == ["made", "pause", "resume"]
+            await closed(transport, protocol)
+
+    run(main)
+
+
+def test_what_waits_is_sent_before_closing(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        with Proxy() as proxy:
+            transport, protocol, sock = await clogged(proxy)
+            transport.sendto(b"one", CLIENT)
+            transport.sendto(b"nobody", OTHER_CLIENT)
+            transport.sendto(b"two", CLIENT)
+            transport.close()
+            transport.close()
+            assert transport.is_closing()
+            await asyncio.sleep(0.01)
+            assert not protocol.lost.done()
+            sock.clogged = False
+            assert await protocol.lost is None
+            assert [await reply(proxy), await reply(proxy)] == [b"one", b"two"]
+            assert [type(error) for error in protocol.errors] == [ppv2.NoRouteError]
+            transport.sendto(b"late", CLIENT)
+            proxy.receives_nothing()
+
+    run(main)
+
+
+def test_abort_drops_what_waits(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        with Proxy() as proxy:
+            transport, protocol, sock = await clogged(proxy)
+            transport.sendto(b"one", CLIENT)
+            transport.close()
+            transport.abort()
+            transport.abort()
+            sock.clogged = False
+            assert await protocol.lost is None
+            assert transport.get_write_buffer_size() == 0
+            proxy.receives_nothing()
+
+    run(main)
+
+
+def test_a_protocol_that_fails_does_not_cost_the_next_client(run: Callable[[Main], None]) -> None:
+    class Failing(Protocol):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            if data == b"bad":
+                raise RuntimeError(data)
+
+    async def main() -> None:
+        reported: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: reported.append(context))
+        transport, protocol = await endpoint(Failing)
+        with Proxy() as proxy:
+            proxy.send(transport.get_extra_info("sockname"), b"bad")
+            proxy.send(transport.get_extra_info("sockname"), b"good")
+            assert (await protocol.received.get())[0] == b"bad"
+            assert (await protocol.received.get())[0] == b"good"
+        [context] = reported
+        assert context["message"] == "protocol.datagram_received() failed"
+        assert isinstance(context["exception"], RuntimeError)
+        assert context["transport"] is transport
+        await closed(transport, protocol)
+
+    run(main)
+
+
+def test_a_protocol_that_closes_is_told_nothing_more(run: Callable[[Main], None]) -> None:
+    class Closing(Protocol):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            self.transport.close()
+
+    async def main() -> None:
+        transport, protocol = await endpoint(Closing)
+        with Proxy() as proxy:
+            for _ in range(3):
+                proxy.send(transport.get_extra_info("sockname"), b"x")
+            await protocol.lost
+        assert protocol.received.qsize() == 1
+
+    run(main)
+
+
+def test_another_protocol_takes_over(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        transport, first = await endpoint()
+        second = Protocol()
+        assert transport.get_protocol() is first
+        transport.set_protocol(second)
+        assert transport.get_protocol() is second
+        with pytest.raises(TypeError, match="protocol: expected a DatagramProtocol"):
+            transport.set_protocol(asyncio.Protocol())
+        with Proxy() as proxy:
+            proxy.send(transport.get_extra_info("sockname"), b"x")
+            assert (await second.received.get())[0] == b"x"
+        assert first.received.empty()
+        await closed(transport, second)
+
+    run(main)
+
+
+def test_a_socket_may_be_brought(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        with udp() as sock:
+            name = sock.getsockname()
+            transport, protocol = await endpoint(local_addr=None, sock=sock)
+            assert sock.fileno() == -1
+            assert transport.get_extra_info("sockname") == name
+            assert repr(transport).startswith("<ppv2.asyncio.DatagramTransport open <ppv2.Socket")
+            await closed(transport, protocol)
+
+    run(main)
+
+
+def test_two_endpoints_share_a_port_when_told(run: Callable[[Main], None]) -> None:
+    async def main() -> None:
+        transport, protocol = await endpoint(reuse_port=True, family=socket.AF_INET)
+        name = transport.get_extra_info("sockname")
+        with pytest.raises(OSError, match="in use"):
+            await endpoint(local_addr=name)
+        again, its_protocol = await endpoint(local_addr=name, reuse_port=True, allow_broadcast=True)
+        await closed(transport, protocol)
+        await closed(again, its_protocol)
+
+    run(main)
+
+
+def test_arguments_that_contradict_are_refused(run: Callable[[Main], None]) -> None:
+    async def refused(message: str, **options: Any) -> None:
+        with pytest.raises((ValueError, TypeError), match=message):
+            await endpoint(**options)
+
+    async def main() -> None:
+        await refused("remote_addr: a server behind a proxy", remote_addr=("127.0.0.1", 1))
+        await refused("expected either local_addr or sock", local_addr=None)
+        await refused("local_addr: expected .host, port.", local_addr="127.0.0.1")
+        await refused('"nowhere" is not a network', trusted=["nowhere"])
+        with udp() as sock:
+            await refused("expected either local_addr or sock", sock=sock)
+            await refused("can't be used with sock", local_addr=None, sock=sock, reuse_port=True)
+
+    run(main)
+
+
+def test_a_protocol_that_can_not_be_made_leaves_nothing_open(run: Callable[[Main], None]) -> None:
+    def broken() -> Protocol:
+        raise RuntimeError("broken")
+
+    async def main() -> None:
+        made: Awaitable[Any] = endpoint(broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            await made
+
+    run(main)

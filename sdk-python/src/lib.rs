@@ -2,8 +2,9 @@
 //!
 //! This crate converts: arguments of Python's into Rust's, headers into frozen
 //! Python objects, errors into exceptions. What a header may look like is the
-//! business of the `ppv2` crate alone, and whose a datagram is that of `ppv2_sdk`. Enums, exceptions and named tuples are
-//! written in Python, in `ppv2/_types.py`, where they can be ordinary ones.
+//! business of the `ppv2` crate alone, and whose a datagram is that of
+//! `ppv2_sdk`. Enums, exceptions and named tuples are written in Python, in
+//! `ppv2/_types.py`, where they can be ordinary ones.
 
 mod arguments;
 mod classes;
@@ -13,7 +14,9 @@ mod socket;
 mod ssl;
 mod trust;
 
-#[pyo3::pymodule]
+// Nothing in here counts on the interpreter's lock: what threads share stands
+// behind locks of its own.
+#[pyo3::pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
     use super::codec::{decode, encode, encode_local};

@@ -20,8 +20,9 @@ __all__ = ["DatagramTransport", "create_datagram_endpoint"]
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
 
-# Datagrams handed on after one wake-up. More would hold up the loop's other work.
-_BATCH = 32
+# Datagrams, or bursts of them, that are handed on after one wake-up. More would
+# hold up the loop's other work.
+_MOST_AT_ONCE = 32
 
 # As asyncio's own transports.
 _HIGH_WATER = 64 * 1024
@@ -158,6 +159,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._fd = sock.fileno()
         self._protocol = protocol
         self._closing = False
+        self._at_once = 1
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._unsent_size = 0
         self._paused = False
@@ -270,12 +272,14 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _on_readable(self) -> None:
         try:
-            batch = self._sock.recv_batch(_BATCH)
+            batch = self._sock.recv_batch(self._at_once)
         except BlockingIOError:
             return
         except OSError as error:
             self._protocol.error_received(error)
             return
+        # Room for what doesn't come is not free, so it follows what comes.
+        self._at_once = min(2 * len(batch), _MOST_AT_ONCE)
         for data, addr in batch:
             if self._closing:
                 # What is left is lost, as what the kernel still has.

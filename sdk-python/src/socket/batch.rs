@@ -83,7 +83,13 @@ impl Core {
         let mut owned = Vec::new();
         for (index, datagram) in datagrams.try_iter()?.enumerate() {
             let (data, address) = pair(index, &datagram?)?;
-            let data = arguments::bytes_like(&format!("datagrams[{index}][0]"), &data)?;
+            let data = match data.cast_into::<PyBytes>() {
+                Ok(bytes) => bytes,
+                Err(other) => {
+                    let name = format!("datagrams[{index}][0]");
+                    arguments::bytes_like(&name, &other.into_inner())?
+                }
+            };
             owned.push((data, self.find_way_to(now, &address)?.ok()));
         }
         let bursts = descriptor.bursts()?;
@@ -98,17 +104,16 @@ impl Core {
             let mut sent = 0;
             while sent < replies.len() {
                 match py.detach(|| bursts.send(&descriptor, &replies[sent..], wait)) {
-                    Ok(more) => sent += more,
+                    Ok(more) => {
+                        self.replies_sent(more);
+                        sent += more;
+                    }
                     Err(Failure::Interrupted) => py.check_signals()?,
                     // What fails now fails again at the next call, which can say so.
-                    Err(_) if done + sent > 0 => {
-                        self.replies_sent(sent);
-                        return Ok(done + sent);
-                    }
+                    Err(_) if done + sent > 0 => return Ok(done + sent),
                     Err(failure) => return Err(errors::failure(py, failure)),
                 }
             }
-            self.replies_sent(sent);
             self.replies_without_route(run.len() - sent);
             done += run.len();
         }

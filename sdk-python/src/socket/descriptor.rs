@@ -105,10 +105,7 @@ impl Descriptor {
         buffer: &mut [u8],
         wait: Wait,
     ) -> Result<(usize, SocketAddr), Failure> {
-        let flags = match wait {
-            Wait::Never => recv_dontwait(),
-            Wait::Forever | Wait::Until(_) => RecvFlags::empty(),
-        };
+        let flags = self.recv_flags(wait)?;
         loop {
             match recvfrom(&self.fd, &mut *buffer, flags) {
                 Ok((len, _, peer)) => {
@@ -128,10 +125,7 @@ impl Descriptor {
         to: SocketAddr,
         wait: Wait,
     ) -> Result<usize, Failure> {
-        let flags = match wait {
-            Wait::Never => send_dontwait(),
-            Wait::Forever | Wait::Until(_) => SendFlags::empty(),
-        };
+        let flags = self.send_flags(wait)?;
         let mut again = true;
         loop {
             match sendto(&self.fd, datagram, flags, &to) {
@@ -177,6 +171,46 @@ impl Descriptor {
         }
     }
 
+    #[cfg(not(windows))]
+    fn recv_flags(&self, wait: Wait) -> Result<RecvFlags, Failure> {
+        Ok(match wait {
+            Wait::Never => RecvFlags::DONTWAIT,
+            Wait::Forever | Wait::Until(_) => RecvFlags::empty(),
+        })
+    }
+
+    #[cfg(not(windows))]
+    fn send_flags(&self, wait: Wait) -> Result<SendFlags, Failure> {
+        Ok(match wait {
+            Wait::Never => SendFlags::DONTWAIT,
+            Wait::Forever | Wait::Until(_) => SendFlags::empty(),
+        })
+    }
+
+    /// Windows has no flag for a call that must not wait, so it asks before.
+    #[cfg(windows)]
+    fn recv_flags(&self, wait: Wait) -> Result<RecvFlags, Failure> {
+        self.ready(wait, PollFlags::IN)?;
+        Ok(RecvFlags::empty())
+    }
+
+    #[cfg(windows)]
+    fn send_flags(&self, wait: Wait) -> Result<SendFlags, Failure> {
+        self.ready(wait, PollFlags::OUT)?;
+        Ok(SendFlags::empty())
+    }
+
+    #[cfg(windows)]
+    fn ready(&self, wait: Wait, what: PollFlags) -> Result<(), Failure> {
+        match wait {
+            Wait::Forever | Wait::Until(_) => Ok(()),
+            Wait::Never => match self.poll(what, Some(Duration::ZERO)) {
+                Err(Failure::TimedOut) => Err(Failure::WouldBlock),
+                result => result,
+            },
+        }
+    }
+
     fn poll(&self, what: PollFlags, left: Option<Duration>) -> Result<(), Failure> {
         let left = left
             .map(|left| Timespec::try_from(left).map_err(|_| Failure::Os(Errno::INVAL)))
@@ -201,28 +235,6 @@ pub(crate) fn is_echo_of_earlier_send(error: Errno) -> bool {
         Errno::NETUNREACH,
     ]
     .contains(&error)
-}
-
-#[cfg(not(windows))]
-fn recv_dontwait() -> RecvFlags {
-    RecvFlags::DONTWAIT
-}
-
-#[cfg(not(windows))]
-fn send_dontwait() -> SendFlags {
-    SendFlags::DONTWAIT
-}
-
-/// Windows has no such flag: a call that must not wait needs a socket that never
-/// does.
-#[cfg(windows)]
-fn recv_dontwait() -> RecvFlags {
-    RecvFlags::empty()
-}
-
-#[cfg(windows)]
-fn send_dontwait() -> SendFlags {
-    SendFlags::empty()
 }
 
 thread_local! {

@@ -27,7 +27,9 @@ thread_local! {
 /// Slots and what is in them. Each has 64 KiB, of which the system gives only
 /// what has ever been used.
 pub(crate) struct Slots {
+    /// Perhaps more of them than are in use.
     buffer: Vec<u8>,
+    count: usize,
     filled: Vec<Filled>,
 }
 
@@ -39,15 +41,15 @@ struct Filled {
 }
 
 impl Slots {
-    /// This thread's slots if it has that many, else new ones. They are taken
+    /// This thread's slots if it has so many, else new ones. They are taken
     /// rather than borrowed: what Python runs meanwhile, such as a signal's
     /// handler, may receive too, and makes its own.
     pub(crate) fn take(count: usize) -> Self {
-        let len = count * SLOT;
         match SPARE.take() {
-            Some(spare) if spare.buffer.len() == len => spare,
+            Some(spare) if spare.buffer.len() >= count * SLOT => Self { count, ..spare },
             _ => Self {
-                buffer: vec![0; len],
+                buffer: vec![0; count * SLOT],
+                count,
                 filled: Vec::with_capacity(count),
             },
         }
@@ -83,10 +85,13 @@ impl Slots {
         self.buffer.get(range).unwrap_or_default()
     }
 
-    fn buffers(buffer: &mut [u8]) -> impl Iterator<Item = &mut [u8]> {
-        buffer
-            .chunks_exact_mut(SLOT)
-            .map(|slot| &mut slot[..MAX_DATAGRAM])
+    /// The slots to fill, and where to note what is in them.
+    fn parts(&mut self) -> (impl Iterator<Item = &mut [u8]>, &mut Vec<Filled>) {
+        let slots = self.buffer.chunks_exact_mut(SLOT).take(self.count);
+        (
+            slots.map(|slot| &mut slot[..MAX_DATAGRAM]),
+            &mut self.filled,
+        )
     }
 }
 
@@ -122,9 +127,8 @@ mod linux {
     }
 
     fn receive(slots: &mut Slots, descriptor: &Descriptor) -> Result<(), Errno> {
-        let mut buffers: Vec<_> = Slots::buffers(&mut slots.buffer)
-            .map(|slot| [IoSliceMut::new(slot)])
-            .collect();
+        let (buffers, filled) = slots.parts();
+        let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
         // Made anew for each call: `recvmmsg` leaves the lengths of the last call
         // in them, and would cut off a longer address or control message.
         let mut headers =
@@ -142,7 +146,7 @@ mod linux {
                 }
             }
             let peer = message.address.as_ref().and_then(to_std);
-            slots.filled.push(Filled {
+            filled.push(Filled {
                 len: message.bytes,
                 stride,
                 peer: peer.ok_or(Errno::AFNOSUPPORT)?,
@@ -172,14 +176,15 @@ mod portable {
         wait: Wait,
     ) -> Result<(), Failure> {
         let mut wait = wait;
-        for slot in Slots::buffers(&mut slots.buffer) {
+        let (buffers, filled) = slots.parts();
+        for slot in buffers {
             let (len, peer) = match descriptor.receive(slot, wait) {
                 Ok(received) => received,
-                Err(failure) if slots.filled.is_empty() => return Err(failure),
+                Err(failure) if filled.is_empty() => return Err(failure),
                 // What fails now fails again at the next call, which can say so.
                 Err(_) => break,
             };
-            slots.filled.push(Filled {
+            filled.push(Filled {
                 len,
                 stride: len,
                 peer,

@@ -20,9 +20,15 @@ __all__ = ["DatagramTransport", "create_datagram_endpoint"]
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
 
-# Datagrams, or bursts of them, that are handed on after one wake-up. More would
-# hold up the loop's other work.
+# Datagrams that are handed on after one wake-up. More would hold up the loop's other
+# work.
 _MOST_AT_ONCE = 32
+
+# A batch of one costs more than receiving it alone, so after one so many datagrams
+# are received singly before a batch is tried again.
+_SINGLY = 15
+
+_LONGEST = 65535
 
 # As asyncio's own transports.
 _HIGH_WATER = 64 * 1024
@@ -98,8 +104,6 @@ async def create_datagram_endpoint(
         raise
     try:
         wrapped.settimeout(0)
-        # Nobody else receives from it.
-        wrapped.enable_gro()
         protocol = protocol_factory()
         transport = DatagramTransport(loop, wrapped, protocol)
         protocol.connection_made(transport)
@@ -159,7 +163,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._fd = sock.fileno()
         self._protocol = protocol
         self._closing = False
-        self._at_once = 1
+        self._at_once = 2
+        self._singly = 0
         self._unsent: deque[tuple[bytes, Address]] = deque()
         self._unsent_size = 0
         self._paused = False
@@ -187,13 +192,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         Raises:
             TypeError, ValueError: An argument is not what is described above.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"data: expected a bytes-like object, got {data!r}")
-        if addr is None:
-            raise ValueError("addr: expected a client's address, got None")
-        if self._closing and not self._unsent:
-            return
         if not self._unsent:
+            if self._closing:
+                return
             try:
                 self._sock.sendto(data, addr)
             except BlockingIOError:
@@ -203,8 +204,11 @@ class DatagramTransport(asyncio.DatagramTransport):
                 return
             else:
                 return
-        self._unsent.append((bytes(data), addr))
-        self._unsent_size += len(data)
+        elif addr is None:
+            raise TypeError("address: expected a client's, got None")
+        payload = bytes(memoryview(data))
+        self._unsent.append((payload, addr))
+        self._unsent_size += len(payload)
         self._pause_if_full()
 
     def close(self) -> None:
@@ -272,14 +276,20 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _on_readable(self) -> None:
         try:
-            batch = self._sock.recv_batch(self._at_once)
+            if self._singly:
+                self._singly -= 1
+                batch = [self._sock.recvfrom(_LONGEST)]
+            else:
+                batch = self._sock.recv_batch(self._at_once)
+                if len(batch) == 1:
+                    self._singly = _SINGLY
+                # Room for what doesn't come is not free either.
+                self._at_once = min(2 * len(batch), _MOST_AT_ONCE)
         except BlockingIOError:
             return
         except OSError as error:
             self._protocol.error_received(error)
             return
-        # Room for what doesn't come is not free, so it follows what comes.
-        self._at_once = min(2 * len(batch), _MOST_AT_ONCE)
         for data, addr in batch:
             if self._closing:
                 # What is left is lost, as what the kernel still has.

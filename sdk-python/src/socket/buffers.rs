@@ -3,7 +3,6 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView, PySlice};
-use rustix::net::RecvFlags;
 
 use crate::arguments;
 
@@ -15,7 +14,7 @@ pub(crate) struct Flags {
 }
 
 #[cfg(not(windows))]
-const MSG_DONTWAIT: u32 = RecvFlags::DONTWAIT.bits();
+const MSG_DONTWAIT: u32 = rustix::net::RecvFlags::DONTWAIT.bits();
 /// Linux's number, for our own calls: Windows has no such flag.
 #[cfg(windows)]
 const MSG_DONTWAIT: u32 = 0x40;

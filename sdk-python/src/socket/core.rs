@@ -100,9 +100,9 @@ impl Received {
 
     /// The client's address, which carries the way back.
     pub(crate) fn address<'py>(&self, py: Python<'py>, ways: &Ways) -> PyResult<Bound<'py, PyAny>> {
-        match ways.known(py, std::iter::once(self.heard())).pop() {
-            Some(Some(address)) => Ok(address),
-            _ => ways.learn(py, self.heard()),
+        match ways.known_one(py, self.heard()) {
+            Some(address) => Ok(address),
+            None => ways.learn(py, self.heard()),
         }
     }
 

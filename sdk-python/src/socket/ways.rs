@@ -75,11 +75,25 @@ impl Way {
 pub(crate) struct Ways {
     /// Tells the ways of two sockets apart.
     id: u64,
-    flows: Mutex<LinkedHashMap<Flow, Known, RandomState>>,
+    flows: Mutex<Flows>,
     /// Bounds what a flood of made-up client addresses can make us allocate:
     /// about 700 bytes for each.
     max_flows: usize,
     forget_after: Duration,
+}
+
+#[derive(Default)]
+struct Flows(LinkedHashMap<Flow, Known, RandomState>);
+
+impl Flows {
+    fn known<'py>(&mut self, py: Python<'py>, heard: Heard) -> Option<Bound<'py, PyAny>> {
+        let Entry::Occupied(mut known) = self.0.entry(heard.flow) else {
+            return None;
+        };
+        known.to_back();
+        *known.get().way.get().latest() = Some(heard.latest());
+        Some(known.get().address.bind(py).clone())
+    }
 }
 
 struct Known {
@@ -92,7 +106,7 @@ impl Ways {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            flows: Mutex::new(LinkedHashMap::with_hasher(RandomState::new())),
+            flows: Mutex::default(),
             max_flows,
             forget_after,
         }
@@ -106,16 +120,16 @@ impl Ways {
         heard: impl Iterator<Item = Heard>,
     ) -> Vec<Option<Bound<'py, PyAny>>> {
         let mut flows = lock(&self.flows);
-        heard
-            .map(|heard| {
-                let Entry::Occupied(mut known) = flows.entry(heard.flow) else {
-                    return None;
-                };
-                known.to_back();
-                *known.get().way.get().latest() = Some(heard.latest());
-                Some(known.get().address.bind(py).clone())
-            })
-            .collect()
+        heard.map(|heard| flows.known(py, heard)).collect()
+    }
+
+    /// As `known`, for one client.
+    pub(crate) fn known_one<'py>(
+        &self,
+        py: Python<'py>,
+        heard: Heard,
+    ) -> Option<Bound<'py, PyAny>> {
+        lock(&self.flows).known(py, heard)
     }
 
     /// Notes that a client was heard by a flow that is not known, and returns its
@@ -152,7 +166,8 @@ impl Ways {
     fn insert(&self, py: Python<'_>, now: Instant, flow: Flow, known: Known) {
         // Dropping objects can run any code too, so that waits for the end.
         let mut gone = [None, None, None];
-        let mut flows = lock(&self.flows);
+        let mut locked = lock(&self.flows);
+        let flows = &mut locked.0;
         // Two at most for each one added: the table shrinks back after a flood,
         // and no single datagram pays for it.
         for slot in gone.iter_mut().take(2) {
@@ -167,7 +182,7 @@ impl Ways {
         if flows.len() > self.max_flows {
             gone[2] = flows.pop_front().map(|(_, known)| known);
         }
-        drop(flows);
+        drop(locked);
         for known in gone.into_iter().flatten().chain(replaced) {
             *known.way.bind(py).get().latest() = None;
             drop(known);

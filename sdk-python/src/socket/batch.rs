@@ -25,7 +25,7 @@ impl Core {
         let descriptor = self.descriptor(py)?;
         let wait = self.wait(false);
         let mut slots = Slots::take(count);
-        let mut received = Vec::new();
+        let mut received = Vec::with_capacity(count);
         loop {
             match py.detach(|| self.receive_many(&descriptor, wait, &mut slots, &mut received)) {
                 Ok(()) if received.is_empty() => py.check_signals()?,

@@ -6,6 +6,7 @@
 //! datagram is used. An object that an application keeps for long follows the
 //! proxy when it takes another port for the same client.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,11 +21,30 @@ use super::address;
 
 /// What tells two ways to a client apart. The proxy's port is not in it: that
 /// is the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
     pub(crate) client: SocketAddr,
     pub(crate) destination: Option<SocketAddr>,
     pub(crate) proxy: Option<IpAddr>,
+}
+
+/// In few words, for every datagram is looked up.
+impl Hash for Flow {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let ip = |state: &mut H, ip: IpAddr| match ip {
+            IpAddr::V4(v4) => state.write_u32(v4.to_bits()),
+            IpAddr::V6(v6) => state.write_u128(v6.to_bits()),
+        };
+        ip(state, self.client.ip());
+        state.write_u16(self.client.port());
+        if let Some(destination) = self.destination {
+            ip(state, destination.ip());
+            state.write_u16(destination.port());
+        }
+        if let Some(proxy) = self.proxy {
+            ip(state, proxy);
+        }
+    }
 }
 
 /// What a datagram says of the way to its client.

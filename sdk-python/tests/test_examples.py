@@ -50,6 +50,19 @@ def test_echo(name: str) -> None:
         assert ask(listener, b"hello")[0] == b"hello"
 
 
+def test_a_client_of_two_listeners_is_answered_by_each() -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / "echo_socket.py")]
+    command += ["--listen", "127.0.0.1:0", "--trusted", "127.0.0.1"]
+    with until_ready(command) as line:
+        server = ("127.0.0.1", int(line.rpartition(":")[2]))
+        with proxy_to(server) as one, proxy_to(server) as other, udp() as client:
+            for number in range(20):
+                client.sendto(b"one %d" % number, one)
+                client.sendto(b"other %d" % number, other)
+                answers = dict(client.recvfrom(99)[::-1] for _ in range(2))
+                assert answers == {one: b"one %d" % number, other: b"other %d" % number}
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("whoami_asyncio.py", []), ("whoami_asyncio.py", ["--uvloop"])],

@@ -184,6 +184,7 @@ def test_a_timeout_is_kept_to_however_many_bad_datagrams_come(receive: Any) -> N
                 proxy.send_raw(sock.getsockname(), b"bad")
                 time.sleep(0.001)
 
+        proxy.send_raw(sock.getsockname(), b"bad")
         thread = threading.Thread(target=flood)
         thread.start()
         sock.settimeout(0.05)

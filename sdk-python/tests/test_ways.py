@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,10 +108,13 @@ def test_a_client_is_forgotten_in_time() -> None:
         for spelled in (address, CLIENT):
             with pytest.raises(ppv2.NoRouteError, match=r"in the last 0\.05s"):
                 sock.sendto(b"", spelled)
-        # And known again as soon as it is heard.
-        proxy.send(sock.getsockname(), b"")
-        sock.recv(9)
-        sock.sendto(b"answer", address)
+        # And known again as soon as it is heard; a slow machine may have to try twice.
+        sent = 0
+        while not sent:
+            proxy.send(sock.getsockname(), b"")
+            sock.recv(9)
+            with suppress(ppv2.NoRouteError):
+                sent = sock.sendto(b"answer", address)
         assert proxy.receive() == b"answer"
 
 

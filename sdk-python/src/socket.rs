@@ -13,13 +13,13 @@ mod core;
 mod descriptor;
 mod errors;
 mod message;
+mod options;
 mod slots;
 mod takeover;
 mod ways;
 
 use std::net::SocketAddr;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -32,10 +32,6 @@ use crate::{arguments, classes};
 
 pub(crate) use self::takeover::wrap;
 pub(crate) use self::ways::Way;
-
-/// Of udp(7).
-const SOL_UDP: i32 = 17;
-const UDP_GRO: i32 = 104;
 
 /// A UDP socket whose addresses are its clients', made by wrap().
 ///
@@ -435,11 +431,7 @@ impl Socket {
         optname: i32,
         buflen: i32,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let arguments = match buflen {
-            0 => (level, optname).into_pyobject(py)?,
-            _ => (level, optname, buflen).into_pyobject(py)?,
-        };
-        self.python.bind(py).call_method1("getsockopt", arguments)
+        self.option(py, level, optname, buflen)
     }
 
     /// Sets an option, as socket.setsockopt().
@@ -455,26 +447,13 @@ impl Socket {
         value: &Bound<'_, PyAny>,
         optlen: Option<u32>,
     ) -> PyResult<()> {
-        if cfg!(target_os = "linux") && (level, optname) == (SOL_UDP, UDP_GRO) {
-            return Err(PyValueError::new_err(
-                "optname: UDP_GRO joins datagrams, each with its header; use enable_gro()",
-            ));
-        }
-        let arguments = match optlen {
-            None => (level, optname, value).into_pyobject(py)?,
-            Some(optlen) => (level, optname, value, optlen).into_pyobject(py)?,
-        };
-        self.python.bind(py).call_method1("setsockopt", arguments)?;
-        Ok(())
+        self.set_option(py, level, optname, value, optlen)
     }
 
     /// Sets for how many seconds a call may wait: None for ever, 0 not at all. A
     /// receive call keeps to it however many bad datagrams come.
     #[pyo3(signature = (value, /))]
     fn settimeout(&self, py: Python<'_>, value: Option<f64>) -> PyResult<()> {
-        if value.is_some_and(|seconds| seconds.is_nan() || seconds < 0.0) {
-            return Err(PyValueError::new_err("Timeout value out of range"));
-        }
         self.set_timeout(py, value)
     }
 
@@ -535,22 +514,6 @@ impl Socket {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let fd = self.fileno(py)?;
-        if self.core.is_closed() {
-            return Ok("<ppv2.Socket [closed]>".to_owned());
-        }
-        let name = self.getsockname(py)?;
-        Ok(format!("<ppv2.Socket fd={fd}, laddr={}>", name.repr()?))
-    }
-}
-
-impl Socket {
-    fn set_timeout(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<()> {
-        // The descriptor waits only where nothing bounds the time.
-        self.python
-            .bind(py)
-            .call_method1("setblocking", (seconds.is_none(),))?;
-        self.core.set_timeout(seconds);
-        Ok(())
+        self.describe(py)
     }
 }

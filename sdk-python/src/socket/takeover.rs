@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::core::Core;
 use super::descriptor::Descriptor;
-use super::{SOL_UDP, Socket, UDP_GRO, errors};
+use super::options::joins_datagrams;
+use super::{Socket, errors};
 use crate::arguments;
 use crate::trust::{self, Limits};
 
@@ -116,16 +117,4 @@ fn take_over<'py>(sock: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     py.import("socket")?
         .getattr("socket")?
         .call(arguments, Some(&descriptor))
-}
-
-/// Whether somebody has had the kernel join datagrams before.
-fn joins_datagrams(python: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if !cfg!(target_os = "linux") {
-        return Ok(false);
-    }
-    match python.call_method1("getsockopt", (SOL_UDP, UDP_GRO)) {
-        Ok(value) => value.is_truthy(),
-        // A kernel that has no such option.
-        Err(_) => Ok(false),
-    }
 }

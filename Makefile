@@ -91,4 +91,5 @@ bench: build
 bench-sdk:
 	@status=0; \
 	cargo bench --locked --quiet -p ppv2-sdk --features quinn --bench sdk || status=1; \
+	sdk-python/bench/run || status=1; \
 	exit $$status

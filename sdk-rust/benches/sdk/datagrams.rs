@@ -3,10 +3,14 @@
 //! what is measured, and takes the replies away. So neither waits for the other,
 //! and nothing is lost.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket as StdSocket};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
+};
 use ppv2_sdk::{Batch, Recipient, Trust, UdpSocket};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -154,6 +158,62 @@ pub(crate) fn scattered() -> Row {
         wanted: Wanted::AtLeast(1.05),
         ratios: inverse(ratios(WINDOW, echo_batches(), false)),
     }
+}
+
+/// What the batches' calls to the kernel bring by themselves, neither headers nor
+/// anything else of the SDK's in the way: no batch can do better.
+pub(crate) fn bare_calls() -> Row {
+    let (one_by_one, in_batches) = (
+        StdSocket::bind("127.0.0.1:0").unwrap(),
+        StdSocket::bind("127.0.0.1:0").unwrap(),
+    );
+    let clients = Clients::new(WINDOW, false);
+    let mut buffer = [0; 2048];
+    let mut buffers = vec![[0; 2048]; WINDOW];
+    let mut round = || {
+        let single = clients.measure(one_by_one.local_addr().unwrap(), || {
+            for _ in 0..WINDOW {
+                let (len, client) = one_by_one.recv_from(&mut buffer).unwrap();
+                one_by_one.send_to(&buffer[..len], client).unwrap();
+            }
+        });
+        let many = clients.measure(in_batches.local_addr().unwrap(), || {
+            echo_bare(in_batches.as_raw_fd(), &mut buffers);
+        });
+        show_times(many, single, "a datagram");
+        single.as_secs_f64() / many.as_secs_f64()
+    };
+    round();
+    Row {
+        work: "`recvmmsg` and `sendmmsg` alone, scattered clients, no header",
+        against: "`std`'s loop, no header",
+        unit: "datagrams/s",
+        wanted: Wanted::Nothing,
+        ratios: (0..ROUNDS).map(|_| round()).collect(),
+    }
+}
+
+fn echo_bare(socket: RawFd, buffers: &mut [[u8; 2048]]) {
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(WINDOW, None);
+    let (lens, clients): (Vec<_>, Vec<_>) = {
+        let mut slots: Vec<_> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
+        let flags = MsgFlags::MSG_WAITFORONE;
+        let received = recvmmsg(socket, &mut headers, slots.iter_mut(), flags, None).unwrap();
+        received.map(|one| (one.bytes, one.address)).unzip()
+    };
+    assert_eq!(lens.len(), WINDOW);
+    let parts = buffers.iter().zip(lens);
+    let parts: Vec<_> = parts.map(|(b, len)| [IoSlice::new(&b[..len])]).collect();
+    let mut headers = MultiHeaders::preallocate(WINDOW, None);
+    let sent = sendmmsg(
+        socket,
+        &mut headers,
+        &parts,
+        &clients,
+        [],
+        MsgFlags::empty(),
+    );
+    assert_eq!(sent.unwrap().count(), WINDOW);
 }
 
 pub(crate) fn bursts() -> Row {

@@ -1,0 +1,113 @@
+//! Any datagrams from any peers, at any time. What the SDK lets in must name a
+//! client that can be answered, what it drops must be counted under a reason,
+//! and what it remembers must stay within its bound.
+#![no_main]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use ppv2_sdk::{Direct, Gate, Trust};
+
+const MAX_CLIENTS: usize = 4;
+
+#[derive(Arbitrary, Debug)]
+struct Received {
+    peer: Peer,
+    after_millis: u16,
+    content: Content,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Peer {
+    Proxy { host: u8 },
+    MappedProxy { host: u8 },
+    Any { ip: u128, port: u16 },
+}
+
+#[derive(Arbitrary, Debug)]
+enum Content {
+    Any(Vec<u8>),
+    /// Whole, but for one byte.
+    Header {
+        client: (u32, u16),
+        changed: (u8, u8),
+        payload: Vec<u8>,
+    },
+}
+
+impl Peer {
+    fn address(&self) -> SocketAddr {
+        let proxy = |host| Ipv4Addr::new(192, 0, 2, host);
+        match *self {
+            Self::Proxy { host } => SocketAddr::from((proxy(host), 40_000)),
+            Self::MappedProxy { host } => SocketAddr::from((proxy(host).to_ipv6_mapped(), 40_000)),
+            Self::Any { ip, port } => SocketAddr::from((Ipv6Addr::from_bits(ip), port)),
+        }
+    }
+}
+
+impl Content {
+    fn datagram(&self) -> Vec<u8> {
+        match self {
+            Self::Any(bytes) => bytes.clone(),
+            Self::Header {
+                client: (ip, port),
+                changed: (at, to),
+                payload,
+            } => {
+                let client = SocketAddr::from((Ipv4Addr::from_bits(*ip), *port));
+                let listener = SocketAddr::from(([198, 51, 100, 10], 9000));
+                let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+                let header = ppv2::encode_udp(client, listener, &mut buffer).expect("fits");
+                let mut datagram = [header, payload].concat();
+                if let Some(byte) = datagram.get_mut(usize::from(*at)) {
+                    *byte = *to;
+                }
+                datagram
+            }
+        }
+    }
+}
+
+fuzz_target!(|received: Vec<Received>| {
+    let trust = Trust::networks(["192.0.2.0/25"])
+        .expect("a network")
+        .direct(Direct::Accept)
+        .max_clients(MAX_CLIENTS);
+    let gate = Gate::new(trust).expect("usable");
+    let mut now = Instant::now();
+    let mut delivered = 0;
+    for one in &received {
+        now += Duration::from_millis(one.after_millis.into());
+        let (peer, datagram) = (one.peer.address(), one.content.datagram());
+        let before = gate.stats();
+        match gate.admit(now, peer, &datagram) {
+            Ok(admitted) => {
+                delivered += 1;
+                assert!(datagram.ends_with(admitted.payload));
+                assert_eq!(admitted.reply_to, peer);
+                assert_eq!(gate.route(now, admitted.client), Some(peer));
+                assert_ne!(admitted.client.port(), 0);
+                assert!(!admitted.client.ip().is_unspecified());
+                assert!(!admitted.client.ip().is_multicast());
+                assert_eq!(admitted.client.ip(), admitted.client.ip().to_canonical());
+                if admitted.proxy.is_none() {
+                    assert_eq!(admitted.payload, datagram);
+                    assert_eq!(admitted.client.ip(), peer.ip().to_canonical());
+                } else {
+                    let IpAddr::V4(proxy) = peer.ip().to_canonical() else {
+                        panic!("{peer} is not trusted");
+                    };
+                    assert!(proxy.octets()[..3] == [192, 0, 2] && proxy.octets()[3] < 128);
+                }
+            }
+            Err(reason) => assert_eq!(gate.stats().dropped(reason), before.dropped(reason) + 1),
+        }
+        let stats = gate.stats();
+        assert_eq!(stats.received, before.received + 1);
+        assert_eq!(stats.delivered, delivered);
+        assert!(stats.clients <= 2 * MAX_CLIENTS);
+    }
+});

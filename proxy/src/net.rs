@@ -24,12 +24,9 @@ use fallback as sys;
 #[cfg(not(ppv2_portable))]
 use linux as sys;
 
-use buffer::Buffer;
-
 pub use probe::{own_addresses, probe, probe_bursts, probe_source};
 pub use sys::{Readiness, Waker};
 
-mod buffer;
 #[cfg(ppv2_portable)]
 mod fallback;
 #[cfg(not(ppv2_portable))]
@@ -37,9 +34,9 @@ mod linux;
 mod options;
 mod probe;
 
-/// Datagrams that one system call moves at the most: as many slots as fit a huge
-/// page. It bounds how long one busy socket can keep the others waiting.
-pub const BATCH: usize = 31;
+/// Datagrams that one system call moves at the most. It bounds how long one
+/// busy socket can keep the others waiting.
+pub const BATCH: usize = 32;
 
 /// Sockets that one wait reports at the most; more are reported by the next.
 pub const READY: usize = 1024;
@@ -220,17 +217,17 @@ impl Cause {
 /// burst of them.
 #[derive(Debug)]
 pub struct Batch {
-    bytes: Buffer,
+    bytes: Box<[u8]>,
     received: [Option<Received>; BATCH],
 }
 
 impl Batch {
-    /// Maps the buffers: 2 MiB, which the kernel backs as a whole or, without huge
-    /// pages, as far as datagrams touch them.
+    /// Allocates the buffers: 2 MiB, of which the kernel backs what datagrams
+    /// touch.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            bytes: Buffer::new(BATCH * STRIDE),
+            bytes: vec![0; BATCH * STRIDE].into_boxed_slice(),
             received: [None; BATCH],
         }
     }

@@ -12,7 +12,6 @@
 
 mod at_once;
 mod command;
-mod leisure;
 mod link;
 mod onward;
 mod open;
@@ -33,7 +32,6 @@ use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounte
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
 use crate::upstream::{RoundRobin, Server};
-use leisure::Leisure;
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{OwnAddresses, refused};
@@ -48,8 +46,7 @@ pub use command::{Command, SessionReport};
 const FEW: usize = 16;
 
 /// With so few sources, replies leave at once: there are no others for them to
-/// leave with, and the sooner they do the better. They also do where the worker
-/// has time to spare, unless datagrams are to gather.
+/// leave with, and the sooner they do the better.
 const ALONE: usize = 2;
 
 /// How long after the last reply a stopping worker waits for another one, when
@@ -213,18 +210,12 @@ impl Worker {
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(READY);
-        let mut leisure = Leisure::default();
-        let mut now = Instant::now();
         loop {
-            let done = Instant::now();
             self.wait(&mut ready)?;
-            let worked = done.saturating_duration_since(now);
-            now = Instant::now();
-            leisure.note(now.saturating_duration_since(done), worked);
+            let now = Instant::now();
 
             // Whatever is not taken to its end is reported again.
-            let at_once =
-                ready.len() <= ALONE || leisure.is_given() && self.pace.coalesce.is_zero();
+            let at_once = ready.len() <= ALONE;
             for key in ready.drain(..) {
                 match Source::of_key(key, self.entrances.len()) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
@@ -382,9 +373,10 @@ impl Worker {
         let Exit::Own(from) = &mut session.link.exit else {
             return;
         };
+        let listener = session.listener;
         let server = &self.counters.servers[session.server];
         for slot in self.replies.receive(from, server) {
-            self.pass(slot, id, now);
+            self.pass(slot, Some(id), listener, now);
         }
     }
 
@@ -401,33 +393,32 @@ impl Worker {
             .replies
             .receive(&mut from.inner, &self.counters.servers[from.opened_for]);
         for slot in slots.clone() {
-            let Some(reply) = self.replies.batch().received(slot) else {
-                continue;
-            };
-            let id = self.shared.session(socket, ServerAddr(reply.peer));
-            let reason = match id {
-                Some(id) if self.table.get(id).is_some() => {
-                    self.pass(slot, id, now);
-                    continue;
-                }
-                Some(_) => DropReason::ReplyLate,
-                None => DropReason::ReplyWrongSource,
-            };
-            let dropped = self.counters.listeners[listener].dropped(reason);
-            dropped.add(reply.datagrams() as u64);
+            let reply = self.replies.batch().received(slot);
+            let id = reply.and_then(|reply| self.shared.session(socket, ServerAddr(reply.peer)));
+            self.pass(slot, id, listener, now);
         }
         !slots.is_empty()
     }
 
-    /// Has the replies in `slot` go to the client of session `id`, if it came from
-    /// the server that was asked.
-    fn pass(&mut self, slot: usize, id: SessionId, now: Instant) {
-        let reply = self.replies.batch().received(slot);
-        let (Some(reply), Some(session)) = (reply, self.table.get(id)) else {
+    /// Has the replies in `slot`, which came to a socket of this listener's, go to
+    /// the client of session `id`, if there is one and they came from the server
+    /// that was asked.
+    fn pass(&mut self, slot: usize, id: Option<SessionId>, listener: usize, now: Instant) {
+        let Some(reply) = self.replies.batch().received(slot) else {
             return;
         };
-        self.last_reply = now;
         let datagrams = reply.datagrams() as u64;
+        let session = id.and_then(|id| Some((id, self.table.get(id)?)));
+        let Some((id, session)) = session else {
+            let reason = if id.is_some() {
+                DropReason::ReplyLate
+            } else {
+                DropReason::ReplyWrongSource
+            };
+            let dropped = self.counters.listeners[listener].dropped(reason);
+            return dropped.add(datagrams);
+        };
+        self.last_reply = now;
         let (asked, via) = (session.link.server, session.link.via);
         let listener = &self.counters.listeners[session.listener];
         let server = &self.counters.servers[session.server];

@@ -4,6 +4,7 @@
 mod check;
 mod error;
 mod file;
+mod modes;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -112,6 +113,10 @@ pub struct Flags {
     pub upstream: Vec<String>,
     /// Mode's name.
     pub mode: Option<String>,
+    /// As the keys of the same names.
+    pub rewrite_on: Option<String>,
+    /// As the key of the same name.
+    pub source_port: Option<String>,
     /// Worker threads.
     pub workers: Option<usize>,
     /// Admin's address.
@@ -178,17 +183,23 @@ impl Config {
             .collect()
     }
 
+    /// Every mode that a listener's server is served in, with the server.
+    pub fn served(&self) -> impl Iterator<Item = (&Listener, &Server, Mode)> {
+        self.listeners.iter().flat_map(move |listener| {
+            let servers = listener.servers.iter();
+            servers.map(move |(number, mode)| (listener, &self.servers[*number], *mode))
+        })
+    }
+
     /// How many sessions one socket serves where most share it; 1 if none do.
     #[must_use]
     pub fn sharing(&self) -> usize {
         let of = |listener: &Listener| {
-            let servers = listener
-                .servers
-                .iter()
-                .map(|(number, _)| &self.servers[*number]);
+            let servers = listener.servers.iter();
             let sharing: Vec<_> = servers
-                .filter(|server| server.share_sockets)
-                .map(|server| server.address)
+                .map(|(number, mode)| (&self.servers[*number], mode))
+                .filter(|(server, mode)| server.share_sockets && mode.can_share_sockets())
+                .map(|(server, _)| server.address)
                 .collect();
             sharing.len() / sharing_groups(&sharing).len().max(1)
         };
@@ -217,16 +228,8 @@ fn nowhere<T>(value: T) -> At<T> {
 impl From<Flags> for File {
     fn from(flags: Flags) -> Self {
         let strings = |values: Vec<String>| nowhere(values.into_iter().map(nowhere).collect());
-        let servers = flags
-            .upstream
-            .into_iter()
-            .map(|address| {
-                nowhere(file::Server {
-                    address,
-                    mode: None,
-                })
-            })
-            .collect();
+        let servers = flags.upstream.into_iter();
+        let servers = servers.map(file::Server::at).map(nowhere).collect();
         Self {
             workers: flags.workers.map(nowhere),
             drain_timeout: None,
@@ -241,6 +244,8 @@ impl From<Flags> for File {
                 bind: strings(flags.listen),
                 upstream: nowhere("upstream".to_owned()),
                 mode: flags.mode.map(nowhere),
+                rewrite_on: flags.rewrite_on.map(nowhere),
+                source_port: flags.source_port.map(nowhere),
                 idle_timeout: flags.idle_timeout.map(nowhere),
                 responses: flags.responses,
                 requests: flags.requests,

@@ -90,7 +90,7 @@ struct Run {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "upstream", "mode", "workers", "admin", "idle_timeout", "responses",
+            "listen", "upstream", "mode", "rewrite_on", "source_port", "workers", "admin", "idle_timeout", "responses",
             "requests", "max_sessions", "busy_poll", "coalesce", "allow",
         ]
     )]
@@ -109,9 +109,17 @@ struct Run {
     #[arg(long, value_name = "ADDR", required_unless_present = "config")]
     upstream: Vec<String>,
 
-    /// How servers are told of the client: ppv2 or plain [default: ppv2]
+    /// How servers are told of the client: ppv2, transparent, dsr or plain [default: ppv2]
     #[arg(long)]
     mode: Option<String>,
+
+    /// Mode dsr: who makes replies come from the listener: proxy, server or sdk [default: proxy]
+    #[arg(long, value_name = "WHERE")]
+    rewrite_on: Option<String>,
+
+    /// Mode transparent: from which port of the client's address: any or client [default: any]
+    #[arg(long, value_name = "PORT")]
+    source_port: Option<String>,
 
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N")]
@@ -158,6 +166,8 @@ impl Run {
                 listen: self.listen,
                 upstream: self.upstream,
                 mode: self.mode,
+                rewrite_on: self.rewrite_on,
+                source_port: self.source_port,
                 workers: self.workers,
                 admin: self.admin,
                 idle_timeout: self.idle_timeout,

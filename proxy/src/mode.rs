@@ -1,4 +1,7 @@
-//! Modes: what a server is sent in front of a client's datagram.
+//! Modes: how a server learns who the client is, by what stands in front of a
+//! datagram or by its source address, and whether its replies come back.
+
+use std::net::SocketAddr;
 
 use crate::address::{ClientAddr, ListenerAddr};
 use crate::net::MAX_HEADER;
@@ -13,8 +16,43 @@ pub enum Mode {
         /// With a checksum, 7 bytes more.
         crc32c: bool,
     },
+    /// By the source address, which is the client's. Replies are routed to the
+    /// proxy, which passes them on.
+    Transparent {
+        /// The source port.
+        port: SourcePort,
+    },
+    /// By the source address, or by a header, with replies that never come to the
+    /// proxy: direct server return.
+    Dsr(RewriteOn),
     /// Not at all.
     Plain,
+}
+
+/// From which port a server is written to in the client's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourcePort {
+    /// One that the kernel chooses.
+    #[default]
+    Any,
+    /// The client's own.
+    Client,
+}
+
+/// Who makes the reply of direct server return come from the listener's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RewriteOn {
+    /// The kernel of the proxy's host, which the server routes its replies to.
+    #[default]
+    Proxy,
+    /// The kernel of the server's host, which sends them by itself.
+    Server,
+    /// The server, which reads the header and sends from the address that it
+    /// names.
+    Sdk {
+        /// The header comes with a checksum, 7 bytes more.
+        crc32c: bool,
+    },
 }
 
 /// Which datagrams of a session carry the header.
@@ -34,9 +72,60 @@ impl Mode {
     #[must_use]
     pub fn prefix(self, client: ClientAddr, local: ListenerAddr) -> Prefix {
         match self {
-            Self::Plain => Prefix::NONE,
             Self::Ppv2 { emit, crc32c } => Prefix::header(client, local, crc32c, emit),
+            Self::Dsr(RewriteOn::Sdk { crc32c }) => {
+                Prefix::header(client, local, crc32c, Emit::Every)
+            }
+            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => Prefix::NONE,
         }
+    }
+
+    /// The address that the datagrams of one session are sent from, if it is the
+    /// client's: port 0 is one of the kernel's choice.
+    #[must_use]
+    pub fn source(self, client: ClientAddr) -> Option<SocketAddr> {
+        match self {
+            Self::Transparent {
+                port: SourcePort::Any,
+            } => Some(SocketAddr::new(client.0.ip(), 0)),
+            Self::Transparent {
+                port: SourcePort::Client,
+            }
+            | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server) => Some(client.0),
+            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => None,
+        }
+    }
+
+    /// Whether servers are written to from clients' addresses.
+    #[must_use]
+    pub fn spoofs(self) -> bool {
+        match self {
+            Self::Transparent { .. } | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server) => true,
+            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => false,
+        }
+    }
+
+    /// Whether servers are written to from clients' own ports, too.
+    #[must_use]
+    pub fn spoofs_ports(self) -> bool {
+        match self {
+            Self::Transparent { port } => port == SourcePort::Client,
+            Self::Dsr(_) => self.spoofs(),
+            Self::Ppv2 { .. } | Self::Plain => false,
+        }
+    }
+
+    /// Whether replies come to the proxy, which passes them on.
+    #[must_use]
+    pub fn takes_replies(self) -> bool {
+        !matches!(self, Self::Dsr(_))
+    }
+
+    /// Whether sessions can share sockets to servers: not where these are bound to
+    /// a client, nor where nobody listens for replies.
+    #[must_use]
+    pub fn can_share_sockets(self) -> bool {
+        self.takes_replies() && !self.spoofs()
     }
 
     /// The mode's name in configuration, metrics and logs.
@@ -44,6 +133,8 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ppv2 { .. } => "ppv2",
+            Self::Transparent { .. } => "transparent",
+            Self::Dsr(_) => "dsr",
             Self::Plain => "plain",
         }
     }
@@ -148,7 +239,48 @@ mod tests {
     }
 
     #[test]
-    fn plain_adds_nothing() {
-        assert!(prefix(Mode::Plain).bytes().is_empty());
+    fn only_servers_that_read_a_header_get_one() {
+        let transparent = |port| Mode::Transparent { port };
+        let without = [
+            Mode::Plain,
+            transparent(SourcePort::Any),
+            transparent(SourcePort::Client),
+            Mode::Dsr(RewriteOn::Proxy),
+            Mode::Dsr(RewriteOn::Server),
+        ];
+        for mode in without {
+            assert!(prefix(mode).bytes().is_empty(), "{mode:?}");
+        }
+        let sdk = prefix(Mode::Dsr(RewriteOn::Sdk { crc32c: true }));
+        assert!(!sdk.is_due_once());
+        assert_eq!(sdk.bytes().len(), ppv2::IPV6_HEADER_LEN + 7);
+    }
+
+    #[test]
+    fn a_server_that_reads_no_header_sees_the_client_as_the_source() {
+        let client: SocketAddr = CLIENT.parse().unwrap();
+        let source = |mode: Mode| mode.source(ClientAddr(client));
+        let any = Mode::Transparent {
+            port: SourcePort::Any,
+        };
+        assert_eq!(source(any), Some(SocketAddr::new(client.ip(), 0)));
+        let own = Mode::Transparent {
+            port: SourcePort::Client,
+        };
+        for mode in [
+            own,
+            Mode::Dsr(RewriteOn::Proxy),
+            Mode::Dsr(RewriteOn::Server),
+        ] {
+            assert_eq!(source(mode), Some(client));
+            assert!(mode.spoofs() && mode.spoofs_ports());
+        }
+        assert!(any.spoofs() && !any.spoofs_ports());
+        for mode in [Mode::Plain, Mode::Dsr(RewriteOn::Sdk { crc32c: false })] {
+            assert_eq!(source(mode), None);
+            assert!(!mode.spoofs() && !mode.spoofs_ports());
+        }
+        assert!(any.takes_replies() && Mode::Plain.takes_replies());
+        assert!(!Mode::Dsr(RewriteOn::Proxy).takes_replies());
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::error::nearest;
 use super::file::{self, At, File};
+use super::modes::{Wanted, Whole};
 use super::values::{is_link_local, scope};
 use super::{Config, ConfigError, Listener, Server, nowhere};
 use crate::address::ServerAddr;
@@ -25,22 +26,23 @@ const MAX_WORKERS: usize = 1024;
 /// Turns raw values into valid ones. Knows the file, to show errors in it.
 pub(super) struct Checker<'a> {
     file: Option<(&'a str, &'a str)>,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     servers: Vec<Server>,
     pace: Pace,
 }
 
 /// A valid upstream. Its servers have numbers only if a listener uses it.
-struct CheckedUpstream {
-    servers: Vec<CheckedServer>,
-    emit: Emit,
-    crc32c: bool,
+pub(super) struct CheckedUpstream {
+    pub(super) servers: Vec<CheckedServer>,
+    pub(super) emit: Emit,
+    pub(super) crc32c: bool,
 }
 
-struct CheckedServer {
-    number: usize,
+pub(super) struct CheckedServer {
+    pub(super) number: usize,
+    pub(super) address: ServerAddr,
     /// Where it stands in the file.
-    span: Range<usize>,
+    pub(super) span: Range<usize>,
     /// Its own mode, rather than the listener's.
     mode: Option<Mode>,
 }
@@ -129,7 +131,7 @@ impl<'a> Checker<'a> {
             Some(name) => name.get_ref().clone(),
             None => format!("listener{}", others.len() + 1),
         };
-        let span = listener.name.map_or(span, |name| name.span());
+        let span = listener.name.as_ref().map_or(span, At::span);
         if name.trim().is_empty() {
             return Err(self
                 .error(span, format!("a listener's name is \"{name}\""))
@@ -153,7 +155,7 @@ impl<'a> Checker<'a> {
             .mend(mend)
         })?;
         let bind = self.bind(&listener.bind, others)?;
-        let default_mode = self.mode(listener.mode.as_ref(), upstream)?;
+        let default_mode = self.mode(&Wanted::by_listener(&listener), upstream)?;
         let servers = upstream.servers.iter();
         let servers = servers.map(|server| (server.number, server.mode.unwrap_or(default_mode)));
         let idle_timeout = listener
@@ -171,11 +173,20 @@ impl<'a> Checker<'a> {
                 ));
             }
         }
+        let servers: Vec<_> = servers.collect();
+        let whole = Whole {
+            name: &name,
+            bind: (&bind, listener.bind.span()),
+            responses: listener.responses,
+            requests: listener.requests,
+            span,
+        };
+        self.check_modes(&whole, &servers, upstream, others)?;
         Ok(Listener {
             name,
             bind,
             upstream: listener.upstream.into_inner(),
-            servers: servers.collect(),
+            servers,
             rules: Rules {
                 idle_timeout: self.idle_timeout(&idle_timeout)?,
                 responses: listener.responses,
@@ -265,13 +276,11 @@ impl<'a> Checker<'a> {
                     .error(span, format!("{address} is twice in upstream `{name}`"))
                     .mend("name each server once"));
             }
-            let mode = match &server.mode {
-                Some(mode) => Some(self.mode(Some(mode), &checked)?),
-                None => None,
-            };
+            let mode = self.mode_of_server(&server, &checked)?;
             let sources = self.sources_for(&span, address, &upstream.source)?;
             checked.servers.push(CheckedServer {
                 number: self.servers.len() + servers.len(),
+                address,
                 span,
                 mode,
             });
@@ -334,25 +343,6 @@ impl<'a> Checker<'a> {
                 .mend("add one of its family to `source`"));
         }
         Ok(usable.into())
-    }
-
-    fn mode(
-        &self,
-        mode: Option<&At<String>>,
-        upstream: &CheckedUpstream,
-    ) -> Result<Mode, ConfigError> {
-        let ppv2 = Mode::Ppv2 {
-            emit: upstream.emit,
-            crc32c: upstream.crc32c,
-        };
-        let Some(mode) = mode else {
-            return Ok(ppv2);
-        };
-        match mode.get_ref().as_str() {
-            "ppv2" => Ok(ppv2),
-            "plain" => Ok(Mode::Plain),
-            _ => Err(self.unknown_value("mode", mode, &["ppv2", "plain"])),
-        }
     }
 
     /// Refuses servers that are listeners: what goes there comes back to this

@@ -44,6 +44,8 @@ pub(crate) struct Listener {
     pub(crate) bind: At<Vec<At<String>>>,
     pub(crate) upstream: At<String>,
     pub(crate) mode: Option<At<String>>,
+    pub(crate) rewrite_on: Option<At<String>>,
+    pub(crate) source_port: Option<At<String>>,
     pub(crate) idle_timeout: Option<At<String>>,
     #[serde(default)]
     pub(crate) responses: u64,
@@ -84,6 +86,20 @@ pub(crate) struct Header {
 pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) mode: Option<At<String>>,
+    pub(crate) rewrite_on: Option<At<String>>,
+    pub(crate) source_port: Option<At<String>>,
+}
+
+impl Server {
+    /// One of which only the address is said.
+    pub(crate) fn at(address: String) -> Self {
+        Self {
+            address,
+            mode: None,
+            rewrite_on: None,
+            source_port: None,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -91,6 +107,8 @@ pub(crate) struct Server {
 struct ServerTable {
     address: String,
     mode: Option<At<String>>,
+    rewrite_on: Option<At<String>>,
+    source_port: Option<At<String>>,
 }
 
 impl<'de> Deserialize<'de> for Server {
@@ -105,10 +123,7 @@ impl<'de> Deserialize<'de> for Server {
             }
 
             fn visit_str<E: de::Error>(self, address: &str) -> Result<Server, E> {
-                Ok(Server {
-                    address: address.to_owned(),
-                    mode: None,
-                })
+                Ok(Server::at(address.to_owned()))
             }
 
             fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Server, M::Error> {
@@ -116,6 +131,8 @@ impl<'de> Deserialize<'de> for Server {
                 Ok(Server {
                     address: table.address,
                     mode: table.mode,
+                    rewrite_on: table.rewrite_on,
+                    source_port: table.source_port,
                 })
             }
         }

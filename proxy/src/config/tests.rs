@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+mod modes;
+
 use super::*;
 
 mod warnings;
@@ -222,10 +224,10 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
         ),
         (
             "\"plain\"",
-            "\"dsr\"",
+            "\"direct\"",
             ":24:69:",
-            "mode `dsr` is not known",
-            "ppv2, plain",
+            "mode `direct` is not known",
+            "ppv2, transparent, dsr, plain",
         ),
         (
             "192.0.2.10:53",

@@ -122,7 +122,8 @@ impl<S> SharedSockets<S> {
         let mut groups = Vec::new();
         let mut members = HashMap::new();
         for (listener, servers) in listeners.enumerate() {
-            let sharing: Vec<_> = servers.iter().filter(|s| s.share_sockets).collect();
+            let shares = |s: &&Server| s.share_sockets && s.mode.can_share_sockets();
+            let sharing: Vec<_> = servers.iter().filter(shares).collect();
             let addresses: Vec<_> = sharing.iter().map(|server| server.address).collect();
             for indices in sharing_groups(&addresses) {
                 if indices.len() < 2 {

@@ -1,0 +1,275 @@
+//! What a configured mode asks of its listener and of its servers: the keys that
+//! belong to it, and the combinations that can't work.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::check::{CheckedUpstream, Checker};
+use super::file::{self, At};
+use super::{ConfigError, Listener};
+use crate::mode::{Emit, Mode, RewriteOn, SourcePort};
+
+/// The keys that choose a mode, as a listener or a server has them.
+pub(super) struct Wanted<'a> {
+    mode: Option<&'a At<String>>,
+    rewrite_on: Option<&'a At<String>>,
+    source_port: Option<&'a At<String>>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn by_listener(listener: &'a file::Listener) -> Self {
+        Self {
+            mode: listener.mode.as_ref(),
+            rewrite_on: listener.rewrite_on.as_ref(),
+            source_port: listener.source_port.as_ref(),
+        }
+    }
+
+    fn by_server(server: &'a file::Server) -> Self {
+        Self {
+            mode: server.mode.as_ref(),
+            rewrite_on: server.rewrite_on.as_ref(),
+            source_port: server.source_port.as_ref(),
+        }
+    }
+}
+
+/// A listener's other settings, which not every mode goes with.
+pub(super) struct Whole<'a> {
+    pub(super) name: &'a str,
+    pub(super) bind: (&'a [SocketAddr], Range<usize>),
+    pub(super) responses: u64,
+    pub(super) requests: u64,
+    /// Where the listener stands.
+    pub(super) span: Range<usize>,
+}
+
+impl Checker<'_> {
+    /// A server's own mode, if it has one.
+    pub(super) fn mode_of_server(
+        &self,
+        server: &file::Server,
+        upstream: &CheckedUpstream,
+    ) -> Result<Option<Mode>, ConfigError> {
+        let wanted = Wanted::by_server(server);
+        if wanted.mode.is_some() {
+            return self.mode(&wanted, upstream).map(Some);
+        }
+        let stray = [
+            ("rewrite_on", wanted.rewrite_on, "dsr"),
+            ("source_port", wanted.source_port, "transparent"),
+        ];
+        for (key, value, mode) in stray {
+            if let Some(value) = value {
+                return Err(self
+                    .error(value.span(), format!("a server with `{key}` but no `mode`"))
+                    .mend(format!("add mode = \"{mode}\" to the server")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The mode that the keys ask for, `ppv2` if they don't say.
+    pub(super) fn mode(
+        &self,
+        wanted: &Wanted<'_>,
+        upstream: &CheckedUpstream,
+    ) -> Result<Mode, ConfigError> {
+        let name = wanted.mode.map_or("ppv2", |mode| mode.get_ref());
+        let mode = match name {
+            "ppv2" => Mode::Ppv2 {
+                emit: upstream.emit,
+                crc32c: upstream.crc32c,
+            },
+            "transparent" => Mode::Transparent {
+                port: self.source_port(wanted.source_port)?,
+            },
+            "dsr" => Mode::Dsr(self.rewrite_on(wanted.rewrite_on, upstream)?),
+            "plain" => Mode::Plain,
+            _ => {
+                let known = ["ppv2", "transparent", "dsr", "plain"];
+                let mode = wanted.mode.expect("the default is known");
+                return Err(self.unknown_value("mode", mode, &known));
+            }
+        };
+        self.refuse_stray("rewrite_on", wanted.rewrite_on, "dsr", name)?;
+        self.refuse_stray("source_port", wanted.source_port, "transparent", name)?;
+        if matches!(mode, Mode::Dsr(RewriteOn::Sdk { .. })) && upstream.emit == Emit::First {
+            let mode = wanted.mode.expect("not the default");
+            return Err(self
+                .error(
+                    mode.span(),
+                    "mode dsr with rewrite_on = \"sdk\" and emit = \"first\"",
+                )
+                .mend(
+                    "leave `emit` out: the server learns from each datagram where to answer from",
+                ));
+        }
+        Ok(mode)
+    }
+
+    /// Refuses a key of another mode than the one that is wanted.
+    fn refuse_stray(
+        &self,
+        key: &str,
+        value: Option<&At<String>>,
+        belongs_to: &str,
+        mode: &str,
+    ) -> Result<(), ConfigError> {
+        match value {
+            Some(value) if mode != belongs_to => Err(self
+                .error(
+                    value.span(),
+                    format!("`{key}` means nothing in mode `{mode}`"),
+                )
+                .mend(format!("leave it out, or set mode = \"{belongs_to}\""))),
+            _ => Ok(()),
+        }
+    }
+
+    fn source_port(&self, value: Option<&At<String>>) -> Result<SourcePort, ConfigError> {
+        let Some(value) = value else {
+            return Ok(SourcePort::default());
+        };
+        match value.get_ref().as_str() {
+            "any" => Ok(SourcePort::Any),
+            "client" => Ok(SourcePort::Client),
+            _ => Err(self.unknown_value("source_port", value, &["any", "client"])),
+        }
+    }
+
+    fn rewrite_on(
+        &self,
+        value: Option<&At<String>>,
+        upstream: &CheckedUpstream,
+    ) -> Result<RewriteOn, ConfigError> {
+        let Some(value) = value else {
+            return Ok(RewriteOn::default());
+        };
+        match value.get_ref().as_str() {
+            "proxy" => Ok(RewriteOn::Proxy),
+            "server" => Ok(RewriteOn::Server),
+            "sdk" => Ok(RewriteOn::Sdk {
+                crc32c: upstream.crc32c,
+            }),
+            _ => Err(self.unknown_value("rewrite_on", value, &["proxy", "server", "sdk"])),
+        }
+    }
+
+    /// Refuses what the modes of a listener's servers can't do.
+    pub(super) fn check_modes(
+        &mut self,
+        listener: &Whole<'_>,
+        servers: &[(usize, Mode)],
+        upstream: &CheckedUpstream,
+        others: &[Listener],
+    ) -> Result<(), ConfigError> {
+        self.check_families(listener, servers, upstream)?;
+        self.check_rewriting(listener, servers, upstream, others)?;
+        let dsr = servers.iter().filter(|(_, mode)| !mode.takes_replies());
+        let dsr = dsr.count();
+        if listener.responses > 0 && dsr == servers.len() {
+            return Err(self
+                .error(
+                    listener.span.clone(),
+                    "`responses` counts replies, which the proxy never sees in mode dsr",
+                )
+                .mend("leave `responses` out and set `idle_timeout`"));
+        }
+        if listener.responses > 0 && dsr > 0 {
+            self.warnings.push(format!(
+                "listener `{}`: `responses` ends no session with a server in mode dsr, whose replies the proxy never sees; `idle_timeout` does",
+                listener.name
+            ));
+        }
+        if listener.requests > 0 && servers.iter().any(|(_, mode)| mode.spoofs_ports()) {
+            return Err(self
+                .error(listener.span.clone(), "`requests` begins a client's session anew beside the old one, and both would need the client's own port")
+                .mend("leave `requests` out, or serve it by mode transparent with source_port = \"any\""));
+        }
+        Ok(())
+    }
+
+    /// A client's address can stand in datagrams to servers of its own family
+    /// alone.
+    fn check_families(
+        &self,
+        listener: &Whole<'_>,
+        servers: &[(usize, Mode)],
+        upstream: &CheckedUpstream,
+    ) -> Result<(), ConfigError> {
+        let (bind, span) = &listener.bind;
+        for address in *bind {
+            let reachable = upstream
+                .servers
+                .iter()
+                .zip(servers)
+                .any(|(server, (_, mode))| {
+                    !mode.spoofs() || server.address.0.is_ipv4() == address.is_ipv4()
+                });
+            if !reachable {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                return Err(self
+                    .error(
+                        span.clone(),
+                        format!("clients of {address} can't be shown to any server: in these modes that takes an {family} server"),
+                    )
+                    .mend(format!("add an {family} server, or one in mode ppv2, or bind no {family} address")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A rewriting rule knows one address to write for a server, whichever the
+    /// client wrote to.
+    fn check_rewriting(
+        &self,
+        listener: &Whole<'_>,
+        servers: &[(usize, Mode)],
+        upstream: &CheckedUpstream,
+        others: &[Listener],
+    ) -> Result<(), ConfigError> {
+        let is_rewritten =
+            |mode: Mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
+        let rewritten = servers.iter().filter(|(_, mode)| is_rewritten(*mode));
+        let rewritten: Vec<_> = rewritten.map(|(number, _)| *number).collect();
+        if rewritten.is_empty() {
+            return Ok(());
+        }
+        let (bind, span) = &listener.bind;
+        for (index, address) in bind.iter().enumerate() {
+            if address.ip().is_unspecified() {
+                return Err(self
+                    .error(span.clone(), format!("a wildcard, {address}, in mode dsr"))
+                    .mend("bind the address that clients write to: replies are rewritten to come from it"));
+            }
+            let earlier = &bind[..index];
+            if let Some(other) = earlier.iter().find(|a| a.is_ipv4() == address.is_ipv4()) {
+                return Err(self
+                    .error(
+                        span.clone(),
+                        format!("{other} and {address} in mode dsr, whose replies can come from one address alone"),
+                    )
+                    .mend("bind one address of each family, or use rewrite_on = \"sdk\""));
+            }
+        }
+        for other in others {
+            let both =
+                |(number, mode): &&(usize, Mode)| is_rewritten(*mode) && rewritten.contains(number);
+            if let Some((number, _)) = other.servers.iter().find(both) {
+                let server = upstream.servers.iter().find(|s| s.number == *number);
+                let server = server.map(|server| server.address.to_string());
+                return Err(self
+                    .error(
+                        listener.span.clone(),
+                        format!(
+                            "listeners `{}` and `{}` share server {} in mode dsr, whose replies can come from one of them alone",
+                            other.name, listener.name, server.unwrap_or_default()
+                        ),
+                    )
+                    .mend("give each listener an upstream of its own, or use rewrite_on = \"sdk\""));
+            }
+        }
+        Ok(())
+    }
+}

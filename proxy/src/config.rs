@@ -31,6 +31,8 @@ use file::{At, File};
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Whom to run as, if started as root; `None` for `nobody`.
+    pub user: Option<String>,
     /// Worker threads; `None` for one per core.
     pub workers: Option<usize>,
     /// How long to wait at a stop for replies in flight.
@@ -117,6 +119,8 @@ pub struct Flags {
     pub rewrite_on: Option<String>,
     /// As the key of the same name.
     pub source_port: Option<String>,
+    /// As the key of the same name.
+    pub user: Option<String>,
     /// Worker threads.
     pub workers: Option<usize>,
     /// Admin's address.
@@ -231,6 +235,7 @@ impl From<Flags> for File {
         let servers = flags.upstream.into_iter();
         let servers = servers.map(file::Server::at).map(nowhere).collect();
         Self {
+            user: flags.user.map(nowhere),
             workers: flags.workers.map(nowhere),
             drain_timeout: None,
             limits: file::Limits {

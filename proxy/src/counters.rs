@@ -76,7 +76,7 @@ drop_reasons! {
         "sent to a multicast or broadcast address, from which no reply can leave",
         "have clients write to an address of this host";
     BadSource, "bad_source",
-        "the client's port is 0, or its address is the proxy's or a server's own: an answer would go astray or in circles",
+        "the client's port is 0, its address is the proxy's or a server's own, or no server can be written to from it (loopback, multicast, link-local): an answer would go astray or in circles",
         "look for forged sources; have servers not ask through their own proxy";
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
@@ -90,6 +90,12 @@ drop_reasons! {
     NoPorts, "no_ports",
         "a new client while the host has no local port left for its session",
         "widen net.ipv4.ip_local_port_range, add addresses to `source`, or shorten `idle_timeout`";
+    NoPrivilege, "no_privilege",
+        "a new client whose address the proxy may not write from",
+        "give it CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; `ppv2-proxy doctor` says how";
+    NoClientPort, "no_client_port",
+        "a new session in a client's name whose port, or all ports of whose address, other sessions to the server have",
+        "have clients write to one address of the listener, or set `source_port` to any";
     NoMemory, "no_memory",
         "a new client while the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can bear";

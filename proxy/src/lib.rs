@@ -43,6 +43,7 @@
 //! |---|---|
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
 //! | [`runtime`] | binds sockets, starts workers, drains them at a stop |
+//! | [`privilege`] | an ordinary user with the capabilities that are needed |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`admin`], [`metrics`], [`watch`] | what operators see |
@@ -69,6 +70,7 @@ pub mod limits;
 pub mod metrics;
 pub mod mode;
 pub mod net;
+pub mod privilege;
 pub mod runtime;
 pub mod session;
 pub mod upstream;

@@ -30,8 +30,8 @@ const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 pub struct Ceiling {
     /// What descriptors leave.
     pub descriptors: usize,
-    /// What local ports leave.
-    pub ports: usize,
+    /// What local ports leave; `None` if no session takes one of the host's own.
+    pub ports: Option<usize>,
     /// The most sessions, by configuration or by this ceiling.
     pub max_sessions: usize,
     /// The most sockets, of sessions and of ended ones whose ports rest.
@@ -58,16 +58,20 @@ impl Ceiling {
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
         let sources = config.sources().len().max(1);
-        Self::new(
-            config.max_sessions,
-            descriptors,
-            ports * sources,
-            config.sharing(),
-        )
+        // Each client address has ports of its own.
+        let in_clients_names = config.served().all(|(_, _, mode)| mode.spoofs());
+        let ports = (!in_clients_names).then_some(ports * sources);
+        Self::new(config.max_sessions, descriptors, ports, config.sharing())
     }
 
-    fn new(configured: Option<usize>, descriptors: usize, ports: usize, sharing: usize) -> Self {
-        let sockets = descriptors.min(ports - ports / HOST_SHARE).max(1);
+    fn new(
+        configured: Option<usize>,
+        descriptors: usize,
+        ports: Option<usize>,
+        sharing: usize,
+    ) -> Self {
+        let by_ports = ports.map_or(usize::MAX, |ports| ports - ports / HOST_SHARE);
+        let sockets = descriptors.min(by_ports).max(1);
         let running = (sockets - sockets / RETIRED_SHARE).max(1);
         let max_sessions = configured.unwrap_or(running.saturating_mul(sharing));
         let max_sockets = sockets.max(max_sessions.div_ceil(sharing));
@@ -87,8 +91,9 @@ impl Ceiling {
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         let max = self.max_sessions;
-        let [descriptors, ports] =
-            [self.descriptors, self.ports].map(|sockets| sockets.saturating_mul(self.sharing));
+        let sessions = |sockets: usize| sockets.saturating_mul(self.sharing);
+        let descriptors = sessions(self.descriptors);
+        let ports = self.ports.map_or(usize::MAX, sessions);
         if max > descriptors {
             Some(format!(
                 "max_sessions is {max}, open files allow {descriptors}; raise the hard limit (LimitNOFILE)"
@@ -117,32 +122,35 @@ mod tests {
 
     #[test]
     fn the_scarcer_resource_decides() {
-        let by_descriptors = Ceiling::new(None, 1600, 28_232, 1);
+        let by_descriptors = Ceiling::new(None, 1600, Some(28_232), 1);
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
-        assert_eq!(Ceiling::new(None, 1_000_000, 1600, 1).max_sockets, 1550);
+        assert_eq!(
+            Ceiling::new(None, 1_000_000, Some(1600), 1).max_sockets,
+            1550
+        );
         assert_eq!(by_descriptors.shortfall(), None);
     }
 
     #[test]
     fn a_configured_number_stands_and_its_shortfall_is_named() {
-        let ceiling = Ceiling::new(Some(30_000), 100_000, 28_232, 1);
+        let ceiling = Ceiling::new(Some(30_000), 100_000, Some(28_232), 1);
         assert_eq!(
             (ceiling.max_sessions, ceiling.max_sockets),
             (30_000, 30_000)
         );
         assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
-        let ceiling = Ceiling::new(Some(2000), 1000, 28_232, 1);
+        let ceiling = Ceiling::new(Some(2000), 1000, Some(28_232), 1);
         assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
     }
 
     #[test]
     fn shared_sockets_serve_more_sessions() {
-        let ceiling = Ceiling::new(None, 1600, 28_232, 4);
+        let ceiling = Ceiling::new(None, 1600, Some(28_232), 4);
         assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (6000, 1600));
         assert_eq!((ceiling.max_retired, ceiling.max_own), (6400, 1500));
         assert_eq!(ceiling.shortfall(), None);
-        let ceiling = Ceiling::new(Some(6600), 1600, 28_232, 4);
+        let ceiling = Ceiling::new(Some(6600), 1600, Some(28_232), 4);
         assert_eq!(ceiling.max_sockets, 1650);
         assert!(
             ceiling

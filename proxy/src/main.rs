@@ -13,6 +13,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ppv2_proxy::commands::{check, decode, demo, whoami};
 use ppv2_proxy::config::{Config, ConfigError, Flags};
+use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -90,7 +91,7 @@ struct Run {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "upstream", "mode", "rewrite_on", "source_port", "workers", "admin", "idle_timeout", "responses",
+            "listen", "upstream", "mode", "rewrite_on", "source_port", "user", "workers", "admin", "idle_timeout", "responses",
             "requests", "max_sessions", "busy_poll", "coalesce", "allow",
         ]
     )]
@@ -120,6 +121,10 @@ struct Run {
     /// Mode transparent: from which port of the client's address: any or client [default: any]
     #[arg(long, value_name = "PORT")]
     source_port: Option<String>,
+
+    /// Whom to run as, if started as root [default: nobody]
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
 
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N")]
@@ -168,6 +173,7 @@ impl Run {
                 mode: self.mode,
                 rewrite_on: self.rewrite_on,
                 source_port: self.source_port,
+                user: self.user,
                 workers: self.workers,
                 admin: self.admin,
                 idle_timeout: self.idle_timeout,
@@ -198,8 +204,8 @@ fn usage(error: impl Into<anyhow::Error>) -> Failure {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (log, result) = match log(arguments.log_format, &arguments.log_level) {
-        Ok(log) => (Some(log), execute(arguments.command)),
+    let (log, result) = match start(arguments) {
+        Ok((log, task)) => (Some(log), task()),
         Err(failure) => (None, Err(failure)),
     };
     let (code, error) = match result {
@@ -227,32 +233,49 @@ fn end_log(log: Option<WorkerGuard>, error: Option<anyhow::Error>) {
     }
 }
 
-fn execute(command: Command) -> Result<(), Failure> {
-    match command {
-        Command::Run(run) => {
-            let config = run.config().map_err(usage)?;
-            Ok(runtime::run(&config).map_err(anyhow::Error::from)?)
-        }
-        Command::Check { config } => {
+/// A command, ready to be carried out.
+type Task = Box<dyn FnOnce() -> Result<(), Failure>>;
+
+/// Gives up privileges that are not needed, before there is a second thread, and
+/// starts the log, which has one.
+fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
+    let task = match arguments.command {
+        Command::Run(run) => prepare(*run)?,
+        Command::Check { config } => Box::new(move || {
             let config = Config::from_file(&config).map_err(usage)?;
             Ok(print(&check::report(&config))?)
-        }
-        Command::Demo => Ok(print(&demo::run()?)?),
-        Command::Decode { hex } => {
+        }),
+        Command::Demo => Box::new(|| Ok(print(&demo::run()?)?)),
+        Command::Decode { hex } => Box::new(move || {
             let hex = if hex == "-" { standard_input()? } else { hex };
             let datagram = decode::bytes_of_hex(&hex).map_err(usage)?;
             let text = decode::explain(&datagram).map_err(anyhow::Error::from)?;
             Ok(print(&text)?)
-        }
-        Command::Whoami { listen, trusted } => {
+        }),
+        Command::Whoami { listen, trusted } => Box::new(move || {
             let server = whoami::Whoami::bind(listen, &trusted).map_err(|error| match error {
                 whoami::WhoamiError::Trust(_) => usage(error),
                 whoami::WhoamiError::Bind(..) => Failure::from(anyhow::Error::from(error)),
             })?;
             tracing::info!(%listen, "ready");
             Ok(server.serve().context("the socket no longer works")?)
-        }
-    }
+        }),
+    };
+    Ok((log(arguments.log_format, &arguments.log_level)?, task))
+}
+
+fn prepare(run: Run) -> Result<Task, Failure> {
+    let config = run.config().map_err(usage)?;
+    runtime::probe(&config).map_err(anyhow::Error::from)?;
+    let standing = privilege::settle(config.user.as_deref(), Needs::of(&config));
+    let Standing { user, capabilities } = standing.map_err(|error| match error {
+        PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_) => usage(error),
+        _ => Failure::from(anyhow::Error::from(error)),
+    })?;
+    Ok(Box::new(move || {
+        tracing::info!(user, ?capabilities, "privileges");
+        Ok(runtime::run(&config).map_err(anyhow::Error::from)?)
+    }))
 }
 
 fn standard_input() -> anyhow::Result<String> {

@@ -191,6 +191,8 @@ pub enum Cause {
     NoPorts,
     /// The kernel has no memory for it.
     NoMemory,
+    /// The process lacks a privilege.
+    NotPermitted,
     /// Anything else.
     Other,
 }
@@ -208,6 +210,7 @@ impl Cause {
             Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptors,
             Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPorts,
             Some(Errno::NOBUFS | Errno::NOMEM) => Self::NoMemory,
+            Some(Errno::PERM | Errno::ACCESS) => Self::NotPermitted,
             _ => Self::Other,
         }
     }
@@ -335,6 +338,51 @@ impl Socket {
             bound: server,
             wildcard: false,
         })
+    }
+
+    /// A session's socket to `server` in the name of a client: what it sends comes
+    /// from the address `client`, which is not this host's, and from that port,
+    /// or one of the kernel's choice if it is 0. `takes_replies` connects it, so
+    /// that nobody but the server can answer. Replies that the kernel is to forward
+    /// need one that is not: a connected socket that they match has it drop them
+    /// without a word.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt`, `bind` and `connect`: no descriptors, the
+    /// port is taken or, as [`Cause::NotPermitted`], a capability is missing:
+    /// CAP_NET_RAW for IPv4, CAP_NET_BIND_SERVICE for ports below 1024.
+    pub fn in_name_of(
+        client: SocketAddr,
+        server: SocketAddr,
+        takes_replies: bool,
+        options: Options,
+    ) -> io::Result<Self> {
+        let inner = open(server, options)?;
+        options::allow_foreign_source(&inner, server.is_ipv6())?;
+        if client.port() != 0 {
+            // A listener on a wildcard has the port of clients that write from its
+            // own, and the client's port serves its sessions to other servers.
+            inner.set_reuse_port(true)?;
+        }
+        inner.bind(&SockAddr::from(client))?;
+        if takes_replies {
+            let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
+            inner.connect(&SockAddr::from(server))?;
+        }
+        Ok(Self {
+            inner,
+            burst_limit: Cell::new(usize::MAX),
+            bound: server,
+            wildcard: false,
+        })
+    }
+
+    /// Nobody will receive from the socket: what comes all the same is dropped by
+    /// the kernel, once it has filled the smallest buffer that there is.
+    pub fn ignore_replies(&self) {
+        // Best effort: a larger one only takes more memory.
+        let _ = self.inner.set_recv_buffer_size(0);
     }
 
     /// A socket to write to several servers from, all of the family of `server`,

@@ -62,8 +62,25 @@ pub enum RunError {
     },
 }
 
+/// Finds out whether every listener's address is free. Sockets that share an
+/// address would also share it with another process of the same user, and each
+/// would get a part of the clients; one that doesn't share finds such a process
+/// out. To be asked while this one may still look into others.
+///
+/// # Errors
+///
+/// [`RunError::Bind`], with whoever holds the address.
+pub fn probe(config: &Config) -> Result<(), RunError> {
+    for listener in &config.listeners {
+        for address in &listener.bind {
+            net::probe(*address).map_err(|error| bind_error(listener, *address, &error))?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
-/// the replies in flight are through.
+/// the replies in flight are through. [`probe`] comes first.
 ///
 /// # Errors
 ///
@@ -154,13 +171,10 @@ fn bind_listeners(
         let numbered = listeners.iter().enumerate();
         numbered.flat_map(|(number, l)| l.bind.iter().map(move |address| (number, l, *address)))
     };
-    // Sockets that share an address would also share it with another process
-    // of the same user, and each would get a part of the clients. A socket that
-    // doesn't share finds such a process out.
-    for (_, listener, address) in addresses() {
-        net::probe(address).map_err(|error| bind_error(listener, address, &error))?;
-    }
-    let shared = workers > 1;
+    // A session that writes from its client's own port may need that of a listener.
+    let own_ports =
+        |listener: &Listener| listener.servers.iter().any(|(_, mode)| mode.spoofs_ports());
+    let shared = workers > 1 || listeners.iter().any(own_ports);
     let bind_one = |(number, listener, address): (usize, &Listener, SocketAddr)| {
         let options = Options {
             dont_fragment: listener.dont_fragment,
@@ -242,6 +256,7 @@ impl Crew {
         entrances: Vec<Vec<(Socket, usize)>>,
     ) -> Result<Self, RunError> {
         let running = entrances.len();
+        let claims = Arc::default();
         let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
         let settings = settings(config);
         let counters: Vec<_> = (0..running)
@@ -258,6 +273,7 @@ impl Crew {
                 listeners: settings.clone(),
                 pace: config.pace,
                 budget: Arc::clone(&budget),
+                claims: Arc::clone(&claims),
                 max_retired: ceiling.max_retired.div_ceil(running),
                 counters: Arc::clone(&counters[number]),
                 commands: receiver,

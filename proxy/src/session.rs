@@ -16,7 +16,8 @@
 //! A retired session delivers nothing and keeps what it owns for a while: were
 //! its socket closed at once, the kernel could hand the same local port to
 //! another client's session, and a late reply of the server would reach that
-//! other client. Once it has rested, a new session may have what it owns.
+//! other client. Once it has rested, a new session may have what it owns. Where no
+//! other client can get the port, or no reply comes, a session is gone at its end.
 
 mod budget;
 mod rest;
@@ -125,6 +126,17 @@ pub enum EndReason {
     Idle,
     /// All expected replies have come.
     Responses,
+}
+
+/// What becomes of what a session owned when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterlife {
+    /// It rests, lest a late reply reach another client.
+    Rest,
+    /// It is let go at once: no other client can get the same port.
+    None,
+    /// It is let go at once: no reply ever comes to it.
+    Unheard,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

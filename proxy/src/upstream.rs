@@ -23,6 +23,31 @@ pub struct Server {
     pub share_sockets: bool,
 }
 
+impl Server {
+    /// Whether it can have clients of IPv6, or of IPv4: one that sees a client as
+    /// the source has those of its own family alone.
+    #[must_use]
+    pub fn serves(&self, v6: bool) -> bool {
+        !self.mode.spoofs() || self.address.0.is_ipv6() == v6
+    }
+}
+
+/// One thing for IPv4 clients and another for IPv6 clients.
+#[derive(Clone, Debug)]
+pub struct ByFamily<T>([T; 2]);
+
+impl<T> ByFamily<T> {
+    /// Has `make` make both, told whether it is for IPv6.
+    pub fn new(make: impl FnMut(bool) -> T) -> Self {
+        Self([false, true].map(make))
+    }
+
+    /// The one for this client.
+    pub fn of(&mut self, client: IpAddr) -> &mut T {
+        &mut self.0[usize::from(client.is_ipv6())]
+    }
+}
+
 /// The most servers whose sessions share a socket: a reply's session is found by
 /// a search through so many addresses.
 pub const MAX_SHARING: usize = 16;

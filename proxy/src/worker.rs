@@ -11,6 +11,7 @@
 //! worker.
 
 mod at_once;
+mod claims;
 mod command;
 mod link;
 mod onward;
@@ -31,7 +32,7 @@ use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Received, Socket, TrafficClass, Waker};
 use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
-use crate::upstream::{RoundRobin, Server};
+use crate::upstream::{ByFamily, RoundRobin, Server};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{OwnAddresses, refused};
@@ -39,6 +40,7 @@ use replies::Replies;
 use shared::{Number, SharedSockets};
 use source::Source;
 
+pub use claims::Claims;
 pub use command::{Command, SessionReport};
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
@@ -104,6 +106,8 @@ pub struct Share {
     pub pace: Pace,
     /// Sessions that it may take a part of.
     pub budget: Arc<Budget>,
+    /// Clients' own ports that sessions of all workers write from.
+    pub claims: Arc<Claims>,
     /// The most ended sessions whose ports it keeps.
     pub max_retired: usize,
     /// Where it counts.
@@ -118,7 +122,7 @@ pub struct Worker {
     entrances: Vec<Entrance>,
     listeners: Vec<ListenerSettings>,
     pace: Pace,
-    turns: Vec<RoundRobin>,
+    turns: Vec<ByFamily<RoundRobin>>,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
     /// Why there was no socket for a new session, and until when not to try.
@@ -129,6 +133,7 @@ pub struct Worker {
     table: Table<Link>,
     shared: SharedSockets<SharedSocket>,
     budget: Arc<Budget>,
+    claims: Arc<Claims>,
     inbound: Batch,
     run: Run,
     replies: Replies,
@@ -152,6 +157,7 @@ impl Worker {
             listeners,
             pace,
             budget,
+            claims,
             max_retired,
             counters,
             commands,
@@ -173,7 +179,12 @@ impl Worker {
         let rules = listeners.iter().map(|listener| listener.rules).collect();
         let turns = listeners
             .iter()
-            .map(|listener| RoundRobin::new(listener.servers.clone(), number))
+            .map(|listener| {
+                ByFamily::new(|v6| {
+                    let servers = listener.servers.iter().filter(|server| server.serves(v6));
+                    RoundRobin::new(servers.cloned().collect(), number)
+                })
+            })
             .collect();
         let shared = SharedSockets::new(listeners.iter().map(|l| l.servers.as_slice()));
         let worker = Self {
@@ -186,9 +197,12 @@ impl Worker {
             shortage: None,
             own: OwnAddresses::default(),
             mtu_asked: Cell::default(),
-            table: Table::new(now, rules, max_retired).spoiling(Link::spoil),
+            table: Table::new(now, rules, max_retired)
+                .spoiling(Link::spoil)
+                .with_afterlife(Link::afterlife),
             shared,
             budget,
+            claims,
             inbound: Batch::new(),
             run: Run {
                 session: None,

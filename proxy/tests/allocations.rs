@@ -93,6 +93,7 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
         listeners: vec![settings(&servers)],
         pace: Pace::default(),
         budget: Budget::new(100, 110),
+        claims: Arc::default(),
         max_retired: 10,
         counters: Arc::clone(&counters),
         commands: receiver,

@@ -48,7 +48,7 @@ fn wrong_flags_end_with_2_and_name_the_mend() {
     fails(
         &with(&["--mode", "magic"]),
         2,
-        &["mode `magic`", "ppv2, plain"],
+        &["mode `magic`", "ppv2, transparent, dsr, plain"],
     );
     fails(&with(&["--workers", "0"]), 2, &["workers is 0", "1 to"]);
     fails(&with(&["--max-sessions", "0"]), 2, &["max_sessions is 0"]);

@@ -40,10 +40,13 @@ pub fn report(config: &Config) -> String {
     let ceiling = Ceiling::of(config);
     let _ = writeln!(
         text,
-        "sessions: at most {} (open files allow {}, local ports {}{})",
+        "sessions: at most {} (open files allow {}{}{})",
         ceiling.max_sessions,
         ceiling.descriptors,
-        ceiling.ports,
+        match ceiling.ports {
+            Some(ports) => format!(", local ports {ports}"),
+            None => String::new(),
+        },
         if ceiling.sharing > 1 {
             format!("; a socket serves {}", ceiling.sharing)
         } else {

@@ -104,6 +104,7 @@ impl<'a> Checker<'a> {
             None => self.duration("drain_timeout", &nowhere(DEFAULT_DRAIN_TIMEOUT.to_owned()))?,
         };
         Ok(Config {
+            user: file.user.map(At::into_inner),
             workers: self.count("workers", file.workers, MAX_WORKERS)?,
             drain_timeout,
             max_sessions: self.count(

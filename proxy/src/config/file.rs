@@ -14,6 +14,7 @@ pub(crate) type At<T> = Spanned<T>;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
+    pub(crate) user: Option<At<String>>,
     pub(crate) workers: Option<At<usize>>,
     pub(crate) drain_timeout: Option<At<String>>,
     #[serde(default)]

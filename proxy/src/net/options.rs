@@ -33,6 +33,23 @@ pub(super) fn path_mtu(socket: &socket2::Socket, v6: bool) -> io::Result<usize> 
     Ok(usize::try_from(mtu?).unwrap_or(usize::MAX))
 }
 
+/// Lets the socket be bound to an address that is not this host's. Over IPv4 that
+/// takes CAP_NET_RAW or CAP_NET_ADMIN (IP_TRANSPARENT in ip(7)), over IPv6
+/// nothing (IPV6_FREEBIND, of which ipv6(7) does not tell).
+#[cfg(target_os = "linux")]
+pub(super) fn allow_foreign_source(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+    if v6 {
+        socket.set_freebind_v6(true)
+    } else {
+        socket.set_ip_transparent_v4(true)
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn allow_foreign_source(_: &socket2::Socket, _: bool) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(super) fn set_fragmentation(_: &socket2::Socket, _: bool, refuse: bool) -> io::Result<()> {
     if refuse {

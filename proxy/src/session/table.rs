@@ -8,7 +8,9 @@ use slab::Slab;
 
 use super::rest::{Rest, Resting};
 use super::wheel::Wheel;
-use super::{EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State};
+use super::{
+    Afterlife, EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State,
+};
 
 /// Sessions that a new one lets go at the most while it looks for one to take
 /// over from, since each costs the closing of a socket.
@@ -29,6 +31,7 @@ pub struct Table<T> {
     reclaimed: u64,
     generation: u32,
     spoil: fn(&mut T),
+    afterlife: fn(&T) -> Afterlife,
 }
 
 impl<T> Table<T> {
@@ -47,7 +50,15 @@ impl<T> Table<T> {
             reclaimed: 0,
             generation: 0,
             spoil: |_| {},
+            afterlife: |_| Afterlife::Rest,
         }
+    }
+
+    /// Has `afterlife` say of what is kept with a session what becomes of it.
+    /// Otherwise all of it rests.
+    #[must_use]
+    pub fn with_afterlife(self, afterlife: fn(&T) -> Afterlife) -> Self {
+        Self { afterlife, ..self }
     }
 
     /// Has `spoil` told of what was kept with a session that is let go although a
@@ -271,7 +282,8 @@ impl<T> Table<T> {
     pub fn awaits_replies(&self) -> bool {
         self.sessions.iter().any(|(_, session)| {
             let each = self.rules[session.listener].responses.max(1);
-            session.is_active() && !session.is_answered(each)
+            let is_heard = (self.afterlife)(&session.link) != Afterlife::Unheard;
+            session.is_active() && is_heard && !session.is_answered(each)
         })
     }
 
@@ -289,17 +301,21 @@ impl<T> Table<T> {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
+        if let Entry::Occupied(entry) = self.by_key.entry(session.key)
+            && *entry.get() == slot
+        {
+            entry.remove();
+        }
+        if (self.afterlife)(&session.link) != Afterlife::Rest {
+            self.remove(slot);
+            return;
+        }
         session.state = State::Retired { since: now };
         session.seat.rest();
         let id = SessionId {
             slot,
             generation: session.generation,
         };
-        if let Entry::Occupied(entry) = self.by_key.entry(session.key)
-            && *entry.get() == slot
-        {
-            entry.remove();
-        }
         let server = session.server;
         self.retired += 1;
         self.rest.push(server, Resting { id, since: now });

@@ -453,3 +453,37 @@ fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
     assert!(table.reclaim());
     assert_eq!(*SPOILED.lock().unwrap(), [key(2), key(3)]);
 }
+
+#[test]
+fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
+    let now = Instant::now();
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let budget = Budget::new(10, 10);
+    let mut table = Table::new(now, vec![rules], 10).with_afterlife(|kept: &Afterlife| *kept);
+    let ids = [Afterlife::None, Afterlife::Unheard, Afterlife::Rest].map(|kept| {
+        let key = key(kept as u16);
+        let id = table.open(now, key, 0, 0, budget.take().unwrap(), kept);
+        table.request(now, &key, 1).unwrap();
+        id
+    });
+    assert!(table.awaits_replies());
+    table.reply(now, ids[0], 1).unwrap();
+    assert!(table.get(ids[0]).is_none());
+    table.reply(now, ids[2], 1).unwrap();
+    assert!(table.get(ids[2]).is_some());
+    // Of the one that is left, nobody will hear.
+    assert_eq!((table.active(), table.retired()), (1, 1));
+    assert!(!table.awaits_replies());
+    let mut ended = Vec::new();
+    let later = now + rules.idle_timeout;
+    table.expire(later, |session, reason| ended.push((session.link, reason)));
+    assert_eq!(ended, [(Afterlife::Unheard, EndReason::Idle)]);
+    assert_eq!((table.active(), budget.sockets()), (0, 0));
+    assert_eq!(
+        table.request(later, &key(Afterlife::Unheard as u16), 1),
+        None
+    );
+}

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::at_once::AtOnce;
+use super::claims::{Claim, Claims};
 use super::shared::{Place, SharedSockets};
-use crate::address::ServerAddr;
+use crate::address::{ClientAddr, ServerAddr};
 use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
-use crate::session::{Budget, Full, Seat, SocketSeat, Table};
+use crate::session::{Afterlife, Budget, Full, Seat, SocketSeat, Table};
 use crate::upstream::Server;
 
 /// What a worker keeps with a session.
@@ -37,6 +38,15 @@ impl Link {
             place.spoil();
         }
     }
+
+    /// What becomes of the session's socket and port when it ends.
+    pub(super) fn afterlife(&self) -> Afterlife {
+        match &self.exit {
+            Exit::Own(own) if own.claim.is_some() => Afterlife::None,
+            Exit::Own(_) | Exit::Shared(_) => Afterlife::Rest,
+            Exit::Unheard { .. } => Afterlife::Unheard,
+        }
+    }
 }
 
 /// What a session's datagrams leave by.
@@ -46,6 +56,8 @@ pub(super) enum Exit {
     Own(ServerSocket),
     /// A socket that sessions to other servers leave by, too.
     Shared(Place),
+    /// A socket of the session's own by which no replies come.
+    Unheard { socket: Socket, is_connected: bool },
 }
 
 /// A socket that servers are written to, and reply to.
@@ -56,6 +68,8 @@ pub(super) struct ServerSocket {
     pub(super) overflows: u32,
     /// How many replies to ask for.
     pub(super) at_once: AtOnce,
+    /// The client's own port is the socket's.
+    pub(super) claim: Option<Claim>,
 }
 
 impl ServerSocket {
@@ -64,6 +78,7 @@ impl ServerSocket {
             socket,
             overflows: 0,
             at_once: AtOnce::default(),
+            claim: None,
         }
     }
 }
@@ -88,6 +103,10 @@ impl Exit {
         match self {
             Self::Own(own) => (&own.socket, None),
             Self::Shared(place) => (&shared.of(place).inner.socket, Some(server)),
+            Self::Unheard {
+                socket,
+                is_connected,
+            } => (socket, (!is_connected).then_some(server)),
         }
     }
 }
@@ -98,7 +117,8 @@ const RECLAIMS: usize = 16;
 
 /// A seat for a session, and perhaps what one with the same listener and server
 /// has left that ended and rested. For want of another socket, one gives up its
-/// own before it has rested. A session that `shares` a socket needs none here.
+/// own before it has rested. A session that `shares` a socket needs none here,
+/// and one in the name of its client `takes_over` from nobody.
 pub(super) fn seat(
     table: &mut Table<Link>,
     shared: &mut SharedSockets<SharedSocket>,
@@ -106,8 +126,12 @@ pub(super) fn seat(
     now: Instant,
     (listener, server): (usize, usize),
     shares: bool,
+    takes_over: bool,
 ) -> Result<(Seat, Option<Link>), DropReason> {
-    let mut kept = table.take_rested(now, listener, server);
+    let mut kept = None;
+    if takes_over {
+        kept = table.take_rested(now, listener, server);
+    }
     if kept.is_none() {
         let taken = if shares {
             budget.take_session()
@@ -117,7 +141,8 @@ pub(super) fn seat(
         match taken {
             Ok(seat) => return Ok((seat, None)),
             Err(Full::Sessions) => return Err(DropReason::MaxSessions),
-            Err(Full::Sockets) => kept = table.take_resting(listener, server),
+            Err(Full::Sockets) if takes_over => kept = table.take_resting(listener, server),
+            Err(Full::Sockets) => {}
         }
     }
     if let Some((seat, link)) = kept {
@@ -142,6 +167,56 @@ pub(super) fn connect(
         from_sources(server, turn, |from| Socket::connect(address, from, options))
     })?;
     Ok(ServerSocket::new(socket))
+}
+
+/// Opens the socket of a session whose server sees `client` as the source, or is
+/// not to answer the proxy: one that sends, and takes replies if they come back.
+pub(super) fn speak_for(
+    client: ClientAddr,
+    server: &Server,
+    claims: &Arc<Claims>,
+    turn: &mut usize,
+    options: Options,
+    table: &mut Table<Link>,
+    shared: &mut SharedSockets<SharedSocket>,
+) -> Result<Exit, DropReason> {
+    let Some(from) = server.mode.source(client) else {
+        let own = connect(server, turn, options, table, shared)?;
+        own.socket.ignore_replies();
+        return Ok(Exit::Unheard {
+            socket: own.socket,
+            is_connected: true,
+        });
+    };
+    let to = server.address;
+    let takes_replies = server.mode.takes_replies();
+    let claim = if takes_replies && from.port() != 0 {
+        let claim = claims.claim(client, to);
+        Some(claim.ok_or(DropReason::NoClientPort)?)
+    } else {
+        None
+    };
+    let socket = with_reclaims(table, shared, || {
+        Socket::in_name_of(from, to.0, takes_replies, options).map_err(|error| {
+            match Cause::of(&error) {
+                // Others' sessions could give up no port of this client's.
+                Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
+                Cause::NotPermitted => DropReason::NoPrivilege,
+                cause => why_unopened(cause),
+            }
+        })
+    })?;
+    if !takes_replies {
+        socket.ignore_replies();
+        return Ok(Exit::Unheard {
+            socket,
+            is_connected: false,
+        });
+    }
+    Ok(Exit::Own(ServerSocket {
+        claim,
+        ..ServerSocket::new(socket)
+    }))
 }
 
 /// Opens a socket to be shared by sessions to this server and others.
@@ -203,7 +278,7 @@ fn from_sources(
 }
 
 /// Whether a session that has ended could give what is lacking.
-fn is_shortage(reason: DropReason) -> bool {
+pub(super) fn is_shortage(reason: DropReason) -> bool {
     use DropReason::{MaxSockets, NoDescriptors, NoMemory, NoPorts};
     [MaxSockets, NoDescriptors, NoMemory, NoPorts].contains(&reason)
 }
@@ -221,6 +296,8 @@ fn why_unopened(cause: Cause) -> DropReason {
         // Binding to a port of the kernel's choice would block, it says.
         Cause::NoPorts | Cause::WouldBlock => DropReason::NoPorts,
         Cause::NoMemory => DropReason::NoMemory,
-        Cause::Unreachable | Cause::Oversize | Cause::Other => DropReason::Unreachable,
+        Cause::Unreachable | Cause::Oversize | Cause::NotPermitted | Cause::Other => {
+            DropReason::Unreachable
+        }
     }
 }

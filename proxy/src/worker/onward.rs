@@ -87,6 +87,8 @@ fn why_unsent(error: &io::Error) -> DropReason {
         Cause::Oversize => DropReason::Oversize,
         Cause::WouldBlock | Cause::NoMemory => DropReason::SendBufferFull,
         Cause::Unreachable => DropReason::Unreachable,
-        Cause::NoDescriptors | Cause::NoPorts | Cause::Other => DropReason::SendFailed,
+        Cause::NoDescriptors | Cause::NoPorts | Cause::NotPermitted | Cause::Other => {
+            DropReason::SendFailed
+        }
     }
 }

@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::link::{Exit, Link, ServerSocket, connect, open_shared, seat};
+use super::link::{Exit, Link, ServerSocket, connect, is_shortage, open_shared, seat, speak_for};
 use super::shared::{Number, Place};
 use super::source::Source;
+use crate::address::ClientAddr;
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
 use crate::session::{Key, Seat, SessionId};
@@ -63,8 +64,11 @@ impl Worker {
         if self.would_loop(&key, number, now) {
             return Err(DropReason::BadSource);
         }
-        let server = self.turns[number].pick().cloned();
+        let server = self.turns[number].of(client).pick().cloned();
         let server = server.ok_or(DropReason::Unreachable)?;
+        if server.mode.spoofs() && !self.can_speak_for(client, number, now) {
+            return Err(DropReason::BadSource);
+        }
         let numbers = (number, server.number);
         let shares = self.shared.serve(number, server.number);
         if !shares {
@@ -77,6 +81,7 @@ impl Worker {
             now,
             numbers,
             shares,
+            !server.mode.spoofs() && server.mode.takes_replies(),
         )?;
         let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
         let is_kept = kept.is_some();
@@ -87,6 +92,9 @@ impl Worker {
             }
             Some(own) => own,
             None if shares => Exit::Shared(self.place(number, &server, now)?),
+            None if server.mode.spoofs() || !server.mode.takes_replies() => {
+                self.speak_for(key.client, number, &server, now)?
+            }
             None => Exit::Own(self.connect(number, &server, now)?),
         };
         let link = Link {
@@ -119,6 +127,7 @@ impl Worker {
                 self.replies.drain(&own.socket, server, late)
             }
             Exit::Shared(place) => self.read_out_shared(place.socket(), now),
+            Exit::Unheard { .. } => false,
         }
     }
 
@@ -202,6 +211,47 @@ impl Worker {
         .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))
     }
 
+    /// A socket for a session to `server`, which sees the client as the source or
+    /// does not answer the proxy.
+    fn speak_for(
+        &mut self,
+        client: ClientAddr,
+        listener: usize,
+        server: &Server,
+        now: Instant,
+    ) -> Result<Exit, DropReason> {
+        let options = self.options(listener);
+        speak_for(
+            client,
+            server,
+            &self.claims,
+            &mut self.next_source,
+            options,
+            &mut self.table,
+            &mut self.shared,
+        )
+        .inspect_err(|reason| {
+            // What only this client lacks must not keep others waiting.
+            if is_shortage(*reason) {
+                self.shortage = Some((*reason, now + SHORTAGE));
+            }
+        })
+    }
+
+    /// Whether a server can be written to from this address: it must be able to
+    /// answer it, and that answer must find its way out of this host.
+    fn can_speak_for(&mut self, client: IpAddr, listener: usize, now: Instant) -> bool {
+        let is_nobodys = match client {
+            IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
+            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_unicast_link_local(),
+        };
+        let is_server = |server: &Server| server.address.0.ip() == client;
+        !is_nobodys
+            && !client.is_multicast()
+            && !self.listeners[listener].servers.iter().any(is_server)
+            && !self.own.contains(client, now)
+    }
+
     fn options(&self, listener: usize) -> Options {
         let listener = &self.listeners[listener];
         Options {
@@ -251,6 +301,7 @@ impl Worker {
                 self.shared.settle(place, id);
                 Ok(())
             }
+            Exit::Unheard { .. } => Ok(()),
         });
         if let Some(Err(_)) = registered {
             // The kernel is out of memory for epoll entries, or of permitted ones.

@@ -153,8 +153,10 @@ fn why_unsent(error: &io::Error) -> DropReason {
     match Cause::of(error) {
         Cause::Oversize => DropReason::ReplyOversize,
         Cause::WouldBlock | Cause::NoMemory => DropReason::ReplyBufferFull,
-        Cause::Unreachable | Cause::NoDescriptors | Cause::NoPorts | Cause::Other => {
-            DropReason::ReplyFailed
-        }
+        Cause::Unreachable
+        | Cause::NoDescriptors
+        | Cause::NoPorts
+        | Cause::NotPermitted
+        | Cause::Other => DropReason::ReplyFailed,
     }
 }

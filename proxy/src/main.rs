@@ -268,9 +268,12 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     let config = run.config().map_err(usage)?;
     runtime::probe(&config).map_err(anyhow::Error::from)?;
     let standing = privilege::settle(config.user.as_deref(), Needs::of(&config));
-    let Standing { user, capabilities } = standing.map_err(|error| match error {
-        PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_) => usage(error),
-        _ => Failure::from(anyhow::Error::from(error)),
+    let Standing { user, capabilities } = standing.map_err(|error| {
+        if matches!(error, PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_)) {
+            usage(error)
+        } else {
+            Failure::from(anyhow::Error::from(error))
+        }
     })?;
     Ok(Box::new(move || {
         tracing::info!(user, ?capabilities, "privileges");

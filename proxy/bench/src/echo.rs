@@ -23,6 +23,12 @@ pub(crate) struct Echo {
     /// Every datagram has a PROXY v2 header, that names its client
     #[arg(long)]
     pub(crate) header: bool,
+    /// Every datagram comes from the address of its client
+    #[arg(long)]
+    pub(crate) spoofed: bool,
+    /// Answer the client that the header names, from this address
+    #[arg(long)]
+    pub(crate) reply_from: Option<SocketAddrV4>,
     /// Datagrams are DNS questions
     #[arg(long)]
     pub(crate) dns: bool,
@@ -32,7 +38,8 @@ pub(crate) struct Echo {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) received: u64,
-    /// Datagrams without the expected header, or with another client's.
+    /// Datagrams without the expected header or source address, or with another
+    /// client's.
     pub(crate) wrong: u64,
 }
 
@@ -44,6 +51,11 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn run(echo: &Echo) -> Result<()> {
     let socket = wire::socket(echo.listen).with_context(|| format!("binding {}", echo.listen))?;
     wire::receive_bursts(&socket)?;
+    let aside = match echo.reply_from {
+        Some(from) => Some(wire::socket(from).with_context(|| format!("binding {from}"))?),
+        None => None,
+    };
+    let exit = aside.as_ref().unwrap_or(&socket);
     std::thread::spawn(answer_questions);
     let shape = if echo.dns { Shape::Dns } else { Shape::Plain };
     let mut inbox = Inbox::new(BURST_CAPACITY);
@@ -57,6 +69,11 @@ pub(crate) fn run(echo: &Echo) -> Result<()> {
         replies.clear();
         for slot in 0..received {
             let segment = inbox.arrivals()[slot].segment.max(1);
+            if echo.spoofed {
+                let from = *inbox.arrivals()[slot].from.ip();
+                let client = Tag::read(inbox.bytes(slot), shape).map(|tag| *tag.client.ip());
+                WRONG.fetch_add(u64::from(client != Some(from)), Ordering::Relaxed);
+            }
             let reply = turn_round(inbox.bytes_mut(slot), segment, echo.header, shape);
             replies.push(reply);
         }
@@ -65,7 +82,10 @@ pub(crate) fn run(echo: &Echo) -> Result<()> {
             .enumerate()
             .filter(|(_, (len, _))| *len > 0)
             .map(|(slot, (len, segment))| Packet {
-                to: Some(inbox.arrivals()[slot].from),
+                to: match echo.reply_from {
+                    Some(_) => Tag::read(inbox.bytes(slot), shape).map(|tag| tag.client),
+                    None => Some(inbox.arrivals()[slot].from),
+                },
                 from: None,
                 parts: [&[], &inbox.bytes(slot)[..*len]],
                 segment: u16::try_from(*segment)
@@ -76,7 +96,7 @@ pub(crate) fn run(echo: &Echo) -> Result<()> {
         let mut gone = 0;
         while gone < packets.len() {
             // One that can't be sent is lost, and the client counts it.
-            gone += wire::send(&socket, &packets[gone..]).unwrap_or(1);
+            gone += wire::send(exit, &packets[gone..]).unwrap_or(1);
         }
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn enter_namespace(real_time: bool) -> Result<()> {
             unshare.args(["--user", "--map-root-user"]);
         }
         let error = unshare
-            .arg("--net")
+            .args(["--net", "--mount"])
             .arg(std::env::current_exe()?)
             .args(std::env::args_os().skip(1).collect::<Vec<OsString>>())
             .env(INSIDE, "1")

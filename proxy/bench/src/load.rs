@@ -28,7 +28,7 @@ use crate::wire::{self, Inbox};
 const FIRST_PORT: u16 = 20_000;
 
 /// Address of the first client; the listeners and servers are at 127.0.0.1.
-const FIRST_ADDRESS: u32 = u32::from_be_bytes([127, 1, 0, 1]);
+pub(crate) const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 
 /// After this long a datagram is lost.
 const TIMEOUT: Duration = Duration::from_millis(300);
@@ -39,6 +39,9 @@ pub(crate) struct Load {
     /// The listener
     #[arg(long)]
     pub(crate) target: SocketAddrV4,
+    /// Address of the first client
+    #[arg(long, default_value_t = FIRST_ADDRESS)]
+    pub(crate) from: Ipv4Addr,
     /// Distinct client addresses and ports
     #[arg(long, default_value_t = 64)]
     pub(crate) clients: usize,
@@ -114,6 +117,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
 struct Clients {
     sockets: Vec<UdpSocket>,
     target: SocketAddrV4,
+    from: Ipv4Addr,
     shape: Shape,
     template: Vec<u8>,
     /// Number of this load.
@@ -139,6 +143,7 @@ impl Clients {
         Ok(Self {
             sockets,
             target: load.target,
+            from: load.from,
             shape,
             template: shape.template(load.size)?,
             number: std::process::id(),
@@ -151,7 +156,7 @@ impl Clients {
     fn address(&self, client: usize) -> (usize, SocketAddrV4) {
         let socket = client % self.sockets.len();
         let offset = u32::try_from(client / self.sockets.len()).unwrap_or(u32::MAX);
-        let ip = Ipv4Addr::from_bits(FIRST_ADDRESS.wrapping_add(offset));
+        let ip = Ipv4Addr::from_bits(self.from.to_bits().wrapping_add(offset));
         (socket, SocketAddrV4::new(ip, port(socket)))
     }
 

@@ -5,6 +5,7 @@
 mod bare;
 mod echo;
 mod host;
+mod hosts;
 mod load;
 mod micro;
 mod outcome;

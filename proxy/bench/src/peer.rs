@@ -19,9 +19,13 @@ pub(crate) enum Peer {
     OursBusyPoll,
     OursCoalesce,
     OursTwice,
+    OursTransparent,
+    OursDsr,
+    OursDsrSdk,
     Bare,
     BareCareful,
     Nginx,
+    NginxTransparent,
     Envoy,
     Sozu,
     Udppp,
@@ -45,9 +49,13 @@ impl Peer {
             Self::OursBusyPoll => "ppv2-proxy --busy-poll 50us",
             Self::OursCoalesce => "ppv2-proxy --coalesce 200us",
             Self::OursTwice => "ppv2-proxy --workers 2",
+            Self::OursTransparent => "ppv2-proxy --mode transparent",
+            Self::OursDsr => "ppv2-proxy --mode dsr",
+            Self::OursDsrSdk => "ppv2-proxy --mode dsr, by the SDK",
             Self::Bare => "bare loop",
             Self::BareCareful => "bare loop --careful",
             Self::Nginx => "nginx",
+            Self::NginxTransparent => "nginx, transparent",
             Self::Envoy => "Envoy",
             Self::Sozu => "sozu",
             Self::Udppp => "udppp",
@@ -57,14 +65,34 @@ impl Peer {
 
     /// Whether it puts a PROXY v2 header in front of each datagram.
     pub(crate) fn header(self) -> bool {
-        !matches!(self, Self::Nginx | Self::Envoy)
+        !matches!(self, Self::Nginx | Self::Envoy) && !self.is_spoofing()
+    }
+
+    /// Whether it writes to the server from clients' addresses.
+    pub(crate) fn is_spoofing(self) -> bool {
+        matches!(
+            self,
+            Self::OursTransparent | Self::OursDsr | Self::NginxTransparent
+        )
+    }
+
+    /// Whether the server's replies don't come to it: its host, or the server
+    /// itself, makes them come from the listener.
+    pub(crate) fn is_returned(self) -> bool {
+        matches!(self, Self::OursDsr | Self::OursDsrSdk)
     }
 
     /// Whether it is ppv2-proxy, however set.
     pub(crate) fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice
+            Self::Ours
+                | Self::OursBusyPoll
+                | Self::OursCoalesce
+                | Self::OursTwice
+                | Self::OursTransparent
+                | Self::OursDsr
+                | Self::OursDsrSdk
         )
     }
 
@@ -79,11 +107,13 @@ impl Peer {
         let option = match self {
             Self::OursBusyPoll => "--busy-poll",
             Self::OursCoalesce => "--coalesce",
+            Self::OursTransparent | Self::OursDsr | Self::OursDsrSdk => "--rewrite-on",
             Self::Ours
             | Self::OursTwice
             | Self::Bare
             | Self::BareCareful
             | Self::Nginx
+            | Self::NginxTransparent
             | Self::Envoy
             | Self::Sozu
             | Self::Udppp
@@ -99,11 +129,15 @@ impl Peer {
 
     pub(crate) fn program(self, proxy: &Path, peers: &Path) -> PathBuf {
         match self {
-            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice => {
-                proxy.to_owned()
-            }
+            Self::Ours
+            | Self::OursBusyPoll
+            | Self::OursCoalesce
+            | Self::OursTwice
+            | Self::OursTransparent
+            | Self::OursDsr
+            | Self::OursDsrSdk => proxy.to_owned(),
             Self::Bare | Self::BareCareful => std::env::current_exe().unwrap_or_default(),
-            Self::Nginx => "/usr/sbin/nginx".into(),
+            Self::Nginx | Self::NginxTransparent => "/usr/sbin/nginx".into(),
             Self::Envoy => peers.join("envoy/envoy/_bin/envoy"),
             Self::Sozu => peers.join("bin/sozu"),
             Self::Udppp => peers.join("bin/udppp"),
@@ -116,7 +150,13 @@ impl Peer {
         let (listen, server) = (setup.listen, setup.server);
         let file = setup.folder.join("config");
         match self {
-            Self::Ours | Self::OursBusyPoll | Self::OursCoalesce | Self::OursTwice => {
+            Self::Ours
+            | Self::OursBusyPoll
+            | Self::OursCoalesce
+            | Self::OursTwice
+            | Self::OursTransparent
+            | Self::OursDsr
+            | Self::OursDsrSdk => {
                 let workers = if self == Self::OursTwice { "2" } else { "1" };
                 command
                     .args(["--log-level", "warn", "run", "--workers", workers])
@@ -124,6 +164,15 @@ impl Peer {
                     .args(["--upstream", &server.to_string()]);
                 if setup.one_reply {
                     command.args(["--responses", "1"]);
+                }
+                if self == Self::OursTransparent {
+                    command.args(["--mode", "transparent"]);
+                }
+                if self.is_returned() {
+                    command.args(["--mode", "dsr"]);
+                }
+                if self == Self::OursDsrSdk {
+                    command.args(["--rewrite-on", "sdk"]);
                 }
                 if self == Self::OursBusyPoll {
                     command.args(["--busy-poll", "50us"]);
@@ -138,8 +187,8 @@ impl Peer {
                     .args(["--server", &server.to_string()])
                     .args((self == Self::BareCareful).then_some("--careful"));
             }
-            Self::Nginx => {
-                fs::write(&file, nginx(setup))?;
+            Self::Nginx | Self::NginxTransparent => {
+                fs::write(&file, nginx(setup, self == Self::NginxTransparent))?;
                 command.arg("-c").arg(&file).arg("-p").arg(setup.folder);
                 command.arg("-e").arg(setup.folder.join("error.log"));
             }
@@ -180,7 +229,12 @@ fn why_missing(peers: &Path, program: &Path) -> String {
         .unwrap_or_else(|_| format!("there is no {}", program.display()))
 }
 
-fn nginx(setup: &Setup<'_>) -> String {
+fn nginx(setup: &Setup<'_>, transparent: bool) -> String {
+    let bind = if transparent {
+        "proxy_bind $remote_addr transparent;"
+    } else {
+        ""
+    };
     let responses = if setup.one_reply {
         "proxy_responses 1;"
     } else {
@@ -201,6 +255,7 @@ stream {{
         proxy_pass {};
         proxy_timeout 60s;
         {responses}
+        {bind}
     }}
 }}
 ",

@@ -55,12 +55,13 @@ fn group(body: &mut String, work: &Measured, y: &mut u32) {
         };
         let length = ratio.median.min(LONGEST) * UNIT;
         let colour = match series.peer {
-            Peer::Ours => "#1a7f5a",
+            Peer::Ours | Peer::OursTransparent | Peer::OursDsr | Peer::OursDsrSdk => "#1a7f5a",
             Peer::Bare | Peer::BareCareful => "#b8c4bf",
             Peer::OursBusyPoll
             | Peer::OursCoalesce
             | Peer::OursTwice
             | Peer::Nginx
+            | Peer::NginxTransparent
             | Peer::Envoy
             | Peer::Sozu
             | Peer::Udppp

@@ -18,6 +18,8 @@ pub(crate) struct Place<'a> {
     pub(crate) preload: &'a Path,
     /// Before every ordinary program of this machine.
     pub(crate) real_time: bool,
+    /// The host, as `ip netns` names it, if it is not this one.
+    pub(crate) host: Option<&'static str>,
 }
 
 impl Place<'_> {
@@ -29,6 +31,9 @@ impl Place<'_> {
     ) -> Result<Child> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
+        if let Some(host) = self.host {
+            command.args(["ip", "netns", "exec", host]);
+        }
         if self.real_time {
             command.args(["chrt", "--rr", "1"]);
         }

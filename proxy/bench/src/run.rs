@@ -188,7 +188,13 @@ fn take_turn(
 ) -> Result<Sample> {
     let stage = match stage {
         Some(stage) => stage,
-        None => stage.insert(Stage::set(ground, peer, work.shape, work.one_reply)?),
+        None => stage.insert(Stage::set(
+            ground,
+            peer,
+            work.shape,
+            work.one_reply,
+            work.hosts,
+        )?),
     };
     if work.search {
         stage.search(ground, &work.load)

@@ -15,7 +15,8 @@ use serde::de::DeserializeOwned;
 
 use crate::echo::Seen;
 use crate::host::Cores;
-use crate::load::{Load, Report};
+use crate::hosts;
+use crate::load::{FIRST_ADDRESS, Load, Report};
 use crate::peer::{Peer, Setup};
 use crate::process::{Place, Tree};
 use crate::tag::{Shape, Tag};
@@ -48,17 +49,18 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    fn place<'a>(&'a self, cores: &'a [usize]) -> Place<'a> {
+    fn place<'a>(&'a self, cores: &'a [usize], host: Option<&'static str>) -> Place<'a> {
         Place {
             cores,
             preload: &self.preload,
             real_time: self.real_time,
+            host,
         }
     }
 
     /// For clients and servers.
-    fn around(&self) -> Place<'_> {
-        self.place(from_ref(&self.cores.around))
+    fn around(&self, host: Option<&'static str>) -> Place<'_> {
+        self.place(from_ref(&self.cores.around), host)
     }
 }
 
@@ -86,6 +88,7 @@ pub(crate) struct Stage {
     pub(crate) peer: Peer,
     listen: SocketAddrV4,
     shape: Shape,
+    hosts: bool,
     tree: Tree,
     /// Reaped at the end.
     proxy: Child,
@@ -106,13 +109,25 @@ impl Stage {
         peer: Peer,
         shape: Shape,
         one_reply: bool,
+        hosts: bool,
     ) -> Result<Self> {
         ground.used += 1;
-        let listen = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7_000 + ground.used);
-        let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 12_000 + ground.used);
+        let (listener, server) = match (hosts, peer.is_returned()) {
+            (false, _) => (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
+            (true, false) => (hosts::LISTENER, hosts::ANSWERING),
+            (true, true) => (hosts::LISTENER, hosts::RETURNING),
+        };
+        let listen = SocketAddrV4::new(listener, 7_000 + ground.used);
+        let server = SocketAddrV4::new(server, 12_000 + ground.used);
+        if hosts {
+            hosts::make()?;
+        }
+        if peer.is_returned() && !peer.header() {
+            hosts::rewrite(server, listen)?;
+        }
         let folder = ground.folder.join(format!("{peer:?}").to_lowercase());
         fs::create_dir_all(&folder)?;
-        let echo = Echo::start(ground, server, peer.header(), shape)?;
+        let echo = Echo::start(ground, server, listen, peer, shape, hosts)?;
         let setup = Setup {
             folder: &folder,
             listen,
@@ -120,11 +135,12 @@ impl Stage {
             one_reply,
         };
         let log = File::create(folder.join("output"))?;
-        let place = if peer.everywhere() {
-            ground.place(&ground.cores.all)
+        let cores = if peer.everywhere() {
+            &ground.cores.all[..]
         } else {
-            ground.place(from_ref(&ground.cores.proxy))
+            from_ref(&ground.cores.proxy)
         };
+        let place = ground.place(cores, hosts.then_some(hosts::PROXY));
         let mut configured = Ok(());
         let mut child = place.start(&peer.program(&ground.proxy, &ground.peers), |command| {
             configured = peer.configure(&setup, command);
@@ -135,7 +151,14 @@ impl Stage {
             command.stderr(log);
         })?;
         // Whatever comes up late, a worker process say, must be found as well.
-        let ready = configured.and_then(|()| await_reply(&mut child, listen, shape));
+        let ready = configured.and_then(|()| {
+            let client = if hosts {
+                hosts::client()?
+            } else {
+                UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?
+            };
+            await_reply(&mut child, &client, listen, shape)
+        });
         let tree = Tree::of(child.id())?;
         ready.with_context(|| format!("{} ({})", peer.name(), last_line(&folder)))?;
         let memory_before = tree.memory();
@@ -143,6 +166,7 @@ impl Stage {
             peer,
             listen,
             shape,
+            hosts,
             tree,
             proxy: child,
             echo,
@@ -185,12 +209,18 @@ impl Stage {
     /// Applies a load.
     pub(crate) fn measure(&mut self, ground: &Ground, load: &Load) -> Result<Sample> {
         let seen_before = self.echo.seen()?;
-        let mut generator = ground
-            .around()
-            .start(&std::env::current_exe()?, |command| {
+        let from = if self.hosts {
+            hosts::FIRST_CLIENT
+        } else {
+            FIRST_ADDRESS
+        };
+        let mut generator = ground.around(self.hosts.then_some(hosts::CLIENTS)).start(
+            &std::env::current_exe()?,
+            |command| {
                 command
                     .arg("load")
                     .args(["--target", &self.listen.to_string()])
+                    .args(["--from", &from.to_string()])
                     .args(["--clients", &load.clients.to_string()])
                     .args(["--first", &load.first.to_string()])
                     .args(["--ports", &load.ports.to_string()])
@@ -202,7 +232,8 @@ impl Stage {
                     .args(load.fresh.then_some("--fresh"))
                     .args((self.shape == Shape::Dns).then_some("--dns"))
                     .stdout(Stdio::piped());
-            })?;
+            },
+        )?;
         let output = generator.stdout.take().context("a pipe")?;
         let mut lines = BufReader::new(output).lines();
         let start = lines.next().context("the load generator ended early")??;
@@ -248,17 +279,28 @@ impl Drop for Echo {
 }
 
 impl Echo {
-    fn start(ground: &Ground, listen: SocketAddrV4, header: bool, shape: Shape) -> Result<Self> {
-        let mut child = ground
-            .around()
-            .start(&std::env::current_exe()?, |command| {
+    fn start(
+        ground: &Ground,
+        listen: SocketAddrV4,
+        listener: SocketAddrV4,
+        peer: Peer,
+        shape: Shape,
+        hosts: bool,
+    ) -> Result<Self> {
+        let by_itself = peer.header() && peer.is_returned();
+        let mut child = ground.around(hosts.then_some(hosts::SERVER)).start(
+            &std::env::current_exe()?,
+            |command| {
                 command
                     .args(["echo", "--listen", &listen.to_string()])
-                    .args(header.then_some("--header"))
+                    .args(peer.header().then_some("--header"))
+                    .args(peer.is_spoofing().then_some("--spoofed"))
+                    .args(by_itself.then(|| format!("--reply-from={listener}")))
                     .args((shape == Shape::Dns).then_some("--dns"))
                     .stdin(Stdio::piped())
                     .stdout(Stdio::piped());
-            })?;
+            },
+        )?;
         let questions = child.stdin.take().context("a pipe")?;
         let answers = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut echo = Self {
@@ -285,8 +327,12 @@ fn read_json<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<T> {
 }
 
 /// Asks until the server's answer comes back through the proxy.
-fn await_reply(proxy: &mut Child, listen: SocketAddrV4, shape: Shape) -> Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+fn await_reply(
+    proxy: &mut Child,
+    socket: &UdpSocket,
+    listen: SocketAddrV4,
+    shape: Shape,
+) -> Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let SocketAddr::V4(client) = socket.local_addr()? else {
         bail!("an IPv4 socket has an IPv6 address");

@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::load::Load;
+use crate::load::{FIRST_ADDRESS, Load};
 use crate::peer::Peer;
 use crate::stage::Sample;
 use crate::tag::Shape;
@@ -21,6 +21,8 @@ pub(crate) struct Work {
     pub(crate) one_reply: bool,
     /// The highest rate without loss is looked for.
     pub(crate) search: bool,
+    /// Clients, proxy and server are hosts of their own.
+    pub(crate) hosts: bool,
 }
 
 /// Clients of the work with many.
@@ -32,11 +34,12 @@ const RATE: u64 = 20_000;
 /// All works; `time` is how long each is measured, in milliseconds.
 pub(crate) fn works(time: u64) -> Vec<Work> {
     use Peer::{
-        Bare, BareCareful, Dnsdist, Envoy, Nginx, Ours, OursBusyPoll, OursCoalesce, OursTwice,
-        Sozu, Udppp,
+        Bare, BareCareful, Dnsdist, Envoy, Nginx, NginxTransparent, Ours, OursBusyPoll,
+        OursCoalesce, OursDsr, OursDsrSdk, OursTransparent, OursTwice, Sozu, Udppp,
     };
     let load = Load {
         target: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
+        from: FIRST_ADDRESS,
         clients: 64,
         first: 0,
         ports: 2,
@@ -57,6 +60,7 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
         own_process: false,
         one_reply: false,
         search: false,
+        hosts: false,
     };
     let all = vec![Ours, Bare, Nginx, Envoy, Sozu, Udppp];
     let with_careful = vec![Ours, Bare, BareCareful, Nginx, Envoy, Sozu, Udppp];
@@ -121,6 +125,22 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
             load.clone(),
             vec![Ours, OursTwice],
         ),
+        Work {
+            hosts: true,
+            ..work(
+                "modes",
+                "64 clients, closed loop, 64 B, over three hosts",
+                load.clone(),
+                vec![
+                    Ours,
+                    OursTransparent,
+                    NginxTransparent,
+                    OursDsr,
+                    OursDsrSdk,
+                    Nginx,
+                ],
+            )
+        },
         work(
             "burst-8",
             "16 clients, bursts of 8 × 1200 B",
@@ -261,7 +281,10 @@ impl std::fmt::Display for Limit {
 pub(crate) fn goals() -> Vec<Goal> {
     use Figure::{Cpu, Memory, P50, P99, Throughput};
     use Limit::{AtLeast, AtMost};
-    use Peer::{Bare, Envoy, Nginx, Ours, OursBusyPoll, OursCoalesce, Sozu, Udppp};
+    use Peer::{
+        Bare, Envoy, Nginx, NginxTransparent, Ours, OursBusyPoll, OursCoalesce, OursDsr,
+        OursTransparent, Sozu, Udppp,
+    };
     let goal = |work, ours, peer, figure, limit| Goal {
         work,
         ours,
@@ -277,6 +300,8 @@ pub(crate) fn goals() -> Vec<Goal> {
         goal("scattered-64", Ours, Sozu, Throughput, AtLeast(1.0)),
         goal("scattered-64", Ours, Envoy, Cpu, AtMost(0.8)),
         goal("scattered-64", Ours, Udppp, Cpu, AtMost(0.8)),
+        goal("modes", OursTransparent, NginxTransparent, Cpu, AtMost(1.0)),
+        goal("modes", OursDsr, Ours, Cpu, AtMost(0.6)),
         goal("burst-8", Ours, Nginx, Throughput, AtLeast(2.2)),
         goal("burst-8", Ours, Nginx, Cpu, AtMost(0.45)),
         goal("burst-32", Ours, Nginx, Throughput, AtLeast(3.2)),

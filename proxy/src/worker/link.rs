@@ -197,14 +197,8 @@ pub(super) fn speak_for(
         None
     };
     let socket = with_reclaims(table, shared, || {
-        Socket::in_name_of(from, to.0, takes_replies, options).map_err(|error| {
-            match Cause::of(&error) {
-                // Others' sessions could give up no port of this client's.
-                Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
-                Cause::NotPermitted => DropReason::NoPrivilege,
-                cause => why_unopened(cause),
-            }
-        })
+        Socket::in_name_of(from, to.0, takes_replies, options)
+            .map_err(|error| why_not_in_its_name(Cause::of(&error)))
     })?;
     if !takes_replies {
         socket.ignore_replies();
@@ -287,6 +281,19 @@ fn why_full(full: Full) -> DropReason {
     match full {
         Full::Sessions => DropReason::MaxSessions,
         Full::Sockets => DropReason::MaxSockets,
+    }
+}
+
+fn why_not_in_its_name(cause: Cause) -> DropReason {
+    match cause {
+        // Others' sessions could give up no port of this client's.
+        Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
+        Cause::NotPermitted => DropReason::NoPrivilege,
+        Cause::NoDescriptors
+        | Cause::NoMemory
+        | Cause::Unreachable
+        | Cause::Oversize
+        | Cause::Other => why_unopened(cause),
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) fn rewrite(server: SocketAddrV4, listener: SocketAddrV4) -> Result<()
   chain pre {{ type filter hook prerouting priority raw; iifname back ip saddr {ip} udp sport {port} notrack; }}
   chain out {{ type filter hook output priority raw; ip daddr {ip} udp dport {port} notrack; }}
   chain post {{ type filter hook postrouting priority 300;
-    oifname front ip saddr {ip} udp sport {port} udp sport set {} ip saddr set {} }}
+    oifname front ip saddr {ip} udp sport {port} udp sport set {} ip saddr set {}; }}
 }}
 ",
         listener.port(),

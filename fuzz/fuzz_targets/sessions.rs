@@ -10,7 +10,12 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Budget, Full, Key, LINGER, Rules, SessionId, Table};
+use ppv2_proxy::session::{Amount, Budget, Full, Key, LINGER, Rules, SessionId, Table};
+
+const ONE: Amount = Amount {
+    datagrams: 1,
+    bytes: 64,
+};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -56,7 +61,7 @@ struct Bench {
 
 impl Bench {
     fn datagram(&mut self, key: Key) {
-        if let Some(id) = self.table.request(self.now, &key, 1) {
+        if let Some(id) = self.table.request(self.now, &key, ONE) {
             assert_eq!(self.owners.get(&id.to_bits()), Some(&key));
             return;
         }
@@ -72,7 +77,7 @@ impl Bench {
             return;
         };
         let id = self.table.open(self.now, key, 0, 0, seat, key);
-        assert_eq!(self.table.request(self.now, &key, 1), Some(id));
+        assert_eq!(self.table.request(self.now, &key, ONE), Some(id));
         assert_eq!(
             self.owners.insert(id.to_bits(), key),
             None,
@@ -84,7 +89,7 @@ impl Bench {
     fn reply(&mut self, id: SessionId) {
         let owner = self.owners[&id.to_bits()];
         let before = self.table.get(id).map(|session| session.is_active());
-        match self.table.reply(self.now, id, 1) {
+        match self.table.reply(self.now, id, ONE, |_, _| {}) {
             Some(reply) => assert_eq!((reply.to, reply.from), (owner.client, owner.local)),
             None => assert_ne!(before, Some(true), "a session that lives lost a reply"),
         }
@@ -106,6 +111,7 @@ fuzz_target!(|input: Input| {
         idle_timeout: idle,
         responses: u64::from(input.responses % 4),
         requests: u64::from(input.requests % 4),
+        amplification: None,
     };
     let now = Instant::now();
     let max_retired = usize::from(input.max_retired % 8);

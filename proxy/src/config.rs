@@ -4,6 +4,7 @@
 mod check;
 mod error;
 mod file;
+mod guards;
 mod modes;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -37,6 +38,11 @@ pub struct Config {
     pub workers: Option<usize>,
     /// How long to wait at a stop for replies in flight.
     pub drain_timeout: Duration,
+    /// Whether all workers bind every address, which the kernel then spreads
+    /// clients over; otherwise each address is one worker's.
+    pub reuse_port: bool,
+    /// Where ended sessions are told of.
+    pub access_log: Option<AccessLog>,
     /// The most sessions; `None` for what descriptors and ports allow.
     pub max_sessions: Option<usize>,
     /// Where metrics and health are served.
@@ -68,10 +74,44 @@ pub struct Listener {
     pub rules: Rules,
     /// Clients that may use it; at least one network.
     pub allow: Vec<IpNet>,
+    /// Those of them that may not.
+    pub deny: Vec<IpNet>,
+    /// What each client may have.
+    pub per_client: PerClient,
     /// Refuse rather than fragment.
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN.
     pub dscp: bool,
+}
+
+/// What each client may have, an IPv6 one being a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerClient {
+    /// The most sessions.
+    pub sessions: Option<u32>,
+    /// Datagrams a second, and how many of them at once.
+    pub rate: Option<(u32, u32)>,
+    /// Leading bits that the addresses of an IPv6 client have in common.
+    pub ipv6_prefix: u8,
+}
+
+/// Where ended sessions are told of, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// A file to append to; `None` for standard output.
+    pub path: Option<PathBuf>,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How lines of the access log are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people: values in an order, with names.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
 }
 
 impl Listener {
@@ -217,11 +257,17 @@ impl Config {
         self.workers.unwrap_or_else(per_core)
     }
 
-    /// Sockets that clients write to: each worker has one for every address.
+    /// Sockets that clients write to: with `reuse_port`, each worker has one for
+    /// every address.
     #[must_use]
     pub fn listening_sockets(&self) -> usize {
         let addresses = self.listeners.iter().map(|listener| listener.bind.len());
-        self.worker_count() * addresses.sum::<usize>()
+        let for_each = if self.reuse_port {
+            self.worker_count()
+        } else {
+            1
+        };
+        for_each * addresses.sum::<usize>()
     }
 }
 
@@ -238,6 +284,8 @@ impl From<Flags> for File {
             user: flags.user.map(nowhere),
             workers: flags.workers.map(nowhere),
             drain_timeout: None,
+            reuse_port: None,
+            access_log: None,
             limits: file::Limits {
                 max_sessions: flags.max_sessions.map(nowhere),
             },
@@ -254,6 +302,9 @@ impl From<Flags> for File {
                 idle_timeout: flags.idle_timeout.map(nowhere),
                 responses: flags.responses,
                 requests: flags.requests,
+                deny: None,
+                per_client: None,
+                amplification: None,
                 allow: (!flags.allow.is_empty()).then(|| strings(flags.allow)),
                 df: false,
                 dscp: false,

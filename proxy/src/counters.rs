@@ -70,8 +70,14 @@ macro_rules! drop_reasons {
 
 drop_reasons! {
     NotAllowed, "not_allowed",
-        "the client's address is not in the listener's allow list",
-        "extend `allow` if it should be";
+        "the client's address is not in the listener's `allow` list, or is in `deny`",
+        "extend `allow`, or shorten `deny`, if it should be served";
+    ClientRate, "client_rate",
+        "the client sends more datagrams a second than `per_client.rate`",
+        "raise `per_client.rate` or `burst` if clients do so rightly";
+    ClientSessions, "client_sessions",
+        "a new session of a client that has `per_client.sessions` of them",
+        "raise `per_client.sessions` if many share an address rightly";
     GroupDestination, "group_destination",
         "sent to a multicast or broadcast address, from which no reply can leave",
         "have clients write to an address of this host";
@@ -117,6 +123,9 @@ drop_reasons! {
     ReplyLate, "reply_late",
         "a reply to a session that had ended",
         "raise `idle_timeout` or `responses` if it should have been passed on";
+    ReplyAmplified, "reply_amplified",
+        "a reply beyond `amplification.limit` times the bytes that its client sent in the session",
+        "look for forged sources; raise the limit if servers rightly answer at such length";
     ReplyOversize, "reply_oversize",
         "a reply longer than what may be sent to the client",
         "have the server send less; up to UDP's limit it is fragmented if `df` is off";
@@ -155,6 +164,8 @@ pub struct ListenerCounters {
     pub ended_idle: Counter,
     /// Sessions ended by their number of replies.
     pub ended_responses: Counter,
+    /// Replies beyond what `amplification` allows, whether dropped or not.
+    pub amplified: Counter,
     drops: [Counter; DropReason::ALL.len()],
 }
 
@@ -169,6 +180,7 @@ impl ListenerCounters {
             opened: Counter::default(),
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
+            amplified: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }
     }
@@ -224,6 +236,8 @@ pub struct WorkerCounters {
     pub reclaimed: Counter,
     /// Places on shared sockets that nobody may have again.
     pub spoiled: Counter,
+    /// Ended sessions that the access log had no time for.
+    pub unlogged: Counter,
 }
 
 impl WorkerCounters {
@@ -238,6 +252,7 @@ impl WorkerCounters {
             retired: Counter::default(),
             reclaimed: Counter::default(),
             spoiled: Counter::default(),
+            unlogged: Counter::default(),
         }
     }
 }

@@ -46,7 +46,7 @@
 //! | [`privilege`] | an ordinary user with the capabilities that are needed |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
-//! | [`admin`], [`metrics`], [`watch`] | what operators see |
+//! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
 //!
 //! | data path | imports |
@@ -60,6 +60,7 @@
 //! | [`net`]: batches, sockets, every system call; all unsafe code | |
 //! | [`address`]: client, listener, server, as types of their own | |
 
+pub mod access_log;
 pub mod address;
 pub mod admin;
 pub mod commands;

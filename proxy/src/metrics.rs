@@ -178,6 +178,19 @@ impl Collector for Metrics {
             "Sessions ended, by reason",
             self.ends(),
         )?;
+        count(
+            to,
+            "amplified_replies",
+            "Replies beyond the limit of `amplification`, dropped or not",
+            self.by_listener(|c| c.amplified.get()),
+        )?;
+        let unlogged = self.workers.iter().map(|w| w.unlogged.get()).sum();
+        count(
+            to,
+            "sessions_unlogged",
+            "Ended sessions that the access log had no time for",
+            vec![(vec![], unlogged)],
+        )?;
         gauge(
             to,
             "sessions",

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
+use crate::access_log;
 use crate::admin::{self, Admin, WorkerHandle};
 use crate::config::{Config, Listener};
 use crate::counters::WorkerCounters;
@@ -24,7 +26,7 @@ use crate::holder;
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
 use crate::net::{self, Options, Socket};
-use crate::session::Budget;
+use crate::session::{Budget, Clients, Rates};
 use crate::upstream::Server;
 use crate::watch::{self, Watch};
 use crate::worker::{Command, ListenerSettings, Share, Worker};
@@ -48,6 +50,17 @@ pub enum RunError {
         reason: String,
         /// What to do.
         mend: &'static str,
+    },
+    /// The access log can't be written.
+    #[error(
+        "access log {} can't be opened: {error}; name a file that the proxy's user may write, or \"-\"",
+        path.display()
+    )]
+    AccessLog {
+        /// Its path.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
     },
     /// The kernel refused something that every start needs.
     #[error("can't start")]
@@ -114,7 +127,7 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
             mend: mend_of(&error),
         })?;
     }
-    let entrances = bind_listeners(&config.listeners, workers)?;
+    let entrances = bind_listeners(&config.listeners, workers, config.reuse_port)?;
     let admin_listener = match config.admin {
         Some(address) => Some(bind_admin(address).await?),
         None => None,
@@ -162,10 +175,12 @@ fn announce(config: &Config, workers: usize, ceiling: Ceiling) {
     tracing::info!(workers, max_sessions, admin, "ready");
 }
 
-/// One socket per worker for every address of every listener; by worker.
+/// One socket per worker for every address of every listener, or one for each
+/// address, in turn; by worker.
 fn bind_listeners(
     listeners: &[Listener],
     workers: usize,
+    reuse_port: bool,
 ) -> Result<Vec<Vec<(Socket, usize)>>, RunError> {
     let addresses = || {
         let numbered = listeners.iter().enumerate();
@@ -174,7 +189,7 @@ fn bind_listeners(
     // A session that writes from its client's own port may need that of a listener.
     let own_ports =
         |listener: &Listener| listener.servers.iter().any(|(_, mode)| mode.spoofs_ports());
-    let shared = workers > 1 || listeners.iter().any(own_ports);
+    let shared = reuse_port && workers > 1 || listeners.iter().any(own_ports);
     let bind_one = |(number, listener, address): (usize, &Listener, SocketAddr)| {
         let options = Options {
             dont_fragment: listener.dont_fragment,
@@ -184,9 +199,17 @@ fn bind_listeners(
             .map(|socket| (socket, number))
             .map_err(|error| bind_error(listener, address, &error))
     };
-    (0..workers)
-        .map(|_| addresses().map(bind_one).collect())
-        .collect()
+    let mut entrances: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+    if reuse_port {
+        for entrances in &mut entrances {
+            *entrances = addresses().map(bind_one).collect::<Result<_, _>>()?;
+        }
+    } else {
+        for (turn, address) in addresses().enumerate() {
+            entrances[turn % workers].push(bind_one(address)?);
+        }
+    }
+    Ok(entrances)
 }
 
 async fn bind_admin(address: SocketAddr) -> Result<TcpListener, RunError> {
@@ -247,6 +270,7 @@ struct Crew {
     /// Says of each worker that ended how it did.
     ended: tokio::sync::mpsc::UnboundedReceiver<(usize, Result<(), String>)>,
     running: usize,
+    writer: Option<access_log::Writer>,
 }
 
 impl Crew {
@@ -256,6 +280,17 @@ impl Crew {
         entrances: Vec<Vec<(Socket, usize)>>,
     ) -> Result<Self, RunError> {
         let running = entrances.len();
+        let (writer, log) = match &config.access_log {
+            Some(log) => {
+                let started = access_log::Writer::start(log, config);
+                let (writer, sender) = started.map_err(|error| RunError::AccessLog {
+                    path: log.path.clone().unwrap_or_default(),
+                    error,
+                })?;
+                (Some(writer), Some(sender))
+            }
+            None => (None, None),
+        };
         let claims = Arc::default();
         let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
         let settings = settings(config);
@@ -276,6 +311,7 @@ impl Crew {
                 claims: Arc::clone(&claims),
                 max_retired: ceiling.max_retired.div_ceil(running),
                 counters: Arc::clone(&counters[number]),
+                log: log.clone(),
                 commands: receiver,
             })?;
             let tell = tell.clone();
@@ -307,6 +343,7 @@ impl Crew {
             workers,
             ended,
             running,
+            writer,
         })
     }
 
@@ -325,9 +362,7 @@ impl Crew {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                _ = hangup.recv() => tracing::warn!(
-                    "SIGHUP changes nothing; stop and start the proxy for a new configuration"
-                ),
+                _ = hangup.recv() => self.reopen_log(),
                 _ = interval.tick() => watch.log(Instant::now()),
                 Some((number, result)) = self.ended.recv() => {
                     let reason = result.err().unwrap_or_else(|| "it ended".to_owned());
@@ -368,7 +403,19 @@ impl Crew {
             }
         }
         self.tell_all(|| Command::Stop);
+        if let Some(writer) = self.writer.take() {
+            writer.finish();
+        }
         Ok(())
+    }
+
+    fn reopen_log(&self) {
+        if let Some(writer) = &self.writer {
+            writer.reopen();
+        }
+        tracing::warn!(
+            "SIGHUP opens the access log anew, if there is one, and changes nothing else; stop and start the proxy for a new configuration"
+        );
     }
 
     fn tell_all(&self, command: impl Fn() -> Command) {
@@ -394,6 +441,15 @@ fn settings(config: &Config) -> Vec<ListenerSettings> {
         .map(|listener| ListenerSettings {
             rules: listener.rules,
             allow: listener.allow.clone(),
+            deny: listener.deny.clone(),
+            clients: listener
+                .per_client
+                .sessions
+                .map(|most| Clients::new(most, listener.per_client.ipv6_prefix)),
+            rates: listener.per_client.rate.map(|(rate, burst)| {
+                let prefix = listener.per_client.ipv6_prefix;
+                Arc::new(Rates::new(Instant::now(), rate, burst, prefix))
+            }),
             dont_fragment: listener.dont_fragment,
             dscp: listener.dscp,
             servers: listener.servers.iter().map(server).collect(),

@@ -20,6 +20,7 @@
 //! other client can get the port, or no reply comes, a session is gone at its end.
 
 mod budget;
+mod clients;
 mod rest;
 mod table;
 mod wheel;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 use crate::address::{ClientAddr, ListenerAddr};
 
 pub use budget::{Budget, Full, Seat, SocketSeat};
+pub use clients::{ClientSeat, Clients, Network, Rates};
 pub use table::Table;
 
 /// How long a session that ended keeps what it owns. Longer than a server takes
@@ -77,6 +79,28 @@ pub struct Rules {
     /// After so many client datagrams a new session is begun, and the old one
     /// passes what replies still come; 0 for never.
     pub requests: u64,
+    /// How much of replies its clients may get.
+    pub amplification: Option<Amplification>,
+}
+
+/// A bound on what a client gets for what it sends. Whoever forges a source has
+/// the replies sent to somebody else; the less it gets for its trouble, the
+/// better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amplification {
+    /// Bytes of replies for each byte of the client's, over the whole session.
+    pub limit: u64,
+    /// Whether what exceeds it is dropped, rather than counted alone.
+    pub enforce: bool,
+}
+
+/// Datagrams, and their bytes of payload together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// How many.
+    pub datagrams: u64,
+    /// How long together.
+    pub bytes: u64,
 }
 
 impl Rules {
@@ -126,6 +150,39 @@ pub enum EndReason {
     Idle,
     /// All expected replies have come.
     Responses,
+    /// The proxy stopped.
+    Stopped,
+}
+
+impl EndReason {
+    /// The word for it in logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Responses => "responses",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What a session came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Whose it was.
+    pub key: Key,
+    /// Number of its listener.
+    pub listener: usize,
+    /// Number of its server.
+    pub server: usize,
+    /// What the client sent.
+    pub requests: Amount,
+    /// What it got: all replies, and the bytes of those that were passed on.
+    pub replies: Amount,
+    /// From its beginning to its latest datagram.
+    pub lasted: Duration,
+    /// Why it ended.
+    pub reason: EndReason,
 }
 
 /// What becomes of what a session owned when it ends.
@@ -161,8 +218,12 @@ pub struct Session<T> {
     pub last_active: Instant,
     /// Client datagrams so far.
     pub requests: u64,
+    /// Their bytes.
+    pub request_bytes: u64,
     /// Replies so far.
     pub replies: u64,
+    /// The bytes of those that were passed on.
+    pub reply_bytes: u64,
     /// What the owner of the table keeps with it.
     pub link: T,
     state: State,
@@ -178,12 +239,33 @@ impl<T> Session<T> {
         !matches!(self.state, State::Retired { .. })
     }
 
-    fn count(&mut self, slot: u32, now: Instant, datagrams: u64) -> SessionId {
-        self.requests += datagrams;
+    fn count(&mut self, slot: u32, now: Instant, amount: Amount) -> SessionId {
+        self.requests += amount.datagrams;
+        self.request_bytes += amount.bytes;
         self.last_active = now;
         SessionId {
             slot,
             generation: self.generation,
+        }
+    }
+
+    /// What it came to, if it ends now.
+    #[must_use]
+    pub fn summary(&self, reason: EndReason) -> Summary {
+        Summary {
+            key: self.key,
+            listener: self.listener,
+            server: self.server,
+            requests: Amount {
+                datagrams: self.requests,
+                bytes: self.request_bytes,
+            },
+            replies: Amount {
+                datagrams: self.replies,
+                bytes: self.reply_bytes,
+            },
+            lasted: self.last_active.saturating_duration_since(self.started),
+            reason,
         }
     }
 
@@ -202,8 +284,8 @@ pub struct Reply {
     pub from: ListenerAddr,
     /// Number of the session's listener.
     pub listener: usize,
-    /// It was the last one that the session waited for.
-    pub ended: Option<EndReason>,
+    /// With it, the client has got more than its [`Amplification`] allows.
+    pub exceeds: bool,
 }
 
 #[cfg(test)]

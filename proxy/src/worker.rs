@@ -19,19 +19,22 @@ mod open;
 mod replies;
 mod shared;
 mod source;
+mod tally;
 
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
-use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Received, Socket, TrafficClass, Waker};
-use crate::session::{Budget, EndReason, Key, Rules, SessionId, Table};
+use crate::counters::{DropReason, WorkerCounters};
+use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Socket, TrafficClass, Waker};
+use crate::session::{
+    Amount, Budget, Clients, Key, Rates, Rules, Session, SessionId, Summary, Table,
+};
 use crate::upstream::{ByFamily, RoundRobin, Server};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
@@ -39,6 +42,7 @@ use open::{OwnAddresses, refused};
 use replies::Replies;
 use shared::{Number, SharedSockets};
 use source::Source;
+use tally::{amount_of, newly_lost, note_end};
 
 pub use claims::Claims;
 pub use command::{Command, SessionReport};
@@ -71,6 +75,12 @@ pub struct ListenerSettings {
     pub rules: Rules,
     /// Clients that may open sessions.
     pub allow: Vec<IpNet>,
+    /// Those of them that may not.
+    pub deny: Vec<IpNet>,
+    /// How many sessions each client may have.
+    pub clients: Option<Arc<Clients>>,
+    /// How many datagrams each client may send.
+    pub rates: Option<Arc<Rates>>,
     /// Refuse rather than fragment what exceeds the path's MTU.
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN, in both directions.
@@ -112,6 +122,8 @@ pub struct Share {
     pub max_retired: usize,
     /// Where it counts.
     pub counters: Arc<WorkerCounters>,
+    /// Where it tells of each session that has ended.
+    pub log: Option<SyncSender<Summary>>,
     /// Where it hears what to do.
     pub commands: Receiver<Command>,
 }
@@ -138,6 +150,7 @@ pub struct Worker {
     run: Run,
     replies: Replies,
     counters: Arc<WorkerCounters>,
+    log: Option<SyncSender<Summary>>,
     commands: Receiver<Command>,
     draining: bool,
     last_reply: Instant,
@@ -160,6 +173,7 @@ impl Worker {
             claims,
             max_retired,
             counters,
+            log,
             commands,
         } = share;
         let readiness = Readiness::new()?;
@@ -210,6 +224,7 @@ impl Worker {
             },
             replies: Replies::new(),
             counters,
+            log,
             commands,
             draining: false,
             last_reply: now,
@@ -243,6 +258,7 @@ impl Worker {
             self.replies.send(&self.entrances, &self.counters);
             self.expire(now);
             if self.obey(now) || self.is_drained(now) {
+                self.end_all();
                 return Ok(());
             }
         }
@@ -312,9 +328,9 @@ impl Worker {
         let received = self.inbound.received(slot)?;
         let listener = self.entrances[entrance].listener;
         let counters = &self.counters.listeners[listener];
-        let datagrams = received.datagrams() as u64;
-        counters.received.add(datagrams);
-        counters.received_bytes.add(received.len as u64);
+        let amount = amount_of(&received);
+        counters.received.add(amount.datagrams);
+        counters.received_bytes.add(amount.bytes);
         let key = Key {
             client: ClientAddr(received.peer),
             local: ListenerAddr(received.local),
@@ -322,22 +338,36 @@ impl Worker {
         let found = match refused(&received) {
             Some(reason) => Err(reason),
             None if self.draining => Err(DropReason::Stopping),
-            None => match self.table.request(now, &key, datagrams) {
+            None if self.is_too_fast(listener, key.client, amount, now) => {
+                Err(DropReason::ClientRate)
+            }
+            None => match self.table.request(now, &key, amount) {
                 Some(id) => Ok(id),
                 None => {
                     // Beginning one may end another, which what was collected
                     // may be of.
                     self.send_to_server();
                     let opened = self.open(entrance, key, now);
-                    let taken = self.table.overdraw(now, &key, datagrams);
+                    let taken = self.table.overdraw(now, &key, amount);
                     taken.map_or(opened, Ok)
                 }
             },
         };
         let counters = &self.counters.listeners[listener];
         found
-            .inspect_err(|reason| counters.dropped(*reason).add(datagrams))
+            .inspect_err(|reason| counters.dropped(*reason).add(amount.datagrams))
             .ok()
+    }
+
+    fn is_too_fast(
+        &self,
+        listener: usize,
+        client: ClientAddr,
+        amount: Amount,
+        now: Instant,
+    ) -> bool {
+        let rates = self.listeners[listener].rates.as_ref();
+        rates.is_some_and(|rates| !rates.admit(now, client.0.ip(), amount.datagrams))
     }
 
     /// Sends the collected run to its session's server.
@@ -421,7 +451,8 @@ impl Worker {
         let Some(reply) = self.replies.batch().received(slot) else {
             return;
         };
-        let datagrams = reply.datagrams() as u64;
+        let amount = amount_of(&reply);
+        let datagrams = amount.datagrams;
         let session = id.and_then(|id| Some((id, self.table.get(id)?)));
         let Some((id, session)) = session else {
             let reason = if id.is_some() {
@@ -437,16 +468,25 @@ impl Worker {
         let listener = &self.counters.listeners[session.listener];
         let server = &self.counters.servers[session.server];
         server.replies.add(datagrams);
-        server.reply_bytes.add(reply.len as u64);
+        server.reply_bytes.add(amount.bytes);
         // The kernel filters by the connected address, but only from the moment
         // that the socket was connected.
         if ServerAddr(reply.peer) != asked {
             let wrong = listener.dropped(DropReason::ReplyWrongSource);
             return wrong.add(datagrams);
         }
-        let Some(whose) = self.table.reply(now, id, datagrams) else {
+        let (counters, log) = (&self.counters, self.log.as_ref());
+        let ended = |session: &Session<_>, reason| note_end(counters, log, session, reason);
+        let Some(whose) = self.table.reply(now, id, amount, ended) else {
             return listener.dropped(DropReason::ReplyLate).add(datagrams);
         };
+        if whose.exceeds {
+            listener.amplified.add(datagrams);
+            let bound = self.listeners[whose.listener].rules.amplification;
+            if bound.is_some_and(|bound| bound.enforce) {
+                return listener.dropped(DropReason::ReplyAmplified).add(datagrams);
+            }
+        }
         let outgoing = Outgoing {
             to: Some(whose.to.0),
             from: Some(whose.from.0),
@@ -454,45 +494,18 @@ impl Worker {
             header: &[],
         };
         self.replies.pass(slot, via, outgoing);
-        if let Some(reason) = whose.ended {
-            count_end(listener, server, reason);
-        }
     }
 
     fn expire(&mut self, now: Instant) {
-        let counters = &self.counters;
+        let (counters, log) = (&self.counters, self.log.as_ref());
         self.table.expire(now, |session, reason| {
-            count_end(
-                &counters.listeners[session.listener],
-                &counters.servers[session.server],
-                reason,
-            );
-            tracing::trace!(client = %session.key.client, ?reason, "session ended");
+            note_end(counters, log, session, reason);
         });
         self.shared.collect();
         counters.spoiled.set(self.shared.spoiled() as u64);
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
     }
-}
-
-/// Datagrams that a socket has lost since it was last asked. The kernel's count
-/// is of all that it ever lost, and goes round.
-fn newly_lost(known: &mut u32, latest: &Received) -> u64 {
-    if latest.overflows == 0 {
-        return 0;
-    }
-    let new = latest.overflows.wrapping_sub(*known);
-    *known = latest.overflows;
-    u64::from(new)
-}
-
-fn count_end(listener: &ListenerCounters, server: &ServerCounters, reason: EndReason) {
-    match reason {
-        EndReason::Idle => listener.ended_idle.add(1),
-        EndReason::Responses => listener.ended_responses.add(1),
-    }
-    server.ended.add(1);
 }
 
 /// What of a datagram's traffic class passes.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Budget, Key, Rules, Table};
+use ppv2_proxy::session::{Amount, Budget, Key, Rules, Table};
 use serde::Serialize;
 
 use crate::outcome::Spread;
@@ -109,7 +109,7 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<Micro>> {
     let find = || {
         // A prime step: neighbours in the table don't follow each other.
         i = (i + 7_919) % keys.len();
-        table.request(now, black_box(&keys[i]), 1)
+        table.request(now, black_box(&keys[i]), ONE)
     };
     let find_in_map = || {
         j = (j + 7_919) % keys.len();
@@ -167,11 +167,17 @@ fn key(number: u16) -> Key {
     }
 }
 
+const ONE: Amount = Amount {
+    datagrams: 1,
+    bytes: 64,
+};
+
 fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
     let rules = Rules {
         idle_timeout: Duration::from_secs(30),
         responses: 0,
         requests: 0,
+        amplification: None,
     };
     let budget = Budget::new(keys.len(), keys.len());
     let mut table = Table::new(now, vec![rules], 0);

@@ -103,10 +103,13 @@ impl<'a> Checker<'a> {
             Some(value) => self.duration("drain_timeout", &value)?,
             None => self.duration("drain_timeout", &nowhere(DEFAULT_DRAIN_TIMEOUT.to_owned()))?,
         };
+        let reuse_port = file.reuse_port.is_none_or(At::into_inner);
         Ok(Config {
             user: file.user.map(At::into_inner),
             workers: self.count("workers", file.workers, MAX_WORKERS)?,
             drain_timeout,
+            reuse_port,
+            access_log: self.access_log(file.access_log)?,
             max_sessions: self.count(
                 "max_sessions",
                 file.limits.max_sessions,
@@ -162,7 +165,7 @@ impl<'a> Checker<'a> {
         let idle_timeout = listener
             .idle_timeout
             .unwrap_or_else(|| nowhere(DEFAULT_IDLE_TIMEOUT.to_owned()));
-        let allow = self.networks(listener.allow)?;
+        let allow = self.networks("allow", listener.allow)?;
         for address in &bind {
             if !allow
                 .iter()
@@ -192,8 +195,14 @@ impl<'a> Checker<'a> {
                 idle_timeout: self.idle_timeout(&idle_timeout)?,
                 responses: listener.responses,
                 requests: listener.requests,
+                amplification: self.amplification(listener.amplification)?,
             },
             allow,
+            deny: match listener.deny {
+                Some(deny) if !deny.get_ref().is_empty() => self.networks("deny", Some(deny))?,
+                _ => Vec::new(),
+            },
+            per_client: self.per_client(listener.per_client)?,
             dont_fragment: listener.df,
             dscp: listener.dscp,
         })

@@ -17,6 +17,8 @@ pub(crate) struct File {
     pub(crate) user: Option<At<String>>,
     pub(crate) workers: Option<At<usize>>,
     pub(crate) drain_timeout: Option<At<String>>,
+    pub(crate) reuse_port: Option<At<bool>>,
+    pub(crate) access_log: Option<AccessLog>,
     #[serde(default)]
     pub(crate) limits: Limits,
     pub(crate) admin: Option<Admin>,
@@ -53,12 +55,38 @@ pub(crate) struct Listener {
     #[serde(default)]
     pub(crate) requests: u64,
     pub(crate) allow: Option<At<Vec<At<String>>>>,
+    pub(crate) deny: Option<At<Vec<At<String>>>>,
+    pub(crate) per_client: Option<At<PerClient>>,
+    pub(crate) amplification: Option<At<Amplification>>,
     #[serde(default)]
     pub(crate) df: bool,
     #[serde(default)]
     pub(crate) dscp: bool,
     pub(crate) busy_poll: Option<At<String>>,
     pub(crate) coalesce: Option<At<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PerClient {
+    pub(crate) sessions: Option<At<usize>>,
+    pub(crate) rate: Option<At<usize>>,
+    pub(crate) burst: Option<At<usize>>,
+    pub(crate) ipv6_prefix: Option<At<usize>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Amplification {
+    pub(crate) limit: At<usize>,
+    pub(crate) action: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AccessLog {
+    pub(crate) path: At<String>,
+    pub(crate) format: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+mod guards;
 mod modes;
 
 use super::*;

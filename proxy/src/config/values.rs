@@ -134,17 +134,21 @@ impl Checker<'_> {
 
     pub(super) fn networks(
         &self,
-        allow: Option<At<Vec<At<String>>>>,
+        key: &str,
+        networks: Option<At<Vec<At<String>>>>,
     ) -> Result<Vec<IpNet>, ConfigError> {
-        let Some(allow) = allow else {
+        let Some(networks) = networks else {
             return Ok(vec![
                 IpNet::new_assert(IpAddr::from([0; 4]), 0),
                 IpNet::new_assert(IpAddr::from([0u16; 8]), 0),
             ]);
         };
-        if allow.get_ref().is_empty() {
+        if networks.get_ref().is_empty() {
             return Err(self
-                .error(allow.span(), "an empty `allow` lets no client in")
+                .error(
+                    networks.span(),
+                    format!("an empty `{key}` lets no client in"),
+                )
                 .mend("list networks, or leave the key out to allow everybody"));
         }
         let parse = |value: &At<String>| {
@@ -170,7 +174,7 @@ impl Checker<'_> {
             }
             Ok(net)
         };
-        allow.get_ref().iter().map(parse).collect()
+        networks.get_ref().iter().map(parse).collect()
     }
 
     pub(super) fn duration(&self, key: &str, value: &At<String>) -> Result<Duration, ConfigError> {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::ClientSeat;
+
 /// What all workers together may hold: sessions, and the sockets of sessions
 /// that are or were. Bounds what a flood of client addresses can take in
 /// descriptors, ports and memory.
@@ -108,6 +110,7 @@ impl Budget {
             resting: false,
             own: false,
             socket: None,
+            client: None,
         })
     }
 
@@ -152,14 +155,24 @@ pub struct Seat {
     /// It counts among the sessions with a socket of their own.
     own: bool,
     socket: Option<SocketSeat>,
+    /// The client's part.
+    client: Option<ClientSeat>,
 }
 
 impl Seat {
+    /// With the client's right to the session, given back when that ends.
+    #[must_use]
+    pub fn of_client(mut self, client: Option<ClientSeat>) -> Self {
+        self.client = client;
+        self
+    }
+
     /// Gives the session back and keeps its socket.
     pub(super) fn rest(&mut self) {
         if !std::mem::replace(&mut self.resting, true) {
             self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
         }
+        self.client = None;
         if std::mem::take(&mut self.own) {
             self.budget.own.fetch_sub(1, Ordering::Relaxed);
         }

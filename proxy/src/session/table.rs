@@ -9,7 +9,7 @@ use slab::Slab;
 use super::rest::{Rest, Resting};
 use super::wheel::Wheel;
 use super::{
-    Afterlife, EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State,
+    Afterlife, Amount, EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State,
 };
 
 /// Sessions that a new one lets go at the most while it looks for one to take
@@ -69,25 +69,25 @@ impl<T> Table<T> {
         Self { spoil, ..self }
     }
 
-    /// Finds the session that takes so many of a client's datagrams, and counts
+    /// Finds the session that takes these datagrams of a client, and counts
     /// them. `None` if there is none, or if it has taken all that it may: then
     /// [`open`](Self::open) another and ask again.
-    pub fn request(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
+    pub fn request(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
         let limit = self.rules[session.listener].requests;
         if limit > 0 && session.requests >= limit {
             return None;
         }
-        Some(session.count(slot, now, datagrams))
+        Some(session.count(slot, now, amount))
     }
 
     /// As [`request`](Self::request), but by a session that has taken all that
     /// it may, for want of another.
-    pub fn overdraw(&mut self, now: Instant, key: &Key, datagrams: u64) -> Option<SessionId> {
+    pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
-        Some(session.count(slot, now, datagrams))
+        Some(session.count(slot, now, amount))
     }
 
     /// Begins a session, in which nothing has been counted yet. A session that
@@ -114,7 +114,9 @@ impl<T> Table<T> {
             started: now,
             last_active: now,
             requests: 0,
+            request_bytes: 0,
             replies: 0,
+            reply_bytes: 0,
             link,
             state: State::Live,
             generation,
@@ -140,26 +142,40 @@ impl<T> Table<T> {
         }
     }
 
-    /// Counts so many replies that came for session `id` and says whose they
-    /// are. `None` if the session has ended: then nobody may have them.
-    pub fn reply(&mut self, now: Instant, id: SessionId, datagrams: u64) -> Option<Reply> {
-        let session = self.get_mut(id).filter(|session| session.is_active())?;
-        session.replies += datagrams;
+    /// Counts replies that came for session `id` and says whose they are. If it
+    /// waited for no more, `ended` is told, and it ends. `None` if it had ended
+    /// before: then nobody may have them.
+    pub fn reply(
+        &mut self,
+        now: Instant,
+        id: SessionId,
+        amount: Amount,
+        ended: impl FnOnce(&Session<T>, EndReason),
+    ) -> Option<Reply> {
+        let session = self.sessions.get_mut(id.slot as usize)?;
+        if session.generation != id.generation || !session.is_active() {
+            return None;
+        }
+        let rules = self.rules[session.listener];
+        session.replies += amount.datagrams;
         session.last_active = now;
+        let bytes = session.reply_bytes + amount.bytes;
+        let exceeds = rules
+            .amplification
+            .filter(|bound| bytes > session.request_bytes.saturating_mul(bound.limit));
+        if !exceeds.is_some_and(|bound| bound.enforce) {
+            session.reply_bytes = bytes;
+        }
         let (key, listener) = (session.key, session.listener);
-        let each = self.rules[listener].responses;
-        let ended = self
-            .get(id)
-            .is_some_and(|session| each > 0 && session.is_answered(each))
-            .then_some(EndReason::Responses);
-        if ended.is_some() {
+        if rules.responses > 0 && session.is_answered(rules.responses) {
+            ended(session, EndReason::Responses);
             self.retire(now, id.slot);
         }
         Some(Reply {
             to: key.client,
             from: key.local,
             listener,
-            ended,
+            exceeds: exceeds.is_some(),
         })
     }
 

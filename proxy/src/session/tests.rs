@@ -6,10 +6,21 @@ use proptest::prelude::*;
 
 use super::*;
 
+const ONE: Amount = Amount {
+    datagrams: 1,
+    bytes: 100,
+};
+
+const TWO: Amount = Amount {
+    datagrams: 2,
+    bytes: 200,
+};
+
 const RULES: Rules = Rules {
     idle_timeout: Duration::from_secs(30),
     responses: 0,
     requests: 0,
+    amplification: None,
 };
 
 struct Bench {
@@ -41,19 +52,22 @@ impl Bench {
     /// A datagram from a client: the session that took it, or none for want of
     /// a seat.
     fn datagram(&mut self, key: Key) -> Option<SessionId> {
-        self.table.request(self.now, &key, 1).or_else(|| {
+        self.table.request(self.now, &key, ONE).or_else(|| {
             let seat = match self.budget.take() {
                 Err(Full::Sockets) if self.table.reclaim() => self.budget.take().ok()?,
                 taken => taken.ok()?,
             };
             let opened = self.table.open(self.now, key, 0, 0, seat, "socket");
-            assert_eq!(self.table.request(self.now, &key, 1), Some(opened));
+            assert_eq!(self.table.request(self.now, &key, ONE), Some(opened));
             Some(opened)
         })
     }
 
     fn reply(&mut self, id: SessionId) -> Option<Reply> {
-        self.table.reply(self.now, id, 1)
+        let ended = &mut self.ended;
+        self.table.reply(self.now, id, ONE, |session, reason| {
+            ended.push((session.key, reason))
+        })
     }
 }
 
@@ -157,13 +171,11 @@ fn responses_count_for_each_datagram_of_the_client() {
     let id = bench.datagram(key(1)).unwrap();
     assert_eq!(bench.datagram(key(1)), Some(id));
     for _ in 0..3 {
-        assert_eq!(bench.reply(id).unwrap().ended, None);
+        bench.reply(id).unwrap();
+        assert_eq!(bench.ended, []);
     }
-    let last = bench.reply(id).unwrap();
-    assert_eq!(
-        (last.to, last.ended),
-        (key(1).client, Some(EndReason::Responses))
-    );
+    assert_eq!(bench.reply(id).unwrap().to, key(1).client);
+    assert_eq!(bench.ended, [(key(1), EndReason::Responses)]);
     assert_eq!(bench.reply(id), None);
 }
 
@@ -205,9 +217,9 @@ fn a_session_out_of_requests_goes_on_for_want_of_another() {
     let mut bench = Bench::new(rules, 1, 10);
     let only = bench.datagram(key(1)).unwrap();
     assert_eq!(bench.datagram(key(1)), None);
-    assert_eq!(bench.table.overdraw(bench.now, &key(1), 1), Some(only));
+    assert_eq!(bench.table.overdraw(bench.now, &key(1), ONE), Some(only));
     assert_eq!(bench.reply(only).unwrap().to, key(1).client);
-    assert_eq!(bench.table.overdraw(bench.now, &key(2), 1), None);
+    assert_eq!(bench.table.overdraw(bench.now, &key(2), ONE), None);
 }
 
 #[test]
@@ -234,8 +246,8 @@ fn sockets_of_ended_sessions_count_until_they_are_given_back() {
     for client in 0..3 {
         let seat = budget.take().unwrap();
         let id = table.open(now, key(client), 0, 0, seat, "socket");
-        table.request(now, &key(client), 1).unwrap();
-        table.reply(now, id, 1).unwrap();
+        table.request(now, &key(client), ONE).unwrap();
+        table.reply(now, id, ONE, |_, _| {}).unwrap();
     }
     assert_eq!(budget.taken(), 0);
     assert_eq!(budget.take().err(), Some(Full::Sockets));
@@ -256,8 +268,8 @@ fn what_a_session_owned_is_taken_over_once_it_has_rested() {
     for (client, server) in [(1, 0), (2, 1)] {
         let seat = budget.take().unwrap();
         let id = table.open(begun, key(client), 0, server, seat, client);
-        table.request(begun, &key(client), 1).unwrap();
-        table.reply(begun, id, 1).unwrap();
+        table.request(begun, &key(client), ONE).unwrap();
+        table.reply(begun, id, ONE, |_, _| {}).unwrap();
     }
     let rested = begun + LINGER;
     let early = rested - Duration::from_millis(1);
@@ -293,9 +305,9 @@ fn what_a_session_owned_is_not_taken_over_while_an_answer_may_come() {
         now += 2 * wheel::TICK;
         let seat = budget.take().unwrap();
         let id = table.open(now, key(client), 0, 0, seat, client);
-        table.request(now, &key(client), 1).unwrap();
+        table.request(now, &key(client), ONE).unwrap();
         if answered {
-            table.reply(now, id, 1).unwrap();
+            table.reply(now, id, ONE, |_, _| {}).unwrap();
         }
     }
     let ended = now + RULES.idle_timeout + 2 * wheel::TICK;
@@ -427,6 +439,7 @@ fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
         idle_timeout: Duration::from_secs(1),
         responses: 0,
         requests: 0,
+        amplification: None,
     };
     let budget = Budget::new(10, 10);
     let mut table = Table::new(now, vec![rules], 10)
@@ -434,11 +447,11 @@ fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
     let ids = [1, 2].map(|port| {
         let key = key(port);
         let id = table.open(now, key, 0, 0, budget.take().unwrap(), key);
-        table.request(now, &key, 2).unwrap();
+        table.request(now, &key, TWO).unwrap();
         id
     });
-    table.reply(now, ids[0], 2).unwrap();
-    table.reply(now, ids[1], 1).unwrap();
+    table.reply(now, ids[0], TWO, |_, _| {}).unwrap();
+    table.reply(now, ids[1], ONE, |_, _| {}).unwrap();
     table.expire(now + Duration::from_secs(2), |_, _| {});
     assert_eq!(*SPOILED.lock().unwrap(), []);
     table.expire(now + Duration::from_secs(4) + LINGER + SPARE, |_, _| {});
@@ -447,8 +460,8 @@ fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
 
     // Answered, but let go before it has rested.
     let id = table.open(now, key(3), 0, 0, budget.take().unwrap(), key(3));
-    table.request(now, &key(3), 1).unwrap();
-    table.reply(now, id, 1).unwrap();
+    table.request(now, &key(3), ONE).unwrap();
+    table.reply(now, id, ONE, |_, _| {}).unwrap();
     table.expire(now + Duration::from_secs(60), |_, _| {});
     assert!(table.reclaim());
     assert_eq!(*SPOILED.lock().unwrap(), [key(2), key(3)]);
@@ -466,13 +479,13 @@ fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
     let ids = [Afterlife::None, Afterlife::Unheard, Afterlife::Rest].map(|kept| {
         let key = key(kept as u16);
         let id = table.open(now, key, 0, 0, budget.take().unwrap(), kept);
-        table.request(now, &key, 1).unwrap();
+        table.request(now, &key, ONE).unwrap();
         id
     });
     assert!(table.awaits_replies());
-    table.reply(now, ids[0], 1).unwrap();
+    table.reply(now, ids[0], ONE, |_, _| {}).unwrap();
     assert!(table.get(ids[0]).is_none());
-    table.reply(now, ids[2], 1).unwrap();
+    table.reply(now, ids[2], ONE, |_, _| {}).unwrap();
     assert!(table.get(ids[2]).is_some());
     // Of the one that is left, nobody will hear.
     assert_eq!((table.active(), table.retired()), (1, 1));
@@ -483,7 +496,30 @@ fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
     assert_eq!(ended, [(Afterlife::Unheard, EndReason::Idle)]);
     assert_eq!((table.active(), budget.sockets()), (0, 0));
     assert_eq!(
-        table.request(later, &key(Afterlife::Unheard as u16), 1),
+        table.request(later, &key(Afterlife::Unheard as u16), ONE),
         None
     );
+}
+
+#[test]
+fn replies_beyond_what_the_client_sent_are_told() {
+    for enforce in [false, true] {
+        let rules = Rules {
+            amplification: Some(Amplification { limit: 3, enforce }),
+            ..RULES
+        };
+        let mut bench = Bench::new(rules, 10, 10);
+        let id = bench.datagram(key(1)).unwrap();
+        let exceeds = |bench: &mut Bench| bench.reply(id).unwrap().exceeds;
+        for _ in 0..3 {
+            assert!(!exceeds(&mut bench));
+        }
+        assert!(exceeds(&mut bench));
+        assert!(exceeds(&mut bench));
+        // What was dropped has not reached the client, and needs no making up for.
+        bench.datagram(key(1)).unwrap();
+        assert!(!exceeds(&mut bench));
+        let passed = bench.table.get(id).unwrap().reply_bytes;
+        assert_eq!(passed, if enforce { 400 } else { 600 });
+    }
 }

@@ -7,6 +7,8 @@ use super::Worker;
 use super::link::{Exit, Link, ServerSocket, connect, is_shortage, open_shared, seat, speak_for};
 use super::shared::{Number, Place};
 use super::source::Source;
+use ipnet::IpNet;
+
 use crate::address::ClientAddr;
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
@@ -58,9 +60,14 @@ impl Worker {
         let number = self.entrances[entrance].listener;
         let listener = &self.listeners[number];
         let client = key.client.0.ip();
-        if !listener.allow.iter().any(|net| net.contains(&client)) {
+        let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&client));
+        if !is_in(&listener.allow) || is_in(&listener.deny) {
             return Err(DropReason::NotAllowed);
         }
+        let client_seat = match &listener.clients {
+            Some(clients) => Some(clients.take(client).ok_or(DropReason::ClientSessions)?),
+            None => None,
+        };
         if self.would_loop(&key, number, now) {
             return Err(DropReason::BadSource);
         }
@@ -83,6 +90,7 @@ impl Worker {
             shares,
             !server.mode.spoofs() && server.mode.takes_replies(),
         )?;
+        let seat = seat.of_client(client_seat);
         let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
         let is_kept = kept.is_some();
         let exit = match kept.map(|link| link.exit) {

@@ -4,8 +4,9 @@
 use std::io;
 use std::ops::Range;
 
+use super::Entrance;
 use super::link::ServerSocket;
-use super::{Entrance, newly_lost};
+use super::tally::newly_lost;
 use crate::counters::{Counter, DropReason, ServerCounters, WorkerCounters};
 use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
 

@@ -1,0 +1,114 @@
+//! Bounds on clients, and the access log, as they are read.
+
+use super::super::*;
+use crate::session::Amplification;
+
+fn load(top: &str, of_listener: &str) -> Result<Config, String> {
+    let content = format!(
+        "{top}\n[[listener]]\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\n{of_listener}\n\
+         [upstream.u]\nservers = [\"192.0.2.1:53\"]\n"
+    );
+    Config::from_toml("x", &content).map_err(|error| error.to_string())
+}
+
+#[test]
+fn bounds_on_clients_are_off_unless_they_are_asked_for() {
+    let config = load("", "").unwrap();
+    let listener = &config.listeners[0];
+    let none = PerClient {
+        sessions: None,
+        rate: None,
+        ipv6_prefix: 64,
+    };
+    assert_eq!(listener.per_client, none);
+    assert_eq!(listener.rules.amplification, None);
+    assert_eq!((&listener.deny, &config.access_log), (&Vec::new(), &None));
+    assert!(config.reuse_port);
+}
+
+#[test]
+fn what_is_asked_for_is_read() {
+    let config = load(
+        "workers = 3\nreuse_port = false\n[access_log]\npath = \"-\"",
+        "deny = [\"192.0.2.0/24\"]\namplification = { limit = 3 }\n\
+         per_client = { sessions = 9, rate = 100, ipv6_prefix = 56 }",
+    )
+    .unwrap();
+    let listener = &config.listeners[0];
+    let asked = PerClient {
+        sessions: Some(9),
+        rate: Some((100, 100)),
+        ipv6_prefix: 56,
+    };
+    assert_eq!(listener.per_client, asked);
+    let watch = Amplification {
+        limit: 3,
+        enforce: false,
+    };
+    assert_eq!(listener.rules.amplification, Some(watch));
+    assert_eq!(listener.deny, ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(config.listening_sockets(), 1);
+    let text = AccessLog {
+        path: None,
+        format: LogFormat::Text,
+    };
+    assert_eq!(config.access_log, Some(text));
+}
+
+#[test]
+fn mistakes_are_named_with_their_mend() {
+    for (top, of_listener, message, mend) in [
+        (
+            "",
+            "per_client = { burst = 5 }",
+            "`per_client.burst` without a rate",
+            "add `rate`",
+        ),
+        (
+            "",
+            "per_client = { sessions = 0 }",
+            "per_client.sessions is 0",
+            "a number from 1",
+        ),
+        (
+            "",
+            "per_client = { ipv6_prefix = 129 }",
+            "per_client.ipv6_prefix is 129",
+            "from 1 to 128",
+        ),
+        (
+            "",
+            "per_client = { session = 1 }",
+            "unknown key `session`",
+            "did you mean `sessions`",
+        ),
+        (
+            "",
+            "amplification = { limit = 3, action = \"drop\" }",
+            "amplification.action `drop` is not known",
+            "off, watch, enforce",
+        ),
+        (
+            "",
+            "deny = [\"everybody\"]",
+            "`everybody` is not a network",
+            "192.0.2.0/24",
+        ),
+        (
+            "[access_log]\npath = \"\"",
+            "",
+            "an access log without a path",
+            "standard output",
+        ),
+        (
+            "[access_log]\npath = \"-\"\nformat = \"xml\"",
+            "",
+            "format `xml` is not known",
+            "text, json",
+        ),
+    ] {
+        let error = load(top, of_listener).unwrap_err();
+        assert!(error.contains(message), "{message}: {error}");
+        assert!(error.contains(mend), "{mend}: {error}");
+    }
+}

@@ -1,6 +1,7 @@
 //! Configuration: TOML or flags, turned once into a [`Config`] in which
 //! everything is valid and resolved. Nothing behind this module checks it again.
 
+mod balance;
 mod check;
 mod error;
 mod file;
@@ -22,7 +23,7 @@ use ipnet::IpNet;
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
-use crate::upstream::sharing_groups;
+use crate::upstream::{Balance, sharing_groups};
 use crate::worker::Pace;
 
 use check::Checker;
@@ -70,6 +71,8 @@ pub struct Listener {
     pub upstream: String,
     /// Numbers of its upstream's servers, with the mode that each is served in.
     pub servers: Vec<(usize, Mode)>,
+    /// How new sessions are spread over them.
+    pub balance: Balance,
     /// When its sessions end.
     pub rules: Rules,
     /// Clients that may use it; at least one network.
@@ -144,6 +147,12 @@ pub struct Server {
     pub sources: Arc<[IpAddr]>,
     /// Whether its sessions may share sockets with sessions to other servers.
     pub share_sockets: bool,
+    /// Its share of the sessions beside the others'.
+    pub weight: u16,
+    /// Whether it only stands in for the others.
+    pub backup: bool,
+    /// Whether it gets no new sessions.
+    pub drain: bool,
 }
 
 /// The one-listener case, from the command line.
@@ -161,6 +170,8 @@ pub struct Flags {
     pub source_port: Option<String>,
     /// As the key of the same name.
     pub user: Option<String>,
+    /// Balancer's name.
+    pub balance: Option<String>,
     /// Worker threads.
     pub workers: Option<usize>,
     /// Admin's address.
@@ -243,9 +254,13 @@ impl Config {
             let sharing: Vec<_> = servers
                 .map(|(number, mode)| (&self.servers[*number], mode))
                 .filter(|(server, mode)| server.share_sockets && mode.can_share_sockets())
-                .map(|(server, _)| server.address)
+                .map(|(server, _)| server)
                 .collect();
-            sharing.len() / sharing_groups(&sharing).len().max(1)
+            let addresses: Vec<_> = sharing.iter().map(|server| server.address).collect();
+            let serving = sharing
+                .iter()
+                .filter(|server| !server.backup && !server.drain);
+            serving.count() / sharing_groups(&addresses).len().max(1)
         };
         self.listeners.iter().map(of).max().unwrap_or(1).max(1)
     }
@@ -314,7 +329,9 @@ impl From<Flags> for File {
             upstream: BTreeMap::from([(
                 "upstream".to_owned(),
                 nowhere(file::Upstream {
-                    balance: None,
+                    balance: flags.balance.map(nowhere),
+                    hash_on: None,
+                    hash_ipv6_prefix: None,
                     source: Vec::new(),
                     share_sockets: false,
                     header: file::Header::default(),

@@ -164,6 +164,8 @@ pub struct ListenerCounters {
     pub ended_idle: Counter,
     /// Sessions ended by their number of replies.
     pub ended_responses: Counter,
+    /// Sessions ended since their server was to be left.
+    pub ended_moved: Counter,
     /// Replies beyond what `amplification` allows, whether dropped or not.
     pub amplified: Counter,
     drops: [Counter; DropReason::ALL.len()],
@@ -180,6 +182,7 @@ impl ListenerCounters {
             opened: Counter::default(),
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
+            ended_moved: Counter::default(),
             amplified: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }
@@ -214,6 +217,14 @@ pub struct ServerCounters {
     /// Errors that the network reported of datagrams sent to it, such as "port
     /// unreachable". The sender of such a report can be forged.
     pub refusals: Counter,
+}
+
+impl ServerCounters {
+    /// Sessions that have begun and not ended.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        self.opened.get().saturating_sub(self.ended.get())
+    }
 }
 
 /// Everything that one worker counts.

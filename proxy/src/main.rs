@@ -91,8 +91,9 @@ struct Run {
         long,
         value_name = "FILE",
         conflicts_with_all = [
-            "listen", "upstream", "mode", "rewrite_on", "source_port", "user", "workers", "admin", "idle_timeout", "responses",
-            "requests", "max_sessions", "busy_poll", "coalesce", "allow",
+            "listen", "upstream", "mode", "rewrite_on", "source_port", "balance", "user", "workers",
+            "admin", "idle_timeout", "responses", "requests", "max_sessions", "busy_poll",
+            "coalesce", "allow",
         ]
     )]
     config: Option<PathBuf>,
@@ -125,6 +126,11 @@ struct Run {
     /// Whom to run as, if started as root [default: nobody]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+
+    /// How sessions are spread over servers: maglev, round_robin, least_sessions or random_two
+    /// [default: maglev]
+    #[arg(long)]
+    balance: Option<String>,
 
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N")]
@@ -174,6 +180,7 @@ impl Run {
                 rewrite_on: self.rewrite_on,
                 source_port: self.source_port,
                 user: self.user,
+                balance: self.balance,
                 workers: self.workers,
                 admin: self.admin,
                 idle_timeout: self.idle_timeout,

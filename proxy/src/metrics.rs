@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use crate::counters::{Counter, DropReason, ListenerCounters, ServerCounters, WorkerCounters};
 use crate::session::Budget;
 
 /// The media type of what [`Metrics::text`] returns.
@@ -113,6 +113,7 @@ impl Metrics {
                 (|c| c.ended_idle.get()) as fn(&ListenerCounters) -> u64,
             ),
             ("responses", |c| c.ended_responses.get()),
+            ("moved", |c| c.ended_moved.get()),
         ] {
             for (mut labels, value) in self.by_listener(read) {
                 labels.push(("reason", reason));
@@ -196,9 +197,9 @@ impl Collector for Metrics {
             "sessions",
             "Sessions",
             self.by_listener(|c| {
-                c.opened
-                    .get()
-                    .saturating_sub(c.ended_idle.get() + c.ended_responses.get())
+                let ended = [&c.ended_idle, &c.ended_responses, &c.ended_moved];
+                let ended = ended.into_iter().map(Counter::get).sum();
+                c.opened.get().saturating_sub(ended)
             }),
         )?;
         gauge(

@@ -4,6 +4,8 @@
 //! over the counters. Workers are plain threads, each with an epoll of its
 //! own: a session's socket then costs one registration and no task.
 
+mod plans;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -294,6 +296,8 @@ impl Crew {
         let claims = Arc::default();
         let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
         let settings = settings(config);
+        let states = plans::configured_states(config);
+        let steering = Arc::new(plans::steer(config, &states));
         let counters: Vec<_> = (0..running)
             .map(|_| WorkerCounters::new(config.listeners.len(), config.servers.len()))
             .map(Arc::new)
@@ -309,6 +313,7 @@ impl Crew {
                 pace: config.pace,
                 budget: Arc::clone(&budget),
                 claims: Arc::clone(&claims),
+                steering: Arc::clone(&steering),
                 max_retired: ceiling.max_retired.div_ceil(running),
                 counters: Arc::clone(&counters[number]),
                 log: log.clone(),

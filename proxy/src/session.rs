@@ -150,6 +150,8 @@ pub enum EndReason {
     Idle,
     /// All expected replies have come.
     Responses,
+    /// Its server was to be left: the client's next datagram began another one.
+    Moved,
     /// The proxy stopped.
     Stopped,
 }
@@ -161,6 +163,7 @@ impl EndReason {
         match self {
             Self::Idle => "idle",
             Self::Responses => "responses",
+            Self::Moved => "moved",
             Self::Stopped => "stopped",
         }
     }

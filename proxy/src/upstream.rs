@@ -1,10 +1,26 @@
 //! Upstreams: named groups of servers, and which of them a new session gets.
+//!
+//! A [`Plan`] says which servers take new sessions and how these are spread; it is
+//! made on the control path, by [`Balance`] and the [`State`] of each server. Each
+//! worker has a [`Balancer`] of its own that follows it.
+
+mod affinity;
+mod balance;
+mod maglev;
+mod plan;
+mod turns;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::address::ServerAddr;
 use crate::mode::Mode;
+
+pub use affinity::HashOn;
+pub use balance::Balancer;
+pub use maglev::MAX_SERVERS;
+pub use plan::{Balance, Member, Plan, State};
+pub use turns::MAX_WEIGHT;
 
 /// A member of an upstream.
 #[derive(Clone, Debug)]
@@ -42,9 +58,52 @@ impl<T> ByFamily<T> {
         Self([false, true].map(make))
     }
 
+    /// The one for IPv6 clients, or for IPv4 ones.
+    #[must_use]
+    pub fn get(&self, v6: bool) -> &T {
+        &self.0[usize::from(v6)]
+    }
+
     /// The one for this client.
     pub fn of(&mut self, client: IpAddr) -> &mut T {
         &mut self.0[usize::from(client.is_ipv6())]
+    }
+
+    /// Has `change` change both, told whether it is for IPv6.
+    pub fn each(&mut self, mut change: impl FnMut(bool, &mut T)) {
+        for (v6, one) in [false, true].into_iter().zip(&mut self.0) {
+            change(v6, one);
+        }
+    }
+
+    /// Both.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter()
+    }
+}
+
+/// Where sessions go: what the control path tells workers anew when a server goes
+/// down, comes back or is to be left.
+#[derive(Debug, Default)]
+pub struct Steering {
+    /// By listener: how new sessions are spread.
+    pub plans: Vec<ByFamily<Arc<Plan>>>,
+    /// By number of the server: its sessions are to go elsewhere, at their
+    /// client's next datagram. Beyond the end, none are.
+    pub leave: Vec<bool>,
+}
+
+impl Steering {
+    /// Whether any server is to be left.
+    #[must_use]
+    pub fn moves_any(&self) -> bool {
+        self.leave.contains(&true)
+    }
+
+    /// Whether this server is.
+    #[must_use]
+    pub fn is_left(&self, server: usize) -> bool {
+        self.leave.get(server).copied().unwrap_or(false)
     }
 }
 
@@ -68,57 +127,9 @@ pub fn sharing_groups(servers: &[ServerAddr]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Gives each new session the next server in turn.
-///
-/// Every worker has one of its own and starts elsewhere, so that workers share
-/// nothing and a few sessions spread all the same.
-#[derive(Clone, Debug)]
-pub struct RoundRobin {
-    servers: Vec<Server>,
-    next: usize,
-}
-
-impl RoundRobin {
-    /// Turns through `servers`, beginning with number `start`.
-    #[must_use]
-    pub fn new(servers: Vec<Server>, start: usize) -> Self {
-        Self {
-            servers,
-            next: start,
-        }
-    }
-
-    /// The server for a new session; `None` only if there are none at all.
-    pub fn pick(&mut self) -> Option<&Server> {
-        if self.servers.is_empty() {
-            return None;
-        }
-        let index = self.next % self.servers.len();
-        self.next = index + 1;
-        self.servers.get(index)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_server_gets_its_turn() {
-        let servers = (0..3)
-            .map(|number| Server {
-                number,
-                address: ServerAddr(([192, 0, 2, 1], 53).into()),
-                mode: Mode::Plain,
-                sources: Arc::from([]),
-                share_sockets: false,
-            })
-            .collect();
-        let mut turns = RoundRobin::new(servers, 2);
-        let picked: Vec<_> = (0..7).map(|_| turns.pick().unwrap().number).collect();
-        assert_eq!(picked, [2, 0, 1, 2, 0, 1, 2]);
-        assert!(RoundRobin::new(Vec::new(), 5).pick().is_none());
-    }
 
     #[test]
     fn sockets_are_shared_within_a_family_by_groups_of_like_size() {

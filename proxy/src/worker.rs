@@ -22,6 +22,7 @@ mod source;
 mod tally;
 
 use std::cell::Cell;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -33,9 +34,9 @@ use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Socket, TrafficClass, Waker};
 use crate::session::{
-    Amount, Budget, Clients, Key, Rates, Rules, Session, SessionId, Summary, Table,
+    Amount, Budget, Clients, EndReason, Key, Rates, Rules, Session, SessionId, Summary, Table,
 };
-use crate::upstream::{ByFamily, RoundRobin, Server};
+use crate::upstream::{Balancer, ByFamily, Server, Steering};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{OwnAddresses, refused};
@@ -85,7 +86,7 @@ pub struct ListenerSettings {
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN, in both directions.
     pub dscp: bool,
-    /// Servers to spread its sessions over.
+    /// Servers of its upstream.
     pub servers: Vec<Server>,
 }
 
@@ -116,6 +117,8 @@ pub struct Share {
     pub pace: Pace,
     /// Sessions that it may take a part of.
     pub budget: Arc<Budget>,
+    /// Where it takes sessions.
+    pub steering: Arc<Steering>,
     /// Clients' own ports that sessions of all workers write from.
     pub claims: Arc<Claims>,
     /// The most ended sessions whose ports it keeps.
@@ -134,7 +137,11 @@ pub struct Worker {
     entrances: Vec<Entrance>,
     listeners: Vec<ListenerSettings>,
     pace: Pace,
-    turns: Vec<ByFamily<RoundRobin>>,
+    /// By listener.
+    balancers: Vec<ByFamily<Balancer>>,
+    steering: Arc<Steering>,
+    /// Some server is to be left.
+    moves_any: bool,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
     /// Why there was no socket for a new session, and until when not to try.
@@ -171,6 +178,7 @@ impl Worker {
             pace,
             budget,
             claims,
+            steering,
             max_retired,
             counters,
             log,
@@ -191,22 +199,18 @@ impl Worker {
         }
         let now = Instant::now();
         let rules = listeners.iter().map(|listener| listener.rules).collect();
-        let turns = listeners
-            .iter()
-            .map(|listener| {
-                ByFamily::new(|v6| {
-                    let servers = listener.servers.iter().filter(|server| server.serves(v6));
-                    RoundRobin::new(servers.cloned().collect(), number)
-                })
-            })
-            .collect();
+        let balancers = steering.plans.iter().map(|plans| {
+            ByFamily::new(|v6| Balancer::new(Arc::clone(plans.get(v6)), number, random_seed()))
+        });
         let shared = SharedSockets::new(listeners.iter().map(|l| l.servers.as_slice()));
         let worker = Self {
             readiness,
             entrances,
             listeners,
             pace,
-            turns,
+            balancers: balancers.collect(),
+            moves_any: steering.moves_any(),
+            steering,
             next_source: number,
             shortage: None,
             own: OwnAddresses::default(),
@@ -341,7 +345,7 @@ impl Worker {
             None if self.is_too_fast(listener, key.client, amount, now) => {
                 Err(DropReason::ClientRate)
             }
-            None => match self.table.request(now, &key, amount) {
+            None => match self.stay(&key, amount, now) {
                 Some(id) => Ok(id),
                 None => {
                     // Beginning one may end another, which what was collected
@@ -357,6 +361,25 @@ impl Worker {
         found
             .inspect_err(|reason| counters.dropped(*reason).add(amount.datagrams))
             .ok()
+    }
+
+    /// The client's session that takes its datagrams, unless there is none or it
+    /// has to end, since its server is to be left.
+    fn stay(&mut self, key: &Key, amount: Amount, now: Instant) -> Option<SessionId> {
+        if self.moves_any
+            && let Some(id) = self.table.find(key)
+            && let Some(session) = self.table.get(id)
+            && self.steering.is_left(session.server)
+        {
+            // What was collected may be of it.
+            self.send_to_server();
+            let (counters, log) = (&self.counters, self.log.as_ref());
+            self.table.end(now, id, |session| {
+                note_end(counters, log, session, EndReason::Moved);
+            });
+            return None;
+        }
+        self.table.request(now, key, amount)
     }
 
     fn is_too_fast(
@@ -506,6 +529,11 @@ impl Worker {
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
     }
+}
+
+/// A number that nobody outside can foresee.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// What of a datagram's traffic class passes.

@@ -12,7 +12,7 @@ use ppv2_proxy::counters::WorkerCounters;
 use ppv2_proxy::mode::{Emit, Mode};
 use ppv2_proxy::net::{Options, Socket};
 use ppv2_proxy::session::{Budget, Rules};
-use ppv2_proxy::upstream::Server;
+use ppv2_proxy::upstream::{Balance, ByFamily, Member, Plan, Server, State, Steering};
 use ppv2_proxy::worker::{Command, ListenerSettings, Pace, Share, Worker};
 
 const CLIENTS: usize = 8;
@@ -23,6 +23,21 @@ fn socket() -> UdpSocket {
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
     socket
+}
+
+fn steering(servers: &[UdpSocket]) -> Steering {
+    let member = |socket: &UdpSocket| Member {
+        address: ServerAddr(socket.local_addr().unwrap()),
+        weight: 1,
+        backup: false,
+        state: State::Up,
+    };
+    let members: Vec<_> = servers.iter().map(member).collect();
+    let plan = Arc::new(Plan::new(Balance::RoundRobin, &members));
+    Steering {
+        plans: vec![ByFamily::new(|_| Arc::clone(&plan))],
+        leave: Vec::new(),
+    }
 }
 
 fn settings(servers: &[UdpSocket]) -> ListenerSettings {
@@ -98,6 +113,7 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
         pace: Pace::default(),
         budget: Budget::new(100, 110),
         claims: Arc::default(),
+        steering: Arc::new(steering(&servers)),
         log: None,
         max_retired: 10,
         counters: Arc::clone(&counters),

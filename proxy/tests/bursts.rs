@@ -142,7 +142,7 @@ fn bursts_pass_through_sockets_that_sessions_share() {
             &folder,
             &format!(
                 "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-                 [upstream.u]\nshare_sockets = true\nservers = [\"{}\", \"{}\"]\n",
+                 [upstream.u]\nbalance = \"round_robin\"\nshare_sockets = true\nservers = [\"{}\", \"{}\"]\n",
                 servers[0].address(),
                 servers[1].address()
             ),

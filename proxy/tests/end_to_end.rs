@@ -217,7 +217,7 @@ fn servers_take_turns_and_each_keeps_its_mode() {
         &folder,
         &format!(
             "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-             [upstream.u]\nservers = [\"{a}\", {{ address = \"{b}\", mode = \"plain\" }}]\n"
+             [upstream.u]\nbalance = \"round_robin\"\nservers = [\"{a}\", {{ address = \"{b}\", mode = \"plain\" }}]\n"
         ),
     );
     let clients: Vec<_> = (0..6).map(|_| socket("127.0.0.1")).collect();
@@ -306,7 +306,7 @@ fn ecn_marks_pass_in_both_directions() {
             &folder,
             &format!(
                 "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-                 [upstream.u]\nshare_sockets = {share}\nservers = [\"{}\", \"{other}\"]\n",
+                 [upstream.u]\nbalance = \"round_robin\"\nshare_sockets = {share}\nservers = [\"{}\", \"{other}\"]\n",
                 server.local_addr().unwrap()
             ),
         );

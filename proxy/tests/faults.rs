@@ -55,7 +55,18 @@ fn one_dead_server_does_not_harm_the_sessions_of_another() {
     let upstream = [dead.to_string(), server.local_addr().unwrap().to_string()];
     let listen = listener.to_string();
     let servers = ["--upstream", &upstream[0], "--upstream", &upstream[1]];
-    let start = [&["--workers", "1", "--listen", &listen], &servers[..]].concat();
+    let start = [
+        &[
+            "--workers",
+            "1",
+            "--balance",
+            "round_robin",
+            "--listen",
+            &listen,
+        ],
+        &servers[..],
+    ]
+    .concat();
     let _proxy = proxy(&start);
     let (unlucky, lucky) = (socket("127.0.0.1"), socket("127.0.0.1"));
     unlucky.send_to(b"first turn", listener).unwrap();

@@ -30,7 +30,7 @@ fn shared(servers: &[&UdpSocket], share: bool, more: &str) -> Shared {
     let config = format!(
         "workers = 1\n[admin]\nlisten = \"{admin}\"\n\
          [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n{more}\n\
-         [upstream.u]\nservers = {servers:?}\nshare_sockets = {share}\n"
+         [upstream.u]\nbalance = \"round_robin\"\nservers = {servers:?}\nshare_sockets = {share}\n"
     );
     Shared {
         process: proxy_with(&folder, &config),

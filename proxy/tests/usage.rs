@@ -50,6 +50,14 @@ fn wrong_flags_end_with_2_and_name_the_mend() {
         2,
         &["mode `magic`", "ppv2, transparent, dsr, plain"],
     );
+    fails(
+        &with(&["--balance", "roundrobin"]),
+        2,
+        &[
+            "balance `roundrobin` is not known",
+            "did you mean `round_robin`?",
+        ],
+    );
     fails(&with(&["--workers", "0"]), 2, &["workers is 0", "1 to"]);
     fails(&with(&["--max-sessions", "0"]), 2, &["max_sessions is 0"]);
     fails(

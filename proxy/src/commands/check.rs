@@ -25,13 +25,20 @@ pub fn report(config: &Config) -> String {
             let _ = write!(text, "; a new one after {} datagrams", rules.requests);
         }
         let _ = writeln!(text);
+        if listener.servers.len() > 1 {
+            let _ = writeln!(text, "  balance {}", listener.balance);
+        }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];
             let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);
             if server.name != server.address.to_string() {
                 let _ = write!(text, "({}) ", server.name);
             }
-            let _ = writeln!(text, "{}", mode.name());
+            let remarks = server.remarks().into_iter();
+            let said: Vec<_> = std::iter::once(mode.name().to_owned())
+                .chain(remarks)
+                .collect();
+            let _ = writeln!(text, "{}", said.join(", "));
         }
     }
     if let Some(admin) = config.admin {
@@ -77,7 +84,12 @@ bind = ["127.0.0.1:5353", "[::1]:5353"]
 upstream = "dns"
 responses = 1
 [upstream.dns]
-servers = ["192.0.2.1:53", { address = "192.0.2.2:53", mode = "plain" }]
+hash_ipv6_prefix = 56
+servers = [
+  "192.0.2.1:53",
+  { address = "192.0.2.2:53", mode = "plain", weight = 3, drain = true },
+  { address = "192.0.2.3:53", backup = true },
+]
 "#,
         )
         .unwrap();
@@ -86,7 +98,9 @@ servers = ["192.0.2.1:53", { address = "192.0.2.2:53", mode = "plain" }]
             "listener listener1: 127.0.0.1:5353 [::1]:5353",
             "  sessions end after 30s, or 1 replies a datagram",
             "  -> dns 192.0.2.1:53 ppv2",
-            "  -> dns 192.0.2.2:53 plain",
+            "  -> dns 192.0.2.2:53 plain, weight 3, drain",
+            "  -> dns 192.0.2.3:53 ppv2, backup",
+            "  balance maglev, hash_on client_ip (IPv6 by /56)",
             "admin: 127.0.0.1:9901",
         ] {
             assert!(

@@ -14,7 +14,7 @@ use super::{Config, ConfigError, Listener, Server, nowhere};
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
-use crate::upstream::sharing_groups;
+use crate::upstream::{Balance, sharing_groups};
 use crate::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
@@ -34,6 +34,7 @@ pub(super) struct Checker<'a> {
 /// A valid upstream. Its servers have numbers only if a listener uses it.
 pub(super) struct CheckedUpstream {
     pub(super) servers: Vec<CheckedServer>,
+    balance: Balance,
     pub(super) emit: Emit,
     pub(super) crc32c: bool,
 }
@@ -191,6 +192,7 @@ impl<'a> Checker<'a> {
             bind,
             upstream: listener.upstream.into_inner(),
             servers,
+            balance: upstream.balance,
             rules: Rules {
                 idle_timeout: self.idle_timeout(&idle_timeout)?,
                 responses: listener.responses,
@@ -247,17 +249,13 @@ impl<'a> Checker<'a> {
     /// Checks an upstream; the servers that come with it have their numbers if
     /// they are added to those that there are.
     fn upstream(
-        &self,
+        &mut self,
         name: &str,
         upstream: At<file::Upstream>,
     ) -> Result<(CheckedUpstream, Vec<Server>), ConfigError> {
         let span = upstream.span();
         let upstream = upstream.into_inner();
-        if let Some(balance) = &upstream.balance
-            && balance.get_ref() != "round_robin"
-        {
-            return Err(self.unknown_value("balance", balance, &["round_robin"]));
-        }
+        let balance = self.balance(name, &upstream)?;
         let emit = match &upstream.header.emit {
             None => Emit::Every,
             Some(emit) => match emit.get_ref().as_str() {
@@ -273,6 +271,7 @@ impl<'a> Checker<'a> {
         }
         let mut checked = CheckedUpstream {
             servers: Vec::new(),
+            balance,
             emit,
             crc32c: upstream.header.crc32c,
         };
@@ -296,12 +295,16 @@ impl<'a> Checker<'a> {
             });
             servers.push(Server {
                 upstream: name.to_owned(),
+                weight: self.weight(server.weight.as_ref())?,
+                backup: server.backup,
+                drain: server.drain,
                 name: server.address,
                 address,
                 sources,
                 share_sockets: upstream.share_sockets,
             });
         }
+        self.require_serving(span, name, &servers)?;
         Ok((checked, servers))
     }
 

@@ -93,6 +93,8 @@ pub(crate) struct AccessLog {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Upstream {
     pub(crate) balance: Option<At<String>>,
+    pub(crate) hash_on: Option<At<String>>,
+    pub(crate) hash_ipv6_prefix: Option<At<i64>>,
     #[serde(default)]
     pub(crate) source: Vec<At<String>>,
     #[serde(default)]
@@ -111,12 +113,15 @@ pub(crate) struct Header {
 }
 
 /// `"192.0.2.10:53"` for short, or a table.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) mode: Option<At<String>>,
     pub(crate) rewrite_on: Option<At<String>>,
     pub(crate) source_port: Option<At<String>>,
+    pub(crate) weight: Option<At<i64>>,
+    pub(crate) backup: bool,
+    pub(crate) drain: bool,
 }
 
 impl Server {
@@ -124,9 +129,7 @@ impl Server {
     pub(crate) fn at(address: String) -> Self {
         Self {
             address,
-            mode: None,
-            rewrite_on: None,
-            source_port: None,
+            ..Self::default()
         }
     }
 }
@@ -138,6 +141,11 @@ struct ServerTable {
     mode: Option<At<String>>,
     rewrite_on: Option<At<String>>,
     source_port: Option<At<String>>,
+    weight: Option<At<i64>>,
+    #[serde(default)]
+    backup: bool,
+    #[serde(default)]
+    drain: bool,
 }
 
 impl<'de> Deserialize<'de> for Server {
@@ -162,6 +170,9 @@ impl<'de> Deserialize<'de> for Server {
                     mode: table.mode,
                     rewrite_on: table.rewrite_on,
                     source_port: table.source_port,
+                    weight: table.weight,
+                    backup: table.backup,
+                    drain: table.drain,
                 })
             }
         }

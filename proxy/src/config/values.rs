@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::ConfigError;
 use super::check::Checker;
+use super::error::nearest;
 use super::file::At;
 use crate::address::ServerAddr;
 
@@ -38,7 +39,11 @@ impl Checker<'_> {
         known: &[&str],
     ) -> ConfigError {
         let message = format!("{key} `{}` is not known", value.get_ref());
-        let mend = format!("this version knows {}", known.join(", "));
+        let known_ones = format!("this version knows {}", known.join(", "));
+        let mend = match nearest(value.get_ref(), known.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`? {known_ones}"),
+            None => known_ones,
+        };
         self.error(value.span(), message).mend(mend)
     }
 

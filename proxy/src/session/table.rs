@@ -192,6 +192,25 @@ impl<T> Table<T> {
             .filter(|session| session.generation == id.generation)
     }
 
+    /// The session that takes a client's datagrams, whether it may take more or not.
+    #[must_use]
+    pub fn find(&self, key: &Key) -> Option<SessionId> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get(slot as usize)?;
+        Some(SessionId {
+            slot,
+            generation: session.generation,
+        })
+    }
+
+    /// Ends session `id`, if it is active; `ended` is told.
+    pub fn end(&mut self, now: Instant, id: SessionId, ended: impl FnOnce(&Session<T>)) {
+        if let Some(session) = self.get(id).filter(|session| session.is_active()) {
+            ended(session);
+            self.retire(now, id.slot);
+        }
+    }
+
     /// Ends the sessions whose time is up, and tells `ended` of each; lets go
     /// of what retired sessions owned.
     pub fn expire(&mut self, now: Instant, mut ended: impl FnMut(&Session<T>, EndReason)) {

@@ -1,9 +1,11 @@
 //! What a worker can be told, what it tells of its sessions, and how it stops.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{QUIET, Worker};
 use crate::session::{Key, Session};
+use crate::upstream::Steering;
 
 /// Batches that each listener still takes when told to stop: more than its
 /// buffer holds of small datagrams.
@@ -20,6 +22,8 @@ pub enum Command {
         /// Takes the report.
         reply: Box<dyn FnOnce(Vec<SessionReport>) + Send>,
     },
+    /// Take sessions elsewhere from now on.
+    Steer(Arc<Steering>),
     /// Take no more from clients; stop when the replies in flight are through.
     Drain,
     /// Stop now.
@@ -72,6 +76,7 @@ impl Worker {
                     limit,
                     reply,
                 } => reply(self.report(first, limit, now)),
+                Command::Steer(steering) => self.steer(steering),
                 Command::Drain => {
                     for entrance in 0..self.entrances.len() {
                         self.take_waiting(entrance, now);
@@ -83,6 +88,14 @@ impl Worker {
             }
         }
         false
+    }
+
+    fn steer(&mut self, steering: Arc<Steering>) {
+        for (balancers, plans) in self.balancers.iter_mut().zip(&steering.plans) {
+            balancers.each(|v6, balancer| balancer.follow(Arc::clone(plans.get(v6))));
+        }
+        self.moves_any = steering.moves_any();
+        self.steering = steering;
     }
 
     /// Takes what came before the order to stop; not for ever, since more comes

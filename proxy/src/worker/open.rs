@@ -71,7 +71,10 @@ impl Worker {
         if self.would_loop(&key, number, now) {
             return Err(DropReason::BadSource);
         }
-        let server = self.turns[number].of(client).pick().cloned();
+        let (servers, counters) = (&self.listeners[number].servers, &self.counters.servers);
+        let sessions = |server: usize| counters[servers[server].number].sessions();
+        let server = self.balancers[number].of(client).pick(key.client, sessions);
+        let server = server.and_then(|index| servers.get(index)).cloned();
         let server = server.ok_or(DropReason::Unreachable)?;
         if server.mode.spoofs() && !self.can_speak_for(client, number, now) {
             return Err(DropReason::BadSource);

@@ -36,6 +36,7 @@ pub(super) fn note_end<T>(
     match reason {
         EndReason::Idle => listener.ended_idle.add(1),
         EndReason::Responses => listener.ended_responses.add(1),
+        EndReason::Moved => listener.ended_moved.add(1),
         EndReason::Stopped => {}
     }
     counters.servers[session.server].ended.add(1);

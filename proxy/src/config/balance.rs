@@ -1,0 +1,142 @@
+//! How new sessions are spread over an upstream's servers: balancer, weights, and
+//! which servers take none.
+
+use std::ops::Range;
+
+use super::check::Checker;
+use super::file::{self, At};
+use super::{ConfigError, Server};
+use crate::upstream::{Balance, HashOn, MAX_SERVERS, MAX_WEIGHT};
+
+/// What one subscriber gets at the least (RFC 6177): a host can take any address
+/// of its network, and with privacy extensions takes new ones every day.
+const DEFAULT_HASH_IPV6_PREFIX: u8 = 64;
+
+const BALANCES: [&str; 4] = ["maglev", "round_robin", "least_sessions", "random_two"];
+
+impl Checker<'_> {
+    pub(super) fn balance(
+        &mut self,
+        name: &str,
+        upstream: &file::Upstream,
+    ) -> Result<Balance, ConfigError> {
+        let hash_on = self.hash_on(upstream)?;
+        let balance = match &upstream.balance {
+            None => Balance::Maglev(hash_on),
+            Some(balance) => match balance.get_ref().as_str() {
+                "maglev" => Balance::Maglev(hash_on),
+                "round_robin" => Balance::RoundRobin,
+                "least_sessions" => Balance::LeastSessions,
+                "random_two" => Balance::RandomTwo,
+                _ => return Err(self.unknown_value("balance", balance, &BALANCES)),
+            },
+        };
+        let without_effect = match balance {
+            Balance::Maglev(HashOn::ClientIp { .. }) => None,
+            Balance::Maglev(HashOn::ClientAddr) => upstream
+                .hash_ipv6_prefix
+                .as_ref()
+                .map(|_| "hash_ipv6_prefix changes nothing with hash_on = \"client_addr\""),
+            Balance::RoundRobin | Balance::LeastSessions | Balance::RandomTwo => {
+                let either = upstream.hash_on.is_some() || upstream.hash_ipv6_prefix.is_some();
+                either.then_some(
+                    "hash_on and hash_ipv6_prefix change nothing but with balance = \"maglev\"",
+                )
+            }
+        };
+        let warning = without_effect.map(|what| format!("upstream `{name}`: {what}"));
+        self.warnings.extend(warning);
+        Ok(balance)
+    }
+
+    fn hash_on(&self, upstream: &file::Upstream) -> Result<HashOn, ConfigError> {
+        let ipv6_prefix = match &upstream.hash_ipv6_prefix {
+            None => DEFAULT_HASH_IPV6_PREFIX,
+            Some(len) => self.within("hash_ipv6_prefix", len, 128)?,
+        };
+        let by_ip = HashOn::ClientIp { ipv6_prefix };
+        let Some(hash_on) = &upstream.hash_on else {
+            return Ok(by_ip);
+        };
+        match hash_on.get_ref().as_str() {
+            "client_ip" => Ok(by_ip),
+            "client_addr" => Ok(HashOn::ClientAddr),
+            _ => Err(self.unknown_value("hash_on", hash_on, &["client_ip", "client_addr"])),
+        }
+    }
+
+    pub(super) fn weight(&self, weight: Option<&At<i64>>) -> Result<u16, ConfigError> {
+        weight.map_or(Ok(1), |weight| self.within("weight", weight, MAX_WEIGHT))
+    }
+
+    /// A number from 1 to `max`.
+    fn within<T>(&self, key: &str, value: &At<i64>, max: T) -> Result<T, ConfigError>
+    where
+        T: TryFrom<i64> + Into<i64> + Copy,
+    {
+        let (number, max) = (*value.get_ref(), max.into());
+        let error = || {
+            let mend = match key {
+                "weight" if number == 0 => {
+                    format!(
+                        "give a number from 1 to {max}, or drain = true to send it no new sessions"
+                    )
+                }
+                _ => format!(
+                    "give a number from 1 to {max}; the nearest is {}",
+                    number.clamp(1, max)
+                ),
+            };
+            self.error(value.span(), format!("{key} is {number}"))
+                .mend(mend)
+        };
+        let within = (1..=max).contains(&number).then_some(number);
+        within
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(error)
+    }
+
+    /// Refuses an upstream none of whose servers would ever be meant to take
+    /// sessions, and one of more servers than a plan holds.
+    pub(super) fn require_serving(
+        &self,
+        span: Range<usize>,
+        name: &str,
+        servers: &[Server],
+    ) -> Result<(), ConfigError> {
+        let error = |what: String, mend: &str| Err(self.error(span, what).mend(mend));
+        if servers.len() > MAX_SERVERS {
+            let what = format!("upstream `{name}` has {} servers", servers.len());
+            return error(what, &format!("give at most {MAX_SERVERS}"));
+        }
+        if servers.iter().all(|server| server.backup) {
+            let what = format!("every server of upstream `{name}` is a backup");
+            return error(
+                what,
+                "leave `backup` out where sessions go while all is well; a backup stands in for those servers",
+            );
+        }
+        if servers.iter().all(|server| server.drain) {
+            let what = format!("every server of upstream `{name}` is draining");
+            return error(
+                what,
+                "leave `drain` out where new sessions are to go; to end the service, stop the proxy, which lets replies in flight out",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Server {
+    /// What of its settings is unlike most servers', in words.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let weight = (self.weight != 1).then(|| format!("weight {}", self.weight));
+        let backup = self.backup.then(|| "backup".to_owned());
+        let drain = self.drain.then(|| "drain".to_owned());
+        [weight, backup, drain].into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Maglev hashing (Eisenbud et al., NSDI 2016, section 3.4): a table in which
+//! each server has slots by its weight, the same wherever and whenever it is
+//! built of the same servers, and of which little changes when one comes or goes.
+//!
+//! Each server prefers the slots in an order of its own, which its address alone
+//! decides; in turns by weight, each takes the slot that it likes best of those
+//! that are free. Servers take their turns in the order of their addresses, so
+//! that how a configuration lists them changes nothing.
+
+use super::affinity::{Purpose, hash_server, scale};
+use super::turns;
+use crate::address::ServerAddr;
+
+/// Slots of every table, a prime. Never another number, also for few servers: a
+/// table of another size is another table, and whoever crossed from one size to
+/// the next by a server more or less would send all clients elsewhere.
+///
+/// So many keep what moves besides the unavoidable below one in a hundred, and
+/// cost half a megabyte.
+const SLOTS: u32 = 262_147;
+
+/// The most servers of an upstream: each then has a hundred slots or more, of
+/// which one more or less is a hundredth, and the lightest one beside the
+/// heaviest has a slot still.
+pub const MAX_SERVERS: usize = 2_000;
+
+/// Nobody's.
+const FREE: u16 = u16::MAX;
+
+/// Which server clients get, by their hash.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    slots: Box<[u16]>,
+}
+
+impl Table {
+    /// Builds the table of these servers with their weights, which names them as
+    /// `names` does. All three have one length, of [`MAX_SERVERS`] at the most.
+    pub(super) fn build(servers: &[(ServerAddr, u16)], names: &[u16]) -> Self {
+        if servers.len() < 2 {
+            return Self {
+                slots: names.into(),
+            };
+        }
+        let mut order: Vec<_> = (0..servers.len()).collect();
+        order.sort_unstable_by_key(|index| servers[*index].0);
+        let weights: Vec<_> = order.iter().map(|index| servers[*index].1).collect();
+        let mut wishes: Vec<_> = order
+            .iter()
+            .map(|index| Wishes::of(servers[*index].0))
+            .collect();
+        let mut slots = vec![FREE; SLOTS as usize];
+        let mut free = slots.len();
+        let round = turns::round(&weights);
+        for turn in round.iter().copied().cycle() {
+            if free == 0 {
+                break;
+            }
+            let wishes = &mut wishes[usize::from(turn)];
+            let mut slot = wishes.next();
+            while slots[slot] != FREE {
+                slot = wishes.next();
+            }
+            slots[slot] = turn;
+            free -= 1;
+        }
+        for slot in &mut slots {
+            *slot = names[order[usize::from(*slot)]];
+        }
+        Self {
+            slots: slots.into_boxed_slice(),
+        }
+    }
+
+    /// The server that is right for this hash; `None` if there are none at all.
+    pub(super) fn get(&self, hash: u64) -> Option<u16> {
+        let len = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        self.slots.get(scale(hash, len) as usize).copied()
+    }
+}
+
+/// The slots that a server prefers, one after the other: each once, since the
+/// number of slots is a prime.
+struct Wishes {
+    next: u32,
+    skip: u32,
+}
+
+impl Wishes {
+    fn of(server: ServerAddr) -> Self {
+        Self {
+            next: scale(hash_server(Purpose::Offset, server), SLOTS),
+            skip: 1 + scale(hash_server(Purpose::Skip, server), SLOTS - 1),
+        }
+    }
+
+    fn next(&mut self) -> usize {
+        let slot = self.next;
+        self.next += self.skip;
+        if self.next >= SLOTS {
+            self.next -= SLOTS;
+        }
+        slot as usize
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,8 @@ pub enum Balance {
     Maglev(HashOn),
     /// One after the other.
     RoundRobin,
-    /// The server that has the fewest sessions for its weight.
+    /// The server that has the fewest sessions for its weight; of many servers,
+    /// the one that has of the next few in turn.
     LeastSessions,
     /// Of two drawn at random, the one that has fewer sessions for its weight.
     RandomTwo,
@@ -84,19 +85,28 @@ pub(super) enum Spread {
     },
     /// A round of turns.
     RoundRobin(Box<[u16]>),
-    /// Servers and their weights.
+    /// Servers, in turn.
     LeastSessions(Box<[Weighted]>),
-    /// A round of turns to draw from, and all weights.
+    /// A round of turns to draw from, and the costs of all servers.
     RandomTwo {
         turns: Box<[u16]>,
-        weights: Box<[u16]>,
+        costs: Box<[u32]>,
     },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Weighted {
     pub(super) server: u16,
-    pub(super) weight: u16,
+    pub(super) cost: u32,
+}
+
+/// What a session costs a server of weight 1: enough to tell all weights apart,
+/// and little enough for 2⁴⁰ sessions.
+const COST: u32 = 1 << 24;
+
+/// What one session costs a server of this weight.
+fn cost(weight: u16) -> u32 {
+    COST / u32::from(weight.max(1))
 }
 
 impl Plan {
@@ -137,13 +147,13 @@ impl Plan {
                 let weighted = serving.iter().zip(&weights);
                 let weighted = weighted.map(|(server, weight)| Weighted {
                     server: *server,
-                    weight: *weight,
+                    cost: cost(*weight),
                 });
                 Spread::LeastSessions(weighted.collect())
             }
             Balance::RandomTwo => Spread::RandomTwo {
                 turns: turns(),
-                weights: members.iter().map(|member| member.weight.max(1)).collect(),
+                costs: members.iter().map(|member| cost(member.weight)).collect(),
             },
         };
         Self {

@@ -1,7 +1,8 @@
 //! Measures ppv2-proxy side by side with what users would pick instead: `run`
-//! measures everything in turn, `micro` the codec alone; `load`, `echo` and `bare` are the programs that
+//! measures everything in turn, `micro` the parts alone; `load`, `echo` and `bare` are the programs that
 //! it does so with.
 
+mod balance;
 mod bare;
 mod echo;
 mod host;
@@ -36,7 +37,7 @@ struct Arguments {
 enum Command {
     /// Measure ppv2-proxy and its peers in turn, and print the ratios
     Run(run::Run),
-    /// Measure the codec and the session table alone
+    /// Measure the codec, the session table and the balancers alone
     Micro(micro::Arguments),
     /// Be the clients, and check every reply
     Load(load::Load),

@@ -14,10 +14,10 @@ use ppv2_proxy::session::{Amount, Budget, Key, Rules, Table};
 use serde::Serialize;
 
 use crate::outcome::Spread;
-use crate::{output, report};
+use crate::{balance, output, report};
 
 /// Calls between two looks at the clock.
-const CALLS: u32 = 10_000;
+pub(crate) const CALLS: u32 = 10_000;
 
 /// Looks of which the shortest counts: what others did meanwhile only adds.
 const LOOKS: u32 = 20;
@@ -45,6 +45,9 @@ pub(crate) struct Arguments {
 pub(crate) fn print(arguments: &Arguments) -> Result<()> {
     for micro in run(arguments.rounds)? {
         output::line(&report::micro_row(&micro))?;
+    }
+    for figure in balance::run(arguments.rounds)? {
+        output::line(&report::figure_row(&figure))?;
     }
     Ok(())
 }
@@ -212,7 +215,7 @@ fn compare<A, B>(
     })
 }
 
-fn time<T>(call: &mut impl FnMut() -> Option<T>) -> Duration {
+pub(crate) fn time<T>(call: &mut impl FnMut() -> Option<T>) -> Duration {
     let looks = (0..LOOKS).map(|_| {
         let start = Instant::now();
         for _ in 0..CALLS {

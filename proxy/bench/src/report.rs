@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::balance;
 use crate::micro::Micro;
 use crate::outcome::{Measured, Outcome, Series, Spread};
 use crate::peer::Peer;
@@ -97,6 +98,11 @@ pub(crate) fn micro_row(micro: &Micro) -> String {
         Some(limit) => verdict(&what, Some(micro.ratio), Limit::AtMost(limit)),
         None => format!("· {what:<68} {}", micro.ratio),
     }
+}
+
+pub(crate) fn figure_row(figure: &balance::Figure) -> String {
+    let what = format!("{}, {}", figure.what, figure.unit);
+    verdict(&what, Some(figure.spread), Limit::AtMost(figure.at_most))
 }
 
 /// A tick; or the shortfall, with `~` where some rounds reached it.

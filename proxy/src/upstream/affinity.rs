@@ -48,13 +48,11 @@ pub enum HashOn {
 
 /// What a hash is for, so that one address has hashes that are unrelated.
 #[derive(Clone, Copy)]
-pub(super) enum Purpose {
-    /// Where a server's preferences begin.
-    Offset = 1,
-    /// How far apart they are.
-    Skip = 2,
+enum Purpose {
+    /// Which slots a server prefers.
+    Server = 1,
     /// Where a client looks.
-    Client = 3,
+    Client = 2,
 }
 
 impl HashOn {
@@ -76,8 +74,8 @@ impl HashOn {
 }
 
 /// The hash of a server's address.
-pub(super) fn hash_server(purpose: Purpose, server: ServerAddr) -> u64 {
-    hash(purpose, &words(server.0))
+pub(super) fn hash_server(server: ServerAddr) -> u64 {
+    hash(Purpose::Server, &words(server.0))
 }
 
 /// Maps a hash to a number below `n`.

@@ -6,18 +6,23 @@
 //! decides; in turns by weight, each takes the slot that it likes best of those
 //! that are free. Servers take their turns in the order of their addresses, so
 //! that how a configuration lists them changes nothing.
+//!
+//! The paper has a server's wishes a fixed distance apart. Of few servers, two may
+//! then have distances that get into each other's way, and ten times as much
+//! moves as usually does; here each order is as good as drawn by lot.
 
-use super::affinity::{Purpose, hash_server, scale};
+use super::affinity::{hash_server, scale, step};
 use super::turns;
 use crate::address::ServerAddr;
 
-/// Slots of every table, a prime. Never another number, also for few servers: a
-/// table of another size is another table, and whoever crossed from one size to
-/// the next by a server more or less would send all clients elsewhere.
+/// The number of slots is two to the power of this. Never another one, also for
+/// few servers: a table of another size is another table, and whoever crossed from
+/// one size to the next by a server more or less would send all clients elsewhere.
 ///
 /// So many keep what moves besides the unavoidable below one in a hundred, and
 /// cost half a megabyte.
-const SLOTS: u32 = 262_147;
+const BITS: u32 = 18;
+const SLOTS: u32 = 1 << BITS;
 
 /// The most servers of an upstream: each then has a hundred slots or more, of
 /// which one more or less is a hundredth, and the lightest one beside the
@@ -79,26 +84,33 @@ impl Table {
     }
 }
 
-/// The slots that a server prefers, one after the other: each once, since the
-/// number of slots is a prime.
+/// The slots that a server prefers, one after the other and each once: numbers
+/// from 0 on, sent through steps that can each be undone.
 struct Wishes {
     next: u32,
-    skip: u32,
+    start: u32,
+    first: u32,
+    second: u32,
 }
 
 impl Wishes {
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a hash")]
     fn of(server: ServerAddr) -> Self {
+        let hash = hash_server(server);
         Self {
-            next: scale(hash_server(Purpose::Offset, server), SLOTS),
-            skip: 1 + scale(hash_server(Purpose::Skip, server), SLOTS - 1),
+            next: 0,
+            start: hash as u32 % SLOTS,
+            first: (hash >> 32) as u32 | 1,
+            second: step(hash) as u32 | 1,
         }
     }
 
     fn next(&mut self) -> usize {
-        let slot = self.next;
-        self.next += self.skip;
-        if self.next >= SLOTS {
-            self.next -= SLOTS;
+        let mut slot = self.next ^ self.start;
+        self.next += 1;
+        for factor in [self.first, self.second, self.first] {
+            slot = slot.wrapping_mul(factor) % SLOTS;
+            slot ^= slot >> (BITS / 2);
         }
         slot as usize
     }

@@ -14,8 +14,8 @@ const CLIENTS: u32 = 100_000;
 
 /// Fingerprints of the servers of 10,000 clients, and of all slots of a table of
 /// 300 servers.
-const FIRST_CLIENTS: u64 = 0x505c_2a5d_1dab_aff1;
-const MANY_SLOTS: u64 = 0xb790_bc4f_950b_c05a;
+const FIRST_CLIENTS: u64 = 0xfdbe_4e31_36c5_bc0f;
+const MANY_SLOTS: u64 = 0xf85f_91a2_ac1b_9da2;
 
 type Servers = Vec<(ServerAddr, u16)>;
 
@@ -124,7 +124,7 @@ proptest! {
         let mut fewer = servers.clone();
         fewer.remove(which);
         let moved = moved(&mapping(&servers), &mapping(&fewer));
-        prop_assert!(moved <= share(&servers, which) + 0.02, "{moved} of {servers:?}");
+        prop_assert!(moved <= share(&servers, which) + 0.01, "{moved} of {servers:?}");
     }
 
     /// Another weight moves the part of the clients that it adds or takes, and
@@ -140,7 +140,7 @@ proptest! {
         changed[which].1 = weight;
         let must = (share(&servers, which) - share(&changed, which)).abs();
         let moved = moved(&mapping(&servers), &mapping(&changed));
-        prop_assert!(moved <= must + 0.02, "{moved}, not {must}, of {servers:?}");
+        prop_assert!(moved <= must + 0.01, "{moved}, not {must}, of {servers:?}");
     }
 
     /// Whoever builds it, and in whatever order the servers are listed.
@@ -183,8 +183,18 @@ fn servers_that_differ_by_their_interface_alone_share_evenly() {
 }
 
 #[test]
-fn the_size_is_a_prime() {
-    assert!((2..SLOTS).all(|divisor| !SLOTS.is_multiple_of(divisor)));
+fn a_server_wishes_for_every_slot_once() {
+    for address in ["192.0.2.1:53", "[2001:db8::1]:65535", "0.0.0.0:1"] {
+        let mut wishes = Wishes::of(server(address));
+        let mut wished = vec![false; SLOTS as usize];
+        for _ in 0..SLOTS {
+            let slot = wishes.next();
+            assert!(
+                !std::mem::replace(&mut wished[slot], true),
+                "{address}: {slot}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -225,18 +235,18 @@ fn the_mapping_is_the_same_for_ever() {
         HashOn::ClientAddr,
     ];
     for (client, expected) in [
-        ("203.0.113.1:54321", [3, 3, 3]),
-        ("203.0.113.2:54321", [3, 3, 3]),
-        ("203.0.113.3:54321", [3, 3, 4]),
-        ("198.51.100.7:54321", [3, 3, 3]),
-        ("127.0.0.1:54321", [1, 1, 3]),
-        ("0.0.0.0:54321", [1, 1, 3]),
-        ("255.255.255.255:54321", [2, 2, 3]),
-        ("[2001:db8:1::1]:54321", [2, 4, 1]),
-        ("[2001:db8:1::2]:54321", [2, 1, 0]),
-        ("[2001:db8:2::1]:54321", [1, 2, 1]),
-        ("[2001:db8:3::1]:54321", [3, 2, 1]),
-        ("[::1]:54321", [3, 3, 1]),
+        ("203.0.113.1:54321", [1, 1, 0]),
+        ("203.0.113.2:54321", [0, 0, 0]),
+        ("203.0.113.3:54321", [1, 1, 1]),
+        ("198.51.100.7:54321", [4, 4, 1]),
+        ("127.0.0.1:54321", [3, 3, 3]),
+        ("0.0.0.0:54321", [3, 3, 3]),
+        ("255.255.255.255:54321", [1, 1, 0]),
+        ("[2001:db8:1::1]:54321", [2, 1, 1]),
+        ("[2001:db8:1::2]:54321", [2, 2, 3]),
+        ("[2001:db8:2::1]:54321", [1, 0, 0]),
+        ("[2001:db8:3::1]:54321", [3, 2, 3]),
+        ("[::1]:54321", [3, 3, 3]),
     ] {
         let address = ClientAddr(client.parse().unwrap());
         let picked = hash_ons.map(|on| built.get(on.hash(address)).unwrap());

@@ -183,11 +183,6 @@ struct Filled {
 }
 
 impl Slots<'_> {
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.buffers.len() / SLOT
-    }
-
     /// The slots, to be filled from the front, and where to note what is in them.
     pub(crate) fn parts(&mut self) -> (impl Iterator<Item = &mut [u8]>, &mut FilledSlots) {
         let buffers = self.buffers.chunks_exact_mut(SLOT);

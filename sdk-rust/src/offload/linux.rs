@@ -119,12 +119,12 @@ fn receive_from<A>(
 where
     A: SockaddrLike + Copy + Into<SocketAddr>,
 {
+    let (buffers, filled) = slots.parts();
+    let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
     // Made anew for each call: `recvmmsg` leaves the lengths of the last call in
     // them, and would cut off a longer address or control message.
     let space = gro.then(|| Vec::with_capacity(CONTROL));
-    let mut headers = MultiHeaders::<A>::preallocate(slots.len(), space);
-    let (buffers, filled) = slots.parts();
-    let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
+    let mut headers = MultiHeaders::<A>::preallocate(buffers.len(), space);
     for message in recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None)? {
         let mut stride = message.bytes;
         if gro {

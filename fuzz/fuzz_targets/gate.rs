@@ -87,8 +87,8 @@ fuzz_target!(|received: Vec<Received>| {
             Ok(admitted) => {
                 delivered += 1;
                 assert!(datagram.ends_with(admitted.payload));
-                assert_eq!(admitted.reply_to, peer);
-                assert_eq!(gate.route(now, admitted.client), Some(peer));
+                assert_eq!(admitted.way.to, peer);
+                assert_eq!(gate.route(now, admitted.client), Some(admitted.way));
                 assert_ne!(admitted.client.port(), 0);
                 assert!(!admitted.client.ip().is_unspecified());
                 assert!(!admitted.client.ip().is_multicast());

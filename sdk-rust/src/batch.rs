@@ -8,7 +8,7 @@ use std::ops::Range;
 use ppv2::Tlvs;
 
 use crate::clock::roughly_now;
-use crate::{Admitted, Datagram, Gate};
+use crate::{Admitted, Datagram, Gate, Way};
 
 /// No UDP datagram is longer, its length field having 16 bits; nor is what the
 /// kernel coalesces.
@@ -64,7 +64,7 @@ struct Received {
     client: SocketAddr,
     destination: Option<SocketAddr>,
     proxy: Option<SocketAddr>,
-    reply_to: SocketAddr,
+    way: Way,
 }
 
 impl Batch {
@@ -112,7 +112,7 @@ impl Batch {
             proxy: one.proxy,
             // The bytes come from TLVs that were read, so they read again.
             tlvs: Tlvs::parse(tlvs).unwrap_or_default(),
-            reply_to: one.reply_to,
+            way: one.way,
         }
     }
 
@@ -142,7 +142,7 @@ impl Batch {
                         client: admitted.client,
                         destination: admitted.destination,
                         proxy: admitted.proxy,
-                        reply_to: admitted.reply_to,
+                        way: admitted.way,
                     });
                 }
             }
@@ -225,9 +225,8 @@ impl Filled {
 pub enum Recipient {
     /// This client, by the way that its latest datagram came.
     Client(SocketAddr),
-    /// Whoever is reached by this very way, an [`Admitted::reply_to`]. No
-    /// client's address belongs here: it would be sent to past the proxy.
-    Way(SocketAddr),
+    /// Whoever is reached by this very way, an [`Admitted::way`].
+    Way(Way),
 }
 
 impl From<SocketAddr> for Recipient {
@@ -238,18 +237,18 @@ impl From<SocketAddr> for Recipient {
 
 impl From<Admitted<'_>> for Recipient {
     fn from(admitted: Admitted<'_>) -> Self {
-        Self::Way(admitted.reply_to)
+        Self::Way(admitted.way)
     }
 }
 
 impl From<&Admitted<'_>> for Recipient {
     fn from(admitted: &Admitted<'_>) -> Self {
-        Self::Way(admitted.reply_to)
+        Self::Way(admitted.way)
     }
 }
 
 impl From<&Datagram> for Recipient {
     fn from(datagram: &Datagram) -> Self {
-        Self::Way(datagram.reply_to())
+        Self::Way(datagram.way())
     }
 }

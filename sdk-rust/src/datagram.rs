@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use ppv2::Tlvs;
 
-use crate::Admitted;
+use crate::{Admitted, Way};
 
 /// A client's datagram with all that is known of it.
 ///
@@ -26,7 +26,7 @@ pub struct Datagram {
     /// client.
     pub proxy: Option<SocketAddr>,
     tlvs: Bytes,
-    reply_to: SocketAddr,
+    way: Way,
 }
 
 impl Datagram {
@@ -37,7 +37,7 @@ impl Datagram {
             destination: admitted.destination,
             proxy: admitted.proxy,
             tlvs: Bytes::copy_from_slice(admitted.tlvs.as_bytes()),
-            reply_to: admitted.reply_to,
+            way: admitted.way,
         }
     }
 
@@ -56,9 +56,7 @@ impl Datagram {
         Tlvs::parse(&self.tlvs).unwrap_or_default()
     }
 
-    /// The peer as the socket reported it, which is the form that the socket
-    /// can send to.
-    pub(crate) fn reply_to(&self) -> SocketAddr {
-        self.reply_to
+    pub(crate) fn way(&self) -> Way {
+        self.way
     }
 }

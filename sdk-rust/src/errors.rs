@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::clock::roughly_now;
 use crate::offload::Outgoing;
-use crate::{Gate, Recipient};
+use crate::{Gate, Recipient, Way};
 
 /// Whether `error` is only the echo of a datagram sent earlier: some host on the
 /// way, or one that pretends to be, answered it with an ICMP message. Reading
@@ -81,7 +81,7 @@ impl Gate {
 
     /// Where to send what is meant for `client`; an error of kind `NotConnected`
     /// if that is not known.
-    pub(crate) fn way_to(&self, client: SocketAddr) -> io::Result<SocketAddr> {
+    pub(crate) fn way_to(&self, client: SocketAddr) -> io::Result<Way> {
         self.route(roughly_now(), client)
             .ok_or_else(|| self.no_way_to(client))
     }

@@ -12,7 +12,7 @@ use crate::address::{canonical, is_one_client};
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
-use crate::{DropReason, Recipient, Stats};
+use crate::{DropReason, Recipient, ReplyFrom, Stats, Way};
 
 /// What [`UdpSocket`](crate::UdpSocket) does between its socket and the
 /// application, for those who bring a socket of their own: hand every received
@@ -36,7 +36,7 @@ use crate::{DropReason, Recipient, Stats};
 /// assert_eq!(admitted.client, "203.0.113.11:54321".parse().unwrap());
 /// assert_eq!(admitted.payload, b"hello");
 ///
-/// assert_eq!(gate.route(now, admitted.client), Some(proxy));
+/// assert_eq!(gate.route(now, admitted.client).unwrap().to, proxy);
 /// let later = now + Duration::from_secs(3600);
 /// assert_eq!(gate.route(later, admitted.client), None);
 /// # Ok::<(), ppv2_sdk::TrustError>(())
@@ -78,9 +78,9 @@ pub struct Admitted<'d> {
     pub proxy: Option<SocketAddr>,
     /// What else the header says of the client.
     pub tlvs: Tlvs<'d>,
-    /// Where to send a reply to this very datagram: the peer as it was given to
-    /// [`Gate::admit`].
-    pub reply_to: SocketAddr,
+    /// The way of a reply to this very datagram: back to the peer as it was given
+    /// to [`Gate::admit`], unless [`Trust::reply_from`] says otherwise.
+    pub way: Way,
 }
 
 impl Gate {
@@ -141,14 +141,13 @@ impl Gate {
         }
     }
 
-    /// The address to which a reply to `client` must be sent: the one that the
-    /// client's latest datagram came from.
+    /// The way of a reply to `client`: that of the client's latest datagram.
     ///
     /// `None` if the client has not been heard for
     /// [`Trust::forget_after`](Trust::forget_after), or not at all. A v4-mapped
     /// IPv6 address finds its IPv4 client.
     #[must_use]
-    pub fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+    pub fn route(&self, now: Instant, client: SocketAddr) -> Option<Way> {
         self.known().route(now, client)
     }
 
@@ -158,7 +157,7 @@ impl Gate {
         &self,
         now: Instant,
         recipients: impl Iterator<Item = Recipient>,
-    ) -> Vec<SocketAddr> {
+    ) -> Vec<Way> {
         let known = self.known();
         recipients
             .map_while(|recipient| match recipient {
@@ -199,13 +198,22 @@ impl Gate {
                 reason_of(error)
             })?;
             let (client, destination) = client_of(&header, sender)?;
+            let client = canonical(client);
+            let destination = destination.map(canonical);
+            let way = match (self.trust.replies_from(), destination) {
+                (ReplyFrom::Listener, Some(listener)) => Way {
+                    to: client,
+                    from: Some(listener),
+                },
+                (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => Way::back(peer),
+            };
             Admitted {
                 payload,
-                client: canonical(client),
-                destination: destination.map(canonical),
+                client,
+                destination,
                 proxy: Some(sender),
                 tlvs: header.tlvs(),
-                reply_to: peer,
+                way,
             }
         } else {
             match self.trust.direct_policy() {
@@ -216,7 +224,7 @@ impl Gate {
                     destination: None,
                     proxy: None,
                     tlvs: Tlvs::default(),
-                    reply_to: peer,
+                    way: Way::back(peer),
                 },
             }
         };
@@ -260,17 +268,17 @@ impl Known {
     /// proxy has vouched for as another's.
     #[inline]
     fn remember(&mut self, now: Instant, admitted: &Admitted<'_>) -> Result<Evicted, DropReason> {
-        let (client, via) = (admitted.client, admitted.reply_to);
+        let (client, way) = (admitted.client, admitted.way);
         if admitted.proxy.is_some() {
-            Ok(self.through_proxies.learn(now, client, via))
+            Ok(self.through_proxies.learn(now, client, way))
         } else if self.through_proxies.get(now, client).is_some() {
             Err(DropReason::DirectConflict)
         } else {
-            Ok(self.direct.learn(now, client, via))
+            Ok(self.direct.learn(now, client, way))
         }
     }
 
-    fn route(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+    fn route(&self, now: Instant, client: SocketAddr) -> Option<Way> {
         let client = canonical(client);
         self.through_proxies
             .get(now, client)
@@ -283,9 +291,9 @@ pub(crate) struct Admission<'g, 'd> {
     gate: &'g Gate,
     known: MutexGuard<'g, Known>,
     now: Instant,
-    /// The datagram that was let in last, and its header. Those of a burst have
-    /// the same, byte for byte, which then says the same again.
-    latest: Option<(Admitted<'d>, &'d [u8])>,
+    /// The datagram that was let in last, and its peer and header. Those of a
+    /// burst have the same, byte for byte, which then says the same again.
+    latest: Option<(Admitted<'d>, SocketAddr, &'d [u8])>,
 }
 
 impl<'d> Admission<'_, 'd> {
@@ -296,8 +304,8 @@ impl<'d> Admission<'_, 'd> {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        if let Some((latest, header)) = &self.latest
-            && latest.reply_to == peer
+        if let Some((latest, its_peer, header)) = &self.latest
+            && *its_peer == peer
             && let Some(payload) = datagram.strip_prefix(*header)
         {
             self.known.delivered += 1;
@@ -310,7 +318,7 @@ impl<'d> Admission<'_, 'd> {
         match admitted {
             Ok(admitted) => {
                 let header = &datagram[..datagram.len() - admitted.payload.len()];
-                self.latest = Some((admitted, header));
+                self.latest = Some((admitted, peer, header));
             }
             Err(reason) => self.gate.drop(peer, datagram, reason),
         }

@@ -92,6 +92,9 @@
 //! latest datagram came from. The table behind it holds 65,536 clients, each for
 //! 120 seconds after its latest datagram, unless [`Trust`] says otherwise.
 //! `reply` needs no table.
+//!
+//! With [`ReplyFrom::Listener`] replies go straight to the client instead, from
+//! the address that it wrote to, and the proxy is spared them.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -104,6 +107,7 @@ mod datagram;
 mod drop_reason;
 mod errors;
 mod gate;
+mod listeners;
 mod offload;
 mod patience;
 #[cfg(feature = "quinn")]
@@ -114,6 +118,7 @@ mod stats;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod trust;
+mod way;
 
 pub use batch::{Batch, Recipient};
 pub use datagram::Datagram;
@@ -122,4 +127,5 @@ pub use gate::{Admitted, Gate};
 pub use ipnet::IpNet;
 pub use socket::UdpSocket;
 pub use stats::Stats;
-pub use trust::{Direct, Trust, TrustError};
+pub use trust::{Direct, ReplyFrom, Trust, TrustError};
+pub use way::Way;

@@ -11,13 +11,15 @@ mod tests;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
+use crate::Way;
+
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{Offload, receive, send};
 #[cfg(not(target_os = "linux"))]
 pub(crate) use portable::{Offload, receive, send};
 
-/// One datagram to send, and where to.
-pub(crate) type Outgoing<'d> = (&'d [u8], SocketAddr);
+/// One datagram to send, and how. Those of one call leave from one address.
+pub(crate) type Outgoing<'d> = (&'d [u8], Way);
 
 /// What any system's sockets can do.
 pub(crate) trait OneByOne {

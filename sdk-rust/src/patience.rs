@@ -1,4 +1,5 @@
-//! How long one receive call goes on when what arrives is dropped.
+//! How long one receive call goes on when what arrives is dropped, and a send
+//! call when there is no room.
 //!
 //! A socket's read timeout starts anew with every call to the kernel, so a
 //! trickle of bad datagrams would keep a receive call waiting for ever. From the
@@ -103,6 +104,50 @@ fn receive_until<T>(
             return Err(timed_out());
         }
     }
+}
+
+/// Sends by `send` on `sender`, which doesn't wait, waiting for room as long as
+/// `own` would. If that doesn't wait either, nobody else can wait for `sender`,
+/// so it is given a moment rather than be asked again and again.
+#[cfg(unix)]
+pub(crate) fn until_there_is_room<T>(
+    sender: &UdpSocket,
+    own: &UdpSocket,
+    mut send: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::io::Errno;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    loop {
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        let timeout = match is_blocking(own)? {
+            true => own.write_timeout()?,
+            false => Some(MOMENT),
+        };
+        let timeout = timeout
+            .map(|timeout| Timespec::try_from(timeout).map_err(|_| Errno::INVAL))
+            .transpose()?;
+        if poll(&mut [PollFd::new(sender, PollFlags::OUT)], timeout.as_ref())? == 0 {
+            return Err(timed_out());
+        }
+    }
+}
+
+/// Here `sender` waits by itself.
+#[cfg(not(unix))]
+pub(crate) fn until_there_is_room<T>(
+    _sender: &UdpSocket,
+    _own: &UdpSocket,
+    mut send: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    send()
 }
 
 #[cfg(not(unix))]

@@ -11,6 +11,10 @@
 //! quinn sees it migrate. [`Runtime`] is what stands behind it, for endpoints
 //! that are set up by hand, and for the numbers of [`Stats`].
 //!
+//! With [`ReplyFrom::Listener`], a connection to whose client this host may not
+//! send from the listener's address fails, with an error in quinn's log that says
+//! what would mend it.
+//!
 //! Such an endpoint serves; it can't connect to anybody, since nothing is sent
 //! to an address that was not heard from.
 
@@ -19,10 +23,10 @@ mod inbox;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use ::quinn::udp::{RecvMeta, Transmit};
@@ -31,7 +35,8 @@ use ::quinn::{
 };
 
 use crate::clock::roughly_now;
-use crate::{Gate, Stats, Trust, TrustError};
+use crate::listeners::{Listeners, Source};
+use crate::{Gate, ReplyFrom, Stats, Trust, TrustError, Way};
 use inbox::Inbox;
 
 /// Takes the place of [`Endpoint::server`]: an endpoint bound to `addr` that
@@ -136,12 +141,28 @@ impl Runtime {
     /// Puts the header's removal in front of a socket that the inner runtime, or
     /// anybody else, has made. Hand it to
     /// [`Endpoint::new_with_abstract_socket`].
+    ///
+    /// With [`ReplyFrom::Listener`] such a socket
+    /// can't be given the right to send from a listener of its own port; what
+    /// [`wrap_udp_socket`](::quinn::Runtime::wrap_udp_socket) makes can.
     #[must_use]
     pub fn wrap(&self, socket: Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> {
+        self.around_socket(socket, None)
+    }
+
+    fn around_socket(
+        &self,
+        inner: Arc<dyn AsyncUdpSocket>,
+        descriptor: Option<UdpSocket>,
+    ) -> Arc<dyn AsyncUdpSocket> {
         Arc::new(Socket {
-            inner: socket,
+            inner,
+            descriptor,
+            runtime: Arc::clone(&self.inner),
             gate: Arc::clone(&self.gate),
             inbox: Mutex::default(),
+            listeners: Listeners::new(),
+            full: Mutex::default(),
         })
     }
 }
@@ -156,7 +177,11 @@ impl ::quinn::Runtime for Runtime {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        Ok(self.wrap(self.inner.wrap_udp_socket(socket)?))
+        let descriptor = match self.gate.trust().replies_from() {
+            ReplyFrom::Proxy => None,
+            ReplyFrom::Listener => Some(socket.try_clone()?),
+        };
+        Ok(self.around_socket(self.inner.wrap_udp_socket(socket)?, descriptor))
     }
 
     fn now(&self) -> Instant {
@@ -167,7 +192,14 @@ impl ::quinn::Runtime for Runtime {
 /// A socket as quinn has it below an endpoint.
 struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// Its descriptor, with [`ReplyFrom::Listener`] and if it is known.
+    descriptor: Option<UdpSocket>,
+    /// Makes the sockets of listeners.
+    runtime: Arc<dyn ::quinn::Runtime>,
     gate: Arc<Gate>,
+    listeners: Listeners<Sender>,
+    /// The socket of a listener that had no room for a datagram just now.
+    full: Mutex<Option<Sender>>,
     /// Only the endpoint receives, so that nobody ever waits for it.
     inbox: Mutex<Inbox>,
 }
@@ -181,9 +213,94 @@ impl fmt::Debug for Socket {
     }
 }
 
+/// A socket that is bound to a listener's address.
+type Sender = Arc<dyn AsyncUdpSocket>;
+
+impl Socket {
+    fn send(&self, way: Way, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(listener) = way.from else {
+            return self.inner.try_send(&Transmit {
+                destination: way.to,
+                ..transmit.clone()
+            });
+        };
+        let local = self.inner.local_addr()?;
+        let wrap = |socket| self.runtime.wrap_udp_socket(socket);
+        let counters = self.gate.counters();
+        let descriptor = self.descriptor.as_ref();
+        match self
+            .listeners
+            .source(descriptor, local, listener, counters, wrap)?
+        {
+            Source::Own(ip) => self.inner.try_send(&Transmit {
+                destination: as_seen_by(local, way.to),
+                src_ip: Some(ip),
+                ..transmit.clone()
+            }),
+            Source::Bound(sender) => {
+                let sent = sender.try_send(&Transmit {
+                    destination: way.to,
+                    src_ip: None,
+                    ..transmit.clone()
+                });
+                if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                    *self.full() = Some(Sender::clone(&sender));
+                }
+                sent
+            }
+        }
+    }
+
+    fn full(&self) -> MutexGuard<'_, Option<Sender>> {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An IPv4 address in the form that a socket bound to `local` can send to.
+fn as_seen_by(local: SocketAddr, to: SocketAddr) -> SocketAddr {
+    match (local, to) {
+        (SocketAddr::V6(_), SocketAddr::V4(v4)) => {
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+        }
+        _ => to,
+    }
+}
+
+/// Waits for room in the socket that had none: the one that receives, or that of
+/// a listener.
+#[derive(Debug)]
+struct Poller {
+    socket: Arc<Socket>,
+    own: Pin<Box<dyn UdpPoller>>,
+    of_listener: Option<Pin<Box<dyn UdpPoller>>>,
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let full = self.socket.full().take();
+        if let Some(full) = full {
+            self.of_listener = Some(full.create_io_poller());
+        }
+        let Some(of_listener) = &mut self.of_listener else {
+            return self.own.as_mut().poll_writable(cx);
+        };
+        let result = ready!(of_listener.as_mut().poll_writable(cx));
+        self.of_listener = None;
+        Poll::Ready(result)
+    }
+}
+
 impl AsyncUdpSocket for Socket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.inner).create_io_poller()
+        let own = Arc::clone(&self.inner).create_io_poller();
+        match self.gate.trust().replies_from() {
+            ReplyFrom::Proxy => own,
+            ReplyFrom::Listener => Box::pin(Poller {
+                socket: self,
+                own,
+                of_listener: None,
+            }),
+        }
     }
 
     /// Sends by the way to the client. To one who is not known, or no longer,
@@ -193,10 +310,7 @@ impl AsyncUdpSocket for Socket {
             self.gate.counters().reply_without_route();
             return Ok(());
         };
-        self.inner.try_send(&Transmit {
-            destination: way,
-            ..transmit.clone()
-        })?;
+        self.send(way, transmit)?;
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         let datagrams = transmit.contents.len().div_ceil(segment.max(1));
         self.gate.counters().replies_sent_many(datagrams);

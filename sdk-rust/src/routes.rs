@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
+use crate::Way;
+
 /// The latest way to each client, ordered by when the client was last heard,
 /// the longest unheard-of first.
 ///
 /// The hasher is keyed, since remote peers choose the addresses.
 #[derive(Debug)]
 pub(crate) struct Routes {
-    ways: LinkedHashMap<Client, Way, RandomState>,
+    ways: LinkedHashMap<Client, Heard, RandomState>,
     max_clients: usize,
     forget_after: Duration,
 }
@@ -43,10 +45,13 @@ impl From<SocketAddr> for Client {
     }
 }
 
+/// How a client was heard, in less room than its [`Way`] takes.
 #[derive(Debug)]
-struct Way {
+struct Heard {
+    /// The peer, or the listener that the client is answered from.
     via: SocketAddr,
-    heard: Instant,
+    by_listener: bool,
+    at: Instant,
 }
 
 /// Whether a client that was still to be remembered had to make room.
@@ -65,18 +70,21 @@ impl Routes {
         }
     }
 
-    /// Notes that `client` was heard through `via`, which replaces any earlier
-    /// way to it.
+    /// Notes the way to `client`, which was just heard. It replaces any earlier one.
     #[inline]
-    pub(crate) fn learn(&mut self, now: Instant, client: SocketAddr, via: SocketAddr) -> Evicted {
+    pub(crate) fn learn(&mut self, now: Instant, client: SocketAddr, way: Way) -> Evicted {
         // Two at most for each one added: the table shrinks back after a flood,
         // and no single datagram pays for it.
         for _ in 0..2 {
             self.forget_front_if_expired(now);
         }
         // `insert` moves a client that is there already to the back.
-        self.ways
-            .insert(Client::from(client), Way { via, heard: now });
+        let heard = Heard {
+            via: way.from.unwrap_or(way.to),
+            by_listener: way.from.is_some(),
+            at: now,
+        };
+        self.ways.insert(Client::from(client), heard);
         let over = self.ways.len() > self.max_clients;
         if over {
             self.ways.pop_front();
@@ -86,11 +94,19 @@ impl Routes {
 
     /// The way to `client`, unless it was not heard for too long.
     #[inline]
-    pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<SocketAddr> {
-        self.ways
-            .get(&Client::from(client))
-            .filter(|way| !self.expired(now, way))
-            .map(|way| way.via)
+    pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<Way> {
+        let heard = self.ways.get(&Client::from(client))?;
+        if self.expired(now, heard) {
+            return None;
+        }
+        Some(if heard.by_listener {
+            Way {
+                to: client,
+                from: Some(heard.via),
+            }
+        } else {
+            Way::back(heard.via)
+        })
     }
 
     /// Clients in the table. Some may be past their time.
@@ -99,8 +115,8 @@ impl Routes {
     }
 
     fn forget_front_if_expired(&mut self, now: Instant) {
-        if let Some((_, way)) = self.ways.front()
-            && self.expired(now, way)
+        if let Some((_, heard)) = self.ways.front()
+            && self.expired(now, heard)
         {
             self.ways.pop_front();
         }
@@ -108,8 +124,8 @@ impl Routes {
 
     /// Threads that share the table may hand in times a little out of order;
     /// one that lies ahead of `now` counts as just heard.
-    fn expired(&self, now: Instant, way: &Way) -> bool {
-        now.saturating_duration_since(way.heard) >= self.forget_after
+    fn expired(&self, now: Instant, heard: &Heard) -> bool {
+        now.saturating_duration_since(heard.at) >= self.forget_after
     }
 }
 
@@ -123,17 +139,35 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
+    fn way(port: u16) -> Way {
+        Way::back(addr(port))
+    }
+
+    #[test]
+    fn remembers_which_listener_answers() {
+        let now = Instant::now();
+        let mut routes = Routes::new(2, MINUTE);
+        let straight = Way {
+            to: addr(1),
+            from: Some(addr(9000)),
+        };
+        let _ = routes.learn(now, addr(1), straight);
+        let _ = routes.learn(now, addr(2), way(100));
+        assert_eq!(routes.get(now, addr(1)), Some(straight));
+        assert_eq!(routes.get(now, addr(2)), Some(way(100)));
+    }
+
     #[test]
     fn at_the_bound_the_longest_unheard_of_goes() {
         let now = Instant::now();
         let mut routes = Routes::new(3, MINUTE);
         for client in [1, 2, 3] {
-            assert_eq!(routes.learn(now, addr(client), addr(100)), Evicted(false));
+            assert_eq!(routes.learn(now, addr(client), way(100)), Evicted(false));
         }
         // Heard again, so that 2 is now the oldest.
-        assert_eq!(routes.learn(now, addr(1), addr(100)), Evicted(false));
+        assert_eq!(routes.learn(now, addr(1), way(100)), Evicted(false));
 
-        assert_eq!(routes.learn(now, addr(4), addr(100)), Evicted(true));
+        assert_eq!(routes.learn(now, addr(4), way(100)), Evicted(true));
 
         assert_eq!(routes.len(), 3);
         let known = |client| routes.get(now, addr(client)).is_some();
@@ -144,10 +178,10 @@ mod tests {
     fn looking_a_client_up_does_not_prolong_it() {
         let now = Instant::now();
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), addr(100));
-        let _ = routes.learn(now, addr(2), addr(100));
+        let _ = routes.learn(now, addr(1), way(100));
+        let _ = routes.learn(now, addr(2), way(100));
         assert!(routes.get(now, addr(1)).is_some());
-        let _ = routes.learn(now, addr(3), addr(100));
+        let _ = routes.learn(now, addr(3), way(100));
         assert_eq!(routes.get(now, addr(1)), None);
         assert!(routes.get(now + MINUTE / 2, addr(2)).is_some());
         assert_eq!(routes.get(now + MINUTE, addr(2)), None);
@@ -157,10 +191,10 @@ mod tests {
     fn an_expired_client_makes_room_without_being_evicted() {
         let now = Instant::now();
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), addr(100));
-        let _ = routes.learn(now + MINUTE / 2, addr(2), addr(100));
+        let _ = routes.learn(now, addr(1), way(100));
+        let _ = routes.learn(now + MINUTE / 2, addr(2), way(100));
         assert_eq!(
-            routes.learn(now + MINUTE, addr(3), addr(100)),
+            routes.learn(now + MINUTE, addr(3), way(100)),
             Evicted(false)
         );
         assert!(routes.get(now + MINUTE, addr(2)).is_some());
@@ -171,10 +205,10 @@ mod tests {
         let now = Instant::now();
         let mut routes = Routes::new(1000, MINUTE);
         for client in 0..1000 {
-            let _ = routes.learn(now, addr(client), addr(100));
+            let _ = routes.learn(now, addr(client), way(100));
         }
         for _ in 0..600 {
-            let _ = routes.learn(now + MINUTE, addr(1), addr(100));
+            let _ = routes.learn(now + MINUTE, addr(1), way(100));
         }
         assert_eq!(routes.len(), 1);
     }
@@ -183,8 +217,8 @@ mod tests {
     fn a_time_that_runs_backwards_forgets_nobody() {
         let now = Instant::now() + MINUTE;
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), addr(100));
-        let _ = routes.learn(now - MINUTE, addr(2), addr(100));
+        let _ = routes.learn(now, addr(1), way(100));
+        let _ = routes.learn(now - MINUTE, addr(2), way(100));
         assert!(routes.get(now - MINUTE, addr(1)).is_some());
         assert!(routes.get(now - MINUTE, addr(2)).is_some());
     }

@@ -1,15 +1,16 @@
 //! The blocking socket: `std`'s, with a [`Gate`] between it and the application.
 
 use std::io;
-use std::net::{self, SocketAddr, ToSocketAddrs};
+use std::net::{self, IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::roughly_now;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
-use crate::offload::{Offload, OneByOne as _};
-use crate::patience::Patience;
-use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, buffer, offload};
+use crate::listeners::{Listeners, Source};
+use crate::offload::{Offload, OneByOne as _, Outgoing};
+use crate::patience::{Patience, until_there_is_room};
+use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
 
 /// Takes the place of [`std::net::UdpSocket`] in a server behind a proxy: the
 /// addresses that it receives from and sends to are the clients'.
@@ -36,8 +37,16 @@ pub struct UdpSocket {
     inner: net::UdpSocket,
     gate: Gate,
     offload: Offload,
+    listeners: Listeners<Sender>,
     /// Spares calls that can't time out the time that they would begin at.
     has_timeout: AtomicBool,
+}
+
+/// A socket that is bound to a listener's address, and doesn't wait.
+#[derive(Debug)]
+struct Sender {
+    inner: net::UdpSocket,
+    offload: Offload,
 }
 
 impl UdpSocket {
@@ -85,6 +94,7 @@ impl UdpSocket {
             offload: Offload::new(&inner, inner.local_addr()?),
             inner,
             gate,
+            listeners: Listeners::new(),
         })
     }
 
@@ -162,7 +172,10 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all; otherwise as
+    /// [`Trust::forget_after`], or not at all. With
+    /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
+    /// `AddrInUse` or `PermissionDenied` if this host may not send from the
+    /// listener's address; the message says what would mend it. Otherwise as
     /// [`std::net::UdpSocket::send_to`].
     pub fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
         self.send(payload, self.gate.way_to(client)?)
@@ -173,7 +186,7 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// As [`std::net::UdpSocket::send_to`].
+    /// As [`send_to`](Self::send_to), but for `NotConnected`.
     ///
     /// ```no_run
     /// # fn serve(socket: ppv2_sdk::UdpSocket) -> std::io::Result<()> {
@@ -184,7 +197,7 @@ impl UdpSocket {
     /// # }
     /// ```
     pub fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, datagram.reply_to())
+        self.send(payload, datagram.way())
     }
 
     /// Sends datagrams in their order, each to a client's address or as the answer
@@ -220,8 +233,14 @@ impl UdpSocket {
         R: Copy + Into<Recipient>,
     {
         let outgoing = self.gate.outgoing(datagrams)?;
-        let sent = despite_echo(|| offload::send(&self.inner, &self.offload, &outgoing))?;
-        self.gate.counters().replies_sent_many(sent);
+        let mut sent = 0;
+        for run in outgoing.chunk_by(|(_, one), (_, next)| one.from == next.from) {
+            match self.send_run(run) {
+                Ok(more) => sent += more,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
         Ok(sent)
     }
 
@@ -310,9 +329,45 @@ impl UdpSocket {
         })
     }
 
-    fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
-        let sent = despite_echo(|| self.inner.send_to(payload, to))?;
+    fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
+        if way.from.is_some() {
+            self.send_run(&[(payload, way)])?;
+            return Ok(payload.len());
+        }
+        let sent = despite_echo(|| self.inner.send_to(payload, way.to))?;
         self.gate.counters().reply_sent();
         Ok(sent)
+    }
+
+    /// Sends datagrams that leave from one address, from the front, and returns
+    /// how many were sent; an error if it is the first that can't be.
+    fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let by_own = |source: Option<IpAddr>| {
+            despite_echo(|| offload::send(&self.inner, &self.offload, run, source))
+        };
+        let sent = match run.first().and_then(|(_, way)| way.from) {
+            None => by_own(None),
+            Some(listener) => match self.source(listener)? {
+                Source::Own(ip) => by_own(Some(ip)),
+                Source::Bound(sender) => until_there_is_room(&sender.inner, &self.inner, || {
+                    offload::send(&sender.inner, &sender.offload, run, None)
+                }),
+            },
+        }?;
+        self.gate.counters().replies_sent_many(sent);
+        Ok(sent)
+    }
+
+    fn source(&self, listener: SocketAddr) -> io::Result<Source<Sender>> {
+        let local = self.inner.local_addr()?;
+        let counters = self.gate.counters();
+        let wrap = |inner| {
+            Ok(Sender {
+                offload: Offload::new(&inner, listener),
+                inner,
+            })
+        };
+        self.listeners
+            .source(Some(&self.inner), local, listener, counters, wrap)
     }
 }

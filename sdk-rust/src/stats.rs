@@ -34,6 +34,10 @@ pub struct Stats {
     /// Clients forgotten before their time to make room for new ones. If it
     /// grows, [`Trust::max_clients`](crate::Trust::max_clients) is too low.
     pub clients_evicted: u64,
+    /// Sockets bound to listeners' addresses that were closed to make room for
+    /// others, with [`ReplyFrom::Listener`](crate::ReplyFrom::Listener). If it
+    /// grows, this server has more listeners than are kept.
+    pub listeners_evicted: u64,
     /// Clients that are remembered now.
     pub clients: usize,
     dropped: [u64; REASONS],
@@ -65,6 +69,7 @@ pub(crate) struct Counters {
     replies_sent: AtomicU64,
     replies_without_route: AtomicU64,
     clients_evicted: AtomicU64,
+    listeners_evicted: AtomicU64,
 }
 
 impl Counters {
@@ -88,6 +93,10 @@ impl Counters {
         self.clients_evicted.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn listener_evicted(&self) {
+        self.listeners_evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn snapshot(&self, clients: usize, delivered: u64) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let dropped = self.dropped.each_ref().map(get);
@@ -97,6 +106,7 @@ impl Counters {
             replies_sent: get(&self.replies_sent),
             replies_without_route: get(&self.replies_without_route),
             clients_evicted: get(&self.clients_evicted),
+            listeners_evicted: get(&self.listeners_evicted),
             clients,
             dropped,
         }

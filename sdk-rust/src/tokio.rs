@@ -6,11 +6,13 @@ use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::ToSocketAddrs;
+use ::tokio::runtime::Handle;
 
 use crate::clock::roughly_now;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
+use crate::listeners::{Listeners, Source};
 use crate::offload::{Offload, Outgoing};
-use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, buffer, offload};
+use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
 
 /// Datagrams that a call which must not wait looks at before it gives way.
 /// Otherwise a flood of bad ones would hold up every other task.
@@ -40,6 +42,16 @@ const MOST_DROPS_IN_A_ROW: usize = 64;
 pub struct UdpSocket {
     inner: ::tokio::net::UdpSocket,
     gate: Gate,
+    offload: Offload,
+    listeners: Listeners<Sender>,
+    /// Where sockets of listeners are registered, whoever sends first.
+    runtime: Handle,
+}
+
+/// A socket that is bound to a listener's address.
+#[derive(Debug)]
+struct Sender {
+    inner: ::tokio::net::UdpSocket,
     offload: Offload,
 }
 
@@ -84,6 +96,8 @@ impl UdpSocket {
             offload: Offload::new(&inner, inner.local_addr()?),
             inner,
             gate,
+            listeners: Listeners::new(),
+            runtime: Handle::current(),
         })
     }
 
@@ -214,7 +228,10 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all; otherwise as
+    /// [`Trust::forget_after`], or not at all. With
+    /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
+    /// `AddrInUse` or `PermissionDenied` if this host may not send from the
+    /// listener's address; the message says what would mend it. Otherwise as
     /// [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
     pub async fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
         self.send(payload, self.gate.way_to(client)?).await
@@ -228,7 +245,11 @@ impl UdpSocket {
     /// [`writable`](Self::writable); otherwise as [`send_to`](Self::send_to).
     pub fn try_send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
         let way = self.gate.way_to(client)?;
-        let sent = despite_echo(|| self.inner.try_send_to(payload, way))?;
+        if way.from.is_some() {
+            self.try_send_run(&[(payload, way)])?;
+            return Ok(payload.len());
+        }
+        let sent = despite_echo(|| self.inner.try_send_to(payload, way.to))?;
         self.gate.counters().reply_sent();
         Ok(sent)
     }
@@ -248,8 +269,14 @@ impl UdpSocket {
         payload: &[u8],
         client: SocketAddr,
     ) -> Poll<io::Result<usize>> {
+        let way = self.gate.way_to(client)?;
+        let source = way.from.map(|listener| self.source(listener)).transpose()?;
+        let socket = match &source {
+            Some(Source::Bound(sender)) => &sender.inner,
+            Some(Source::Own(_)) | None => &self.inner,
+        };
         loop {
-            ready!(self.inner.poll_send_ready(cx))?;
+            ready!(socket.poll_send_ready(cx))?;
             match self.try_send_to(payload, client) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
@@ -277,8 +304,7 @@ impl UdpSocket {
         let outgoing = self.gate.outgoing(datagrams)?;
         let mut sent = 0;
         while sent < outgoing.len() {
-            let some = || self.send_some(&outgoing[sent..]);
-            match self.inner.async_io(Interest::WRITABLE, some).await {
+            match self.send_run(first_run(&outgoing[sent..])).await {
                 Ok(more) => sent += more,
                 Err(error) if sent == 0 => return Err(error),
                 Err(_) => break,
@@ -301,8 +327,15 @@ impl UdpSocket {
         R: Copy + Into<Recipient>,
     {
         let outgoing = self.gate.outgoing(datagrams)?;
-        self.inner
-            .try_io(Interest::WRITABLE, || self.send_some(&outgoing))
+        let mut sent = 0;
+        while sent < outgoing.len() {
+            match self.try_send_run(first_run(&outgoing[sent..])) {
+                Ok(more) => sent += more,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
     }
 
     /// Answers `datagram` with `payload` by the way that this very datagram came,
@@ -310,9 +343,9 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// As [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
+    /// As [`send_to`](Self::send_to), but for `NotConnected`.
     pub async fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, datagram.reply_to()).await
+        self.send(payload, datagram.way()).await
     }
 
     /// Waits until there may be something to receive. Since it may have to be
@@ -404,21 +437,78 @@ impl UdpSocket {
         }
     }
 
-    fn send_some(&self, outgoing: &[Outgoing<'_>]) -> io::Result<usize> {
-        let sent = despite_echo(|| offload::send(&self.inner, &self.offload, outgoing))?;
+    /// Sends datagrams that leave from one address, from the front, and returns
+    /// how many were sent; an error if it is the first that can't be.
+    async fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let source = self.source_of(run)?;
+        let once = || self.send_by(source.as_ref(), run);
+        match &source {
+            Some(Source::Bound(sender)) => sender.inner.async_io(Interest::WRITABLE, once).await,
+            Some(Source::Own(_)) | None => self.inner.async_io(Interest::WRITABLE, once).await,
+        }
+    }
+
+    /// As `send_run`, without waiting.
+    fn try_send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let source = self.source_of(run)?;
+        let once = || self.send_by(source.as_ref(), run);
+        match &source {
+            Some(Source::Bound(sender)) => sender.inner.try_io(Interest::WRITABLE, once),
+            Some(Source::Own(_)) | None => self.inner.try_io(Interest::WRITABLE, once),
+        }
+    }
+
+    fn send_by(&self, source: Option<&Source<Sender>>, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let (socket, offload, ip) = match source {
+            None => (&self.inner, &self.offload, None),
+            Some(Source::Own(ip)) => (&self.inner, &self.offload, Some(*ip)),
+            Some(Source::Bound(sender)) => (&sender.inner, &sender.offload, None),
+        };
+        let sent = despite_echo(|| offload::send(socket, offload, run, ip))?;
         self.gate.counters().replies_sent_many(sent);
         Ok(sent)
     }
 
-    async fn send(&self, payload: &[u8], to: SocketAddr) -> io::Result<usize> {
-        let sent = match self.inner.send_to(payload, to).await {
+    fn source_of(&self, run: &[Outgoing<'_>]) -> io::Result<Option<Source<Sender>>> {
+        let listener = run.first().and_then(|(_, way)| way.from);
+        listener.map(|listener| self.source(listener)).transpose()
+    }
+
+    fn source(&self, listener: SocketAddr) -> io::Result<Source<Sender>> {
+        let local = self.inner.local_addr()?;
+        let counters = self.gate.counters();
+        let wrap = |socket: net::UdpSocket| {
+            let _context = self.runtime.enter();
+            socket.set_nonblocking(true)?;
+            let inner = ::tokio::net::UdpSocket::from_std(socket)?;
+            Ok(Sender {
+                offload: Offload::new(&inner, listener),
+                inner,
+            })
+        };
+        self.listeners
+            .source(Some(&self.inner), local, listener, counters, wrap)
+    }
+
+    async fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
+        if way.from.is_some() {
+            self.send_run(&[(payload, way)]).await?;
+            return Ok(payload.len());
+        }
+        let sent = match self.inner.send_to(payload, way.to).await {
             // Reported in place of sending this datagram, so send it again.
             Err(error) if is_echo_of_earlier_send(&error) => {
-                self.inner.send_to(payload, to).await?
+                self.inner.send_to(payload, way.to).await?
             }
             result => result?,
         };
         self.gate.counters().reply_sent();
         Ok(sent)
     }
+}
+
+/// Those from the front that leave from one address.
+fn first_run<'o, 'd>(outgoing: &'o [Outgoing<'d>]) -> &'o [Outgoing<'d>] {
+    let mut runs = outgoing.chunk_by(|(_, one), (_, next)| one.from == next.from);
+    runs.next().unwrap_or_default()
 }

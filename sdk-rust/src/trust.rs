@@ -40,6 +40,45 @@ pub struct Trust {
     max_header_len: usize,
     max_clients: usize,
     forget_after: Duration,
+    reply_from: ReplyFrom,
+}
+
+/// Where the replies to clients behind a proxy leave from. Direct clients, and
+/// proxies that speak for themselves, are answered by the socket either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ReplyFrom {
+    /// They are sent to the proxy, which passes them on.
+    #[default]
+    Proxy,
+    /// They are sent straight to the client, from the listener's address and port
+    /// that the header names as destination. The proxy never sees them; it runs
+    /// with `mode = "dsr"` and `rewrite_on = "sdk"`.
+    ///
+    /// This host must be let send from that address, in one of these ways, tried
+    /// in this order when the first reply leaves from it:
+    ///
+    /// | the listener's address | needs |
+    /// |---|---|
+    /// | is one of this host's, as after `ip addr add 198.51.100.10/32 dev lo` | nothing; this host then can't reach the listener itself |
+    /// | is an IPv6 one, on Linux (IPV6_FREEBIND, ipv6(7)) | nothing |
+    /// | is any, on Linux (IP_TRANSPARENT, ip(7)) | CAP_NET_RAW or CAP_NET_ADMIN |
+    ///
+    /// For a listener whose port is the socket's own, replies leave by that socket
+    /// with the listener's address as packet information (Linux alone), for which
+    /// it is given the option named above. For any other port a socket is bound
+    /// to the listener's address. It takes none of the host's datagrams away from
+    /// others: on Linux it is connected to a port of this host that nobody sends
+    /// from, elsewhere it can be bound only where nobody else is. It has the
+    /// system's defaults rather than the options of the socket. A port below 1024
+    /// needs CAP_NET_BIND_SERVICE.
+    ///
+    /// 64 such sockets are kept; then the one longest unused makes room for
+    /// another, counted in [`Stats::listeners_evicted`](crate::Stats::listeners_evicted).
+    ///
+    /// ICMP errors go to the listener's host, "too big" among them: where a path
+    /// to clients is narrower than this host's network, its size belongs into the
+    /// route (`ip route replace default via GATEWAY mtu 1280`).
+    Listener,
 }
 
 /// What to do with a datagram from outside the trusted networks. It is never
@@ -173,6 +212,7 @@ impl Trust {
             max_header_len: ppv2::DEFAULT_MAX_HEADER_LEN,
             max_clients: DEFAULT_MAX_CLIENTS,
             forget_after: DEFAULT_FORGET_AFTER,
+            reply_from: ReplyFrom::default(),
         }
     }
 
@@ -205,6 +245,25 @@ impl Trust {
         self
     }
 
+    /// Says where replies to clients behind a proxy leave from;
+    /// [`ReplyFrom::Proxy`] unless set.
+    ///
+    /// ```no_run
+    /// use ppv2_sdk::{ReplyFrom, Trust, UdpSocket};
+    ///
+    /// let trust = Trust::networks(["192.0.2.10"])?.reply_from(ReplyFrom::Listener);
+    /// let socket = UdpSocket::bind("0.0.0.0:9001", trust)?;
+    /// let mut buffer = [0; 1500];
+    /// let (len, client) = socket.recv_from(&mut buffer)?;
+    /// // To the client itself, from the address that it wrote to.
+    /// socket.send_to(&buffer[..len], client)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn reply_from(mut self, reply_from: ReplyFrom) -> Self {
+        self.reply_from = reply_from;
+        self
+    }
+
     /// Whether a peer of this canonical address speaks for others.
     pub(crate) fn includes(&self, ip: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&ip))
@@ -212,6 +271,10 @@ impl Trust {
 
     pub(crate) fn direct_policy(&self) -> Direct {
         self.direct
+    }
+
+    pub(crate) fn replies_from(&self) -> ReplyFrom {
+        self.reply_from
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -7,11 +7,11 @@ mod common;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
-use ppv2_sdk::{Batch, Direct, DropReason, Recipient, UdpSocket};
+use ppv2_sdk::{Batch, Direct, DropReason, Gate, Recipient, UdpSocket};
 
 fn server() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0", loopback()).unwrap();
@@ -65,7 +65,7 @@ fn a_batch_tells_what_single_calls_tell() {
         (second.payload, second.client),
         (b"".as_slice(), addr(CLIENT_V6))
     );
-    assert_eq!(second.reply_to, other.address());
+    assert_eq!(second.way.to, other.address());
     assert_eq!(batch.get(2).unwrap().payload, [7; 65_507 - 28]);
     assert_eq!(batch.get(3), None);
 }
@@ -176,7 +176,10 @@ fn what_can_not_be_sent_is_named_when_its_turn_comes() {
     assert_eq!(socket.stats().replies_without_route, 1);
 
     // The kernel refuses the second, whose way is of another family.
-    let unreachable = Recipient::Way(addr("[2001:db8::1]:9"));
+    let gate = Gate::new(loopback()).unwrap();
+    let header = from_client(CLIENT, b"");
+    let of_ipv6 = gate.admit(Instant::now(), addr("[::1]:9"), &header);
+    let unreachable = Recipient::Way(of_ipv6.unwrap().way);
     let way = Recipient::Client(addr(CLIENT));
     let replies = [("1", way), ("2", unreachable), ("3", way)];
     assert_eq!(socket.send_batch(&replies).unwrap(), 1);
@@ -247,7 +250,7 @@ fn a_coalesced_burst_is_taken_apart_client_by_client() {
         let whole = port.to_be_bytes();
         let payload = if port == 40 { &whole[..1] } else { &whole };
         assert_eq!(datagram.payload, payload);
-        assert_eq!(datagram.reply_to, one.address());
+        assert_eq!(datagram.way.to, one.address());
     }
     let last = batch.get(39).unwrap();
     assert_eq!(

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::*;
 use ppv2_sdk::tokio::UdpSocket;
-use ppv2_sdk::{Batch, Direct, DropReason, Trust};
+use ppv2_sdk::{Batch, Direct, DropReason, ReplyFrom, Trust};
 use tokio::io::ReadBuf;
 use tokio::time::timeout;
 
@@ -348,4 +348,49 @@ async fn polling_by_hand_receives_sends_and_wakes() {
         .unwrap();
     let unknown = poll_fn(|cx| socket.poll_send_to(cx, b"x", addr(OTHER_CLIENT))).await;
     assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotConnected);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn answers_from_the_listener_by_every_call() {
+    let trust = loopback().reply_from(ReplyFrom::Listener);
+    let socket = UdpSocket::bind("0.0.0.0:0", trust).await.unwrap();
+    let server = reached_by("127.0.0.1", socket.local_addr().unwrap());
+    let through = Proxy::bind("127.0.0.1:0");
+    let client = Proxy::bind("127.0.1.1:0");
+    let to = client.address();
+    let listeners = [
+        reached_by("127.0.2.1", server),
+        addr("127.0.2.1:9100"),
+        addr("127.0.2.2:9100"),
+    ];
+    let mut datagrams = Vec::new();
+    for listener in listeners {
+        through.send(server, &from_client_at(to, listener, b"hello"));
+        let datagram = soon(socket.recv_datagram()).await.unwrap();
+        socket.send_to(b"1", to).await.unwrap();
+        socket.try_send_to(b"2", to).unwrap();
+        soon(poll_fn(|cx| socket.poll_send_to(cx, b"3", to)))
+            .await
+            .unwrap();
+        socket.reply(&datagram, b"4").await.unwrap();
+        for payload in [b"1", b"2", b"3", b"4"] {
+            assert_eq!(client.receive(), (payload.to_vec(), listener));
+        }
+        datagrams.push(datagram);
+    }
+
+    let replies: Vec<_> = datagrams
+        .iter()
+        .flat_map(|datagram| [(b"one", datagram), (b"two", datagram)])
+        .collect();
+    assert_eq!(socket.send_batch(&replies).await.unwrap(), 6);
+    assert_eq!(socket.try_send_batch(&replies).unwrap(), 6);
+    for listener in [listeners, listeners].concat() {
+        for payload in [b"one", b"two"] {
+            assert_eq!(client.receive(), (payload.to_vec(), listener));
+        }
+    }
+    through.receives_nothing();
+    assert_eq!(socket.stats().replies_sent, 24);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ppv2_sdk::{Admitted, Gate};
+use ppv2_sdk::{Admitted, Gate, Way};
 use pyo3::prelude::*;
 
 use super::address;
@@ -70,7 +70,7 @@ pub(crate) struct Received {
     pub(crate) client: SocketAddr,
     pub(crate) destination: Option<SocketAddr>,
     pub(crate) proxy: Option<SocketAddr>,
-    reply_to: SocketAddr,
+    way: Way,
     now: Instant,
 }
 
@@ -82,7 +82,7 @@ impl Received {
             client: admitted.client,
             destination: admitted.destination,
             proxy: admitted.proxy,
-            reply_to: admitted.reply_to,
+            way: admitted.way,
             now,
         }
     }
@@ -130,7 +130,7 @@ impl Received {
                 destination: self.destination,
                 proxy: self.proxy.map(|proxy| proxy.ip()),
             },
-            via: self.reply_to,
+            reply: self.way,
             now: self.now,
         }
     }
@@ -262,7 +262,7 @@ impl Core {
         let way = self.way_to(client)?;
         let wait = self.wait(dontwait);
         loop {
-            match py.detach(|| descriptor.send(payload, way, wait)) {
+            match py.detach(|| descriptor.send(payload, way.to, wait)) {
                 Ok(sent) => {
                     self.replies_sent(1);
                     return Ok(sent);
@@ -280,11 +280,11 @@ impl Core {
         &self,
         now: Instant,
         address: &Bound<'_, PyAny>,
-    ) -> PyResult<Result<SocketAddr, SocketAddr>> {
+    ) -> PyResult<Result<Way, SocketAddr>> {
         let client = match address::way_of(address)? {
             Some(way) => {
-                if let Some(via) = self.ways.of(now, way.get()) {
-                    return Ok(Ok(via));
+                if let Some(reply) = self.ways.of(now, way.get()) {
+                    return Ok(Ok(reply));
                 }
                 way.get().client()
             }
@@ -294,7 +294,7 @@ impl Core {
     }
 
     /// As `find_way_to`, a missing one being an exception, and counted.
-    pub(crate) fn way_to(&self, address: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
+    pub(crate) fn way_to(&self, address: &Bound<'_, PyAny>) -> PyResult<Way> {
         self.find_way_to(Instant::now(), address)?
             .map_err(|client| {
                 self.replies_without_route(1);

@@ -99,7 +99,12 @@ impl Socket {
         let way = self.core.way_to(address)?;
         let wait = self.core.wait(flags.dontwait);
         let parts = (PyBytes::new(py, data),);
-        let arguments = (parts, ancdata, flags.bits(), address::to_python(py, way)?);
+        let arguments = (
+            parts,
+            ancdata,
+            flags.bits(),
+            address::to_python(py, way.to)?,
+        );
         let arguments = arguments.into_pyobject(py)?;
         let socket = self.python.bind(py);
         let send = || socket.call_method1("sendmsg", &arguments);

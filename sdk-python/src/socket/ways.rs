@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 use hashlink::linked_hash_map::Entry;
+use ppv2_sdk::Way as Reply;
 use pyo3::prelude::*;
 
 use super::address;
@@ -51,14 +52,14 @@ impl Hash for Flow {
 #[derive(Clone, Copy)]
 pub(crate) struct Heard {
     pub(crate) flow: Flow,
-    pub(crate) via: SocketAddr,
+    pub(crate) reply: Reply,
     pub(crate) now: Instant,
 }
 
 impl Heard {
     fn latest(&self) -> Latest {
         Latest {
-            via: self.via,
+            reply: self.reply,
             heard: self.now,
         }
     }
@@ -75,7 +76,7 @@ pub(crate) struct Way {
 
 #[derive(Clone, Copy)]
 struct Latest {
-    via: SocketAddr,
+    reply: Reply,
     heard: Instant,
 }
 
@@ -174,13 +175,13 @@ impl Ways {
 
     /// The way that an address object carries, if it is one of this socket's and
     /// its client was heard by it lately.
-    pub(crate) fn of(&self, now: Instant, way: &Way) -> Option<SocketAddr> {
+    pub(crate) fn of(&self, now: Instant, way: &Way) -> Option<Reply> {
         if way.ways != self.id {
             return None;
         }
         let latest = (*way.latest())?;
         let fresh = now.saturating_duration_since(latest.heard) < self.forget_after;
-        fresh.then_some(latest.via)
+        fresh.then_some(latest.reply)
     }
 
     fn insert(&self, py: Python<'_>, now: Instant, flow: Flow, known: Known) {

@@ -74,7 +74,7 @@ fn delivers_what_a_proxy_passes_on() {
     assert_eq!(admitted.destination, Some(addr(LISTENER)));
     assert_eq!(admitted.proxy, Some(addr(PROXY)));
     assert_eq!(admitted.tlvs.authority(), Some(Ok("example.org")));
-    assert_eq!(admitted.reply_to, addr(PROXY));
+    assert_eq!(admitted.way.to, addr(PROXY));
     let stats = gate.stats();
     assert_eq!((stats.received, stats.delivered, stats.clients), (1, 1, 1));
     assert_eq!(stats.dropped_total(), 0);
@@ -102,7 +102,7 @@ fn what_a_stranger_sends_is_never_parsed() {
     assert!(admitted.tlvs.is_empty());
     assert_eq!(gate.route(Instant::now(), addr(CLIENT)), None);
     let way = gate.route(Instant::now(), addr(STRANGER));
-    assert_eq!(way, Some(addr(STRANGER)));
+    assert_eq!(way, Some(Way::back(addr(STRANGER))));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn local_is_the_proxy_itself_whatever_the_header_carries() {
         assert_eq!(admitted.proxy, Some(addr(PROXY)));
         assert_eq!(admitted.destination, None);
         assert!(admitted.tlvs.is_empty());
-        assert_eq!(gate.route(now, addr(PROXY)), Some(addr(PROXY)));
+        assert_eq!(gate.route(now, addr(PROXY)), Some(Way::back(addr(PROXY))));
         assert_eq!(gate.route(now, addr(CLIENT)), None);
     }
 }
@@ -202,16 +202,19 @@ fn addresses_are_compared_and_shown_as_ipv4_where_they_are() {
     assert_eq!(admitted.destination, Some(addr(LISTENER)));
     assert_eq!(admitted.proxy, Some(addr(PROXY)));
     // The socket that reported the peer so can only send to it so.
-    assert_eq!(admitted.reply_to, mapped_proxy);
-    assert_eq!(gate.route(now, addr(CLIENT)), Some(mapped_proxy));
+    assert_eq!(admitted.way.to, mapped_proxy);
+    assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(mapped_proxy)));
     let mapped_client = addr("[::ffff:203.0.113.11]:54321");
-    assert_eq!(gate.route(now, mapped_client), Some(mapped_proxy));
+    assert_eq!(
+        gate.route(now, mapped_client),
+        Some(Way::back(mapped_proxy))
+    );
 
     let direct = gate
         .admit(now, addr("[::ffff:198.18.0.1]:7"), b"x")
         .unwrap();
     assert_eq!(direct.client, addr(STRANGER));
-    assert_eq!(direct.reply_to, addr("[::ffff:198.18.0.1]:7"));
+    assert_eq!(direct.way.to, addr("[::ffff:198.18.0.1]:7"));
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn the_latest_proxy_gets_the_reply() {
     let moved = "192.0.2.10:40001";
     for proxy in [PROXY, OTHER_PROXY, moved, PROXY] {
         gate.admit(now, addr(proxy), &datagram).unwrap();
-        assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(proxy)));
+        assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(proxy))));
     }
     assert_eq!(gate.stats().clients, 1);
 }
@@ -235,7 +238,7 @@ fn a_dropped_datagram_moves_no_route() {
         .unwrap();
     let tcp = with_header(|b| Encoder::tcp(b, addr(CLIENT), addr(LISTENER)), b"x");
     dropped(&gate, OTHER_PROXY, &tcp, DropReason::Tcp);
-    assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(PROXY)));
+    assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(PROXY))));
 }
 
 #[test]
@@ -248,7 +251,7 @@ fn a_client_is_forgotten_two_minutes_after_its_latest_datagram() {
     for _ in 0..108 {
         gate.admit(now, addr(PROXY), &datagram).unwrap();
         now += 100 * SECOND;
-        assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(PROXY)));
+        assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(PROXY))));
     }
     // Looking it up, as sending does, has not prolonged it.
     assert!(gate.route(now + 19 * SECOND, addr(CLIENT)).is_some());
@@ -269,7 +272,7 @@ fn strangers_can_neither_take_over_nor_crowd_out_a_proxys_client() {
         let stranger = SocketAddr::from(([198, 18, 0, 1], port));
         gate.admit(now, stranger, b"flood").unwrap();
     }
-    assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(PROXY)));
+    assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(PROXY))));
     let stats = gate.stats();
     assert_eq!((stats.clients, stats.clients_evicted), (1 + 10, 989));
 
@@ -277,7 +280,10 @@ fn strangers_can_neither_take_over_nor_crowd_out_a_proxys_client() {
     let later = now + 120 * SECOND;
     let admitted = gate.admit(later, addr(CLIENT), b"true").unwrap();
     assert_eq!((admitted.client, admitted.proxy), (addr(CLIENT), None));
-    assert_eq!(gate.route(later, addr(CLIENT)), Some(addr(CLIENT)));
+    assert_eq!(
+        gate.route(later, addr(CLIENT)),
+        Some(Way::back(addr(CLIENT)))
+    );
 }
 
 #[test]
@@ -285,10 +291,10 @@ fn a_proxy_takes_over_a_direct_client() {
     let gate = open_gate();
     let now = Instant::now();
     gate.admit(now, addr(CLIENT), b"x").unwrap();
-    assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(CLIENT)));
+    assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(CLIENT))));
     gate.admit(now, addr(PROXY), &from_client(CLIENT, b"x"))
         .unwrap();
-    assert_eq!(gate.route(now, addr(CLIENT)), Some(addr(PROXY)));
+    assert_eq!(gate.route(now, addr(CLIENT)), Some(Way::back(addr(PROXY))));
 }
 
 #[test]
@@ -304,7 +310,7 @@ fn a_flood_of_clients_keeps_the_table_at_its_bound() {
     assert_eq!(stats.clients, 65_536);
     assert_eq!(stats.clients_evicted, 200_000 - 65_536);
     let last = SocketAddr::from((std::net::Ipv4Addr::from(0x0a00_0000 + 199_999), 1));
-    assert_eq!(gate.route(now, last), Some(addr(PROXY)));
+    assert_eq!(gate.route(now, last), Some(Way::back(addr(PROXY))));
 }
 
 #[test]
@@ -312,4 +318,32 @@ fn a_gate_that_lets_nobody_in_is_refused() {
     let nobody = Trust::ip_nets([]);
     assert_eq!(Gate::new(nobody.clone()).unwrap_err(), TrustError::Nobody);
     assert!(Gate::new(nobody.direct(Direct::Accept)).is_ok());
+}
+
+#[test]
+fn the_listener_answers_whom_a_header_names_and_nobody_else() {
+    let trust = trust().direct(Direct::Accept);
+    let gate = Gate::new(trust.reply_from(ReplyFrom::Listener)).unwrap();
+    let now = Instant::now();
+    let straight = |listener| {
+        Some(Way {
+            to: addr(CLIENT),
+            from: Some(addr(listener)),
+        })
+    };
+    for listener in [LISTENER, "198.51.100.11:9000"] {
+        let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+        let datagram = ppv2::encode_udp(addr(CLIENT), addr(listener), &mut buffer).unwrap();
+        let admitted = gate.admit(now, addr(PROXY), datagram).unwrap();
+        assert_eq!(Some(admitted.way), straight(listener));
+        assert_eq!(gate.route(now, addr(CLIENT)), straight(listener));
+    }
+
+    let mut buffer = [0; 64];
+    let local = Encoder::local(&mut buffer).unwrap().finish();
+    for (peer, datagram) in [(PROXY, local), (STRANGER, b"direct".as_slice())] {
+        let admitted = gate.admit(now, addr(peer), datagram).unwrap();
+        assert_eq!(admitted.way, Way::back(addr(peer)));
+        assert_eq!(gate.route(now, addr(peer)), Some(admitted.way));
+    }
 }

@@ -1,12 +1,13 @@
 //! `recvmmsg`, `sendmmsg`, GRO and GSO (recvmmsg(2), sendmmsg(2), udp(7)).
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
@@ -141,21 +142,59 @@ where
 }
 
 /// Sends from the front, and returns how many datagrams were sent; an error if
-/// it is the first that can't be.
+/// it is the first that can't be. They leave from `source`, or from the address
+/// that the socket is bound to.
 pub(crate) fn send(
     socket: &impl AsFd,
     offload: &Offload,
     datagrams: &[Outgoing<'_>],
+    source: Option<IpAddr>,
 ) -> io::Result<usize> {
     let mut sent = 0;
     while sent < datagrams.len() {
-        match send_some(socket, offload, &datagrams[sent..]) {
+        match send_some(socket, offload, &datagrams[sent..], source) {
             Ok(more) => sent += more,
             Err(error) if sent == 0 => return Err(error),
             Err(_) => break,
         }
     }
     Ok(sent)
+}
+
+/// The address that a message leaves from (IP_PKTINFO in ip(7), IPV6_PKTINFO in
+/// ipv6(7)).
+enum PacketInfo {
+    V4(libc::in_pktinfo),
+    V6(libc::in6_pktinfo),
+}
+
+impl From<IpAddr> for PacketInfo {
+    fn from(source: IpAddr) -> Self {
+        match source {
+            IpAddr::V4(ip) => Self::V4(libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(ip.octets()),
+                },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            }),
+            IpAddr::V6(ip) => Self::V6(libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr {
+                    s6_addr: ip.octets(),
+                },
+                ipi6_ifindex: 0,
+            }),
+        }
+    }
+}
+
+impl PacketInfo {
+    fn control(&self) -> ControlMessage<'_> {
+        match self {
+            Self::V4(info) => ControlMessage::Ipv4PacketInfo(info),
+            Self::V6(info) => ControlMessage::Ipv6PacketInfo(info),
+        }
+    }
 }
 
 /// Consecutive datagrams for one address that go out as segments of one message.
@@ -169,14 +208,25 @@ fn send_some(
     socket: &impl AsFd,
     offload: &Offload,
     datagrams: &[Outgoing<'_>],
+    source: Option<IpAddr>,
 ) -> io::Result<usize> {
-    let longest = offload.longest_segment(socket);
-    let (messages, segment) = plan(datagrams, longest);
-    match send_messages(socket, datagrams, &messages, segment) {
+    let source = source.map(PacketInfo::from);
+    let send = |messages: &[Message], segment| {
+        send_messages(
+            socket,
+            offload.ipv4,
+            datagrams,
+            messages,
+            segment,
+            source.as_ref(),
+        )
+    };
+    let (messages, segment) = plan(datagrams, offload.longest_segment(socket));
+    match send(&messages, segment) {
         Err(error) if segment.is_some_and(|_| is_of_segmenting(error)) => {
             offload.refused(segment.map_or(1, usize::from), error);
             let (messages, segment) = plan(datagrams, offload.longest_segment(socket));
-            Ok(send_messages(socket, datagrams, &messages, segment)?)
+            Ok(send(&messages, segment)?)
         }
         result => Ok(result?),
     }
@@ -239,26 +289,31 @@ fn first_message(datagrams: &[Outgoing<'_>], longest: usize) -> Message {
     }
 }
 
-/// Sends what `plan` planned, and returns how many datagrams that were.
+/// Sends what `plan` planned on a socket for IPv4 or IPv6, and returns how many
+/// datagrams that were.
 fn send_messages(
     socket: &impl AsFd,
+    ipv4: bool,
     datagrams: &[Outgoing<'_>],
     messages: &[Message],
     segment: Option<u16>,
+    source: Option<&PacketInfo>,
 ) -> Result<usize, Errno> {
     let fd = socket.as_fd().as_raw_fd();
     let v4 = |to| match to {
         SocketAddr::V4(v4) => Some(SockaddrIn::from(v4)),
         SocketAddr::V6(_) => None,
     };
-    let v6 = |to| match to {
-        SocketAddr::V4(_) => None,
-        SocketAddr::V6(v6) => Some(SockaddrIn6::from(v6)),
+    let v6 = |to| {
+        Some(SockaddrIn6::from(match to {
+            SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
+            SocketAddr::V6(v6) => v6,
+        }))
     };
-    let sent = if datagrams.first().is_some_and(|(_, to)| to.is_ipv4()) {
-        send_messages_to(fd, datagrams, messages, segment, v4)?
+    let sent = if ipv4 {
+        send_messages_to(fd, datagrams, messages, segment, source, v4)?
     } else {
-        send_messages_to(fd, datagrams, messages, segment, v6)?
+        send_messages_to(fd, datagrams, messages, segment, source, v6)?
     };
     Ok(messages[..sent]
         .iter()
@@ -272,6 +327,7 @@ fn send_messages_to<A: SockaddrLike + Copy>(
     datagrams: &[Outgoing<'_>],
     messages: &[Message],
     segment: Option<u16>,
+    source: Option<&PacketInfo>,
     family: impl Fn(SocketAddr) -> Option<A>,
 ) -> Result<usize, Errno> {
     let slices: Vec<IoSlice<'_>> = datagrams
@@ -282,22 +338,35 @@ fn send_messages_to<A: SockaddrLike + Copy>(
     let mut ways = Vec::with_capacity(messages.len());
     let mut at = 0;
     for message in messages {
-        let Some(way) = family(datagrams[at].1) else {
+        let Some(way) = family(datagrams[at].1.to) else {
             break;
         };
         parts.push(&slices[at..at + message.datagrams]);
         ways.push(Some(way));
         at += message.datagrams;
     }
+    if parts.is_empty() {
+        return Err(Errno::EAFNOSUPPORT);
+    }
     let gso = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-    let space = gso.is_some().then(|| cmsg_space!(u16));
+    let info = source.map(PacketInfo::control);
+    // No larger than what goes in: the kernel would read on.
+    let space = match (segment, source) {
+        (None, None) => None,
+        (Some(_), None) => Some(cmsg_space!(u16)),
+        (None, Some(PacketInfo::V4(_))) => Some(cmsg_space!(libc::in_pktinfo)),
+        (None, Some(PacketInfo::V6(_))) => Some(cmsg_space!(libc::in6_pktinfo)),
+        (Some(_), Some(PacketInfo::V4(_))) => Some(cmsg_space!(u16, libc::in_pktinfo)),
+        (Some(_), Some(PacketInfo::V6(_))) => Some(cmsg_space!(u16, libc::in6_pktinfo)),
+    };
+    let controls: Vec<_> = gso.into_iter().chain(info).collect();
     let mut headers = MultiHeaders::preallocate(parts.len(), space);
     let sent = sendmmsg(
         fd,
         &mut headers,
         &parts,
         &ways,
-        gso.as_slice(),
+        &controls,
         MsgFlags::empty(),
     )?;
     Ok(sent.count())

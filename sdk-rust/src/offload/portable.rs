@@ -1,7 +1,7 @@
 //! One datagram after the other, where the system has no call for many.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{OneByOne, Outgoing};
 use crate::batch::Slots;
@@ -50,14 +50,16 @@ pub(crate) fn receive(
 }
 
 /// Sends from the front, and returns how many datagrams were sent; an error if
-/// it is the first that can't be.
+/// it is the first that can't be. They leave from where the socket is bound to,
+/// which is `source` if there is one.
 pub(crate) fn send(
     socket: &impl OneByOne,
     _offload: &Offload,
     datagrams: &[Outgoing<'_>],
+    _source: Option<IpAddr>,
 ) -> io::Result<usize> {
-    for (sent, (payload, to)) in datagrams.iter().enumerate() {
-        match socket.send_one(payload, *to) {
+    for (sent, (payload, way)) in datagrams.iter().enumerate() {
+        match socket.send_one(payload, way.to) {
             Ok(_) => {}
             Err(error) if sent == 0 => return Err(error),
             Err(_) => return Ok(sent),

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::{Outgoing, portable};
-use crate::{Batch, Gate, Trust};
+use crate::{Batch, Gate, Trust, Way};
 
 const CLIENT: &str = "203.0.113.11:54321";
 
@@ -50,9 +50,9 @@ fn one_by_one_fills_a_batch_and_sends_one() {
     assert_eq!(payloads, [b"a".as_slice(), b""]);
     assert_eq!(batch.get(0).unwrap().client, CLIENT.parse().unwrap());
 
-    let to = batch.get(0).unwrap().reply_to;
+    let to = batch.get(0).unwrap().way;
     let outgoing: [Outgoing<'_>; 2] = [(b"one", to), (b"two", to)];
-    let sent = portable::send(&socket, &offload, &outgoing).unwrap();
+    let sent = portable::send(&socket, &offload, &outgoing, None).unwrap();
     assert_eq!(sent, 2);
     let mut buffer = [0; 8];
     for expected in [b"one", b"two"] {
@@ -80,10 +80,14 @@ fn one_by_one_sends_from_the_front_up_to_what_fails() {
     let (socket, proxy) = (bound(), bound());
     let to = proxy.local_addr().unwrap();
     let nowhere: SocketAddr = "[2001:db8::1]:9".parse().unwrap();
-    let outgoing: [Outgoing<'_>; 3] = [(b"one", to), (b"two", nowhere), (b"three", to)];
+    let [back, nowhere] = [to, nowhere].map(Way::back);
+    let outgoing: [Outgoing<'_>; 3] = [(b"one", back), (b"two", nowhere), (b"three", back)];
     let offload = portable::Offload::new(&socket, to);
-    assert_eq!(portable::send(&socket, &offload, &outgoing).unwrap(), 1);
-    assert!(portable::send(&socket, &offload, &outgoing[1..]).is_err());
+    assert_eq!(
+        portable::send(&socket, &offload, &outgoing, None).unwrap(),
+        1
+    );
+    assert!(portable::send(&socket, &offload, &outgoing[1..], None).is_err());
 }
 
 #[cfg(target_os = "linux")]
@@ -93,8 +97,8 @@ mod linux {
     use super::super::linux::{Message, Offload, plan};
     use super::*;
 
-    fn way(number: u8) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, number], 9))
+    fn way(number: u8) -> Way {
+        Way::back(SocketAddr::from(([192, 0, 2, number], 9)))
     }
 
     fn lengths(messages: &[Message]) -> Vec<usize> {

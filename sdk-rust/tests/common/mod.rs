@@ -31,8 +31,13 @@ pub(crate) fn one_address() -> Trust {
 }
 
 pub(crate) fn from_client(client: &str, payload: &[u8]) -> Vec<u8> {
+    from_client_at(addr(client), addr(LISTENER), payload)
+}
+
+/// What a proxy sends of a client that wrote to `listener`.
+pub(crate) fn from_client_at(client: SocketAddr, listener: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
-    let header = ppv2::encode_udp(addr(client), addr(LISTENER), &mut buffer).unwrap();
+    let header = ppv2::encode_udp(client, listener, &mut buffer).unwrap();
     [header, payload].concat()
 }
 

@@ -137,7 +137,7 @@ proptest! {
             if let (Ok(admitted), Some(client)) = (admitted, named) {
                 prop_assert_eq!(admitted.client, client);
                 prop_assert_eq!(admitted.proxy.is_some(), trusted);
-                prop_assert_eq!(admitted.reply_to, *peer);
+                prop_assert_eq!(admitted.way.to, *peer);
                 prop_assert!(datagram.ends_with(admitted.payload));
                 prop_assert!(trusted || admitted.payload == datagram.as_slice());
                 let log = if trusted { &mut proxied } else { &mut strangers };
@@ -147,7 +147,7 @@ proptest! {
             for client in &clients {
                 let expected = expected_way(&proxied, now, *client)
                     .or_else(|| expected_way(&strangers, now, *client));
-                prop_assert_eq!(gate.route(now, *client), expected);
+                prop_assert_eq!(gate.route(now, *client), expected.map(Way::back));
             }
             prop_assert!(gate.stats().clients <= 2 * MAX_CLIENTS);
         }
@@ -170,7 +170,7 @@ proptest! {
         let peer = SocketAddr::new(ip, port);
         let now = Instant::now();
         if let Ok(admitted) = gate.admit(now, peer, &bytes) {
-            prop_assert_eq!(gate.route(now, admitted.client), Some(peer));
+            prop_assert_eq!(gate.route(now, admitted.client), Some(Way::back(peer)));
         }
     }
 }

@@ -10,7 +10,7 @@ use ::quinn::udp::Transmit;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Trust;
+use crate::{Trust, Way};
 
 const PROXY: &str = "192.0.2.10:40000";
 const OTHER_PROXY: &str = "192.0.2.11:40000";
@@ -162,7 +162,10 @@ fn a_burst_of_several_clients_is_split() {
     for (from, payload) in &read.datagrams {
         assert_eq!(*from, client(payload[0]));
     }
-    assert_eq!(gate.route(roughly_now(), client(2)), Some(addr(PROXY)));
+    assert_eq!(
+        gate.route(roughly_now(), client(2)),
+        Some(Way::back(addr(PROXY)))
+    );
 }
 
 #[test]

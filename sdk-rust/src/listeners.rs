@@ -1,0 +1,120 @@
+//! Where replies leave from that go straight to clients: a bounded table of
+//! listeners' addresses. How an address is owned stands in `linux` and
+//! `portable`.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ahash::RandomState;
+use hashlink::LinkedHashMap;
+use thiserror::Error;
+
+use crate::address::is_one_client;
+use crate::stats::Counters;
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{OwnSocket, own};
+#[cfg(not(target_os = "linux"))]
+pub(crate) use portable::{OwnSocket, own};
+
+/// Listeners that are remembered. Trusted proxies alone name them; it bounds the
+/// descriptors that one gone wild could take.
+const MAX_LISTENERS: usize = 64;
+
+/// The addresses that one socket's replies leave from, the longest unused first.
+pub(crate) struct Listeners<S>(Mutex<Table<S>>);
+
+/// The hasher is keyed, since other hosts choose the addresses.
+type Table<S> = LinkedHashMap<SocketAddr, Source<S>, RandomState>;
+
+/// What sends from a listener's address.
+pub(crate) enum Source<S> {
+    /// The socket that received, when told to use this IP address.
+    Own(IpAddr),
+    /// A socket bound to the address.
+    Bound(Arc<S>),
+}
+
+/// How an address is owned.
+pub(crate) enum Owned {
+    /// The socket that received may send from it.
+    ByOwnSocket,
+    /// This one is bound to it, and receives nothing.
+    By(UdpSocket),
+}
+
+impl<S> Listeners<S> {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(LinkedHashMap::with_hasher(RandomState::new())))
+    }
+
+    /// What sends from `listener`: the socket that received, which is bound to
+    /// `local` and is `None` if it is out of reach, or what `wrap` makes of a
+    /// socket that doesn't wait.
+    ///
+    /// # Errors
+    ///
+    /// What was tried, and what would mend it.
+    pub(crate) fn source(
+        &self,
+        receiver: Option<&impl OwnSocket>,
+        local: SocketAddr,
+        listener: SocketAddr,
+        counters: &Counters,
+        wrap: impl FnOnce(UdpSocket) -> io::Result<S>,
+    ) -> io::Result<Source<S>> {
+        // Nothing panics halfway through a change.
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = table.to_back(&listener) {
+            return Ok(known.clone());
+        }
+        if !is_one_client(&listener) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                NotOneHosts(listener),
+            ));
+        }
+        let source = match own(receiver, local, listener)? {
+            Owned::ByOwnSocket => Source::Own(listener.ip()),
+            Owned::By(socket) => Source::Bound(Arc::new(wrap(socket)?)),
+        };
+        table.insert(listener, source.clone());
+        if table.len() > MAX_LISTENERS {
+            table.pop_front();
+            counters.listener_evicted();
+        }
+        Ok(source)
+    }
+}
+
+impl<S> fmt::Debug for Listeners<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        f.debug_set().entries(table.keys()).finish()
+    }
+}
+
+impl<S> Clone for Source<S> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Own(ip) => Self::Own(*ip),
+            Self::Bound(socket) => Self::Bound(Arc::clone(socket)),
+        }
+    }
+}
+
+/// A proxy wrote a destination that nobody can send from.
+#[derive(Debug, Error)]
+#[error(
+    "can't send from listener {0}, which the client's header names as destination, since it is no single host's address and port; have the proxy write the address that the client sent to"
+)]
+struct NotOneHosts(SocketAddr);

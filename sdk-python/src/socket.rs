@@ -296,7 +296,8 @@ impl Socket {
     ///
     /// Args:
     ///     buffers: The payload's parts, bytes-like objects.
-    ///     ancdata: Ancillary data: (level, type, data) of each.
+    ///     ancdata: Ancillary data: (level, type, data) of each. None with
+    ///         reply_from="listener".
     ///     flags: As for sendto().
     ///     address: As for sendto(); it can't be left out.
     ///
@@ -407,6 +408,7 @@ impl Socket {
                 self.core.replies.without_route(),
                 stats.clients_evicted,
                 stats.clients,
+                self.core.listeners_evicted(),
             ),
         )
     }

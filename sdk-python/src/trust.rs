@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ppv2_sdk::{Direct, Trust};
+use ppv2_sdk::{Direct, ReplyFrom, Trust};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -24,11 +24,13 @@ pub(crate) struct Limits {
 pub(crate) fn trust(
     trusted: &Bound<'_, PyAny>,
     direct: Direct,
+    reply_from: ReplyFrom,
     limits: &Limits,
 ) -> PyResult<Trust> {
     Ok(Trust::networks(networks(trusted)?)
         .map_err(refused)?
         .direct(direct)
+        .reply_from(reply_from)
         .max_header_len(limits.max_header_len)
         .max_clients(limits.max_clients)
         .forget_after(limits.forget_after))
@@ -55,16 +57,33 @@ fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     Ok(networks)
 }
 
-pub(crate) fn direct_policy(direct: &Bound<'_, PyAny>) -> PyResult<Direct> {
-    const EXPECTED: &str = "'drop' or 'accept'";
-    let name = direct
+pub(crate) fn direct_policy(value: &Bound<'_, PyAny>) -> PyResult<Direct> {
+    let choices = [("drop", Direct::Drop), ("accept", Direct::Accept)];
+    one_of("direct", "'drop' or 'accept'", choices, value)
+}
+
+pub(crate) fn reply_from(value: &Bound<'_, PyAny>) -> PyResult<ReplyFrom> {
+    let choices = [
+        ("proxy", ReplyFrom::Proxy),
+        ("listener", ReplyFrom::Listener),
+    ];
+    one_of("reply_from", "'proxy' or 'listener'", choices, value)
+}
+
+fn one_of<T>(
+    argument: &str,
+    expected: &str,
+    choices: [(&str, T); 2],
+    value: &Bound<'_, PyAny>,
+) -> PyResult<T> {
+    let name = value
         .cast::<PyString>()
-        .map_err(|_| arguments::type_error("direct", EXPECTED, direct))?;
-    match name.to_cow()?.as_ref() {
-        "drop" => Ok(Direct::Drop),
-        "accept" => Ok(Direct::Accept),
-        _ => Err(arguments::value_error("direct", EXPECTED, direct)),
-    }
+        .map_err(|_| arguments::type_error(argument, expected, value))?;
+    let name = name.to_cow()?;
+    choices
+        .into_iter()
+        .find_map(|(choice, meant)| (choice == name).then_some(meant))
+        .ok_or_else(|| arguments::value_error(argument, expected, value))
 }
 
 pub(crate) fn max_clients(value: &Bound<'_, PyAny>) -> PyResult<usize> {

@@ -125,6 +125,24 @@ def test_whoami_tells_clients_who_they_are(ending: signal.Signals) -> None:
         assert server.stderr.read() == ""
 
 
+def test_whoami_answers_from_the_listener_on_request() -> None:
+    command = [sys.executable, "-I", "-W", "error", "-m", "ppv2", "whoami"]
+    command += ["--listen", "127.0.0.1:0", "--trusted", "127.0.0.1", "--reply-from", "listener"]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server,
+        Proxy() as proxy,
+        udp("127.0.1.1") as client,
+    ):
+        assert server.stderr is not None
+        name = ("127.0.0.1", int(server.stderr.readline().rpartition(":")[2]))
+        listener = ("127.0.2.4", 9200)
+        proxy.send(name, b"who am I?", client=client.getsockname(), listener=listener)
+        answer = "{}:{}".format(*client.getsockname()).encode()
+        assert client.recvfrom(64) == (answer, listener)
+        server.terminate()
+        assert server.wait(60) == 0
+
+
 def test_an_address_that_is_taken_is_exit_code_1() -> None:
     with udp() as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -79,9 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NET",
         help="a network of proxies, whose datagrams must carry a header; may be repeated",
     )
+    whoami.add_argument(
+        "--reply-from",
+        choices=("proxy", "listener"),
+        default="proxy",
+        help="answer through the proxy, or straight from the listener's address",
+    )
     options = parser.parse_args(arguments)
     if options.command == "whoami":
-        return _whoami(whoami, options.listen, options.trusted)
+        return _whoami(whoami, options)
     return _decode(decode, options.hex)
 
 
@@ -103,7 +109,8 @@ def _decode(decode: argparse.ArgumentParser, text: str) -> int:
     return 0
 
 
-def _whoami(whoami: argparse.ArgumentParser, listen: str, trusted: list[str]) -> int:
+def _whoami(whoami: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    listen = options.listen
     try:
         family, address = _bindable(listen)
     except ValueError:
@@ -115,7 +122,7 @@ def _whoami(whoami: argparse.ArgumentParser, listen: str, trusted: list[str]) ->
             print(f"--listen {listen} can't be bound: {error.strerror}", file=sys.stderr)
             return 1
         try:
-            wrapped = ppv2.wrap(sock, trusted=trusted)
+            wrapped = ppv2.wrap(sock, trusted=options.trusted, reply_from=options.reply_from)
         except ValueError as error:
             whoami.error(f"--trusted: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)

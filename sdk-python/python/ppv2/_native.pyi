@@ -424,7 +424,8 @@ class Socket:
 
         Args:
             buffers: The payload's parts, bytes-like objects.
-            ancdata: Ancillary data: (level, type, data) of each.
+            ancdata: Ancillary data: (level, type, data) of each. None with
+                reply_from="listener".
             flags: As for sendto().
             address: As for sendto(); it can't be left out.
 
@@ -585,6 +586,7 @@ def wrap(
     *,
     trusted: Iterable[object],
     direct: Literal["drop", "accept"] = "drop",
+    reply_from: Literal["proxy", "listener"] = "proxy",
     max_header_len: int = 512,
     max_clients: int = 65536,
     forget_after: float = 120.0,
@@ -601,6 +603,12 @@ def wrap(
             alone.
         direct: What to do with a datagram from elsewhere: "drop" it, or "accept"
             it as one of a client that is not behind a proxy, payload untouched.
+        reply_from: Where replies to clients behind a proxy leave from: "proxy"
+            sends them through it, "listener" straight to the client from the
+            address that it wrote to, for a proxy with mode = "dsr" and
+            rewrite_on = "sdk". This host must be let send from there: the address
+            is one of its own, or an IPv6 one (Linux), or the process has
+            CAP_NET_RAW (Linux).
         max_header_len: The longest header to accept, in bytes, at least 28.
         max_clients: How many clients are remembered, at about 1 kB each. A new
             one then takes the place of the one longest unheard-of.

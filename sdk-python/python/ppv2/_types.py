@@ -68,6 +68,7 @@ class TrustOptions(TypedDict, total=False):
     """Arguments of ppv2.wrap() that all that is built on it takes too."""
 
     direct: Literal["drop", "accept"]
+    reply_from: Literal["proxy", "listener"]
     max_header_len: int
     max_clients: int
     forget_after: float
@@ -128,6 +129,10 @@ class Stats(NamedTuple):
     max_clients is too low."""
     clients: int
     """Clients that are remembered now."""
+    listeners_evicted: int
+    """Sockets bound to listeners' addresses that were closed to make room for
+    others, with reply_from="listener". If it grows, this server has more
+    listeners than are kept, which is 64."""
 
 
 class DecodeError(ValueError):

@@ -65,7 +65,7 @@ async def create_datagram_endpoint(
         sock: A bound UDP socket to use in place of all these. It is left closed,
             as by ppv2.wrap().
         trusted: As for ppv2.wrap().
-        options: direct, max_header_len, max_clients and forget_after, as for
+        options: direct, reply_from, max_header_len and so on, as for
             ppv2.wrap().
 
     Returns:

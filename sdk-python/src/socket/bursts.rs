@@ -1,4 +1,5 @@
-//! Sends many datagrams with one call to the kernel, by the Rust SDK's socket.
+//! Sends many datagrams with one call to the kernel, and those that leave from a
+//! listener's address, by the Rust SDK's socket.
 
 use std::io;
 
@@ -43,24 +44,41 @@ impl Bursts {
         loop {
             match self.0.send_batch(replies) {
                 Ok(sent) => return Ok(sent),
-                Err(error) => descriptor.wait_out(errno(&error), wait, PollFlags::OUT)?,
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    let Failure::Os(error) = failure else {
+                        return Err(failure);
+                    };
+                    descriptor.wait_out(error, wait, PollFlags::OUT)?;
+                }
             }
         }
+    }
+
+    /// Listeners' sockets closed to make room for others.
+    pub(crate) fn listeners_evicted(&self) -> u64 {
+        self.0.stats().listeners_evicted
     }
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Os(errno(&error))
-    }
-}
-
-/// The number of an error that comes from the system, as all do here but the
-/// end of a wait on other systems than Linux.
-fn errno(error: &io::Error) -> Errno {
-    match Errno::from_io_error(error) {
-        Some(number) => number,
-        None if error.kind() == io::ErrorKind::WouldBlock => Errno::AGAIN,
-        None => Errno::INVAL,
+        if let Some(number) = Errno::from_io_error(&error) {
+            return Self::Os(number);
+        }
+        // What the SDK says itself: that a wait is over, or why a listener's
+        // address can't be sent from.
+        let kinds = [
+            (io::ErrorKind::WouldBlock, Errno::AGAIN),
+            (io::ErrorKind::AddrInUse, Errno::ADDRINUSE),
+            (io::ErrorKind::AddrNotAvailable, Errno::ADDRNOTAVAIL),
+            (io::ErrorKind::PermissionDenied, Errno::ACCESS),
+        ];
+        let of_kind = kinds.into_iter().find(|(kind, _)| *kind == error.kind());
+        match of_kind {
+            Some((_, Errno::AGAIN)) => Self::Os(Errno::AGAIN),
+            Some((_, number)) => Self::Explained(number, error.to_string()),
+            None => Self::Explained(Errno::INVAL, error.to_string()),
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ppv2_sdk::{Admitted, Gate, Way};
+use ppv2_sdk::{Admitted, Gate, Recipient, Way};
 use pyo3::prelude::*;
 
 use super::address;
@@ -31,6 +31,8 @@ pub(crate) struct Core {
 pub(crate) struct Replies {
     sent: AtomicU64,
     without_route: AtomicU64,
+    /// By a descriptor that is closed.
+    listeners_evicted: AtomicU64,
 }
 
 impl Replies {
@@ -172,7 +174,18 @@ impl Core {
     }
 
     pub(crate) fn close(&self) {
-        self.slot().take();
+        if let Some(descriptor) = self.slot().take() {
+            let counter = &self.replies.listeners_evicted;
+            counter.store(descriptor.listeners_evicted(), Ordering::Relaxed);
+        }
+    }
+
+    /// Listeners' sockets closed to make room for others.
+    pub(crate) fn listeners_evicted(&self) -> u64 {
+        match self.slot().as_ref() {
+            Some(descriptor) => descriptor.listeners_evicted(),
+            None => self.replies.listeners_evicted.load(Ordering::Relaxed),
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -262,7 +275,14 @@ impl Core {
         let way = self.way_to(client)?;
         let wait = self.wait(dontwait);
         loop {
-            match py.detach(|| descriptor.send(payload, way.to, wait)) {
+            let sent = py.detach(|| match way.from {
+                None => descriptor.send(payload, way.to, wait),
+                Some(_) => descriptor
+                    .bursts()?
+                    .send(&descriptor, &[(payload, Recipient::Way(way))], wait)
+                    .map(|_| payload.len()),
+            });
+            match sent {
                 Ok(sent) => {
                     self.replies_sent(1);
                     return Ok(sent);

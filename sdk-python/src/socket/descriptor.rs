@@ -43,7 +43,7 @@ pub(crate) enum Wait {
 }
 
 /// Why a call has nothing to return.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// It would have to wait and may not.
     WouldBlock,
@@ -51,6 +51,8 @@ pub(crate) enum Failure {
     /// A signal came: Python's handlers are to run before the call goes on.
     Interrupted,
     Os(Errno),
+    /// As the SDK words it, with the number that is nearest.
+    Explained(Errno, String),
 }
 
 impl Wait {
@@ -90,7 +92,12 @@ impl Descriptor {
         Bursts::enable_gro(self.fd.try_clone()?)
     }
 
-    /// What moves many datagrams at once.
+    /// Listeners' sockets closed to make room for others.
+    pub(crate) fn listeners_evicted(&self) -> u64 {
+        self.bursts.get().map_or(0, Bursts::listeners_evicted)
+    }
+
+    /// What moves many datagrams at once, and those that leave from a listener.
     pub(crate) fn bursts(&self) -> io::Result<&Bursts> {
         if let Some(bursts) = self.bursts.get() {
             return Ok(bursts);

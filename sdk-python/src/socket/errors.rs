@@ -21,6 +21,7 @@ pub(crate) fn failure(py: Python<'_>, failure: Failure) -> PyErr {
         Failure::TimedOut => PyTimeoutError::new_err("timed out"),
         Failure::Interrupted => os(py, Errno::INTR),
         Failure::Os(error) => os(py, error),
+        Failure::Explained(error, words) => PyOSError::new_err((error.raw_os_error(), words)),
     }
 }
 

@@ -12,6 +12,7 @@ use super::buffers::Flags;
 use super::core::Received;
 use super::descriptor::{self, Descriptor, Failure, Wait};
 use super::{Socket, address, errors};
+use crate::arguments;
 
 /// Room for the longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
@@ -97,6 +98,13 @@ impl Socket {
         let py = ancdata.py();
         let descriptor = self.core.descriptor(py)?;
         let way = self.core.way_to(address)?;
+        if way.from.is_some() {
+            return Err(arguments::value_error(
+                "ancdata",
+                "none with reply_from='listener'",
+                ancdata,
+            ));
+        }
         let wait = self.core.wait(flags.dontwait);
         let parts = (PyBytes::new(py, data),);
         let arguments = (

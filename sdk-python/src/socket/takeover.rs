@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ppv2_sdk::{Direct, Gate};
+use ppv2_sdk::{Direct, Gate, ReplyFrom};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyType};
@@ -30,6 +30,12 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///         alone.
 ///     direct: What to do with a datagram from elsewhere: "drop" it, or "accept"
 ///         it as one of a client that is not behind a proxy, payload untouched.
+///     reply_from: Where replies to clients behind a proxy leave from: "proxy"
+///         sends them through it, "listener" straight to the client from the
+///         address that it wrote to, for a proxy with mode = "dsr" and
+///         rewrite_on = "sdk". This host must be let send from there: the address
+///         is one of its own, or an IPv6 one (Linux), or the process has
+///         CAP_NET_RAW (Linux).
 ///     max_header_len: The longest header to accept, in bytes, at least 28.
 ///     max_clients: How many clients are remembered, at about 1 kB each. A new
 ///         one then takes the place of the one longest unheard-of.
@@ -47,16 +53,17 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 #[pyfunction]
 #[pyo3(
     signature = (
-        sock, *, trusted, direct = Direct::Drop, max_header_len = 512, max_clients = 65_536,
-        forget_after = DEFAULT_FORGET_AFTER
+        sock, *, trusted, direct = Direct::Drop, reply_from = ReplyFrom::Proxy,
+        max_header_len = 512, max_clients = 65_536, forget_after = DEFAULT_FORGET_AFTER
     ),
-    text_signature = "(sock, *, trusted, direct='drop', max_header_len=512, max_clients=65536, \
-                      forget_after=120.0)"
+    text_signature = "(sock, *, trusted, direct='drop', reply_from='proxy', max_header_len=512, \
+                      max_clients=65536, forget_after=120.0)"
 )]
 pub(crate) fn wrap<'py>(
     sock: &Bound<'py, PyAny>,
     trusted: &Bound<'py, PyAny>,
     #[pyo3(from_py_with = trust::direct_policy)] direct: Direct,
+    #[pyo3(from_py_with = trust::reply_from)] reply_from: ReplyFrom,
     #[pyo3(from_py_with = arguments::max_header_len)] max_header_len: usize,
     #[pyo3(from_py_with = trust::max_clients)] max_clients: usize,
     #[pyo3(from_py_with = trust::forget_after)] forget_after: Duration,
@@ -67,7 +74,7 @@ pub(crate) fn wrap<'py>(
         max_clients,
         forget_after,
     };
-    let trust = trust::trust(trusted, direct, &limits)?;
+    let trust = trust::trust(trusted, direct, reply_from, &limits)?;
     let gate = Gate::new(trust).map_err(trust::refused)?;
     let timeout: Option<f64> = sock.call_method0("gettimeout")?.extract()?;
     let python = take_over(sock)?;

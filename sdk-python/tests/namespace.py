@@ -31,7 +31,7 @@ def inside(setup: str, *, rights: bool) -> Callable[[Callable[[], None]], Callab
                 return
             node = os.environ["PYTEST_CURRENT_TEST"].rsplit(" ", 1)[0]
             pytest = [sys.executable, "-P", "-m", "pytest", "--quiet", node]
-            namespace = ["unshare", "--user", "--map-root-user", "--net"]
+            namespace = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
             result = subprocess.run(
                 [*namespace, "sh", "-ec", script, "sh", *pytest],
                 env={**os.environ, _INSIDE: "1"},

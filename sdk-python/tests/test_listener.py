@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,53 @@ def test_socketserver_answers_from_the_listener() -> None:
         finally:
             echo.shutdown()
             thread.join()
+
+
+# The client on a host of its own, which `ip netns` keeps in /run.
+TWO_HOSTS = """
+mount -t tmpfs tmpfs /run; ip netns add client; ip -n client link set lo up
+ip link add to_client type veth peer name to_server netns client
+ip addr add 192.0.2.20/24 dev to_client; ip addr add 2001:db8:b::20/64 dev to_client nodad
+ip link set to_client up
+ip -n client addr add 203.0.113.11/24 dev to_server
+ip -n client addr add 2001:db8:c::11/64 dev to_server nodad
+ip -n client link set to_server up
+ip route add 203.0.113.0/24 dev to_client; ip route add 2001:db8:c::/64 dev to_client
+ip -n client route add default dev to_server; ip -n client -6 route add default dev to_server
+"""
+
+ONE_ANSWER = """
+import socket, sys
+host = sys.argv[1]
+sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind((host, 5000))
+sock.settimeout(20)
+print("ready", flush=True)
+print(*sock.recvfrom(9))
+"""
+
+
+@inside(TWO_HOSTS, rights=True)
+def test_a_client_on_another_host_gets_the_answer_from_the_listener() -> None:
+    command = ["ip", "netns", "exec", "client", sys.executable, "-I", "-c", ONE_ANSWER]
+    cases: list[tuple[Any, ...]] = [
+        (("203.0.113.11", 5000), ("198.51.100.10", 9000)),
+        (("2001:db8:c::11", 5000, 0, 0), ("2001:db8:a::10", 9000, 0, 0)),
+    ]
+    for client, listener in cases:
+        with (
+            server(reply_from="listener") as sock,
+            Proxy() as proxy,
+            subprocess.Popen(
+                [*command, client[0]], stdout=subprocess.PIPE, text=True
+            ) as its_process,
+        ):
+            assert its_process.stdout is not None
+            assert its_process.stdout.readline() == "ready\n"
+            proxy.send(sock.getsockname(), b"", client=client, listener=listener)
+            _, address = sock.recvfrom(9)
+            sock.sendto(b"answer", address)
+            assert its_process.stdout.readline() == f"{b'answer'!r} {listener}\n"
 
 
 @inside(HOSTS, rights=True)

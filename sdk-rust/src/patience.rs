@@ -196,6 +196,21 @@ mod tests {
         assert_eq!(error.kind(), timed_out().kind());
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_full_socket_is_asked_again_once_it_has_room() {
+        let [sender, own] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for nonblocking in [false, true] {
+            own.set_nonblocking(nonblocking).unwrap();
+            let mut answers = [Err(timed_out()), Err(timed_out()), Ok(5)].into_iter();
+            let sent = until_there_is_room(&sender, &own, || answers.next().unwrap());
+            assert_eq!(sent.unwrap(), 5);
+            let refused = || Err::<(), _>(io::ErrorKind::InvalidInput.into());
+            let error = until_there_is_room(&sender, &own, refused).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
     #[test]
     fn a_socket_that_does_not_block_has_no_timeout() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -16,9 +16,13 @@ use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffe
 /// addresses that it receives from and sends to are the clients'.
 ///
 /// All methods take `&self`; share it between threads in an
-/// [`Arc`](std::sync::Arc). What can't be done right through a proxy, such as
-/// `connect` or `peek_from`, is not here; options of the socket are set before
-/// it is handed to [`from_std`](Self::from_std).
+/// [`Arc`](std::sync::Arc). Of `std`'s methods these are missing: `connect`,
+/// `send`, `recv` and `peer_addr`, as clients are many; `peek` and `peek_from`,
+/// as what is peeked at may have to be dropped; `try_clone`, for which there is
+/// the `Arc`; `take_error`, as what it would tell is the echo of some datagram
+/// sent earlier; and the options of broadcast and multicast, as a proxy writes to
+/// one server and a client is one host. Any option can be set before the socket
+/// is handed to [`from_std`](Self::from_std).
 ///
 /// ```no_run
 /// use ppv2_sdk::{Trust, UdpSocket};
@@ -299,6 +303,26 @@ impl UdpSocket {
     /// As [`std::net::UdpSocket::set_nonblocking`].
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.inner.set_nonblocking(nonblocking)
+    }
+
+    /// How many hops IPv4 replies may take.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::ttl`].
+    pub fn ttl(&self) -> io::Result<u32> {
+        self.inner.ttl()
+    }
+
+    /// Sets how many hops IPv4 replies may take; those that leave by a socket of
+    /// a listener ([`ReplyFrom::Listener`](crate::ReplyFrom::Listener)) keep the
+    /// system's default.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::set_ttl`].
+    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        self.inner.set_ttl(ttl)
     }
 
     /// What the socket has received, dropped and sent so far.

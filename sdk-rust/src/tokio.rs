@@ -1,5 +1,7 @@
 //! The same socket for tokio.
 
+mod runs;
+
 use std::io;
 use std::net::{self, SocketAddr};
 use std::task::{Context, Poll, ready};
@@ -8,10 +10,11 @@ use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::ToSocketAddrs;
 use ::tokio::runtime::Handle;
 
+use self::runs::{Sender, first_run};
 use crate::clock::roughly_now;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
-use crate::offload::{Offload, Outgoing};
+use crate::offload::Offload;
 use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
 
 /// Datagrams that a call which must not wait looks at before it gives way.
@@ -24,7 +27,11 @@ const MOST_DROPS_IN_A_ROW: usize = 64;
 ///
 /// All methods take `&self`; share it between tasks in an
 /// [`Arc`](std::sync::Arc). Every future may be dropped at any time, as in
-/// `select!` or under a timeout, without losing a datagram.
+/// `select!` or under a timeout, without losing a datagram. What is missing is
+/// missing from [`UdpSocket`](crate::UdpSocket), too, for the same reasons; so are
+/// `into_std`, `try_io` and `async_io`, which would hand out headers. `set_tos_v4`
+/// and `bind_device` have their likes in other crates, and are for a socket before
+/// it is handed to [`from_std`](Self::from_std).
 ///
 /// ```no_run
 /// use ppv2_sdk::{Trust, tokio::UdpSocket};
@@ -46,13 +53,6 @@ pub struct UdpSocket {
     listeners: Listeners<Sender>,
     /// Where sockets of listeners are registered, whoever sends first.
     runtime: Handle,
-}
-
-/// A socket that is bound to a listener's address.
-#[derive(Debug)]
-struct Sender {
-    inner: ::tokio::net::UdpSocket,
-    offload: Offload,
 }
 
 impl UdpSocket {
@@ -394,6 +394,26 @@ impl UdpSocket {
         self.inner.local_addr()
     }
 
+    /// How many hops IPv4 replies may take.
+    ///
+    /// # Errors
+    ///
+    /// As [`ttl`](::tokio::net::UdpSocket::ttl) of tokio.
+    pub fn ttl(&self) -> io::Result<u32> {
+        self.inner.ttl()
+    }
+
+    /// Sets how many hops IPv4 replies may take; those that leave by a socket of
+    /// a listener ([`ReplyFrom::Listener`](crate::ReplyFrom::Listener)) keep the
+    /// system's default.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_ttl`](::tokio::net::UdpSocket::set_ttl) of tokio.
+    pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        self.inner.set_ttl(ttl)
+    }
+
     /// What the socket has received, dropped and sent so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -437,59 +457,6 @@ impl UdpSocket {
         }
     }
 
-    /// Sends datagrams that leave from one address, from the front, and returns
-    /// how many were sent; an error if it is the first that can't be.
-    async fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let source = self.source_of(run)?;
-        let once = || self.send_by(source.as_ref(), run);
-        match &source {
-            Some(Source::Bound(sender)) => sender.inner.async_io(Interest::WRITABLE, once).await,
-            Some(Source::Own(_)) | None => self.inner.async_io(Interest::WRITABLE, once).await,
-        }
-    }
-
-    /// As `send_run`, without waiting.
-    fn try_send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let source = self.source_of(run)?;
-        let once = || self.send_by(source.as_ref(), run);
-        match &source {
-            Some(Source::Bound(sender)) => sender.inner.try_io(Interest::WRITABLE, once),
-            Some(Source::Own(_)) | None => self.inner.try_io(Interest::WRITABLE, once),
-        }
-    }
-
-    fn send_by(&self, source: Option<&Source<Sender>>, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let (socket, offload, ip) = match source {
-            None => (&self.inner, &self.offload, None),
-            Some(Source::Own(ip)) => (&self.inner, &self.offload, Some(*ip)),
-            Some(Source::Bound(sender)) => (&sender.inner, &sender.offload, None),
-        };
-        let sent = despite_echo(|| offload::send(socket, offload, run, ip))?;
-        self.gate.counters().replies_sent_many(sent);
-        Ok(sent)
-    }
-
-    fn source_of(&self, run: &[Outgoing<'_>]) -> io::Result<Option<Source<Sender>>> {
-        let listener = run.first().and_then(|(_, way)| way.from);
-        listener.map(|listener| self.source(listener)).transpose()
-    }
-
-    fn source(&self, listener: SocketAddr) -> io::Result<Source<Sender>> {
-        let local = self.inner.local_addr()?;
-        let counters = self.gate.counters();
-        let wrap = |socket: net::UdpSocket| {
-            let _context = self.runtime.enter();
-            socket.set_nonblocking(true)?;
-            let inner = ::tokio::net::UdpSocket::from_std(socket)?;
-            Ok(Sender {
-                offload: Offload::new(&inner, listener),
-                inner,
-            })
-        };
-        self.listeners
-            .source(Some(&self.inner), local, listener, counters, wrap)
-    }
-
     async fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
         if way.from.is_some() {
             self.send_run(&[(payload, way)]).await?;
@@ -505,10 +472,4 @@ impl UdpSocket {
         self.gate.counters().reply_sent();
         Ok(sent)
     }
-}
-
-/// Those from the front that leave from one address.
-fn first_run<'o, 'd>(outgoing: &'o [Outgoing<'d>]) -> &'o [Outgoing<'d>] {
-    let mut runs = outgoing.chunk_by(|(_, one), (_, next)| one.from == next.from);
-    runs.next().unwrap_or_default()
 }

@@ -333,6 +333,14 @@ fn without_blocking_it_returns_at_once_behind_what_is_dropped() {
 }
 
 #[test]
+fn replies_live_as_many_hops_as_is_set() {
+    let (socket, _) = server(loopback());
+    socket.set_ttl(7).unwrap();
+    assert_eq!(socket.ttl().unwrap(), 7);
+    assert!(socket.set_ttl(256).is_err());
+}
+
+#[test]
 fn write_timeouts_are_the_sockets() {
     let (socket, _) = server(loopback());
     assert_eq!(socket.write_timeout().unwrap(), None);

@@ -350,6 +350,13 @@ async fn polling_by_hand_receives_sends_and_wakes() {
     assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotConnected);
 }
 
+#[tokio::test]
+async fn replies_live_as_many_hops_as_is_set() {
+    let (socket, _) = server(loopback()).await;
+    socket.set_ttl(7).unwrap();
+    assert_eq!(socket.ttl().unwrap(), 7);
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn answers_from_the_listener_by_every_call() {

@@ -3,7 +3,8 @@
 //! The methods here are the ones of `socket.socket`, argument by argument. What
 //! they do is in [`core`]: the SDK's [`Gate`](ppv2_sdk::Gate) decides on every datagram,
 //! [`descriptor`] does the input and output, and [`ways`] lets an address carry
-//! the way back.
+//! the way back. PyO3 wants the methods of a class in one block, so that this file
+//! is as long as their help is.
 
 mod address;
 mod batch;

@@ -1,5 +1,11 @@
 //! Where many datagrams are received with one call: a slot for each, or for
 //! several that the kernel joined.
+//!
+//! The SDK's socket receives batches too, and can't stand in for this: it decides
+//! with a gate of its own, whereas single calls here ask one that `core` owns;
+//! it waits by the timeout of the descriptor, whereas Python's is kept beside it,
+//! and goes on through a flood without a look at signals; and it keeps no header,
+//! nor lets go of its slots for a signal's handler that receives.
 
 use std::cell::Cell;
 use std::net::SocketAddr;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ppv2::Tlvs;
 
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 use crate::{Admitted, Datagram, Gate, Way};
 
 /// No UDP datagram is longer, its length field having 16 bits; nor is what the
@@ -130,7 +130,7 @@ impl Batch {
         };
         receive(&mut slots)?;
         let FilledSlots(filled) = slots.filled;
-        let mut admission = gate.admission(roughly_now());
+        let mut admission = gate.admission(Tick::roughly_now());
         for slot in &filled {
             for range in slot.datagrams() {
                 let datagram = &self.buffer[range.clone()];

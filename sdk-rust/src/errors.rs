@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 use crate::offload::Outgoing;
 use crate::{Gate, Recipient, Way};
 
@@ -68,7 +68,7 @@ impl Gate {
         R: Copy + Into<Recipient>,
     {
         let recipients = datagrams.iter().map(|(_, recipient)| (*recipient).into());
-        let ways = self.ways(roughly_now(), recipients);
+        let ways = self.ways(Tick::roughly_now(), recipients);
         if ways.is_empty()
             && let Some((_, first)) = datagrams.first()
             && let Recipient::Client(client) = (*first).into()
@@ -82,7 +82,7 @@ impl Gate {
     /// Where to send what is meant for `client`; an error of kind `NotConnected`
     /// if that is not known.
     pub(crate) fn way_to(&self, client: SocketAddr) -> io::Result<Way> {
-        self.route(roughly_now(), client)
+        self.route_at(Tick::roughly_now(), client)
             .ok_or_else(|| self.no_way_to(client))
     }
 

@@ -9,6 +9,7 @@ use ppv2::{DecodeError, Decoder, Header, Origin, Tlvs};
 use tracing::trace;
 
 use crate::address::{canonical, is_one_client};
+use crate::clock::Tick;
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
@@ -122,17 +123,30 @@ impl Gate {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let admitted = self
-            .judge(peer, datagram)
-            .and_then(|admitted| self.remember(&mut self.known(), now, admitted));
-        if let Err(reason) = admitted {
-            self.drop(peer, datagram, reason);
-        }
-        admitted
+        self.admit_at(now.into(), peer, datagram)
+    }
+
+    #[inline]
+    pub(crate) fn admit_at<'d>(
+        &self,
+        now: Tick,
+        peer: SocketAddr,
+        datagram: &'d [u8],
+    ) -> Result<Admitted<'d>, DropReason> {
+        let admitted = self.judge(peer, datagram);
+        let reason = match &admitted {
+            Ok(admitted) => match self.remember(&mut self.known(), now, admitted) {
+                Ok(()) => return Ok(*admitted),
+                Err(reason) => reason,
+            },
+            Err(reason) => *reason,
+        };
+        self.drop(peer, datagram, reason);
+        Err(reason)
     }
 
     /// Decides on several datagrams that were received at once, with one lock.
-    pub(crate) fn admission<'d>(&self, now: Instant) -> Admission<'_, 'd> {
+    pub(crate) fn admission<'d>(&self, now: Tick) -> Admission<'_, 'd> {
         Admission {
             known: self.known(),
             gate: self,
@@ -148,16 +162,16 @@ impl Gate {
     /// IPv6 address finds its IPv4 client.
     #[must_use]
     pub fn route(&self, now: Instant, client: SocketAddr) -> Option<Way> {
+        self.route_at(now.into(), client)
+    }
+
+    pub(crate) fn route_at(&self, now: Tick, client: SocketAddr) -> Option<Way> {
         self.known().route(now, client)
     }
 
     /// The ways to several recipients, with one lock, up to the first to whom
     /// there is none.
-    pub(crate) fn ways(
-        &self,
-        now: Instant,
-        recipients: impl Iterator<Item = Recipient>,
-    ) -> Vec<Way> {
+    pub(crate) fn ways(&self, now: Tick, recipients: impl Iterator<Item = Recipient>) -> Vec<Way> {
         let known = self.known();
         recipients
             .map_while(|recipient| match recipient {
@@ -236,18 +250,18 @@ impl Gate {
     }
 
     #[inline]
-    fn remember<'d>(
+    fn remember(
         &self,
         known: &mut Known,
-        now: Instant,
-        admitted: Admitted<'d>,
-    ) -> Result<Admitted<'d>, DropReason> {
-        let Evicted(evicted) = known.remember(now, &admitted)?;
+        now: Tick,
+        admitted: &Admitted<'_>,
+    ) -> Result<(), DropReason> {
+        let Evicted(evicted) = known.remember(now, admitted)?;
         known.delivered += 1;
         if evicted {
             self.counters.client_evicted();
         }
-        Ok(admitted)
+        Ok(())
     }
 
     #[cold]
@@ -267,7 +281,7 @@ impl Known {
     /// Notes the way back, unless the client is a direct one whose address a
     /// proxy has vouched for as another's.
     #[inline]
-    fn remember(&mut self, now: Instant, admitted: &Admitted<'_>) -> Result<Evicted, DropReason> {
+    fn remember(&mut self, now: Tick, admitted: &Admitted<'_>) -> Result<Evicted, DropReason> {
         let (client, way) = (admitted.client, admitted.way);
         if admitted.proxy.is_some() {
             Ok(self.through_proxies.learn(now, client, way))
@@ -278,7 +292,7 @@ impl Known {
         }
     }
 
-    fn route(&self, now: Instant, client: SocketAddr) -> Option<Way> {
+    fn route(&self, now: Tick, client: SocketAddr) -> Option<Way> {
         let client = canonical(client);
         self.through_proxies
             .get(now, client)
@@ -290,7 +304,7 @@ impl Known {
 pub(crate) struct Admission<'g, 'd> {
     gate: &'g Gate,
     known: MutexGuard<'g, Known>,
-    now: Instant,
+    now: Tick,
     /// The datagram that was let in last, and its peer and header. Those of a
     /// burst have the same, byte for byte, which then says the same again.
     latest: Option<(Admitted<'d>, SocketAddr, &'d [u8])>,
@@ -311,18 +325,20 @@ impl<'d> Admission<'_, 'd> {
             self.known.delivered += 1;
             return Ok(Admitted { payload, ..*latest });
         }
-        let admitted = self
-            .gate
-            .judge(peer, datagram)
-            .and_then(|admitted| self.gate.remember(&mut self.known, self.now, admitted));
-        match admitted {
-            Ok(admitted) => {
-                let header = &datagram[..datagram.len() - admitted.payload.len()];
-                self.latest = Some((admitted, peer, header));
-            }
-            Err(reason) => self.gate.drop(peer, datagram, reason),
-        }
-        admitted
+        let admitted = self.gate.judge(peer, datagram);
+        let reason = match &admitted {
+            Ok(admitted) => match self.gate.remember(&mut self.known, self.now, admitted) {
+                Ok(()) => {
+                    let header = &datagram[..datagram.len() - admitted.payload.len()];
+                    self.latest = Some((*admitted, peer, header));
+                    return Ok(*admitted);
+                }
+                Err(reason) => reason,
+            },
+            Err(reason) => *reason,
+        };
+        self.gate.drop(peer, datagram, reason);
+        Err(reason)
     }
 }
 

@@ -34,7 +34,7 @@ use ::quinn::{
     AsyncTimer, AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
 };
 
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 use crate::listeners::{Listeners, Source};
 use crate::{Gate, ReplyFrom, Stats, Trust, TrustError, Way};
 use inbox::Inbox;
@@ -306,7 +306,10 @@ impl AsyncUdpSocket for Socket {
     /// Sends by the way to the client. To one who is not known, or no longer,
     /// nothing is sent: for QUIC that is a lost datagram, not a broken socket.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(way) = self.gate.route(roughly_now(), transmit.destination) else {
+        let Some(way) = self
+            .gate
+            .route_at(Tick::roughly_now(), transmit.destination)
+        else {
             self.gate.counters().reply_without_route();
             return Ok(());
         };

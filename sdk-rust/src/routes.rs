@@ -2,12 +2,13 @@
 //! It takes `now` as an argument and does no I/O.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::Way;
+use crate::clock::{Span, Tick};
 
 /// The latest way to each client, ordered by when the client was last heard,
 /// the longest unheard-of first.
@@ -17,7 +18,7 @@ use crate::Way;
 pub(crate) struct Routes {
     ways: LinkedHashMap<Client, Heard, RandomState>,
     max_clients: usize,
-    forget_after: Duration,
+    forget_after: Span,
 }
 
 /// A client's address as numbers, which are compared and hashed in no time: every
@@ -51,7 +52,7 @@ struct Heard {
     /// The peer, or the listener that the client is answered from.
     via: SocketAddr,
     by_listener: bool,
-    at: Instant,
+    at: Tick,
 }
 
 /// Whether a client that was still to be remembered had to make room.
@@ -66,17 +67,17 @@ impl Routes {
         Self {
             ways: LinkedHashMap::with_hasher(RandomState::new()),
             max_clients,
-            forget_after,
+            forget_after: forget_after.into(),
         }
     }
 
     /// Notes the way to `client`, which was just heard. It replaces any earlier one.
     #[inline]
-    pub(crate) fn learn(&mut self, now: Instant, client: SocketAddr, way: Way) -> Evicted {
+    pub(crate) fn learn(&mut self, now: Tick, client: SocketAddr, way: Way) -> Evicted {
         // Two at most for each one added: the table shrinks back after a flood,
         // and no single datagram pays for it.
-        for _ in 0..2 {
-            self.forget_front_if_expired(now);
+        if self.forget_first_if_due(now) {
+            self.forget_first_if_due(now);
         }
         // `insert` moves a client that is there already to the back.
         let heard = Heard {
@@ -94,7 +95,7 @@ impl Routes {
 
     /// The way to `client`, unless it was not heard for too long.
     #[inline]
-    pub(crate) fn get(&self, now: Instant, client: SocketAddr) -> Option<Way> {
+    pub(crate) fn get(&self, now: Tick, client: SocketAddr) -> Option<Way> {
         let heard = self.ways.get(&Client::from(client))?;
         if self.expired(now, heard) {
             return None;
@@ -114,26 +115,39 @@ impl Routes {
         self.ways.len()
     }
 
-    fn forget_front_if_expired(&mut self, now: Instant) {
-        if let Some((_, heard)) = self.ways.front()
-            && self.expired(now, heard)
-        {
+    /// Forgets the longest unheard-of client if it is time, and returns whether
+    /// it was.
+    fn forget_first_if_due(&mut self, now: Tick) -> bool {
+        let due = match self.ways.front() {
+            Some((_, heard)) => self.expired(now, heard),
+            None => false,
+        };
+        if due {
             self.ways.pop_front();
         }
+        due
     }
 
     /// Threads that share the table may hand in times a little out of order;
     /// one that lies ahead of `now` counts as just heard.
-    fn expired(&self, now: Instant, heard: &Heard) -> bool {
-        now.saturating_duration_since(heard.at) >= self.forget_after
+    fn expired(&self, now: Tick, heard: &Heard) -> bool {
+        now.is_past(heard.at, self.forget_after)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const MINUTE: Duration = Duration::from_secs(60);
+
+    /// Now, in half a minute, and in a minute.
+    fn times() -> (Tick, Tick, Tick) {
+        let now = Instant::now();
+        (now.into(), (now + MINUTE / 2).into(), (now + MINUTE).into())
+    }
 
     fn addr(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
@@ -145,7 +159,7 @@ mod tests {
 
     #[test]
     fn remembers_which_listener_answers() {
-        let now = Instant::now();
+        let (now, ..) = times();
         let mut routes = Routes::new(2, MINUTE);
         let straight = Way {
             to: addr(1),
@@ -159,7 +173,7 @@ mod tests {
 
     #[test]
     fn at_the_bound_the_longest_unheard_of_goes() {
-        let now = Instant::now();
+        let (now, ..) = times();
         let mut routes = Routes::new(3, MINUTE);
         for client in [1, 2, 3] {
             assert_eq!(routes.learn(now, addr(client), way(100)), Evicted(false));
@@ -176,50 +190,48 @@ mod tests {
 
     #[test]
     fn looking_a_client_up_does_not_prolong_it() {
-        let now = Instant::now();
+        let (now, half, later) = times();
         let mut routes = Routes::new(2, MINUTE);
         let _ = routes.learn(now, addr(1), way(100));
         let _ = routes.learn(now, addr(2), way(100));
         assert!(routes.get(now, addr(1)).is_some());
         let _ = routes.learn(now, addr(3), way(100));
         assert_eq!(routes.get(now, addr(1)), None);
-        assert!(routes.get(now + MINUTE / 2, addr(2)).is_some());
-        assert_eq!(routes.get(now + MINUTE, addr(2)), None);
+        assert!(routes.get(half, addr(2)).is_some());
+        assert_eq!(routes.get(later, addr(2)), None);
     }
 
     #[test]
     fn an_expired_client_makes_room_without_being_evicted() {
-        let now = Instant::now();
+        let (now, half, later) = times();
         let mut routes = Routes::new(2, MINUTE);
         let _ = routes.learn(now, addr(1), way(100));
-        let _ = routes.learn(now + MINUTE / 2, addr(2), way(100));
-        assert_eq!(
-            routes.learn(now + MINUTE, addr(3), way(100)),
-            Evicted(false)
-        );
-        assert!(routes.get(now + MINUTE, addr(2)).is_some());
+        let _ = routes.learn(half, addr(2), way(100));
+        assert_eq!(routes.learn(later, addr(3), way(100)), Evicted(false));
+        assert!(routes.get(later, addr(2)).is_some());
     }
 
     #[test]
     fn shrinks_back_after_a_flood() {
-        let now = Instant::now();
+        let (now, _, later) = times();
         let mut routes = Routes::new(1000, MINUTE);
         for client in 0..1000 {
             let _ = routes.learn(now, addr(client), way(100));
         }
         for _ in 0..600 {
-            let _ = routes.learn(now + MINUTE, addr(1), way(100));
+            let _ = routes.learn(later, addr(1), way(100));
         }
         assert_eq!(routes.len(), 1);
     }
 
     #[test]
     fn a_time_that_runs_backwards_forgets_nobody() {
-        let now = Instant::now() + MINUTE;
+        let start = Instant::now();
+        let [earlier, now] = [start, start + MINUTE].map(Tick::from);
         let mut routes = Routes::new(2, MINUTE);
         let _ = routes.learn(now, addr(1), way(100));
-        let _ = routes.learn(now - MINUTE, addr(2), way(100));
-        assert!(routes.get(now - MINUTE, addr(1)).is_some());
-        assert!(routes.get(now - MINUTE, addr(2)).is_some());
+        let _ = routes.learn(earlier, addr(2), way(100));
+        assert!(routes.get(earlier, addr(1)).is_some());
+        assert!(routes.get(earlier, addr(2)).is_some());
     }
 }

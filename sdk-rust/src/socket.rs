@@ -5,7 +5,7 @@ use std::net::{self, IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
 use crate::offload::{Offload, OneByOne as _, Outgoing};
@@ -341,7 +341,10 @@ impl UdpSocket {
             loop {
                 match patience.receive(&self.inner, |wait| self.inner.recv_one(buffer, wait)) {
                     Ok((len, peer)) => {
-                        if let Ok(admitted) = self.gate.admit(roughly_now(), peer, &buffer[..len]) {
+                        if let Ok(admitted) =
+                            self.gate
+                                .admit_at(Tick::roughly_now(), peer, &buffer[..len])
+                        {
                             return Ok(take(&admitted));
                         }
                     }

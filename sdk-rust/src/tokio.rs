@@ -11,7 +11,7 @@ use ::tokio::net::ToSocketAddrs;
 use ::tokio::runtime::Handle;
 
 use self::runs::{Sender, first_run};
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
 use crate::offload::Offload;
@@ -439,7 +439,7 @@ impl UdpSocket {
         buffer::with(|buffer| match self.inner.try_recv_from(buffer) {
             Ok((len, peer)) => Ok(self
                 .gate
-                .admit(roughly_now(), peer, &buffer[..len])
+                .admit_at(Tick::roughly_now(), peer, &buffer[..len])
                 .ok()
                 .map(|admitted| take(&admitted))),
             Err(error) if is_echo_of_earlier_send(&error) => Ok(None),

@@ -17,7 +17,7 @@ use ::quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 
 use crate::Gate;
 use crate::batch::{MAX_DATAGRAM, SLOT};
-use crate::clock::roughly_now;
+use crate::clock::Tick;
 
 /// Receive calls of which all was dropped, after which other tasks get their
 /// turn. tokio sees to that sooner, other runtimes may not.
@@ -86,7 +86,7 @@ impl Inbox {
 
         self.waiting.clear();
         self.taken = 0;
-        let mut admission = gate.admission(roughly_now());
+        let mut admission = gate.admission(Tick::roughly_now());
         for (slot, meta) in metas[..received].iter().enumerate() {
             let end = slot * SLOT + meta.len;
             for start in (slot * SLOT..end).step_by(meta.stride.max(1)) {

@@ -205,7 +205,7 @@ proptest! {
             .collect();
         let (single, together) = (open_gate(), open_gate());
         {
-            let mut admission = together.admission(now);
+            let mut admission = together.admission(now.into());
             for (peer, datagram) in &datagrams {
                 let expected = single.admit(now, *peer, datagram);
                 prop_assert_eq!(admission.admit(*peer, datagram), expected);

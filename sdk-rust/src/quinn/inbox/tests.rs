@@ -163,7 +163,7 @@ fn a_burst_of_several_clients_is_split() {
         assert_eq!(*from, client(payload[0]));
     }
     assert_eq!(
-        gate.route(roughly_now(), client(2)),
+        gate.route_at(Tick::roughly_now(), client(2)),
         Some(Way::back(addr(PROXY)))
     );
 }

@@ -346,3 +346,6 @@ impl AsyncUdpSocket for Socket {
         self.inner.may_fragment()
     }
 }
+
+#[cfg(test)]
+mod tests;

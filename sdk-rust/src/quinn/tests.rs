@@ -1,0 +1,127 @@
+//! A listener's socket that has no room for a datagram.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use ::quinn::Runtime as _;
+use tokio::time::timeout;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A runtime whose sockets are full at first, but for the one that receives.
+#[derive(Debug, Default)]
+struct Full {
+    made: AtomicUsize,
+    /// How often somebody waited for a full one.
+    waited: Arc<AtomicUsize>,
+}
+
+impl ::quinn::Runtime for Full {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        TokioRuntime.spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        if self.made.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Ok(inner);
+        }
+        Ok(Arc::new(FullAtFirst {
+            inner,
+            sends: AtomicUsize::new(0),
+            waited: Arc::clone(&self.waited),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct FullAtFirst {
+    inner: Arc<dyn AsyncUdpSocket>,
+    sends: AtomicUsize,
+    waited: Arc<AtomicUsize>,
+}
+
+impl AsyncUdpSocket for FullAtFirst {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.waited.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.sends.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        _cx: &mut Context<'_>,
+        _bufs: &mut [IoSliceMut<'_>],
+        _meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        panic!("a listener's socket only sends");
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+#[tokio::test]
+async fn who_sends_waits_for_the_socket_that_was_full() {
+    let bound = |ip: &str| UdpSocket::bind((ip, 0)).unwrap();
+    let (proxy, client) = (bound("127.0.0.1"), bound("127.0.1.1"));
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let to = client.local_addr().unwrap();
+    let listener = SocketAddr::from(([127, 0, 4, 1], 9400));
+
+    let full = Arc::new(Full::default());
+    let trust = Trust::networks(["127.0.0.1"]).unwrap();
+    let trust = trust.reply_from(ReplyFrom::Listener);
+    let runtime = Runtime::around(full.clone(), trust).unwrap();
+    let socket = runtime.wrap_udp_socket(bound("127.0.0.1")).unwrap();
+
+    let mut datagram = [0; ppv2::IPV4_HEADER_LEN + 1];
+    ppv2::encode_udp(to, listener, &mut datagram).unwrap();
+    proxy
+        .send_to(&datagram, socket.local_addr().unwrap())
+        .unwrap();
+    let mut buffer = [0; 1500];
+    let mut metas = [RecvMeta::default()];
+    let receive = poll_fn(|cx| {
+        let mut buffers = [IoSliceMut::new(&mut buffer)];
+        socket.poll_recv(cx, &mut buffers, &mut metas)
+    });
+    assert_eq!(timeout(PATIENCE, receive).await.unwrap().unwrap(), 1);
+    assert_eq!(metas[0].addr, to);
+
+    let answer = Transmit {
+        destination: to,
+        ecn: None,
+        contents: b"answer",
+        segment_size: None,
+        src_ip: None,
+    };
+    let mut poller = Arc::clone(&socket).create_io_poller();
+    let waited = || full.waited.load(Ordering::Relaxed);
+    let error = socket.try_send(&answer).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    assert_eq!((waited(), runtime.stats().replies_sent), (0, 0));
+    for waits in [1, 1] {
+        let writable = poll_fn(|cx| poller.as_mut().poll_writable(cx));
+        timeout(PATIENCE, writable).await.unwrap().unwrap();
+        assert_eq!(waited(), waits);
+    }
+    socket.try_send(&answer).unwrap();
+    assert_eq!(runtime.stats().replies_sent, 1);
+    let (len, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], from), (b"answer".as_slice(), listener));
+}

@@ -19,17 +19,14 @@ mod slots;
 mod takeover;
 mod ways;
 
-use std::net::SocketAddr;
-
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyTuple};
 use rustix::io::Errno;
 
 use self::buffers::{Flags, Writable, batch_size, bufsize, clipped, writable};
 use self::core::Core;
-use crate::header::Header;
-use crate::{arguments, classes};
+use crate::arguments;
 
 pub(crate) use self::takeover::wrap;
 pub(crate) use self::ways::Way;
@@ -173,25 +170,7 @@ impl Socket {
     ///     As recv().
     fn recv_datagram<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.core.receive(py, false, |py, received, bytes| {
-            let header = match received.header(bytes) {
-                [] => None,
-                header => Some(Header::read(py, header)?),
-            };
-            let plain = |address: Option<SocketAddr>| {
-                address
-                    .map(|address| address::to_python(py, address))
-                    .transpose()
-            };
-            classes::datagram(
-                py,
-                (
-                    PyBytes::new(py, received.payload(bytes)),
-                    received.address(py, &self.core.ways)?,
-                    plain(received.destination)?,
-                    plain(received.proxy)?,
-                    header,
-                ),
-            )
+            received.datagram(py, bytes, &self.core.ways)
         })
     }
 
@@ -394,24 +373,7 @@ impl Socket {
 
     /// What the socket has received, dropped and sent so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let stats = self.core.gate.stats();
-        let dropped = PyDict::new(py);
-        for (reason, count) in stats.drops() {
-            dropped.set_item(reason.as_str(), count)?;
-        }
-        classes::stats(
-            py,
-            (
-                stats.received,
-                stats.delivered,
-                dropped,
-                self.core.replies.sent(),
-                self.core.replies.without_route(),
-                stats.clients_evicted,
-                stats.clients,
-                self.core.listeners_evicted(),
-            ),
-        )
+        self.core.stats(py)
     }
 
     /// The descriptor, to wait on with select or selectors; -1 once closed. What

@@ -68,7 +68,8 @@ pub enum ReplyFrom {
     /// it is given the option named above. For any other port a socket is bound
     /// to the listener's address. It takes none of the host's datagrams away from
     /// others: on Linux it is connected to a port of this host that nobody sends
-    /// from, elsewhere it can be bound only where nobody else is. It has the
+    /// from, elsewhere it can be bound only where nobody else is. It keeps that
+    /// address and port from those who don't share it (SO_REUSEADDR), and has the
     /// system's defaults rather than the options of the socket. A port below 1024
     /// needs CAP_NET_BIND_SERVICE.
     ///

@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 
 use ppv2_sdk::{Admitted, Gate, Recipient, Way};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::address;
 use super::descriptor::{Buffer, Descriptor, Failure, MOST_DROPS_IN_A_ROW, Wait};
 use super::errors;
 use super::ways::{Flow, Heard, Ways};
+use crate::classes;
+use crate::header::Header;
 use crate::trust::Limits;
 
 pub(crate) struct Core {
     pub(crate) gate: Gate,
     pub(crate) ways: Ways,
-    pub(crate) replies: Replies,
+    replies: Replies,
     forget_after: Duration,
     /// `None` once closed. A call that is under way keeps its own.
     descriptor: Mutex<Option<Arc<Descriptor>>>,
@@ -28,7 +31,7 @@ pub(crate) struct Core {
 
 /// What the gate doesn't count.
 #[derive(Default)]
-pub(crate) struct Replies {
+struct Replies {
     sent: AtomicU64,
     without_route: AtomicU64,
     /// By a descriptor that is closed.
@@ -36,11 +39,11 @@ pub(crate) struct Replies {
 }
 
 impl Replies {
-    pub(crate) fn sent(&self) -> u64 {
+    fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn without_route(&self) -> u64 {
+    fn without_route(&self) -> u64 {
         self.without_route.load(Ordering::Relaxed)
     }
 }
@@ -98,6 +101,34 @@ impl Received {
     /// Of the bytes that it was received into, the client's.
     pub(crate) fn payload<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
         bytes.get(self.header_len..self.len).unwrap_or_default()
+    }
+
+    /// All that is known of it; `bytes` are those that it was received into.
+    pub(crate) fn datagram<'py>(
+        &self,
+        py: Python<'py>,
+        bytes: &[u8],
+        ways: &Ways,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let header = match self.header(bytes) {
+            [] => None,
+            header => Some(Header::read(py, header)?),
+        };
+        let plain = |address: Option<SocketAddr>| {
+            address
+                .map(|address| address::to_python(py, address))
+                .transpose()
+        };
+        classes::datagram(
+            py,
+            (
+                PyBytes::new(py, self.payload(bytes)),
+                self.address(py, ways)?,
+                plain(self.destination)?,
+                plain(self.proxy)?,
+                header,
+            ),
+        )
     }
 
     /// The client's address, which carries the way back.
@@ -181,7 +212,7 @@ impl Core {
     }
 
     /// Listeners' sockets closed to make room for others.
-    pub(crate) fn listeners_evicted(&self) -> u64 {
+    fn listeners_evicted(&self) -> u64 {
         match self.slot().as_ref() {
             Some(descriptor) => descriptor.listeners_evicted(),
             None => self.replies.listeners_evicted.load(Ordering::Relaxed),
@@ -201,6 +232,28 @@ impl Core {
         self.descriptor
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters of the gate, and those that stand here.
+    pub(crate) fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let stats = self.gate.stats();
+        let dropped = PyDict::new(py);
+        for (reason, count) in stats.drops() {
+            dropped.set_item(reason.as_str(), count)?;
+        }
+        classes::stats(
+            py,
+            (
+                stats.received,
+                stats.delivered,
+                dropped,
+                self.replies.sent(),
+                self.replies.without_route(),
+                stats.clients_evicted,
+                stats.clients,
+                self.listeners_evicted(),
+            ),
+        )
     }
 
     /// How long a call that begins now may wait.

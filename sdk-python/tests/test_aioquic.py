@@ -14,7 +14,7 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamDataRecei
 
 import ppv2.aioquic
 from certificate import write_certificate
-from peers import PATIENCE
+from peers import PATIENCE, Proxy
 from real_proxy import proxy_to
 
 
@@ -92,6 +92,67 @@ def test_quic_sees_its_clients(tmp_path: Path, retry: bool) -> None:
                 answer = await ask(client, b"x")
                 assert answer == f"127.0.0.1:{moved_to} 1".encode()
         assert sum(sock.stats().dropped.values()) == 0
+        server.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+class Forward(asyncio.DatagramProtocol):
+    """A proxy at a listener's address that sees to one direction alone."""
+
+    def __init__(self, proxy: Proxy, server: Any, listener: Any) -> None:
+        self.proxy, self.server, self.listener = proxy, server, listener
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.proxy.send(self.server, data, client=addr, listener=self.listener)
+
+
+class Client(QuicConnectionProtocol):
+    """Notes where answers come from."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.answered_from: set[Any] = set()
+
+    def datagram_received(self, data: Any, addr: Any) -> None:
+        self.answered_from.add(addr[:2])
+        super().datagram_received(data, addr)
+
+
+def test_quic_is_answered_from_the_listener(tmp_path: Path) -> None:
+    for_server, for_client = configuration(tmp_path)
+
+    async def main() -> None:
+        server = await ppv2.aioquic.serve(
+            "127.0.0.1",
+            0,
+            configuration=for_server,
+            create_protocol=Whoami,
+            trusted=["127.0.0.1"],
+            reply_from="listener",
+        )
+        sock: ppv2.Socket = server._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        # On the server's own host the two have to share the address.
+        listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.2.5", 0))
+        listener = listening.getsockname()
+        with Proxy() as proxy:
+            forward, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: Forward(proxy, sock.getsockname(), listener), sock=listening
+            )
+            async with connect(
+                *listener, configuration=for_client, create_protocol=Client
+            ) as client:
+                assert isinstance(client, Client)
+                transport: Any = client._transport
+                port = transport.get_extra_info("sockname")[1]
+                answer = await ask(client, b"x" * 100_000)
+                assert answer.startswith(f"127.0.0.1:{port} ".encode())
+            forward.close()
+            proxy.receives_nothing()
+        assert client.answered_from == {(f"::ffff:{listener[0]}", listener[1])}
         server.close()
         await asyncio.sleep(0)
 

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
 import ppv2.anyio
 import ppv2.asyncio
@@ -156,7 +157,9 @@ def test_asyncio_and_anyio_answer_from_the_listener() -> None:
                 await sock.send(await sock.receive())
             await asking
 
-    asyncio.run(asyncio.wait_for(serve(), PATIENCE))
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(serve(), PATIENCE))
 
 
 def test_socketserver_answers_from_the_listener() -> None:

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub mod dns;
+pub mod lab;
 pub mod namespace;
 
 /// Long enough for a loaded machine; a test that waits so long has failed.

@@ -9,7 +9,7 @@ use common::lab::*;
 
 const REWRITTEN_ON_PROXY: Story = Story {
     scheme: Scheme::RewriteOnProxy,
-    mode: &["--mode=dsr", "--rewrite-on=proxy"],
+    mode: "mode = \"dsr\"\nrewrite_on = \"proxy\"",
     capabilities: NET_RAW | NET_BIND_SERVICE,
     way: Way::Back,
     port: true,
@@ -25,7 +25,7 @@ fn the_proxys_host_rewrites_replies() {
 fn the_servers_host_rewrites_replies() {
     let story = Story {
         scheme: Scheme::RewriteOnServer,
-        mode: &["--mode=dsr", "--rewrite-on=server"],
+        mode: "mode = \"dsr\"\nrewrite_on = \"server\"",
         ..REWRITTEN_ON_PROXY
     };
     story.holds("the_servers_host_rewrites_replies", Side::Public);
@@ -34,7 +34,7 @@ fn the_servers_host_rewrites_replies() {
 /// The proxy needs no capability.
 const BY_HEADER: Story = Story {
     scheme: Scheme::Sdk,
-    mode: &["--mode=dsr", "--rewrite-on=sdk"],
+    mode: "mode = \"dsr\"\nrewrite_on = \"sdk\"",
     capabilities: 0,
     way: Way::ByHeader,
     port: true,

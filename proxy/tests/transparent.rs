@@ -9,7 +9,7 @@ use common::lab::*;
 
 const ANY_PORT: Story = Story {
     scheme: Scheme::Transparent,
-    mode: &["--mode=transparent"],
+    mode: "mode = \"transparent\"",
     capabilities: NET_RAW,
     way: Way::Back,
     port: false,
@@ -24,7 +24,7 @@ fn the_server_sees_the_clients_address() {
 #[test]
 fn the_server_sees_the_clients_port_on_request() {
     let story = Story {
-        mode: &["--mode=transparent", "--source-port=client"],
+        mode: "mode = \"transparent\"\nsource_port = \"client\"",
         capabilities: NET_RAW | NET_BIND_SERVICE,
         port: true,
         ..ANY_PORT

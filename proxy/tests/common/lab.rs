@@ -246,34 +246,30 @@ impl Lab {
         self.at(host, || run(script))
     }
 
-    /// The proxy on its host, from [`Family::listener`] to [`Family::server`] of
-    /// both families.
-    pub fn proxy(&self, mode: &[&str]) -> Proxy<'_> {
-        let mut arguments = Vec::new();
-        for family in Family::BOTH {
-            arguments.push(format!("--listen={}", family.listener()));
-            arguments.push(format!("--upstream={}", family.server()));
-        }
-        arguments.push(format!("--admin={ADMIN}"));
-        arguments.extend(mode.iter().map(|&word| word.to_owned()));
-        self.run_proxy(&[], &arguments)
+    /// The proxy on its host, with a listener of each family in this mode, from
+    /// [`Family::listener`] to [`Family::server`]. `mode` is keys of a listener.
+    pub fn proxy(&self, mode: &str) -> Proxy<'_> {
+        self.proxy_with(&listeners(mode))
     }
 
-    /// The proxy on its host with this file, which has no `[admin]`.
+    /// The proxy on its host with this file, to which `[admin]` is added.
     pub fn proxy_with(&self, config: &str) -> Proxy<'_> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let config = format!("[admin]\nlisten = \"{ADMIN}\"\n{config}");
-        fs::write(file.path(), config).unwrap();
-        self.run_proxy(&[], &[format!("--config={}", file.path().display())])
+        self.proxy_by(&[], config)
     }
 
     /// The proxy, started by the command `wrapper`.
-    pub fn run_proxy(&self, wrapper: &[&str], arguments: &[String]) -> Proxy<'_> {
+    pub fn proxy_by(&self, wrapper: &[&str], config: &str) -> Proxy<'_> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = format!("{config}\n[admin]\nlisten = \"{ADMIN}\"\n");
+        fs::write(file.path(), config).unwrap();
         let binary = std::env::var_os(BINARY_INSIDE);
         let binary = binary.map_or_else(|| PathBuf::from(BINARY), PathBuf::from);
         let mut words = wrapper.iter().map(PathBuf::from).chain([binary]);
         let mut command = Command::new(words.next().unwrap());
-        command.args(words).arg("run").args(arguments);
+        command
+            .args(words)
+            .args(["run", "--config"])
+            .arg(file.path());
         let mut process = self.at("proxy", || Process::start(&mut command));
         process.wait_for("ready");
         Proxy { lab: self, process }
@@ -303,6 +299,27 @@ impl Lab {
     }
 }
 
+/// A listener and its server, named by their family.
+pub fn listener(family: Family, mode: &str) -> String {
+    let (bind, server) = (family.listener(), family.server());
+    format!(
+        r#"
+[[listener]]
+name = "{family:?}"
+bind = ["{bind}"]
+upstream = "{family:?}"
+{mode}
+[upstream.{family:?}]
+servers = ["{server}"]
+"#
+    )
+}
+
+/// One of each family.
+pub fn listeners(mode: &str) -> String {
+    Family::BOTH.map(|family| listener(family, mode)).concat()
+}
+
 /// The proxy, running on its host.
 pub struct Proxy<'l> {
     lab: &'l Lab,
@@ -315,14 +332,17 @@ impl Proxy<'_> {
         self.lab.at("proxy", || metric(ADMIN, name))
     }
 
-    /// The value of a metric of the first listener.
-    pub fn listener(&self, name: &str) -> u64 {
-        self.metric(&format!("{name}{{listener=\"listener1\"}}"))
+    /// The value of a metric of the family's listener.
+    pub fn of(&self, family: Family, name: &str) -> u64 {
+        self.metric(&format!("{name}{{listener=\"{family:?}\"}}"))
     }
 
-    /// What the first listener has dropped for `reason`.
-    pub fn dropped(&self, reason: &str) -> u64 {
-        self.lab.at("proxy", || super::dropped(ADMIN, reason))
+    /// What the family's listener has dropped for `reason`.
+    pub fn dropped(&self, family: Family, reason: &str) -> u64 {
+        let name = "ppv2_dropped_datagrams_total";
+        self.metric(&format!(
+            "{name}{{listener=\"{family:?}\",reason=\"{reason}\"}}"
+        ))
     }
 
     /// What the admin address says of sessions.

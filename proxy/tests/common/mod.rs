@@ -1,7 +1,12 @@
 //! What the tests with the real binary share: starting and stopping it,
 //! addresses that nobody else uses, and namespaces.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file uses a part"
+)]
 #![allow(clippy::print_stderr, reason = "what a failed test shows")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 

@@ -206,7 +206,7 @@ fn no_late_reply_reaches_another_port_of_the_address() {
     };
     lab.set_up(Scheme::Transparent);
     // So few that they are taken by the time that the first answers come late.
-    let range = "echo 40000 40199 >/proc/sys/net/ipv4/ip_local_port_range";
+    let range = "echo 40000 40099 >/proc/sys/net/ipv4/ip_local_port_range";
     lab.sh("proxy", range);
     let proxy = lab.proxy("idle_timeout = \"50ms\"\nmode = \"transparent\"");
     for family in Family::BOTH {
@@ -228,11 +228,11 @@ fn no_late_reply_reaches_another_port_of_the_address() {
         // Ports rest after their sessions, so that there are none for some; were
         // they given on at once, late answers would reach others.
         let opened = proxy.of(family, "ppv2_sessions_opened_total");
-        assert!(opened > 150, "{opened} sessions");
+        assert!(opened > 80, "{opened} sessions");
         assert!(proxy.dropped(family, "no_client_port") > 0);
-        assert!(proxy.dropped(family, "reply_late") > 50);
+        assert!(proxy.dropped(family, "reply_late") > 20);
         let right = right.into_inner();
-        assert!(right > 50, "{right} answers were in time");
+        assert!(right > 20, "{right} answers were in time");
     }
 }
 

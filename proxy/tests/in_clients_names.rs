@@ -114,7 +114,7 @@ fn a_privilege_that_is_taken_away_ends_no_session() {
     lab.set_up(Scheme::Transparent);
     unprivileged_ports_from(&lab, 0);
     let without = ["setpriv", "--bounding-set=-net_bind_service"];
-    let proxy = lab.proxy_by(&without, &listeners(OWN_PORT));
+    let mut proxy = lab.proxy_by(&without, &listeners(OWN_PORT));
     proxy.assert_standing(NET_RAW);
     for family in Family::BOTH {
         let _server = Echo::new(&lab, family, Way::Back);
@@ -134,7 +134,8 @@ fn a_privilege_that_is_taken_away_ends_no_session() {
         unprivileged_ports_from(&lab, 0);
         assert_eq!(new.ask(b"again"), new.address);
     }
-    assert!(proxy.process.log().contains("CAP_NET_BIND_SERVICE"));
+    // It tells within a second.
+    proxy.process.wait_for("CAP_NET_BIND_SERVICE");
 }
 
 #[test]

@@ -46,8 +46,10 @@
 //! | [`privilege`] | an ordinary user with the capabilities that are needed |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
+//! | [`doctor`] | what this host lacks for a configuration |
+//! | [`returns`], [`host`] | how replies return in each mode, and what this host says of its routes |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
-//! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
+//! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
 //!
 //! | data path | imports |
 //! |---|---|
@@ -66,12 +68,15 @@ pub mod admin;
 pub mod commands;
 pub mod config;
 pub mod counters;
+pub mod doctor;
 pub mod holder;
+pub mod host;
 pub mod limits;
 pub mod metrics;
 pub mod mode;
 pub mod net;
 pub mod privilege;
+pub mod returns;
 pub mod runtime;
 pub mod session;
 pub mod upstream;

@@ -9,9 +9,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ppv2_proxy::commands::{check, decode, demo, whoami};
+use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
 use ppv2_proxy::config::{Config, ConfigError, Flags};
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
@@ -64,6 +64,11 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Tell what this host lacks for a configuration, and how to mend it
+    #[command(after_help = "Exit code 1 if anything fatal was found, 0 otherwise.")]
+    Doctor(Box<doctor::Options>),
+    /// Print the commands that a host needs for modes transparent and dsr, as a shell script
+    HostSetup(Box<host_setup::Options>),
     /// Show a server, the proxy and a client on loopback, and what each saw
     Demo,
     /// Explain a datagram with a PROXY v2 header, byte range by byte range
@@ -251,6 +256,20 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
         Command::Check { config } => Box::new(move || {
             let config = Config::from_file(&config).map_err(usage)?;
             Ok(print(&check::report(&config))?)
+        }),
+        Command::Doctor(options) => Box::new(move || {
+            let config = Config::from_file(&options.config).map_err(usage)?;
+            let (text, is_fatal) = doctor::report(&config, &options).map_err(usage)?;
+            print(&text)?;
+            if is_fatal {
+                return Err(anyhow!("this host lacks what the configuration needs").into());
+            }
+            Ok(())
+        }),
+        Command::HostSetup(options) => Box::new(move || {
+            let config = Config::from_file(&options.config).map_err(usage)?;
+            let script = host_setup::script(&config, &options).map_err(usage)?;
+            Ok(print(&script)?)
         }),
         Command::Demo => Box::new(|| Ok(print(&demo::run()?)?)),
         Command::Decode { hex } => Box::new(move || {

@@ -63,7 +63,7 @@ const MAX_BURST_BYTES: usize = 65_535 - 48;
 
 /// Buffers that every listener asks for, bytes. The kernel grants at most
 /// `net.core.rmem_max` and `wmem_max`.
-const LISTENER_BUFFER: usize = 4 << 20;
+pub const LISTENER_BUFFER: usize = 4 << 20;
 
 /// Receive buffer that every session asks for, bytes, for servers that answer
 /// in bursts. It is a limit, and takes memory only while replies wait in it.

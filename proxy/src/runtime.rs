@@ -24,6 +24,7 @@ use crate::access_log;
 use crate::admin::{self, Admin, WorkerHandle};
 use crate::config::{Config, Listener};
 use crate::counters::WorkerCounters;
+use crate::doctor;
 use crate::holder;
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
@@ -64,6 +65,9 @@ pub enum RunError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// The host lacks what a configured mode needs.
+    #[error(transparent)]
+    Lacking(#[from] doctor::Lacking),
     /// The kernel refused something that every start needs.
     #[error("can't start")]
     Start(#[from] io::Error),
@@ -110,6 +114,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
 async fn supervise(config: &Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    doctor::fatal_at_start(config)?;
     let workers = config.worker_count();
     let ceiling = Ceiling::of(config);
     for warning in config.warnings.iter().chain(&ceiling.shortfall()) {

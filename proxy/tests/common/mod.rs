@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub mod dns;
+pub mod hosts;
 pub mod lab;
 pub mod namespace;
 

@@ -30,7 +30,10 @@ pub fn enter(test: &str, setup: &str) -> bool {
 }
 
 fn unshare_flags() -> &'static [&'static str] {
-    const CHOICES: [&[&str]; 2] = [&["--user", "--map-root-user", "--net"], &["--net"]];
+    const CHOICES: [&[&str]; 2] = [
+        &["--user", "--map-root-user", "--net", "--mount"],
+        &["--net", "--mount"],
+    ];
     CHOICES
         .into_iter()
         .find(|flags| {

@@ -1,0 +1,100 @@
+//! What bounds the proxy without stopping it: open files, buffers, and what goes
+//! in one piece.
+
+use std::io;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Finding;
+use crate::config::Config;
+use crate::host;
+use crate::limits::Ceiling;
+use crate::mode::{Mode, RewriteOn};
+use crate::net::LISTENER_BUFFER;
+
+pub(super) fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![sessions(config), buffer()];
+    findings.extend(pieces(config));
+    if let Some(value) = host::parameter("net/ipv4/udp_early_demux") {
+        findings.push(Finding::right(
+            "net.ipv4.udp_early_demux",
+            format!("{value}; either does, since no socket that replies of mode dsr could match is connected"),
+        ));
+    }
+    findings
+}
+
+fn sessions(config: &Config) -> Finding {
+    let ceiling = Ceiling::of(config);
+    let what = "sessions (open files and local ports)";
+    match ceiling.shortfall() {
+        Some(shortfall) => Finding::advice(
+            what,
+            shortfall,
+            "LimitNOFILE= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
+        ),
+        None => Finding::right(what, format!("at most {}", ceiling.max_sessions)),
+    }
+}
+
+/// What the kernel grants is asked of it: in a network namespace there may be no
+/// `rmem_max` to read.
+fn buffer() -> Finding {
+    let what = "receive buffer of listeners";
+    match granted() {
+        Ok(granted) if granted < LISTENER_BUFFER => Finding::advice(
+            what,
+            format!(
+                "{granted} bytes instead of {LISTENER_BUFFER}: a burst that exceeds them is lost"
+            ),
+            format!("sysctl -w net.core.rmem_max={LISTENER_BUFFER}"),
+        ),
+        Ok(granted) => Finding::right(what, format!("{granted} bytes")),
+        Err(error) => Finding::right(what, format!("unknown: {error}")),
+    }
+}
+
+fn granted() -> io::Result<usize> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_recv_buffer_size(LISTENER_BUFFER)?;
+    // The kernel doubles what was asked for (socket(7), SO_RCVBUF).
+    Ok(socket.recv_buffer_size()? / 2)
+}
+
+/// The longest datagram of a client that goes to each server in one piece.
+fn pieces(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (listener, server, mode) in config.served() {
+        let address = server.address.0;
+        let crc32c = match mode {
+            Mode::Ppv2 { crc32c, .. } | Mode::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
+            Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => continue,
+        };
+        // The header's length is that of the client's family, the listener's.
+        let longest = if listener.bind.iter().any(std::net::SocketAddr::is_ipv6) {
+            ppv2::IPV6_HEADER_LEN
+        } else {
+            ppv2::IPV4_HEADER_LEN
+        };
+        let header = longest + if crc32c { 7 } else { 0 };
+        let ip_and_udp = if address.is_ipv4() { 28 } else { 48 };
+        let what = format!("MTU towards server {address}");
+        let Ok(mtu) = host::path_mtu(address) else {
+            continue;
+        };
+        let room = usize::try_from(mtu).unwrap_or(usize::MAX);
+        let room = room.saturating_sub(ip_and_udp + header);
+        let becomes = if listener.dont_fragment {
+            "dropped (df)"
+        } else {
+            "fragmented"
+        };
+        findings.push(Finding::right(
+            what,
+            format!(
+                "{mtu}; the header takes {header} bytes, and datagrams above {room} are {becomes}"
+            ),
+        ));
+    }
+    findings
+}

@@ -1,0 +1,145 @@
+//! What this host's kernel says of its addresses, interfaces and parameters, to
+//! `host-setup` and `doctor`. Nothing here needs a privilege or changes anything.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use ipnet::IpNet;
+use rustix::net::{AddressFamily, SocketType, netdevice, sockopt};
+
+use crate::config::Config;
+use crate::net::own_addresses;
+
+pub mod route;
+
+/// A client nobody has, in the networks kept for documentation (RFC 5737, RFC
+/// 3849): the way to it is the way to clients anywhere.
+const ANYONE: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
+
+/// Whether `ip` is this host's own.
+#[must_use]
+pub fn is_own(ip: IpAddr) -> bool {
+    ip.is_loopback() || own_addresses().is_ok_and(|own| own.contains(&ip))
+}
+
+/// The name of the interface that has `ip`.
+#[must_use]
+pub fn interface_with(ip: IpAddr) -> Option<String> {
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    let has_it = interfaces.into_iter().find(|found| found.ip() == ip)?;
+    Some(has_it.name)
+}
+
+/// The name of interface `index`.
+#[must_use]
+pub fn interface_name(index: u32) -> Option<String> {
+    netdevice::index_to_name(any_socket().ok()?, index).ok()
+}
+
+/// The number of interface `name`.
+///
+/// # Errors
+///
+/// That there is none.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    Ok(netdevice::name_to_index(any_socket()?, name)?)
+}
+
+fn any_socket() -> io::Result<std::os::fd::OwnedFd> {
+    Ok(rustix::net::socket(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        None,
+    )?)
+}
+
+/// A kernel parameter that is a number, under its path below /proc/sys.
+#[must_use]
+pub fn parameter(path: &str) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/sys/{path}")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// What counts of an IPv4 parameter of which the larger of all interfaces' and
+/// one interface's is used, such as `rp_filter`.
+#[must_use]
+pub fn larger_of_all_and(interface: &str, name: &str) -> Option<u32> {
+    let of = |place: &str| parameter(&format!("net/ipv4/conf/{place}/{name}"));
+    of("all").max(of(interface))
+}
+
+/// The longest IP packet that goes to `to` in one piece, as far as this host
+/// knows.
+///
+/// # Errors
+///
+/// That there is no route.
+pub fn path_mtu(to: SocketAddr) -> io::Result<u32> {
+    let any: IpAddr = if to.is_ipv4() {
+        IpAddr::from([0; 4])
+    } else {
+        IpAddr::from([0; 16])
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    Ok(match to {
+        SocketAddr::V4(_) => sockopt::ip_mtu(&socket)?,
+        SocketAddr::V6(_) => sockopt::ipv6_mtu(&socket)?,
+    })
+}
+
+/// An address that a client of IPv4 or IPv6 may have: of the first network that
+/// a listener allows, if that is not everybody's. `None` where everybody may.
+#[must_use]
+pub fn allowed_client(config: &Config, v4: bool) -> Option<IpAddr> {
+    let networks = config.listeners.iter().flat_map(|listener| &listener.allow);
+    let narrow = |network: &&IpNet| network.prefix_len() > 0 && network.addr().is_ipv4() == v4;
+    let network = networks.into_iter().find(narrow)?;
+    network.hosts().next()
+}
+
+/// As [`allowed_client`], or an address that only the widest routes lead to.
+#[must_use]
+pub fn some_client(config: &Config, v4: bool) -> IpAddr {
+    let anyone = || ANYONE[usize::from(!v4)].parse();
+    allowed_client(config, v4).unwrap_or_else(|| anyone().expect("it is an address"))
+}
+
+/// Whether `client` stands for clients anywhere, whom nobody named.
+#[must_use]
+pub fn is_anyone(client: IpAddr) -> bool {
+    ANYONE.iter().any(|anyone| anyone.parse() == Ok(client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_one_that_a_listener_allows() {
+        let config = Config::from_toml(
+            "x",
+            "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nallow = [\"198.51.100.0/24\", \"::/0\"]\n\
+             upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.1:53\"]\n",
+        )
+        .unwrap();
+        let allowed = Some("198.51.100.1".parse().unwrap());
+        assert_eq!(allowed_client(&config, true), allowed);
+        assert_eq!(Some(some_client(&config, true)), allowed);
+        assert_eq!(allowed_client(&config, false), None);
+        assert!(some_client(&config, false).is_ipv6());
+    }
+
+    #[test]
+    fn loopback_is_known_by_name_number_and_address() {
+        let index = interface_index("lo").unwrap();
+        assert_eq!(interface_name(index).as_deref(), Some("lo"));
+        let address = "127.0.0.1".parse().unwrap();
+        assert_eq!(interface_with(address).as_deref(), Some("lo"));
+        assert!(is_own(address) && is_own("127.5.5.5".parse().unwrap()));
+        assert!(!is_own("192.0.2.1".parse().unwrap()));
+        assert!(interface_index("no-such-if").is_err());
+        assert!(path_mtu("127.0.0.1:9".parse().unwrap()).unwrap() > 1280);
+    }
+}

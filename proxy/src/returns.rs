@@ -1,0 +1,113 @@
+//! How replies return to clients in the modes that need something of a host: who
+//! has them come from the listener's address, for which server.
+
+use std::net::SocketAddr;
+
+use crate::config::Config;
+use crate::mode::{Mode, RewriteOn};
+
+/// Who has a reply come from the listener's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum By {
+    /// The proxy: replies to clients are routed to it (mode transparent).
+    Proxy,
+    /// The kernel of the proxy's host, which passes them on (mode dsr).
+    ProxyHost,
+    /// The kernel of the server's host, which sends them straight on (mode dsr).
+    ServerHost,
+    /// The server, by the SDK (mode dsr).
+    Sdk,
+}
+
+/// The way of one server's replies to the clients of one listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// Whose work it is.
+    pub by: By,
+    /// Whose replies.
+    pub server: SocketAddr,
+    /// The address that clients write to.
+    pub listener: SocketAddr,
+    /// Whether the server is written to from clients' own ports.
+    pub spoofs_ports: bool,
+}
+
+impl By {
+    fn of(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::Ppv2 { .. } | Mode::Plain => None,
+            Mode::Transparent { .. } => Some(Self::Proxy),
+            Mode::Dsr(RewriteOn::Proxy) => Some(Self::ProxyHost),
+            Mode::Dsr(RewriteOn::Server) => Some(Self::ServerHost),
+            Mode::Dsr(RewriteOn::Sdk { .. }) => Some(Self::Sdk),
+        }
+    }
+
+    /// The mode, as an operator set it.
+    #[must_use]
+    pub fn mode(self) -> &'static str {
+        match self {
+            Self::Proxy => "mode transparent",
+            Self::ProxyHost => "mode dsr, rewrite_on proxy",
+            Self::ServerHost => "mode dsr, rewrite_on server",
+            Self::Sdk => "mode dsr, rewrite_on sdk",
+        }
+    }
+
+    /// Whether servers are written to from clients' addresses.
+    #[must_use]
+    pub fn spoofs(self) -> bool {
+        self != Self::Sdk
+    }
+}
+
+/// Every way that replies return in `config`, but for those to the proxy's own
+/// address. A client's address reaches servers of its own family alone; a header
+/// reaches any.
+#[must_use]
+pub fn of(config: &Config) -> Vec<Return> {
+    let mut returns = Vec::new();
+    for (listener, server, mode) in config.served() {
+        let Some(by) = By::of(mode) else { continue };
+        let server = server.address.0;
+        let reaches =
+            |address: &&SocketAddr| by == By::Sdk || address.is_ipv4() == server.is_ipv4();
+        for listener in listener.bind.iter().filter(reaches) {
+            returns.push(Return {
+                by,
+                server,
+                listener: *listener,
+                spoofs_ports: mode.spoofs_ports(),
+            });
+        }
+    }
+    returns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_one_family_meet_unless_a_header_names_them() {
+        let config = |mode: &str| {
+            let content = format!(
+                "[[listener]]\nbind = [\"198.51.100.10:9000\", \"[2001:db8:a::10]:9000\"]\n\
+                 mode = {mode}\nupstream = \"u\"\n[upstream.u]\n\
+                 servers = [\"192.0.2.2:9001\", \"[2001:db8:b::2]:9001\"]\n"
+            );
+            of(&Config::from_toml("x", &content).unwrap())
+        };
+        assert_eq!(config("\"ppv2\""), []);
+        let dsr = config("\"dsr\"");
+        assert_eq!(dsr.len(), 2);
+        assert!(
+            dsr.iter()
+                .all(|r| r.server.is_ipv4() == r.listener.is_ipv4())
+        );
+        assert!(dsr.iter().all(|r| r.by == By::ProxyHost && r.spoofs_ports));
+        let transparent = config("\"transparent\"");
+        assert!(transparent.iter().all(|r| !r.spoofs_ports));
+        assert_eq!(config("\"dsr\"\nrewrite_on = \"sdk\"").len(), 4);
+    }
+}

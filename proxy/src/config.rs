@@ -6,6 +6,7 @@ mod check;
 mod error;
 mod file;
 mod guards;
+mod health;
 mod modes;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::worker::Pace;
 use check::Checker;
 pub use error::ConfigError;
 use file::{At, File};
+pub use health::{Expect, Header, Health, Passive, Probe};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -153,6 +155,8 @@ pub struct Server {
     pub backup: bool,
     /// Whether it gets no new sessions.
     pub drain: bool,
+    /// How to find out whether it serves, if at all.
+    pub health: Option<Arc<Health>>,
 }
 
 /// The one-listener case, from the command line.
@@ -335,6 +339,7 @@ impl From<Flags> for File {
                     source: Vec::new(),
                     share_sockets: false,
                     header: file::Header::default(),
+                    health: None,
                     servers,
                 }),
             )]),

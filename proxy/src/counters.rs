@@ -105,6 +105,9 @@ drop_reasons! {
     NoMemory, "no_memory",
         "a new client while the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can bear";
+    NoServer, "no_server",
+        "a new session while health checks say that all servers are down and `fail_open` is off",
+        "mend the servers, or the `probe` if they serve; `/upstreams` on the admin address says why";
     Unreachable, "unreachable",
         "there is no route to the server",
         "check the server's address and this host's routes";

@@ -28,6 +28,13 @@ pub fn report(config: &Config) -> String {
         if listener.servers.len() > 1 {
             let _ = writeln!(text, "  balance {}", listener.balance);
         }
+        let first = listener
+            .servers
+            .first()
+            .map(|(number, _)| &config.servers[*number]);
+        if let Some(health) = first.and_then(|server| server.health.as_ref()) {
+            let _ = writeln!(text, "  health: {health}");
+        }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];
             let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);

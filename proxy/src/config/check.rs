@@ -275,6 +275,7 @@ impl<'a> Checker<'a> {
             emit,
             crc32c: upstream.header.crc32c,
         };
+        let health = self.health(upstream.health)?.map(Arc::new);
         let mut servers: Vec<Server> = Vec::new();
         for server in upstream.servers {
             let span = server.span();
@@ -302,6 +303,7 @@ impl<'a> Checker<'a> {
                 address,
                 sources,
                 share_sockets: upstream.share_sockets,
+                health: health.clone(),
             });
         }
         self.require_serving(span, name, &servers)?;

@@ -101,7 +101,46 @@ pub(crate) struct Upstream {
     pub(crate) share_sockets: bool,
     #[serde(default)]
     pub(crate) header: Header,
+    pub(crate) health: Option<At<Health>>,
     pub(crate) servers: Vec<At<Server>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Health {
+    pub(crate) every: Option<At<String>>,
+    pub(crate) timeout: Option<At<String>>,
+    pub(crate) fall: Option<At<usize>>,
+    pub(crate) rise: Option<At<usize>>,
+    pub(crate) jitter: Option<At<usize>>,
+    pub(crate) fail_open: Option<bool>,
+    pub(crate) probe: Option<At<Probe>>,
+    pub(crate) passive: Option<At<Passive>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Probe {
+    pub(crate) kind: At<String>,
+    pub(crate) send: Option<At<String>>,
+    pub(crate) send_hex: Option<At<String>>,
+    pub(crate) expect: Option<At<String>>,
+    pub(crate) expect_hex: Option<At<String>>,
+    pub(crate) expect_regex: Option<At<String>>,
+    pub(crate) answer: Option<At<bool>>,
+    pub(crate) header: Option<At<String>>,
+    pub(crate) name: Option<At<String>>,
+    pub(crate) port: Option<At<usize>>,
+    pub(crate) path: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Passive {
+    pub(crate) window: Option<At<String>>,
+    pub(crate) unanswered: Option<At<usize>>,
+    pub(crate) at_least: Option<At<usize>>,
+    pub(crate) hold: Option<At<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 mod guards;
+mod health;
 mod modes;
 
 use super::*;

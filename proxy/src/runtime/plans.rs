@@ -16,7 +16,7 @@ pub(super) fn configured_states(config: &Config) -> Vec<State> {
 }
 
 /// Where sessions go with the servers, by number, in these `states`. A server that
-/// is down is left, unless all are.
+/// is down is left, unless all are and their upstream fails open.
 pub(super) fn steer(config: &Config, states: &[State]) -> Steering {
     let plans = plans(config, states);
     let leave = (0..config.servers.len()).map(|server| {
@@ -47,7 +47,10 @@ fn plans(config: &Config, states: &[State]) -> Vec<ByFamily<Arc<Plan>>> {
         let serves: ByFamily<Vec<bool>> = ByFamily::new(|v6| {
             let servers = listener.servers.iter();
             let serves = |(number, mode): &(usize, crate::mode::Mode)| {
-                !mode.spoofs() || config.servers[*number].address.0.is_ipv6() == v6
+                let server = &config.servers[*number];
+                let fails_open = server.health.as_ref().is_none_or(|health| health.fail_open);
+                (fails_open || states[*number] != State::Down)
+                    && (!mode.spoofs() || server.address.0.is_ipv6() == v6)
             };
             servers.map(serves).collect()
         });

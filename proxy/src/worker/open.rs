@@ -75,7 +75,7 @@ impl Worker {
         let sessions = |server: usize| counters[servers[server].number].sessions();
         let server = self.balancers[number].of(client).pick(key.client, sessions);
         let server = server.and_then(|index| servers.get(index)).cloned();
-        let server = server.ok_or(DropReason::Unreachable)?;
+        let server = server.ok_or_else(|| self.why_no_server(number, client))?;
         if server.mode.spoofs() && !self.can_speak_for(client, number, now) {
             return Err(DropReason::BadSource);
         }
@@ -115,6 +115,17 @@ impl Worker {
             prefix: server.mode.prefix(key.client, key.local),
         };
         self.begin(now, key, numbers, seat, link, is_kept)
+    }
+
+    /// Why no server takes a new session of this client: all are down, or of the
+    /// other address family.
+    fn why_no_server(&self, listener: usize, client: IpAddr) -> DropReason {
+        let servers = &self.listeners[listener].servers;
+        if servers.iter().any(|server| server.serves(client.is_ipv6())) {
+            DropReason::NoServer
+        } else {
+            DropReason::Unreachable
+        }
     }
 
     /// Whether there was no socket for another session a moment ago.

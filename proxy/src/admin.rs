@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::health::Board;
 use crate::metrics::{self, Metrics};
 use crate::net::Waker;
 use crate::worker::{Command, SessionReport};
@@ -57,7 +58,8 @@ const QUIET: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
-const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /sessions?limit=N&after=CURSOR\n";
+const INDEX: &str =
+    "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n";
 
 /// A way to tell a worker something.
 #[derive(Clone)]
@@ -98,6 +100,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The workers, by number.
     pub workers: Vec<WorkerHandle>,
+    /// What is known of the servers.
+    pub health: Arc<Board>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
 }
@@ -109,6 +113,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/upstreams", get(upstreams))
         .route("/sessions", get(sessions))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
@@ -156,10 +161,14 @@ async fn converse(stream: TcpStream, routes: Router) {
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.metrics.text() {
+    match admin.metrics.text(Arc::clone(&admin.health)) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn upstreams(State(admin): State<Arc<Admin>>) -> Response {
+    Json(admin.health.report(&admin.metrics)).into_response()
 }
 
 /// Alive: every worker still answers.

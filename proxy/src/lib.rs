@@ -48,6 +48,7 @@
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`doctor`] | what this host lacks for a configuration |
 //! | [`returns`], [`host`] | how replies return in each mode, and what this host says of its routes |
+//! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
 //!
@@ -69,6 +70,7 @@ pub mod commands;
 pub mod config;
 pub mod counters;
 pub mod doctor;
+pub mod health;
 pub mod holder;
 pub mod host;
 pub mod limits;

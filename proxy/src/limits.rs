@@ -5,12 +5,13 @@ use std::fs;
 
 use crate::admin;
 use crate::config::Config;
+use crate::health;
 
 /// Descriptors for everything that is no session and no worker's: every admin
-/// connection that there can be, and as many again for the admin listener,
+/// connection and every probe that there can be, and more for the admin listener,
 /// standard streams, the pipe of signals, the epoll and eventfd that go with
 /// them, and what the process inherited.
-const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS;
+const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS + health::MAX_PROBES;
 
 /// What each worker takes besides its listening sockets: epoll and eventfd.
 const WORKER_DESCRIPTORS: usize = 2;

@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::counters::{Counter, DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use crate::health::{Board, Traffic};
 use crate::session::Budget;
 
 /// The media type of what [`Metrics::text`] returns.
@@ -29,18 +30,19 @@ pub struct Metrics {
     pub budget: Arc<Budget>,
 }
 
-type Labels<'a> = Vec<(&'static str, &'a str)>;
-type Samples<'a> = Vec<(Labels<'a>, u64)>;
+pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
+pub(crate) type Samples<'a> = Vec<(Labels<'a>, u64)>;
 
 impl Metrics {
-    /// The metrics as text.
+    /// The metrics as text, with those of `health`.
     ///
     /// # Errors
     ///
     /// Only if the encoder of the metrics library fails.
-    pub fn text(self: &Arc<Self>) -> Result<String, fmt::Error> {
+    pub fn text(self: &Arc<Self>, health: Arc<Board>) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("ppv2");
         registry.register_collector(Box::new(Arc::clone(self)));
+        registry.register_collector(Box::new(health));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
@@ -56,6 +58,22 @@ impl Metrics {
     #[must_use]
     pub fn refusals(&self, server: usize) -> u64 {
         self.of_server(server, |counters| counters.refusals.get())
+    }
+
+    /// What the workers have counted of server number `server`, in sum.
+    #[must_use]
+    pub fn traffic(&self, server: usize) -> Traffic {
+        Traffic {
+            sent: self.of_server(server, |counters| counters.sent.get()),
+            replies: self.of_server(server, |counters| counters.replies.get()),
+            refusals: self.refusals(server),
+        }
+    }
+
+    /// Sessions of server number `server`.
+    #[must_use]
+    pub fn sessions(&self, server: usize) -> u64 {
+        self.of_server(server, ServerCounters::sessions)
     }
 
     fn of_listener(&self, number: usize, read: impl Fn(&ListenerCounters) -> u64) -> u64 {
@@ -285,7 +303,7 @@ impl Collector for Metrics {
     }
 }
 
-fn count(
+pub(crate) fn count(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -294,7 +312,7 @@ fn count(
     family(to, name, help, samples, ConstCounter::new)
 }
 
-fn gauge(
+pub(crate) fn gauge(
     to: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -349,7 +367,7 @@ mod tests {
             workers,
             budget: Budget::new(7, 7),
         });
-        let text = metrics.text().unwrap();
+        let text = metrics.text(Arc::default()).unwrap();
         for line in [
             "# TYPE ppv2_client_datagrams counter",
             "ppv2_client_datagrams_total{listener=\"a\"} 0",

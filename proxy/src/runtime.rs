@@ -25,6 +25,7 @@ use crate::admin::{self, Admin, WorkerHandle};
 use crate::config::{Config, Listener};
 use crate::counters::WorkerCounters;
 use crate::doctor;
+use crate::health::Health;
 use crate::holder;
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
@@ -140,11 +141,18 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
         None => None,
     };
     let mut crew = Crew::start(config, ceiling, entrances)?;
+    let health = Health::start(
+        Arc::new(config.clone()),
+        Arc::clone(&crew.metrics),
+        crew.workers.clone(),
+        plans::steer,
+    );
     let ready = Arc::new(AtomicBool::new(true));
     if let Some(listener) = admin_listener {
         let admin = Admin {
             metrics: Arc::clone(&crew.metrics),
             workers: crew.workers.clone(),
+            health: health.board(),
             ready: Arc::clone(&ready),
         };
         tokio::spawn(admin::serve(listener, admin));
@@ -155,6 +163,7 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
     crew.until_told(&mut watch, &mut terminate, &mut interrupt)
         .await?;
     ready.store(false, Ordering::Release);
+    drop(health);
     let stopped = crew
         .stop(config.drain_timeout, &mut terminate, &mut interrupt)
         .await;

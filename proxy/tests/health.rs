@@ -1,0 +1,271 @@
+//! Servers that die, hang, answer wrongly and return, under load: whose clients go
+//! elsewhere, and who stays.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod common;
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::*;
+
+const SERVE: u8 = 0;
+const HANG: u8 = 1;
+const ANSWER_WRONGLY: u8 = 2;
+const ANSWER_PROBES_ALONE: u8 = 3;
+const DIE: u8 = 4;
+
+/// Three failures in a row take that long.
+const FALL: Duration = Duration::from_millis(3 * 200);
+
+const PROBE: &str = "probe = { kind = \"udp\", send = \"ping\", expect_regex = '^pong$' }";
+
+/// Answers clients with its address, and probes with "pong", as long as it is told
+/// to.
+struct Server {
+    address: SocketAddr,
+    manner: Arc<AtomicU8>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(address: SocketAddr) -> Self {
+        let manner = Arc::new(AtomicU8::new(SERVE));
+        let socket = bind(address);
+        socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let told = Arc::clone(&manner);
+        let thread = std::thread::spawn(move || answer(&socket, address, &told));
+        Self {
+            address,
+            manner,
+            thread: Some(thread),
+        }
+    }
+
+    fn four() -> Vec<Self> {
+        let one = |_| Self::start(address("127.0.0.1"));
+        (0..4).map(one).collect()
+    }
+
+    fn tell(&self, manner: u8) {
+        self.manner.store(manner, Ordering::Relaxed);
+    }
+
+    /// Closes its socket.
+    fn die(&mut self) {
+        self.tell(DIE);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+fn answer(socket: &UdpSocket, address: SocketAddr, manner: &AtomicU8) {
+    let mut datagram = [0; 2000];
+    loop {
+        let received = socket.recv_from(&mut datagram);
+        let manner = manner.load(Ordering::Relaxed);
+        let (len, from) = match (manner, received) {
+            (DIE, _) => return,
+            (HANG, _) => continue,
+            (_, Ok(received)) => received,
+            (_, Err(error)) if error.kind() == ErrorKind::WouldBlock => continue,
+            (_, Err(error)) => panic!("{error}"),
+        };
+        let (header, payload) = ppv2::decode(&datagram[..len]).unwrap();
+        if header.origin() == ppv2::Origin::Local {
+            assert_eq!(payload, b"ping");
+            let wrong = manner == ANSWER_WRONGLY;
+            let answer: &[u8] = if wrong { b"pang" } else { b"pong" };
+            let _ = socket.send_to(answer, from);
+        } else if manner != ANSWER_PROBES_ALONE {
+            let _ = socket.send_to(address.to_string().as_bytes(), from);
+        }
+    }
+}
+
+struct Proxy {
+    process: Process,
+    listener: SocketAddr,
+    admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+fn start(servers: &[Server], keys: &str) -> Proxy {
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let addresses: Vec<_> = servers
+        .iter()
+        .map(|s| format!("\"{}\"", s.address))
+        .collect();
+    let config = format!(
+        "workers = 2\n[admin]\nlisten = \"{admin}\"\n[[listener]]\nbind = [\"{listener}\"]\n\
+         upstream = \"u\"\n[upstream.u]\nbalance = \"round_robin\"\nhealth = {{ \
+         every = \"200ms\", timeout = \"100ms\", fall = 3, rise = 2, {keys} }}\n\
+         servers = [{}]\n",
+        addresses.join(", ")
+    );
+    let process = proxy_with(&folder, &config);
+    Proxy {
+        process,
+        listener,
+        admin,
+        _folder: folder,
+    }
+}
+
+impl Proxy {
+    fn is_up(&self, server: &Server) -> bool {
+        let name = format!(
+            "ppv2_upstream_up{{upstream=\"u\",server=\"{}\"}}",
+            server.address
+        );
+        metric(self.admin, &name) == 1
+    }
+
+    /// Which server answers this client now, if one does at once.
+    fn server_of(&self, client: &UdpSocket) -> Option<SocketAddr> {
+        client.send_to(b"who", self.listener).unwrap();
+        let mut answer = [0; 100];
+        let len = client.recv(&mut answer).ok()?;
+        Some(
+            std::str::from_utf8(&answer[..len])
+                .unwrap()
+                .parse()
+                .unwrap(),
+        )
+    }
+}
+
+/// Clients that soon give up on an answer.
+fn clients(count: usize) -> Vec<UdpSocket> {
+    let client = |_| {
+        let client = socket("127.0.0.1");
+        let soon = Some(Duration::from_millis(100));
+        client.set_read_timeout(soon).unwrap();
+        client
+    };
+    (0..count).map(client).collect()
+}
+
+#[test]
+fn clients_of_a_killed_server_are_answered_by_others_and_nobody_else_moves() {
+    let mut servers = Server::four();
+    let proxy = start(&servers, PROBE);
+    let clients = clients(40);
+    let of = |client: &UdpSocket| proxy.server_of(client);
+    let before: Vec<_> = clients.iter().map(|c| of(c).unwrap()).collect();
+    let dead = servers[1].address;
+    assert!(before.contains(&dead));
+    servers[1].die();
+    let killed = Instant::now();
+    // Under load: those of the others are answered all the time.
+    while killed.elapsed() < FALL + STEERED {
+        for (client, server) in clients.iter().zip(&before) {
+            if *server != dead {
+                assert_eq!(of(client), Some(*server));
+            }
+        }
+    }
+    for (client, server) in clients.iter().zip(&before) {
+        let now = of(client).expect("an answer to the next datagram");
+        assert!(now != dead && (*server == dead || now == *server));
+    }
+    assert!(!proxy.is_up(&servers[1]));
+    let (status, upstreams) = http_get(proxy.admin, "/upstreams");
+    assert_eq!(status, 200);
+    assert_eq!(
+        upstreams.matches("\"state\":\"down\"").count(),
+        1,
+        "{upstreams}"
+    );
+    assert!(
+        upstreams.contains("probe refused, 3 in a row"),
+        "{upstreams}"
+    );
+
+    servers[1] = Server::start(dead);
+    eventually("its return", || proxy.is_up(&servers[1]));
+    // It gets new clients; the old ones stay where they are.
+    let more = self::clients(40);
+    eventually("new clients", || more.iter().any(|c| of(c) == Some(dead)));
+    assert!(clients.iter().all(|client| of(client) != Some(dead)));
+    assert_eq!(proxy.process.log().matches("server is down").count(), 1);
+    assert_eq!(proxy.process.log().matches("server is up").count(), 1);
+}
+
+/// What a loaded machine takes to probe late and to tell workers.
+const STEERED: Duration = Duration::from_millis(600);
+
+#[test]
+fn servers_that_hang_or_answer_wrongly_are_left_until_they_recover() {
+    let servers = Server::four();
+    let proxy = start(&servers, PROBE);
+    servers[0].tell(HANG);
+    servers[1].tell(ANSWER_WRONGLY);
+    eventually("two to go down", || {
+        !proxy.is_up(&servers[0]) && !proxy.is_up(&servers[1])
+    });
+    assert!(proxy.is_up(&servers[2]) && proxy.is_up(&servers[3]));
+    let log = proxy.process.log();
+    assert!(
+        log.contains("probe timeout") && log.contains("probe wrong_answer"),
+        "{log}"
+    );
+    servers[0].tell(SERVE);
+    servers[1].tell(SERVE);
+    eventually("all to return", || servers.iter().all(|s| proxy.is_up(s)));
+}
+
+#[test]
+fn one_that_answers_probes_and_no_clients_is_seen_by_their_traffic() {
+    let servers = Server::four();
+    let passive = "passive = { window = \"200ms\", unanswered = 80, at_least = 5, hold = \"1m\" }";
+    let proxy = start(&servers, &format!("{PROBE}, {passive}"));
+    servers[2].tell(ANSWER_PROBES_ALONE);
+    let clients = clients(40);
+    eventually("clients to leave it", || {
+        for client in &clients {
+            client.send_to(b"who", proxy.listener).unwrap();
+        }
+        !proxy.is_up(&servers[2])
+    });
+    assert!(proxy.process.log().contains("unanswered"));
+    let others = [0, 1, 3].map(|number: usize| &servers[number]);
+    assert!(others.iter().all(|server| proxy.is_up(server)));
+}
+
+#[test]
+fn with_all_servers_down_sessions_go_on_or_are_refused_as_configured() {
+    for fail_open in [true, false] {
+        let servers = Server::four();
+        let proxy = start(&servers, &format!("{PROBE}, fail_open = {fail_open}"));
+        let client = &clients(1)[0];
+        assert!(proxy.server_of(client).is_some());
+        for server in &servers {
+            // To clients it does answer.
+            server.tell(ANSWER_WRONGLY);
+        }
+        eventually("all to go down", || servers.iter().all(|s| !proxy.is_up(s)));
+        if fail_open {
+            assert!(proxy.server_of(client).is_some());
+            assert_eq!(dropped(proxy.admin, "no_server"), 0);
+        } else {
+            eventually("a drop", || {
+                let _ = proxy.server_of(client);
+                dropped(proxy.admin, "no_server") > 0
+            });
+            assert_eq!(proxy.server_of(client), None);
+        }
+    }
+}

@@ -214,3 +214,135 @@ async fn http(target: &Target, port: Option<u16>, path: &str) -> io::Result<Outc
 pub(super) fn lot() -> u64 {
     RandomState::new().build_hasher().finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket as Blocking};
+    use std::thread;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(200);
+
+    fn asked(probe: &Probe, address: SocketAddr) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let target = Target {
+            address,
+            source: None,
+            reads_header: false,
+        };
+        runtime.block_on(ask(probe, &target, SOON))
+    }
+
+    /// What comes of a probe that is answered by what `answers` makes of it.
+    fn answered(probe: &Probe, answers: fn(&[u8]) -> Vec<Vec<u8>>) -> Outcome {
+        let server = Blocking::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let thread = thread::spawn(move || {
+            let mut question = [0; 2000];
+            let (len, from) = server.recv_from(&mut question).unwrap();
+            for answer in answers(&question[..len]) {
+                // The probe may be over, and refuse the rest.
+                let _ = server.send_to(&answer, from);
+            }
+            server
+        });
+        let outcome = asked(probe, address);
+        drop(thread.join().unwrap());
+        outcome
+    }
+
+    #[test]
+    fn a_dns_answer_has_the_id_and_is_no_failure() {
+        let probe = Probe::Dns {
+            query: vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1],
+            header: Header::None,
+        };
+        fn with(question: &[u8], flags: [u8; 2]) -> Vec<Vec<u8>> {
+            let mut answer = question.to_vec();
+            answer[2..4].copy_from_slice(&flags);
+            vec![answer]
+        }
+        let nxdomain = answered(&probe, |question| with(question, [0x81, 0x83]));
+        assert_eq!(nxdomain, Outcome::Passed);
+        let servfail = answered(&probe, |question| with(question, [0x81, 0x82]));
+        assert_eq!(servfail, Outcome::WrongAnswer);
+        let echo = answered(&probe, |question| vec![question.to_vec()]);
+        assert_eq!(echo, Outcome::WrongAnswer);
+        let other_id = answered(&probe, |question| {
+            let mut answers = with(question, [0x81, 0x80]);
+            answers[0][0] ^= 1;
+            answers
+        });
+        assert_eq!(other_id, Outcome::WrongAnswer);
+    }
+
+    #[test]
+    fn a_flood_of_wrong_answers_ends_a_probe() {
+        let probe = Probe::Udp {
+            payload: b"ping".to_vec(),
+            expect: Expect::Bytes(b"pong".to_vec()),
+            header: Header::None,
+        };
+        let late = answered(&probe, |_| vec![b"no".to_vec(), b"pong".to_vec()]);
+        assert_eq!(late, Outcome::Passed);
+        let flood = answered(&probe, |_| {
+            let mut answers = vec![b"no".to_vec(); 100];
+            answers.push(b"pong".to_vec());
+            answers
+        });
+        assert_eq!(flood, Outcome::WrongAnswer);
+    }
+
+    #[test]
+    fn nobody_listening_is_a_refusal_also_where_silence_passes() {
+        let probe = Probe::Udp {
+            payload: Vec::new(),
+            expect: Expect::Silence,
+            header: Header::Local,
+        };
+        let free = Blocking::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        assert_eq!(asked(&probe, address), Outcome::Passed);
+        let mut datagram = [0; 100];
+        let (len, _) = free.recv_from(&mut datagram).unwrap();
+        let (header, rest) = ppv2::decode(&datagram[..len]).unwrap();
+        assert_eq!(header.origin(), ppv2::Origin::Local);
+        assert!(rest.is_empty());
+        drop(free);
+        assert_eq!(asked(&probe, address), Outcome::Refused);
+    }
+
+    #[test]
+    fn a_companion_answers_over_tcp() {
+        use std::io::{Read, Write};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let port = Some(address.port());
+        let thread = thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            for status in ["204 Fine", "503 Busy"] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 1000];
+                let len = stream.read(&mut request).unwrap();
+                assert!(request[..len].starts_with(b"GET /up HTTP/1.1\r\n"));
+                write!(stream, "HTTP/1.1 {status}\r\n\r\n").unwrap();
+            }
+        });
+        // The server's own port is another one.
+        let mut server = address;
+        server.set_port(1);
+        assert_eq!(asked(&Probe::Tcp { port }, server), Outcome::Passed);
+        let http = Probe::Http {
+            port,
+            path: "/up".to_owned(),
+        };
+        assert_eq!(asked(&http, server), Outcome::Passed);
+        assert_eq!(asked(&http, server), Outcome::WrongAnswer);
+        thread.join().unwrap();
+        assert_eq!(asked(&http, server), Outcome::Refused);
+    }
+}

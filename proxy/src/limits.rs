@@ -8,10 +8,10 @@ use crate::config::Config;
 use crate::health;
 
 /// Descriptors for everything that is no session and no worker's: every admin
-/// connection and every probe that there can be, and more for the admin listener,
+/// connection that there can be, and as many again for the admin listener,
 /// standard streams, the pipe of signals, the epoll and eventfd that go with
 /// them, and what the process inherited.
-const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS + health::MAX_PROBES;
+const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS;
 
 /// What each worker takes besides its listening sockets: epoll and eventfd.
 const WORKER_DESCRIPTORS: usize = 2;
@@ -54,7 +54,9 @@ impl Ceiling {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let workers = config.worker_count() * WORKER_DESCRIPTORS;
-        let taken = SPARE_DESCRIPTORS + workers + config.listening_sockets();
+        let probed = config.servers.iter().filter(|server| server.is_probed());
+        let probes = probed.count().min(health::MAX_PROBES);
+        let taken = SPARE_DESCRIPTORS + probes + workers + config.listening_sockets();
         let descriptors = descriptors.saturating_sub(taken);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::ConfigError;
 use super::check::Checker;
 use super::file::{self, At};
+use super::{ConfigError, Server};
 
 /// The most that a regular expression may take when compiled; it bounds what one
 /// in the file can cost.
@@ -135,6 +135,16 @@ impl fmt::Display for Health {
             f.write_str(", no sessions when all are down")?;
         }
         Ok(())
+    }
+}
+
+impl Server {
+    /// Whether anything is sent to it to find out whether it serves.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.health
+            .as_ref()
+            .is_some_and(|health| health.probe.is_some())
     }
 }
 

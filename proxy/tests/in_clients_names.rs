@@ -28,7 +28,12 @@ fn forged_sources_are_counted_and_never_written_from() {
     let Some(lab) = Lab::enter(name, Side::Private) else {
         return;
     };
-    for mode in [TRANSPARENT, OWN_PORT, DSR] {
+    for (scheme, mode) in [
+        (Scheme::Transparent, TRANSPARENT),
+        (Scheme::Transparent, OWN_PORT),
+        (Scheme::RewriteOnProxy, DSR),
+    ] {
+        let setup = lab.set_up(scheme);
         let proxy = lab.proxy(mode);
         let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Way::Back));
 
@@ -81,6 +86,8 @@ fn forged_sources_are_counted_and_never_written_from() {
             assert_eq!(seen, [client.address.ip()]);
             assert_eq!(proxy.dropped(family, "bad_source"), expected);
         }
+        drop(proxy);
+        setup.undo();
     }
 }
 

@@ -65,6 +65,7 @@ fn sessions_without_replies_do_not_hold_up_a_stop() {
     let Some(lab) = Lab::enter(name, Side::Private) else {
         return;
     };
+    lab.set_up(Scheme::RewriteOnProxy);
     for mode in [DSR, SDK] {
         // Longer than the test waits.
         let config = format!("drain_timeout = \"10m\"\n{}", listeners(mode));
@@ -120,8 +121,14 @@ fn replies_that_come_all_the_same_harm_nothing() {
         return;
     };
     for (scheme, mode) in [(Scheme::SdkByProxy, SDK), (Scheme::Transparent, DSR)] {
-        let setup = lab.set_up(scheme);
+        // What has replies come to the proxy is refused at start.
+        let forwarding = (mode == DSR).then(|| lab.set_up(Scheme::RewriteOnProxy));
+        let early = (mode != DSR).then(|| lab.set_up(scheme));
         let proxy = lab.proxy(mode);
+        if let Some(forwarding) = forwarding {
+            forwarding.undo();
+        }
+        let setup = early.unwrap_or_else(|| lab.set_up(scheme));
         let clients = |family| [1, 2].map(|number| Client::new(&lab, family, number, 0));
         let clients = Family::BOTH.map(clients);
         let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Way::ToProxy(STRAY)));

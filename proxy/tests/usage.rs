@@ -431,3 +431,34 @@ fn a_reader_of_standard_error_that_stalls_stops_nothing() {
     writer.set_nonblocking(false).unwrap();
     serves_with_standard_error(OwnedFd::from(writer).into(), || ());
 }
+
+#[test]
+fn nobody_runs_it_as_root() {
+    let (listener, upstream) = (address("127.0.0.1").to_string(), "127.0.0.1:1");
+    let with = |user| {
+        [
+            "run",
+            "--listen",
+            &listener,
+            "--upstream",
+            upstream,
+            "--user",
+            user,
+        ]
+    };
+    fails(&with("root"), 2, &["`root` is root", "an ordinary user"]);
+    fails(&with("nosuchuser"), 2, &["there is no user `nosuchuser`"]);
+    if rustix::process::geteuid().is_root() {
+        let mut process = Process::start(Command::new(BINARY).args(with("daemon")));
+        process.wait_for("ready");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+        let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+        assert_eq!(line("Uid:"), Some("\t1\t1\t1\t1"));
+        assert_eq!(line("Gid:"), Some("\t1\t1\t1\t1"));
+        assert_eq!(line("Groups:").map(str::trim), Some("1"));
+        assert_eq!(line("CapPrm:"), Some("\t0000000000000000"));
+        assert_eq!(line("NoNewPrivs:"), Some("\t1"));
+    } else {
+        fails(&with("daemon"), 1, &["only root can become `daemon`"]);
+    }
+}

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use ppv2_sdk::{ReplyFrom, Trust};
 use socket2::{Domain, Protocol, Type};
 
-use super::super::{TIMEOUT, bind, read_header, receive, receive_nothing};
+use super::super::{TIMEOUT, bind, receive, receive_nothing};
 use super::{Family, Lab};
 
 /// Exchanges of each client in [`exchange`].
@@ -23,7 +24,8 @@ pub enum Way {
     Back,
     /// The same without a UDP checksum, over IPv4.
     Unchecked,
-    /// To the client that the header names, from the destination that it names.
+    /// By our SDK: to the client that the header names, from the destination that
+    /// it names.
     ByHeader,
     /// By the header, too, but from the socket that it was asked at, to the
     /// source, however many answers: what a server must not do.
@@ -46,9 +48,8 @@ impl Echo {
     pub fn at(lab: &Lab, address: SocketAddr, way: Way) -> Self {
         let socket = lab.at("server", || bind(address));
         let answers = lab.at("server", || match way {
-            Way::Back | Way::ToProxy(_) => None,
+            Way::Back | Way::ToProxy(_) | Way::ByHeader => None,
             Way::Unchecked => Some(raw_udp(address.ip())),
-            Way::ByHeader => Some(in_name_of_listener(address.is_ipv6())),
         });
         socket
             .set_read_timeout(Some(Duration::from_millis(20)))
@@ -57,6 +58,20 @@ impl Echo {
             Arc::<AtomicBool>::default(),
             Arc::<Mutex<Vec<_>>>::default(),
         );
+        if way == Way::ByHeader {
+            let trust = Trust::networks(["10.0.0.1", "fd00:a::1"]).unwrap();
+            let trust = trust.reply_from(ReplyFrom::Listener);
+            let socket = ppv2_sdk::UdpSocket::from_std(socket, trust).unwrap();
+            let (stopped, seen_by) = (Arc::clone(&stop), Arc::clone(&seen));
+            // What it binds later must be on the server's host, too.
+            let serve = move || serve_by_sdk(&socket, &stopped, &seen_by);
+            let thread = lab.at("server", || thread::spawn(serve));
+            return Self {
+                stop,
+                seen,
+                thread: Some(thread),
+            };
+        }
         let thread = thread::spawn({
             let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
             move || {
@@ -80,14 +95,7 @@ impl Echo {
                             let datagram = unchecked(address.port(), source.port(), &answer);
                             answers.send_to(&datagram, &without_port(source)).unwrap();
                         }
-                        Way::ByHeader => {
-                            let answers = answers.as_ref().unwrap();
-                            let (client, destination, payload) = read_header(&datagram[..len]);
-                            let bound = answers.local_addr().unwrap().as_socket();
-                            assert_eq!(bound, Some(destination));
-                            let answer = [client.to_string().as_bytes(), b" ", &payload].concat();
-                            answers.send_to(&answer, &client.into()).unwrap();
-                        }
+                        Way::ByHeader => unreachable!("served by the SDK"),
                     }
                 }
             }
@@ -113,21 +121,17 @@ impl Drop for Echo {
     }
 }
 
-/// A socket at the listener's address on the server's host: over IPv6 by
-/// IPV6_FREEBIND, over IPv4 because that host has the address.
-fn in_name_of_listener(v6: bool) -> socket2::Socket {
-    let family = if v6 { Family::V6 } else { Family::V4 };
-    let socket = socket2::Socket::new(
-        Domain::for_address(family.listener()),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )
-    .unwrap();
-    if v6 {
-        socket.set_freebind_v6(true).unwrap();
+/// Answers each client from the listener that it wrote to.
+fn serve_by_sdk(socket: &ppv2_sdk::UdpSocket, stop: &AtomicBool, seen: &Mutex<Vec<SocketAddr>>) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(datagram) = socket.recv_datagram() else {
+            continue;
+        };
+        let client = datagram.client.to_string();
+        let answer = [client.as_bytes(), b" ", &datagram.payload].concat();
+        seen.lock().unwrap().push(datagram.proxy.unwrap());
+        socket.reply(&datagram, &answer).unwrap();
     }
-    socket.bind(&family.listener().into()).unwrap();
-    socket
 }
 
 /// A socket that takes UDP headers from its user, for what the kernel would not

@@ -11,9 +11,9 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -58,8 +58,8 @@ const QUIET: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
-const INDEX: &str =
-    "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n";
+const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n\
+     by POST: /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
 
 /// A way to tell a worker something.
 #[derive(Clone)]
@@ -114,6 +114,8 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/upstreams", get(upstreams))
+        .route("/drain", post(drain))
+        .route("/undrain", post(undrain))
         .route("/sessions", get(sessions))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
@@ -169,6 +171,43 @@ async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn upstreams(State(admin): State<Arc<Admin>>) -> Response {
     Json(admin.health.report(&admin.metrics)).into_response()
+}
+
+/// A server, by the names that `/upstreams` shows.
+#[derive(Deserialize)]
+struct Named {
+    upstream: String,
+    server: String,
+}
+
+async fn drain(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+    Query(named): Query<Named>,
+) -> Response {
+    set_drain(&admin, &headers, &named, true)
+}
+
+async fn undrain(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+    Query(named): Query<Named>,
+) -> Response {
+    set_drain(&admin, &headers, &named, false)
+}
+
+fn set_drain(admin: &Admin, headers: &HeaderMap, named: &Named, drain: bool) -> Response {
+    // A browser sends it with what a page of another site has it post.
+    if headers.contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "not from a browser\n").into_response();
+    }
+    let Named { upstream, server } = named;
+    if admin.health.drain(upstream, server, drain) {
+        return (if drain { "draining\n" } else { "serving\n" }).into_response();
+    }
+    let message =
+        format!("there is no server `{server}` in an upstream `{upstream}`; see /upstreams\n");
+    (StatusCode::NOT_FOUND, message).into_response()
 }
 
 /// Alive: every worker still answers.

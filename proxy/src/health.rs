@@ -68,7 +68,7 @@ impl Health {
         self.tasks.abort_all();
         self.tasks = JoinSet::new();
         self.board.follow(&config);
-        let changed = Arc::new(Notify::new());
+        let changed = self.board.changed();
         let places = Arc::new(Semaphore::new(MAX_PROBES));
         for (number, server) in config.servers.iter().enumerate() {
             let Some(health) = &server.health else {

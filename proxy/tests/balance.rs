@@ -259,3 +259,68 @@ fn ipv6_clients_of_one_network_share_a_server() {
         "{by_site:?}"
     );
 }
+
+#[test]
+fn an_operator_drains_a_server_and_its_sessions_stay() {
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let servers = [socket("127.0.0.1"), socket("127.0.0.1")];
+    let [first, second] = [0, 1].map(|index: usize| servers[index].local_addr().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let _proxy = proxy_with(
+        &folder,
+        &format!(
+            "[admin]\nlisten = \"{admin}\"\n[[listener]]\nbind = [\"{listener}\"]\n\
+             upstream = \"u\"\n[upstream.u]\nbalance = \"round_robin\"\n\
+             servers = [\"{first}\", \"{second}\"]\n"
+        ),
+    );
+    let sent = || -> u64 {
+        let of = |server| {
+            let labels = format!("upstream=\"u\",server=\"{server}\"");
+            metric(admin, &format!("ppv2_upstream_datagrams_total{{{labels}}}"))
+        };
+        of(first) + of(second)
+    };
+    servers[0].set_nonblocking(true).unwrap();
+    let received = || {
+        let mut datagram = [0; 100];
+        let received = || servers[0].recv_from(&mut datagram).ok();
+        std::iter::from_fn(received).count()
+    };
+    // What the first server gets of 20 new clients.
+    let at_first = || {
+        let before = sent();
+        let clients: Vec<_> = (0..20).map(|_| socket("127.0.0.1")).collect();
+        for client in &clients {
+            client.send_to(b"question", listener).unwrap();
+        }
+        eventually("all to be sent", || sent() == before + 20);
+        (clients, received())
+    };
+    let (old, seen) = at_first();
+    assert!(seen > 0);
+    let ask = |word: &str| format!("POST /{word}?upstream=u&server={first}");
+    assert_eq!(http(admin, &ask("drain"), "").0, 200);
+    assert!(http_get(admin, "/upstreams").1.contains("\"draining\""));
+    // Workers are told within a moment.
+    eventually("no new sessions there", || at_first().1 == 0);
+    assert_eq!(at_first().1, 0);
+    let before = sent();
+    for client in &old {
+        client.send_to(b"again", listener).unwrap();
+    }
+    eventually("all to be sent", || sent() == before + 20);
+    assert_eq!(received(), seen);
+    assert_eq!(http(admin, &ask("undrain"), "").0, 200);
+    eventually("new sessions", || at_first().1 > 0);
+
+    let (status, body) = http(admin, "POST /drain?upstream=u&server=nobody", "");
+    assert_eq!(status, 404);
+    assert!(body.contains("no server `nobody`"), "{body}");
+    let from_a_page = "origin: http://example.com\r\n";
+    assert_eq!(http(admin, &ask("drain"), from_a_page).0, 403);
+    assert_eq!(
+        http_get(admin, &format!("/drain?upstream=u&server={first}")).0,
+        405
+    );
+}

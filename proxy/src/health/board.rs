@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use serde::Serialize;
+use tokio::sync::Notify;
 
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
@@ -20,6 +21,8 @@ use crate::upstream::State;
 #[derive(Debug, Default)]
 pub struct Board {
     entries: Mutex<Vec<Entry>>,
+    /// Told when workers must know.
+    changed: Arc<Notify>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +113,29 @@ impl Board {
         self.entries
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// What is told when workers must know how servers stand.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+
+    /// Has a server get no new sessions, or get them again, until the process ends.
+    /// False if there is no such server.
+    pub fn drain(&self, upstream: &str, server: &str, drain: bool) -> bool {
+        let mut entries = self.entries();
+        let found = entries
+            .iter_mut()
+            .find(|entry| entry.upstream == upstream && entry.name == server);
+        let Some(entry) = found else {
+            return false;
+        };
+        if entry.drain != drain {
+            entry.drain = drain;
+            tracing::info!(upstream, server, drain, "an operator asked for it");
+            self.changed.notify_one();
+        }
+        true
     }
 
     /// Takes over the servers of `config`, and what is known of those that stay.

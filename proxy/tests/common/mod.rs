@@ -244,9 +244,18 @@ pub fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 /// Status and body of an HTTP request to the admin address.
 pub fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
+    http(address, &format!("GET {path}"), "")
+}
+
+/// As [`http_get`], of a request with any method and more header lines.
+pub fn http(address: SocketAddr, request: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "{request} HTTP/1.0\r\nhost: {address}\r\n{headers}\r\n"
+    )
+    .unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();

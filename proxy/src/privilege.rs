@@ -34,8 +34,11 @@ pub enum PrivilegeError {
     /// An ordinary user can't become another one.
     #[error("only root can become `{0}`; start the proxy as that user, or leave `user` out")]
     NotRoot(String),
-    /// The kernel refused.
-    #[error("can't {what}: {error}")]
+    /// The kernel refused, as it does where a container's root has no capabilities.
+    #[error(
+        "can't {what}: {error}; start the proxy as an ordinary user (docker run --user, User= of \
+         systemd), or leave it CAP_SETUID and CAP_SETGID"
+    )]
     Refused {
         /// What it refused.
         what: String,

@@ -91,7 +91,7 @@ pub struct Standing {
     pub capabilities: Vec<&'static str>,
 }
 
-/// Becomes `user`, or [`DEFAULT_USER`] if started as root, and lets go of all
+/// Becomes `user`, or `nobody` if started as root, and lets go of all
 /// capabilities that `needs` does not name. Call it while there is one thread.
 ///
 /// # Errors

@@ -55,7 +55,7 @@ from_crates() {
 for peer in "$@"; do
     case $peer in
         # What the bench itself runs besides.
-        tools) from_debian tools gcc iproute2 libc6-dev util-linux ;;
+        tools) from_debian tools gcc iproute2 libc6-dev nftables util-linux ;;
         nginx) from_debian nginx nginx libnginx-mod-stream ;;
         dnsdist) from_debian dnsdist dnsdist ;;
         sozu)

@@ -8,11 +8,13 @@ CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 
 # Seconds that each fuzz target runs for in `make test`.
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 10
 
-# The tests that run the proxy; with the whole workspace selected, they share
-# its builds of everything that the portable data path doesn't change.
-PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(wildcard proxy/tests/*.rs))
+# The tests that run the proxy's data path; with the whole workspace selected, they
+# share its builds of everything that the portable one doesn't change.
+CONTROL_TESTS := doctor examples host_setup
+PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(filter-out \
+	$(CONTROL_TESTS:%=proxy/tests/%.rs),$(wildcard proxy/tests/*.rs)))
 
 .PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
 

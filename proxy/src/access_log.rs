@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -107,14 +107,19 @@ fn write_all(
     output: &mut Output,
     reopen: &AtomicBool,
 ) {
+    let mut flushed = Instant::now();
     loop {
         match summaries.recv_timeout(FLUSH) {
             Ok(summary) => {
                 let line = names.line(&summary, SystemTime::now());
                 output.write(&line.text(format));
             }
-            Err(RecvTimeoutError::Timeout) => output.flush(),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return output.flush(),
+        }
+        if flushed.elapsed() >= FLUSH {
+            output.flush();
+            flushed = Instant::now();
         }
         if reopen.swap(false, Ordering::Relaxed) {
             output.reopen();

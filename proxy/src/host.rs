@@ -28,13 +28,25 @@ pub fn is_own(ip: IpAddr) -> bool {
 pub fn interface_with(ip: IpAddr) -> Option<String> {
     let interfaces = if_addrs::get_if_addrs().ok()?;
     let has_it = interfaces.into_iter().find(|found| found.ip() == ip)?;
-    Some(has_it.name)
+    // An IPv4 address with a label is listed under that, which begins with the
+    // interface and a colon (ip-address(8)).
+    let (name, _) = has_it.name.split_once(':').unwrap_or((&has_it.name, ""));
+    is_plain_name(name).then(|| name.to_owned())
+}
+
+/// Whether a script can name this interface without quotes. The kernel allows more.
+#[must_use]
+pub fn is_plain_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    // IFNAMSIZ, less the closing zero.
+    (1..=15).contains(&name.len()) && name.chars().all(plain)
 }
 
 /// The name of interface `index`.
 #[must_use]
 pub fn interface_name(index: u32) -> Option<String> {
-    netdevice::index_to_name(any_socket().ok()?, index).ok()
+    let name = netdevice::index_to_name(any_socket().ok()?, index).ok()?;
+    is_plain_name(&name).then_some(name)
 }
 
 /// The number of interface `name`.

@@ -24,6 +24,11 @@ const RETIRED_SHARE: usize = 16;
 /// queries would fail without.
 const HOST_SHARE: usize = 32;
 
+/// Sessions in clients' names that there are at the most, unless the configuration
+/// says otherwise: no local port bounds them, and each takes kernel memory, some
+/// kilobytes, as long as whoever forges its client's address likes.
+const IN_CLIENTS_NAMES: usize = 100_000;
+
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Sockets that sessions can have at the most, and how they are used.
@@ -73,7 +78,7 @@ impl Ceiling {
         ports: Option<usize>,
         sharing: usize,
     ) -> Self {
-        let by_ports = ports.map_or(usize::MAX, |ports| ports - ports / HOST_SHARE);
+        let by_ports = ports.map_or(IN_CLIENTS_NAMES, |ports| ports - ports / HOST_SHARE);
         let sockets = descriptors.min(by_ports).max(1);
         let running = (sockets - sockets / RETIRED_SHARE).max(1);
         let max_sessions = configured.unwrap_or(running.saturating_mul(sharing));

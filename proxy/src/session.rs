@@ -197,6 +197,23 @@ pub enum Afterlife {
     None,
     /// It is let go at once: no reply ever comes to it.
     Unheard,
+    /// No reply ought to come to it, but one could, late, from a server that knows
+    /// no better: it rests.
+    RestUnheard,
+}
+
+impl Afterlife {
+    /// Whether it is kept for a while.
+    #[must_use]
+    pub fn rests(self) -> bool {
+        matches!(self, Self::Rest | Self::RestUnheard)
+    }
+
+    /// Whether replies are waited for.
+    #[must_use]
+    pub fn is_heard(self) -> bool {
+        matches!(self, Self::Rest | Self::None)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,7 +39,7 @@ use crate::session::{
 use crate::upstream::{Balancer, ByFamily, Server, Steering};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
-use open::{OwnAddresses, refused};
+use open::{Exhausted, OwnAddresses, ServerAddresses, refused};
 use replies::Replies;
 use shared::{Number, SharedSockets};
 use source::Source;
@@ -147,6 +147,8 @@ pub struct Worker {
     /// Why there was no socket for a new session, and until when not to try.
     shortage: Option<(DropReason, Instant)>,
     own: OwnAddresses,
+    servers: ServerAddresses,
+    exhausted: Exhausted,
     /// When a shared socket's path was asked for its MTU.
     mtu_asked: Cell<Option<Instant>>,
     table: Table<Link>,
@@ -203,6 +205,7 @@ impl Worker {
             ByFamily::new(|v6| Balancer::new(Arc::clone(plans.get(v6)), number, random_seed()))
         });
         let shared = SharedSockets::new(listeners.iter().map(|l| l.servers.as_slice()));
+        let servers = ServerAddresses::of(listeners.iter().flat_map(|l| &l.servers));
         let worker = Self {
             readiness,
             entrances,
@@ -214,6 +217,8 @@ impl Worker {
             next_source: number,
             shortage: None,
             own: OwnAddresses::default(),
+            servers,
+            exhausted: Exhausted::default(),
             mtu_asked: Cell::default(),
             table: Table::new(now, rules, max_retired)
                 .spoiling(Link::spoil)

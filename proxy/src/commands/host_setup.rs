@@ -101,7 +101,7 @@ pub struct Options {
     pub mtu: Option<u32>,
 
     /// Routing table and preference of its rules [default: 9022 for the proxy, 9023 for a server]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32_765))]
+    #[arg(long, value_name = "N", value_parser = table)]
     pub table: Option<u32>,
 }
 
@@ -299,10 +299,17 @@ fn route_interface(to: IpAddr) -> Result<String, String> {
 }
 
 /// An interface's name that means itself in a shell and in nft's rules.
+/// Takes the number of a routing table that is no other's: those from 253 on are
+/// the kernel's own (ip-route(8)), and rules have preferences below 32,766.
+fn table(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ (1..=252 | 256..=32_765)) => Ok(number),
+        _ => Err("give a number from 1 to 252 or from 256 to 32765".to_owned()),
+    }
+}
+
 fn interface(name: &str) -> Result<String, String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@:".contains(c);
-    // IFNAMSIZ, less the closing zero.
-    if name.is_empty() || name.len() > 15 || !name.chars().all(plain) {
+    if !host::is_plain_name(name) {
         return Err("give a name as `ip link` shows it, such as eth0".to_owned());
     }
     Ok(name.to_owned())

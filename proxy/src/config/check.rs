@@ -184,6 +184,7 @@ impl<'a> Checker<'a> {
             bind: (&bind, listener.bind.span()),
             responses: listener.responses,
             requests: listener.requests,
+            amplification: listener.amplification.is_some(),
             span,
         };
         self.check_modes(&whole, &servers, upstream, others)?;

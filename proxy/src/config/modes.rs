@@ -40,6 +40,7 @@ pub(super) struct Whole<'a> {
     pub(super) bind: (&'a [SocketAddr], Range<usize>),
     pub(super) responses: u64,
     pub(super) requests: u64,
+    pub(super) amplification: bool,
     /// Where the listener stands.
     pub(super) span: Range<usize>,
 }
@@ -181,6 +182,14 @@ impl Checker<'_> {
                 "listener `{}`: `responses` ends no session with a server in mode dsr, whose replies the proxy never sees; `idle_timeout` does",
                 listener.name
             ));
+        }
+        if listener.amplification && dsr > 0 {
+            return Err(self
+                .error(
+                    listener.span.clone(),
+                    "`amplification` bounds replies, which the proxy never sees in mode dsr",
+                )
+                .mend("leave `amplification` out, or serve it by another mode"));
         }
         if listener.requests > 0 && servers.iter().any(|(_, mode)| mode.spoofs_ports()) {
             return Err(self

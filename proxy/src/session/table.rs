@@ -317,7 +317,7 @@ impl<T> Table<T> {
     pub fn awaits_replies(&self) -> bool {
         self.sessions.iter().any(|(_, session)| {
             let each = self.rules[session.listener].responses.max(1);
-            let is_heard = (self.afterlife)(&session.link) != Afterlife::Unheard;
+            let is_heard = (self.afterlife)(&session.link).is_heard();
             session.is_active() && is_heard && !session.is_answered(each)
         })
     }
@@ -341,7 +341,7 @@ impl<T> Table<T> {
         {
             entry.remove();
         }
-        if (self.afterlife)(&session.link) != Afterlife::Rest {
+        if !(self.afterlife)(&session.link).rests() {
             self.remove(slot);
             return;
         }

@@ -44,6 +44,8 @@ impl Link {
         match &self.exit {
             Exit::Own(own) if own.claim.is_some() => Afterlife::None,
             Exit::Own(_) | Exit::Shared(_) => Afterlife::Rest,
+            // On a port of this host's, which another session could get.
+            Exit::Unheard { is_connected, .. } if *is_connected => Afterlife::RestUnheard,
             Exit::Unheard { .. } => Afterlife::Unheard,
         }
     }

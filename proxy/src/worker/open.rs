@@ -1,5 +1,6 @@
 //! New sessions: who may have one, and what it takes to begin it.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ use crate::upstream::Server;
 /// To find out that all ports are taken costs the kernel a millisecond, which
 /// the clients that have a session would wait for.
 const SHORTAGE: Duration = Duration::from_millis(20);
+
+/// How long no other port is looked for of a client that has used up its own.
+const EXHAUSTED: Duration = Duration::from_millis(500);
 
 /// How often a shared socket is read before a new session gets a place on it;
 /// one that holds more then is being flooded, and another is taken.
@@ -48,6 +52,46 @@ impl OwnAddresses {
     }
 }
 
+/// The addresses of all servers, of whichever listener: what is forged to come
+/// from one would be answered to it by another.
+#[derive(Default)]
+pub(super) struct ServerAddresses {
+    addresses: HashSet<SocketAddr>,
+    ips: HashSet<IpAddr>,
+}
+
+impl ServerAddresses {
+    pub(super) fn of<'s>(servers: impl Iterator<Item = &'s Server>) -> Self {
+        let mut all = Self::default();
+        for server in servers {
+            all.addresses.insert(server.address.0);
+            all.ips.insert(server.address.0.ip());
+        }
+        all
+    }
+}
+
+/// Clients' addresses of which all ports are taken, and until when not to look for
+/// another: to find out that there is none costs the kernel milliseconds. As many
+/// as can have used up their ports at a time.
+#[derive(Default)]
+pub(super) struct Exhausted {
+    clients: [Option<(IpAddr, Instant)>; 16],
+    next: usize,
+}
+
+impl Exhausted {
+    fn contains(&self, client: IpAddr, now: Instant) -> bool {
+        let is_it = |(ip, until): &(IpAddr, Instant)| *ip == client && now < *until;
+        self.clients.iter().flatten().any(is_it)
+    }
+
+    fn note(&mut self, client: IpAddr, until: Instant) {
+        self.clients[self.next] = Some((client, until));
+        self.next = (self.next + 1) % self.clients.len();
+    }
+}
+
 impl Worker {
     /// Begins a session for a client that has none, unless there is a reason
     /// not to.
@@ -68,7 +112,7 @@ impl Worker {
             Some(clients) => Some(clients.take(client).ok_or(DropReason::ClientSessions)?),
             None => None,
         };
-        if self.would_loop(&key, number, now) {
+        if self.would_loop(&key, now) {
             return Err(DropReason::BadSource);
         }
         let (servers, counters) = (&self.listeners[number].servers, &self.counters.servers);
@@ -76,7 +120,7 @@ impl Worker {
         let server = self.balancers[number].of(client).pick(key.client, sessions);
         let server = server.and_then(|index| servers.get(index)).cloned();
         let server = server.ok_or_else(|| self.why_no_server(number, client))?;
-        if server.mode.spoofs() && !self.can_speak_for(client, number, now) {
+        if server.mode.spoofs() && !self.can_speak_for(client, now) {
             return Err(DropReason::BadSource);
         }
         let numbers = (number, server.number);
@@ -243,6 +287,14 @@ impl Worker {
         now: Instant,
     ) -> Result<Exit, DropReason> {
         let options = self.options(listener);
+        let ip = client.0.ip();
+        let any_port = server
+            .mode
+            .source(client)
+            .is_some_and(|source| source.port() == 0);
+        if any_port && self.exhausted.contains(ip, now) {
+            return Err(DropReason::NoClientPort);
+        }
         speak_for(
             client,
             server,
@@ -256,21 +308,22 @@ impl Worker {
             // What only this client lacks must not keep others waiting.
             if is_shortage(*reason) {
                 self.shortage = Some((*reason, now + SHORTAGE));
+            } else if any_port && *reason == DropReason::NoClientPort {
+                self.exhausted.note(ip, now + EXHAUSTED);
             }
         })
     }
 
     /// Whether a server can be written to from this address: it must be able to
     /// answer it, and that answer must find its way out of this host.
-    fn can_speak_for(&mut self, client: IpAddr, listener: usize, now: Instant) -> bool {
+    fn can_speak_for(&mut self, client: IpAddr, now: Instant) -> bool {
         let is_nobodys = match client {
             IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
             IpAddr::V6(v6) => v6.is_unspecified() || v6.is_unicast_link_local(),
         };
-        let is_server = |server: &Server| server.address.0.ip() == client;
         !is_nobodys
             && !client.is_multicast()
-            && !self.listeners[listener].servers.iter().any(is_server)
+            && !self.servers.ips.contains(&client)
             && !self.own.contains(client, now)
     }
 
@@ -285,10 +338,9 @@ impl Worker {
     /// Whether replies to this client would come back to the proxy or to one of
     /// its servers. A forged source could otherwise start an exchange that never
     /// ends (CVE-2024-2169).
-    fn would_loop(&mut self, key: &Key, listener: usize, now: Instant) -> bool {
+    fn would_loop(&mut self, key: &Key, now: Instant) -> bool {
         let (client, local) = (key.client.0, key.local.0);
-        let is_server = |server: &Server| server.address.0 == client;
-        if self.listeners[listener].servers.iter().any(is_server) {
+        if self.servers.addresses.contains(&client) {
             return true;
         }
         let entrances = self

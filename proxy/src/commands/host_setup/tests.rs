@@ -278,10 +278,29 @@ fn one_address_in_two_ways_is_refused() {
 
 #[test]
 fn a_name_that_a_shell_would_take_apart_is_refused() {
-    for name in ["eth0", "eth0.100", "br-1a2b", "ppp0@x"] {
+    for name in ["eth0", "eth0.100", "br-1a2b"] {
         assert_eq!(interface(name).as_deref(), Ok(name));
     }
-    for name in ["", "a b", "$(id)", "a\"b", "x/y", "sixteen-letters-"] {
+    for name in [
+        "",
+        "a b",
+        "$(id)",
+        "a\"b",
+        "x/y",
+        "eth0:1",
+        "v@if5",
+        "sixteen-letters-",
+    ] {
         assert!(interface(name).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn the_kernels_own_tables_are_refused() {
+    for number in ["1", "252", "256", "9022", "32765"] {
+        assert_eq!(table(number), number.parse().map_err(|_| String::new()));
+    }
+    for number in ["0", "253", "254", "255", "32766", "main"] {
+        assert!(table(number).is_err(), "{number}");
     }
 }

@@ -110,6 +110,8 @@ fn rules_that_need_replies_or_a_second_port_are_errors() {
     assert!(error.contains("`responses` counts replies"), "{error}");
     let error = load(&with("requests = 9")).unwrap_err();
     assert!(error.contains("`requests` begins"), "{error}");
+    let error = load(&with("amplification = { limit = 3 }")).unwrap_err();
+    assert!(error.contains("`amplification` bounds replies"), "{error}");
     let mixed = GOOD.replacen("mode = ", "responses = 1\nmode = ", 1);
     let warnings = load(&mixed).unwrap().warnings;
     assert!(

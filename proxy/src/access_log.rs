@@ -66,12 +66,8 @@ impl Writer {
     /// Those of opening the file and of starting a thread.
     pub fn start(log: &AccessLog, config: &Config) -> io::Result<(Self, SyncSender<Summary>)> {
         let names = Names {
-            listeners: config.listeners.iter().map(|l| l.name.clone()).collect(),
-            servers: config
-                .servers
-                .iter()
-                .map(|server| (server.upstream.clone(), server.name.clone()))
-                .collect(),
+            listeners: config.listener_names(),
+            servers: config.server_names(),
         };
         let mut output = Output::open(log.path.clone())?;
         let format = log.format;

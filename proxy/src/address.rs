@@ -1,7 +1,7 @@
 //! The three addresses on a datagram's way, as types that can't be swapped.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -17,6 +17,19 @@ macro_rules! address {
     };
 }
 
+/// The 128 bits of an IPv6 address, of which the first `ipv6_prefix`, at most 128,
+/// are kept and the rest are 0; or all of an IPv4 one, mapped into IPv6.
+#[must_use]
+pub fn network_bits(ip: IpAddr, ipv6_prefix: u8) -> u128 {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => {
+            let host = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
+            v6.to_bits() & !host
+        }
+    }
+}
+
 address! {
     /// Who wrote to a listener, and who alone gets the replies.
     ClientAddr
@@ -29,4 +42,23 @@ address! {
 address! {
     /// A server of an upstream.
     ServerAddr
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_cuts_ipv6_alone() {
+        let ones = IpAddr::from([u8::MAX; 16]);
+        for len in 0..=128 {
+            let bits = network_bits(ones, len);
+            assert_eq!(bits.leading_ones(), u32::from(len));
+            assert_eq!(bits.count_ones(), u32::from(len));
+        }
+        let v4 = IpAddr::from([192, 0, 2, 1]);
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(network_bits(v4, 0), network_bits(mapped, 64));
+        assert_eq!(network_bits(v4, 0), 0xffff_c000_0201);
+    }
 }

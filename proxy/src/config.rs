@@ -250,6 +250,20 @@ impl Config {
         })
     }
 
+    /// The names of all listeners, by number.
+    #[must_use]
+    pub fn listener_names(&self) -> Vec<String> {
+        let listeners = self.listeners.iter();
+        listeners.map(|listener| listener.name.clone()).collect()
+    }
+
+    /// Upstream and name of all servers, by number.
+    #[must_use]
+    pub fn server_names(&self) -> Vec<(String, String)> {
+        let name = |server: &Server| (server.upstream.clone(), server.name.clone());
+        self.servers.iter().map(name).collect()
+    }
+
     /// How many sessions one socket serves where most share it; 1 if none do.
     #[must_use]
     pub fn sharing(&self) -> usize {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::address::{ClientAddr, ListenerAddr};
+use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::net::MAX_HEADER;
 
 /// How a server is told who the client is.
@@ -103,6 +103,13 @@ impl Mode {
             Self::Transparent { .. } | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server) => true,
             Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => false,
         }
+    }
+
+    /// Whether this server can be written to for clients of IPv6, or of IPv4: one
+    /// that sees a client as the source has those of its own family alone.
+    #[must_use]
+    pub fn reaches(self, server: ServerAddr, v6: bool) -> bool {
+        !self.spoofs() || server.0.is_ipv6() == v6
     }
 
     /// Whether servers are written to from clients' own ports, too.

@@ -16,7 +16,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, RawFd};
 
-use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Type};
 
 #[cfg(ppv2_portable)]
@@ -24,9 +23,11 @@ use fallback as sys;
 #[cfg(not(ppv2_portable))]
 use linux as sys;
 
+pub use cause::Cause;
 pub use probe::{own_addresses, probe, probe_bursts, probe_source};
 pub use sys::{Readiness, Waker};
 
+mod cause;
 #[cfg(ppv2_portable)]
 mod fallback;
 #[cfg(not(ppv2_portable))]
@@ -176,46 +177,6 @@ pub enum SendFault {
     },
 }
 
-/// What an error of a socket call means for the datagram at hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// Nothing is there to receive, or nothing more can be queued.
-    WouldBlock,
-    /// Longer than the path or UDP allows.
-    Oversize,
-    /// No route to the addressee.
-    Unreachable,
-    /// The process, or the host, has no file descriptor left.
-    NoDescriptors,
-    /// No local port is left.
-    NoPorts,
-    /// The kernel has no memory for it.
-    NoMemory,
-    /// The process lacks a privilege.
-    NotPermitted,
-    /// Anything else.
-    Other,
-}
-
-impl Cause {
-    /// Reads the error number of `error`.
-    #[must_use]
-    pub fn of(error: &io::Error) -> Self {
-        match Errno::from_io_error(error) {
-            Some(Errno::AGAIN) => Self::WouldBlock,
-            Some(Errno::MSGSIZE) => Self::Oversize,
-            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN | Errno::HOSTDOWN) => {
-                Self::Unreachable
-            }
-            Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptors,
-            Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPorts,
-            Some(Errno::NOBUFS | Errno::NOMEM) => Self::NoMemory,
-            Some(Errno::PERM | Errno::ACCESS) => Self::NotPermitted,
-            _ => Self::Other,
-        }
-    }
-}
-
 /// Room for what one call receives: [`BATCH`] slots, each for a datagram or a
 /// burst of them.
 #[derive(Debug)]
@@ -281,6 +242,15 @@ pub struct Socket {
 }
 
 impl Socket {
+    fn new(inner: socket2::Socket, bound: SocketAddr, wildcard: bool) -> Self {
+        Self {
+            inner,
+            burst_limit: Cell::new(usize::MAX),
+            bound,
+            wildcard,
+        }
+    }
+
     /// A socket that clients write to. `shared` lets the sockets of several
     /// workers bind the same address.
     ///
@@ -306,12 +276,7 @@ impl Socket {
         }
         inner.bind(&SockAddr::from(address))?;
         let bound = local_address(&inner)?;
-        Ok(Self {
-            inner,
-            burst_limit: Cell::new(usize::MAX),
-            bound,
-            wildcard,
-        })
+        Ok(Self::new(inner, bound, wildcard))
     }
 
     /// A session's socket, connected to `server`, from the address `source` of
@@ -332,12 +297,7 @@ impl Socket {
             inner.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
         }
         inner.connect(&SockAddr::from(server))?;
-        Ok(Self {
-            inner,
-            burst_limit: Cell::new(usize::MAX),
-            bound: server,
-            wildcard: false,
-        })
+        Ok(Self::new(inner, server, false))
     }
 
     /// A session's socket to `server` in the name of a client: what it sends comes
@@ -370,12 +330,7 @@ impl Socket {
             let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
             inner.connect(&SockAddr::from(server))?;
         }
-        Ok(Self {
-            inner,
-            burst_limit: Cell::new(usize::MAX),
-            bound: server,
-            wildcard: false,
-        })
+        Ok(Self::new(inner, server, false))
     }
 
     /// Nobody will receive from the socket: what comes all the same is dropped by
@@ -412,12 +367,7 @@ impl Socket {
         };
         let from = SocketAddr::new(source.unwrap_or(any), 0);
         inner.bind(&SockAddr::from(from))?;
-        Ok(Self {
-            inner,
-            burst_limit: Cell::new(usize::MAX),
-            bound: server,
-            wildcard: false,
-        })
+        Ok(Self::new(inner, server, false))
     }
 
     /// The address that the socket is bound to.

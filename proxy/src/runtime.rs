@@ -160,8 +160,13 @@ async fn supervise(config: &Config) -> Result<(), RunError> {
     announce(config, workers, ceiling);
 
     let mut watch = Watch::new(Arc::clone(&crew.metrics));
-    crew.until_told(&mut watch, &mut terminate, &mut interrupt)
-        .await?;
+    let told = crew
+        .until_told(&mut watch, &mut terminate, &mut interrupt)
+        .await;
+    if told.is_err() {
+        crew.end();
+        return told;
+    }
     ready.store(false, Ordering::Release);
     drop(health);
     let stopped = crew
@@ -348,12 +353,8 @@ impl Crew {
             workers.push(WorkerHandle { commands, waker });
         }
         let metrics = Arc::new(Metrics {
-            listeners: config.listeners.iter().map(|l| l.name.clone()).collect(),
-            servers: config
-                .servers
-                .iter()
-                .map(|server| (server.upstream.clone(), server.name.clone()))
-                .collect(),
+            listeners: config.listener_names(),
+            servers: config.server_names(),
             workers: counters,
             budget,
         });
@@ -421,11 +422,16 @@ impl Crew {
                 _ = interrupt.recv() => break,
             }
         }
+        self.end();
+        Ok(())
+    }
+
+    /// Ends the workers, and lets out what they had to tell of their sessions.
+    fn end(&mut self) {
         self.tell_all(|| Command::Stop);
         if let Some(writer) = self.writer.take() {
             writer.finish();
         }
-        Ok(())
     }
 
     fn reopen_log(&self) {

@@ -39,15 +39,6 @@ pub struct Server {
     pub share_sockets: bool,
 }
 
-impl Server {
-    /// Whether it can have clients of IPv6, or of IPv4: one that sees a client as
-    /// the source has those of its own family alone.
-    #[must_use]
-    pub fn serves(&self, v6: bool) -> bool {
-        !self.mode.spoofs() || self.address.0.is_ipv6() == v6
-    }
-}
-
 /// One thing for IPv4 clients and another for IPv6 clients.
 #[derive(Clone, Debug)]
 pub struct ByFamily<T>([T; 2]);

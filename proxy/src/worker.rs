@@ -5,8 +5,10 @@
 //! take_from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
 //! ```
 //!
-//! Nothing here is shared with other workers but the number of free sessions,
-//! which is touched when a session begins or ends. The kernel spreads clients
+//! What is shared with other workers is touched when a session begins or ends: the
+//! number of free ones, of each client's, and who writes from a client's own port.
+//! For each datagram, nothing is, but for the rates of clients where these are
+//! bounded, which take no lock. The kernel spreads clients
 //! over the workers' sockets (SO_REUSEPORT), always the same client to the same
 //! worker.
 
@@ -17,6 +19,7 @@ mod link;
 mod onward;
 mod open;
 mod replies;
+mod settings;
 mod shared;
 mod source;
 mod tally;
@@ -28,15 +31,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Socket, TrafficClass, Waker};
-use crate::session::{
-    Amount, Budget, Clients, EndReason, Key, Rates, Rules, Session, SessionId, Summary, Table,
-};
-use crate::upstream::{Balancer, ByFamily, Server, Steering};
+use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Summary, Table};
+use crate::upstream::{Balancer, ByFamily, Steering};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
 use open::{Exhausted, OwnAddresses, ServerAddresses, refused};
@@ -47,6 +46,7 @@ use tally::{amount_of, newly_lost, note_end};
 
 pub use claims::Claims;
 pub use command::{Command, SessionReport};
+pub use settings::{ListenerSettings, Pace, Share};
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
 /// datagrams are to gather.
@@ -59,36 +59,6 @@ const ALONE: usize = 2;
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
 const QUIET: Duration = Duration::from_millis(200);
-
-/// How a worker spends its time between datagrams.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
-    /// Look for datagrams again and again for so long before going to sleep.
-    pub busy_poll: Duration,
-    /// After a wake-up that brought few, let more gather for so long.
-    pub coalesce: Duration,
-}
-
-/// What a worker must know of a listener.
-#[derive(Clone, Debug)]
-pub struct ListenerSettings {
-    /// When its sessions end.
-    pub rules: Rules,
-    /// Clients that may open sessions.
-    pub allow: Vec<IpNet>,
-    /// Those of them that may not.
-    pub deny: Vec<IpNet>,
-    /// How many sessions each client may have.
-    pub clients: Option<Arc<Clients>>,
-    /// How many datagrams each client may send.
-    pub rates: Option<Arc<Rates>>,
-    /// Refuse rather than fragment what exceeds the path's MTU.
-    pub dont_fragment: bool,
-    /// Pass DSCP as well as ECN, in both directions.
-    pub dscp: bool,
-    /// Servers of its upstream.
-    pub servers: Vec<Server>,
-}
 
 /// A socket that clients write to.
 struct Entrance {
@@ -103,32 +73,6 @@ struct Entrance {
 struct Run {
     session: Option<SessionId>,
     slots: Vec<usize>,
-}
-
-/// What a worker is given.
-pub struct Share {
-    /// Its number; each begins its turns through the servers elsewhere.
-    pub number: usize,
-    /// Sockets that clients write to, and the number of each one's listener.
-    pub entrances: Vec<(Socket, usize)>,
-    /// All listeners, by number.
-    pub listeners: Vec<ListenerSettings>,
-    /// How it spends its time between datagrams.
-    pub pace: Pace,
-    /// Sessions that it may take a part of.
-    pub budget: Arc<Budget>,
-    /// Where it takes sessions.
-    pub steering: Arc<Steering>,
-    /// Clients' own ports that sessions of all workers write from.
-    pub claims: Arc<Claims>,
-    /// The most ended sessions whose ports it keeps.
-    pub max_retired: usize,
-    /// Where it counts.
-    pub counters: Arc<WorkerCounters>,
-    /// Where it tells of each session that has ended.
-    pub log: Option<SyncSender<Summary>>,
-    /// Where it hears what to do.
-    pub commands: Receiver<Command>,
 }
 
 /// One thread's share of the proxy.
@@ -394,8 +338,12 @@ impl Worker {
         amount: Amount,
         now: Instant,
     ) -> bool {
-        let rates = self.listeners[listener].rates.as_ref();
-        rates.is_some_and(|rates| !rates.admit(now, client.0.ip(), amount.datagrams))
+        let (listener, ip) = (&self.listeners[listener], client.0.ip());
+        // Who is not served anyway takes nobody's place in the buckets.
+        listener
+            .rates
+            .as_ref()
+            .is_some_and(|rates| listener.allows(ip) && !rates.admit(now, ip, amount.datagrams))
     }
 
     /// Sends the collected run to its session's server.

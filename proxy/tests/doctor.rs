@@ -114,17 +114,11 @@ impl Case {
 }
 
 /// What stands in place of the two that a command lacks.
-fn without(capabilities: &str, case: &Case) -> (Option<i32>, String, String) {
-    let output = Command::new("setpriv")
-        .args(["--bounding-set", capabilities, BINARY])
-        .args(case.arguments("doctor"))
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
+fn without(capabilities: &str, command: &[&str]) -> (Option<i32>, String, String) {
+    output_of(
+        Command::new("setpriv")
+            .args(["--bounding-set", capabilities, BINARY])
+            .args(command),
     )
 }
 
@@ -155,13 +149,22 @@ fn transparent_on_the_proxys_host() {
         &format!("{unmarked}; sysctl -q -w net.ipv4.conf.all.src_valid_mark=0"),
         &["FATAL … src_valid_mark is 1"],
     );
-    let (status, stdout, stderr) = without("-net_raw,-net_admin", &case);
+    let (status, stdout, stderr) = without("-net_raw,-net_admin", &case.arguments("doctor"));
     case.told(&["FATAL … CAP_NET_RAW"], status, &stdout, &stderr);
     assert!(stdout.contains("mend: setcap cap_net_raw+ep /"), "{stdout}");
     assert!(
         stdout.contains("AmbientCapabilities=CAP_NET_RAW"),
         "{stdout}"
     );
+    let (status, _, stderr) = without("-net_raw,-net_admin", &["run", "--config", &case.config]);
+    assert_eq!(status, Some(1), "{stderr}");
+    for part in [
+        "CAP_NET_RAW, to write to server",
+        "mend: setcap cap_net_raw+ep /",
+    ] {
+        assert!(stderr.contains(part), "no `{part}` in\n{stderr}");
+    }
+    assert!(!stderr.contains("ready"), "{stderr}");
 }
 
 #[test]
@@ -197,10 +200,10 @@ fn dsr_on_the_proxys_host() {
         &script,
         &[rules, rules],
     );
-    let (status, stdout, stderr) = without("-net_admin", &case);
+    let (status, stdout, stderr) = without("-net_admin", &case.arguments("doctor"));
     let unseen = "advice … rules … without CAP_NET_ADMIN";
     case.told(&[unseen, unseen], status, &stdout, &stderr);
-    let (status, stdout, stderr) = without("-net_bind_service", &case);
+    let (status, stdout, stderr) = without("-net_bind_service", &case.arguments("doctor"));
     case.told(&["advice … ports below 1024"], status, &stdout, &stderr);
 }
 

@@ -213,9 +213,7 @@ impl Checker<'_> {
                 .servers
                 .iter()
                 .zip(servers)
-                .any(|(server, (_, mode))| {
-                    !mode.spoofs() || server.address.0.is_ipv4() == address.is_ipv4()
-                });
+                .any(|(server, (_, mode))| mode.reaches(server.address, address.is_ipv6()));
             if !reachable {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 return Err(self

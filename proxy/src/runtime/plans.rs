@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Config, Listener};
+use crate::mode::Mode;
 use crate::upstream::{ByFamily, Member, Plan, State, Steering};
 
 /// The states of all servers while nothing is known of them but what the
@@ -46,11 +47,10 @@ fn plans(config: &Config, states: &[State]) -> Vec<ByFamily<Arc<Plan>>> {
         let members = members(config, listener, states);
         let serves: ByFamily<Vec<bool>> = ByFamily::new(|v6| {
             let servers = listener.servers.iter();
-            let serves = |(number, mode): &(usize, crate::mode::Mode)| {
+            let serves = |(number, mode): &(usize, Mode)| {
                 let server = &config.servers[*number];
                 let fails_open = server.health.as_ref().is_none_or(|health| health.fail_open);
-                (fails_open || states[*number] != State::Down)
-                    && (!mode.spoofs() || server.address.0.is_ipv6() == v6)
+                (fails_open || states[*number] != State::Down) && mode.reaches(server.address, v6)
             };
             servers.map(serves).collect()
         });

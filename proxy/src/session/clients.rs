@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 
+use crate::address::network_bits;
+
 /// An IPv4 address, mapped into IPv6, or an IPv6 network's first address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(u128);
@@ -20,13 +22,7 @@ impl Network {
     /// most 128.
     #[must_use]
     pub fn of(ip: IpAddr, ipv6_prefix: u8) -> Self {
-        match ip {
-            IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().to_bits()),
-            IpAddr::V6(v6) => {
-                let host = u128::MAX.checked_shr(ipv6_prefix.into()).unwrap_or(0);
-                Self(v6.to_bits() & !host)
-            }
-        }
+        Self(network_bits(ip, ipv6_prefix))
     }
 
     /// Its first address, an IPv4 one as such.

@@ -29,9 +29,9 @@
 //! a host can take. Where clients are hostile and many, and need no affinity, the
 //! other balancers don't look at addresses at all.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::address::{ClientAddr, ServerAddr};
+use crate::address::{ClientAddr, ServerAddr, network_bits};
 
 /// What of a client is hashed. Clients of which it is the same share a server
 /// and nothing else: their sessions are two.
@@ -58,16 +58,11 @@ enum Purpose {
 impl HashOn {
     /// The hash of what counts of `client`.
     pub(super) fn hash(self, client: ClientAddr) -> u64 {
-        let [upper, lower, port] = words(client.0);
         match self {
-            Self::ClientAddr => hash(Purpose::Client, &[upper, lower, port]),
+            Self::ClientAddr => hash(Purpose::Client, &words(client.0)),
             Self::ClientIp { ipv6_prefix } => {
-                let mask = match client.0.ip().to_canonical() {
-                    IpAddr::V4(_) => u128::MAX,
-                    IpAddr::V6(_) => prefix_mask(ipv6_prefix),
-                };
-                let (upper_mask, lower_mask) = halves(mask);
-                hash(Purpose::Client, &[upper & upper_mask, lower & lower_mask])
+                let (upper, lower) = halves(network_bits(client.0.ip(), ipv6_prefix));
+                hash(Purpose::Client, &[upper, lower])
             }
         }
     }
@@ -99,23 +94,13 @@ fn hash(purpose: Purpose, words: &[u64]) -> u64 {
 }
 
 fn words(address: SocketAddr) -> [u64; 3] {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    let (upper, lower) = halves(Ipv6Addr::to_bits(ip));
+    let (upper, lower) = halves(network_bits(address.ip(), 128));
     [upper, lower, u64::from(address.port())]
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
 fn halves(bits: u128) -> (u64, u64) {
     ((bits >> 64) as u64, bits as u64)
-}
-
-fn prefix_mask(len: u8) -> u128 {
-    u128::MAX
-        .checked_shl(128 - u32::from(len.min(128)))
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -145,13 +130,5 @@ mod tests {
         let whole = |client: &str| HashOn::ClientAddr.hash(ClientAddr(client.parse().unwrap()));
         assert_ne!(whole("192.0.2.1:1"), whole("192.0.2.1:2"));
         assert_ne!(whole(a), whole(b));
-    }
-
-    #[test]
-    fn masks_have_so_many_leading_bits() {
-        for len in 0..=128 {
-            assert_eq!(prefix_mask(len).leading_ones(), u32::from(len));
-            assert_eq!(prefix_mask(len).count_ones(), u32::from(len));
-        }
     }
 }

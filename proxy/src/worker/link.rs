@@ -11,11 +11,11 @@ use std::time::Instant;
 use super::at_once::AtOnce;
 use super::claims::{Claim, Claims};
 use super::shared::{Place, SharedSockets};
-use crate::address::{ClientAddr, ServerAddr};
+use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
-use crate::session::{Afterlife, Budget, Full, Seat, SocketSeat, Table};
+use crate::session::{Afterlife, Budget, Full, Key, Seat, SocketSeat, Table};
 use crate::upstream::Server;
 
 /// What a worker keeps with a session.
@@ -174,7 +174,7 @@ pub(super) fn connect(
 /// Opens the socket of a session whose server sees `client` as the source, or is
 /// not to answer the proxy: one that sends, and takes replies if they come back.
 pub(super) fn speak_for(
-    client: ClientAddr,
+    (now, key): (Instant, &Key),
     server: &Server,
     claims: &Arc<Claims>,
     turn: &mut usize,
@@ -182,7 +182,7 @@ pub(super) fn speak_for(
     table: &mut Table<Link>,
     shared: &mut SharedSockets<SharedSocket>,
 ) -> Result<Exit, DropReason> {
-    let Some(from) = server.mode.source(client) else {
+    let Some(from) = server.mode.source(key.client) else {
         let own = connect(server, turn, options, table, shared)?;
         own.socket.ignore_replies();
         return Ok(Exit::Unheard {
@@ -193,7 +193,7 @@ pub(super) fn speak_for(
     let to = server.address;
     let takes_replies = server.mode.takes_replies();
     let claim = if takes_replies && from.port() != 0 {
-        let claim = claims.claim(client, to);
+        let claim = claims.claim(now, key, to);
         Some(claim.ok_or(DropReason::NoClientPort)?)
     } else {
         None

@@ -8,9 +8,6 @@ use super::Worker;
 use super::link::{Exit, Link, ServerSocket, connect, is_shortage, open_shared, seat, speak_for};
 use super::shared::{Number, Place};
 use super::source::Source;
-use ipnet::IpNet;
-
-use crate::address::ClientAddr;
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
 use crate::session::{Key, Seat, SessionId};
@@ -104,8 +101,7 @@ impl Worker {
         let number = self.entrances[entrance].listener;
         let listener = &self.listeners[number];
         let client = key.client.0.ip();
-        let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&client));
-        if !is_in(&listener.allow) || is_in(&listener.deny) {
+        if !listener.allows(client) {
             return Err(DropReason::NotAllowed);
         }
         let client_seat = match &listener.clients {
@@ -148,7 +144,7 @@ impl Worker {
             Some(own) => own,
             None if shares => Exit::Shared(self.place(number, &server, now)?),
             None if server.mode.spoofs() || !server.mode.takes_replies() => {
-                self.speak_for(key.client, number, &server, now)?
+                self.speak_for(&key, number, &server, now)?
             }
             None => Exit::Own(self.connect(number, &server, now)?),
         };
@@ -165,7 +161,10 @@ impl Worker {
     /// other address family.
     fn why_no_server(&self, listener: usize, client: IpAddr) -> DropReason {
         let servers = &self.listeners[listener].servers;
-        if servers.iter().any(|server| server.serves(client.is_ipv6())) {
+        if servers
+            .iter()
+            .any(|server| server.mode.reaches(server.address, client.is_ipv6()))
+        {
             DropReason::NoServer
         } else {
             DropReason::Unreachable
@@ -281,22 +280,22 @@ impl Worker {
     /// does not answer the proxy.
     fn speak_for(
         &mut self,
-        client: ClientAddr,
+        key: &Key,
         listener: usize,
         server: &Server,
         now: Instant,
     ) -> Result<Exit, DropReason> {
         let options = self.options(listener);
-        let ip = client.0.ip();
+        let ip = key.client.0.ip();
         let any_port = server
             .mode
-            .source(client)
+            .source(key.client)
             .is_some_and(|source| source.port() == 0);
         if any_port && self.exhausted.contains(ip, now) {
             return Err(DropReason::NoClientPort);
         }
         speak_for(
-            client,
+            (now, key),
             server,
             &self.claims,
             &mut self.next_source,

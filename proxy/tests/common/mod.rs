@@ -229,11 +229,12 @@ pub fn write(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
 
 /// What a command printed, and how it ended.
 pub fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(BINARY)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    output_of(Command::new(BINARY).args(arguments))
+}
+
+/// As [`output`], of any command.
+pub fn output_of(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (
         output.status.code(),

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::config::{AccessLog, Config, LogFormat};
-use crate::session::Summary;
+use crate::config::{AccessLog, LogFormat};
+use crate::upstream::ServerName;
+use crate::worker::Ended;
 
 /// Ended sessions that may wait to be written: what a busy proxy ends within a
 /// fraction of a second, and about two megabytes.
@@ -31,13 +32,6 @@ const LAST_LINES: Duration = Duration::from_secs(2);
 pub struct Writer {
     reopen: Arc<AtomicBool>,
     done: Receiver<()>,
-}
-
-/// What log lines call things by.
-struct Names {
-    listeners: Vec<String>,
-    /// Upstream and server.
-    servers: Vec<(String, String)>,
 }
 
 /// A line of the log.
@@ -64,21 +58,17 @@ impl Writer {
     /// # Errors
     ///
     /// Those of opening the file and of starting a thread.
-    pub fn start(log: &AccessLog, config: &Config) -> io::Result<(Self, SyncSender<Summary>)> {
-        let names = Names {
-            listeners: config.listener_names(),
-            servers: config.server_names(),
-        };
+    pub fn start(log: &AccessLog) -> io::Result<(Self, SyncSender<Ended>)> {
         let mut output = Output::open(log.path.clone())?;
         let format = log.format;
-        let (sender, summaries) = mpsc::sync_channel(QUEUE);
+        let (sender, ended) = mpsc::sync_channel(QUEUE);
         let (tell, done) = mpsc::channel();
         let reopen = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&reopen);
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
-                write_all(&summaries, &names, format, &mut output, &asked);
+                write_all(&ended, format, &mut output, &asked);
                 let _ = tell.send(());
             })?;
         Ok((Self { reopen, done }, sender))
@@ -96,18 +86,12 @@ impl Writer {
     }
 }
 
-fn write_all(
-    summaries: &Receiver<Summary>,
-    names: &Names,
-    format: LogFormat,
-    output: &mut Output,
-    reopen: &AtomicBool,
-) {
+fn write_all(all: &Receiver<Ended>, format: LogFormat, output: &mut Output, reopen: &AtomicBool) {
     let mut flushed = Instant::now();
     loop {
-        match summaries.recv_timeout(FLUSH) {
-            Ok(summary) => {
-                let line = names.line(&summary, SystemTime::now());
+        match all.recv_timeout(FLUSH) {
+            Ok(ended) => {
+                let line = Line::of(&ended, SystemTime::now());
                 output.write(&line.text(format));
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -123,12 +107,13 @@ fn write_all(
     }
 }
 
-impl Names {
-    fn line(&self, summary: &Summary, time: SystemTime) -> Line<'_> {
-        let (upstream, server) = &self.servers[summary.server];
-        Line {
+impl<'e> Line<'e> {
+    fn of(ended: &'e Ended, time: SystemTime) -> Self {
+        let summary = &ended.summary;
+        let ServerName { upstream, server } = &*ended.server;
+        Self {
             time: humantime::format_rfc3339_millis(time).to_string(),
-            listener: &self.listeners[summary.listener],
+            listener: &ended.listener,
             client: summary.key.client.to_string(),
             local: summary.key.local.to_string(),
             upstream,
@@ -141,9 +126,7 @@ impl Names {
             reason: summary.reason.label(),
         }
     }
-}
 
-impl Line<'_> {
     fn text(&self, format: LogFormat) -> String {
         match format {
             LogFormat::Json => serde_json::to_string(self).unwrap_or_default(),
@@ -231,14 +214,10 @@ fn append_to(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::address::{ClientAddr, ListenerAddr};
-    use crate::session::{Amount, EndReason, Key};
+    use crate::session::{Amount, EndReason, Key, Summary};
 
     #[test]
     fn a_line_tells_all_of_a_session() {
-        let names = Names {
-            listeners: vec!["dns".to_owned()],
-            servers: vec![("resolvers".to_owned(), "192.0.2.10:53".to_owned())],
-        };
         let summary = Summary {
             key: Key {
                 client: ClientAddr("[2001:db8::1]:5000".parse().unwrap()),
@@ -257,7 +236,15 @@ mod tests {
             lasted: Duration::from_micros(1_234_567),
             reason: EndReason::Idle,
         };
-        let line = names.line(&summary, SystemTime::UNIX_EPOCH);
+        let ended = Ended {
+            summary,
+            listener: "dns".into(),
+            server: Arc::new(ServerName {
+                upstream: "resolvers".to_owned(),
+                server: "192.0.2.10:53".to_owned(),
+            }),
+        };
+        let line = Line::of(&ended, SystemTime::UNIX_EPOCH);
         assert_eq!(
             line.text(LogFormat::Text),
             "1970-01-01T00:00:00.000Z listener=\"dns\" client=[2001:db8::1]:5000 \

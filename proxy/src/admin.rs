@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::health::Board;
 use crate::metrics::{self, Metrics};
@@ -59,30 +59,50 @@ const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
 const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n\
-     by POST: /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
+     by POST: /reload /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
+
+/// Questions that may wait for a worker: what a handful of readers can ask at once.
+/// More are turned away.
+const MAX_WAITING: usize = 64;
 
 /// A way to tell a worker something.
 #[derive(Clone)]
 pub struct WorkerHandle {
-    /// Where it looks for commands.
-    pub commands: SyncSender<Command>,
-    /// Makes it look.
-    pub waker: Waker,
+    commands: Sender<Command>,
+    waker: Waker,
+    /// Held by each question that waits.
+    waiting: Arc<()>,
 }
 
 impl WorkerHandle {
-    /// Tells the worker. False if it is gone or has too many commands waiting.
+    /// A way to the worker that looks at `commands` when `waker` wakes it.
+    #[must_use]
+    pub fn new(commands: Sender<Command>, waker: Waker) -> Self {
+        Self {
+            commands,
+            waker,
+            waiting: Arc::default(),
+        }
+    }
+
+    /// Tells the worker. False if it is gone.
     #[must_use]
     pub fn tell(&self, command: Command) -> bool {
-        self.commands.try_send(command).is_ok() && self.waker.wake().is_ok()
+        self.commands.send(command).is_ok() && self.waker.wake().is_ok()
     }
 
     async fn sessions(&self, first: usize, limit: usize) -> Option<Vec<SessionReport>> {
+        // Those of handles that were cloned do no harm.
+        if Arc::strong_count(&self.waiting) > MAX_WAITING {
+            return None;
+        }
         let (reply, answer) = oneshot::channel();
+        let place = Arc::clone(&self.waiting);
         let asked = self.tell(Command::Sessions {
             first,
             limit,
             reply: Box::new(move |sessions| {
+                drop(place);
                 // Nobody listens any more if the request was given up.
                 let _ = reply.send(sessions);
             }),
@@ -104,7 +124,13 @@ pub struct Admin {
     pub health: Arc<Board>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
+    /// Asks for another configuration to be taken over.
+    pub reload: mpsc::Sender<ReloadRequest>,
 }
+
+/// Asks for the configuration to be read again and taken over; takes what came of
+/// it, or why nothing did.
+pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 
 /// Serves `admin` on `listener` until the process ends.
 pub async fn serve(listener: TcpListener, admin: Admin) {
@@ -116,6 +142,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/upstreams", get(upstreams))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
+        .route("/reload", post(reload))
         .route("/sessions", get(sessions))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
@@ -163,7 +190,10 @@ async fn converse(stream: TcpStream, routes: Router) {
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.metrics.text(Arc::clone(&admin.health)) {
+    match admin
+        .metrics
+        .text([Box::new(Arc::clone(&admin.health)) as Box<_>])
+    {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
@@ -196,10 +226,32 @@ async fn undrain(
     set_drain(&admin, &headers, &named, false)
 }
 
+/// The refusal of what a page of another site has a browser post.
+fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
+    let is_browser = headers.contains_key(header::ORIGIN);
+    is_browser.then(|| (StatusCode::FORBIDDEN, "not from a browser\n").into_response())
+}
+
+/// Has the configuration read again. 422 says why nothing has changed.
+async fn reload(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    if let Some(refusal) = refuse_browsers(&headers) {
+        return refusal;
+    }
+    let (reply, outcome) = oneshot::channel();
+    if admin.reload.try_send(reply).is_err() {
+        let message = "other reloads are waiting; ask again\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
+    }
+    match outcome.await {
+        Ok(Ok(done)) => format!("{done}\n").into_response(),
+        Ok(Err(why)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")).into_response(),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
+    }
+}
+
 fn set_drain(admin: &Admin, headers: &HeaderMap, named: &Named, drain: bool) -> Response {
-    // A browser sends it with what a page of another site has it post.
-    if headers.contains_key(header::ORIGIN) {
-        return (StatusCode::FORBIDDEN, "not from a browser\n").into_response();
+    if let Some(refusal) = refuse_browsers(headers) {
+        return refusal;
     }
     let Named { upstream, server } = named;
     if admin.health.drain(upstream, server, drain) {
@@ -237,19 +289,19 @@ struct Page {
 }
 
 #[derive(Serialize)]
-struct SessionsPage<'a> {
-    sessions: Vec<SessionEntry<'a>>,
+struct SessionsPage {
+    sessions: Vec<SessionEntry>,
     /// The `after` of the next page; null on the last.
     next: Option<String>,
 }
 
 #[derive(Serialize)]
-struct SessionEntry<'a> {
+struct SessionEntry {
     client: String,
     local: String,
-    listener: &'a str,
-    upstream: &'a str,
-    server: &'a str,
+    listener: String,
+    upstream: String,
+    server: String,
     worker: usize,
     age_seconds: f64,
     idle_seconds: f64,
@@ -277,7 +329,7 @@ async fn sessions(State(admin): State<Arc<Admin>>, Query(page): Query<Page>) -> 
                 next = Some(format!("{worker}:{}", report.number));
                 break;
             }
-            entries.push(entry(&admin.metrics, worker, &report));
+            entries.push(entry(worker, report));
         }
         if next.is_some() {
             break;
@@ -297,14 +349,13 @@ fn cursor(after: Option<&str>) -> Option<(usize, usize)> {
     Some((worker.parse().ok()?, first.parse().ok()?))
 }
 
-fn entry<'a>(metrics: &'a Metrics, worker: usize, report: &SessionReport) -> SessionEntry<'a> {
-    let (upstream, server) = &metrics.servers[report.server];
+fn entry(worker: usize, report: SessionReport) -> SessionEntry {
     SessionEntry {
         client: report.key.client.to_string(),
         local: report.key.local.to_string(),
-        listener: &metrics.listeners[report.listener],
-        upstream,
-        server,
+        listener: report.listener.to_string(),
+        upstream: report.server.upstream.clone(),
+        server: report.server.server.clone(),
         worker,
         age_seconds: report.age.as_secs_f64(),
         idle_seconds: report.idle.as_secs_f64(),

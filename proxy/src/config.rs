@@ -22,7 +22,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::address::ServerAddr;
-use crate::mode::{Emit, Mode};
+use crate::mode::Mode;
 use crate::session::Rules;
 use crate::upstream::{Balance, sharing_groups};
 use crate::worker::Pace;
@@ -55,8 +55,7 @@ pub struct Config {
     pub pace: Pace,
     /// At least one.
     pub listeners: Vec<Listener>,
-    /// All servers of all upstreams that a listener uses; their place here is
-    /// their number.
+    /// All servers of all upstreams that a listener uses.
     pub servers: Vec<Server>,
     /// What works but is probably not meant.
     pub warnings: Vec<String>,
@@ -71,8 +70,13 @@ pub struct Listener {
     pub bind: Vec<SocketAddr>,
     /// Name of its upstream.
     pub upstream: String,
-    /// Numbers of its upstream's servers, with the mode that each is served in.
+    /// Its upstream's servers, by their place in [`Config::servers`], with the mode
+    /// that each is served in.
     pub servers: Vec<(usize, Mode)>,
+    /// Servers that it had before and that its sessions may stay with for a while.
+    pub leaving: Vec<(usize, Mode)>,
+    /// Whether sessions go back to a server that has come back.
+    pub returns: bool,
     /// How new sessions are spread over them.
     pub balance: Balance,
     /// When its sessions end.
@@ -119,23 +123,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl Listener {
-    /// Whether a server gets the header on a session's first datagram alone.
-    #[must_use]
-    pub fn emits_once(&self) -> bool {
-        let once = |mode: &Mode| {
-            matches!(
-                mode,
-                Mode::Ppv2 {
-                    emit: Emit::First,
-                    ..
-                }
-            )
-        };
-        self.servers.iter().any(|(_, mode)| once(mode))
-    }
-}
-
 /// A server of an upstream.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -155,6 +142,13 @@ pub struct Server {
     pub backup: bool,
     /// Whether it gets no new sessions.
     pub drain: bool,
+    /// Whether no listener has it any more but for sessions that stay a while.
+    pub leaving: bool,
+    /// How long it takes to get its whole share of sessions once it comes, or comes
+    /// back.
+    pub slow_start: Duration,
+    /// How long its sessions may stay when it is taken out.
+    pub lame_duck: Duration,
     /// How to find out whether it serves, if at all.
     pub health: Option<Arc<Health>>,
 }
@@ -250,20 +244,6 @@ impl Config {
         })
     }
 
-    /// The names of all listeners, by number.
-    #[must_use]
-    pub fn listener_names(&self) -> Vec<String> {
-        let listeners = self.listeners.iter();
-        listeners.map(|listener| listener.name.clone()).collect()
-    }
-
-    /// Upstream and name of all servers, by number.
-    #[must_use]
-    pub fn server_names(&self) -> Vec<(String, String)> {
-        let name = |server: &Server| (server.upstream.clone(), server.name.clone());
-        self.servers.iter().map(name).collect()
-    }
-
     /// How many sessions one socket serves where most share it; 1 if none do.
     #[must_use]
     pub fn sharing(&self) -> usize {
@@ -352,6 +332,9 @@ impl From<Flags> for File {
                     hash_ipv6_prefix: None,
                     source: Vec::new(),
                     share_sockets: false,
+                    slow_start: None,
+                    lame_duck: None,
+                    on_return: None,
                     header: file::Header::default(),
                     health: None,
                     servers,

@@ -4,6 +4,7 @@
 //! so that counting costs a plain add. The control path reads them at any time
 //! and sums over the workers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that one thread writes and others read.
@@ -169,6 +170,8 @@ pub struct ListenerCounters {
     pub ended_responses: Counter,
     /// Sessions ended since their server was to be left.
     pub ended_moved: Counter,
+    /// Sessions ended with the listener, or with the proxy.
+    pub ended_stopped: Counter,
     /// Replies beyond what `amplification` allows, whether dropped or not.
     pub amplified: Counter,
     drops: [Counter; DropReason::ALL.len()],
@@ -186,9 +189,23 @@ impl ListenerCounters {
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
             ended_moved: Counter::default(),
+            ended_stopped: Counter::default(),
             amplified: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }
+    }
+
+    /// Sessions that have begun and not ended.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        let ended = [
+            &self.ended_idle,
+            &self.ended_responses,
+            &self.ended_moved,
+            &self.ended_stopped,
+        ];
+        let ended = ended.into_iter().map(Counter::get).sum();
+        self.opened.get().saturating_sub(ended)
     }
 
     /// The counter of datagrams dropped for `reason`.
@@ -230,14 +247,11 @@ impl ServerCounters {
     }
 }
 
-/// Everything that one worker counts.
-#[derive(Debug)]
+/// What one worker counts of no listener or server, apart from what other workers
+/// write.
+#[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct WorkerCounters {
-    /// By number of the listener.
-    pub listeners: Vec<ListenerCounters>,
-    /// By number of the server.
-    pub servers: Vec<ServerCounters>,
+pub struct OwnCounters {
     /// Bytes of the latest datagram that was dropped as oversize, its header
     /// included.
     pub oversize_len: Counter,
@@ -254,20 +268,37 @@ pub struct WorkerCounters {
     pub unlogged: Counter,
 }
 
+/// Everything that one worker counts.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerCounters {
+    /// By number of the listener.
+    pub listeners: Vec<Arc<ListenerCounters>>,
+    /// By number of the server.
+    pub servers: Vec<Arc<ServerCounters>>,
+    /// Of neither.
+    pub own: Arc<OwnCounters>,
+}
+
 impl WorkerCounters {
     /// Zeroes for so many listeners and servers.
     #[must_use]
     pub fn new(listeners: usize, servers: usize) -> Self {
-        Self {
-            listeners: (0..listeners).map(|_| ListenerCounters::new()).collect(),
-            servers: (0..servers).map(|_| ServerCounters::default()).collect(),
-            oversize_len: Counter::default(),
-            oversize_fits: Counter::default(),
-            retired: Counter::default(),
-            reclaimed: Counter::default(),
-            spoiled: Counter::default(),
-            unlogged: Counter::default(),
+        Self::default().with(listeners, servers, &[])
+    }
+
+    /// The same counters, with room for so many listeners and servers, and zeroes
+    /// for those servers that have a number which was another's before.
+    #[must_use]
+    pub fn with(&self, listeners: usize, servers: usize, anew: &[usize]) -> Self {
+        let mut grown = self.clone();
+        grown
+            .listeners
+            .resize_with(listeners, || Arc::new(ListenerCounters::new()));
+        grown.servers.resize_with(servers, Arc::default);
+        for number in anew {
+            grown.servers[*number] = Arc::default();
         }
+        grown
     }
 }
 

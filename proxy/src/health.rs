@@ -1,25 +1,24 @@
-//! Which servers serve: asks them, watches what clients' traffic shows, and tells
-//! workers when one goes down or comes back. All of it in the control path; the
-//! data path learns of it by a [`Steering`] alone.
+//! Which servers serve: asks them, watches what clients' traffic shows, and says
+//! when one goes down or comes back. All of it in the control path; the data path
+//! learns of it by a [`Steering`](crate::upstream::Steering) alone.
 
 mod board;
 mod probe;
 mod state;
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::admin::WorkerHandle;
-use crate::config::{self, Config};
+use crate::config;
 use crate::metrics::Metrics;
 use crate::mode::{Mode, RewriteOn};
-use crate::upstream::{State, Steering};
-use crate::worker::Command;
+use crate::roster::Roll;
 
-pub use board::{Board, UpstreamReport};
+pub use board::{Board, Standing, UpstreamReport};
 use probe::Target;
 pub use state::Traffic;
 
@@ -27,89 +26,101 @@ pub use state::Traffic;
 /// sessions; where more servers hang than that, some are asked later.
 pub(crate) const MAX_PROBES: usize = 64;
 
-/// The time between two plans, whatever servers do: building one takes up to 50 ms.
-const STEER_PAUSE: Duration = Duration::from_millis(100);
-
-/// Makes of servers' states where sessions go.
-pub type Steer = fn(&Config, &[State]) -> Steering;
-
 /// The running checks. They end with the value.
 pub struct Health {
     board: Arc<Board>,
-    workers: Vec<WorkerHandle>,
-    steer: Steer,
-    tasks: JoinSet<()>,
+    metrics: Arc<Metrics>,
+    places: Arc<Semaphore>,
+    /// By number of the server.
+    checks: HashMap<usize, Checks>,
+}
+
+/// The checks of one server, and what they were made of.
+struct Checks {
+    health: Arc<config::Health>,
+    target: Target,
+    is_looked_at: bool,
+    _tasks: JoinSet<()>,
 }
 
 impl Health {
-    /// Begins to check the servers of `config`. All count as up until they fail.
+    /// No checks yet.
     #[must_use]
-    pub fn start(
-        config: Arc<Config>,
-        metrics: Arc<Metrics>,
-        workers: Vec<WorkerHandle>,
-        steer: Steer,
-    ) -> Self {
-        let mut health = Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
             board: Arc::default(),
-            workers,
-            steer,
-            tasks: JoinSet::new(),
-        };
-        health.restart(config, metrics);
-        health
+            metrics,
+            places: Arc::new(Semaphore::new(MAX_PROBES)),
+            checks: HashMap::new(),
+        }
     }
 
-    /// Goes on with the servers of another configuration. Those that stay, by
-    /// upstream and address, stand as they did. Workers are told of changes from
-    /// now on; how things stand is for the caller to tell them, by
-    /// [`states`](Board::states).
-    pub fn restart(&mut self, config: Arc<Config>, metrics: Arc<Metrics>) {
-        self.tasks.abort_all();
-        self.tasks = JoinSet::new();
-        self.board.follow(&config);
-        let changed = self.board.changed();
-        let places = Arc::new(Semaphore::new(MAX_PROBES));
-        for (number, server) in config.servers.iter().enumerate() {
-            let Some(health) = &server.health else {
-                continue;
-            };
-            let modes = config
-                .listeners
-                .iter()
-                .flat_map(|listener| &listener.servers);
-            let modes: Vec<_> = modes
-                .filter(|(of, _)| *of == number)
-                .map(|(_, mode)| *mode)
-                .collect();
-            let watched = Watched {
-                number,
-                health: Arc::clone(health),
-                board: Arc::clone(&self.board),
-                changed: Arc::clone(&changed),
-            };
-            if let Some(probe) = health.probe.clone() {
-                let target = Target {
-                    address: server.address.0,
-                    source: server.sources.first().copied(),
-                    reads_header: modes.iter().any(|mode| reads_header(*mode)),
-                };
-                let places = Arc::clone(&places);
-                self.tasks
-                    .spawn(watched.clone().probe(probe, target, places));
-            }
-            // Where replies don't come by here, nothing is known of them.
-            if let Some(passive) = health.passive
-                && modes.iter().all(|mode| mode.takes_replies())
-            {
-                self.tasks
-                    .spawn(watched.look(passive, Arc::clone(&metrics)));
+    /// Checks the servers of `roll` from now on. All that are new count as up until
+    /// they fail; those that stay stand as they did, and their checks go on. To be
+    /// called within a tokio runtime.
+    pub fn follow(&mut self, roll: &Roll, now: Instant) {
+        self.board.follow(roll, now);
+        let config = &roll.config;
+        let mut modes = HashMap::<_, Vec<_>>::new();
+        for listener in &config.listeners {
+            for (server, mode) in listener.servers.iter().chain(&listener.leaving) {
+                modes.entry(*server).or_default().push(*mode);
             }
         }
-        let board = Arc::clone(&self.board);
-        let (workers, steer) = (self.workers.clone(), self.steer);
-        self.tasks
-            .spawn(steer_workers(config, board, workers, steer, changed));
+        let mut before = std::mem::take(&mut self.checks);
+        for (index, server) in config.servers.iter().enumerate() {
+            let (Some(health), number) = (&server.health, roll.server(index)) else {
+                continue;
+            };
+            let modes = modes.get(&index).map_or(&[][..], Vec::as_slice);
+            let target = Target {
+                address: server.address.0,
+                source: server.sources.first().copied(),
+                reads_header: modes.iter().any(|mode| reads_header(*mode)),
+            };
+            // Where replies don't come by here, nothing is known of them.
+            let is_looked_at = modes.iter().all(|mode| mode.takes_replies());
+            let same = |checks: &Checks| {
+                checks.health == *health
+                    && checks.target == target
+                    && checks.is_looked_at == is_looked_at
+            };
+            let checks = match before.remove(&number).filter(same) {
+                Some(checks) => checks,
+                None => self.check(number, Arc::clone(health), target, is_looked_at),
+            };
+            self.checks.insert(number, checks);
+        }
+    }
+
+    fn check(
+        &self,
+        number: usize,
+        health: Arc<config::Health>,
+        target: Target,
+        is_looked_at: bool,
+    ) -> Checks {
+        let mut tasks = JoinSet::new();
+        let watched = Watched {
+            number,
+            health: Arc::clone(&health),
+            board: Arc::clone(&self.board),
+        };
+        if let Some(probe) = health.probe.clone() {
+            let (target, places) = (target.clone(), Arc::clone(&self.places));
+            tasks.spawn(watched.clone().probe(probe, target, places));
+        }
+        if let Some(passive) = health.passive
+            && is_looked_at
+        {
+            tasks.spawn(watched.look(passive, Arc::clone(&self.metrics)));
+        }
+        Checks {
+            health,
+            target,
+            is_looked_at,
+            _tasks: tasks,
+        }
     }
 
     /// What is known of the servers.
@@ -129,7 +140,6 @@ struct Watched {
     number: usize,
     health: Arc<config::Health>,
     board: Arc<Board>,
-    changed: Arc<Notify>,
 }
 
 impl Watched {
@@ -144,50 +154,21 @@ impl Watched {
             let outcome = probe::ask(&probe, &target, self.health.timeout).await;
             drop(place);
             let (fall, rise) = (self.health.fall, self.health.rise);
-            if self.board.probed(self.number, outcome, fall, rise) {
-                self.changed.notify_one();
-            }
+            self.board
+                .probed(self.number, outcome, fall, rise, Instant::now());
             tokio::time::sleep_until(begun + state::pause(&self.health, share())).await;
         }
     }
 
     async fn look(self, passive: config::Passive, metrics: Arc<Metrics>) {
-        let mut before = metrics.traffic(self.number);
+        let mut before = metrics.counted().traffic(self.number);
         loop {
             tokio::time::sleep(passive.window).await;
-            let after = metrics.traffic(self.number);
+            let after = metrics.counted().traffic(self.number);
             let verdict = state::judge(&passive, before, after);
             before = after;
             let (fall, now) = (self.health.fall, Instant::now());
-            if self.board.seen(self.number, verdict, &passive, fall, now) {
-                self.changed.notify_one();
-            }
-        }
-    }
-}
-
-/// Tells workers where sessions go whenever that has changed, until each has heard.
-async fn steer_workers(
-    config: Arc<Config>,
-    board: Arc<Board>,
-    workers: Vec<WorkerHandle>,
-    steer: Steer,
-    changed: Arc<Notify>,
-) {
-    loop {
-        changed.notified().await;
-        let (config, states) = (Arc::clone(&config), board.states());
-        let made = tokio::task::spawn_blocking(move || steer(&config, &states));
-        let Ok(steering) = made.await.map(Arc::new) else {
-            return;
-        };
-        let mut deaf: Vec<_> = workers.iter().collect();
-        loop {
-            deaf.retain(|worker| !worker.tell(Command::Steer(Arc::clone(&steering))));
-            tokio::time::sleep(STEER_PAUSE).await;
-            if deaf.is_empty() {
-                break;
-            }
+            self.board.seen(self.number, verdict, &passive, fall, now);
         }
     }
 }

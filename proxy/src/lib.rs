@@ -44,6 +44,7 @@
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
 //! | [`runtime`] | binds sockets, starts workers, drains them at a stop |
 //! | [`privilege`] | an ordinary user with the capabilities that are needed |
+//! | [`roster`] | the numbers that listeners and servers go by, also after a reload |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`doctor`] | what this host lacks for a configuration |
@@ -79,6 +80,7 @@ pub mod mode;
 pub mod net;
 pub mod privilege;
 pub mod returns;
+pub mod roster;
 pub mod runtime;
 pub mod session;
 pub mod upstream;

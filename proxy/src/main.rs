@@ -291,6 +291,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
 }
 
 fn prepare(run: Run) -> Result<Task, Failure> {
+    let file = run.config.clone();
     let config = run.config().map_err(usage)?;
     runtime::probe(&config).map_err(anyhow::Error::from)?;
     let standing = privilege::settle(config.user.as_deref(), Needs::of(&config));
@@ -303,7 +304,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     })?;
     Ok(Box::new(move || {
         tracing::info!(user, ?capabilities, "privileges");
-        Ok(runtime::run(&config).map_err(anyhow::Error::from)?)
+        Ok(runtime::run(config, file).map_err(anyhow::Error::from)?)
     }))
 }
 

@@ -2,7 +2,7 @@
 //! Prometheus reads.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -10,44 +10,82 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::counters::{Counter, DropReason, ListenerCounters, ServerCounters, WorkerCounters};
-use crate::health::{Board, Traffic};
+use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters};
+use crate::health::Traffic;
 use crate::session::Budget;
 
 /// The media type of what [`Metrics::text`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Everything that is counted, under the names that operators gave.
+/// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Listeners' names by number.
-    pub listeners: Vec<String>,
-    /// Upstreams' and servers' names by the servers' number.
-    pub servers: Vec<(String, String)>,
-    /// By worker.
-    pub workers: Vec<Arc<WorkerCounters>>,
+    counted: RwLock<Arc<Counted>>,
     /// Sessions that may be, and are.
     pub budget: Arc<Budget>,
+}
+
+/// The workers' counters, under the names that operators gave.
+#[derive(Debug, Default)]
+pub struct Counted {
+    /// Listeners' names by number; `None` for those that are gone.
+    pub listeners: Vec<Option<String>>,
+    /// Upstreams' and servers' names by the servers' number; `None` for those that
+    /// are gone.
+    pub servers: Vec<Option<(String, String)>>,
+    /// By worker.
+    pub workers: Vec<Arc<WorkerCounters>>,
 }
 
 pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
 pub(crate) type Samples<'a> = Vec<(Labels<'a>, u64)>;
 
 impl Metrics {
-    /// The metrics as text, with those of `health`.
+    /// What is counted, and the sessions that may be.
+    #[must_use]
+    pub fn new(counted: Counted, budget: Arc<Budget>) -> Self {
+        Self {
+            counted: RwLock::new(Arc::new(counted)),
+            budget,
+        }
+    }
+
+    /// Goes by other counters and names from now on.
+    pub fn follow(&self, counted: Counted) {
+        let mut current = self.counted.write();
+        **current
+            .as_mut()
+            .unwrap_or_else(|poisoned| poisoned.get_mut()) = Arc::new(counted);
+    }
+
+    /// The counters and names of this moment.
+    #[must_use]
+    pub fn counted(&self) -> Arc<Counted> {
+        let current = self.counted.read();
+        Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The metrics as text, with those of `others`.
     ///
     /// # Errors
     ///
     /// Only if the encoder of the metrics library fails.
-    pub fn text(self: &Arc<Self>, health: Arc<Board>) -> Result<String, fmt::Error> {
+    pub fn text(
+        self: &Arc<Self>,
+        others: impl IntoIterator<Item = Box<dyn Collector>>,
+    ) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("ppv2");
         registry.register_collector(Box::new(Arc::clone(self)));
-        registry.register_collector(Box::new(health));
+        for other in others {
+            registry.register_collector(other);
+        }
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
+}
 
+impl Counted {
     /// Datagrams of listener number `listener` that all workers dropped for `reason`.
     #[must_use]
     pub fn dropped(&self, listener: usize, reason: DropReason) -> u64 {
@@ -78,45 +116,51 @@ impl Metrics {
 
     fn of_listener(&self, number: usize, read: impl Fn(&ListenerCounters) -> u64) -> u64 {
         let workers = self.workers.iter();
-        workers.map(|worker| read(&worker.listeners[number])).sum()
+        let counters = workers.filter_map(|worker| worker.listeners.get(number));
+        counters.map(|counters| read(counters)).sum()
     }
 
     fn of_server(&self, number: usize, read: impl Fn(&ServerCounters) -> u64) -> u64 {
         let workers = self.workers.iter();
-        workers.map(|worker| read(&worker.servers[number])).sum()
+        let counters = workers.filter_map(|worker| worker.servers.get(number));
+        counters.map(|counters| read(counters)).sum()
+    }
+
+    /// The listeners that there are, by number.
+    pub fn listeners(&self) -> impl Iterator<Item = (usize, &str)> {
+        let numbered = self.listeners.iter().enumerate();
+        numbered.filter_map(|(number, name)| Some((number, name.as_deref()?)))
+    }
+
+    /// The servers that there are, by number: their upstream's name and their own.
+    pub fn servers(&self) -> impl Iterator<Item = (usize, (&str, &str))> {
+        let numbered = self.servers.iter().enumerate();
+        numbered.filter_map(|(number, name)| {
+            let (upstream, server) = name.as_ref()?;
+            Some((number, (upstream.as_str(), server.as_str())))
+        })
     }
 
     fn by_listener(&self, read: fn(&ListenerCounters) -> u64) -> Samples<'_> {
-        self.listeners
-            .iter()
-            .enumerate()
-            .map(|(number, name)| {
-                (
-                    vec![("listener", name.as_str())],
-                    self.of_listener(number, read),
-                )
-            })
+        self.listeners()
+            .map(|(number, name)| (vec![("listener", name)], self.of_listener(number, read)))
             .collect()
     }
 
     fn by_server(&self, read: fn(&ServerCounters) -> u64) -> Samples<'_> {
-        self.servers
-            .iter()
-            .enumerate()
+        self.servers()
             .map(|(number, (upstream, server))| {
-                let labels = vec![("upstream", upstream.as_str()), ("server", server.as_str())];
+                let labels = vec![("upstream", upstream), ("server", server)];
                 (labels, self.of_server(number, read))
             })
             .collect()
     }
 
     fn drops(&self) -> Samples<'_> {
-        self.listeners
-            .iter()
-            .enumerate()
+        self.listeners()
             .flat_map(|(number, name)| {
                 DropReason::ALL.iter().map(move |reason| {
-                    let labels = vec![("listener", name.as_str()), ("reason", reason.label())];
+                    let labels = vec![("listener", name), ("reason", reason.label())];
                     (labels, self.dropped(number, *reason))
                 })
             })
@@ -132,6 +176,7 @@ impl Metrics {
             ),
             ("responses", |c| c.ended_responses.get()),
             ("moved", |c| c.ended_moved.get()),
+            ("stopped", |c| c.ended_stopped.get()),
         ] {
             for (mut labels, value) in self.by_listener(read) {
                 labels.push(("reason", reason));
@@ -141,84 +186,82 @@ impl Metrics {
         samples
     }
 
-    fn retired(&self) -> u64 {
-        self.workers.iter().map(|worker| worker.retired.get()).sum()
+    /// What no listener and no server counts, of all workers together.
+    fn own(&self, read: fn(&OwnCounters) -> u64) -> Samples<'_> {
+        let sum = self.workers.iter().map(|worker| read(&worker.own)).sum();
+        vec![(vec![], sum)]
     }
 }
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut encoder;
+        let counted = self.counted();
         count(
             to,
             "client_datagrams",
             "Datagrams from clients",
-            self.by_listener(|c| c.received.get()),
+            counted.by_listener(|c| c.received.get()),
         )?;
         count(
             to,
             "client_bytes",
             "Payload bytes from clients",
-            self.by_listener(|c| c.received_bytes.get()),
+            counted.by_listener(|c| c.received_bytes.get()),
         )?;
         count(
             to,
             "reply_datagrams",
             "Replies sent to clients",
-            self.by_listener(|c| c.replied.get()),
+            counted.by_listener(|c| c.replied.get()),
         )?;
         count(
             to,
             "reply_bytes",
             "Payload bytes of replies sent to clients",
-            self.by_listener(|c| c.replied_bytes.get()),
+            counted.by_listener(|c| c.replied_bytes.get()),
         )?;
         count(
             to,
             "receive_overflows",
             "Datagrams from clients that the kernel dropped for want of buffer",
-            self.by_listener(|c| c.overflows.get()),
+            counted.by_listener(|c| c.overflows.get()),
         )?;
         count(
             to,
             "dropped_datagrams",
             "Datagrams dropped, by reason",
-            self.drops(),
+            counted.drops(),
         )?;
         count(
             to,
             "sessions_opened",
             "Sessions begun",
-            self.by_listener(|c| c.opened.get()),
+            counted.by_listener(|c| c.opened.get()),
         )?;
         count(
             to,
             "sessions_ended",
             "Sessions ended, by reason",
-            self.ends(),
+            counted.ends(),
         )?;
         count(
             to,
             "amplified_replies",
             "Replies beyond the limit of `amplification`, dropped or not",
-            self.by_listener(|c| c.amplified.get()),
+            counted.by_listener(|c| c.amplified.get()),
         )?;
-        let unlogged = self.workers.iter().map(|w| w.unlogged.get()).sum();
         count(
             to,
             "sessions_unlogged",
             "Ended sessions that the access log had no time for",
-            vec![(vec![], unlogged)],
+            counted.own(|c| c.unlogged.get()),
         )?;
         gauge(
             to,
             "sessions",
             "Sessions",
-            self.by_listener(|c| {
-                let ended = [&c.ended_idle, &c.ended_responses, &c.ended_moved];
-                let ended = ended.into_iter().map(Counter::get).sum();
-                c.opened.get().saturating_sub(ended)
-            }),
+            counted.by_listener(ListenerCounters::sessions),
         )?;
         gauge(
             to,
@@ -238,67 +281,65 @@ impl Collector for Metrics {
             "Sockets of sessions that there may be",
             vec![(vec![], self.budget.max_sockets() as u64)],
         )?;
-        let spoiled = self.workers.iter().map(|w| w.spoiled.get()).sum();
         gauge(
             to,
             "session_places_spoiled",
             "Places on shared sockets that an answer may still come to, given to nobody else",
-            vec![(vec![], spoiled)],
+            counted.own(|c| c.spoiled.get()),
         )?;
         gauge(
             to,
             "sessions_retired",
             "Sessions that ended and still hold their port",
-            vec![(vec![], self.retired())],
+            counted.own(|c| c.retired.get()),
         )?;
-        let reclaimed = self.workers.iter().map(|w| w.reclaimed.get()).sum();
         count(
             to,
             "sessions_reclaimed",
             "Sessions that ended and gave up their port before it had rested",
-            vec![(vec![], reclaimed)],
+            counted.own(|c| c.reclaimed.get()),
         )?;
         count(
             to,
             "upstream_datagrams",
             "Datagrams sent to servers",
-            self.by_server(|c| c.sent.get()),
+            counted.by_server(|c| c.sent.get()),
         )?;
         count(
             to,
             "upstream_bytes",
             "Bytes sent to servers, headers included",
-            self.by_server(|c| c.sent_bytes.get()),
+            counted.by_server(|c| c.sent_bytes.get()),
         )?;
         count(
             to,
             "upstream_reply_datagrams",
             "Datagrams received from servers",
-            self.by_server(|c| c.replies.get()),
+            counted.by_server(|c| c.replies.get()),
         )?;
         count(
             to,
             "upstream_reply_bytes",
             "Bytes received from servers",
-            self.by_server(|c| c.reply_bytes.get()),
+            counted.by_server(|c| c.reply_bytes.get()),
         )?;
         count(
             to,
             "upstream_receive_overflows",
             "Replies that the kernel dropped for want of buffer",
-            self.by_server(|c| c.overflows.get()),
+            counted.by_server(|c| c.overflows.get()),
         )?;
         count(
             to,
             "upstream_refusals",
             "Errors that the network reported of datagrams sent to servers",
-            self.by_server(|c| c.refusals.get()),
+            counted.by_server(|c| c.refusals.get()),
         )?;
         gauge(
             to,
             "upstream_sessions",
             "Sessions of servers",
-            self.by_server(|c| c.opened.get().saturating_sub(c.ended.get())),
+            counted.by_server(|c| c.opened.get().saturating_sub(c.ended.get())),
         )
     }
 }
@@ -351,9 +392,9 @@ mod tests {
     fn workers_are_summed_under_the_operators_names() {
         let workers: Vec<_> = (1..=2)
             .map(|n| {
-                let worker = WorkerCounters::new(2, 1);
-                worker.listeners[1].received.add(n);
-                worker.listeners[1]
+                let worker = WorkerCounters::new(3, 1);
+                worker.listeners[2].received.add(n);
+                worker.listeners[2]
                     .dropped(DropReason::NotAllowed)
                     .add(10 * n);
                 worker.servers[0].opened.add(3);
@@ -361,13 +402,13 @@ mod tests {
                 Arc::new(worker)
             })
             .collect();
-        let metrics = Arc::new(Metrics {
-            listeners: vec!["a".into(), "b\"quoted".into()],
-            servers: vec![("group".into(), "192.0.2.1:53".into())],
+        let counted = Counted {
+            listeners: vec![Some("a".into()), None, Some("b\"quoted".into())],
+            servers: vec![Some(("group".into(), "192.0.2.1:53".into())), None],
             workers,
-            budget: Budget::new(7, 7),
-        });
-        let text = metrics.text(Arc::default()).unwrap();
+        };
+        let metrics = Arc::new(Metrics::new(counted, Budget::new(7, 7)));
+        let text = metrics.text([]).unwrap();
         for line in [
             "# TYPE ppv2_client_datagrams counter",
             "ppv2_client_datagrams_total{listener=\"a\"} 0",

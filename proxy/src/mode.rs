@@ -122,6 +122,18 @@ impl Mode {
         }
     }
 
+    /// Whether a session's first datagram alone carries the header.
+    #[must_use]
+    pub fn emits_once(self) -> bool {
+        matches!(
+            self,
+            Self::Ppv2 {
+                emit: Emit::First,
+                ..
+            }
+        )
+    }
+
     /// Whether replies come to the proxy, which passes them on.
     #[must_use]
     pub fn takes_replies(self) -> bool {

@@ -370,6 +370,19 @@ impl Socket {
         Ok(Self::new(inner, server, false))
     }
 
+    /// Has an open socket serve other options from the next datagram on.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`: none is known to occur here on Linux.
+    pub fn adapt(&self, options: Options) -> io::Result<()> {
+        let v6 = self.bound.is_ipv6();
+        options::set_fragmentation(&self.inner, v6, options.dont_fragment)?;
+        // Best effort, as at the beginning.
+        let _ = sys::receive_bursts(&self.inner, options.bursts);
+        Ok(())
+    }
+
     /// The address that the socket is bound to.
     #[must_use]
     pub fn bound(&self) -> SocketAddr {
@@ -444,7 +457,7 @@ fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
     options::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
     if options.bursts {
         // Best effort: a kernel without it hands over single datagrams.
-        let _ = sys::receive_bursts(&socket);
+        let _ = sys::receive_bursts(&socket, true);
     }
     Ok(socket)
 }

@@ -10,6 +10,7 @@ mod maglev;
 mod plan;
 mod turns;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,12 +23,24 @@ pub use maglev::MAX_SERVERS;
 pub use plan::{Balance, Member, Plan, State};
 pub use turns::MAX_WEIGHT;
 
+/// What a server goes by in logs and metrics. Whoever has to do with a server
+/// holds it: while anybody does, no other server gets its number.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ServerName {
+    /// Its upstream.
+    pub upstream: String,
+    /// Its own name there.
+    pub server: String,
+}
+
 /// A member of an upstream.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Number of the server among all servers of the proxy, by which it is
     /// counted.
     pub number: usize,
+    /// What it goes by.
+    pub name: Arc<ServerName>,
     /// Where it listens.
     pub address: ServerAddr,
     /// What it is sent.
@@ -73,28 +86,39 @@ impl<T> ByFamily<T> {
     }
 }
 
+/// Sessions that stand or fall together: those of one listener with one server,
+/// by their numbers, and of one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// Number of the listener.
+    pub listener: usize,
+    /// Number of the server.
+    pub server: usize,
+    /// Of IPv6 clients rather than of IPv4 ones.
+    pub v6: bool,
+}
+
 /// Where sessions go: what the control path tells workers anew when a server goes
 /// down, comes back or is to be left.
 #[derive(Debug, Default)]
 pub struct Steering {
-    /// By listener: how new sessions are spread.
+    /// Another one for each change.
+    pub version: u64,
+    /// By number of the listener: how new sessions are spread.
     pub plans: Vec<ByFamily<Arc<Plan>>>,
-    /// By number of the server: its sessions are to go elsewhere, at their
-    /// client's next datagram. Beyond the end, none are.
-    pub leave: Vec<bool>,
+    /// Sessions that are to go elsewhere, at their client's next datagram.
+    pub leave: BTreeSet<Route>,
+    /// Where sessions go back to that new ones of their clients would be given.
+    pub returns: BTreeSet<Route>,
+    /// Numbers of servers whose sessions stay, whatever returns.
+    pub draining: BTreeSet<usize>,
 }
 
 impl Steering {
-    /// Whether any server is to be left.
+    /// Whether any session may have to go elsewhere.
     #[must_use]
     pub fn moves_any(&self) -> bool {
-        self.leave.contains(&true)
-    }
-
-    /// Whether this server is.
-    #[must_use]
-    pub fn is_left(&self, server: usize) -> bool {
-        self.leave.get(server).copied().unwrap_or(false)
+        !self.leave.is_empty() || !self.returns.is_empty()
     }
 }
 

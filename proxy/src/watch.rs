@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::counters::DropReason;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 
 /// How often to look.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -56,9 +56,11 @@ impl Told {
 #[derive(Debug)]
 pub struct Watch {
     metrics: Arc<Metrics>,
+    /// By number of the listener, and reason.
     drops: HashMap<(usize, &'static str), Told>,
-    /// By number of the server.
-    refusals: Vec<Told>,
+    /// By number of the server, with the name that it had: another one's number
+    /// begins anew.
+    refusals: HashMap<usize, (String, Told)>,
     was_full: bool,
     full_told: Option<Instant>,
 }
@@ -68,8 +70,8 @@ impl Watch {
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
-            refusals: vec![Told::default(); metrics.servers.len()],
             metrics,
+            refusals: HashMap::new(),
             drops: HashMap::new(),
             was_full: false,
             full_told: None,
@@ -80,9 +82,10 @@ impl Watch {
     /// `patience`.
     fn notices(&mut self, now: Instant, patience: Duration) -> Vec<Notice> {
         let mut notices = Vec::new();
-        for listener in 0..self.metrics.listeners.len() {
+        let counted = self.metrics.counted();
+        for (listener, _) in counted.listeners() {
             for reason in DropReason::ALL {
-                let total = self.metrics.dropped(listener, *reason);
+                let total = counted.dropped(listener, *reason);
                 let told = self.drops.entry((listener, reason.label())).or_default();
                 let news = told.news(total, now, patience);
                 notices.extend(news.map(|count| Notice {
@@ -129,15 +132,17 @@ impl Watch {
     }
 
     fn log_counts(&mut self, now: Instant, patience: Duration) {
+        let counted = self.metrics.counted();
         for notice in self.notices(now, patience) {
             let Notice {
                 listener,
                 reason,
                 count,
             } = notice;
-            let oversize = (reason == DropReason::Oversize).then(|| self.oversize());
+            let oversize = (reason == DropReason::Oversize).then(|| oversize(&counted));
+            let name = counted.listeners.get(listener).cloned().flatten();
             tracing::warn!(
-                listener = self.metrics.listeners[listener],
+                listener = name,
                 reason = reason.label(),
                 count,
                 len = oversize.map(|(len, _)| len),
@@ -147,9 +152,13 @@ impl Watch {
                 reason.mend(),
             );
         }
-        for (number, told) in self.refusals.iter_mut().enumerate() {
-            if let Some(count) = told.news(self.metrics.refusals(number), now, patience) {
-                let (upstream, server) = &self.metrics.servers[number];
+        let servers: HashMap<_, _> = counted.servers().collect();
+        self.refusals
+            .retain(|number, (name, _)| servers.get(number).is_some_and(|(_, now)| now == name));
+        for (number, (upstream, server)) in servers {
+            let told = self.refusals.entry(number);
+            let (_, told) = told.or_insert_with(|| (server.to_owned(), Told::default()));
+            if let Some(count) = told.news(counted.refusals(number), now, patience) {
                 tracing::warn!(
                     upstream,
                     server,
@@ -160,17 +169,16 @@ impl Watch {
             }
         }
     }
+}
 
-    /// Length of the latest oversize datagram with its header, and the payload
-    /// that would have fitted.
-    fn oversize(&self) -> (u64, u64) {
-        self.metrics
-            .workers
-            .iter()
-            .map(|worker| (worker.oversize_len.get(), worker.oversize_fits.get()))
-            .max()
-            .unwrap_or_default()
-    }
+/// Length of the latest oversize datagram with its header, and the payload that
+/// would have fitted.
+fn oversize(counted: &Counted) -> (u64, u64) {
+    let workers = counted.workers.iter().map(|worker| &worker.own);
+    workers
+        .map(|own| (own.oversize_len.get(), own.oversize_fits.get()))
+        .max()
+        .unwrap_or_default()
 }
 
 fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
@@ -186,12 +194,13 @@ mod tests {
     #[test]
     fn a_million_drops_are_one_notice_a_minute() {
         let worker = Arc::new(WorkerCounters::new(1, 1));
-        let mut watch = Watch::new(Arc::new(Metrics {
-            listeners: vec!["a".into()],
-            servers: vec![("u".into(), "s".into())],
+        let counted = Counted {
+            listeners: vec![Some("a".into())],
+            servers: vec![Some(("u".into(), "s".into()))],
             workers: vec![Arc::clone(&worker)],
-            budget: Budget::new(1, 1),
-        }));
+        };
+        let metrics = Metrics::new(counted, Budget::new(1, 1));
+        let mut watch = Watch::new(Arc::new(metrics));
         let mut now = Instant::now();
         assert_eq!(watch.notices(now, PAUSE), []);
         let mut told = Vec::new();
@@ -217,12 +226,8 @@ mod tests {
     #[test]
     fn sessions_around_the_mark_are_one_warning_a_minute() {
         let budget = Budget::new(10, 10);
-        let mut watch = Watch::new(Arc::new(Metrics {
-            listeners: Vec::new(),
-            servers: Vec::new(),
-            workers: Vec::new(),
-            budget: Arc::clone(&budget),
-        }));
+        let metrics = Metrics::new(Counted::default(), Arc::clone(&budget));
+        let mut watch = Watch::new(Arc::new(metrics));
         let start = Instant::now();
         let mut seats: Vec<_> = (0..7).map(|_| budget.take().unwrap()).collect();
         let mut told = Vec::new();

@@ -15,6 +15,7 @@
 mod at_once;
 mod claims;
 mod command;
+mod follow;
 mod link;
 mod onward;
 mod open;
@@ -25,16 +26,19 @@ mod source;
 mod tally;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use slab::Slab;
+
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Socket, TrafficClass, Waker};
-use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Summary, Table};
+use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
 use link::{Exit, Link, SharedSocket};
 use onward::Onward;
@@ -42,11 +46,12 @@ use open::{Exhausted, OwnAddresses, ServerAddresses, refused};
 use replies::Replies;
 use shared::{Number, SharedSockets};
 use source::Source;
-use tally::{amount_of, newly_lost, note_end};
+use tally::{Ends, amount_of, newly_lost};
 
 pub use claims::Claims;
 pub use command::{Command, SessionReport};
-pub use settings::{ListenerSettings, Pace, Share};
+pub use settings::{Change, ListenerSettings, Pace, Setup, Share};
+pub use tally::Ended;
 
 /// A wake-up that brings fewer sources than this is worth waiting after, if
 /// datagrams are to gather.
@@ -66,6 +71,8 @@ struct Entrance {
     listener: usize,
     /// What the kernel said last of datagrams lost.
     overflows: u32,
+    /// Sessions go on, none begins.
+    is_closing: bool,
 }
 
 /// Slots of a batch whose datagrams go to one session. Those that follow each
@@ -77,14 +84,17 @@ struct Run {
 
 /// One thread's share of the proxy.
 pub struct Worker {
+    number: usize,
     readiness: Readiness,
-    entrances: Vec<Entrance>,
-    listeners: Vec<ListenerSettings>,
+    entrances: Slab<Entrance>,
+    listeners: Vec<Arc<ListenerSettings>>,
     pace: Pace,
     /// By listener.
     balancers: Vec<ByFamily<Balancer>>,
     steering: Arc<Steering>,
-    /// Some server is to be left.
+    /// Numbers of listener and server between which sessions may no longer be.
+    parted: BTreeSet<(usize, usize)>,
+    /// Some session may have to go elsewhere.
     moves_any: bool,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
@@ -103,7 +113,7 @@ pub struct Worker {
     run: Run,
     replies: Replies,
     counters: Arc<WorkerCounters>,
-    log: Option<SyncSender<Summary>>,
+    log: Option<SyncSender<Ended>>,
     commands: Receiver<Command>,
     draining: bool,
     last_reply: Instant,
@@ -120,42 +130,41 @@ impl Worker {
         let Share {
             number,
             entrances,
-            listeners,
-            pace,
+            setup,
             budget,
             claims,
+            commands,
+        } = share;
+        let Setup {
+            listeners,
             steering,
+            pace,
             max_retired,
             counters,
             log,
-            commands,
-        } = share;
+        } = setup;
         let readiness = Readiness::new()?;
         let waker = readiness.waker();
-        let entrances: Vec<_> = entrances
-            .into_iter()
-            .map(|(socket, listener)| Entrance {
-                socket,
-                listener,
-                overflows: 0,
-            })
-            .collect();
-        for (i, entrance) in entrances.iter().enumerate() {
-            readiness.register(&entrance.socket, Source::Clients(i).key(entrances.len()))?;
+        let mut all = Slab::new();
+        for (socket, listener) in entrances {
+            enter(&mut all, &readiness, socket, listener)?;
         }
         let now = Instant::now();
         let rules = listeners.iter().map(|listener| listener.rules).collect();
         let balancers = steering.plans.iter().map(|plans| {
             ByFamily::new(|v6| Balancer::new(Arc::clone(plans.get(v6)), number, random_seed()))
         });
-        let shared = SharedSockets::new(listeners.iter().map(|l| l.servers.as_slice()));
-        let servers = ServerAddresses::of(listeners.iter().flat_map(|l| &l.servers));
+        let mut shared = SharedSockets::default();
+        shared.follow(listeners.iter().map(|l| l.servers.as_slice()), |_, _| false);
+        let servers = ServerAddresses::of(&listeners);
         let worker = Self {
+            number,
             readiness,
-            entrances,
+            entrances: all,
             listeners,
             pace,
             balancers: balancers.collect(),
+            parted: BTreeSet::new(),
             moves_any: steering.moves_any(),
             steering,
             next_source: number,
@@ -199,7 +208,7 @@ impl Worker {
             // Whatever is not taken to its end is reported again.
             let at_once = ready.len() <= ALONE;
             for key in ready.drain(..) {
-                match Source::of_key(key, self.entrances.len()) {
+                match Source::of_key(key) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
                     Source::Server(id) => self.take_from_server(id, now),
                     Source::Servers(socket) => _ = self.take_from_servers(socket, now),
@@ -245,8 +254,10 @@ impl Worker {
 
     /// Takes a batch from clients to their servers. True if there may be more.
     fn take_from_clients(&mut self, entrance: usize, now: Instant) -> bool {
-        let socket = &self.entrances[entrance].socket;
-        let received = match socket.receive(&mut self.inbound, 0, BATCH) {
+        let Some(from) = self.entrances.get(entrance) else {
+            return false;
+        };
+        let received = match from.socket.receive(&mut self.inbound, 0, BATCH) {
             Ok(received) => received,
             Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
         };
@@ -317,15 +328,11 @@ impl Worker {
     fn stay(&mut self, key: &Key, amount: Amount, now: Instant) -> Option<SessionId> {
         if self.moves_any
             && let Some(id) = self.table.find(key)
-            && let Some(session) = self.table.get(id)
-            && self.steering.is_left(session.server)
+            && self.is_to_move(id)
         {
             // What was collected may be of it.
             self.send_to_server();
-            let (counters, log) = (&self.counters, self.log.as_ref());
-            self.table.end(now, id, |session| {
-                note_end(counters, log, session, EndReason::Moved);
-            });
+            self.end(now, id, EndReason::Moved);
             return None;
         }
         self.table.request(now, key, amount)
@@ -363,7 +370,7 @@ impl Worker {
                 to,
                 dscp: self.listeners[session.listener].dscp,
                 mtu_asked: &self.mtu_asked,
-                all: &self.counters,
+                all: &self.counters.own,
                 listener: &self.counters.listeners[session.listener],
                 server: &self.counters.servers[session.server],
             };
@@ -451,8 +458,8 @@ impl Worker {
             let wrong = listener.dropped(DropReason::ReplyWrongSource);
             return wrong.add(datagrams);
         }
-        let (counters, log) = (&self.counters, self.log.as_ref());
-        let ended = |session: &Session<_>, reason| note_end(counters, log, session, reason);
+        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
+        let ended = |session: &Session<_>, reason| ends.note(session, reason);
         let Some(whose) = self.table.reply(now, id, amount, ended) else {
             return listener.dropped(DropReason::ReplyLate).add(datagrams);
         };
@@ -473,15 +480,33 @@ impl Worker {
     }
 
     fn expire(&mut self, now: Instant) {
-        let (counters, log) = (&self.counters, self.log.as_ref());
-        self.table.expire(now, |session, reason| {
-            note_end(counters, log, session, reason);
-        });
+        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
+        self.table
+            .expire(now, |session, reason| ends.note(session, reason));
         self.shared.collect();
+        let counters = &self.counters.own;
         counters.spoiled.set(self.shared.spoiled() as u64);
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
     }
+}
+
+/// Takes from `socket`, for this listener, from now on.
+fn enter(
+    entrances: &mut Slab<Entrance>,
+    readiness: &Readiness,
+    socket: Socket,
+    listener: usize,
+) -> io::Result<()> {
+    let entry = entrances.vacant_entry();
+    readiness.register(&socket, Source::Clients(entry.key()).key())?;
+    entry.insert(Entrance {
+        socket,
+        listener,
+        overflows: 0,
+        is_closing: false,
+    });
+    Ok(())
 }
 
 /// A number that nobody outside can foresee.

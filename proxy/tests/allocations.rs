@@ -12,10 +12,15 @@ use ppv2_proxy::counters::WorkerCounters;
 use ppv2_proxy::mode::{Emit, Mode};
 use ppv2_proxy::net::{Options, Socket};
 use ppv2_proxy::session::{Budget, Rules};
-use ppv2_proxy::upstream::{Balance, ByFamily, Member, Plan, Server, State, Steering};
-use ppv2_proxy::worker::{Command, ListenerSettings, Pace, Share, Worker};
+use ppv2_proxy::upstream::{Balance, ByFamily, Member, Plan, Server, ServerName, State, Steering};
+use ppv2_proxy::worker::{Command, ListenerSettings, Pace, Setup, Share, Worker};
 
 const CLIENTS: usize = 8;
+
+const OPTIONS: Options = Options {
+    dont_fragment: false,
+    bursts: true,
+};
 
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -36,13 +41,17 @@ fn steering(servers: &[UdpSocket]) -> Steering {
     let plan = Arc::new(Plan::new(Balance::RoundRobin, &members));
     Steering {
         plans: vec![ByFamily::new(|_| Arc::clone(&plan))],
-        leave: Vec::new(),
+        ..Steering::default()
     }
 }
 
 fn settings(servers: &[UdpSocket]) -> ListenerSettings {
     let server = |(number, socket): (usize, &UdpSocket)| Server {
         number,
+        name: Arc::new(ServerName {
+            upstream: "upstream".to_owned(),
+            server: number.to_string(),
+        }),
         address: ServerAddr(socket.local_addr().unwrap()),
         sources: Arc::from([]),
         share_sockets: true,
@@ -52,6 +61,7 @@ fn settings(servers: &[UdpSocket]) -> ListenerSettings {
         },
     };
     ListenerSettings {
+        name: "listener".into(),
         rules: Rules {
             idle_timeout: Duration::from_secs(60),
             responses: 0,
@@ -62,6 +72,7 @@ fn settings(servers: &[UdpSocket]) -> ListenerSettings {
         deny: Vec::new(),
         clients: None,
         rates: None,
+        entrance: OPTIONS,
         dont_fragment: false,
         dscp: false,
         servers: servers.iter().enumerate().map(server).collect(),
@@ -98,25 +109,23 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
 /// clients and so many servers, whose sessions share sockets.
 fn allocations(rounds: usize, servers: usize) -> u64 {
     let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
-    let options = Options {
-        dont_fragment: false,
-        bursts: true,
-    };
-    let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, options).unwrap();
+    let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, OPTIONS).unwrap();
     let address = listener.bound();
-    let (commands, receiver) = mpsc::sync_channel(1);
+    let (commands, receiver) = mpsc::channel();
     let counters = Arc::new(WorkerCounters::new(1, servers.len()));
     let (worker, waker) = Worker::new(Share {
         number: 0,
         entrances: vec![(listener, 0)],
-        listeners: vec![settings(&servers)],
-        pace: Pace::default(),
+        setup: Setup {
+            listeners: vec![Arc::new(settings(&servers))],
+            steering: Arc::new(steering(&servers)),
+            pace: Pace::default(),
+            max_retired: 10,
+            counters: Arc::clone(&counters),
+            log: None,
+        },
         budget: Budget::new(100, 110),
         claims: Arc::default(),
-        steering: Arc::new(steering(&servers)),
-        log: None,
-        max_retired: 10,
-        counters: Arc::clone(&counters),
         commands: receiver,
     })
     .unwrap();

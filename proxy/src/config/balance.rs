@@ -2,10 +2,11 @@
 //! which servers take none.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::check::Checker;
 use super::file::{self, At};
-use super::{ConfigError, Server};
+use super::{ConfigError, Server, nowhere};
 use crate::upstream::{Balance, HashOn, MAX_SERVERS, MAX_WEIGHT};
 
 /// What one subscriber gets at the least (RFC 6177): a host can take any address
@@ -62,6 +63,39 @@ impl Checker<'_> {
             "client_ip" => Ok(by_ip),
             "client_addr" => Ok(HashOn::ClientAddr),
             _ => Err(self.unknown_value("hash_on", hash_on, &["client_ip", "client_addr"])),
+        }
+    }
+
+    /// Whether sessions go back to a server that has come back.
+    pub(super) fn returns(
+        &self,
+        on_return: Option<&At<String>>,
+        balance: Balance,
+    ) -> Result<bool, ConfigError> {
+        let Some(on_return) = on_return else {
+            return Ok(false);
+        };
+        match on_return.get_ref().as_str() {
+            "stay" => Ok(false),
+            "return" if matches!(balance, Balance::Maglev(_)) => Ok(true),
+            "return" => Err(self
+                .error(on_return.span(), "on_return \"return\" without balance \"maglev\"")
+                .mend("use balance = \"maglev\": with others no session belongs to one server rather than another")),
+            _ => Err(self.unknown_value("on_return", on_return, &["stay", "return"])),
+        }
+    }
+
+    /// A time that belongs to an upstream, `default` if it says nothing; 0 is none.
+    pub(super) fn upstream_time(
+        &self,
+        key: &str,
+        value: Option<At<String>>,
+        default: &str,
+    ) -> Result<Duration, ConfigError> {
+        let value = value.unwrap_or_else(|| nowhere(default.to_owned()));
+        match humantime::parse_duration(value.get_ref()) {
+            Ok(Duration::ZERO) => Ok(Duration::ZERO),
+            _ => self.duration(key, &value),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
 const DEFAULT_DRAIN_TIMEOUT: &str = "5s";
+const DEFAULT_LAME_DUCK: &str = "30s";
 
 /// More workers than any machine has cores; catches a typing error.
 const MAX_WORKERS: usize = 1024;
@@ -35,6 +36,7 @@ pub(super) struct Checker<'a> {
 pub(super) struct CheckedUpstream {
     pub(super) servers: Vec<CheckedServer>,
     balance: Balance,
+    returns: bool,
     pub(super) emit: Emit,
     pub(super) crc32c: bool,
 }
@@ -193,7 +195,9 @@ impl<'a> Checker<'a> {
             bind,
             upstream: listener.upstream.into_inner(),
             servers,
+            leaving: Vec::new(),
             balance: upstream.balance,
+            returns: upstream.returns,
             rules: Rules {
                 idle_timeout: self.idle_timeout(&idle_timeout)?,
                 responses: listener.responses,
@@ -273,10 +277,13 @@ impl<'a> Checker<'a> {
         let mut checked = CheckedUpstream {
             servers: Vec::new(),
             balance,
+            returns: self.returns(upstream.on_return.as_ref(), balance)?,
             emit,
             crc32c: upstream.header.crc32c,
         };
         let health = self.health(upstream.health)?.map(Arc::new);
+        let slow_start = self.upstream_time("slow_start", upstream.slow_start, "0s")?;
+        let lame_duck = self.upstream_time("lame_duck", upstream.lame_duck, DEFAULT_LAME_DUCK)?;
         let mut servers: Vec<Server> = Vec::new();
         for server in upstream.servers {
             let span = server.span();
@@ -300,6 +307,9 @@ impl<'a> Checker<'a> {
                 weight: self.weight(server.weight.as_ref())?,
                 backup: server.backup,
                 drain: server.drain,
+                leaving: false,
+                slow_start,
+                lame_duck,
                 name: server.address,
                 address,
                 sources,

@@ -99,6 +99,9 @@ pub(crate) struct Upstream {
     pub(crate) source: Vec<At<String>>,
     #[serde(default)]
     pub(crate) share_sockets: bool,
+    pub(crate) slow_start: Option<At<String>>,
+    pub(crate) lame_duck: Option<At<String>>,
+    pub(crate) on_return: Option<At<String>>,
     #[serde(default)]
     pub(crate) header: Header,
     pub(crate) health: Option<At<Health>>,

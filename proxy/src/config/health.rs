@@ -21,7 +21,7 @@ const MIN_EVERY: Duration = Duration::from_millis(10);
 const MAX_PAYLOAD: usize = 1200;
 
 /// How to find out whether the servers of an upstream serve.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Health {
     /// Time between probes.
     pub every: Duration,
@@ -42,7 +42,7 @@ pub struct Health {
 }
 
 /// What a server is asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Probe {
     /// A datagram.
     Udp {
@@ -85,6 +85,17 @@ pub enum Expect {
     Bytes(Vec<u8>),
     /// One in which this is found.
     Matching(Regex),
+}
+
+impl PartialEq for Expect {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, Self::Any) | (Self::Silence, Self::Silence) => true,
+            (Self::Bytes(a), Self::Bytes(b)) => a == b,
+            (Self::Matching(a), Self::Matching(b)) => a.as_str() == b.as_str(),
+            (Self::Any | Self::Silence | Self::Bytes(_) | Self::Matching(_), _) => false,
+        }
+    }
 }
 
 /// Whether a probe has a PROXY header of the command LOCAL in front.

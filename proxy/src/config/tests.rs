@@ -7,6 +7,7 @@ mod health;
 mod modes;
 
 use super::*;
+use crate::mode::Emit;
 
 mod warnings;
 

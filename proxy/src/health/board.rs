@@ -1,9 +1,9 @@
 //! What is known of the servers, for workers, metrics and operators.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -13,16 +13,41 @@ use tokio::sync::Notify;
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
 use crate::address::ServerAddr;
-use crate::config::{Config, Passive};
+use crate::config::Passive;
 use crate::metrics::{Labels, Metrics, Samples, count, gauge};
+use crate::roster::Roll;
 use crate::upstream::State;
+
+/// In so many steps a server gets its share.
+const STEPS: u32 = 10;
+
+/// How a server stands, for whoever plans where sessions go.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Whether it takes new sessions.
+    pub state: State,
+    /// The part of its weight that it has, from 0 to 1: less than all while it
+    /// starts slowly.
+    pub share: f64,
+    /// It was down and is up again.
+    pub has_returned: bool,
+}
+
+impl Standing {
+    /// Of which nothing is known yet.
+    pub const UP: Self = Self {
+        state: State::Up,
+        share: 1.0,
+        has_returned: false,
+    };
+}
 
 /// What is known of all servers, by number.
 #[derive(Debug, Default)]
 pub struct Board {
-    entries: Mutex<Vec<Entry>>,
+    entries: Mutex<BTreeMap<usize, Entry>>,
     /// Told when workers must know.
-    changed: Arc<Notify>,
+    changed: Notify,
 }
 
 #[derive(Clone, Debug)]
@@ -32,7 +57,15 @@ struct Entry {
     address: ServerAddr,
     weight: u16,
     backup: bool,
+    /// As the configuration says.
     drain: bool,
+    /// As an operator said since.
+    drain_asked: Option<bool>,
+    leaving: bool,
+    slow_start: Duration,
+    /// When it came, or came back, unless it was there at the start.
+    came: Option<Instant>,
+    has_returned: bool,
     is_checked: bool,
     probed: Streak,
     seen: Seen,
@@ -48,17 +81,41 @@ impl Entry {
 
     /// Draining, if it is not down.
     fn state(&self) -> State {
-        match (self.is_down(), self.drain) {
+        match (self.is_down(), self.is_draining()) {
             (true, _) => State::Down,
             (false, true) => State::Draining,
             (false, false) => State::Up,
         }
     }
 
+    fn is_draining(&self) -> bool {
+        self.leaving || self.drain_asked.unwrap_or(self.drain)
+    }
+
+    /// How long it has been there, as a part of its slow start; `None` when that is
+    /// over.
+    fn started(&self, now: Instant) -> Option<f64> {
+        let since = now.saturating_duration_since(self.came?);
+        let is_starting = since < self.slow_start && self.state() == State::Up;
+        is_starting.then(|| since.as_secs_f64() / self.slow_start.as_secs_f64())
+    }
+
+    fn standing(&self, now: Instant) -> Standing {
+        Standing {
+            state: self.state(),
+            share: self.started(now).unwrap_or(1.0),
+            has_returned: self.has_returned,
+        }
+    }
+
     /// Logs and notes that the server now stands otherwise, if it does.
-    fn settle(&mut self, was_down: bool, why: String) -> bool {
+    fn settle(&mut self, was_down: bool, why: String, now: Instant) -> bool {
         if self.is_down() == was_down {
             return false;
+        }
+        self.has_returned = was_down;
+        if was_down {
+            self.came = Some(now);
         }
         let name = |down| if down { "down" } else { "up" };
         let (from, to) = (name(was_down), name(!was_down));
@@ -108,16 +165,25 @@ struct ServerReport {
 }
 
 impl Board {
-    fn entries(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<usize, Entry>> {
         // Nothing that holds the lock can leave half of a change behind.
-        self.entries
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is told when workers must know how servers stand.
-    pub(super) fn changed(&self) -> Arc<Notify> {
-        Arc::clone(&self.changed)
+    /// Waits until workers must know how servers stand. Nothing is missed between
+    /// two calls.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// When shares of servers that start slowly are to be seen to again, if any do.
+    #[must_use]
+    pub fn next_step(&self, now: Instant) -> Option<Instant> {
+        let entries = self.entries();
+        let starting = entries
+            .values()
+            .filter(|entry| entry.started(now).is_some());
+        starting.map(|entry| now + entry.slow_start / STEPS).min()
     }
 
     /// Has a server get no new sessions, or get them again, until the process ends.
@@ -125,39 +191,55 @@ impl Board {
     pub fn drain(&self, upstream: &str, server: &str, drain: bool) -> bool {
         let mut entries = self.entries();
         let found = entries
-            .iter_mut()
+            .values_mut()
             .find(|entry| entry.upstream == upstream && entry.name == server);
         let Some(entry) = found else {
             return false;
         };
-        if entry.drain != drain {
-            entry.drain = drain;
+        let was_draining = entry.is_draining();
+        entry.drain_asked = Some(drain);
+        if entry.is_draining() != was_draining {
             tracing::info!(upstream, server, drain, "an operator asked for it");
             self.changed.notify_one();
         }
         true
     }
 
-    /// Takes over the servers of `config`, and what is known of those that stay.
-    pub(super) fn follow(&self, config: &Config) {
+    /// Takes over the servers of `roll`, and what is known of those that stay.
+    pub(super) fn follow(&self, roll: &Roll, now: Instant) {
         let mut entries = self.entries();
-        let known: HashMap<_, _> = entries
-            .drain(..)
-            .map(|entry| ((entry.upstream.clone(), entry.address.0), entry))
-            .collect();
-        entries.extend(config.servers.iter().map(|server| {
-            let old = known.get(&(server.upstream.clone(), server.address.0));
+        let is_start = entries.is_empty();
+        let mut known = std::mem::take(&mut *entries);
+        for (server, (number, name)) in roll.config.servers.iter().zip(&roll.servers) {
+            // Of another server that had the number before, nothing is known.
+            let old = known
+                .remove(number)
+                .filter(|old| (&old.upstream, old.address) == (&server.upstream, server.address));
+            let came = match &old {
+                Some(old) => old.came,
+                None => (!is_start).then_some(now),
+            };
             let checks = server.health.as_ref();
+            let drain_asked = old
+                .as_ref()
+                .filter(|old| old.drain == server.drain)
+                .and_then(|old| old.drain_asked);
             let old = old.filter(|old| old.is_checked == checks.is_some());
             let has_probe = checks.is_some_and(|health| health.probe.is_some());
             let has_passive = checks.is_some_and(|health| health.passive.is_some());
-            Entry {
+            let old = old.as_ref();
+            let entry = Entry {
                 upstream: server.upstream.clone(),
-                name: server.name.clone(),
+                name: name.server.clone(),
                 address: server.address,
                 weight: server.weight,
                 backup: server.backup,
                 drain: server.drain,
+                drain_asked,
+                leaving: server.leaving,
+                slow_start: server.slow_start,
+                came,
+                has_returned: old.is_some_and(|old| old.has_returned),
                 is_checked: checks.is_some(),
                 probed: old
                     .filter(|_| has_probe)
@@ -170,37 +252,51 @@ impl Board {
                 why: old.map_or_else(|| "not judged yet".to_owned(), |old| old.why.clone()),
                 since: old.map_or_else(SystemTime::now, |old| old.since),
                 results: old.map(|old| old.results).unwrap_or_default(),
-            }
-        }));
+            };
+            entries.insert(*number, entry);
+        }
     }
 
-    /// How each server stands, by number.
+    /// How each server of `roll` stands, by its place in the configuration.
     #[must_use]
-    pub fn states(&self) -> Vec<State> {
-        self.entries().iter().map(Entry::state).collect()
+    pub fn standings(&self, roll: &Roll, now: Instant) -> Vec<Standing> {
+        let entries = self.entries();
+        let standing = |(number, _): &(usize, _)| {
+            entries
+                .get(number)
+                .map_or(Standing::UP, |entry| entry.standing(now))
+        };
+        roll.servers.iter().map(standing).collect()
     }
 
-    /// Notes what came of a probe. True if workers must know.
-    pub(super) fn probed(&self, server: usize, outcome: Outcome, fall: u32, rise: u32) -> bool {
+    /// Notes what came of a probe.
+    pub(super) fn probed(
+        &self,
+        server: usize,
+        outcome: Outcome,
+        fall: u32,
+        rise: u32,
+        now: Instant,
+    ) {
         let mut entries = self.entries();
-        let Some(entry) = entries.get_mut(server) else {
-            return false;
+        let Some(entry) = entries.get_mut(&server) else {
+            return;
         };
         entry.results[outcome as usize] += 1;
         if outcome == Outcome::NotSent {
-            return false;
+            return;
         }
         let was_down = entry.is_down();
         let good = outcome == Outcome::Passed;
         entry.probed.note(good, fall, rise);
         let times = if good { rise } else { fall };
-        entry.settle(
-            was_down,
-            format!("probe {}, {times} in a row", outcome.label()),
-        )
+        let why = format!("probe {}, {times} in a row", outcome.label());
+        if entry.settle(was_down, why, now) {
+            self.changed.notify_one();
+        }
     }
 
-    /// Notes what a window of clients' traffic said. True if workers must know.
+    /// Notes what a window of clients' traffic said.
     pub(super) fn seen(
         &self,
         server: usize,
@@ -208,10 +304,10 @@ impl Board {
         passive: &Passive,
         fall: u32,
         now: Instant,
-    ) -> bool {
+    ) {
         let mut entries = self.entries();
-        let Some(entry) = entries.get_mut(server) else {
-            return false;
+        let Some(entry) = entries.get_mut(&server) else {
+            return;
         };
         let was_down = entry.is_down();
         entry.seen.note(verdict, passive, fall, now);
@@ -220,16 +316,17 @@ impl Board {
             Some(super::state::Verdict::Unanswered) => "clients' datagrams unanswered",
             Some(super::state::Verdict::Good) | None => "on trial after its time off",
         };
-        entry.settle(was_down, why.to_owned())
+        if entry.settle(was_down, why.to_owned(), now) {
+            self.changed.notify_one();
+        }
     }
 
     /// All upstreams, with the sessions that `metrics` count.
     #[must_use]
     pub fn report(&self, metrics: &Metrics) -> Vec<UpstreamReport> {
-        let numbers: HashMap<_, _> = metrics.servers.iter().zip(0..).collect();
+        let counted = metrics.counted();
         let mut upstreams = BTreeMap::<String, Vec<ServerReport>>::new();
-        for entry in self.entries().iter() {
-            let number = numbers.get(&(entry.upstream.clone(), entry.name.clone()));
+        for (number, entry) in self.entries().iter() {
             let since = entry.since.duration_since(UNIX_EPOCH).unwrap_or_default();
             upstreams
                 .entry(entry.upstream.clone())
@@ -239,16 +336,17 @@ impl Board {
                     address: entry.address.to_string(),
                     state: match entry.state() {
                         State::Up => "up",
+                        State::Draining if entry.leaving => "leaving",
                         State::Draining => "draining",
                         State::Down => "down",
                     },
                     checked: entry.is_checked,
                     weight: entry.weight,
                     backup: entry.backup,
-                    drain: entry.drain,
+                    drain: entry.drain_asked.unwrap_or(entry.drain),
                     why: entry.why.clone(),
                     since_unix_seconds: since.as_secs(),
-                    sessions: number.map_or(0, |number| metrics.sessions(*number)),
+                    sessions: counted.sessions(*number),
                 });
         }
         let report = |(upstream, servers)| UpstreamReport { upstream, servers };
@@ -263,7 +361,7 @@ impl Collector for Board {
             vec![("upstream", &entry.upstream), ("server", &entry.name)]
         }
         let up = entries
-            .iter()
+            .values()
             .map(|entry| (labels(entry), u64::from(!entry.is_down())));
         gauge(
             &mut encoder,
@@ -272,7 +370,7 @@ impl Collector for Board {
             up.collect(),
         )?;
         let mut results = Samples::new();
-        for entry in entries.iter().filter(|entry| entry.is_checked) {
+        for entry in entries.values().filter(|entry| entry.is_checked) {
             for outcome in Outcome::ALL {
                 let mut labels = labels(entry);
                 labels.push(("result", outcome.label()));

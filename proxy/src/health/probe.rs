@@ -61,7 +61,7 @@ impl Outcome {
 }
 
 /// Whom to ask, and from where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Target {
     pub(super) address: SocketAddr,
     pub(super) source: Option<IpAddr>,

@@ -257,7 +257,7 @@ pub(super) fn report_local_address(socket: &socket2::Socket, v6: bool) -> io::Re
     Ok(())
 }
 
-pub(super) fn receive_bursts(_: &socket2::Socket) -> io::Result<()> {
+pub(super) fn receive_bursts(_: &socket2::Socket, _: bool) -> io::Result<()> {
     Err(unsupported())
 }
 

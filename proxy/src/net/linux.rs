@@ -93,9 +93,10 @@ pub(super) fn report_overflows(socket: &socket2::Socket) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
-/// Asks for bursts in one piece, with a control message that tells the size.
-pub(super) fn receive_bursts(socket: &socket2::Socket) -> io::Result<()> {
-    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+/// Asks for bursts in one piece, with a control message that tells the size, or
+/// for single datagrams.
+pub(super) fn receive_bursts(socket: &socket2::Socket, bursts: bool) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, c_int::from(bursts))
 }
 
 /// Whether the kernel knows the option by which bursts are sent. Setting it to 0

@@ -1,56 +1,72 @@
 //! Where workers are to take sessions, made of the configuration and of what is
 //! known of the servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::{Config, Listener};
+use crate::health::Standing;
 use crate::mode::Mode;
-use crate::upstream::{ByFamily, Member, Plan, State, Steering};
+use crate::roster::Roll;
+use crate::upstream::{Balance, ByFamily, MAX_WEIGHT, Member, Plan, Route, State, Steering};
 
-/// The states of all servers while nothing is known of them but what the
-/// configuration says.
-pub(super) fn configured_states(config: &Config) -> Vec<State> {
-    let state = |drain| if drain { State::Draining } else { State::Up };
-    let servers = config.servers.iter();
-    servers.map(|server| state(server.drain)).collect()
-}
+/// By how much weights are multiplied where servers start slowly, if they are small
+/// enough: in so many steps a server of weight 1 gets its share.
+const FINENESS: u16 = 10;
 
-/// Where sessions go with the servers, by number, in these `states`. A server that
-/// is down is left, unless all are and their upstream fails open.
-pub(super) fn steer(config: &Config, states: &[State]) -> Steering {
-    let plans = plans(config, states);
-    let leave = (0..config.servers.len()).map(|server| {
-        let still_serves = config
-            .listeners
-            .iter()
-            .zip(&plans)
-            .any(|(listener, plans)| {
-                let index = listener
-                    .servers
-                    .iter()
-                    .position(|(number, _)| *number == server);
-                index.is_some_and(|index| plans.iter().any(|plan| plan.serves(index)))
-            });
-        states[server] == State::Down && !still_serves
-    });
-    Steering {
-        leave: leave.collect(),
-        plans,
+/// Where sessions go with the servers of `roll` that stand like this, by their place
+/// in the configuration. A server that is down is left, unless all are and their
+/// upstream fails open.
+pub(super) fn steer(roll: &Roll, standings: &[Standing], version: u64) -> Steering {
+    let config = &roll.config;
+    let nobody = Arc::new(Plan::new(Balance::RoundRobin, &[]));
+    let mut steering = Steering {
+        version,
+        plans: vec![ByFamily::new(|_| Arc::clone(&nobody)); roll.counts.0],
+        leave: BTreeSet::new(),
+        returns: BTreeSet::new(),
+        draining: BTreeSet::new(),
+    };
+    let plans = plans(config, standings);
+    for ((number, listener), plans) in roll.listeners().zip(plans) {
+        let servers = listener.servers.iter().chain(&listener.leaving);
+        for (index, (server, _)) in servers.enumerate() {
+            let standing = standings[*server];
+            for v6 in [false, true] {
+                let route = Route {
+                    listener: number,
+                    server: roll.server(*server),
+                    v6,
+                };
+                let serves = index < listener.servers.len() && plans.get(v6).serves(index);
+                if standing.state == State::Down && !serves {
+                    steering.leave.insert(route);
+                }
+                if listener.returns && standing.has_returned && serves {
+                    steering.returns.insert(route);
+                }
+            }
+        }
+        steering.plans[number] = plans;
     }
+    let draining = |index: &usize| standings[*index].state == State::Draining;
+    let servers = (0..config.servers.len()).filter(draining);
+    steering.draining = servers.map(|index| roll.server(index)).collect();
+    steering
 }
 
 /// The plans of each listener's upstream; those of the same servers are shared.
-fn plans(config: &Config, states: &[State]) -> Vec<ByFamily<Arc<Plan>>> {
+fn plans(config: &Config, standings: &[Standing]) -> Vec<ByFamily<Arc<Plan>>> {
     let mut known = BTreeMap::new();
     let mut of_listener = |listener: &Listener| {
-        let members = members(config, listener, states);
+        let members = members(config, listener, standings);
         let serves: ByFamily<Vec<bool>> = ByFamily::new(|v6| {
             let servers = listener.servers.iter();
-            let serves = |(number, mode): &(usize, Mode)| {
-                let server = &config.servers[*number];
+            let serves = |(index, mode): &(usize, Mode)| {
+                let server = &config.servers[*index];
                 let fails_open = server.health.as_ref().is_none_or(|health| health.fail_open);
-                (fails_open || states[*number] != State::Down) && mode.reaches(server.address, v6)
+                let may_serve = fails_open || standings[*index].state != State::Down;
+                may_serve && mode.reaches(server.address, v6)
             };
             servers.map(serves).collect()
         });
@@ -71,15 +87,30 @@ fn plans(config: &Config, states: &[State]) -> Vec<ByFamily<Arc<Plan>>> {
 
 /// The servers of a listener's upstream, in the order in which the listener has
 /// them.
-fn members(config: &Config, listener: &Listener, states: &[State]) -> Vec<Member> {
-    let member = |(number, _): &(usize, _)| {
-        let server = &config.servers[*number];
+fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<Member> {
+    let servers = || listener.servers.iter().map(|(index, _)| *index);
+    let all_started = servers().all(|index| standings[index].share >= 1.0);
+    let heaviest = servers().map(|index| config.servers[index].weight).max();
+    let fineness = match heaviest {
+        Some(heaviest) if !all_started => FINENESS.min(MAX_WEIGHT / heaviest.max(1)).max(1),
+        _ => 1,
+    };
+    let member = |index: usize| {
+        let server = &config.servers[index];
+        let standing = standings[index];
+        let whole = server.weight * fineness;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a part of the weight, which is 256 at the most"
+        )]
+        let share = (f64::from(whole) * standing.share) as u16;
         Member {
             address: server.address,
-            weight: server.weight,
+            weight: share.clamp(1, whole),
             backup: server.backup,
-            state: states[*number],
+            state: standing.state,
         }
     };
-    listener.servers.iter().map(member).collect()
+    servers().map(member).collect()
 }

@@ -10,13 +10,13 @@ use super::ClientSeat;
 /// descriptors, ports and memory.
 #[derive(Debug)]
 pub struct Budget {
-    max_sessions: usize,
+    max_sessions: AtomicUsize,
     sessions: AtomicUsize,
-    max_sockets: usize,
+    max_sockets: AtomicUsize,
     sockets: AtomicUsize,
     /// Sessions with a socket of their own. Where others share, these must not
     /// have all sockets that there are, or none could rest.
-    max_own: usize,
+    max_own: AtomicUsize,
     own: AtomicUsize,
 }
 
@@ -45,19 +45,27 @@ impl Budget {
     #[must_use]
     pub fn with_own(max_sessions: usize, max_sockets: usize, max_own: usize) -> Arc<Self> {
         Arc::new(Self {
-            max_sessions,
+            max_sessions: AtomicUsize::new(max_sessions),
             sessions: AtomicUsize::new(0),
-            max_sockets,
+            max_sockets: AtomicUsize::new(max_sockets),
             sockets: AtomicUsize::new(0),
-            max_own,
+            max_own: AtomicUsize::new(max_own),
             own: AtomicUsize::new(0),
         })
+    }
+
+    /// Has other bounds from now on. What is taken beyond them stays taken until it
+    /// is given back.
+    pub fn resize(&self, max_sessions: usize, max_sockets: usize, max_own: usize) {
+        self.max_sessions.store(max_sessions, Ordering::Relaxed);
+        self.max_sockets.store(max_sockets, Ordering::Relaxed);
+        self.max_own.store(max_own, Ordering::Relaxed);
     }
 
     /// The most sessions there may be.
     #[must_use]
     pub fn max(&self) -> usize {
-        self.max_sessions
+        self.max_sessions.load(Ordering::Relaxed)
     }
 
     /// How many there are.
@@ -75,7 +83,7 @@ impl Budget {
     /// The most sockets there may be.
     #[must_use]
     pub fn max_sockets(&self) -> usize {
-        self.max_sockets
+        self.max_sockets.load(Ordering::Relaxed)
     }
 
     /// Takes a seat for a session with a socket of its own.
@@ -87,7 +95,7 @@ impl Budget {
         let mut seat = self.take_session()?;
         seat.socket = Some(self.take_socket()?);
         // Given back with the seat.
-        seat.own = add_one(&self.own, self.max_own);
+        seat.own = add_one(&self.own, &self.max_own);
         if seat.own {
             Ok(seat)
         } else {
@@ -102,7 +110,7 @@ impl Budget {
     ///
     /// [`Full::Sessions`].
     pub fn take_session(self: &Arc<Self>) -> Result<Seat, Full> {
-        if !add_one(&self.sessions, self.max_sessions) {
+        if !add_one(&self.sessions, &self.max_sessions) {
             return Err(Full::Sessions);
         }
         Ok(Seat {
@@ -120,14 +128,15 @@ impl Budget {
     ///
     /// [`Full::Sockets`].
     pub fn take_socket(self: &Arc<Self>) -> Result<SocketSeat, Full> {
-        if !add_one(&self.sockets, self.max_sockets) {
+        if !add_one(&self.sockets, &self.max_sockets) {
             return Err(Full::Sockets);
         }
         Ok(SocketSeat(Arc::clone(self)))
     }
 }
 
-fn add_one(number: &AtomicUsize, max: usize) -> bool {
+fn add_one(number: &AtomicUsize, max: &AtomicUsize) -> bool {
+    let max = max.load(Ordering::Relaxed);
     number
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
             (n < max).then_some(n + 1)
@@ -185,11 +194,11 @@ impl Seat {
     /// [`Full::Sessions`]; the socket's part is given back, too.
     pub fn renew(mut self) -> Result<Self, Full> {
         if self.resting {
-            if !add_one(&self.budget.sessions, self.budget.max_sessions) {
+            if !add_one(&self.budget.sessions, &self.budget.max_sessions) {
                 return Err(Full::Sessions);
             }
             self.resting = false;
-            self.own = self.socket.is_some() && add_one(&self.budget.own, self.budget.max_own);
+            self.own = self.socket.is_some() && add_one(&self.budget.own, &self.budget.max_own);
             if self.socket.is_some() && !self.own {
                 return Err(Full::Sessions);
             }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ impl Network {
 /// sessions, which are bounded by the [`Budget`](super::Budget).
 #[derive(Debug)]
 pub struct Clients {
-    max_sessions: u32,
+    max_sessions: AtomicU32,
     ipv6_prefix: u8,
     sessions: Mutex<HashMap<Network, u32, RandomState>>,
 }
@@ -54,10 +54,15 @@ impl Clients {
     #[must_use]
     pub fn new(max_sessions: u32, ipv6_prefix: u8) -> Arc<Self> {
         Arc::new(Self {
-            max_sessions,
+            max_sessions: AtomicU32::new(max_sessions),
             ipv6_prefix,
             sessions: Mutex::default(),
         })
+    }
+
+    /// Has at most so many for each client from now on; what is taken stays taken.
+    pub fn resize(&self, max_sessions: u32) {
+        self.max_sessions.store(max_sessions, Ordering::Relaxed);
     }
 
     /// Takes a seat for one more session of `client`; `None` if it has all that it
@@ -66,7 +71,7 @@ impl Clients {
         let network = Network::of(client, self.ipv6_prefix);
         let mut sessions = self.lock();
         let taken = sessions.entry(network).or_insert(0);
-        if *taken >= self.max_sessions {
+        if *taken >= self.max_sessions.load(Ordering::Relaxed) {
             return None;
         }
         *taken += 1;

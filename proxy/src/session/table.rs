@@ -69,6 +69,35 @@ impl<T> Table<T> {
         Self { spoil, ..self }
     }
 
+    /// Goes by other rules from now on, for as many listeners as before or more,
+    /// and keeps so many sessions beyond their end.
+    pub fn follow(&mut self, now: Instant, rules: Vec<Rules>, max_retired: usize) {
+        self.max_retired = max_retired;
+        let sooner = |(new, old): (&Rules, &Rules)| new.idle_timeout < old.idle_timeout;
+        let ends_sooner = rules.iter().zip(&self.rules).any(sooner);
+        self.rules = rules;
+        if ends_sooner {
+            for (slot, session) in &self.sessions {
+                if session.is_active() {
+                    let deadline = session.last_active + self.rules[session.listener].idle_timeout;
+                    let slot = u32::try_from(slot).expect("as when it was opened");
+                    self.wheel.arm(slot, deadline.max(now));
+                }
+            }
+        }
+    }
+
+    /// All sessions, ended ones too, to change what the owner keeps there.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SessionId, &mut Session<T>)> {
+        self.sessions.iter_mut().map(|(slot, session)| {
+            let id = SessionId {
+                slot: u32::try_from(slot).expect("as when it was opened"),
+                generation: session.generation,
+            };
+            (id, session)
+        })
+    }
+
     /// Finds the session that takes these datagrams of a client, and counts
     /// them. `None` if there is none, or if it has taken all that it may: then
     /// [`open`](Self::open) another and ask again.

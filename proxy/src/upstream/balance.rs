@@ -45,6 +45,16 @@ impl Balancer {
         self.plan = plan;
     }
 
+    /// The server that any new session of `client` would be given, as its index in
+    /// the upstream. `None` where that is not for the client alone to decide.
+    #[must_use]
+    pub fn home(&self, client: ClientAddr) -> Option<usize> {
+        match &self.plan.spread {
+            Spread::Maglev { hash_on, table } => table.get(hash_on.hash(client)).map(usize::from),
+            Spread::RoundRobin(_) | Spread::LeastSessions(_) | Spread::RandomTwo { .. } => None,
+        }
+    }
+
     /// The server for a new session of `client`, as its index in the upstream;
     /// `sessions` tells how many a server has. `None` only if there are no servers
     /// at all.

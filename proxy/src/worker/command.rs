@@ -1,11 +1,13 @@
 //! What a worker can be told, what it tells of its sessions, and how it stops.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{QUIET, Worker};
+use super::link::Link;
+use super::{Change, QUIET, Worker};
 use crate::session::{Key, Session};
-use crate::upstream::Steering;
+use crate::upstream::{ServerName, Steering};
 
 /// Batches that each listener still takes when told to stop: more than its
 /// buffer holds of small datagrams.
@@ -24,6 +26,11 @@ pub enum Command {
     },
     /// Take sessions elsewhere from now on.
     Steer(Arc<Steering>),
+    /// Go by another setup from now on.
+    Follow(Box<Change>),
+    /// End the sessions at those of these addresses that no setup has listeners
+    /// for, and take no more there.
+    Close(Vec<SocketAddr>),
     /// Take no more from clients; stop when the replies in flight are through.
     Drain,
     /// Stop now.
@@ -37,10 +44,10 @@ pub struct SessionReport {
     pub number: usize,
     /// Whose it is.
     pub key: Key,
-    /// Number of its listener.
-    pub listener: usize,
-    /// Number of its server.
-    pub server: usize,
+    /// What its listener goes by.
+    pub listener: Arc<str>,
+    /// What its server goes by.
+    pub server: Arc<ServerName>,
     /// Time since it began.
     pub age: Duration,
     /// Time since its latest datagram.
@@ -52,12 +59,12 @@ pub struct SessionReport {
 }
 
 impl SessionReport {
-    pub(super) fn of<T>(number: usize, session: &Session<T>, now: Instant) -> Self {
+    fn of(number: usize, session: &Session<Link>, listener: &Arc<str>, now: Instant) -> Self {
         Self {
             number,
             key: session.key,
-            listener: session.listener,
-            server: session.server,
+            listener: Arc::clone(listener),
+            server: Arc::clone(&session.link.name),
             age: now.saturating_duration_since(session.started),
             idle: now.saturating_duration_since(session.last_active),
             requests: session.requests,
@@ -77,8 +84,11 @@ impl Worker {
                     reply,
                 } => reply(self.report(first, limit, now)),
                 Command::Steer(steering) => self.steer(steering),
+                Command::Follow(change) => self.follow(*change, now),
+                Command::Close(addresses) => self.close(&addresses, now),
                 Command::Drain => {
-                    for entrance in 0..self.entrances.len() {
+                    let entrances: Vec<_> = self.entrances.iter().map(|(key, _)| key).collect();
+                    for entrance in entrances {
                         self.take_waiting(entrance, now);
                     }
                     self.draining = true;
@@ -90,17 +100,9 @@ impl Worker {
         false
     }
 
-    fn steer(&mut self, steering: Arc<Steering>) {
-        for (balancers, plans) in self.balancers.iter_mut().zip(&steering.plans) {
-            balancers.each(|v6, balancer| balancer.follow(Arc::clone(plans.get(v6))));
-        }
-        self.moves_any = steering.moves_any();
-        self.steering = steering;
-    }
-
     /// Takes what came before the order to stop; not for ever, since more comes
     /// meanwhile.
-    fn take_waiting(&mut self, entrance: usize, now: Instant) {
+    pub(super) fn take_waiting(&mut self, entrance: usize, now: Instant) {
         for _ in 0..LAST_BATCHES {
             if !self.take_from_clients(entrance, now) {
                 break;
@@ -117,7 +119,10 @@ impl Worker {
     fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
         let sessions = self.table.iter_from(first).take(limit);
         sessions
-            .map(|(number, session)| SessionReport::of(number, session, now))
+            .map(|(number, session)| {
+                let listener = &self.listeners[session.listener].name;
+                SessionReport::of(number, session, listener, now)
+            })
             .collect()
     }
 }

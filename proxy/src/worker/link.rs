@@ -16,7 +16,7 @@ use crate::counters::DropReason;
 use crate::mode::Prefix;
 use crate::net::{Cause, Options, Socket};
 use crate::session::{Afterlife, Budget, Full, Key, Seat, SocketSeat, Table};
-use crate::upstream::Server;
+use crate::upstream::{Server, ServerName};
 
 /// What a worker keeps with a session.
 #[derive(Debug)]
@@ -29,6 +29,12 @@ pub(super) struct Link {
     pub(super) server: ServerAddr,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
+    /// What the server goes by; keeps its number from being another's.
+    pub(super) name: Arc<ServerName>,
+    /// The version of the steering by which it is where it belongs.
+    pub(super) steered: u64,
+    /// Its socket is not what one would be made for now.
+    pub(super) is_outdated: bool,
 }
 
 impl Link {
@@ -92,6 +98,8 @@ pub(super) struct SharedSocket {
     /// Number of the server under which it counts what can't be told to be
     /// another's.
     pub(super) opened_for: usize,
+    /// Keeps that number from being another's.
+    pub(super) _name: Arc<ServerName>,
     pub(super) _seat: SocketSeat,
 }
 
@@ -228,6 +236,7 @@ pub(super) fn open_shared(
     Ok(SharedSocket {
         inner: ServerSocket::new(socket),
         opened_for: server.number,
+        _name: Arc::clone(&server.name),
         _seat: seat,
     })
 }

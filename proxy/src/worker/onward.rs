@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::class_of;
 use crate::address::ServerAddr;
-use crate::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters};
 use crate::net::{Batch, Cause, Outgoing, SendFault, Socket, TrafficClass};
 
 /// How long not to ask again for the MTU of a path that a shared socket sends to.
@@ -23,7 +23,7 @@ pub(super) struct Onward<'a> {
     /// When the path of a socket that is not connected was last asked for its
     /// MTU.
     pub(super) mtu_asked: &'a Cell<Option<Instant>>,
-    pub(super) all: &'a WorkerCounters,
+    pub(super) all: &'a OwnCounters,
     pub(super) listener: &'a ListenerCounters,
     pub(super) server: &'a ServerCounters,
 }

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Worker;
 use super::link::{Exit, Link, ServerSocket, connect, is_shortage, open_shared, seat, speak_for};
 use super::shared::{Number, Place};
 use super::source::Source;
+use super::{ListenerSettings, Worker};
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
 use crate::session::{Key, Seat, SessionId};
@@ -58,9 +59,9 @@ pub(super) struct ServerAddresses {
 }
 
 impl ServerAddresses {
-    pub(super) fn of<'s>(servers: impl Iterator<Item = &'s Server>) -> Self {
+    pub(super) fn of(listeners: &[Arc<ListenerSettings>]) -> Self {
         let mut all = Self::default();
-        for server in servers {
+        for server in listeners.iter().flat_map(|listener| &listener.servers) {
             all.addresses.insert(server.address.0);
             all.ips.insert(server.address.0.ip());
         }
@@ -99,6 +100,9 @@ impl Worker {
         now: Instant,
     ) -> Result<SessionId, DropReason> {
         let number = self.entrances[entrance].listener;
+        if self.entrances[entrance].is_closing {
+            return Err(DropReason::Stopping);
+        }
         let listener = &self.listeners[number];
         let client = key.client.0.ip();
         if !listener.allows(client) {
@@ -134,7 +138,7 @@ impl Worker {
             !server.mode.spoofs() && server.mode.takes_replies(),
         )?;
         let seat = seat.of_client(client_seat);
-        let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
+        let kept = kept.filter(|link| !link.is_outdated && self.read_out(&link.exit, numbers, now));
         let is_kept = kept.is_some();
         let exit = match kept.map(|link| link.exit) {
             Some(Exit::Shared(mut place)) => {
@@ -153,6 +157,9 @@ impl Worker {
             via: entrance,
             server: server.address,
             prefix: server.mode.prefix(key.client, key.local),
+            name: server.name,
+            steered: self.steering.version,
+            is_outdated: false,
         };
         self.begin(now, key, numbers, seat, link, is_kept)
     }
@@ -249,7 +256,7 @@ impl Worker {
             .add(listener, server.number, new)
             .and_then(|socket| self.shared.take(socket, listener, server.number))
             .ok_or(DropReason::Unreachable)?;
-        let key = Source::Servers(place.socket()).key(self.entrances.len());
+        let key = Source::Servers(place.socket()).key();
         let socket = &self.shared.of(&place).inner.socket;
         // The place, given back, takes the socket with it.
         self.readiness
@@ -327,11 +334,7 @@ impl Worker {
     }
 
     fn options(&self, listener: usize) -> Options {
-        let listener = &self.listeners[listener];
-        Options {
-            dont_fragment: listener.dont_fragment,
-            bursts: !listener.rules.count_replies(),
-        }
+        self.listeners[listener].exit_options()
     }
 
     /// Whether replies to this client would come back to the proxy or to one of
@@ -345,7 +348,7 @@ impl Worker {
         let entrances = self
             .entrances
             .iter()
-            .map(|entrance| entrance.socket.bound());
+            .map(|(_, entrance)| entrance.socket.bound());
         let mut same_port = entrances.filter(|bound| bound.port() == client.port());
         let wildcard =
             |bound: SocketAddr| bound.ip().is_unspecified() && bound.is_ipv4() == client.is_ipv4();
@@ -366,7 +369,7 @@ impl Worker {
         is_watched: bool,
     ) -> Result<SessionId, DropReason> {
         let id = self.table.open(now, key, listener, server, seat, link);
-        let key_of_own = Source::Server(id).key(self.entrances.len());
+        let key_of_own = Source::Server(id).key();
         let registered = self.table.get(id).map(|session| match &session.link.exit {
             Exit::Own(own) if is_watched => self.readiness.rename(&own.socket, key_of_own),
             Exit::Own(own) => self.readiness.register(&own.socket, key_of_own),

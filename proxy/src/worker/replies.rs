@@ -4,6 +4,8 @@
 use std::io;
 use std::ops::Range;
 
+use slab::Slab;
+
 use super::Entrance;
 use super::link::ServerSocket;
 use super::tally::newly_lost;
@@ -118,7 +120,7 @@ impl Replies {
     }
 
     /// Sends what may go, and empties the batch.
-    pub(super) fn send(&mut self, entrances: &[Entrance], counters: &WorkerCounters) {
+    pub(super) fn send(&mut self, entrances: &Slab<Entrance>, counters: &WorkerCounters) {
         let batch = &self.batch;
         for same in self.passed.chunk_by(|a, b| a.via == b.via) {
             let entrance = &entrances[same[0].via];

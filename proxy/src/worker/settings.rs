@@ -1,17 +1,18 @@
 //! What a worker is given: its sockets, what it must know of listeners and servers,
-//! and what it shares with others.
+//! and what it shares with others; and what of that can change while it runs.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Claims, Command};
+use super::{Claims, Command, Ended};
 use crate::counters::WorkerCounters;
-use crate::net::Socket;
-use crate::session::{Budget, Clients, Rates, Rules, Summary};
+use crate::net::{Options, Socket};
+use crate::session::{Budget, Clients, Rates, Rules};
 use crate::upstream::{Server, Steering};
 
 /// How a worker spends its time between datagrams.
@@ -26,6 +27,8 @@ pub struct Pace {
 /// What a worker must know of a listener.
 #[derive(Clone, Debug)]
 pub struct ListenerSettings {
+    /// What it goes by in logs and metrics.
+    pub name: Arc<str>,
     /// When its sessions end.
     pub rules: Rules,
     /// Clients that may open sessions.
@@ -36,11 +39,14 @@ pub struct ListenerSettings {
     pub clients: Option<Arc<Clients>>,
     /// How many datagrams each client may send.
     pub rates: Option<Arc<Rates>>,
+    /// What its sockets to clients are made for.
+    pub entrance: Options,
     /// Refuse rather than fragment what exceeds the path's MTU.
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN, in both directions.
     pub dscp: bool,
-    /// Servers of its upstream.
+    /// Servers of its upstream, in the order in which its plans name them; then
+    /// those that sessions may stay with and no plan names.
     pub servers: Vec<Server>,
 }
 
@@ -51,6 +57,51 @@ impl ListenerSettings {
         let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&client));
         is_in(&self.allow) && !is_in(&self.deny)
     }
+
+    /// What its sessions' sockets are made for.
+    #[must_use]
+    pub fn exit_options(&self) -> Options {
+        Options {
+            dont_fragment: self.dont_fragment,
+            bursts: !self.rules.count_replies(),
+        }
+    }
+
+    /// The server of this number, if sessions may be with it.
+    #[must_use]
+    pub fn server(&self, number: usize) -> Option<&Server> {
+        self.servers.iter().find(|server| server.number == number)
+    }
+}
+
+/// What may change while a worker runs.
+#[derive(Clone)]
+pub struct Setup {
+    /// All listeners, by number; those that are gone, as they were.
+    pub listeners: Vec<Arc<ListenerSettings>>,
+    /// Where it takes sessions.
+    pub steering: Arc<Steering>,
+    /// How it spends its time between datagrams.
+    pub pace: Pace,
+    /// The most ended sessions whose ports it keeps.
+    pub max_retired: usize,
+    /// Where it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Where it tells of each session that has ended.
+    pub log: Option<SyncSender<Ended>>,
+}
+
+/// Another setup, and the sockets that go with it.
+pub struct Change {
+    /// What holds from now on.
+    pub setup: Setup,
+    /// The number of the listener of every address that goes on or begins. At
+    /// others, sessions go on until [`Command::Close`], and none begins.
+    pub bound: BTreeMap<SocketAddr, usize>,
+    /// Sockets for addresses that begin.
+    pub entrances: Vec<Socket>,
+    /// Told when it is done.
+    pub done: Box<dyn FnOnce() + Send>,
 }
 
 /// What a worker is given.
@@ -59,22 +110,12 @@ pub struct Share {
     pub number: usize,
     /// Sockets that clients write to, and the number of each one's listener.
     pub entrances: Vec<(Socket, usize)>,
-    /// All listeners, by number.
-    pub listeners: Vec<ListenerSettings>,
-    /// How it spends its time between datagrams.
-    pub pace: Pace,
+    /// What may change.
+    pub setup: Setup,
     /// Sessions that it may take a part of.
     pub budget: Arc<Budget>,
-    /// Where it takes sessions.
-    pub steering: Arc<Steering>,
     /// Clients' own ports that sessions of all workers write from.
     pub claims: Arc<Claims>,
-    /// The most ended sessions whose ports it keeps.
-    pub max_retired: usize,
-    /// Where it counts.
-    pub counters: Arc<WorkerCounters>,
-    /// Where it tells of each session that has ended.
-    pub log: Option<SyncSender<Summary>>,
     /// Where it hears what to do.
     pub commands: Receiver<Command>,
 }

@@ -6,7 +6,7 @@
 //!
 //! No I/O stands here; what is kept with a socket is the type parameter.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -90,6 +90,8 @@ struct Group {
     /// By member: the sockets on which no session to it has a place. The lowest
     /// numbers are given first, so that the last sockets empty and close.
     vacant: Vec<BTreeSet<Number>>,
+    /// How many sockets there are.
+    sockets: usize,
 }
 
 #[derive(Debug)]
@@ -107,45 +109,72 @@ struct Shared<S> {
 /// The shared sockets of one worker.
 #[derive(Debug)]
 pub(super) struct SharedSockets<S> {
-    groups: Vec<Group>,
+    groups: Slab<Group>,
     /// Group and member, by numbers of listener and server.
     members: HashMap<(usize, usize), (usize, usize)>,
+    /// By number of the listener: number and address of the servers that may
+    /// share.
+    sharing: Vec<Vec<(usize, ServerAddr)>>,
     sockets: Slab<Shared<S>>,
     returned: Arc<Returned>,
     spoiled: usize,
 }
 
-impl<S> SharedSockets<S> {
-    /// No sockets yet, for these servers of each listener. A server that would
-    /// share with nobody is left to sockets of its sessions' own.
-    pub(super) fn new<'s>(listeners: impl Iterator<Item = &'s [Server]>) -> Self {
-        let mut groups = Vec::new();
-        let mut members = HashMap::new();
-        for (listener, servers) in listeners.enumerate() {
-            let shares = |s: &&Server| s.share_sockets && s.mode.can_share_sockets();
-            let sharing: Vec<_> = servers.iter().filter(shares).collect();
-            let addresses: Vec<_> = sharing.iter().map(|server| server.address).collect();
-            for indices in sharing_groups(&addresses) {
-                if indices.len() < 2 {
-                    continue;
-                }
-                for (member, index) in indices.iter().enumerate() {
-                    members.insert((listener, sharing[*index].number), (groups.len(), member));
-                }
-                groups.push(Group {
-                    listener,
-                    servers: indices.iter().map(|index| addresses[*index]).collect(),
-                    vacant: vec![BTreeSet::new(); indices.len()],
-                });
-            }
-        }
+impl<S> Default for SharedSockets<S> {
+    fn default() -> Self {
         Self {
-            groups,
-            members,
+            groups: Slab::new(),
+            members: HashMap::new(),
+            sharing: Vec::new(),
             sockets: Slab::new(),
             returned: Arc::default(),
             spoiled: 0,
         }
+    }
+}
+
+impl<S> SharedSockets<S> {
+    /// Serves these servers of each listener from now on. A server that would
+    /// share with nobody is left to sockets of its sessions' own. Where servers
+    /// come or go, or `outdated` says of numbers of listener and server that
+    /// sockets to it would be made otherwise now, new sessions share new sockets;
+    /// the old ones are there until their sessions have ended.
+    pub(super) fn follow<'s>(
+        &mut self,
+        listeners: impl Iterator<Item = &'s [Server]>,
+        outdated: impl Fn(usize, usize) -> bool,
+    ) {
+        for (listener, servers) in listeners.enumerate() {
+            let shares = |s: &&Server| s.share_sockets && s.mode.can_share_sockets();
+            let sharing = servers.iter().filter(shares);
+            let sharing: Vec<_> = sharing.map(|s| (s.number, s.address)).collect();
+            if self.sharing.len() <= listener {
+                self.sharing.resize_with(listener + 1, Vec::new);
+            }
+            let is_outdated = |(number, _): &(usize, _)| outdated(listener, *number);
+            if self.sharing[listener] == sharing && !sharing.iter().any(is_outdated) {
+                continue;
+            }
+            self.members.retain(|(of, _), _| *of != listener);
+            let addresses: Vec<_> = sharing.iter().map(|(_, address)| *address).collect();
+            let groups = sharing_groups(&addresses);
+            for indices in groups.iter().filter(|indices| indices.len() > 1) {
+                let group = self.groups.insert(Group {
+                    listener,
+                    servers: indices.iter().map(|index| addresses[*index]).collect(),
+                    vacant: vec![BTreeSet::new(); indices.len()],
+                    sockets: 0,
+                });
+                for (member, index) in indices.iter().enumerate() {
+                    self.members
+                        .insert((listener, sharing[*index].0), (group, member));
+                }
+            }
+            self.sharing[listener] = sharing;
+        }
+        let current: HashSet<_> = self.members.values().map(|(group, _)| *group).collect();
+        self.groups
+            .retain(|number, group| group.sockets > 0 || current.contains(&number));
     }
 
     /// Whether sessions of this listener to this server share sockets.
@@ -193,7 +222,9 @@ impl<S> SharedSockets<S> {
             taken: 0,
             spoiled: 0,
         }));
-        for vacant in &mut self.groups[group].vacant {
+        let group = &mut self.groups[group];
+        group.sockets += 1;
+        for vacant in &mut group.vacant {
             vacant.insert(socket);
         }
         Some(socket)
@@ -241,17 +272,18 @@ impl<S> SharedSockets<S> {
             };
             shared.sessions[member] = None;
             shared.taken -= 1;
-            let vacant = &mut self.groups[shared.group].vacant;
+            let group = &mut self.groups[shared.group];
             if given.spoiled {
                 shared.spoiled += 1;
                 self.spoiled += 1;
             } else {
-                vacant[member].insert(socket);
+                group.vacant[member].insert(socket);
             }
             if shared.taken == 0 {
-                for vacant in vacant {
+                for vacant in &mut group.vacant {
                     vacant.remove(&socket);
                 }
+                group.sockets -= 1;
                 self.spoiled -= shared.spoiled;
                 self.sockets.remove(socket.0);
             }
@@ -268,11 +300,16 @@ mod tests {
 
     use super::*;
     use crate::mode::Mode;
+    use crate::upstream::ServerName;
 
     fn server(number: usize) -> Server {
         let port = u16::try_from(number).unwrap();
         Server {
             number,
+            name: Arc::new(ServerName {
+                upstream: "u".to_owned(),
+                server: number.to_string(),
+            }),
             address: ServerAddr(SocketAddr::from(([192, 0, 2, 1], port))),
             mode: Mode::Plain,
             sources: Arc::from([]),
@@ -295,7 +332,8 @@ mod tests {
             },
         ];
         for servers in [&alone[..], &apart[..]] {
-            let mut sockets = SharedSockets::new([servers].into_iter());
+            let mut sockets = SharedSockets::default();
+            sockets.follow([servers].into_iter(), |_, _| false);
             assert!(!sockets.serve(0, 0));
             assert_eq!(sockets.vacant(0, 0), [None; CHOICES]);
             assert_eq!(sockets.add(0, 0, ()), None);
@@ -304,9 +342,23 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Begin { listener: usize, server: usize },
-        TakeOver { which: usize },
-        End { which: usize, spoil: bool },
+        Begin {
+            listener: usize,
+            server: usize,
+        },
+        TakeOver {
+            which: usize,
+        },
+        End {
+            which: usize,
+            spoil: bool,
+        },
+        /// Another setup, in which a server is there or not, or sockets are made
+        /// otherwise.
+        Follow {
+            without: Option<usize>,
+            outdated: bool,
+        },
         Collect,
     }
 
@@ -316,6 +368,8 @@ mod tests {
                 .prop_map(|(listener, server)| Step::Begin { listener, server }),
             1 => (0..100usize).prop_map(|which| Step::TakeOver { which }),
             2 => (0..100usize, any::<bool>()).prop_map(|(which, spoil)| Step::End { which, spoil }),
+            1 => (prop::option::of(0..5usize), any::<bool>())
+                .prop_map(|(without, outdated)| Step::Follow { without, outdated }),
             2 => Just(Step::Collect),
         ];
         prop::collection::vec(step, 0..200)
@@ -334,18 +388,21 @@ mod tests {
         /// socket is there as long as one of its places is taken.
         #[test]
         fn a_place_is_one_sessions(steps in steps()) {
-            let groups = [
-                (0..5).map(server).collect::<Vec<_>>(),
-                (2..5).map(server).collect(),
-            ];
-            let mut sockets = SharedSockets::new(groups.iter().map(Vec::as_slice));
+            let groups = |without: Option<usize>| {
+                let of = |first| (first..5).filter(|n| Some(*n) != without).map(server);
+                [of(0).collect::<Vec<_>>(), of(2).collect()]
+            };
+            let mut missing = None;
+            let mut sockets = SharedSockets::default();
+            sockets.follow(groups(None).iter().map(Vec::as_slice), |_, _| false);
             let mut held: Vec<Held> = Vec::new();
             let mut spoiled: Vec<(Number, usize)> = Vec::new();
             let mut begun = 0;
             for step in steps {
                 match step {
                     Step::Begin { listener, server } => {
-                        prop_assert_eq!(sockets.serve(listener, server), listener == 0 || server >= 2);
+                        let serves = (listener == 0 || server >= 2) && missing != Some(server);
+                        prop_assert_eq!(sockets.serve(listener, server), serves);
                         if !sockets.serve(listener, server) {
                             continue;
                         }
@@ -378,6 +435,14 @@ mod tests {
                         spoiled.retain(|(socket, _)| sockets.sockets.contains(socket.0));
                     }
                     Step::TakeOver { .. } | Step::End { .. } => {}
+                    Step::Follow { without, outdated } => {
+                        missing = without;
+                        let groups = groups(without);
+                        sockets.follow(groups.iter().map(Vec::as_slice), |_, _| outdated);
+                        let of_sockets = sockets.sockets.iter().map(|(_, s)| s.group);
+                        let needed: BTreeSet<_> = of_sockets.collect();
+                        prop_assert!(sockets.groups.len() <= needed.len() + 2, "groups pile up");
+                    }
                     Step::Collect => sockets.collect(),
                 }
                 for socket in (0..sockets.sockets.capacity()).map(Number) {

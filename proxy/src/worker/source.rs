@@ -14,22 +14,34 @@ pub(super) enum Source {
     Servers(Number),
 }
 
+/// Of the keys that sessions leave, marks those of shared sockets.
+const SHARED: u64 = 1 << 31;
+
 impl Source {
-    // Sessions' generations begin at 1, which leaves the low keys to entrances
-    // and, above these, to shared sockets.
-    pub(super) fn of_key(key: u64, entrances: usize) -> Self {
-        match usize::try_from(key) {
-            Ok(entrance) if entrance < entrances => Self::Clients(entrance),
-            Ok(shared) if key >> 32 == 0 => Self::Servers(Number(shared - entrances)),
-            _ => Self::Server(SessionId::from_bits(key)),
+    // Sessions' generations begin at 1, which leaves keys below 2³² to others.
+    pub(super) fn of_key(key: u64) -> Self {
+        let number = usize::try_from(key & (SHARED - 1)).unwrap_or(usize::MAX);
+        if key >> 32 != 0 {
+            Self::Server(SessionId::from_bits(key))
+        } else if key & SHARED == 0 {
+            Self::Clients(number)
+        } else {
+            Self::Servers(Number(number))
         }
     }
 
-    pub(super) fn key(self, entrances: usize) -> u64 {
+    /// # Panics
+    ///
+    /// At 2³¹ entrances or shared sockets, which no host has descriptors for.
+    pub(super) fn key(self) -> u64 {
+        let below = |number: usize| {
+            let number = u64::try_from(number).ok().filter(|n| *n < SHARED);
+            number.expect("a process has fewer than 2^31 descriptors")
+        };
         match self {
-            Self::Clients(entrance) => entrance as u64,
+            Self::Clients(entrance) => below(entrance),
             Self::Server(id) => id.to_bits(),
-            Self::Servers(Number(number)) => (entrances + number) as u64,
+            Self::Servers(Number(number)) => below(number) | SHARED,
         }
     }
 }
@@ -49,7 +61,7 @@ mod tests {
             Source::Server(SessionId::from_bits(u64::MAX - 1)),
         ];
         for source in sources {
-            assert_eq!(Source::of_key(source.key(3), 3), source);
+            assert_eq!(Source::of_key(source.key()), source);
         }
     }
 }

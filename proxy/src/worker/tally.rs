@@ -1,11 +1,15 @@
 //! What is counted of datagrams and of sessions, and told of those that end.
 
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
 
-use super::Worker;
+use super::link::Link;
+use super::{ListenerSettings, Worker};
 use crate::counters::WorkerCounters;
 use crate::net::Received;
-use crate::session::{Amount, EndReason, Session, Summary};
+use crate::session::{Amount, EndReason, Session, SessionId, Summary};
+use crate::upstream::ServerName;
 
 /// Datagrams that a socket has lost since it was last asked. The kernel's count
 /// is of all that it ever lost, and goes round.
@@ -25,36 +29,74 @@ pub(super) fn amount_of(received: &Received) -> Amount {
     }
 }
 
-/// Counts the end of a session and tells of it, without waiting for anybody.
-pub(super) fn note_end<T>(
-    counters: &WorkerCounters,
-    log: Option<&SyncSender<Summary>>,
-    session: &Session<T>,
-    reason: EndReason,
-) {
-    let listener = &counters.listeners[session.listener];
-    match reason {
-        EndReason::Idle => listener.ended_idle.add(1),
-        EndReason::Responses => listener.ended_responses.add(1),
-        EndReason::Moved => listener.ended_moved.add(1),
-        EndReason::Stopped => {}
+/// A session that has ended, and what its listener and its server go by.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it came to.
+    pub summary: Summary,
+    /// Its listener.
+    pub listener: Arc<str>,
+    /// Its server.
+    pub server: Arc<ServerName>,
+}
+
+/// Where sessions' ends are counted and told of.
+pub(super) struct Ends<'w> {
+    counters: &'w WorkerCounters,
+    listeners: &'w [Arc<ListenerSettings>],
+    log: Option<&'w SyncSender<Ended>>,
+}
+
+impl<'w> Ends<'w> {
+    pub(super) fn of(
+        counters: &'w WorkerCounters,
+        listeners: &'w [Arc<ListenerSettings>],
+        log: Option<&'w SyncSender<Ended>>,
+    ) -> Self {
+        Self {
+            counters,
+            listeners,
+            log,
+        }
     }
-    counters.servers[session.server].ended.add(1);
-    tracing::trace!(client = %session.key.client, ?reason, "session ended");
-    let unlogged = log.is_some_and(|log| log.try_send(session.summary(reason)).is_err());
-    counters.unlogged.add(u64::from(unlogged));
+
+    /// Counts the end of a session and tells of it, without waiting for anybody.
+    pub(super) fn note(&self, session: &Session<Link>, reason: EndReason) {
+        let listener = &self.counters.listeners[session.listener];
+        match reason {
+            EndReason::Idle => listener.ended_idle.add(1),
+            EndReason::Responses => listener.ended_responses.add(1),
+            EndReason::Moved => listener.ended_moved.add(1),
+            EndReason::Stopped => listener.ended_stopped.add(1),
+        }
+        self.counters.servers[session.server].ended.add(1);
+        tracing::trace!(client = %session.key.client, ?reason, "session ended");
+        let Some(log) = self.log else {
+            return;
+        };
+        let ended = Ended {
+            summary: session.summary(reason),
+            listener: Arc::clone(&self.listeners[session.listener].name),
+            server: Arc::clone(&session.link.name),
+        };
+        let is_lost = log.try_send(ended).is_err();
+        self.counters.own.unlogged.add(u64::from(is_lost));
+    }
 }
 
 impl Worker {
+    /// Ends session `id`, if it is active.
+    pub(super) fn end(&mut self, now: Instant, id: SessionId, reason: EndReason) {
+        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
+        self.table
+            .end(now, id, |session| ends.note(session, reason));
+    }
+
     /// Tells of the sessions that are there at the end.
     pub(super) fn end_all(&self) {
+        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
         for (_, session) in self.table.iter_from(0) {
-            note_end(
-                &self.counters,
-                self.log.as_ref(),
-                session,
-                EndReason::Stopped,
-            );
+            ends.note(session, EndReason::Stopped);
         }
     }
 }

@@ -1,0 +1,459 @@
+//! What is in force: one configuration after the other, how servers stand, and what
+//! workers have been told of both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use super::crew::Crew;
+use super::leaving::Leaving;
+use super::settings::settings;
+use super::{RunError, bind, plans, reload};
+use crate::access_log;
+use crate::admin::WorkerHandle;
+use crate::config::{AccessLog, Config};
+use crate::counters::WorkerCounters;
+use crate::doctor;
+use crate::health::{Board, Health};
+use crate::limits::Ceiling;
+use crate::metrics::{Counted, Metrics};
+use crate::net::Socket;
+use crate::roster::{Roll, Roster};
+use crate::session::Budget;
+use crate::upstream::Steering;
+use crate::worker::{Change, Command, Ended, ListenerSettings, Setup, Share};
+
+/// The time between two plans, whatever servers do: building one takes up to 50 ms.
+const PLAN_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long after what can't fail has failed to try again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The running proxy, as the control path has it.
+pub(super) struct Control {
+    /// What the configuration was read from.
+    file: Option<PathBuf>,
+    roster: Roster,
+    /// The configuration in force, with what is leaving.
+    roll: Arc<Roll>,
+    leaving: Leaving,
+    /// Addresses that no listener has any more, and when their sessions end.
+    closing: BTreeMap<SocketAddr, Instant>,
+    /// By number of the listener.
+    settings: Vec<Arc<ListenerSettings>>,
+    /// By worker.
+    counters: Vec<Arc<WorkerCounters>>,
+    steering: Arc<Steering>,
+    /// When to plan anew, and not before when.
+    plan_at: Option<Instant>,
+    plan_after: Instant,
+    ceiling: Ceiling,
+    metrics: Arc<Metrics>,
+    health: Health,
+    log: Option<Log>,
+    crew: Crew,
+}
+
+/// The access log that is being written.
+struct Log {
+    of: AccessLog,
+    writer: access_log::Writer,
+    sender: SyncSender<Ended>,
+}
+
+impl Log {
+    fn open(of: &AccessLog) -> Result<Self, RunError> {
+        let started = access_log::Writer::start(of);
+        let (writer, sender) = started.map_err(|error| RunError::AccessLog {
+            path: of.path.clone().unwrap_or_default(),
+            error,
+        })?;
+        Ok(Self {
+            of: of.clone(),
+            writer,
+            sender,
+        })
+    }
+}
+
+impl Control {
+    /// Binds all addresses and starts the workers.
+    pub(super) fn start(
+        config: Config,
+        ceiling: Ceiling,
+        file: Option<PathBuf>,
+    ) -> Result<Self, RunError> {
+        let now = Instant::now();
+        bind::probe_sources(&config)?;
+        let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
+        let log = config.access_log.as_ref().map(Log::open).transpose()?;
+        let mut roster = Roster::default();
+        let roll = Arc::new(roster.enroll(config));
+        let (listeners, servers) = roll.counts;
+        let counters: Vec<_> = (0..sockets.len())
+            .map(|_| Arc::new(WorkerCounters::new(listeners, servers)))
+            .collect();
+        let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
+        let counted = counted(&roll, &roster, &counters);
+        let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget)));
+        let mut health = Health::new(Arc::clone(&metrics));
+        health.follow(&roll, now);
+        let standings = health.board().standings(&roll, now);
+        let steering = Arc::new(plans::steer(&roll, &standings, 0));
+        let settings = settings(&roll, None);
+        let setups = Setups {
+            roll: &roll,
+            settings: &settings,
+            counters: &counters,
+            steering: &steering,
+            ceiling,
+            log: log.as_ref(),
+        };
+        let bound = bound(&roll);
+        let claims = Arc::default();
+        let crew = Crew::start(sockets.len(), |number, commands| {
+            let sockets = std::mem::take(&mut sockets[number]);
+            let entrance = |socket: Socket| {
+                let listener = bound[&socket.bound()];
+                (socket, listener)
+            };
+            Share {
+                number,
+                entrances: sockets.into_iter().map(entrance).collect(),
+                setup: setups.of(number),
+                budget: Arc::clone(&budget),
+                claims: Arc::clone(&claims),
+                commands,
+            }
+        })?;
+        Ok(Self {
+            file,
+            roster,
+            roll,
+            leaving: Leaving::default(),
+            closing: BTreeMap::new(),
+            settings,
+            counters,
+            steering,
+            plan_at: None,
+            plan_after: now,
+            ceiling,
+            metrics,
+            health,
+            log,
+            crew,
+        })
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.roll.config
+    }
+
+    pub(super) fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    pub(super) fn board(&self) -> Arc<Board> {
+        self.health.board()
+    }
+
+    pub(super) fn workers(&self) -> Vec<WorkerHandle> {
+        self.crew.workers.clone()
+    }
+
+    /// Waits for a worker that ends by itself.
+    pub(super) async fn failure(&mut self) -> RunError {
+        self.crew.failure().await
+    }
+
+    /// Has the access log opened anew and the configuration read again.
+    pub(super) async fn hang_up(&mut self) {
+        if let Some(log) = &self.log {
+            log.writer.reopen();
+        }
+        // It has logged what came of it.
+        let _ = self.reload().await;
+    }
+
+    /// Reads the configuration again and goes by it from now on. If anything is
+    /// wrong with it, nothing changes. Says what came of it, also in the log.
+    pub(super) async fn reload(&mut self) -> Result<String, String> {
+        let outcome = self.read_and_apply().await;
+        match &outcome {
+            Ok(news) => tracing::info!("reloaded: {news}"),
+            Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),
+        }
+        outcome
+    }
+
+    async fn read_and_apply(&mut self) -> Result<String, String> {
+        let Some(file) = self.file.clone() else {
+            return Err(
+                "the proxy was started by flags; start it with --config FILE to reload that"
+                    .to_owned(),
+            );
+        };
+        let held = self.held();
+        // Names are resolved, and the host is looked into.
+        let read = tokio::task::spawn_blocking(move || {
+            let config = Config::from_file(&file).map_err(|error| error.to_string())?;
+            bind::probe_but(&config, &held).map_err(|error| error.to_string())?;
+            bind::probe_sources(&config).map_err(|error| error.to_string())?;
+            doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
+            Ok(config)
+        });
+        let config: Result<_, String> = read.await.map_err(|error| error.to_string())?;
+        let config = config?;
+        if let Some(why) = reload::takes_restart(&self.roll.config, &config) {
+            return Err(why);
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let before = Arc::clone(&self.roll);
+        self.apply(config)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(reload::news(&before.config, &self.roll.config))
+    }
+
+    /// Addresses that this process has sockets for.
+    fn held(&self) -> BTreeSet<SocketAddr> {
+        let bound = self.roll.config.listeners.iter();
+        let bound = bound.flat_map(|listener| listener.bind.iter().copied());
+        bound.chain(self.closing.keys().copied()).collect()
+    }
+
+    /// Goes by `config` from now on; if that fails, by what was in force before.
+    async fn apply(&mut self, mut config: Config) -> Result<(), RunError> {
+        let now = Instant::now();
+        // Whatever can fail comes first.
+        let mut sockets = bind::listeners(&config, &self.held())?;
+        let log = match &config.access_log {
+            Some(wanted) if self.log.as_ref().is_none_or(|log| log.of != *wanted) => {
+                Some(Log::open(wanted)?)
+            }
+            None => None,
+            Some(_) => self.log.take(),
+        };
+        self.log = log;
+
+        let ceiling = Ceiling::of(&config);
+        self.metrics
+            .budget
+            .resize(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
+        self.ceiling = ceiling;
+        self.close_later(&config, now);
+        self.leaving.follow(&mut config, Some(&self.roll), now);
+        let roll = Arc::new(self.roster.enroll(config));
+        self.settings = settings(&roll, Some((&self.roll, &self.settings)));
+        let (listeners, servers) = roll.counts;
+        let counters = self.counters.iter();
+        self.counters = counters
+            .map(|counters| Arc::new(counters.with(listeners, servers, &roll.anew)))
+            .collect();
+        self.roll = roll;
+        self.count();
+        self.health.follow(&self.roll, now);
+        self.plan().await;
+
+        let (setups, bound) = (self.setups(), bound(&self.roll));
+        let change = |number: usize, done| {
+            Command::Follow(Box::new(Change {
+                setup: setups.of(number),
+                bound: bound.clone(),
+                entrances: std::mem::take(&mut sockets[number]),
+                done,
+            }))
+        };
+        if !self.crew.tell_and_wait(change).await {
+            tracing::warn!("a worker is busy, and goes by the configuration as soon as it is not");
+        }
+        Ok(())
+    }
+
+    /// Notes addresses that `config` has no listener for, and forgets those that it
+    /// has.
+    fn close_later(&mut self, config: &Config, now: Instant) {
+        let wanted: BTreeSet<_> = config.listeners.iter().flat_map(|l| &l.bind).collect();
+        self.closing.retain(|address, _| !wanted.contains(address));
+        let until = now + self.roll.config.drain_timeout;
+        for address in self.roll.config.listeners.iter().flat_map(|l| &l.bind) {
+            if !wanted.contains(address) {
+                self.closing.insert(*address, until);
+            }
+        }
+    }
+
+    fn setups(&self) -> Setups<'_> {
+        Setups {
+            roll: &self.roll,
+            settings: &self.settings,
+            counters: &self.counters,
+            steering: &self.steering,
+            ceiling: self.ceiling,
+            log: self.log.as_ref(),
+        }
+    }
+
+    fn count(&self) {
+        self.metrics
+            .follow(counted(&self.roll, &self.roster, &self.counters));
+    }
+
+    /// Stops counting servers and listeners that nobody goes by any more.
+    pub(super) fn forget_gone(&self) {
+        let shown = self.metrics.counted();
+        let (listeners, servers) = (shown.listeners().count(), shown.servers().count());
+        let roll = &self.roll;
+        if listeners > roll.listeners.len() || servers > roll.servers.len() {
+            self.count();
+        }
+    }
+
+    /// Has workers told of how servers stand, but not too often.
+    pub(super) fn plan_soon(&mut self, now: Instant) {
+        self.plan_at = Some(now.max(self.plan_after));
+    }
+
+    /// Plans where sessions go, as servers stand now.
+    async fn plan(&mut self) {
+        let now = Instant::now();
+        let (roll, version) = (Arc::clone(&self.roll), self.steering.version + 1);
+        let standings = self.health.board().standings(&roll, now);
+        let made = tokio::task::spawn_blocking(move || plans::steer(&roll, &standings, version));
+        // It fails only where the runtime is ending.
+        if let Ok(steering) = made.await {
+            self.steering = Arc::new(steering);
+        }
+        self.plan_after = Instant::now() + PLAN_PAUSE;
+        let step = self.health.board().next_step(now);
+        self.plan_at = step.map(|step| step.max(self.plan_after));
+    }
+
+    /// When [`meet_deadlines`](Self::meet_deadlines) has something to do.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let closing = self.closing.values().min().copied();
+        let all = [self.plan_at, self.leaving.next(), closing];
+        all.into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub(super) async fn meet_deadlines(&mut self, now: Instant) {
+        let is_due = |until: &Instant| *until <= now;
+        let due: Vec<_> = self
+            .closing
+            .extract_if(.., |_, until| is_due(until))
+            .map(|(address, _)| address)
+            .collect();
+        if !due.is_empty() {
+            self.crew.tell_all(|| Command::Close(due.clone()));
+            tracing::info!(addresses = ?due, "closed");
+        }
+        if self.leaving.next().as_ref().is_some_and(is_due) {
+            let config = without_leaving(&self.roll.config);
+            if let Err(error) = self.apply(config).await {
+                tracing::error!("servers that were to leave stay for now: {error}");
+                self.leaving.postpone(now + RETRY);
+            }
+        } else if self.plan_at.as_ref().is_some_and(is_due) {
+            self.plan().await;
+            self.crew
+                .tell_all(|| Command::Steer(Arc::clone(&self.steering)));
+        }
+    }
+
+    /// Lets replies in flight out, for as long as `drain_timeout` or until
+    /// `hurried`, and ends the workers.
+    pub(super) async fn stop(mut self, hurried: impl Future<Output = ()>) -> Result<(), RunError> {
+        let drain_timeout = self.roll.config.drain_timeout;
+        tracing::info!(
+            sessions = self.metrics.budget.taken(),
+            ?drain_timeout,
+            "stopping: no more datagrams are taken, replies in flight are let out"
+        );
+        self.crew.tell_all(|| Command::Drain);
+        let result = tokio::select! {
+            result = self.crew.all_ended() => result,
+            () = tokio::time::sleep(drain_timeout) => {
+                tracing::warn!("some replies did not come within {drain_timeout:?}");
+                Ok(())
+            }
+            () = hurried => Ok(()),
+        };
+        self.end();
+        result
+    }
+
+    /// Ends the workers, and lets out what they had to tell of their sessions.
+    pub(super) fn end(mut self) {
+        self.crew.tell_all(|| Command::Stop);
+        if let Some(Log { writer, sender, .. }) = self.log.take() {
+            drop(sender);
+            writer.finish();
+        }
+    }
+}
+
+/// Of what workers' setups are made.
+struct Setups<'c> {
+    roll: &'c Roll,
+    settings: &'c [Arc<ListenerSettings>],
+    counters: &'c [Arc<WorkerCounters>],
+    steering: &'c Arc<Steering>,
+    ceiling: Ceiling,
+    log: Option<&'c Log>,
+}
+
+impl Setups<'_> {
+    fn of(&self, worker: usize) -> Setup {
+        Setup {
+            listeners: self.settings.to_vec(),
+            steering: Arc::clone(self.steering),
+            pace: self.roll.config.pace,
+            max_retired: self.ceiling.max_retired.div_ceil(self.counters.len()),
+            counters: Arc::clone(&self.counters[worker]),
+            log: self.log.map(|log| log.sender.clone()),
+        }
+    }
+}
+
+/// The listener of each address.
+fn bound(roll: &Roll) -> BTreeMap<SocketAddr, usize> {
+    let listeners = roll.listeners();
+    listeners
+        .flat_map(|(number, listener)| listener.bind.iter().map(move |a| (*a, number)))
+        .collect()
+}
+
+/// The counters, under the names of those who are there or have sessions still.
+fn counted(roll: &Roll, roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Counted {
+    let has_sessions = |number: usize| {
+        let counters = workers.iter().map(|worker| &worker.listeners[number]);
+        counters.map(|counters| counters.sessions()).sum::<u64>() > 0
+    };
+    let listeners = roster.listeners().iter().enumerate();
+    let listeners = listeners.map(|(number, name)| {
+        let is_there = roll.listeners.contains(&number) || has_sessions(number);
+        is_there.then(|| name.clone())
+    });
+    Counted {
+        listeners: listeners.collect(),
+        servers: roster.servers(),
+        workers: workers.to_vec(),
+    }
+}
+
+/// The configuration as it was before what is leaving was added.
+fn without_leaving(config: &Config) -> Config {
+    let mut config = config.clone();
+    for listener in &mut config.listeners {
+        listener.leaving.clear();
+    }
+    // They were added at the end.
+    config.servers.retain(|server| !server.leaving);
+    config
+}

@@ -1,0 +1,111 @@
+//! The workers: their threads, and what they are told.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::RunError;
+use crate::admin::WorkerHandle;
+use crate::worker::{Command, Share, Worker};
+
+/// How long workers may take to go by another setup before nobody waits for them
+/// any longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The running workers.
+pub(super) struct Crew {
+    pub(super) workers: Vec<WorkerHandle>,
+    /// Says of each worker that ended how it did.
+    ended: UnboundedReceiver<(usize, Result<(), String>)>,
+    running: usize,
+}
+
+impl Crew {
+    /// Starts a thread for each worker. `share` makes what one of this number is
+    /// given.
+    pub(super) fn start(
+        workers: usize,
+        mut share: impl FnMut(usize, mpsc::Receiver<Command>) -> Share,
+    ) -> Result<Self, RunError> {
+        let (tell, ended) = unbounded_channel();
+        let mut handles = Vec::new();
+        for number in 0..workers {
+            let (commands, receiver) = mpsc::channel();
+            let (worker, waker) = Worker::new(share(number, receiver))?;
+            let tell = tell.clone();
+            thread::Builder::new()
+                .name(format!("worker{number}"))
+                .spawn(move || {
+                    let run = AssertUnwindSafe(|| worker.run());
+                    let result = match std::panic::catch_unwind(run) {
+                        Ok(result) => result.map_err(|error| error.to_string()),
+                        Err(_) => Err("it panicked".to_owned()),
+                    };
+                    // The process is ending if nobody listens.
+                    let _ = tell.send((number, result));
+                })?;
+            handles.push(WorkerHandle::new(commands, waker));
+        }
+        Ok(Self {
+            workers: handles,
+            ended,
+            running: workers,
+        })
+    }
+
+    /// Waits for a worker that ends by itself, which none should.
+    pub(super) async fn failure(&mut self) -> RunError {
+        match self.ended.recv().await {
+            Some((number, result)) => RunError::Worker {
+                number,
+                reason: result.err().unwrap_or_else(|| "it ended".to_owned()),
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all workers have ended.
+    pub(super) async fn all_ended(&mut self) -> Result<(), RunError> {
+        while self.running > 0
+            && let Some((number, result)) = self.ended.recv().await
+        {
+            self.running -= 1;
+            result.map_err(|reason| RunError::Worker { number, reason })?;
+        }
+        Ok(())
+    }
+
+    /// Tells every worker something, and waits until each has heard of it. False if
+    /// one has not, yet.
+    pub(super) async fn tell_and_wait(
+        &self,
+        mut command: impl FnMut(usize, Box<dyn FnOnce() + Send>) -> Command,
+    ) -> bool {
+        let (done, mut is_done) = unbounded_channel();
+        for (number, worker) in self.workers.iter().enumerate() {
+            let done = done.clone();
+            let told = worker.tell(command(number, Box::new(move || _ = done.send(()))));
+            // One that is gone is told of elsewhere.
+            let _ = told;
+        }
+        drop(done);
+        let all = async {
+            for _ in &self.workers {
+                is_done.recv().await?;
+            }
+            Some(())
+        };
+        matches!(tokio::time::timeout(PATIENCE, all).await, Ok(Some(())))
+    }
+
+    /// Tells every worker something.
+    pub(super) fn tell_all(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // One that is gone ends the process, which is told elsewhere.
+            let _ = worker.tell(command());
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Servers that a listener no longer has and that its sessions may stay with for a
+//! while: their lame-duck time. Pure; `now` is an argument.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::config::{Config, Listener, Server};
+use crate::mode::Mode;
+use crate::roster::Roll;
+
+/// Servers that may be leaving at once. It bounds what a name costs that leads
+/// elsewhere all the time; the ones that have been leaving for longest go first.
+const MAX_LEAVING: usize = 256;
+
+/// A server that is leaving.
+#[derive(Debug)]
+struct Leaver {
+    /// Name of the listener.
+    listener: String,
+    server: Server,
+    mode: Mode,
+    until: Instant,
+}
+
+impl Leaver {
+    fn is(&self, listener: &str, server: &Server) -> bool {
+        self.listener == listener && identity(&self.server) == identity(server)
+    }
+}
+
+/// All servers that are leaving.
+#[derive(Debug, Default)]
+pub(super) struct Leaving(Vec<Leaver>);
+
+impl Leaving {
+    /// Notes what `config` has no more that was there `before`, and adds to it what
+    /// may stay for a while.
+    pub(super) fn follow(&mut self, config: &mut Config, before: Option<&Roll>, now: Instant) {
+        let mut next: Vec<Leaver> = Vec::new();
+        let before = before.map(|roll| &roll.config);
+        let listeners = before.into_iter().flat_map(|config| &config.listeners);
+        for old in listeners {
+            let Some(new) = config.listeners.iter().find(|new| new.name == old.name) else {
+                continue;
+            };
+            let all = before.map_or(&[][..], |config| &config.servers);
+            for (index, mode) in old.servers.iter().chain(&old.leaving) {
+                let server = &all[*index];
+                if has(config, new, server) {
+                    continue;
+                }
+                let known = self.0.iter().find(|leaver| leaver.is(&old.name, server));
+                let until = known.map_or(now + server.lame_duck, |leaver| leaver.until);
+                if until > now {
+                    next.push(Leaver {
+                        listener: old.name.clone(),
+                        server: server.clone(),
+                        mode: *mode,
+                        until,
+                    });
+                }
+            }
+        }
+        next.sort_by_key(|leaver| leaver.until);
+        next.drain(..next.len().saturating_sub(MAX_LEAVING));
+        for leaver in &next {
+            let known = config.servers.iter();
+            let known = known
+                .map(identity)
+                .position(|id| id == identity(&leaver.server));
+            let index = known.unwrap_or_else(|| {
+                config.servers.push(Server {
+                    leaving: true,
+                    ..leaver.server.clone()
+                });
+                config.servers.len() - 1
+            });
+            let listeners = config.listeners.iter_mut();
+            for listener in listeners.filter(|listener| listener.name == leaver.listener) {
+                listener.leaving.push((index, leaver.mode));
+            }
+        }
+        self.0 = next;
+    }
+
+    /// Lets nobody go before `until`.
+    pub(super) fn postpone(&mut self, until: Instant) {
+        for leaver in &mut self.0 {
+            leaver.until = leaver.until.max(until);
+        }
+    }
+
+    /// When the next one has to be gone.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.0.first().map(|leaver| leaver.until)
+    }
+}
+
+/// By what a server is the same one in two configurations.
+pub(super) fn identity(server: &Server) -> (&str, SocketAddr) {
+    (&server.upstream, server.address.0)
+}
+
+fn has(config: &Config, listener: &Listener, server: &Server) -> bool {
+    let mut servers = listener.servers.iter();
+    servers.any(|(index, _)| identity(&config.servers[*index]) == identity(server))
+}
+
+#[cfg(test)]
+mod tests;

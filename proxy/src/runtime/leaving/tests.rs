@@ -1,0 +1,83 @@
+//! Who leaves, how long, and what is left of them.
+
+use std::time::Duration;
+
+use super::*;
+use crate::roster::Roster;
+
+fn config(servers: &str) -> Config {
+    let text = format!(
+        "[[listener]]\nname = \"l\"\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
+         [upstream.u]\nlame_duck = \"10s\"\nservers = [{servers}]\n"
+    );
+    Config::from_toml("test.toml", &text).unwrap()
+}
+
+const A: &str = "\"192.0.2.1:53\"";
+const B: &str = "\"192.0.2.2:53\"";
+
+fn addresses(config: &Config, servers: &[(usize, Mode)]) -> Vec<String> {
+    let servers = servers.iter();
+    servers
+        .map(|(index, _)| config.servers[*index].address.to_string())
+        .collect()
+}
+
+#[test]
+fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
+    let now = Instant::now();
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let both = roster.enroll(config(&format!("{A}, {B}")));
+
+    let mut one = config(A);
+    leaving.follow(&mut one, Some(&both), now);
+    assert_eq!(addresses(&one, &one.listeners[0].servers), ["192.0.2.1:53"]);
+    assert_eq!(addresses(&one, &one.listeners[0].leaving), ["192.0.2.2:53"]);
+    assert!(one.servers[1].leaving && !one.servers[0].leaving);
+    assert_eq!(leaving.next(), Some(after(10)));
+    let numbers: Vec<_> = both.servers.iter().map(|(number, _)| *number).collect();
+    let one = roster.enroll(one);
+    let same: Vec<_> = one.servers.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, same);
+
+    // Another change meanwhile does not begin its time anew.
+    let mut again = config(A);
+    leaving.follow(&mut again, Some(&one), after(5));
+    assert_eq!(
+        addresses(&again, &again.listeners[0].leaving),
+        ["192.0.2.2:53"]
+    );
+    assert_eq!(leaving.next(), Some(after(10)));
+    let again = roster.enroll(again);
+    let mut gone = config(A);
+    leaving.follow(&mut gone, Some(&again), after(10));
+    assert!(gone.listeners[0].leaving.is_empty() && gone.servers.len() == 1);
+    assert_eq!(leaving.next(), None);
+
+    // One that comes back is as before.
+    let mut back = config(&format!("{A}, {B}"));
+    leaving.follow(&mut back, Some(&again), after(6));
+    assert!(back.listeners[0].leaving.is_empty() && back.servers.len() == 2);
+    assert_eq!(leaving.next(), None);
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_all_the_time_leaves_a_bounded_trail() {
+    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let mut now = Instant::now();
+    let mut before = roster.enroll(config(A));
+    for n in 0..2_000_u32 {
+        now += Duration::from_millis(10);
+        let mut next = config(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250));
+        leaving.follow(&mut next, Some(&before), now);
+        before = roster.enroll(next);
+        assert!(before.config.servers.len() <= MAX_LEAVING + 1);
+        // Whoever is gone and has no sessions gives up its number.
+        assert!(
+            before.counts.1 <= 2 * MAX_LEAVING + 2,
+            "{:?}",
+            before.counts
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! How a running worker takes over another setup: what goes on, what goes elsewhere
+//! and what ends. Sessions whose listener and server are still there are not
+//! touched.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::open::ServerAddresses;
+use super::{Change, ListenerSettings, Setup, Worker, enter, random_seed};
+use crate::session::{EndReason, SessionId};
+use crate::upstream::{Balancer, ByFamily, Route, Server, Steering};
+
+/// Numbers of listener and server.
+type Pair = (usize, usize);
+
+impl Worker {
+    /// Takes new sessions elsewhere from now on, and with them those that are to
+    /// move.
+    pub(super) fn steer(&mut self, steering: Arc<Steering>) {
+        for (number, plans) in steering.plans.iter().enumerate() {
+            if let Some(balancers) = self.balancers.get_mut(number) {
+                balancers.each(|v6, balancer| balancer.follow(Arc::clone(plans.get(v6))));
+                continue;
+            }
+            let balancers = ByFamily::new(|v6| {
+                Balancer::new(Arc::clone(plans.get(v6)), self.number, random_seed())
+            });
+            self.balancers.push(balancers);
+        }
+        // Whom nobody has left, nobody need leave.
+        let servers = &self.counters.servers;
+        self.parted.retain(|pair| servers[pair.1].sessions() > 0);
+        self.moves_any = steering.moves_any() || !self.parted.is_empty();
+        self.steering = steering;
+    }
+
+    /// Whether session `id` is to go elsewhere at this datagram of its client's.
+    pub(super) fn is_to_move(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.table.get_mut(id) else {
+            return false;
+        };
+        let route = Route {
+            listener: session.listener,
+            server: session.server,
+            v6: session.key.client.0.is_ipv6(),
+        };
+        if self.parted.contains(&(route.listener, route.server))
+            || self.steering.leave.contains(&route)
+        {
+            return true;
+        }
+        // Asked once for each change, which costs as much as a new session's pick.
+        let is_new = std::mem::replace(&mut session.link.steered, self.steering.version)
+            != self.steering.version;
+        if !is_new || self.steering.draining.contains(&route.server) {
+            return false;
+        }
+        let balancer = self.balancers[route.listener].get(route.v6);
+        let home = balancer.home(session.key.client);
+        let home = home.and_then(|index| self.listeners[route.listener].servers.get(index));
+        home.is_some_and(|home| {
+            let server = home.number;
+            server != route.server && self.steering.returns.contains(&Route { server, ..route })
+        })
+    }
+
+    /// Goes by another setup, and says so.
+    pub(super) fn follow(&mut self, change: Change, now: Instant) {
+        let Change {
+            setup,
+            bound,
+            entrances,
+            done,
+        } = change;
+        let Setup {
+            listeners,
+            steering,
+            pace,
+            max_retired,
+            counters,
+            log,
+        } = setup;
+        let old = std::mem::replace(&mut self.listeners, listeners);
+        (self.pace, self.counters, self.log) = (pace, counters, log);
+        let rules = self.listeners.iter().map(|listener| listener.rules);
+        self.table.follow(now, rules.collect(), max_retired);
+        self.servers = ServerAddresses::of(&self.listeners);
+
+        let differences = Differences::between(&old, &self.listeners);
+        self.parted.extend(&differences.parted);
+        let joined = |pair: &Pair| self.listeners[pair.0].server(pair.1).is_some();
+        self.parted.retain(|pair| !joined(pair));
+        let listeners = self.listeners.iter().map(|l| l.servers.as_slice());
+        self.shared.follow(listeners, |listener, server| {
+            differences.outdated.contains(&(listener, server))
+        });
+        let passed = self.pass_entrances(&bound);
+        self.end_otherwise(&differences, &passed, now);
+        self.steer(steering);
+
+        for socket in entrances {
+            let (address, listener) = (socket.bound(), bound.get(&socket.bound()));
+            let entered = listener
+                .map(|listener| enter(&mut self.entrances, &self.readiness, socket, *listener));
+            if let Some(Err(error)) = entered {
+                tracing::error!(%address, %error, "a worker can't take datagrams there; restart the proxy");
+            }
+        }
+        done();
+    }
+
+    /// Has entrances serve the listeners that their addresses now belong to.
+    /// Returns those that were another listener's.
+    fn pass_entrances(&mut self, bound: &BTreeMap<SocketAddr, usize>) -> BTreeSet<usize> {
+        let mut passed = BTreeSet::new();
+        for (key, entrance) in &mut self.entrances {
+            let listener = bound.get(&entrance.socket.bound()).copied();
+            entrance.is_closing = listener.is_none();
+            if listener.is_some_and(|listener| listener != entrance.listener) {
+                passed.insert(key);
+            }
+            entrance.listener = listener.unwrap_or(entrance.listener);
+            // It fails where it would have failed at the beginning.
+            let _ = entrance
+                .socket
+                .adapt(self.listeners[entrance.listener].entrance);
+        }
+        passed
+    }
+
+    /// Ends sessions that would begin otherwise now, and has nobody take over
+    /// sockets that would be made otherwise.
+    fn end_otherwise(&mut self, differences: &Differences, passed: &BTreeSet<usize>, now: Instant) {
+        let (changed, outdated) = (&differences.changed, &differences.outdated);
+        if changed.is_empty() && outdated.is_empty() && passed.is_empty() {
+            return;
+        }
+        let mut ends = Vec::new();
+        for (id, session) in self.table.iter_mut() {
+            let pair = (session.listener, session.server);
+            session.link.is_outdated |= outdated.contains(&pair);
+            if session.is_active()
+                && (changed.contains(&pair) || passed.contains(&session.link.via))
+            {
+                ends.push(id);
+            }
+        }
+        for id in ends {
+            self.end(now, id, EndReason::Moved);
+        }
+    }
+
+    /// Ends what is left at these addresses, unless they have a listener again.
+    pub(super) fn close(&mut self, addresses: &[SocketAddr], now: Instant) {
+        let is_closing = |key: &usize| {
+            let entrance = &self.entrances[*key];
+            entrance.is_closing && addresses.contains(&entrance.socket.bound())
+        };
+        let keys = self.entrances.iter().map(|(key, _)| key);
+        let closing: BTreeSet<_> = keys.filter(is_closing).collect();
+        if closing.is_empty() {
+            return;
+        }
+        let sessions = self.table.iter_mut();
+        let ends: Vec<_> = sessions
+            .filter(|(_, session)| session.is_active() && closing.contains(&session.link.via))
+            .map(|(id, _)| id)
+            .collect();
+        for id in ends {
+            self.end(now, id, EndReason::Stopped);
+        }
+        for key in closing {
+            self.entrances.remove(key);
+        }
+    }
+}
+
+/// What a setup changes of how listeners serve their servers.
+#[derive(Debug, Default)]
+struct Differences {
+    /// These no longer belong together.
+    parted: BTreeSet<Pair>,
+    /// Servers see other datagrams than before.
+    changed: BTreeSet<Pair>,
+    /// Sockets would be made otherwise.
+    outdated: BTreeSet<Pair>,
+}
+
+impl Differences {
+    fn between(old: &[Arc<ListenerSettings>], new: &[Arc<ListenerSettings>]) -> Self {
+        let mut all = Self::default();
+        for (listener, (old, new)) in old.iter().zip(new).enumerate() {
+            if Arc::ptr_eq(old, new) {
+                continue;
+            }
+            let same_options = old.exit_options() == new.exit_options();
+            let servers = new.servers.iter();
+            let now: HashMap<_, _> = servers.map(|server| (server.number, server)).collect();
+            for before in &old.servers {
+                let pair = (listener, before.number);
+                let Some(after) = now.get(&before.number) else {
+                    all.parted.insert(pair);
+                    continue;
+                };
+                if before.mode != after.mode {
+                    all.changed.insert(pair);
+                }
+                if !same_options || !same_sockets(before, after) {
+                    all.outdated.insert(pair);
+                }
+            }
+        }
+        all
+    }
+}
+
+fn same_sockets(a: &Server, b: &Server) -> bool {
+    (a.mode, a.share_sockets, &a.sources) == (b.mode, b.share_sockets, &b.sources)
+}

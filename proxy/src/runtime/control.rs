@@ -344,11 +344,10 @@ impl Control {
     /// Does what is due.
     pub(super) async fn meet_deadlines(&mut self, now: Instant) {
         let is_due = |until: &Instant| *until <= now;
-        let due: Vec<_> = self
-            .closing
-            .extract_if(.., |_, until| is_due(until))
-            .map(|(address, _)| address)
-            .collect();
+        let closing = self.closing.iter();
+        let due = closing.filter(|(_, until)| is_due(until));
+        let due: Vec<_> = due.map(|(address, _)| *address).collect();
+        self.closing.retain(|_, until| !is_due(until));
         if !due.is_empty() {
             self.crew.tell_all(|| Command::Close(due.clone()));
             tracing::info!(addresses = ?due, "closed");

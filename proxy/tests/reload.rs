@@ -1,0 +1,526 @@
+//! Another configuration while the proxy runs: what goes on untouched, what begins
+//! and what ends.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use common::*;
+
+/// A server that answers each datagram with its own address, the address that it
+/// came from, which tells sessions apart, and what came.
+struct Server {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let socket = bind(address("127.0.0.1"));
+        let address = socket.local_addr().unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut datagram = [0; 2000];
+            while !told.load(Ordering::Relaxed) {
+                let Ok((len, from)) = socket.recv_from(&mut datagram) else {
+                    continue;
+                };
+                let mut answer = format!("{address} {from} ").into_bytes();
+                answer.extend_from_slice(&datagram[..len]);
+                socket.send_to(&answer, from).unwrap();
+            }
+        });
+        Self {
+            address,
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn list(servers: &[&Server]) -> String {
+    let servers = servers
+        .iter()
+        .map(|server| format!("\"{}\"", server.address));
+    servers.collect::<Vec<_>>().join(", ")
+}
+
+struct Proxy {
+    process: Process,
+    admin: SocketAddr,
+    file: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Proxy {
+    /// Runs with this configuration, to which the admin's address is added.
+    fn start(config: &str) -> Self {
+        let admin = address("127.0.0.1");
+        let folder = tempfile::tempdir().unwrap();
+        let file = write(&folder, "proxy.toml", &Self::whole(admin, config));
+        let process = proxy(&["--config", file.to_str().unwrap()]);
+        Self {
+            process,
+            admin,
+            file,
+            folder,
+        }
+    }
+
+    fn whole(admin: SocketAddr, config: &str) -> String {
+        format!("workers = 2\ndrain_timeout = \"2s\"\n{config}\n[admin]\nlisten = \"{admin}\"\n")
+    }
+
+    fn write(&self, config: &str) {
+        std::fs::write(&self.file, Self::whole(self.admin, config)).unwrap();
+    }
+
+    fn try_reload(&self, config: &str) -> (u16, String) {
+        self.write(config);
+        http(self.admin, "POST /reload", "")
+    }
+
+    fn reload(&self, config: &str) -> String {
+        let (status, said) = self.try_reload(config);
+        assert_eq!(status, 200, "{said}");
+        said
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        metric(self.admin, name)
+    }
+
+    fn has_metric(&self, name: &str) -> bool {
+        http_get(self.admin, "/metrics").1.contains(name)
+    }
+}
+
+fn listener(name: &str, bind: SocketAddr, upstream: &str) -> String {
+    format!(
+        "[[listener]]\nname = \"{name}\"\nbind = [\"{bind}\"]\nupstream = \"{upstream}\"\n\
+         mode = \"plain\"\n"
+    )
+}
+
+/// The server that answered, and the address that it was asked from.
+fn ask(client: &UdpSocket, listener: SocketAddr) -> (SocketAddr, SocketAddr) {
+    client.send_to(b"?", listener).unwrap();
+    let (answer, from) = receive(client);
+    assert_eq!(from, listener);
+    let answer = String::from_utf8(answer).unwrap();
+    let mut words = answer.split(' ').map(str::parse);
+    let mut next = || words.next().unwrap().unwrap();
+    (next(), next())
+}
+
+/// Sessions, and datagrams a second, of the reload under load.
+const SESSIONS: usize = 10_000;
+const TASKS: usize = 100;
+const PACE: Duration = Duration::from_millis(5);
+
+/// Asks over and over, from so many sockets in turn, until told to stop. Counts
+/// answers, and panics at one that is missing or came by another session.
+async fn keep_asking(task: usize, to: SocketAddr, answers: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+    let mut clients = Vec::new();
+    for _ in 0..SESSIONS / TASKS {
+        // An address of its own has ports of its own.
+        let own = format!("127.0.1.{}:0", task + 1);
+        let client = tokio::net::UdpSocket::bind(own).await.unwrap();
+        client.connect(to).await.unwrap();
+        clients.push((client, None));
+    }
+    let mut pace = tokio::time::interval(PACE);
+    let mut answer = [0; 2000];
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for (client, session) in &mut clients {
+            pace.tick().await;
+            number += 1;
+            let question = format!("{number}");
+            client.send(question.as_bytes()).await.unwrap();
+            let answered = tokio::time::timeout(TIMEOUT, client.recv(&mut answer)).await;
+            let len = answered.expect("a datagram was lost").unwrap();
+            let text = std::str::from_utf8(&answer[..len]).unwrap();
+            let (by, asked) = text.rsplit_once(' ').unwrap();
+            assert_eq!(asked, question);
+            let session = session.get_or_insert_with(|| by.to_owned());
+            assert_eq!(session, by, "a session was moved");
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn under_load_nothing_is_lost_and_no_session_moves() {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    assert!(descriptors > 11_000, "{descriptors} open files are too few");
+    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    let four: Vec<_> = servers.iter().collect();
+    let (main, other) = (address("127.0.0.1"), address("127.0.0.1"));
+    let upstream = |keys: &str, servers: &[&Server]| {
+        format!("[upstream.u]\n{keys}\nservers = [{}]\n", list(servers))
+    };
+    let config = listener("main", main, "u") + &upstream("", &four);
+    let proxy = Proxy::start(&config);
+
+    let (answers, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let load = std::thread::spawn({
+        let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut tasks = tokio::task::JoinSet::new();
+                for task in 0..TASKS {
+                    let (answers, stop) = (Arc::clone(&answers), Arc::clone(&stop));
+                    tasks.spawn(keep_asking(task, main, answers, stop));
+                }
+                while let Some(ended) = tasks.join_next().await {
+                    ended.unwrap();
+                }
+            });
+        }
+    });
+    let count = || answers.load(Ordering::Relaxed);
+    let sessions = "ppv2_sessions{listener=\"main\"}";
+    eventually("all sessions", || {
+        assert!(!load.is_finished(), "the load ended");
+        proxy.metric(sessions) == SESSIONS as u64
+    });
+    let begun = std::time::Instant::now();
+    let before = count();
+
+    let more = [Server::start(), Server::start()];
+    let six: Vec<_> = servers.iter().chain(&more).collect();
+    let changes = [
+        // Another listener, other servers beside the old ones, in another order.
+        listener("other", other, "u")
+            + &listener("main", main, "u")
+            + &upstream("lame_duck = \"1h\"", &six),
+        // Gone again: new servers leave, the balancer and the sessions' rules change.
+        listener("main", main, "u")
+            + "responses = 0\nidle_timeout = \"1h\"\nper_client = { sessions = 1000 }\n"
+            + &upstream("balance = \"least_sessions\"\nlame_duck = \"1h\"", &four),
+        // One of the old servers leaves, and its sessions may stay.
+        listener("main", main, "u") + &upstream("lame_duck = \"1h\"", &four[1..]),
+        // It is back.
+        listener("main", main, "u") + &upstream("hash_on = \"client_addr\"", &four),
+    ];
+    for round in 0..3 {
+        for (number, change) in changes.iter().enumerate() {
+            let mark = count();
+            if (round + number) % 2 == 0 {
+                proxy.reload(change);
+            } else {
+                proxy.write(change);
+                proxy.process.signal("HUP");
+            }
+            // Everybody has asked again since.
+            eventually("another round", || {
+                assert!(!load.is_finished(), "the load ended");
+                count() >= mark + SESSIONS as u64
+            });
+        }
+    }
+    let (status, why) = proxy.try_reload("[[listener]]\n");
+    assert_eq!(status, 422, "{why}");
+    let rate = (count() - before) as f64 / begun.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    load.join().unwrap();
+    println!("{rate:.0} datagrams a second through 12 reloads");
+
+    assert_eq!(proxy.metric(sessions), SESSIONS as u64);
+    let opened = "ppv2_sessions_opened_total{listener=\"main\"}";
+    assert_eq!(proxy.metric(opened), SESSIONS as u64);
+    let moved = "ppv2_sessions_ended_total{listener=\"main\",reason=\"moved\"}";
+    assert_eq!(proxy.metric(moved), 0);
+    assert_eq!(proxy.process.log().matches("reloaded: ").count(), 12);
+}
+
+#[test]
+fn listeners_come_and_go() {
+    let server = Server::start();
+    let [a, b, c] = [(); 3].map(|()| address("127.0.0.1"));
+    let upstream = format!("[upstream.u]\nservers = [{}]\n", list(&[&server]));
+    let proxy = Proxy::start(&(listener("a", a, "u") + &listener("b", b, "u") + &upstream));
+    let client = socket("127.0.0.1");
+    let (at_a, at_b) = (ask(&client, a), ask(&client, b));
+
+    let said = proxy.reload(&(listener("c", c, "u") + &listener("a", a, "u") + &upstream));
+    assert_eq!(
+        said,
+        "2 listeners (1 new, 1 gone), 1 servers (0 new, 0 gone)\n"
+    );
+    assert_eq!(ask(&client, a), at_a);
+    ask(&client, c);
+    // Sessions of the one that is gone have the time of a stop to end.
+    assert_eq!(ask(&client, b), at_b);
+    let late = socket("127.0.0.1");
+    late.send_to(b"?", b).unwrap();
+    receive_nothing(&late);
+    let refused = "ppv2_dropped_datagrams_total{listener=\"b\",reason=\"stopping\"}";
+    assert_eq!(proxy.metric(refused), 1);
+
+    // It is back before that time is over, and all is as before.
+    proxy.reload(&(listener("a", a, "u") + &listener("b", b, "u") + &upstream));
+    assert_eq!(ask(&client, b), at_b);
+    ask(&late, b);
+
+    proxy.reload(&(listener("a", a, "u") + &upstream));
+    eventually("b and c to close", || {
+        UdpSocket::bind(b).is_ok() && UdpSocket::bind(c).is_ok()
+    });
+    eventually("their metrics to go", || {
+        !proxy.has_metric("listener=\"b\"") && !proxy.has_metric("listener=\"c\"")
+    });
+    assert_eq!(ask(&client, a), at_a);
+    // A listener of the same name goes on counting.
+    proxy.reload(&(listener("a", a, "u") + &listener("b", b, "u") + &upstream));
+    assert_ne!(ask(&client, b), at_b);
+    let ended = "ppv2_sessions_ended_total{listener=\"b\",reason=\"stopped\"}";
+    assert_eq!(proxy.metric(ended), 2);
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_says_why() {
+    let server = Server::start();
+    let a = address("127.0.0.1");
+    let good = listener("a", a, "u") + &format!("[upstream.u]\nservers = [{}]\n", list(&[&server]));
+    let mut proxy = Proxy::start(&good);
+    let client = socket("127.0.0.1");
+    let before = ask(&client, a);
+    let taken = bind(address("127.0.0.1"));
+    let taken = taken.local_addr().unwrap();
+    let bad = [
+        ("[[listener", "TOML"),
+        ("colour = \"red\"", "unknown key `colour`"),
+        (&(listener("b", taken, "u") + &good), "it is in use"),
+        (
+            &good.replace("[upstream.u]", "[upstream.v]"),
+            "there is no upstream `u`",
+        ),
+        (&format!("reuse_port = false\n{good}"), "takes a restart"),
+        (&format!("user = \"daemon\"\n{good}"), "takes a restart"),
+        (
+            &good.replace("servers", "source = [\"192.0.2.1\"]\nservers"),
+            "192.0.2.1",
+        ),
+    ];
+    for (config, why) in bad {
+        let (status, said) = proxy.try_reload(config);
+        assert_eq!(status, 422, "{config}: {said}");
+        if why != "TOML" {
+            assert!(said.contains(why), "{config}: {said}");
+        }
+        assert_eq!(ask(&client, a), before);
+    }
+    let (status, said) = http(
+        proxy.admin,
+        "POST /reload",
+        "origin: http://example.org\r\n",
+    );
+    assert_eq!((status, said.as_str()), (403, "not from a browser\n"));
+    std::fs::remove_file(&proxy.file).unwrap();
+    proxy.process.signal("HUP");
+    proxy.process.wait_for("not reloaded, nothing has changed");
+    proxy.process.wait_for("No such file");
+    assert_eq!(ask(&client, a), before);
+    // And a good one is taken after all that.
+    proxy.reload(&good);
+    assert_eq!(ask(&client, a), before);
+}
+
+#[test]
+fn a_server_that_is_taken_out_keeps_its_sessions_for_a_while() {
+    let servers = [Server::start(), Server::start()];
+    let a = address("127.0.0.1");
+    let config = |servers: &[&Server]| {
+        listener("a", a, "u")
+            + &format!(
+                "[upstream.u]\nbalance = \"round_robin\"\nlame_duck = \"2s\"\nservers = [{}]\n",
+                list(servers)
+            )
+    };
+    let proxy = Proxy::start(&config(&[&servers[0], &servers[1]]));
+    let clients: Vec<_> = (0..20).map(|_| socket("127.0.0.1")).collect();
+    let before: Vec<_> = clients.iter().map(|client| ask(client, a)).collect();
+    let of = |number: usize| {
+        before
+            .iter()
+            .filter(|s| s.0 == servers[number].address)
+            .count()
+    };
+    assert!(of(0) > 0 && of(1) > 0);
+
+    proxy.reload(&config(&[&servers[0]]));
+    for (client, session) in clients.iter().zip(&before) {
+        assert_eq!(ask(client, a), *session);
+    }
+    let (_, upstreams) = http_get(proxy.admin, "/upstreams");
+    assert_eq!(
+        upstreams.matches("\"state\":\"leaving\"").count(),
+        1,
+        "{upstreams}"
+    );
+    let more: BTreeSet<_> = (0..20).map(|_| ask(&socket("127.0.0.1"), a).0).collect();
+    assert_eq!(more, BTreeSet::from([servers[0].address]));
+
+    eventually("its time to be over", || {
+        !http_get(proxy.admin, "/upstreams").1.contains("leaving")
+    });
+    // Those of the server that stays are not touched; the others move with their
+    // next datagram, once workers have heard.
+    eventually("its sessions to move", || {
+        let now = clients.iter().map(|client| ask(client, a));
+        let pairs: Vec<_> = now.zip(&before).collect();
+        assert!(
+            pairs
+                .iter()
+                .all(|(now, before)| now == *before || before.0 != servers[0].address)
+        );
+        pairs.iter().all(|(now, _)| now.0 == servers[0].address)
+    });
+    let moved = "ppv2_sessions_ended_total{listener=\"a\",reason=\"moved\"}";
+    assert_eq!(proxy.metric(moved), of(1) as u64);
+}
+
+#[test]
+fn what_a_listener_asks_for_holds_from_then_on() {
+    let servers = [Server::start(), Server::start()];
+    let a = address("127.0.0.1");
+    let upstream = format!(
+        "[upstream.u]\nbalance = \"round_robin\"\nservers = [{}]\n",
+        list(&[&servers[0], &servers[1]])
+    );
+    let config = |keys: &str| listener("a", a, "u") + keys + &upstream;
+    let proxy = Proxy::start(&config(""));
+    let client = socket("127.0.0.1");
+    let first = ask(&client, a);
+
+    proxy.reload(&config("deny = [\"127.0.0.2/32\"]\n"));
+    assert_eq!(ask(&client, a), first);
+    let other = socket("127.0.0.2");
+    other.send_to(b"?", a).unwrap();
+    receive_nothing(&other);
+
+    proxy.reload(&config("per_client = { sessions = 2 }\n"));
+    let second = socket("127.0.0.1");
+    ask(&second, a);
+    ask(&other, a);
+    // The limit counts the sessions that began under it, also after another reload.
+    proxy.reload(&config("per_client = { sessions = 1 }\n"));
+    let third = socket("127.0.0.1");
+    third.send_to(b"?", a).unwrap();
+    receive_nothing(&third);
+    ask(&second, a);
+
+    // An idle timeout that has become shorter ends sessions that began before.
+    proxy.reload(&config("idle_timeout = \"100ms\"\n"));
+    eventually("sessions to end", || {
+        proxy.metric("ppv2_sessions{listener=\"a\"}") == 0
+    });
+
+    // In another mode, servers see other datagrams: sessions begin anew.
+    proxy.reload(&config(""));
+    let plain = ask(&client, a);
+    proxy.reload(&config("").replace("mode = \"plain\"", "mode = \"ppv2\""));
+    client.send_to(b"?", a).unwrap();
+    let (answer, _) = receive(&client);
+    let signature = b"\r\n\r\n\0\r\nQUIT\n";
+    assert!(answer.windows(12).any(|window| window == signature));
+    assert_ne!(plain, first);
+
+    // A log of ended sessions begins, and goes elsewhere; where the tests are
+    // root's, the proxy is nobody.
+    let anybody = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(proxy.folder.path(), anybody).unwrap();
+    let log = |name: &str| proxy.folder.path().join(name);
+    for name in ["first.log", "second.log"] {
+        let path = log(name);
+        let access = format!("[access_log]\npath = \"{}\"\n", path.display());
+        let short = config("idle_timeout = \"100ms\"\n") + &access;
+        proxy.reload(&short);
+        ask(&client, a);
+        eventually("a line", || {
+            std::fs::read_to_string(&path).is_ok_and(|text| text.contains("reason=idle"))
+        });
+    }
+    proxy.reload(&config(""));
+}
+
+#[test]
+fn shared_sockets_go_on_when_servers_come_and_go() {
+    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    let all: Vec<_> = servers.iter().collect();
+    let a = address("127.0.0.1");
+    let config = |servers: &[&Server]| {
+        listener("a", a, "u")
+            + &format!(
+                "[upstream.u]\nbalance = \"round_robin\"\nshare_sockets = true\n\
+                 lame_duck = \"0s\"\nservers = [{}]\n",
+                list(servers)
+            )
+    };
+    let proxy = Proxy::start(&config(&all[..3]));
+    let clients: Vec<_> = (0..30).map(|_| socket("127.0.0.1")).collect();
+    let mut before: Vec<_> = clients.iter().map(|client| ask(client, a)).collect();
+    for servers in [&all[..], &all[1..], &all[..2], &all[..3]] {
+        proxy.reload(&config(servers));
+        let is_there = |address| servers.iter().any(|server| server.address == address);
+        for (client, session) in clients.iter().zip(&mut before) {
+            let now = ask(client, a);
+            assert!(is_there(now.0));
+            assert!(now == *session || !is_there(session.0));
+            *session = now;
+        }
+    }
+    assert_eq!(proxy.metric("ppv2_sessions{listener=\"a\"}"), 30);
+    let (_, metrics) = http_get(proxy.admin, "/metrics");
+    let sockets = "ppv2_session_sockets ";
+    let sockets = metrics.lines().find_map(|line| line.strip_prefix(sockets));
+    assert!(sockets.unwrap().parse::<usize>().unwrap() < 80, "{metrics}");
+}
+
+#[test]
+fn flags_can_t_be_reloaded() {
+    let (a, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let server = Server::start();
+    let mut process = proxy_between(a, server.address, &["--admin", &admin.to_string()]);
+    let (status, said) = http(admin, "POST /reload", "");
+    assert_eq!(status, 422);
+    assert!(said.contains("started by flags"), "{said}");
+    process.signal("HUP");
+    process.wait_for("not reloaded, nothing has changed");
+    served_by(&socket("127.0.0.1"), a);
+}
+
+fn served_by(client: &UdpSocket, listener: SocketAddr) {
+    client.send_to(b"?", listener).unwrap();
+    receive(client);
+}

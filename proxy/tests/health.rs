@@ -102,6 +102,10 @@ struct Proxy {
 }
 
 fn start(servers: &[Server], keys: &str) -> Proxy {
+    start_with(servers, "balance = \"round_robin\"", keys)
+}
+
+fn start_with(servers: &[Server], upstream: &str, keys: &str) -> Proxy {
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let folder = tempfile::tempdir().unwrap();
     let addresses: Vec<_> = servers
@@ -110,7 +114,7 @@ fn start(servers: &[Server], keys: &str) -> Proxy {
         .collect();
     let config = format!(
         "workers = 2\n[admin]\nlisten = \"{admin}\"\n[[listener]]\nbind = [\"{listener}\"]\n\
-         upstream = \"u\"\n[upstream.u]\nbalance = \"round_robin\"\nhealth = {{ \
+         upstream = \"u\"\n[upstream.u]\n{upstream}\nhealth = {{ \
          every = \"200ms\", timeout = \"100ms\", fall = 3, rise = 2, {keys} }}\n\
          servers = [{}]\n",
         addresses.join(", ")
@@ -271,4 +275,74 @@ fn with_all_servers_down_sessions_go_on_or_are_refused_as_configured() {
             assert_eq!(proxy.server_of(client), None);
         }
     }
+}
+
+#[test]
+fn sessions_return_with_their_server_where_that_is_asked_for() {
+    let mut servers = Server::four();
+    let upstream = "hash_on = \"client_addr\"\non_return = \"return\"";
+    let proxy = start_with(&servers, upstream, PROBE);
+    let clients = clients(40);
+    let of = |client: &UdpSocket| proxy.server_of(client);
+    let before: Vec<_> = clients.iter().map(|c| of(c).unwrap()).collect();
+    let dead = servers[1].address;
+    let of_dead = before.iter().filter(|server| **server == dead).count();
+    assert!(of_dead > 0);
+    servers[1].die();
+    eventually("its clients to move", || {
+        clients
+            .iter()
+            .all(|client| of(client).is_some_and(|now| now != dead))
+    });
+    servers[1] = Server::start(dead);
+    // All are where they began, those of the others without ever having left.
+    eventually("its clients to return", || {
+        let now = clients.iter().map(|client| of(client));
+        now.zip(&before).all(|(now, before)| now == Some(*before))
+    });
+    let moved = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
+    assert_eq!(metric(proxy.admin, moved), 2 * of_dead as u64);
+
+    // A drain moves nobody, though their server has returned once.
+    let path = format!("POST /drain?upstream=u&server={}", servers[0].address);
+    assert_eq!(http(proxy.admin, &path, "").0, 200);
+    let more = self::clients(20);
+    eventually("new clients to go elsewhere", || {
+        more.iter().all(|client| {
+            let new = self::clients(1);
+            of(client).is_some() && of(&new[0]).is_some_and(|now| now != servers[0].address)
+        })
+    });
+    for (client, before) in clients.iter().zip(&before) {
+        assert_eq!(of(client), Some(*before));
+    }
+}
+
+#[test]
+fn a_server_that_returns_gets_its_share_by_and_by() {
+    let mut servers = Server::four();
+    let upstream = "balance = \"round_robin\"\nslow_start = \"6s\"";
+    let proxy = start_with(&servers, upstream, PROBE);
+    let slow = servers[1].address;
+    let shares = || {
+        let clients = clients(80);
+        let of = clients.iter().map(|client| proxy.server_of(client));
+        of.filter(|now| *now == Some(slow)).count()
+    };
+    // Each of two workers takes turns of its own.
+    assert!((18..=22).contains(&shares()));
+    servers[1].die();
+    eventually("it to go down", || !proxy.is_up(&servers[1]));
+    servers[1] = Server::start(slow);
+    eventually("its return", || proxy.is_up(&servers[1]));
+    let first = shares();
+    let mut all = vec![first];
+    eventually("its whole share", || {
+        all.push(shares());
+        all.last() == Some(&20)
+    });
+    assert!(
+        first < 10 && all.iter().any(|share| (5..18).contains(share)),
+        "{all:?}"
+    );
 }

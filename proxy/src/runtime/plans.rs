@@ -114,3 +114,91 @@ fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<
     };
     servers().map(member).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ClientAddr;
+    use crate::roster::Roster;
+    use crate::upstream::Balancer;
+
+    fn roll(keys: &str, servers: &str) -> Roll {
+        let text = format!(
+            "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
+             [upstream.u]\n{keys}\nservers = [{servers}]\n"
+        );
+        Roster::default().enroll(Config::from_toml("test.toml", &text).unwrap())
+    }
+
+    const FOUR: &str = "\"192.0.2.1:53\", \"192.0.2.2:53\", \"192.0.2.3:53\", \"192.0.2.4:53\"";
+
+    /// Whom a thousand clients get.
+    fn picks(steering: &Steering) -> Vec<usize> {
+        let plan = Arc::clone(steering.plans[0].get(false));
+        let mut balancer = Balancer::new(plan, 0, 1);
+        let client = |n: u32| ClientAddr((n.to_be_bytes(), 1000).into());
+        let mut sessions = [0; 4];
+        let mut pick = |n| {
+            let server = balancer.pick(client(n), |server| sessions[server]).unwrap();
+            sessions[server] += 1;
+            server
+        };
+        (1..=1000).map(&mut pick).collect()
+    }
+
+    #[test]
+    fn a_server_that_starts_slowly_gets_its_part_of_a_share() {
+        for balance in ["maglev", "round_robin", "least_sessions", "random_two"] {
+            let roll = roll(&format!("balance = \"{balance}\""), FOUR);
+            let of = |share| {
+                let mut standings = [Standing::UP; 4];
+                standings[2].share = share;
+                let steering = steer(&roll, &standings, 1);
+                picks(&steering).iter().filter(|pick| **pick == 2).count()
+            };
+            // Of 1,000, beside three whole ones: share ÷ (3 + share).
+            for (share, expected) in [(0.0, 33), (0.1, 33), (0.5, 143), (0.9, 231), (1.0, 250)] {
+                let had = of(share);
+                assert!(had.abs_diff(expected) < 60, "{balance} {share}: {had}");
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_starts_slowly_takes_clients_and_nobody_else_does() {
+        let roll = roll("", FOUR);
+        let mut before = None;
+        for tenth in 0..=10_u32 {
+            let mut standings = [Standing::UP; 4];
+            standings[1].share = f64::from(tenth) / 10.0;
+            let now = picks(&steer(&roll, &standings, 1));
+            let before: Vec<_> = before.replace(now.clone()).unwrap_or_else(|| now.clone());
+            let strays = now
+                .iter()
+                .zip(before)
+                .filter(|(now, before)| *now != before && **now != 1);
+            // Maglev moves some for want of their slot.
+            assert!(strays.count() <= 20);
+        }
+    }
+
+    #[test]
+    fn servers_are_left_where_another_serves_that_family() {
+        let servers =
+            "\"192.0.2.1:53\", { address = \"[2001:db8::1]:53\", mode = \"transparent\" }";
+        let roll = roll("", servers);
+        let down = Standing {
+            state: State::Down,
+            ..Standing::UP
+        };
+        // The second one alone could serve no IPv4 client: the first is not left
+        // for these, though it is down, since its upstream fails open.
+        let steering = steer(&roll, &[down, Standing::UP], 1);
+        let route = |v6| Route {
+            listener: 0,
+            server: 0,
+            v6,
+        };
+        assert_eq!(steering.leave, BTreeSet::from([route(true)]));
+    }
+}

@@ -26,7 +26,12 @@ pub fn report(config: &Config) -> String {
         }
         let _ = writeln!(text);
         if listener.servers.len() > 1 {
-            let _ = writeln!(text, "  balance {}", listener.balance);
+            let returns = if listener.returns {
+                "; sessions return with their server"
+            } else {
+                ""
+            };
+            let _ = writeln!(text, "  balance {}{returns}", listener.balance);
         }
         let first = listener
             .servers
@@ -34,6 +39,10 @@ pub fn report(config: &Config) -> String {
             .map(|(number, _)| &config.servers[*number]);
         if let Some(health) = first.and_then(|server| server.health.as_ref()) {
             let _ = writeln!(text, "  health: {health}");
+        }
+        if let Some(server) = first.filter(|server| !server.slow_start.is_zero()) {
+            let slow_start = humantime::format_duration(server.slow_start);
+            let _ = writeln!(text, "  servers that come start slowly, in {slow_start}");
         }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+mod coming_and_going;
 mod guards;
 mod health;
 mod modes;

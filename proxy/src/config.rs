@@ -4,10 +4,14 @@
 mod balance;
 mod check;
 mod error;
+mod expand;
 mod file;
 mod guards;
 mod health;
+mod loops;
 mod modes;
+mod names;
+mod resolver;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -29,8 +33,11 @@ use crate::worker::Pace;
 
 use check::Checker;
 pub use error::ConfigError;
+pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
 use file::{At, File};
 pub use health::{Expect, Header, Health, Passive, Probe};
+pub use names::{Name, Named};
+pub use resolver::Resolver;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -57,6 +64,11 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// All servers of all upstreams that a listener uses.
     pub servers: Vec<Server>,
+    /// All names among the servers of these upstreams, in the order of the
+    /// configuration; [`expand`](Self::expand) adds the servers that they lead to.
+    pub names: Vec<Named>,
+    /// Who is asked for them.
+    pub resolver: Resolver,
     /// What works but is probably not meant.
     pub warnings: Vec<String>,
 }
@@ -77,6 +89,9 @@ pub struct Listener {
     pub leaving: Vec<(usize, Mode)>,
     /// Whether sessions go back to a server that has come back.
     pub returns: bool,
+    /// Numbers of its upstream's names, with the mode that the servers of each are
+    /// served in.
+    pub names: Vec<(usize, Mode)>,
     /// How new sessions are spread over them.
     pub balance: Balance,
     /// When its sessions end.
@@ -128,10 +143,12 @@ pub enum LogFormat {
 pub struct Server {
     /// Name of the upstream.
     pub upstream: String,
-    /// As it was written.
+    /// As it was written; its address if a name leads to it.
     pub name: String,
     /// As it was resolved.
     pub address: ServerAddr,
+    /// The name that leads to it, if it was not written itself.
+    pub found_by: Option<Name>,
     /// Addresses of this host to send to it from; empty for the kernel's choice.
     pub sources: Arc<[IpAddr]>,
     /// Whether its sessions may share sockets with sessions to other servers.
@@ -230,10 +247,10 @@ impl Config {
     /// Addresses of this host that sessions are sent from, by configuration.
     #[must_use]
     pub fn sources(&self) -> BTreeSet<IpAddr> {
-        self.servers
-            .iter()
-            .flat_map(|server| server.sources.iter().copied())
-            .collect()
+        let of_servers = self.servers.iter().map(|server| &server.sources);
+        let of_names = self.names.iter().map(|named| &named.sources);
+        let all = of_servers.chain(of_names);
+        all.flat_map(|sources| sources.iter().copied()).collect()
     }
 
     /// Every mode that a listener's server is served in, with the server.
@@ -299,6 +316,7 @@ impl From<Flags> for File {
             drain_timeout: None,
             reuse_port: None,
             access_log: None,
+            resolver: None,
             limits: file::Limits {
                 max_sessions: flags.max_sessions.map(nowhere),
             },

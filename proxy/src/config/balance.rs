@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::check::Checker;
 use super::file::{self, At};
-use super::{ConfigError, Server, nowhere};
+use super::{ConfigError, Named, Server, nowhere};
 use crate::upstream::{Balance, HashOn, MAX_SERVERS, MAX_WEIGHT};
 
 /// What one subscriber gets at the least (RFC 6177): a host can take any address
@@ -137,20 +137,26 @@ impl Checker<'_> {
         span: Range<usize>,
         name: &str,
         servers: &[Server],
+        names: &[Named],
     ) -> Result<(), ConfigError> {
         let error = |what: String, mend: &str| Err(self.error(span, what).mend(mend));
-        if servers.len() > MAX_SERVERS {
-            let what = format!("upstream `{name}` has {} servers", servers.len());
+        // A name is meant to lead to one server at least.
+        let number = servers.len() + names.len();
+        if number > MAX_SERVERS {
+            let what = format!("upstream `{name}` has {number} servers");
             return error(what, &format!("give at most {MAX_SERVERS}"));
         }
-        if servers.iter().all(|server| server.backup) {
+        let all = |of_server: fn(&Server) -> bool, of_name: fn(&Named) -> bool| {
+            servers.iter().all(of_server) && names.iter().all(of_name)
+        };
+        if all(|server| server.backup, |named| named.backup) {
             let what = format!("every server of upstream `{name}` is a backup");
             return error(
                 what,
                 "leave `backup` out where sessions go while all is well; a backup stands in for those servers",
             );
         }
-        if servers.iter().all(|server| server.drain) {
+        if all(|server| server.drain, |named| named.drain) {
             let what = format!("every server of upstream `{name}` is draining");
             return error(
                 what,

@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::error::nearest;
+use super::expand::of_family;
 use super::file::{self, At, File};
+use super::loops::overlap;
 use super::modes::{Wanted, Whole};
-use super::values::{is_link_local, scope};
-use super::{Config, ConfigError, Listener, Server, nowhere};
+use super::{Config, ConfigError, Listener, Name, Named, Server, nowhere};
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
@@ -29,12 +30,14 @@ pub(super) struct Checker<'a> {
     file: Option<(&'a str, &'a str)>,
     pub(super) warnings: Vec<String>,
     servers: Vec<Server>,
+    names: Vec<Named>,
     pace: Pace,
 }
 
-/// A valid upstream. Its servers have numbers only if a listener uses it.
+/// A valid upstream. Its servers and names have numbers only if a listener uses it.
 pub(super) struct CheckedUpstream {
     pub(super) servers: Vec<CheckedServer>,
+    pub(super) names: Vec<CheckedName>,
     balance: Balance,
     returns: bool,
     pub(super) emit: Emit,
@@ -50,12 +53,29 @@ pub(super) struct CheckedServer {
     mode: Option<Mode>,
 }
 
+pub(super) struct CheckedName {
+    number: usize,
+    pub(super) name: Name,
+    /// Where it stands in the file.
+    pub(super) span: Range<usize>,
+    /// Its own mode, rather than the listener's.
+    mode: Option<Mode>,
+}
+
+/// What an upstream adds to the configuration if a listener uses it.
+#[derive(Default)]
+struct Members {
+    servers: Vec<Server>,
+    names: Vec<Named>,
+}
+
 impl<'a> Checker<'a> {
     pub(super) fn new(file: Option<(&'a str, &'a str)>) -> Self {
         Self {
             file,
             warnings: Vec::new(),
             servers: Vec::new(),
+            names: Vec::new(),
             pace: Pace::default(),
         }
     }
@@ -81,10 +101,11 @@ impl<'a> Checker<'a> {
             .collect();
         let mut upstreams = BTreeMap::new();
         for (name, upstream) in file.upstream {
-            let (checked, servers) = self.upstream(&name, upstream)?;
+            let (checked, members) = self.upstream(&name, upstream)?;
             if used.contains(&name) {
-                self.warn_of_nothing_shared(&name, &servers);
-                self.servers.extend(servers);
+                self.warn_of_nothing_shared(&name, &members);
+                self.servers.extend(members.servers);
+                self.names.extend(members.names);
             } else {
                 self.warnings
                     .push(format!("upstream `{name}` is used by no listener"));
@@ -97,7 +118,7 @@ impl<'a> Checker<'a> {
             let listener = self.listener(listener, &upstreams, &listeners)?;
             listeners.push(listener);
         }
-        self.refuse_loops(&listeners, &upstreams)?;
+        self.refuse_loops(&self.servers, &listeners, &upstreams)?;
         let admin = file
             .admin
             .map(|admin| self.address("admin address", &admin.listen))
@@ -106,6 +127,13 @@ impl<'a> Checker<'a> {
             Some(value) => self.duration("drain_timeout", &value)?,
             None => self.duration("drain_timeout", &nowhere(DEFAULT_DRAIN_TIMEOUT.to_owned()))?,
         };
+        let sets_resolver = file.resolver.is_some();
+        let resolver = self.resolver(file.resolver)?;
+        if sets_resolver && self.names.is_empty() {
+            self.warnings.push(
+                "[resolver] changes nothing: no server is written as dns: or srv:".to_owned(),
+            );
+        }
         let reuse_port = file.reuse_port.is_none_or(At::into_inner);
         Ok(Config {
             user: file.user.map(At::into_inner),
@@ -122,6 +150,8 @@ impl<'a> Checker<'a> {
             pace: self.pace,
             listeners,
             servers: self.servers,
+            names: self.names,
+            resolver,
             warnings: self.warnings,
         })
     }
@@ -165,6 +195,8 @@ impl<'a> Checker<'a> {
         let default_mode = self.mode(&Wanted::by_listener(&listener), upstream)?;
         let servers = upstream.servers.iter();
         let servers = servers.map(|server| (server.number, server.mode.unwrap_or(default_mode)));
+        let names = upstream.names.iter();
+        let names = names.map(|named| (named.number, named.mode.unwrap_or(default_mode)));
         let idle_timeout = listener
             .idle_timeout
             .unwrap_or_else(|| nowhere(DEFAULT_IDLE_TIMEOUT.to_owned()));
@@ -181,9 +213,11 @@ impl<'a> Checker<'a> {
             }
         }
         let servers: Vec<_> = servers.collect();
+        let names: Vec<_> = names.collect();
         let whole = Whole {
             name: &name,
             bind: (&bind, listener.bind.span()),
+            names: &names,
             responses: listener.responses,
             requests: listener.requests,
             amplification: listener.amplification.is_some(),
@@ -196,6 +230,7 @@ impl<'a> Checker<'a> {
             upstream: listener.upstream.into_inner(),
             servers,
             leaving: Vec::new(),
+            names,
             balance: upstream.balance,
             returns: upstream.returns,
             rules: Rules {
@@ -251,13 +286,13 @@ impl<'a> Checker<'a> {
         Ok(addresses)
     }
 
-    /// Checks an upstream; the servers that come with it have their numbers if
+    /// Checks an upstream; the members that come with it have their numbers if
     /// they are added to those that there are.
     fn upstream(
         &mut self,
         name: &str,
         upstream: At<file::Upstream>,
-    ) -> Result<(CheckedUpstream, Vec<Server>), ConfigError> {
+    ) -> Result<(CheckedUpstream, Members), ConfigError> {
         let span = upstream.span();
         let upstream = upstream.into_inner();
         let balance = self.balance(name, &upstream)?;
@@ -276,6 +311,7 @@ impl<'a> Checker<'a> {
         }
         let mut checked = CheckedUpstream {
             servers: Vec::new(),
+            names: Vec::new(),
             balance,
             returns: self.returns(upstream.on_return.as_ref(), balance)?,
             emit,
@@ -284,27 +320,52 @@ impl<'a> Checker<'a> {
         let health = self.health(upstream.health)?.map(Arc::new);
         let slow_start = self.upstream_time("slow_start", upstream.slow_start, "0s")?;
         let lame_duck = self.upstream_time("lame_duck", upstream.lame_duck, DEFAULT_LAME_DUCK)?;
-        let mut servers: Vec<Server> = Vec::new();
+        let sources = self.sources(&upstream.source)?;
+        let mut members = Members::default();
         for server in upstream.servers {
             let span = server.span();
             let server = server.into_inner();
-            let address = self.resolve(span.clone(), &server.address)?;
-            if servers.iter().any(|known| known.address == address) {
-                return Err(self
-                    .error(span, format!("{address} is twice in upstream `{name}`"))
-                    .mend("name each server once"));
-            }
             let mode = self.mode_of_server(&server, &checked)?;
-            let sources = self.sources_for(&span, address, &upstream.source)?;
+            let weight = self.weight(server.weight.as_ref())?;
+            if let Some(wanted) = self.name(&span, &server.address)? {
+                self.refuse_weight(&wanted, server.weight.as_ref())?;
+                if members.names.iter().any(|known| known.name == wanted) {
+                    return Err(self.twice(span, &wanted.to_string(), name));
+                }
+                checked.names.push(CheckedName {
+                    number: self.names.len() + members.names.len(),
+                    name: wanted.clone(),
+                    span,
+                    mode,
+                });
+                members.names.push(Named {
+                    upstream: name.to_owned(),
+                    name: wanted,
+                    weight,
+                    backup: server.backup,
+                    drain: server.drain,
+                    slow_start,
+                    lame_duck,
+                    sources: sources.clone().into(),
+                    share_sockets: upstream.share_sockets,
+                    health: health.clone(),
+                });
+                continue;
+            }
+            let address = self.resolve(span.clone(), &server.address)?;
+            if members.servers.iter().any(|known| known.address == address) {
+                return Err(self.twice(span, &address.to_string(), name));
+            }
+            let sources = self.sources_for(&span, address, &sources)?;
             checked.servers.push(CheckedServer {
-                number: self.servers.len() + servers.len(),
+                number: self.servers.len() + members.servers.len(),
                 address,
                 span,
                 mode,
             });
-            servers.push(Server {
+            members.servers.push(Server {
                 upstream: name.to_owned(),
-                weight: self.weight(server.weight.as_ref())?,
+                weight,
                 backup: server.backup,
                 drain: server.drain,
                 leaving: false,
@@ -312,16 +373,27 @@ impl<'a> Checker<'a> {
                 lame_duck,
                 name: server.address,
                 address,
+                found_by: None,
                 sources,
                 share_sockets: upstream.share_sockets,
                 health: health.clone(),
             });
         }
-        self.require_serving(span, name, &servers)?;
-        Ok((checked, servers))
+        self.require_serving(span, name, &members.servers, &members.names)?;
+        Ok((checked, members))
     }
 
-    fn warn_of_nothing_shared(&mut self, name: &str, servers: &[Server]) {
+    fn twice(&self, span: Range<usize>, server: &str, upstream: &str) -> ConfigError {
+        self.error(span, format!("{server} is twice in upstream `{upstream}`"))
+            .mend("name each server once")
+    }
+
+    fn warn_of_nothing_shared(&mut self, name: &str, members: &Members) {
+        if !members.names.is_empty() {
+            // What they lead to, and how many, is not known.
+            return;
+        }
+        let servers = &members.servers;
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         let alone = sharing_groups(&addresses)
             .iter()
@@ -333,13 +405,8 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The source addresses that can reach a server: those of its family.
-    fn sources_for(
-        &self,
-        server: &Range<usize>,
-        address: ServerAddr,
-        sources: &[At<String>],
-    ) -> Result<Arc<[IpAddr]>, ConfigError> {
+    /// The addresses to send from, of both families.
+    fn sources(&self, sources: &[At<String>]) -> Result<Vec<IpAddr>, ConfigError> {
         let mut usable = Vec::new();
         for source in sources {
             let text = source.get_ref();
@@ -356,10 +423,21 @@ impl<'a> Checker<'a> {
                     .error(source.span(), format!("can't send from {ip}"))
                     .mend("write an address of this host"));
             }
-            if ip.is_ipv4() == address.0.is_ipv4() && !usable.contains(&ip) {
+            if !usable.contains(&ip) {
                 usable.push(ip);
             }
         }
+        Ok(usable)
+    }
+
+    /// The source addresses that can reach a server: those of its family.
+    fn sources_for(
+        &self,
+        server: &Range<usize>,
+        address: ServerAddr,
+        sources: &[IpAddr],
+    ) -> Result<Arc<[IpAddr]>, ConfigError> {
+        let usable = of_family(sources, address.0.ip());
         if usable.is_empty() && !sources.is_empty() {
             return Err(self
                 .error(
@@ -368,65 +446,6 @@ impl<'a> Checker<'a> {
                 )
                 .mend("add one of its family to `source`"));
         }
-        Ok(usable.into())
+        Ok(usable)
     }
-
-    /// Refuses servers that are listeners: what goes there comes back to this
-    /// proxy, by one listener or several.
-    fn refuse_loops(
-        &self,
-        listeners: &[Listener],
-        upstreams: &BTreeMap<String, CheckedUpstream>,
-    ) -> Result<(), ConfigError> {
-        let own = own_addresses();
-        let is_own = |ip: IpAddr, scope: u32| {
-            let same = |(own, index): &(IpAddr, Option<u32>)| {
-                let on_it = !is_link_local(ip) || index.is_none_or(|index| index == scope);
-                *own == ip && on_it
-            };
-            ip.is_loopback() || own.iter().any(same)
-        };
-        let used = listeners.iter().map(|listener| &listener.upstream);
-        for listed in used
-            .filter_map(|name| upstreams.get(name))
-            .flat_map(|u| &u.servers)
-        {
-            let server = &self.servers[listed.number];
-            let address = server.address.0;
-            let arrives = |bound: SocketAddr| {
-                let wildcard = bound.ip().is_unspecified();
-                covers(bound, address) && (!wildcard || is_own(address.ip(), scope(address)))
-            };
-            for listener in listeners {
-                if let Some(bound) = listener.bind.iter().find(|bound| arrives(**bound)) {
-                    let message = format!(
-                        "server `{}` is listener `{}` at {bound}, this proxy's own address: datagrams would go round",
-                        server.name, listener.name
-                    );
-                    return Err(self
-                        .error(listed.span.clone(), message)
-                        .mend("give the listener or the server another port or address"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Addresses of this host's interfaces, with the interface's number. None are
-/// known where the kernel doesn't tell; loopback is recognised without them.
-fn own_addresses() -> Vec<(IpAddr, Option<u32>)> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let address = |interface: &if_addrs::Interface| (interface.ip(), interface.index);
-    interfaces.iter().map(address).collect()
-}
-
-/// Whether a datagram to `b` arrives at a socket bound to `a`.
-fn covers(a: SocketAddr, b: SocketAddr) -> bool {
-    let same = a.ip() == b.ip() && scope(a) == scope(b);
-    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (same || a.ip().is_unspecified())
-}
-
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    covers(a, b) || covers(b, a)
 }

@@ -22,6 +22,7 @@ pub(crate) struct File {
     #[serde(default)]
     pub(crate) limits: Limits,
     pub(crate) admin: Option<Admin>,
+    pub(crate) resolver: Option<At<Resolver>>,
     #[serde(default)]
     pub(crate) listener: Vec<At<Listener>>,
     #[serde(default)]
@@ -38,6 +39,17 @@ pub(crate) struct Limits {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Admin {
     pub(crate) listen: At<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resolver {
+    #[serde(default)]
+    pub(crate) servers: Vec<At<String>>,
+    pub(crate) timeout: Option<At<String>>,
+    pub(crate) min_ttl: Option<At<String>>,
+    pub(crate) max_ttl: Option<At<String>>,
+    pub(crate) retry: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -38,6 +38,8 @@ impl<'a> Wanted<'a> {
 pub(super) struct Whole<'a> {
     pub(super) name: &'a str,
     pub(super) bind: (&'a [SocketAddr], Range<usize>),
+    /// Its names, with the mode that the servers of each are served in.
+    pub(super) names: &'a [(usize, Mode)],
     pub(super) responses: u64,
     pub(super) requests: u64,
     pub(super) amplification: bool,
@@ -167,9 +169,10 @@ impl Checker<'_> {
     ) -> Result<(), ConfigError> {
         self.check_families(listener, servers, upstream)?;
         self.check_rewriting(listener, servers, upstream, others)?;
-        let dsr = servers.iter().filter(|(_, mode)| !mode.takes_replies());
-        let dsr = dsr.count();
-        if listener.responses > 0 && dsr == servers.len() {
+        let all = servers.iter().chain(listener.names);
+        let modes: Vec<_> = all.map(|(_, mode)| *mode).collect();
+        let dsr = modes.iter().filter(|mode| !mode.takes_replies()).count();
+        if listener.responses > 0 && dsr == modes.len() {
             return Err(self
                 .error(
                     listener.span.clone(),
@@ -191,7 +194,7 @@ impl Checker<'_> {
                 )
                 .mend("leave `amplification` out, or serve it by another mode"));
         }
-        if listener.requests > 0 && servers.iter().any(|(_, mode)| mode.spoofs_ports()) {
+        if listener.requests > 0 && modes.iter().any(|mode| mode.spoofs_ports()) {
             return Err(self
                 .error(listener.span.clone(), "`requests` begins a client's session anew beside the old one, and both would need the client's own port")
                 .mend("leave `requests` out, or serve it by mode transparent with source_port = \"any\""));
@@ -200,13 +203,16 @@ impl Checker<'_> {
     }
 
     /// A client's address can stand in datagrams to servers of its own family
-    /// alone.
+    /// alone. A name may lead to servers of either.
     fn check_families(
         &self,
         listener: &Whole<'_>,
         servers: &[(usize, Mode)],
         upstream: &CheckedUpstream,
     ) -> Result<(), ConfigError> {
+        if !listener.names.is_empty() {
+            return Ok(());
+        }
         let (bind, span) = &listener.bind;
         for address in *bind {
             let reachable = upstream
@@ -228,7 +234,7 @@ impl Checker<'_> {
     }
 
     /// A rewriting rule knows one address to write for a server, whichever the
-    /// client wrote to.
+    /// client wrote to, and servers by the addresses that they had when it was made.
     fn check_rewriting(
         &self,
         listener: &Whole<'_>,
@@ -238,6 +244,18 @@ impl Checker<'_> {
     ) -> Result<(), ConfigError> {
         let is_rewritten =
             |mode: Mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
+        let mut names = upstream.names.iter().zip(listener.names);
+        if let Some((named, _)) = names.find(|(_, (_, mode))| is_rewritten(*mode)) {
+            return Err(self
+                .error(
+                    named.span.clone(),
+                    format!(
+                        "`{}` in mode dsr, whose rules on hosts can't follow a name",
+                        named.name
+                    ),
+                )
+                .mend("write the servers' addresses, or use rewrite_on = \"sdk\""));
+        }
         let rewritten = servers.iter().filter(|(_, mode)| is_rewritten(*mode));
         let rewritten: Vec<_> = rewritten.map(|(number, _)| *number).collect();
         if rewritten.is_empty() {

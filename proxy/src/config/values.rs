@@ -120,7 +120,9 @@ impl Checker<'_> {
         }
         let mut addresses = text.to_socket_addrs().map_err(|cause| {
             error(format!("server `{text}` does not resolve: {cause}"))
-                .mend("check the name and this host's resolver, or write the IP address")
+                .mend(format!(
+                    "check the name and this host's resolver, write the IP address, or dns:{text} to have it looked up while the proxy runs"
+                ))
         })?;
         let address = addresses
             .next()

@@ -1,0 +1,217 @@
+//! A configuration with the servers that its names lead to, as if they had been
+//! written there. What DNS says is not trusted: what can't be a server, or would
+//! turn the proxy against itself, is left out and told.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::loops::Host;
+use super::names::{Name, Named};
+use super::values::{canonical, is_group, is_link_local, scope};
+use super::{Config, Listener, Server};
+use crate::address::ServerAddr;
+use crate::upstream::{MAX_SERVERS, MAX_WEIGHT};
+
+/// The most servers that one name leads to. It bounds what whoever answers for a
+/// name can have the proxy hold, check and count.
+pub const MAX_ADDRESSES: usize = 256;
+
+/// What names lead to, as far as it is known.
+pub type Answers = BTreeMap<Name, Vec<Answer>>;
+
+/// A server that a name leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Answer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Of SRV records, its share of the sessions, from 1 to
+    /// [`MAX_WEIGHT`](crate::upstream::MAX_WEIGHT). Those of `dns:` have what the
+    /// configuration says.
+    pub weight: u16,
+    /// Of SRV records, whether others of the name are to be preferred.
+    pub backup: bool,
+}
+
+/// A configuration with the servers of its names.
+#[derive(Clone, Debug)]
+pub struct Expanded {
+    /// It, with the servers that were written there first.
+    pub config: Config,
+    /// What the names lead to and is left out, a line for each reason. The same
+    /// answers give the same lines.
+    pub remarks: Vec<String>,
+}
+
+impl Config {
+    /// The configuration with the servers that its names lead to by `answers`. Those
+    /// of an earlier expansion are gone. A server that is there more than once in an
+    /// upstream is what it is first: as it was written, or as the first name says.
+    /// Names that have no answer add nothing. Beside `answers`, only the addresses of
+    /// this host's interfaces matter.
+    #[must_use]
+    pub fn expand(&self, answers: &Answers) -> Expanded {
+        let mut config = self.as_written();
+        let mut remarks = Vec::new();
+        let mut known: BTreeMap<&str, BTreeSet<ServerAddr>> = BTreeMap::new();
+        for server in self.servers.iter().filter(|s| s.found_by.is_none()) {
+            let of_upstream = known.entry(&server.upstream).or_default();
+            of_upstream.insert(server.address);
+        }
+        let host = Host::default();
+        let mut numbers = Vec::new();
+        for named in &self.names {
+            let of_upstream = known.entry(&named.upstream).or_default();
+            let mut left_out = LeftOut::default();
+            let first = config.servers.len();
+            let mut taken = 0;
+            for answer in in_order(answers.get(&named.name).cloned().unwrap_or_default()) {
+                let address = ServerAddr(answer.address);
+                if of_upstream.contains(&address) {
+                    continue;
+                }
+                match named.server(answer, &self.listeners, &host) {
+                    Err(reason) => left_out.add(reason, address),
+                    Ok(_) if taken == MAX_ADDRESSES => left_out.add(
+                        format!("no more than {MAX_ADDRESSES} servers of a name are used"),
+                        address,
+                    ),
+                    Ok(_) if of_upstream.len() == MAX_SERVERS => left_out.add(
+                        format!("an upstream has {MAX_SERVERS} servers at the most"),
+                        address,
+                    ),
+                    Ok(server) => {
+                        of_upstream.insert(address);
+                        config.servers.push(server);
+                        taken += 1;
+                    }
+                }
+            }
+            numbers.push(first..config.servers.len());
+            remarks.extend(left_out.remarks(named));
+        }
+        for listener in &mut config.listeners {
+            for (name, mode) in &listener.names {
+                let found = numbers[*name].clone().map(|number| (number, *mode));
+                listener.servers.extend(found);
+            }
+        }
+        Expanded { config, remarks }
+    }
+
+    /// Without the servers of an earlier expansion, which come last.
+    fn as_written(&self) -> Self {
+        let mut config = self.clone();
+        config.servers.retain(|server| server.found_by.is_none());
+        let written = config.servers.len();
+        for listener in &mut config.listeners {
+            listener.servers.retain(|(number, _)| *number < written);
+        }
+        config
+    }
+}
+
+/// Each server but once, those that are preferred first, then by address.
+pub(crate) fn in_order(mut answers: Vec<Answer>) -> Vec<Answer> {
+    for answer in &mut answers {
+        answer.address = canonical(answer.address);
+    }
+    answers.sort_unstable_by_key(|answer| {
+        let Answer {
+            address,
+            weight,
+            backup,
+        } = *answer;
+        (backup, address, Reverse(weight))
+    });
+    let mut seen = BTreeSet::new();
+    answers.retain(|answer| seen.insert(answer.address));
+    answers
+}
+
+impl Named {
+    /// The server that an answer means.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be one.
+    fn server(
+        &self,
+        answer: Answer,
+        listeners: &[Listener],
+        host: &Host,
+    ) -> Result<Server, String> {
+        let Answer {
+            address,
+            weight,
+            backup,
+        } = answer;
+        let ip = address.ip();
+        if ip.is_unspecified() || is_group(ip) || address.port() == 0 {
+            return Err("no server has such an address".to_owned());
+        }
+        if is_link_local(ip) && scope(address) == 0 {
+            return Err("it is link-local and names no interface".to_owned());
+        }
+        if let Some((listener, bound)) = host.listener_at(listeners, address) {
+            return Err(format!(
+                "listener `{}` is there, at {bound}: datagrams would go round",
+                listener.name
+            ));
+        }
+        let sources = of_family(&self.sources, ip);
+        if sources.is_empty() && !self.sources.is_empty() {
+            return Err("`source` has no address of its family".to_owned());
+        }
+        let weight = match self.name {
+            Name::Dns { .. } => self.weight,
+            Name::Srv { .. } => weight.clamp(1, MAX_WEIGHT),
+        };
+        Ok(Server {
+            upstream: self.upstream.clone(),
+            name: address.to_string(),
+            address: ServerAddr(address),
+            found_by: Some(self.name.clone()),
+            sources,
+            share_sockets: self.share_sockets,
+            weight,
+            backup: self.backup || backup,
+            drain: self.drain,
+            leaving: false,
+            slow_start: self.slow_start,
+            lame_duck: self.lame_duck,
+            health: self.health.clone(),
+        })
+    }
+}
+
+/// Of these addresses, those that can send to `ip`.
+pub(super) fn of_family(sources: &[IpAddr], ip: IpAddr) -> Arc<[IpAddr]> {
+    let same = sources
+        .iter()
+        .filter(|source| source.is_ipv4() == ip.is_ipv4());
+    same.copied().collect()
+}
+
+/// What a name leads to and is not used: the first address for each reason, and how
+/// many there are.
+#[derive(Default)]
+struct LeftOut(BTreeMap<String, (ServerAddr, usize)>);
+
+impl LeftOut {
+    fn add(&mut self, reason: String, address: ServerAddr) {
+        self.0.entry(reason).or_insert((address, 0)).1 += 1;
+    }
+
+    fn remarks(self, of: &Named) -> impl Iterator<Item = String> {
+        let (upstream, name) = (of.upstream.clone(), of.name.clone());
+        self.0.into_iter().map(move |(reason, (first, count))| {
+            let more = match count {
+                1 => String::new(),
+                _ => format!(" and {} more", count - 1),
+            };
+            format!("upstream `{upstream}`: `{name}` leads to {first}{more}, left out: {reason}")
+        })
+    }
+}

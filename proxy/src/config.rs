@@ -33,6 +33,7 @@ use crate::worker::Pace;
 
 use check::Checker;
 pub use error::ConfigError;
+pub(crate) use expand::in_order;
 pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
 use file::{At, File};
 pub use health::{Expect, Header, Health, Passive, Probe};

@@ -49,6 +49,7 @@
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`doctor`] | what this host lacks for a configuration |
 //! | [`returns`], [`host`] | how replies return in each mode, and what this host says of its routes |
+//! | [`names`] | looks up servers that are names, again and again |
 //! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
@@ -77,6 +78,7 @@ pub mod host;
 pub mod limits;
 pub mod metrics;
 pub mod mode;
+pub mod names;
 pub mod net;
 pub mod privilege;
 pub mod returns;

@@ -4,8 +4,10 @@
 use std::fs;
 
 use crate::admin;
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::health;
+use crate::mode::Mode;
+use crate::names;
 
 /// Descriptors for everything that is no session and no worker's: every admin
 /// connection that there can be, and as many again for the admin listener,
@@ -61,13 +63,18 @@ impl Ceiling {
         let workers = config.worker_count() * WORKER_DESCRIPTORS;
         let probed = config.servers.iter().filter(|server| server.is_probed());
         let probes = probed.count().min(health::MAX_PROBES);
-        let taken = SPARE_DESCRIPTORS + probes + workers + config.listening_sockets();
+        let lookups = match config.names.is_empty() {
+            true => 0,
+            false => names::MAX_SOCKETS,
+        };
+        let taken = SPARE_DESCRIPTORS + probes + lookups + workers + config.listening_sockets();
         let descriptors = descriptors.saturating_sub(taken);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         let ports = ports_in(&range).unwrap_or(28_232);
         let sources = config.sources().len().max(1);
         // Each client address has ports of its own.
-        let in_clients_names = config.served().all(|(_, _, mode)| mode.spoofs());
+        let mut modes = config.listeners.iter().flat_map(Listener::modes);
+        let in_clients_names = modes.all(Mode::spoofs);
         let ports = (!in_clients_names).then_some(ports * sources);
         Self::new(config.max_sessions, descriptors, ports, config.sharing())
     }

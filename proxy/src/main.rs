@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -13,10 +13,12 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
 use ppv2_proxy::config::{Config, ConfigError, Flags};
+use ppv2_proxy::names;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 
 /// How long the last lines on standard error may hold up the end. More than the
 /// log's own thread waits for.
@@ -258,7 +260,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
             Ok(print(&check::report(&config))?)
         }),
         Command::Doctor(options) => Box::new(move || {
-            let config = Config::from_file(&options.config).map_err(usage)?;
+            let config = resolved(&options.config).map_err(usage)?;
             let (text, is_fatal) = doctor::report(&config, &options).map_err(usage)?;
             print(&text)?;
             if is_fatal {
@@ -267,7 +269,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
             Ok(())
         }),
         Command::HostSetup(options) => Box::new(move || {
-            let config = Config::from_file(&options.config).map_err(usage)?;
+            let config = resolved(&options.config).map_err(usage)?;
             let script = host_setup::script(&config, &options).map_err(usage)?;
             Ok(print(&script)?)
         }),
@@ -308,6 +310,13 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     }))
 }
 
+/// A configuration with the servers that its names lead to by now.
+fn resolved(path: &Path) -> Result<Config, ConfigError> {
+    let config = Config::from_file(path)?;
+    let resolved = names::resolve_once(&config);
+    Ok(config.expand(&resolved.answers).config)
+}
+
 fn standard_input() -> anyhow::Result<String> {
     let mut text = String::new();
     io::stdin()
@@ -324,6 +333,13 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Silences a library that warns of each datagram that it can't use, which anybody
+/// may send.
+fn quiet(library: &str) -> Directive {
+    let directive = format!("{library}=error");
+    directive.parse().expect("a library's name and a level")
+}
+
 /// Starts logging; what was logged last is let out when the guard is dropped.
 ///
 /// A thread of its own writes the lines: whoever reads them, or has stopped
@@ -332,6 +348,12 @@ fn log(format: LogFormat, level: &str) -> Result<WorkerGuard, Failure> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log-level `{level}`"))
         .map_err(usage)?;
+    let filter = match level.contains("hickory") {
+        true => filter,
+        false => filter
+            .add_directive(quiet("hickory_net"))
+            .add_directive(quiet("hickory_proto")),
+    };
     let (writer, guard) = tracing_appender::non_blocking(io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -12,7 +12,8 @@ use std::io;
 use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Config, Listener};
+use crate::mode::Mode;
 
 /// Whom a process becomes that was started as root and told nobody else.
 const DEFAULT_USER: &str = "nobody";
@@ -71,10 +72,13 @@ impl Needs {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let mut served = config.served();
-        let net_raw = served.any(|(_, server, mode)| mode.spoofs() && server.address.0.is_ipv4());
+        // A name may lead to IPv4 servers at any time.
+        let net_raw = served.any(|(_, server, mode)| mode.spoofs() && server.address.0.is_ipv4())
+            || config.named().any(|(_, _, mode)| mode.spoofs());
         let bound = config.listeners.iter().flat_map(|listener| &listener.bind);
         let mut bound = bound.chain(&config.admin);
-        let own_ports = config.served().any(|(_, _, mode)| mode.spoofs_ports());
+        let mut modes = config.listeners.iter().flat_map(Listener::modes);
+        let own_ports = modes.any(Mode::spoofs_ports);
         Self {
             net_raw,
             net_bind_service: own_ports || bound.any(|a| a.port() < PRIVILEGED_PORTS),

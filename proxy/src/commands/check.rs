@@ -1,13 +1,23 @@
-//! `check`: what a configuration comes to, without binding anything.
+//! `check`: what a configuration comes to, without binding anything. Names are
+//! looked up, but once.
 
 use std::fmt::Write;
 
 use crate::config::Config;
 use crate::limits::Ceiling;
+use crate::names;
 
-/// Describes a valid configuration, a line for each thing that it sets up.
+/// Describes a valid configuration, a line for each thing that it sets up, with the
+/// servers that its names lead to by now. Must not be called within a tokio runtime.
 #[must_use]
 pub fn report(config: &Config) -> String {
+    let resolved = names::resolve_once(config);
+    let expanded = config.expand(&resolved.answers);
+    let remarks = [resolved.remarks(config), expanded.remarks].concat();
+    describe(&expanded.config, &remarks)
+}
+
+fn describe(config: &Config, remarks: &[String]) -> String {
     let mut text = String::new();
     for listener in &config.listeners {
         let bind: Vec<_> = listener.bind.iter().map(ToString::to_string).collect();
@@ -25,7 +35,7 @@ pub fn report(config: &Config) -> String {
             let _ = write!(text, "; a new one after {} datagrams", rules.requests);
         }
         let _ = writeln!(text);
-        if listener.servers.len() > 1 {
+        if listener.servers.len() + listener.names.len() > 1 {
             let returns = if listener.returns {
                 "; sessions return with their server"
             } else {
@@ -33,22 +43,33 @@ pub fn report(config: &Config) -> String {
             };
             let _ = writeln!(text, "  balance {}{returns}", listener.balance);
         }
-        let first = listener
-            .servers
-            .first()
-            .map(|(number, _)| &config.servers[*number]);
-        if let Some(health) = first.and_then(|server| server.health.as_ref()) {
-            let _ = writeln!(text, "  health: {health}");
-        }
-        if let Some(server) = first.filter(|server| !server.slow_start.is_zero()) {
-            let slow_start = humantime::format_duration(server.slow_start);
-            let _ = writeln!(text, "  servers that come start slowly, in {slow_start}");
+        // They are all treated alike.
+        let servers = listener.servers.iter().map(|(index, _)| {
+            let server = &config.servers[*index];
+            (&server.health, server.slow_start)
+        });
+        let names = listener.names.iter().map(|(index, _)| {
+            let named = &config.names[*index];
+            (&named.health, named.slow_start)
+        });
+        if let Some((health, slow_start)) = servers.chain(names).next() {
+            if let Some(health) = health {
+                let _ = writeln!(text, "  health: {health}");
+            }
+            if !slow_start.is_zero() {
+                let slow_start = humantime::format_duration(slow_start);
+                let _ = writeln!(text, "  servers that come start slowly, in {slow_start}");
+            }
         }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];
             let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);
-            if server.name != server.address.to_string() {
-                let _ = write!(text, "({}) ", server.name);
+            let written = match &server.found_by {
+                Some(name) => name.to_string(),
+                None => server.name.clone(),
+            };
+            if written != server.address.to_string() {
+                let _ = write!(text, "({written}) ");
             }
             let remarks = server.remarks().into_iter();
             let said: Vec<_> = std::iter::once(mode.name().to_owned())
@@ -76,7 +97,8 @@ pub fn report(config: &Config) -> String {
             String::new()
         }
     );
-    for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
+    let warnings = config.warnings.iter().chain(remarks);
+    for warning in warnings.chain(&ceiling.shortfall()) {
         let _ = writeln!(text, "warning: {warning}");
     }
     text

@@ -23,6 +23,7 @@ pub mod dns;
 pub mod hosts;
 pub mod lab;
 pub mod namespace;
+pub mod resolver;
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 pub const TIMEOUT: Duration = Duration::from_secs(20);

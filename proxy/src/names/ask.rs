@@ -1,0 +1,322 @@
+//! Asks DNS for what names lead to: which questions, of whom, and what their answers
+//! are. Nothing is remembered here but how to ask.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{self, RData, RecordType};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::state::{Asked, Failure, MAX_KEPT, MAX_RECORDS, Outcome, Record};
+use crate::config::{Name, Resolver};
+
+/// Questions at once. It bounds the descriptors and ports that they take from
+/// sessions; with more names than that, some are asked for later.
+const MAX_QUESTIONS: usize = 32;
+
+/// Servers that are asked the same question at once.
+const ASKED_AT_ONCE: usize = 2;
+
+/// The most descriptors that questions take at a time.
+pub(super) const MAX_SOCKETS: usize = MAX_QUESTIONS * ASKED_AT_ONCE;
+
+/// The longest text of another's that a reason is given in.
+const MAX_REASON: usize = 200;
+
+/// Where a host says whom to ask, and what it knows without asking.
+const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+/// Whom to ask.
+pub(super) struct Source {
+    settings: Resolver,
+    /// Made anew when the host's files are others.
+    made: Mutex<Option<(Stamp, TokioResolver)>>,
+    places: Semaphore,
+}
+
+/// When the host's files were written last.
+type Stamp = [Option<SystemTime>; HOST_FILES.len()];
+
+/// What records of a question's kind say, with their least TTL.
+type Found<T> = Result<(Vec<T>, Duration), Failure>;
+
+impl Source {
+    pub(super) fn new(settings: Resolver) -> Self {
+        Self {
+            settings,
+            made: Mutex::default(),
+            places: Semaphore::new(MAX_QUESTIONS),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Resolver {
+        &self.settings
+    }
+
+    /// Looks a name up.
+    pub(super) async fn ask(self: &Arc<Self>, name: &Name) -> Asked {
+        match name {
+            Name::Dns { host, port } => self.ask_dns(host, *port).await,
+            Name::Srv { name } => self.ask_srv(name).await,
+        }
+    }
+
+    async fn ask_dns(self: &Arc<Self>, host: &str, port: u16) -> Asked {
+        let record = Record {
+            priority: 0,
+            weight: 1,
+            port,
+            host: host.to_owned(),
+        };
+        let mut asked = Asked::of(vec![record]);
+        let hosts = parsed(host).map(|name| BTreeMap::from([(host.to_owned(), name)]));
+        match hosts {
+            Ok(hosts) => self.ask_hosts(hosts, &mut asked).await,
+            Err(failure) => asked.records = Err(failure),
+        }
+        asked
+    }
+
+    async fn ask_srv(self: &Arc<Self>, name: &str) -> Asked {
+        let pick = |data: &RData| match data {
+            RData::SRV(srv) => Some(srv.clone()),
+            _ => None,
+        };
+        let found = match parsed(name) {
+            Ok(name) => self.question(name, RecordType::SRV, pick).await,
+            Err(failure) => Err(failure),
+        };
+        let (found, ttl) = match found {
+            Ok(found) => found,
+            Err(failure) => return Asked::failed(failure),
+        };
+        let mut hosts = BTreeMap::new();
+        let records = found.into_iter().filter(|srv| !srv.target.is_root());
+        let mut records: Vec<_> = records
+            .map(|srv| {
+                let host = srv.target.to_ascii().to_lowercase();
+                hosts.insert(host.clone(), srv.target);
+                Record {
+                    priority: srv.priority,
+                    weight: srv.weight,
+                    port: srv.port,
+                    host,
+                }
+            })
+            .collect();
+        if records.is_empty() {
+            // A target of "." says so (RFC 2782).
+            return Asked::failed(Failure {
+                outcome: Outcome::NoRecords,
+                why: "its SRV records say that there is no such service".to_owned(),
+            });
+        }
+        records.sort_unstable();
+        records.dedup();
+        let left_out = records.len().saturating_sub(MAX_RECORDS);
+        records.truncate(MAX_RECORDS);
+        hosts.retain(|host, _| records.iter().any(|record| record.host == *host));
+        let mut asked = Asked::of(records);
+        (asked.left_out, asked.ttl) = (left_out, Some(ttl));
+        self.ask_hosts(hosts, &mut asked).await;
+        for (host, families) in &mut asked.hosts {
+            for failure in families.iter_mut().filter_map(|found| found.as_mut().err()) {
+                failure.why = format!("{host}: {}", failure.why);
+            }
+        }
+        asked
+    }
+
+    /// Asks for the addresses of all hosts at once.
+    async fn ask_hosts(self: &Arc<Self>, hosts: BTreeMap<String, rr::Name>, asked: &mut Asked) {
+        let mut tasks = JoinSet::new();
+        for (host, name) in hosts {
+            let source = Arc::clone(self);
+            tasks.spawn(async move {
+                let ip = |data: &RData| data.ip_addr();
+                let (v4, v6) = tokio::join!(
+                    source.question(name.clone(), RecordType::A, ip),
+                    source.question(name, RecordType::AAAA, ip),
+                );
+                (host, [v4, v6])
+            });
+        }
+        // A task that panicked is as one that failed, and the others go on.
+        while let Some(done) = tasks.join_next().await {
+            let Ok((host, families)) = done else { continue };
+            let mut ttl = asked.ttl;
+            let families = families.map(|found| {
+                let (mut addresses, lasts) = found?;
+                addresses.sort_unstable();
+                addresses.dedup();
+                addresses.truncate(MAX_KEPT);
+                ttl = Some(ttl.map_or(lasts, |ttl| ttl.min(lasts)));
+                Ok(addresses)
+            });
+            asked.ttl = ttl;
+            asked.hosts.insert(host, families);
+        }
+    }
+
+    async fn question<T>(
+        &self,
+        name: rr::Name,
+        kind: RecordType,
+        pick: impl Fn(&RData) -> Option<T>,
+    ) -> Found<T> {
+        // The semaphore is never closed.
+        let _place = self.places.acquire().await;
+        let resolver = self.resolver().map_err(|error| Failure::of(&error, kind))?;
+        let timeout = self.settings.timeout;
+        let lookup = resolver.lookup(name, kind);
+        let Ok(answered) = tokio::time::timeout(timeout, lookup).await else {
+            return Err(Failure::timeout(timeout));
+        };
+        let lookup = answered.map_err(|error| match error {
+            NetError::Timeout => Failure::timeout(timeout),
+            error => Failure::of(&error, kind),
+        })?;
+        let found = picked(&lookup, pick);
+        if found.is_empty() {
+            return Err(Failure::no_records(kind));
+        }
+        let ttl = lookup
+            .valid_until()
+            .saturating_duration_since(Instant::now());
+        Ok((found, ttl))
+    }
+
+    /// Who is asked, by the settings or by the host's files as they are now.
+    fn resolver(&self) -> Result<TokioResolver, NetError> {
+        let from_host = self.settings.servers.is_empty();
+        let written = |path| fs::metadata(path).and_then(|file| file.modified()).ok();
+        let stamp = match from_host {
+            true => HOST_FILES.map(written),
+            false => Stamp::default(),
+        };
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, resolver)) = &*made
+            && *of == stamp
+        {
+            return Ok(resolver.clone());
+        }
+        let mut builder = match from_host {
+            true => TokioResolver::builder_tokio()?,
+            false => {
+                let servers = self.settings.servers.iter().map(name_server);
+                let config = ResolverConfig::from_name_servers(servers.collect());
+                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            }
+        };
+        let options = builder.options_mut();
+        // What is asked is to be answered now; TTLs are kept elsewhere.
+        options.cache_size = 0;
+        options.num_concurrent_reqs = ASKED_AT_ONCE;
+        // A datagram may be lost: there is time to ask twice.
+        (options.attempts, options.timeout) = (1, self.settings.timeout / 2);
+        options.use_hosts_file = match from_host {
+            true => ResolveHosts::Always,
+            false => ResolveHosts::Never,
+        };
+        let resolver = builder.build()?;
+        *made = Some((stamp, resolver.clone()));
+        Ok(resolver)
+    }
+}
+
+fn name_server(address: &SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+    let connections = connections.map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
+}
+
+fn picked<T>(lookup: &Lookup, pick: impl Fn(&RData) -> Option<T>) -> Vec<T> {
+    let answers = lookup.answers().iter();
+    answers.filter_map(|record| pick(&record.data)).collect()
+}
+
+fn parsed(name: &str) -> Result<rr::Name, Failure> {
+    rr::Name::from_str_relaxed(name).map_err(|error| Failure {
+        outcome: Outcome::Failed,
+        why: shortened(&error.to_string()),
+    })
+}
+
+/// In one short line, since it may hold what others wrote.
+fn shortened(text: &str) -> String {
+    let plain = text.chars().filter(|c| !c.is_control());
+    plain.take(MAX_REASON).collect()
+}
+
+impl Asked {
+    fn of(records: Vec<Record>) -> Self {
+        Self {
+            records: Ok(records),
+            left_out: 0,
+            hosts: BTreeMap::new(),
+            ttl: None,
+        }
+    }
+
+    fn failed(failure: Failure) -> Self {
+        Self {
+            records: Err(failure),
+            ..Self::of(Vec::new())
+        }
+    }
+}
+
+impl Failure {
+    fn of(error: &NetError, kind: RecordType) -> Self {
+        match error {
+            NetError::Dns(DnsError::NoRecordsFound(none))
+                if none.response_code == ResponseCode::NXDomain =>
+            {
+                Self {
+                    outcome: Outcome::NoRecords,
+                    why: "there is no such name".to_owned(),
+                }
+            }
+            NetError::Dns(DnsError::NoRecordsFound(_)) => Self::no_records(kind),
+            NetError::Dns(DnsError::ResponseCode(code)) => Self {
+                outcome: Outcome::Failed,
+                why: format!("DNS server: {code}"),
+            },
+            error => Self {
+                outcome: Outcome::Failed,
+                why: shortened(&error.to_string()),
+            },
+        }
+    }
+
+    fn no_records(kind: RecordType) -> Self {
+        Self {
+            outcome: Outcome::NoRecords,
+            why: match kind {
+                RecordType::SRV => "it has no SRV records".to_owned(),
+                _ => "it has no addresses".to_owned(),
+            },
+        }
+    }
+
+    fn timeout(after: Duration) -> Self {
+        let after = humantime::format_duration(after);
+        Self {
+            outcome: Outcome::Timeout,
+            why: format!("no answer within {after}"),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Answers come and go, and what is known of a name stays sound.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn settings() -> Resolver {
+    Resolver {
+        servers: Vec::new(),
+        timeout: Duration::from_secs(5),
+        min_ttl: Duration::from_secs(5),
+        max_ttl: Duration::from_secs(300),
+        retry: Duration::from_secs(1),
+    }
+}
+
+fn failure(outcome: Outcome) -> Failure {
+    Failure {
+        outcome,
+        why: outcome.label().to_owned(),
+    }
+}
+
+fn found(addresses: &[&str]) -> Result<Vec<IpAddr>, Failure> {
+    match addresses {
+        [] => Err(failure(Outcome::NoRecords)),
+        addresses => Ok(addresses.iter().map(|ip| ip.parse().unwrap()).collect()),
+    }
+}
+
+fn record(priority: u16, weight: u16, host: &str) -> Record {
+    Record {
+        priority,
+        weight,
+        port: 53,
+        host: host.to_owned(),
+    }
+}
+
+type Families = [Result<Vec<IpAddr>, Failure>; 2];
+
+fn asked(records: &[Record], hosts: Vec<(&str, Families)>) -> Asked {
+    let hosts = hosts.into_iter();
+    Asked {
+        records: Ok(records.to_vec()),
+        left_out: 0,
+        hosts: hosts
+            .map(|(host, found)| (host.to_owned(), found))
+            .collect(),
+        ttl: Some(Duration::from_secs(30)),
+    }
+}
+
+/// A lookup of one host.
+fn host(v4: Result<Vec<IpAddr>, Failure>, v6: Result<Vec<IpAddr>, Failure>) -> Asked {
+    asked(&[record(0, 1, "a")], vec![("a", [v4, v6])])
+}
+
+fn failed() -> Asked {
+    let timeout = || Err(failure(Outcome::Timeout));
+    Asked {
+        ttl: None,
+        ..host(timeout(), timeout())
+    }
+}
+
+fn addresses(state: &State) -> Vec<String> {
+    let answers = state.answers().iter();
+    answers
+        .map(|answer| answer.address.ip().to_string())
+        .collect()
+}
+
+#[test]
+fn the_ttl_says_when_to_ask_again_within_bounds() {
+    let pause = |ttl| {
+        let asked = Asked {
+            ttl,
+            ..host(found(&["192.0.2.1"]), found(&[]))
+        };
+        let noted = State::default().note(asked, &settings(), Instant::now());
+        assert!(noted.changed);
+        noted.pause.as_secs()
+    };
+    for (ttl, expected) in [(0, 5), (4, 5), (30, 30), (86_400, 300)] {
+        assert_eq!(pause(Some(Duration::from_secs(ttl))), expected);
+    }
+    assert_eq!(pause(None), 5);
+}
+
+#[test]
+fn a_failure_keeps_the_answer_and_is_retried_ever_later() {
+    let (mut state, now) = (State::default(), Instant::now());
+    let mut pauses = || {
+        let pause = |_| state.note(failed(), &settings(), now).pause.as_secs();
+        (0..8).map(pause).collect::<Vec<_>>()
+    };
+    assert_eq!(pauses(), [1, 2, 4, 8, 16, 32, 60, 60]);
+    let good = || host(found(&["192.0.2.1"]), found(&["2001:db8::1"]));
+    assert!(state.note(good(), &settings(), now).changed);
+    assert_eq!(state.failing(), None);
+    assert_eq!(addresses(&state), ["192.0.2.1", "2001:db8::1"]);
+    for asked in [
+        failed(),
+        host(found(&[]), found(&[])),
+        Asked {
+            records: Err(failure(Outcome::Failed)),
+            ..asked(&[], Vec::new())
+        },
+    ] {
+        let noted = state.note(asked, &settings(), now);
+        assert!(!noted.changed);
+        assert!(state.failing().is_some());
+        assert_eq!(addresses(&state), ["192.0.2.1", "2001:db8::1"]);
+    }
+    let counts = Outcome::ALL.map(|outcome| state.outcomes(outcome));
+    assert_eq!((counts, state.changes()), ([1, 1, 9, 1], 1));
+    for _ in 0..100 {
+        state.note(failed(), &settings(), now);
+    }
+    assert!(!state.note(good(), &settings(), now).changed);
+    assert_eq!(state.note(failed(), &settings(), now).pause.as_secs(), 1);
+}
+
+#[test]
+fn one_family_may_go_while_the_other_stays() {
+    let (mut state, now) = (State::default(), Instant::now());
+    let mut note = |v4, v6| {
+        let noted = state.note(host(v4, v6), &settings(), now);
+        (
+            addresses(&state),
+            state.failing().is_some(),
+            noted.pause.as_secs(),
+        )
+    };
+    let both = ["192.0.2.1", "2001:db8::1"].map(str::to_owned).to_vec();
+    let v6 = || found(&["2001:db8::1"]);
+    assert_eq!(note(found(&["192.0.2.1"]), v6()), (both.clone(), false, 30));
+    // Nobody knows what became of it.
+    let broken = || Err(failure(Outcome::Failed));
+    assert_eq!(note(broken(), v6()), (both.clone(), true, 1));
+    assert_eq!(note(found(&[]), broken()), (both.clone(), true, 2));
+    // It is gone.
+    assert_eq!(note(found(&[]), v6()), (both[1..].to_vec(), false, 30));
+    assert_eq!(note(broken(), broken()), (both[1..].to_vec(), true, 1));
+}
+
+#[test]
+fn records_make_primaries_and_backups_with_weights() {
+    let mut state = State::default();
+    let records = [
+        record(10, 0, "a"),
+        record(10, 65_535, "b"),
+        record(10, 300, "gone"),
+        record(20, 3, "c"),
+        record(20, 0, "d"),
+        record(30, 1, "a"),
+    ];
+    let one = |ip| [found(&[ip]), found(&[])];
+    let hosts = vec![
+        ("a", one("192.0.2.1")),
+        ("b", [found(&["192.0.2.2"]), found(&["2001:db8::2"])]),
+        ("c", one("192.0.2.3")),
+        ("d", one("192.0.2.4")),
+        ("gone", [found(&[]), found(&[])]),
+    ];
+    state.note(asked(&records, hosts), &settings(), Instant::now());
+    let answers = state.answers().iter();
+    let answers: Vec<_> = answers
+        .map(|a| (a.address.ip().to_string(), a.weight, a.backup))
+        .collect();
+    let expected = [
+        ("192.0.2.1", 1, false),
+        ("192.0.2.2", 256, false),
+        ("2001:db8::2", 256, false),
+        ("192.0.2.3", 3, true),
+        ("192.0.2.4", 1, true),
+    ];
+    assert_eq!(
+        answers,
+        expected.map(|(ip, weight, backup)| (ip.to_owned(), weight, backup))
+    );
+    assert_eq!(state.failing(), Some("no_records"));
+    // Hosts that no record names any longer are forgotten.
+    let fewer = asked(&records[..1], vec![("a", one("192.0.2.9"))]);
+    state.note(fewer, &settings(), Instant::now());
+    assert_eq!(addresses(&state), ["192.0.2.9"]);
+    assert_eq!(state.hosts.len(), 1);
+}
+
+#[test]
+fn weights_keep_their_proportions() {
+    assert_eq!(scaled(0, 0), 1);
+    assert_eq!(scaled(256, 256), 256);
+    assert_eq!(scaled(100, 200), 100);
+    assert_eq!(scaled(30_000, 60_000), 128);
+    assert_eq!(scaled(u16::MAX, u16::MAX), 256);
+    assert_eq!(scaled(1, u16::MAX), 1);
+}
+
+#[test]
+fn the_log_is_told_once_of_each_situation() {
+    let (mut state, start) = (State::default(), Instant::now());
+    let mut say = |second, asked| {
+        let now = start + Duration::from_secs(second);
+        state.note(asked, &settings(), now).sayings
+    };
+    let good = |ips: &[&str]| host(found(ips), found(&[]));
+    let failing = |kept| Saying::Failing {
+        why: "timeout".to_owned(),
+        kept,
+    };
+    let changed = |added, removed| Saying::Changed {
+        added,
+        removed,
+        left_out: 0,
+    };
+    assert_eq!(say(0, failed()), [failing(0)]);
+    assert_eq!(say(1, failed()), []);
+    assert_eq!(
+        say(3, good(&["192.0.2.1"])),
+        [Saying::Recovered, changed(1, 0)]
+    );
+    assert_eq!(say(4, good(&["192.0.2.1"])), []);
+    assert_eq!(say(5, good(&["192.0.2.2", "192.0.2.3"])), [changed(2, 1)]);
+    // The minute has had its lines.
+    assert_eq!(say(6, good(&["192.0.2.2"])), []);
+    assert_eq!(say(7, failed()), []);
+    assert_eq!(say(60, failed()), [failing(1)]);
+    assert_eq!(
+        say(63, good(&["192.0.2.2"])),
+        [Saying::Recovered, changed(0, 1)]
+    );
+}
+
+#[test]
+fn an_answer_that_changes_each_second_fills_no_log() {
+    let (mut state, start) = (State::default(), Instant::now());
+    let lines: usize = (0..3600)
+        .map(|second| {
+            let ip = format!("10.0.{}.{}", second / 256, second % 256);
+            let asked = match second % 3 {
+                0 => failed(),
+                _ => host(found(&[&ip]), found(&[])),
+            };
+            let noted = state.note(asked, &settings(), start + Duration::from_secs(second));
+            assert!(state.answers().len() <= 1 && state.hosts.len() == 1);
+            noted.sayings.len()
+        })
+        .sum();
+    assert!(lines <= 2 * 2 * 60, "{lines} lines in an hour");
+    assert_eq!(state.changes(), 2400);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// Whatever is answered in whatever order, what is known is bounded and sound.
+    #[test]
+    fn any_lookups_leave_something_sound(
+        lookups in prop::collection::vec(
+            (
+                prop::option::of(prop::collection::vec((0..3u16, any::<u16>(), 0..5u8), 0..6)),
+                prop::collection::vec(prop::collection::vec(any::<u16>(), 0..40), 10),
+                prop::option::of(any::<u32>()),
+                0..4usize,
+            ),
+            1..20,
+        ),
+    ) {
+        let (mut state, settings, mut now) = (State::default(), settings(), Instant::now());
+        for (records, found, ttl, outcome) in lookups {
+            let fails = |outcome| Err(failure(Outcome::ALL[outcome]));
+            let records = records.map(|records| {
+                let records = records.into_iter();
+                records.map(|(priority, weight, host)| record(priority, weight, &host.to_string())).collect::<Vec<_>>()
+            });
+            let hosts = records.iter().flatten().map(|record| {
+                let number: usize = record.host.parse().unwrap();
+                let families = [2 * number, 2 * number + 1].map(|place| match found[place].as_slice() {
+                    [] => fails(1 + outcome % 3),
+                    some => Ok(some.iter().map(|n| IpAddr::from([10, (place % 2) as u8, n.to_be_bytes()[0], n.to_be_bytes()[1]])).collect()),
+                });
+                (record.host.clone(), families)
+            }).collect();
+            let asked = Asked {
+                records: records.ok_or_else(|| failure(Outcome::Failed)),
+                left_out: 0,
+                hosts,
+                ttl: ttl.map(|ttl| Duration::from_secs(ttl.into())),
+            };
+            let before = state.answers().to_vec();
+            let noted = state.note(asked, &settings, now);
+            now += noted.pause;
+            prop_assert!(noted.pause >= settings.retry && noted.pause <= settings.max_ttl);
+            prop_assert_eq!(noted.changed, before != state.answers());
+            prop_assert!(state.answers().len() <= MAX_KEPT);
+            let weights = state.answers().iter().map(|answer| answer.weight);
+            prop_assert!(weights.clone().all(|weight| (1..=MAX_WEIGHT).contains(&weight)));
+            let distinct: BTreeSet<_> = state.answers().iter().map(|answer| answer.address).collect();
+            prop_assert_eq!(distinct.len(), weights.count());
+            prop_assert!(state.hosts.keys().all(|host| state.records.iter().any(|r| r.host == *host)));
+        }
+    }
+}

@@ -18,12 +18,14 @@ use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus_client::collector::Collector;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::health::Board;
 use crate::metrics::{self, Metrics};
+use crate::names;
 use crate::net::Waker;
 use crate::worker::{Command, SessionReport};
 
@@ -122,6 +124,8 @@ pub struct Admin {
     pub workers: Vec<WorkerHandle>,
     /// What is known of the servers.
     pub health: Arc<Board>,
+    /// What is known of servers that are names.
+    pub names: Arc<names::Board>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
     /// Asks for another configuration to be taken over.
@@ -190,10 +194,11 @@ async fn converse(stream: TcpStream, routes: Router) {
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
-    match admin
-        .metrics
-        .text([Box::new(Arc::clone(&admin.health)) as Box<_>])
-    {
+    let others: [Box<dyn Collector>; 2] = [
+        Box::new(Arc::clone(&admin.health)),
+        Box::new(Arc::clone(&admin.names)),
+    ];
+    match admin.metrics.text(others) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -107,8 +107,8 @@ drop_reasons! {
         "a new client while the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can bear";
     NoServer, "no_server",
-        "a new session while health checks say that all servers are down and `fail_open` is off",
-        "mend the servers, or the `probe` if they serve; `/upstreams` on the admin address says why";
+        "a new session while no server may take one: all are down by their health checks and `fail_open` is off, or no name leads to one",
+        "mend the servers, or the `probe` if they serve, or the name; `/upstreams` and the log say why";
     Unreachable, "unreachable",
         "there is no route to the server",
         "check the server's address and this host's routes";

@@ -122,11 +122,6 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
 
 async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
-    doctor::fatal_at_start(&config)?;
-    let ceiling = Ceiling::of(&config);
-    for warning in config.warnings.iter().chain(&ceiling.shortfall()) {
-        tracing::warn!("{warning}");
-    }
     if let Err(error) = net::probe_bursts() {
         tracing::warn!(
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
@@ -145,7 +140,11 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         None => None,
     };
     let admin = config.admin;
-    let mut control = Control::start(config, ceiling, file)?;
+    let mut control = tokio::select! {
+        started = Control::start(config, file) => started?,
+        // Names may take their time.
+        () = signals.stop() => return Ok(()),
+    };
     let ready = Arc::new(AtomicBool::new(true));
     let (ask, mut reloads) = mpsc::channel(RELOADS);
     if let Some(listener) = admin_listener {
@@ -153,12 +152,13 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
             metrics: control.metrics(),
             workers: control.workers(),
             health: control.board(),
+            names: control.names(),
             ready: Arc::clone(&ready),
             reload: ask,
         };
         tokio::spawn(admin::serve(listener, admin));
     }
-    announce(control.config(), ceiling, admin);
+    announce(control.config(), control.ceiling(), admin);
 
     let mut watch = Watch::new(control.metrics());
     let told = until_told(&mut control, &mut watch, &mut signals, &mut reloads).await;
@@ -182,7 +182,7 @@ async fn until_told(
 ) -> Result<(), RunError> {
     let mut interval = tokio::time::interval(watch::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let board = control.board();
+    let (board, names) = (control.board(), control.names());
     loop {
         let next = control.next_deadline();
         let deadline = async {
@@ -201,6 +201,7 @@ async fn until_told(
                 let _ = reply.send(control.reload().await);
             }
             () = board.changed() => control.plan_soon(Instant::now()),
+            () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
             _ = interval.tick() => {
                 watch.log(Instant::now());

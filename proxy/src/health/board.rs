@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
 use crate::address::ServerAddr;
-use crate::config::Passive;
+use crate::config::{Name, Passive};
 use crate::metrics::{Labels, Metrics, Samples, count, gauge};
 use crate::roster::Roll;
 use crate::upstream::State;
@@ -54,6 +54,8 @@ pub struct Board {
 struct Entry {
     upstream: String,
     name: String,
+    /// The name that leads to it, if one does.
+    found_by: Option<Name>,
     address: ServerAddr,
     weight: u16,
     backup: bool,
@@ -154,6 +156,8 @@ pub struct UpstreamReport {
 struct ServerReport {
     server: String,
     address: String,
+    /// The name that leads to it, if one does.
+    found_by: Option<String>,
     state: &'static str,
     checked: bool,
     weight: u16,
@@ -231,6 +235,7 @@ impl Board {
             let entry = Entry {
                 upstream: server.upstream.clone(),
                 name: name.server.clone(),
+                found_by: server.found_by.clone(),
                 address: server.address,
                 weight: server.weight,
                 backup: server.backup,
@@ -334,6 +339,7 @@ impl Board {
                 .push(ServerReport {
                     server: entry.name.clone(),
                     address: entry.address.to_string(),
+                    found_by: entry.found_by.as_ref().map(ToString::to_string),
                     state: match entry.state() {
                         State::Up => "up",
                         State::Draining if entry.leaving => "leaving",

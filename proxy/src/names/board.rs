@@ -74,7 +74,8 @@ impl Board {
             .collect()
     }
 
-    pub(super) async fn changed(&self) {
+    /// Waits until an answer has changed since this last returned.
+    pub async fn changed(&self) {
         self.changed.notified().await;
     }
 

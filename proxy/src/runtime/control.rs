@@ -14,12 +14,13 @@ use super::settings::settings;
 use super::{RunError, bind, plans, reload};
 use crate::access_log;
 use crate::admin::WorkerHandle;
-use crate::config::{AccessLog, Config};
+use crate::config::{AccessLog, Config, Expanded};
 use crate::counters::WorkerCounters;
 use crate::doctor;
 use crate::health::{Board, Health};
 use crate::limits::Ceiling;
 use crate::metrics::{Counted, Metrics};
+use crate::names::{self, Names};
 use crate::net::Socket;
 use crate::roster::{Roll, Roster};
 use crate::session::Budget;
@@ -29,6 +30,10 @@ use crate::worker::{Change, Command, Ended, ListenerSettings, Setup, Share};
 /// The time between two plans, whatever servers do: building one takes up to 50 ms.
 const PLAN_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long names have to be resolved before the proxy starts without what they lead
+/// to, or goes by another configuration.
+const FIRST_ANSWERS: Duration = Duration::from_secs(5);
+
 /// How long after what can't fail has failed to try again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -36,8 +41,13 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Control {
     /// What the configuration was read from.
     file: Option<PathBuf>,
+    /// The configuration as it was read.
+    written: Config,
+    names: Names,
+    /// What was said of what names lead to.
+    remarks: Vec<String>,
     roster: Roster,
-    /// The configuration in force, with what is leaving.
+    /// The configuration in force, with what names lead to and what is leaving.
     roll: Arc<Roll>,
     leaving: Leaving,
     /// Addresses that no listener has any more, and when their sessions end.
@@ -50,6 +60,8 @@ pub(super) struct Control {
     /// When to plan anew, and not before when.
     plan_at: Option<Instant>,
     plan_after: Instant,
+    /// When to go by what names lead to now.
+    expand_at: Option<Instant>,
     ceiling: Ceiling,
     metrics: Arc<Metrics>,
     health: Health,
@@ -80,12 +92,18 @@ impl Log {
 }
 
 impl Control {
-    /// Binds all addresses and starts the workers.
-    pub(super) fn start(
-        config: Config,
-        ceiling: Ceiling,
-        file: Option<PathBuf>,
-    ) -> Result<Self, RunError> {
+    /// Binds all addresses and starts the workers, after names have had a moment to
+    /// be resolved.
+    pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
+        let names = Names::start(&written);
+        names.first(FIRST_ANSWERS).await;
+        let Expanded { config, remarks } = written.expand(&names.answers());
+        doctor::fatal_at_start(&config)?;
+        let ceiling = Ceiling::of(&config);
+        let warnings = config.warnings.iter().chain(&remarks);
+        for warning in warnings.chain(&ceiling.shortfall()) {
+            tracing::warn!("{warning}");
+        }
         let now = Instant::now();
         bind::probe_sources(&config)?;
         let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
@@ -131,6 +149,9 @@ impl Control {
         })?;
         Ok(Self {
             file,
+            written,
+            names,
+            remarks,
             roster,
             roll,
             leaving: Leaving::default(),
@@ -140,6 +161,7 @@ impl Control {
             steering,
             plan_at: None,
             plan_after: now,
+            expand_at: None,
             ceiling,
             metrics,
             health,
@@ -158,6 +180,14 @@ impl Control {
 
     pub(super) fn board(&self) -> Arc<Board> {
         self.health.board()
+    }
+
+    pub(super) fn ceiling(&self) -> Ceiling {
+        self.ceiling
+    }
+
+    pub(super) fn names(&self) -> Arc<names::Board> {
+        self.names.board()
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerHandle> {
@@ -202,7 +232,6 @@ impl Control {
             let config = Config::from_file(&file).map_err(|error| error.to_string())?;
             bind::probe_but(&config, &held).map_err(|error| error.to_string())?;
             bind::probe_sources(&config).map_err(|error| error.to_string())?;
-            doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
             Ok(config)
         });
         let config: Result<_, String> = read.await.map_err(|error| error.to_string())?;
@@ -210,14 +239,62 @@ impl Control {
         if let Some(why) = reload::takes_restart(&self.roll.config, &config) {
             return Err(why);
         }
-        for warning in &config.warnings {
+        let before = Arc::clone(&self.roll);
+        self.names.follow(&config);
+        self.names.first(FIRST_ANSWERS).await;
+        let applied = self.apply_written(&config).await;
+        if applied.is_err() {
+            self.names.follow(&self.written);
+        }
+        applied?;
+        self.written = config;
+        Ok(reload::news(&before.config, &self.roll.config))
+    }
+
+    /// Goes by `written`, with what names lead to.
+    async fn apply_written(&mut self, written: &Config) -> Result<(), String> {
+        let Expanded { config, remarks } = written.expand(&self.names.answers());
+        if let Some(upstream) = reload::without_servers(&config) {
+            return Err(format!(
+                "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"
+            ));
+        }
+        let checked = config.clone();
+        let looked = tokio::task::spawn_blocking(move || doctor::fatal_at_start(&checked));
+        let looked = looked.await.map_err(|error| error.to_string())?;
+        looked.map_err(|error| error.to_string())?;
+        for warning in config.warnings.iter().chain(&remarks) {
             tracing::warn!("{warning}");
         }
-        let before = Arc::clone(&self.roll);
         self.apply(config)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(reload::news(&before.config, &self.roll.config))
+        self.remarks = remarks;
+        Ok(())
+    }
+
+    /// Has workers told of what names lead to, but not too often.
+    pub(super) fn expand_soon(&mut self, now: Instant) {
+        self.expand_at = Some(now.max(self.plan_after));
+    }
+
+    /// Goes by what names lead to now, and lets go who has been leaving for long
+    /// enough.
+    async fn expand(&mut self, now: Instant) {
+        self.expand_at = None;
+        let Expanded { config, remarks } = self.written.expand(&self.names.answers());
+        // The same ones come again and again.
+        for remark in &remarks {
+            if !self.remarks.contains(remark) {
+                tracing::warn!("{remark}");
+            }
+        }
+        self.remarks = remarks;
+        if let Err(error) = self.apply(config).await {
+            tracing::error!("can't go by what names lead to now: {error}");
+            self.leaving.postpone(now + RETRY);
+            self.expand_at = Some(now + RETRY);
+        }
     }
 
     /// Addresses that this process has sockets for.
@@ -337,7 +414,7 @@ impl Control {
     /// When [`meet_deadlines`](Self::meet_deadlines) has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let closing = self.closing.values().min().copied();
-        let all = [self.plan_at, self.leaving.next(), closing];
+        let all = [self.plan_at, self.expand_at, self.leaving.next(), closing];
         all.into_iter().flatten().min()
     }
 
@@ -352,12 +429,9 @@ impl Control {
             self.crew.tell_all(|| Command::Close(due.clone()));
             tracing::info!(addresses = ?due, "closed");
         }
-        if self.leaving.next().as_ref().is_some_and(is_due) {
-            let config = without_leaving(&self.roll.config);
-            if let Err(error) = self.apply(config).await {
-                tracing::error!("servers that were to leave stay for now: {error}");
-                self.leaving.postpone(now + RETRY);
-            }
+        let leaves = self.leaving.next();
+        if [leaves, self.expand_at].iter().flatten().any(is_due) {
+            self.expand(now).await;
         } else if self.plan_at.as_ref().is_some_and(is_due) {
             self.plan().await;
             self.crew
@@ -444,15 +518,4 @@ fn counted(roll: &Roll, roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Cou
         servers: roster.servers(),
         workers: workers.to_vec(),
     }
-}
-
-/// The configuration as it was before what is leaving was added.
-fn without_leaving(config: &Config) -> Config {
-    let mut config = config.clone();
-    for listener in &mut config.listeners {
-        listener.leaving.clear();
-    }
-    // They were added at the end.
-    config.servers.retain(|server| !server.leaving);
-    config
 }

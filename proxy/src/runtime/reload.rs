@@ -25,6 +25,13 @@ pub(super) fn takes_restart(old: &Config, new: &Config) -> Option<String> {
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
 }
 
+/// The name of an upstream that has no servers at all, if one has not.
+pub(super) fn without_servers(config: &Config) -> Option<&str> {
+    let mut listeners = config.listeners.iter();
+    let listener = listeners.find(|listener| listener.servers.is_empty());
+    listener.map(|listener| listener.upstream.as_str())
+}
+
 /// What has come and gone from one configuration to another.
 pub(super) fn news(old: &Config, new: &Config) -> String {
     fn listeners(config: &Config) -> BTreeSet<&str> {

@@ -164,13 +164,14 @@ impl Worker {
         self.begin(now, key, numbers, seat, link, is_kept)
     }
 
-    /// Why no server takes a new session of this client: all are down, or of the
-    /// other address family.
+    /// Why no server takes a new session of this client: all are down, or none is
+    /// known, or all are of the other address family.
     fn why_no_server(&self, listener: usize, client: IpAddr) -> DropReason {
         let servers = &self.listeners[listener].servers;
-        if servers
-            .iter()
-            .any(|server| server.mode.reaches(server.address, client.is_ipv6()))
+        if servers.is_empty()
+            || servers
+                .iter()
+                .any(|server| server.mode.reaches(server.address, client.is_ipv6()))
         {
             DropReason::NoServer
         } else {

@@ -24,6 +24,7 @@ pub mod hosts;
 pub mod lab;
 pub mod namespace;
 pub mod resolver;
+pub mod service;
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 pub const TIMEOUT: Duration = Duration::from_secs(20);

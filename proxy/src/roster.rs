@@ -156,6 +156,8 @@ impl Enrolled {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn config(servers: &[&str]) -> Config {
@@ -197,5 +199,43 @@ mod tests {
         let other = roster.enroll(config(&["192.0.2.4:53"]));
         assert_eq!((numbers(&other), &*other.anew), (vec![0], &[0][..]));
         assert_eq!(other.counts.1, 3);
+    }
+
+    proptest! {
+        /// Whatever configurations follow each other and whoever goes on by a name of
+        /// an earlier one: a number means one server, and there are no more numbers
+        /// than servers that anybody goes by, and those of one configuration more.
+        #[test]
+        fn a_number_means_one_server(
+            steps in prop::collection::vec(
+                (prop::collection::btree_set(1..12u8, 1..6), any::<u8>(), any::<bool>()), 1..40),
+        ) {
+            let mut roster = Roster::default();
+            let mut held: Vec<(usize, Arc<ServerName>)> = Vec::new();
+            let mut before: Option<Roll> = None;
+            let mut most = 0;
+            for (servers, which, holds) in steps {
+                let names: Vec<_> = servers.iter().map(|n| format!("192.0.2.{n}:53")).collect();
+                let names: Vec<_> = names.iter().map(String::as_str).collect();
+                let roll = roster.enroll(config(&names));
+                let in_force = before.iter().flat_map(|roll| &roll.servers);
+                for (number, name) in held.iter().chain(in_force) {
+                    for (other, its) in &roll.servers {
+                        prop_assert_eq!(number == other, name.server == its.server);
+                    }
+                    prop_assert!(!roll.anew.contains(number));
+                }
+                let numbers: HashSet<_> = numbers(&roll).into_iter().collect();
+                prop_assert_eq!(numbers.len(), servers.len());
+                if holds {
+                    held.push(roll.servers[usize::from(which) % roll.servers.len()].clone());
+                } else if !held.is_empty() {
+                    held.swap_remove(usize::from(which) % held.len());
+                }
+                most = most.max(held.len());
+                prop_assert!(roll.counts.1 <= most + 2 * 5);
+                before = Some(roll);
+            }
+        }
     }
 }

@@ -49,10 +49,20 @@ impl Outcome {
     }
 
     fn of(error: &io::Error) -> Self {
-        let is = |kinds: [ErrorKind; 2]| kinds.contains(&error.kind());
-        if is([ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset]) {
+        use ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
+            NetworkUnreachable,
+        };
+        let is = |kinds: &[ErrorKind]| kinds.contains(&error.kind());
+        // A server may end a connection before it has read what it was asked.
+        if is(&[
+            ConnectionRefused,
+            ConnectionReset,
+            ConnectionAborted,
+            BrokenPipe,
+        ]) {
             Self::Refused
-        } else if is([ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable]) {
+        } else if is(&[HostUnreachable, NetworkUnreachable]) {
             Self::Unreachable
         } else {
             Self::NotSent

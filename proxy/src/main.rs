@@ -114,7 +114,8 @@ struct Run {
     )]
     listen: Vec<String>,
 
-    /// Server to pass datagrams on to, as IP:PORT or HOST:PORT; repeatable
+    /// Server to pass datagrams on to, as IP:PORT, HOST:PORT, dns:HOST:PORT or
+    /// srv:_SERVICE._udp.NAME; repeatable
     #[arg(long, value_name = "ADDR", required_unless_present = "config")]
     upstream: Vec<String>,
 

@@ -145,6 +145,44 @@ fn a_server_that_nobody_is_at_is_told_at_once() {
 }
 
 #[test]
+fn what_is_no_answer_is_waited_out() {
+    let server = bind(address("127.0.0.1"));
+    let resolver = Resolver::start();
+    let content = config(
+        &resolver,
+        "\"dns:a.ppv2.test:53\", \"srv:_a._udp.ppv2.test\"",
+    );
+    let content = content.replace(
+        &resolver.address().to_string(),
+        &server.local_addr().unwrap().to_string(),
+    );
+    std::thread::spawn(move || {
+        let mut question = [0; 4096];
+        for turn in 0.. {
+            let Ok((len, from)) = server.recv_from(&mut question) else {
+                return;
+            };
+            // As an answer: cut short, with another id, with counts that lie, or
+            // with a name that points to itself.
+            let mut answer = question[..len].to_vec();
+            answer[2] |= 0x80;
+            match turn % 4 {
+                0 => answer.truncate(7),
+                1 => answer[0] ^= 0xff,
+                2 => answer[6..12].fill(0xff),
+                _ => {
+                    answer[7] = 1;
+                    answer.extend([0xc0, u8::try_from(len).unwrap(), 0, 1, 0, 1]);
+                }
+            }
+            let _ = server.send_to(&answer, from);
+        }
+    });
+    let text = check(&content);
+    assert_eq!(text.matches(" does not resolve: ").count(), 2, "{text}");
+}
+
+#[test]
 fn without_names_nobody_is_asked() {
     let config = Config::from_toml("x", "[[listener]]\nbind = [\"127.0.0.1:1\"]\nupstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.1:53\"]\n").unwrap();
     let resolved = resolve_once(&config);
@@ -271,6 +309,36 @@ fn nobody_is_asked_before_the_answer_is_old() {
         let kept = names.answers().into_values().flatten();
         let kept: Vec<Answer> = kept.collect();
         assert_eq!(kept.len(), 2);
+    });
+}
+
+#[test]
+fn many_names_take_few_descriptors() {
+    let (resolver, other, third) = (Resolver::start(), Resolver::start(), Resolver::start());
+    resolver.answer(Answers::Silence);
+    other.answer(Answers::Silence);
+    third.answer(Answers::Silence);
+    let names: Vec<_> = (0..300)
+        .map(|n| format!("\"dns:n{n}.ppv2.test:53\""))
+        .collect();
+    let content = config(&resolver, &names.join(", "));
+    let servers = [&resolver, &other, &third].map(|one| one.address().to_string());
+    let content = content.replace(&servers[0], &servers.join("\", \""));
+    let config = Config::from_toml("x", &content).unwrap();
+    // 128 at the most; other tests of this process have some of their own.
+    let sockets = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    run(async {
+        let before = sockets();
+        let _names = Names::start(&config);
+        let mut most = 0;
+        for _ in 0..50 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            most = most.max(sockets());
+        }
+        assert!(
+            most < before + 128 + 70,
+            "{before} descriptors, then {most}"
+        );
     });
 }
 

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{self, RData, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -27,8 +27,12 @@ const MAX_QUESTIONS: usize = 32;
 /// Servers that are asked the same question at once.
 const ASKED_AT_ONCE: usize = 2;
 
-/// The most descriptors that questions take at a time.
-pub(super) const MAX_SOCKETS: usize = MAX_QUESTIONS * ASKED_AT_ONCE;
+/// How often they are, since a datagram may be lost.
+const ATTEMPTS: usize = 2;
+
+/// The most descriptors that questions take at a time: the library keeps those of one
+/// attempt during the next.
+pub(super) const MAX_SOCKETS: usize = MAX_QUESTIONS * ASKED_AT_ONCE * ATTEMPTS;
 
 /// The longest text of another's that a reason is given in.
 const MAX_REASON: usize = 200;
@@ -40,8 +44,15 @@ const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 pub(super) struct Source {
     settings: Resolver,
     /// Made anew when the host's files are others.
-    made: Mutex<Option<(Stamp, TokioResolver)>>,
+    made: Mutex<Option<(Stamp, Arc<Made>)>>,
     places: Semaphore,
+}
+
+struct Made {
+    /// What /etc/hosts says.
+    hosts: Hosts,
+    /// Whom to ask for the rest, or why there is nobody.
+    resolver: Result<TokioResolver, Failure>,
 }
 
 /// When the host's files were written last.
@@ -88,9 +99,9 @@ impl Source {
     }
 
     async fn ask_srv(self: &Arc<Self>, name: &str) -> Asked {
-        let pick = |data: &RData| match data {
-            RData::SRV(srv) => Some(srv.clone()),
-            _ => None,
+        let pick = |data: &RData| {
+            let RData::SRV(srv) = data else { return None };
+            Some(srv.clone())
         };
         let found = match parsed(name) {
             Ok(name) => self.question(name, RecordType::SRV, pick).await,
@@ -143,6 +154,9 @@ impl Source {
         for (host, name) in hosts {
             let source = Arc::clone(self);
             tasks.spawn(async move {
+                if let Some(written) = source.made().written(&name) {
+                    return (host, written);
+                }
                 let ip = |data: &RData| data.ip_addr();
                 let (v4, v6) = tokio::join!(
                     source.question(name.clone(), RecordType::A, ip),
@@ -176,15 +190,18 @@ impl Source {
     ) -> Found<T> {
         // The semaphore is never closed.
         let _place = self.places.acquire().await;
-        let resolver = self.resolver().map_err(|error| Failure::of(&error, kind))?;
+        let resolver = self.made().resolver.clone()?;
         let timeout = self.settings.timeout;
         let lookup = resolver.lookup(name, kind);
         let Ok(answered) = tokio::time::timeout(timeout, lookup).await else {
             return Err(Failure::timeout(timeout));
         };
-        let lookup = answered.map_err(|error| match error {
-            NetError::Timeout => Failure::timeout(timeout),
-            error => Failure::of(&error, kind),
+        let lookup = answered.map_err(|error| {
+            if matches!(error, NetError::Timeout) {
+                Failure::timeout(timeout)
+            } else {
+                Failure::of(&error, kind)
+            }
         })?;
         let found = picked(&lookup, pick);
         if found.is_empty() {
@@ -197,40 +214,65 @@ impl Source {
     }
 
     /// Who is asked, by the settings or by the host's files as they are now.
-    fn resolver(&self) -> Result<TokioResolver, NetError> {
+    fn made(&self) -> Arc<Made> {
         let from_host = self.settings.servers.is_empty();
         let written = |path| fs::metadata(path).and_then(|file| file.modified()).ok();
-        let stamp = match from_host {
-            true => HOST_FILES.map(written),
-            false => Stamp::default(),
+        let stamp = if from_host {
+            HOST_FILES.map(written)
+        } else {
+            Stamp::default()
         };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, resolver)) = &*made
+        if let Some((of, made)) = &*made
             && *of == stamp
         {
-            return Ok(resolver.clone());
+            return Arc::clone(made);
         }
-        let mut builder = match from_host {
-            true => TokioResolver::builder_tokio()?,
-            false => {
-                let servers = self.settings.servers.iter().map(name_server);
-                let config = ResolverConfig::from_name_servers(servers.collect());
-                TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            }
+        let hosts = if from_host {
+            Hosts::from_system().unwrap_or_default()
+        } else {
+            Hosts::default()
+        };
+        let resolver = self.resolver(from_host).map_err(|error| Failure {
+            outcome: Outcome::Failed,
+            why: shortened(&format!("{}: {error}", HOST_FILES[0])),
+        });
+        let new = Arc::new(Made { hosts, resolver });
+        *made = Some((stamp, Arc::clone(&new)));
+        new
+    }
+
+    fn resolver(&self, from_host: bool) -> Result<TokioResolver, NetError> {
+        let mut builder = if from_host {
+            TokioResolver::builder_tokio()?
+        } else {
+            let servers = self.settings.servers.iter().map(name_server);
+            let config = ResolverConfig::from_name_servers(servers.collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
         };
         let options = builder.options_mut();
         // What is asked is to be answered now; TTLs are kept elsewhere.
         options.cache_size = 0;
         options.num_concurrent_reqs = ASKED_AT_ONCE;
-        // A datagram may be lost: there is time to ask twice.
-        (options.attempts, options.timeout) = (1, self.settings.timeout / 2);
-        options.use_hosts_file = match from_host {
-            true => ResolveHosts::Always,
-            false => ResolveHosts::Never,
-        };
-        let resolver = builder.build()?;
-        *made = Some((stamp, resolver.clone()));
-        Ok(resolver)
+        // The library counts from the second on.
+        options.attempts = ATTEMPTS - 1;
+        options.timeout = self.settings.timeout / 2;
+        // That file is read here, since a host that is there is not asked for.
+        options.use_hosts_file = ResolveHosts::Never;
+        builder.build()
+    }
+}
+
+impl Made {
+    /// The addresses of a host in /etc/hosts, which then has no others.
+    fn written(&self, host: &rr::Name) -> Option<[Found<IpAddr>; 2]> {
+        let found = [RecordType::A, RecordType::AAAA].map(|kind| {
+            let query = Query::query(host.clone(), kind);
+            let lookup = self.hosts.lookup_static_host(&query);
+            let lookup = lookup.ok_or_else(|| Failure::no_records(kind))?;
+            Ok((picked(&lookup, RData::ip_addr), Duration::MAX))
+        });
+        found.iter().any(Result::is_ok).then_some(found)
     }
 }
 
@@ -281,34 +323,34 @@ impl Asked {
 
 impl Failure {
     fn of(error: &NetError, kind: RecordType) -> Self {
-        match error {
-            NetError::Dns(DnsError::NoRecordsFound(none))
-                if none.response_code == ResponseCode::NXDomain =>
-            {
-                Self {
-                    outcome: Outcome::NoRecords,
-                    why: "there is no such name".to_owned(),
-                }
+        let why = if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
+            if none.response_code != ResponseCode::NXDomain {
+                return Self::no_records(kind);
             }
-            NetError::Dns(DnsError::NoRecordsFound(_)) => Self::no_records(kind),
-            NetError::Dns(DnsError::ResponseCode(code)) => Self {
-                outcome: Outcome::Failed,
-                why: format!("DNS server: {code}"),
-            },
-            error => Self {
-                outcome: Outcome::Failed,
-                why: shortened(&error.to_string()),
-            },
+            return Self {
+                outcome: Outcome::NoRecords,
+                why: "there is no such name".to_owned(),
+            };
+        } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+            format!("DNS server: {code}")
+        } else {
+            shortened(&error.to_string())
+        };
+        Self {
+            outcome: Outcome::Failed,
+            why,
         }
     }
 
     fn no_records(kind: RecordType) -> Self {
+        let what = if kind == RecordType::SRV {
+            "SRV records"
+        } else {
+            "addresses"
+        };
         Self {
             outcome: Outcome::NoRecords,
-            why: match kind {
-                RecordType::SRV => "it has no SRV records".to_owned(),
-                _ => "it has no addresses".to_owned(),
-            },
+            why: format!("it has no {what}"),
         }
     }
 
@@ -320,3 +362,6 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

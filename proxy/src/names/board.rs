@@ -102,6 +102,11 @@ fn say(name: &Name, servers: usize, saying: Saying) {
         Saying::Recovered => tracing::info!(%name, servers, "name resolves again"),
         Saying::Changed {
             added,
+            removed: 0,
+            left_out: 0,
+        } if added == servers => tracing::info!(%name, servers, "name resolves"),
+        Saying::Changed {
+            added,
             removed,
             left_out: 0,
         } => tracing::info!(%name, servers, added, removed, "name leads to other servers"),

@@ -311,6 +311,22 @@ fn the_resolver_has_bounds() {
 }
 
 #[test]
+fn the_readme_names_the_usual_times() {
+    let readme = include_str!("../../../../README.md");
+    let (_, table) = readme.split_once("\n# [resolver]").unwrap();
+    let (table, _) = table.split_once("\n\n").unwrap();
+    let keys: Vec<_> = table.lines().filter_map(|l| l.strip_prefix("# ")).collect();
+    assert_eq!(keys.len(), 5);
+    let content = format!(
+        "{LISTENER}[upstream.u]\nservers = [\"dns:a.example:53\"]\n[resolver]\n{}\n",
+        keys.join("\n")
+    );
+    let config = Config::from_toml("README.md", &content).unwrap();
+    let usual = load("\"dns:a.example:53\"", "").unwrap();
+    assert_eq!(config.resolver, usual.resolver);
+}
+
+#[test]
 fn a_configuration_without_names_expands_to_itself() {
     let config = config("\"192.0.2.1:53\", { address = \"192.0.2.2:53\", mode = \"plain\" }");
     let expanded = config.expand(&answers(dns("a.example", 53), &["192.0.2.9:53"]));
@@ -463,6 +479,16 @@ fn a_name_and_an_upstream_hold_so_many_servers() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// Whatever is written is a name, no name or an error, and a name is kept in a
+    /// form that means the same.
+    #[test]
+    fn any_text_is_read(text in "(dns:|srv:)?(_[a-z]{1,3}\\.|[\\PC.:_*-]){0,20}(:[0-9]{1,6})?") {
+        let read = |text: &str| Checker::new(None).name(&(0..0), text);
+        if let Ok(Some(name)) = read(&text) {
+            prop_assert_eq!(read(&name.to_string()).unwrap(), Some(name));
+        }
+    }
 
     /// Whatever is answered: bounds hold, nobody is there twice, those that are
     /// written come first, and the order of the answers is no matter.

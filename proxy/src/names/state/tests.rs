@@ -279,7 +279,10 @@ proptest! {
                 let number: usize = record.host.parse().unwrap();
                 let families = [2 * number, 2 * number + 1].map(|place| match found[place].as_slice() {
                     [] => fails(1 + outcome % 3),
-                    some => Ok(some.iter().map(|n| IpAddr::from([10, (place % 2) as u8, n.to_be_bytes()[0], n.to_be_bytes()[1]])).collect()),
+                    some => Ok(some.iter().map(|n| {
+                        let [high, low] = n.to_be_bytes();
+                        IpAddr::from([10, u8::try_from(place % 2).unwrap(), high, low])
+                    }).collect()),
                 });
                 (record.host.clone(), families)
             }).collect();

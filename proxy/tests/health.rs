@@ -297,7 +297,7 @@ fn sessions_return_with_their_server_where_that_is_asked_for() {
     servers[1] = Server::start(dead);
     // All are where they began, those of the others without ever having left.
     eventually("its clients to return", || {
-        let now = clients.iter().map(|client| of(client));
+        let now = clients.iter().map(&of);
         now.zip(&before).all(|(now, before)| now == Some(*before))
     });
     let moved = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";

@@ -34,6 +34,9 @@ const PLAN_PAUSE: Duration = Duration::from_millis(100);
 /// to, or goes by another configuration.
 const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
+/// How long to say nothing more of what names lead to.
+const REMARK_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long after what can't fail has failed to try again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -44,8 +47,9 @@ pub(super) struct Control {
     /// The configuration as it was read.
     written: Config,
     names: Names,
-    /// What was said of what names lead to.
+    /// What was said of what names lead to, and not before when more is.
     remarks: Vec<String>,
+    remark_after: Option<Instant>,
     roster: Roster,
     /// The configuration in force, with what names lead to and what is leaving.
     roll: Arc<Roll>,
@@ -152,6 +156,7 @@ impl Control {
             written,
             names,
             remarks,
+            remark_after: None,
             roster,
             roll,
             leaving: Leaving::default(),
@@ -283,18 +288,28 @@ impl Control {
     async fn expand(&mut self, now: Instant) {
         self.expand_at = None;
         let Expanded { config, remarks } = self.written.expand(&self.names.answers());
-        // The same ones come again and again.
-        for remark in &remarks {
-            if !self.remarks.contains(remark) {
-                tracing::warn!("{remark}");
-            }
-        }
-        self.remarks = remarks;
+        self.remark(remarks, now);
         if let Err(error) = self.apply(config).await {
             tracing::error!("can't go by what names lead to now: {error}");
             self.leaving.postpone(now + RETRY);
             self.expand_at = Some(now + RETRY);
         }
+    }
+
+    /// Tells what is new of what names lead to, and not more than DNS may have told
+    /// once a minute.
+    fn remark(&mut self, remarks: Vec<String>, now: Instant) {
+        self.remarks.retain(|remark| remarks.contains(remark));
+        if self.remark_after.is_some_and(|after| now < after) {
+            return;
+        }
+        for remark in &remarks {
+            if !self.remarks.contains(remark) {
+                tracing::warn!("{remark}");
+                self.remark_after = Some(now + REMARK_PAUSE);
+            }
+        }
+        self.remarks = remarks;
     }
 
     /// Addresses that this process has sockets for.

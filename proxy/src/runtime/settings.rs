@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{Listener, PerClient};
+use crate::mode::Mode;
 use crate::net::Options;
 use crate::roster::Roll;
 use crate::session::{Clients, Rates};
@@ -69,11 +70,11 @@ fn of_listener(
 
 /// What a listener's sockets to clients are made for.
 pub(super) fn entrance_options(listener: &Listener) -> Options {
-    let servers = listener.servers.iter().chain(&listener.leaving);
-    let mut once = servers.map(|(_, mode)| mode.emits_once());
+    let leaving = listener.leaving.iter().map(|(_, mode)| *mode);
+    let once = listener.modes().chain(leaving).any(Mode::emits_once);
     Options {
         dont_fragment: listener.dont_fragment,
-        bursts: !listener.rules.count_requests() && !once.any(|once| once),
+        bursts: !listener.rules.count_requests() && !once,
     }
 }
 

@@ -12,6 +12,7 @@ mod leaving;
 mod plans;
 mod reload;
 mod settings;
+mod setups;
 
 use std::io;
 use std::net::SocketAddr;

@@ -156,7 +156,7 @@ fn a_hangup_ends_nothing_and_the_last_drops_are_told() {
     let more = ["--allow", "127.9.0.0/16"];
     let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
     proxy.signal("HUP");
-    proxy.wait_for("changes nothing else");
+    proxy.wait_for("not reloaded, nothing has changed");
     let (allowed, refused) = (socket("127.9.0.1"), socket("127.0.0.1"));
     for expected in [1, 2] {
         refused.send_to(b"no", listener).unwrap();

@@ -5,27 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use super::crew::Crew;
 use super::leaving::Leaving;
 use super::settings::settings;
+use super::setups::{Log, Setups, bound, counted};
 use super::{RunError, bind, plans, reload};
-use crate::access_log;
 use crate::admin::WorkerHandle;
-use crate::config::{AccessLog, Config, Expanded};
+use crate::config::{Config, Expanded};
 use crate::counters::WorkerCounters;
 use crate::doctor;
 use crate::health::{Board, Health};
 use crate::limits::Ceiling;
-use crate::metrics::{Counted, Metrics};
+use crate::metrics::Metrics;
 use crate::names::{self, Names};
 use crate::net::Socket;
 use crate::roster::{Roll, Roster};
 use crate::session::Budget;
 use crate::upstream::Steering;
-use crate::worker::{Change, Command, Ended, ListenerSettings, Setup, Share};
+use crate::worker::{Change, Command, ListenerSettings, Share};
 
 /// The time between two plans, whatever servers do: building one takes up to 50 ms.
 const PLAN_PAUSE: Duration = Duration::from_millis(100);
@@ -71,28 +70,6 @@ pub(super) struct Control {
     health: Health,
     log: Option<Log>,
     crew: Crew,
-}
-
-/// The access log that is being written.
-struct Log {
-    of: AccessLog,
-    writer: access_log::Writer,
-    sender: SyncSender<Ended>,
-}
-
-impl Log {
-    fn open(of: &AccessLog) -> Result<Self, RunError> {
-        let started = access_log::Writer::start(of);
-        let (writer, sender) = started.map_err(|error| RunError::AccessLog {
-            path: of.path.clone().unwrap_or_default(),
-            error,
-        })?;
-        Ok(Self {
-            of: of.clone(),
-            writer,
-            sender,
-        })
-    }
 }
 
 impl Control {
@@ -483,54 +460,5 @@ impl Control {
             drop(sender);
             writer.finish();
         }
-    }
-}
-
-/// Of what workers' setups are made.
-struct Setups<'c> {
-    roll: &'c Roll,
-    settings: &'c [Arc<ListenerSettings>],
-    counters: &'c [Arc<WorkerCounters>],
-    steering: &'c Arc<Steering>,
-    ceiling: Ceiling,
-    log: Option<&'c Log>,
-}
-
-impl Setups<'_> {
-    fn of(&self, worker: usize) -> Setup {
-        Setup {
-            listeners: self.settings.to_vec(),
-            steering: Arc::clone(self.steering),
-            pace: self.roll.config.pace,
-            max_retired: self.ceiling.max_retired.div_ceil(self.counters.len()),
-            counters: Arc::clone(&self.counters[worker]),
-            log: self.log.map(|log| log.sender.clone()),
-        }
-    }
-}
-
-/// The listener of each address.
-fn bound(roll: &Roll) -> BTreeMap<SocketAddr, usize> {
-    let listeners = roll.listeners();
-    listeners
-        .flat_map(|(number, listener)| listener.bind.iter().map(move |a| (*a, number)))
-        .collect()
-}
-
-/// The counters, under the names of those who are there or have sessions still.
-fn counted(roll: &Roll, roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Counted {
-    let has_sessions = |number: usize| {
-        let counters = workers.iter().map(|worker| &worker.listeners[number]);
-        counters.map(|counters| counters.sessions()).sum::<u64>() > 0
-    };
-    let listeners = roster.listeners().iter().enumerate();
-    let listeners = listeners.map(|(number, name)| {
-        let is_there = roll.listeners.contains(&number) || has_sessions(number);
-        is_there.then(|| name.clone())
-    });
-    Counted {
-        listeners: listeners.collect(),
-        servers: roster.servers(),
-        workers: workers.to_vec(),
     }
 }

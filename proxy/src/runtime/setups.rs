@@ -1,0 +1,87 @@
+//! What workers are given of what is in force, and what is counted of it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use super::RunError;
+use crate::access_log;
+use crate::config::AccessLog;
+use crate::counters::WorkerCounters;
+use crate::limits::Ceiling;
+use crate::metrics::Counted;
+use crate::roster::{Roll, Roster};
+use crate::upstream::Steering;
+use crate::worker::{Ended, ListenerSettings, Setup};
+
+/// The access log that is being written.
+pub(super) struct Log {
+    pub(super) of: AccessLog,
+    pub(super) writer: access_log::Writer,
+    pub(super) sender: SyncSender<Ended>,
+}
+
+impl Log {
+    pub(super) fn open(of: &AccessLog) -> Result<Self, RunError> {
+        let started = access_log::Writer::start(of);
+        let (writer, sender) = started.map_err(|error| RunError::AccessLog {
+            path: of.path.clone().unwrap_or_default(),
+            error,
+        })?;
+        Ok(Self {
+            of: of.clone(),
+            writer,
+            sender,
+        })
+    }
+}
+
+/// Of what workers' setups are made.
+pub(super) struct Setups<'c> {
+    pub(super) roll: &'c Roll,
+    pub(super) settings: &'c [Arc<ListenerSettings>],
+    pub(super) counters: &'c [Arc<WorkerCounters>],
+    pub(super) steering: &'c Arc<Steering>,
+    pub(super) ceiling: Ceiling,
+    pub(super) log: Option<&'c Log>,
+}
+
+impl Setups<'_> {
+    pub(super) fn of(&self, worker: usize) -> Setup {
+        Setup {
+            listeners: self.settings.to_vec(),
+            steering: Arc::clone(self.steering),
+            pace: self.roll.config.pace,
+            max_retired: self.ceiling.max_retired.div_ceil(self.counters.len()),
+            counters: Arc::clone(&self.counters[worker]),
+            log: self.log.map(|log| log.sender.clone()),
+        }
+    }
+}
+
+/// The listener of each address.
+pub(super) fn bound(roll: &Roll) -> BTreeMap<SocketAddr, usize> {
+    let listeners = roll.listeners();
+    listeners
+        .flat_map(|(number, listener)| listener.bind.iter().map(move |a| (*a, number)))
+        .collect()
+}
+
+/// The counters, under the names of those who are there or have sessions still.
+pub(super) fn counted(roll: &Roll, roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Counted {
+    let has_sessions = |number: usize| {
+        let counters = workers.iter().map(|worker| &worker.listeners[number]);
+        counters.map(|counters| counters.sessions()).sum::<u64>() > 0
+    };
+    let listeners = roster.listeners().iter().enumerate();
+    let listeners = listeners.map(|(number, name)| {
+        let is_there = roll.listeners.contains(&number) || has_sessions(number);
+        is_there.then(|| name.clone())
+    });
+    Counted {
+        listeners: listeners.collect(),
+        servers: roster.servers(),
+        workers: workers.to_vec(),
+    }
+}

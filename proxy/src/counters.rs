@@ -170,6 +170,8 @@ pub struct ListenerCounters {
     pub ended_responses: Counter,
     /// Sessions ended since their server was to be left.
     pub ended_moved: Counter,
+    /// Sessions ended since their client is no longer served.
+    pub ended_denied: Counter,
     /// Sessions ended with the listener, or with the proxy.
     pub ended_stopped: Counter,
     /// Replies beyond what `amplification` allows, whether dropped or not.
@@ -189,6 +191,7 @@ impl ListenerCounters {
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
             ended_moved: Counter::default(),
+            ended_denied: Counter::default(),
             ended_stopped: Counter::default(),
             amplified: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
@@ -202,6 +205,7 @@ impl ListenerCounters {
             &self.ended_idle,
             &self.ended_responses,
             &self.ended_moved,
+            &self.ended_denied,
             &self.ended_stopped,
         ];
         let ended = ended.into_iter().map(Counter::get).sum();

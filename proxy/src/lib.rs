@@ -42,7 +42,7 @@
 //! | control path | |
 //! |---|---|
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
-//! | [`runtime`] | binds sockets, starts workers, drains them at a stop |
+//! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
 //! | [`privilege`] | an ordinary user with the capabilities that are needed |
 //! | [`roster`] | the numbers that listeners and servers go by, also after a reload |
 //! | [`limits`] | how many sessions this host can bear |

@@ -56,8 +56,9 @@ enum LogFormat {
 enum Command {
     /// Run the proxy, from flags or from a file
     #[command(
-        after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; \
-                            a second one stops it at once."
+        after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; a second \
+                      one stops it at once.\nSIGHUP has the file read again, and the access log \
+                      opened anew."
     )]
     Run(Box<Run>),
     /// Check a configuration file, resolve its names and say what it comes to

@@ -152,7 +152,9 @@ pub enum EndReason {
     Responses,
     /// Its server was to be left: the client's next datagram began another one.
     Moved,
-    /// The proxy stopped.
+    /// Its client is no longer served.
+    Denied,
+    /// The listener was taken out, or the proxy stopped.
     Stopped,
 }
 
@@ -164,6 +166,7 @@ impl EndReason {
             Self::Idle => "idle",
             Self::Responses => "responses",
             Self::Moved => "moved",
+            Self::Denied => "denied",
             Self::Stopped => "stopped",
         }
     }

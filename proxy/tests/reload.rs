@@ -304,9 +304,12 @@ fn what_a_listener_asks_for_holds_from_then_on() {
     let client = socket("127.0.0.1");
     let first = ask(&client, a);
 
+    let other = socket("127.0.0.2");
+    ask(&other, a);
     proxy.reload(&config("deny = [\"127.0.0.2/32\"]\n"));
     assert_eq!(ask(&client, a), first);
-    let other = socket("127.0.0.2");
+    let denied = "ppv2_sessions_ended_total{listener=\"a\",reason=\"denied\"}";
+    assert_eq!(proxy.metric(denied), 1);
     other.send_to(b"?", a).unwrap();
     receive_nothing(&other);
 

@@ -130,25 +130,35 @@ impl Worker {
         passed
     }
 
-    /// Ends sessions that would begin otherwise now, and has nobody take over
-    /// sockets that would be made otherwise.
+    /// Ends sessions that would begin otherwise now, or not at all, and has nobody take
+    /// over sockets that would be made otherwise.
     fn end_otherwise(&mut self, differences: &Differences, passed: &BTreeSet<usize>, now: Instant) {
-        let (changed, outdated) = (&differences.changed, &differences.outdated);
-        if changed.is_empty() && outdated.is_empty() && passed.is_empty() {
+        let Differences {
+            changed,
+            outdated,
+            barred,
+            ..
+        } = differences;
+        if changed.is_empty() && outdated.is_empty() && barred.is_empty() && passed.is_empty() {
             return;
         }
         let mut ends = Vec::new();
         for (id, session) in self.table.iter_mut() {
             let pair = (session.listener, session.server);
             session.link.is_outdated |= outdated.contains(&pair);
-            if session.is_active()
-                && (changed.contains(&pair) || passed.contains(&session.link.via))
-            {
-                ends.push(id);
+            if !session.is_active() {
+                continue;
+            }
+            let client = session.key.client.0.ip();
+            let listener = &self.listeners[session.listener];
+            if barred.contains(&session.listener) && !listener.allows(client) {
+                ends.push((id, EndReason::Denied));
+            } else if changed.contains(&pair) || passed.contains(&session.link.via) {
+                ends.push((id, EndReason::Moved));
             }
         }
-        for id in ends {
-            self.end(now, id, EndReason::Moved);
+        for (id, reason) in ends {
+            self.end(now, id, reason);
         }
     }
 
@@ -186,6 +196,8 @@ struct Differences {
     changed: BTreeSet<Pair>,
     /// Sockets would be made otherwise.
     outdated: BTreeSet<Pair>,
+    /// Listeners that serve other clients than before.
+    barred: BTreeSet<usize>,
 }
 
 impl Differences {
@@ -194,6 +206,9 @@ impl Differences {
         for (listener, (old, new)) in old.iter().zip(new).enumerate() {
             if Arc::ptr_eq(old, new) {
                 continue;
+            }
+            if (&old.allow, &old.deny) != (&new.allow, &new.deny) {
+                all.barred.insert(listener);
             }
             let same_options = old.exit_options() == new.exit_options();
             let servers = new.servers.iter();

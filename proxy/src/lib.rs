@@ -65,26 +65,43 @@
 //! | [`net`]: batches, sockets, every system call; all unsafe code | |
 //! | [`address`]: client, listener, server, as types of their own | |
 
+// The data path stands alone where the control path is not asked for.
+#[cfg(feature = "control")]
 pub mod access_log;
 pub mod address;
+#[cfg(feature = "control")]
 pub mod admin;
+#[cfg(feature = "control")]
 pub mod commands;
+#[cfg(feature = "control")]
 pub mod config;
 pub mod counters;
+#[cfg(feature = "control")]
 pub mod doctor;
+#[cfg(feature = "control")]
 pub mod health;
+#[cfg(feature = "control")]
 pub mod holder;
+#[cfg(feature = "control")]
 pub mod host;
+#[cfg(feature = "control")]
 pub mod limits;
+#[cfg(feature = "control")]
 pub mod metrics;
 pub mod mode;
+#[cfg(feature = "control")]
 pub mod names;
 pub mod net;
+#[cfg(feature = "control")]
 pub mod privilege;
+#[cfg(feature = "control")]
 pub mod returns;
+#[cfg(feature = "control")]
 pub mod roster;
+#[cfg(feature = "control")]
 pub mod runtime;
 pub mod session;
 pub mod upstream;
+#[cfg(feature = "control")]
 pub mod watch;
 pub mod worker;

@@ -44,16 +44,20 @@ impl Names {
             asking: BTreeMap::new(),
             tasks: JoinSet::new(),
         };
-        names.follow(config);
+        names.follow(&[config]);
         names
     }
 
-    /// Goes on with the names of another configuration. Lookups of those that stay
-    /// go on as they are, unless others are to be asked or at other times; even then
-    /// the last answers stand. Nobody is told of names that went: the caller knows.
-    pub fn follow(&mut self, config: &Config) {
-        let wanted: BTreeSet<_> = config.names.iter().map(|named| &named.name).collect();
-        if self.resolver != config.resolver {
+    /// Goes on with the names of other configurations, and asks as the last of them
+    /// says. Lookups of those that stay go on as they are, unless others are to be
+    /// asked or at other times; even then the last answers stand. Nobody is told of
+    /// names that went: the caller knows.
+    pub fn follow(&mut self, configs: &[&Config]) {
+        let names = configs.iter().flat_map(|config| &config.names);
+        let wanted: BTreeSet<_> = names.map(|named| &named.name).collect();
+        if let Some(config) = configs.last()
+            && self.resolver != config.resolver
+        {
             self.resolver = config.resolver.clone();
             self.source = Arc::new(Source::new(config.resolver.clone()));
             self.tasks.abort_all();

@@ -353,7 +353,7 @@ fn another_configuration_disturbs_only_what_it_changes() {
         let mut names = Names::start(&load("\"dns:a.ppv2.test:1\", \"dns:b.ppv2.test:2\""));
         names.first(TIMEOUT).await;
         let next = load("\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
-        names.follow(&next);
+        names.follow(&[&next]);
         names.first(TIMEOUT).await;
         assert_eq!(servers(&next, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
         assert_eq!(resolver.asked("b.ppv2.test"), 2);
@@ -362,7 +362,7 @@ fn another_configuration_disturbs_only_what_it_changes() {
         silent.answer(Answers::Silence);
         let elsewhere = config(&silent, "\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
         let elsewhere = Config::from_toml("x", &elsewhere).unwrap();
-        names.follow(&elsewhere);
+        names.follow(&[&elsewhere]);
         assert_eq!(servers(&elsewhere, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
         while silent.asked("c.ppv2.test") == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -146,17 +146,19 @@ fn under_load_nothing_is_lost_and_no_session_moves() {
 
 #[test]
 fn listeners_come_and_go() {
-    let server = Server::start();
+    let (server, of_c) = (Server::start(), Server::start());
     let [a, b, c] = [(); 3].map(|()| address("127.0.0.1"));
     let upstream = format!("[upstream.u]\nservers = [{}]\n", list(&[&server]));
+    let upstream_c = format!("[upstream.v]\nservers = [{}]\n", list(&[&of_c]));
     let proxy = Proxy::start(&(listener("a", a, "u") + &listener("b", b, "u") + &upstream));
     let client = socket("127.0.0.1");
     let (at_a, at_b) = (ask(&client, a), ask(&client, b));
 
-    let said = proxy.reload(&(listener("c", c, "u") + &listener("a", a, "u") + &upstream));
+    let both = upstream.clone() + &upstream_c;
+    let said = proxy.reload(&(listener("c", c, "v") + &listener("a", a, "u") + &both));
     assert_eq!(
         said,
-        "2 listeners (1 new, 1 gone), 1 servers (0 new, 0 gone)\n"
+        "2 listeners (1 new, 1 gone), 2 servers (1 new, 0 gone)\n"
     );
     assert_eq!(ask(&client, a), at_a);
     ask(&client, c);
@@ -180,6 +182,7 @@ fn listeners_come_and_go() {
     eventually("their metrics to go", || {
         !proxy.has_metric("listener=\"b\"") && !proxy.has_metric("listener=\"c\"")
     });
+    assert_eq!(proxy.metric("ppv2_sessions{listener=\"a\"}"), 1);
     assert_eq!(ask(&client, a), at_a);
     // A listener of the same name goes on counting.
     proxy.reload(&(listener("a", a, "u") + &listener("b", b, "u") + &upstream));

@@ -127,7 +127,9 @@ fn a_start_without_an_answer_goes_on_asking() {
     });
 
     // A reload that would be without servers is refused, for all was well before.
+    // What was known of the name before is not lost, though DNS fails meanwhile.
     let lost = both.replace(NAME, "lost.ppv2.test");
+    resolver.answer(Answers::ServFail);
     let (status, said) = proxy.try_reload(&lost);
     assert_eq!(status, 422);
     assert!(
@@ -135,6 +137,9 @@ fn a_start_without_an_answer_goes_on_asking() {
         "{said}"
     );
     assert!(proxy.has_metric(&up));
+    let known = format!("ppv2_name_addresses{{name=\"dns:{NAME}:{port}\"}}");
+    assert_eq!(proxy.metric(&known), 1);
+    resolver.answer(Answers::Right);
     // One more name beside others that lead somewhere is not.
     let more = both.replace(&name, &format!("{name}, \"dns:lost.ppv2.test:53\""));
     proxy.reload(&more);

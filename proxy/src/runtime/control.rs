@@ -53,8 +53,9 @@ pub(super) struct Control {
     /// The configuration in force, with what names lead to and what is leaving.
     roll: Arc<Roll>,
     leaving: Leaving,
-    /// Addresses that no listener has any more, and when their sessions end.
-    closing: BTreeMap<SocketAddr, Instant>,
+    /// Addresses that no listener has any more: the number of the one that had it
+    /// last, and when their sessions end.
+    closing: BTreeMap<SocketAddr, (usize, Instant)>,
     /// By number of the listener.
     settings: Vec<Arc<ListenerSettings>>,
     /// By worker.
@@ -222,14 +223,15 @@ impl Control {
             return Err(why);
         }
         let before = Arc::clone(&self.roll);
-        self.names.follow(&config);
+        // Until it holds, what is known of the names before must not be lost.
+        self.names.follow(&[&self.written, &config]);
         self.names.first(FIRST_ANSWERS).await;
         let applied = self.apply_written(&config).await;
-        if applied.is_err() {
-            self.names.follow(&self.written);
+        if applied.is_ok() {
+            self.written = config;
         }
+        self.names.follow(&[&self.written]);
         applied?;
-        self.written = config;
         Ok(reload::news(&before.config, &self.roll.config))
     }
 
@@ -319,6 +321,7 @@ impl Control {
         self.leaving.follow(&mut config, Some(&self.roll), now);
         let roll = Arc::new(self.roster.enroll(config));
         self.settings = settings(&roll, Some((&self.roll, &self.settings)));
+        self.let_go_of_listeners(&roll);
         let (listeners, servers) = roll.counts;
         let counters = self.counters.iter();
         self.counters = counters
@@ -350,9 +353,20 @@ impl Control {
         let wanted: BTreeSet<_> = config.listeners.iter().flat_map(|l| &l.bind).collect();
         self.closing.retain(|address, _| !wanted.contains(address));
         let until = now + self.roll.config.drain_timeout;
-        for address in self.roll.config.listeners.iter().flat_map(|l| &l.bind) {
-            if !wanted.contains(address) {
-                self.closing.insert(*address, until);
+        for (address, number) in bound(&self.roll) {
+            if !wanted.contains(&address) {
+                self.closing.insert(address, (number, until));
+            }
+        }
+    }
+
+    /// Lets go of what listeners hold that are gone and have no sessions any more.
+    fn let_go_of_listeners(&mut self, roll: &Roll) {
+        let closing = self.closing.values().map(|(number, _)| *number);
+        let held: BTreeSet<_> = roll.listeners.iter().copied().chain(closing).collect();
+        for (number, settings) in self.settings.iter_mut().enumerate() {
+            if !held.contains(&number) && !settings.servers.is_empty() {
+                *settings = Arc::new(settings.emptied());
             }
         }
     }
@@ -405,7 +419,7 @@ impl Control {
 
     /// When [`meet_deadlines`](Self::meet_deadlines) has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let closing = self.closing.values().min().copied();
+        let closing = self.closing.values().map(|(_, until)| *until).min();
         let all = [self.plan_at, self.expand_at, self.leaving.next(), closing];
         all.into_iter().flatten().min()
     }
@@ -414,12 +428,14 @@ impl Control {
     pub(super) async fn meet_deadlines(&mut self, now: Instant) {
         let is_due = |until: &Instant| *until <= now;
         let closing = self.closing.iter();
-        let due = closing.filter(|(_, until)| is_due(until));
+        let due = closing.filter(|(_, (_, until))| is_due(until));
         let due: Vec<_> = due.map(|(address, _)| *address).collect();
-        self.closing.retain(|_, until| !is_due(until));
+        self.closing.retain(|_, (_, until)| !is_due(until));
         if !due.is_empty() {
             self.crew.tell_all(|| Command::Close(due.clone()));
             tracing::info!(addresses = ?due, "closed");
+            // So that their listeners are let go of.
+            self.expand_at = Some(now);
         }
         let leaves = self.leaving.next();
         if [leaves, self.expand_at].iter().flatten().any(is_due) {

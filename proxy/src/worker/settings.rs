@@ -58,6 +58,17 @@ impl ListenerSettings {
         is_in(&self.allow) && !is_in(&self.deny)
     }
 
+    /// As it is when it is gone: its name, and nothing that others could have.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self {
+            clients: None,
+            rates: None,
+            servers: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// What its sessions' sockets are made for.
     #[must_use]
     pub fn exit_options(&self) -> Options {

@@ -223,8 +223,6 @@ mod tests {
                 client: ClientAddr("[2001:db8::1]:5000".parse().unwrap()),
                 local: ListenerAddr("[2001:db8::2]:53".parse().unwrap()),
             },
-            listener: 0,
-            server: 0,
             requests: Amount {
                 datagrams: 2,
                 bytes: 60,

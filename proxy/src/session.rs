@@ -177,10 +177,6 @@ impl EndReason {
 pub struct Summary {
     /// Whose it was.
     pub key: Key,
-    /// Number of its listener.
-    pub listener: usize,
-    /// Number of its server.
-    pub server: usize,
     /// What the client sent.
     pub requests: Amount,
     /// What it got: all replies, and the bytes of those that were passed on.
@@ -277,8 +273,6 @@ impl<T> Session<T> {
     pub fn summary(&self, reason: EndReason) -> Summary {
         Summary {
             key: self.key,
-            listener: self.listener,
-            server: self.server,
             requests: Amount {
                 datagrams: self.requests,
                 bytes: self.request_bytes,

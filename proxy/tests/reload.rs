@@ -362,6 +362,30 @@ fn what_a_listener_asks_for_holds_from_then_on() {
 }
 
 #[test]
+fn a_server_that_is_back_in_another_mode_is_sent_what_that_asks_for() {
+    let (server, stays) = (Server::start(), Server::start());
+    let a = address("127.0.0.1");
+    let config = |mode: &str, servers: &[&Server]| {
+        (listener("a", a, "u")
+            + &format!(
+                "[upstream.u]\nbalance = \"round_robin\"\nlame_duck = \"0s\"\nservers = [{}]\n",
+                list(servers)
+            ))
+            .replace("plain", mode)
+    };
+    let proxy = Proxy::start(&config("plain", &[&server]));
+    let client = socket("127.0.0.1");
+    ask(&client, a);
+    // It is away for a moment, in which its session has no reason to move yet.
+    proxy.reload(&config("plain", &[&stays]));
+    proxy.reload(&config("ppv2", &[&server]));
+    client.send_to(b"?", a).unwrap();
+    let (answer, _) = receive(&client);
+    let signature = b"\r\n\r\n\0\r\nQUIT\n";
+    assert!(answer.windows(12).any(|window| window == signature));
+}
+
+#[test]
 fn shared_sockets_go_on_when_servers_come_and_go() {
     let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
     let all: Vec<_> = servers.iter().collect();

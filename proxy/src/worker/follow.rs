@@ -88,10 +88,14 @@ impl Worker {
         self.table.follow(now, rules.collect(), max_retired);
         self.servers = ServerAddresses::of(&self.listeners);
 
-        let differences = Differences::between(&old, &self.listeners);
-        self.parted.extend(&differences.parted);
+        let mut differences = Differences::between(&old, &self.listeners);
         let joined = |pair: &Pair| self.listeners[pair.0].server(pair.1).is_some();
+        // Whoever was to move, and has not, began under a setup that may have been
+        // another.
+        let rejoined = self.parted.iter().copied().filter(joined);
+        differences.changed.extend(rejoined);
         self.parted.retain(|pair| !joined(pair));
+        self.parted.extend(&differences.parted);
         let listeners = self.listeners.iter().map(|l| l.servers.as_slice());
         self.shared.follow(listeners, |listener, server| {
             differences.outdated.contains(&(listener, server))
@@ -173,6 +177,11 @@ impl Worker {
         if closing.is_empty() {
             return;
         }
+        for key in &closing {
+            // What came in time is still taken, and what has come since is counted.
+            self.take_waiting(*key, now);
+        }
+        self.replies.send(&self.entrances, &self.counters);
         let sessions = self.table.iter_mut();
         let ends: Vec<_> = sessions
             .filter(|(_, session)| session.is_active() && closing.contains(&session.link.via))
@@ -217,6 +226,8 @@ impl Differences {
                 let pair = (listener, before.number);
                 let Some(after) = now.get(&before.number) else {
                     all.parted.insert(pair);
+                    // Should they meet again, it may be in another mode.
+                    all.outdated.insert(pair);
                     continue;
                 };
                 if before.mode != after.mode {

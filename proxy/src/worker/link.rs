@@ -140,7 +140,7 @@ pub(super) fn seat(
 ) -> Result<(Seat, Option<Link>), DropReason> {
     let mut kept = None;
     if takes_over {
-        kept = table.take_rested(now, listener, server);
+        kept = table.take_rested(now, listener, server).filter(is_current);
     }
     if kept.is_none() {
         let taken = if shares {
@@ -151,7 +151,9 @@ pub(super) fn seat(
         match taken {
             Ok(seat) => return Ok((seat, None)),
             Err(Full::Sessions) => return Err(DropReason::MaxSessions),
-            Err(Full::Sockets) if takes_over => kept = table.take_resting(listener, server),
+            Err(Full::Sockets) if takes_over => {
+                kept = table.take_resting(listener, server).filter(is_current);
+            }
             Err(Full::Sockets) => {}
         }
     }
@@ -161,6 +163,12 @@ pub(super) fn seat(
     }
     let seat = with_reclaims(table, shared, || budget.take().map_err(why_full))?;
     Ok((seat, None))
+}
+
+/// Whether what a session has left is what would be made for it now. The seat goes
+/// with the socket: another kind of one takes another kind of seat.
+pub(super) fn is_current((_, link): &(Seat, Link)) -> bool {
+    !link.is_outdated
 }
 
 /// Opens a session's own socket. When descriptors, ports or memory have run out,

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::link::{Exit, Link, ServerSocket, connect, is_shortage, open_shared, seat, speak_for};
+use super::link::{
+    Exit, Link, ServerSocket, connect, is_current, is_shortage, open_shared, seat, speak_for,
+};
 use super::shared::{Number, Place};
 use super::source::Source;
 use super::{ListenerSettings, Worker};
@@ -138,7 +140,7 @@ impl Worker {
             !server.mode.spoofs() && server.mode.takes_replies(),
         )?;
         let seat = seat.of_client(client_seat);
-        let kept = kept.filter(|link| !link.is_outdated && self.read_out(&link.exit, numbers, now));
+        let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
         let is_kept = kept.is_some();
         let exit = match kept.map(|link| link.exit) {
             Some(Exit::Shared(mut place)) => {
@@ -237,6 +239,7 @@ impl Worker {
             self.shortage = Some((reason, now + SHORTAGE));
         }
         let kept = self.table.take_resting(listener, server.number);
+        let kept = kept.filter(is_current);
         let Some(Exit::Shared(mut place)) = kept.map(|(_, link)| link.exit) else {
             return Err(reason);
         };

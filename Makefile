@@ -74,6 +74,9 @@ fuzz: $(CARGO_FUZZ)
 audit: $(CARGO_DENY)
 	$(CARGO_DENY) check advisories
 
+# Nobody debugs these two: without the debuginfo, they are built sooner.
+$(CARGO_FUZZ) $(CARGO_DENY): export CARGO_PROFILE_DEV_DEBUG := 0
+
 $(CARGO_FUZZ):
 	cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
 

@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 10
 
 # The tests that run the proxy's data path; with the whole workspace selected, they
 # share its builds of everything that the portable one doesn't change.
-CONTROL_TESTS := doctor examples host_setup
+CONTROL_TESTS := doctor examples host_setup names
 PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(filter-out \
 	$(CONTROL_TESTS:%=proxy/tests/%.rs),$(wildcard proxy/tests/*.rs)))
 

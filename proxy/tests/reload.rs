@@ -206,6 +206,13 @@ fn a_bad_file_changes_nothing_and_says_why() {
         ("colour = \"red\"", "unknown key `colour`"),
         (&(listener("b", taken, "u") + &good), "it is in use"),
         (
+            &good.replace("127.0.0.1:", "0.0.0.0:").replace(
+                &format!("\"0.0.0.0:{}\"", server.address.port()),
+                &format!("\"{}\"", server.address),
+            ),
+            "by this proxy, at 127.0.0.1:",
+        ),
+        (
             &good.replace("[upstream.u]", "[upstream.v]"),
             "there is no upstream `u`",
         ),

@@ -33,7 +33,7 @@ pub(super) fn probe_but(config: &Config, held: &BTreeSet<SocketAddr>) -> Result<
             .iter()
             .filter(|address| !held.contains(address))
         {
-            net::probe(*address).map_err(|error| bind_error(listener, *address, &error))?;
+            net::probe(*address).map_err(|error| bind_error(listener, *address, &error, held))?;
         }
     }
     Ok(())
@@ -69,7 +69,7 @@ pub(super) fn listeners(
     let shared = config.reuse_port && workers > 1 || config.listeners.iter().any(own_ports);
     let bind_one = |(listener, address): (&Listener, SocketAddr)| {
         Socket::listen(address, shared, entrance_options(listener))
-            .map_err(|error| bind_error(listener, address, &error))
+            .map_err(|error| bind_error(listener, address, &error, held))
     };
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
     if config.reuse_port {
@@ -95,9 +95,24 @@ pub(super) async fn admin(address: SocketAddr) -> Result<TcpListener, RunError> 
         })
 }
 
-fn bind_error(listener: &Listener, address: SocketAddr, error: &io::Error) -> RunError {
+/// `held` are the addresses that this process has itself.
+fn bind_error(
+    listener: &Listener,
+    address: SocketAddr,
+    error: &io::Error,
+    held: &BTreeSet<SocketAddr>,
+) -> RunError {
     let mut reason = reason_of(error);
-    if error.kind() == io::ErrorKind::AddrInUse {
+    let mut mend = mend_of(error);
+    let overlaps = |own: &&SocketAddr| {
+        let wildcard = own.ip().is_unspecified() || address.ip().is_unspecified();
+        wildcard && own.port() == address.port() && own.is_ipv4() == address.is_ipv4()
+    };
+    let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
+    if let Some(own) = held.iter().find(overlaps).filter(|_| is_in_use) {
+        reason += &format!(", by this proxy, at {own}");
+        mend = "first reload without that address; this one can be bound after `drain_timeout`";
+    } else if is_in_use {
         let holder = holder::of(address);
         reason += &holder.map_or_else(
             || ", by a process that we may not look into".to_owned(),
@@ -108,7 +123,7 @@ fn bind_error(listener: &Listener, address: SocketAddr, error: &io::Error) -> Ru
         what: format!("listener `{}`:", listener.name),
         address,
         reason,
-        mend: mend_of(error),
+        mend,
     }
 }
 

@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 10
 
 # The tests that run the proxy's data path; with the whole workspace selected, they
 # share its builds of everything that the portable one doesn't change.
-CONTROL_TESTS := doctor examples host_setup names
+CONTROL_TESTS := admin architecture doctor examples host_setup names resolving usage
 PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(filter-out \
 	$(CONTROL_TESTS:%=proxy/tests/%.rs),$(wildcard proxy/tests/*.rs)))
 
@@ -36,7 +36,7 @@ build:
 
 # The proxy needs nothing of root, so root has it run as nobody.
 demo:
-	@cargo build --locked -p ppv2-proxy
+	@cargo build --locked $(or $(PROXY_OF),-p ppv2-proxy)
 	@if [ "$$(id -u)" = 0 ]; then \
 		folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && chmod 755 "$$folder" && \
 		install -m 755 target/debug/ppv2-proxy "$$folder" && \
@@ -47,6 +47,8 @@ demo:
 	fi
 
 test: packages lint unit python fuzz demo
+# What the unit tests have built serves the others, too; alone, they build less.
+test: export PROXY_OF := --workspace --tests
 
 packages:
 	@.ci/debian-packages
@@ -59,6 +61,8 @@ lint: $(CARGO_DENY)
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
+# Most tests wait for most of their time.
+unit: export RUST_TEST_THREADS := 4
 unit: packages
 	cargo test --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --features ppv2-proxy/portable --no-fail-fast \

@@ -83,9 +83,11 @@ fn a_client_that_is_too_fast_is_slowed_and_others_are_not() {
         fast.send_to(b"question", it.listener).unwrap();
     }
     served(&socket("127.0.0.3"), it.listener, &it.server_after(5));
-    // A second may have passed meanwhile, and a token with it.
-    let refused = dropped(it.admin, "client_rate");
-    assert!((30..=45).contains(&refused), "{refused}");
+    // The other client may be another worker's, which has nothing to wait for;
+    // and seconds may pass meanwhile, with a token each.
+    eventually("most to be refused", || {
+        (30..=45).contains(&dropped(it.admin, "client_rate"))
+    });
 }
 
 impl Guarded {

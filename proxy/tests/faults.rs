@@ -163,6 +163,42 @@ fn no_local_ports_left_costs_new_clients_only() {
     served(&clients[0], listener, &server);
 }
 
+/// Neither a broadcast address nor one of a family that the host is without can be
+/// connected to, which must not pass for a host that has run out of ports.
+#[test]
+fn servers_that_cannot_be_connected_to_cost_those_of_others_nothing() {
+    let name = "servers_that_cannot_be_connected_to_cost_those_of_others_nothing";
+    if !namespace::enter(name, "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6") {
+        return;
+    }
+    let [good, bad, admin] = [(); 3].map(|()| address("127.0.0.1"));
+    let server = bind(address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let _proxy = proxy_with(
+        &folder,
+        &format!(
+            "workers = 1\n[admin]\nlisten = \"{admin}\"\n\
+             [[listener]]\nname = \"good\"\nbind = [\"{good}\"]\nupstream = \"good\"\nresponses = 1\n\
+             [[listener]]\nname = \"bad\"\nbind = [\"{bad}\"]\nupstream = \"bad\"\n\
+             [upstream.good]\nservers = [\"{}\"]\n\
+             [upstream.bad]\nbalance = \"round_robin\"\n\
+             servers = [\"127.255.255.255:9\", \"[2001:db8::5]:9\"]\n",
+            server.local_addr().unwrap()
+        ),
+    );
+    for _ in 0..20 {
+        served(&socket("127.0.0.1"), good, &server);
+        for _ in 0..2 {
+            socket("127.0.0.1").send_to(b"to nobody", bad).unwrap();
+        }
+        served(&socket("127.0.0.1"), good, &server);
+    }
+    let of_bad = "ppv2_dropped_datagrams_total{listener=\"bad\",reason=\"unreachable\"}";
+    eventually("all to be dropped", || metric(admin, of_bad) == 40);
+    // Sessions that have ended keep their ports from others.
+    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+}
+
 #[test]
 fn source_addresses_share_the_sessions_and_each_has_its_own_ports() {
     let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";

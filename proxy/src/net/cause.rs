@@ -11,7 +11,7 @@ pub enum Cause {
     WouldBlock,
     /// Longer than the path or UDP allows.
     Oversize,
-    /// No route to the addressee.
+    /// No route to the addressee, or no address of this host's to write to it from.
     Unreachable,
     /// The process, or the host, has no file descriptor left.
     NoDescriptors,
@@ -32,11 +32,17 @@ impl Cause {
         match Errno::from_io_error(error) {
             Some(Errno::AGAIN) => Self::WouldBlock,
             Some(Errno::MSGSIZE) => Self::Oversize,
-            Some(Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN | Errno::HOSTDOWN) => {
-                Self::Unreachable
-            }
+            // Where no port is left, Linux says EAGAIN or EADDRINUSE; the last of
+            // these comes of a host without IPv6, or of a source that is gone.
+            Some(
+                Errno::NETUNREACH
+                | Errno::HOSTUNREACH
+                | Errno::NETDOWN
+                | Errno::HOSTDOWN
+                | Errno::ADDRNOTAVAIL,
+            ) => Self::Unreachable,
             Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptors,
-            Some(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE) => Self::NoPorts,
+            Some(Errno::ADDRINUSE) => Self::NoPorts,
             Some(Errno::NOBUFS | Errno::NOMEM) => Self::NoMemory,
             Some(Errno::PERM | Errno::ACCESS) => Self::NotPermitted,
             _ => Self::Other,

@@ -283,7 +283,8 @@ fn from_sources(
             Ok(socket) => return Ok(socket),
             Err(error) => reason = why_unopened(Cause::of(&error)),
         }
-        if reason != DropReason::NoPorts {
+        // Another source has ports of its own, and perhaps a route.
+        if [DropReason::NoDescriptors, DropReason::NoMemory].contains(&reason) {
             break;
         }
     }

@@ -189,6 +189,14 @@ impl Worker {
         }
     }
 
+    /// Notes that there was no socket for anybody. What only one server or client
+    /// lacks must not keep others waiting.
+    fn note_shortage(&mut self, reason: DropReason, now: Instant) {
+        if is_shortage(reason) {
+            self.shortage = Some((reason, now + SHORTAGE));
+        }
+    }
+
     /// Reads past what waits for a session that has ended, lest it reach the one
     /// that takes over from it. False if there is no end of it.
     fn read_out(&mut self, exit: &Exit, (listener, server): (usize, usize), now: Instant) -> bool {
@@ -235,8 +243,9 @@ impl Worker {
             Ok(place) => return Ok(place),
             Err(reason) => reason,
         };
+        // A shared socket may come free at any moment.
         if reason != DropReason::MaxSockets {
-            self.shortage = Some((reason, now + SHORTAGE));
+            self.note_shortage(reason, now);
         }
         let kept = self.table.take_resting(listener, server.number);
         let kept = kept.filter(is_current);
@@ -284,7 +293,7 @@ impl Worker {
             &mut self.table,
             &mut self.shared,
         )
-        .inspect_err(|reason| self.shortage = Some((*reason, now + SHORTAGE)))
+        .inspect_err(|reason| self.note_shortage(*reason, now))
     }
 
     /// A socket for a session to `server`, which sees the client as the source or
@@ -315,10 +324,8 @@ impl Worker {
             &mut self.shared,
         )
         .inspect_err(|reason| {
-            // What only this client lacks must not keep others waiting.
-            if is_shortage(*reason) {
-                self.shortage = Some((*reason, now + SHORTAGE));
-            } else if any_port && *reason == DropReason::NoClientPort {
+            self.note_shortage(*reason, now);
+            if any_port && *reason == DropReason::NoClientPort {
                 self.exhausted.note(ip, now + EXHAUSTED);
             }
         })

@@ -1,6 +1,8 @@
 //! Servers that a listener no longer has and that its sessions may stay with for a
 //! while: their lame-duck time. Pure; `now` is an argument.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -8,8 +10,8 @@ use crate::config::{Config, Listener, Server};
 use crate::mode::Mode;
 use crate::roster::Roll;
 
-/// Servers that may be leaving at once. It bounds what a name costs that leads
-/// elsewhere all the time; the ones that have been leaving for longest go first.
+/// Servers that may be leaving a listener at once. It bounds what a name costs that
+/// leads elsewhere all the time; the ones that have to be gone soonest go first.
 const MAX_LEAVING: usize = 256;
 
 /// A server that is leaving.
@@ -61,8 +63,14 @@ impl Leaving {
                 }
             }
         }
-        next.sort_by_key(|leaver| leaver.until);
-        next.drain(..next.len().saturating_sub(MAX_LEAVING));
+        next.sort_by_key(|leaver| Reverse(leaver.until));
+        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        next.retain(|leaver| {
+            let taken = taken.entry(leaver.listener.clone()).or_default();
+            *taken += 1;
+            *taken <= MAX_LEAVING
+        });
+        next.reverse();
         for leaver in &next {
             let known = config.servers.iter();
             let known = known

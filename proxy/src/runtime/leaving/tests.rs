@@ -81,3 +81,37 @@ fn a_name_that_leads_elsewhere_all_the_time_leaves_a_bounded_trail() {
         );
     }
 }
+
+#[test]
+fn a_name_that_leads_elsewhere_all_the_time_cuts_no_other_listeners_time() {
+    let with = |servers: &str| {
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
+             [[listener]]\nname = \"m\"\nbind = [\"127.0.0.1:5301\"]\nupstream = \"v\"\n\
+             [upstream.u]\nlame_duck = \"60s\"\nservers = [{servers}]\n\
+             [upstream.v]\nlame_duck = \"10s\"\nservers = [{A}{}]\n",
+            if servers == A {
+                format!(", {B}")
+            } else {
+                String::new()
+            }
+        );
+        Config::from_toml("test.toml", &text).unwrap()
+    };
+    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let now = Instant::now();
+    let mut before = roster.enroll(with(A));
+    for n in 0..300_u32 {
+        let mut next = with(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250));
+        leaving.follow(
+            &mut next,
+            Some(&before),
+            now + Duration::from_millis(n.into()),
+        );
+        before = roster.enroll(next);
+    }
+    let listeners = &before.config.listeners;
+    assert_eq!(listeners[0].leaving.len(), MAX_LEAVING);
+    let of_other = addresses(&before.config, &listeners[1].leaving);
+    assert_eq!(of_other, ["192.0.2.2:53"]);
+}

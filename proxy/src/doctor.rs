@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
-use crate::config::Config;
+use crate::config::{Answers, Config, Expanded};
 use crate::returns::{self, By, Return};
 
 mod limits;
@@ -92,21 +92,42 @@ fn list(findings: &[Finding]) -> String {
     lines.join("\n  ")
 }
 
-/// What is fatal on the proxy's host and can be seen for certain at a start.
+/// What is fatal on the proxy's host and can be seen for certain at a start. Servers
+/// that names lead to are no matter: see [`expand`].
 ///
 /// # Errors
 ///
 /// [`Lacking`] with each finding.
 pub fn fatal_at_start(config: &Config) -> Result<(), Lacking> {
-    let returns = returns::of(config);
-    let mut findings = privilege::examine(&returns);
-    findings.extend(replies::examine(config, &returns, None));
-    findings.retain(Finding::is_fatal);
+    let returns = returns::of(&config.as_written());
+    let findings: Vec<_> = fatal(config, &returns).collect();
     if findings.is_empty() {
         Ok(())
     } else {
         Err(Lacking(findings))
     }
+}
+
+/// The configuration with the servers that its names lead to, without those that
+/// this host lacks something for: whoever answers for a name must not be able to
+/// keep the proxy from starting.
+#[must_use]
+pub fn expand(config: &Config, answers: &Answers) -> Expanded {
+    config.expand_but(answers, |name, server| {
+        let returns = returns::of_found(config, name, server);
+        fatal(config, &returns).find_map(|finding| match finding.verdict {
+            Verdict::Fatal(mend) => {
+                Some(format!("this host lacks what its mode needs; mend: {mend}"))
+            }
+            Verdict::Right | Verdict::Advice(_) => None,
+        })
+    })
+}
+
+fn fatal(config: &Config, returns: &[Return]) -> impl Iterator<Item = Finding> {
+    let privileges = privilege::examine(returns).into_iter();
+    let all = privileges.chain(replies::examine(config, returns, None));
+    all.filter(Finding::is_fatal)
 }
 
 /// What else is told than the configuration says.

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::config::Config;
+use crate::config::{Config, Listener, Named};
 use crate::mode::{Mode, RewriteOn};
 
 /// Who has a reply come from the listener's address.
@@ -66,22 +66,33 @@ impl By {
 /// reaches any.
 #[must_use]
 pub fn of(config: &Config) -> Vec<Return> {
-    let mut returns = Vec::new();
-    for (listener, server, mode) in config.served() {
-        let Some(by) = By::of(mode) else { continue };
-        let server = server.address.0;
-        let reaches =
-            |address: &&SocketAddr| by == By::Sdk || address.is_ipv4() == server.is_ipv4();
-        for listener in listener.bind.iter().filter(reaches) {
-            returns.push(Return {
-                by,
-                server,
-                listener: *listener,
-                spoofs_ports: mode.spoofs_ports(),
-            });
-        }
-    }
-    returns
+    let served = config.served();
+    served
+        .flat_map(|(listener, server, mode)| between(listener, server.address.0, mode))
+        .collect()
+}
+
+/// Every way that replies return of a server that a name leads to.
+pub(crate) fn of_found(config: &Config, name: &Named, server: SocketAddr) -> Vec<Return> {
+    let named = config.named();
+    let same = named.filter(|(_, named, _)| std::ptr::eq(*named, name));
+    same.flat_map(|(listener, _, mode)| between(listener, server, mode))
+        .collect()
+}
+
+fn between(listener: &Listener, server: SocketAddr, mode: Mode) -> impl Iterator<Item = Return> {
+    let addresses = listener.bind.iter().copied();
+    By::of(mode).into_iter().flat_map(move |by| {
+        let reached = addresses
+            .clone()
+            .filter(move |address| by == By::Sdk || address.is_ipv4() == server.is_ipv4());
+        reached.map(move |listener| Return {
+            by,
+            server,
+            listener,
+            spoofs_ports: mode.spoofs_ports(),
+        })
+    })
 }
 
 #[cfg(test)]

@@ -174,6 +174,48 @@ fn srv_records_say_who_serves_and_who_stands_in() {
 }
 
 #[test]
+fn whoever_answers_for_a_name_decides_nothing_for_others() {
+    if !namespace::enter("whoever_answers_for_a_name_decides_nothing_for_others", "") {
+        return;
+    }
+    let (resolver, steady) = (Resolver::start(), Server::start());
+    // Of this host, which is not set up for replies of mode transparent.
+    resolver.set(NAME, 1, &["127.0.0.2"]);
+    let [a, b] = [(); 2].map(|()| address("127.0.0.1"));
+    let (port, steadily) = (port(), list(&[&steady]));
+    let with = |keys: &str| {
+        let by_name = listener("b", b, "v").replace("plain", "transparent");
+        let upstream = format!("[upstream.v]\nservers = [\"dns:{NAME}:{port}\"]\n{by_name}{keys}");
+        config(&resolver, a, "", &steadily) + &upstream
+    };
+    let mut proxy = Proxy::start(&with(""));
+    ask(&socket("127.0.0.1"), a);
+    proxy.process.wait_for("127.0.0.2");
+    let log = proxy.process.log();
+    assert!(log.contains("left out: this host lacks what"), "{log}");
+
+    for answer in ["127.0.0.3", "0.0.0.0"] {
+        resolver.set(NAME, 1, &[answer]);
+        let client = socket("127.0.0.1");
+        let before = ask(&client, a);
+        proxy.reload(&with("requests = 7\n"));
+        assert_eq!(ask(&client, a), before);
+    }
+    // What has no servers from the first is somebody's mistake.
+    let content = with("")
+        .replace(NAME, "other.ppv2.test")
+        .replace("\"b\"", "\"c\"");
+    let content = content
+        .replace("upstream.v", "upstream.w")
+        .replace("\"v\"", "\"w\"");
+    let (status, said) = proxy.try_reload(&content);
+    assert!(
+        status == 422 && said.contains("leads to a server"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_address_that_changes_all_the_time_is_bounded_and_the_rest_goes_on() {
     let resolver = Resolver::start();
     let steady = Server::start();

@@ -52,6 +52,17 @@ impl Config {
     /// this host's interfaces matter.
     #[must_use]
     pub fn expand(&self, answers: &Answers) -> Expanded {
+        self.expand_but(answers, |_, _| None)
+    }
+
+    /// As [`expand`](Self::expand), without the servers that `refuse` has a reason to
+    /// leave out. It is asked of each that could be used otherwise, with the name that
+    /// leads there.
+    pub(crate) fn expand_but(
+        &self,
+        answers: &Answers,
+        refuse: impl Fn(&Named, SocketAddr) -> Option<String>,
+    ) -> Expanded {
         let mut config = self.as_written();
         let mut remarks = Vec::new();
         let mut known: BTreeMap<&str, BTreeSet<ServerAddr>> = BTreeMap::new();
@@ -81,11 +92,14 @@ impl Config {
                         format!("an upstream has {MAX_SERVERS} servers at the most"),
                         address,
                     ),
-                    Ok(server) => {
-                        of_upstream.insert(address);
-                        config.servers.push(server);
-                        taken += 1;
-                    }
+                    Ok(server) => match refuse(named, answer.address) {
+                        Some(reason) => left_out.add(reason, address),
+                        None => {
+                            of_upstream.insert(address);
+                            config.servers.push(server);
+                            taken += 1;
+                        }
+                    },
                 }
             }
             numbers.push(first..config.servers.len());
@@ -101,7 +115,7 @@ impl Config {
     }
 
     /// Without the servers of an earlier expansion, which come last.
-    fn as_written(&self) -> Self {
+    pub(crate) fn as_written(&self) -> Self {
         let mut config = self.clone();
         config.servers.retain(|server| server.found_by.is_none());
         let written = config.servers.len();

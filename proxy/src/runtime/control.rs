@@ -2,6 +2,7 @@
 //! workers have been told of both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::settings::settings;
 use super::setups::{Log, Setups, bound, counted};
 use super::{RunError, bind, plans, reload};
 use crate::admin::WorkerHandle;
-use crate::config::{Config, Expanded};
+use crate::config::{Answers, Config, Expanded};
 use crate::counters::WorkerCounters;
 use crate::doctor;
 use crate::health::{Board, Health};
@@ -79,8 +80,10 @@ impl Control {
     pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
         let names = Names::start(&written);
         names.first(FIRST_ANSWERS).await;
-        let Expanded { config, remarks } = written.expand(&names.answers());
-        doctor::fatal_at_start(&config)?;
+        doctor::fatal_at_start(&written)?;
+        let Expanded { config, remarks } = expand(&written, names.answers())
+            .await
+            .map_err(io::Error::other)?;
         let ceiling = Ceiling::of(&config);
         let warnings = config.warnings.iter().chain(&remarks);
         for warning in warnings.chain(&ceiling.shortfall()) {
@@ -215,6 +218,7 @@ impl Control {
             let config = Config::from_file(&file).map_err(|error| error.to_string())?;
             bind::probe_but(&config, &held).map_err(|error| error.to_string())?;
             bind::probe_sources(&config).map_err(|error| error.to_string())?;
+            doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
             Ok(config)
         });
         let config: Result<_, String> = read.await.map_err(|error| error.to_string())?;
@@ -237,16 +241,12 @@ impl Control {
 
     /// Goes by `written`, with what names lead to.
     async fn apply_written(&mut self, written: &Config) -> Result<(), String> {
-        let Expanded { config, remarks } = written.expand(&self.names.answers());
-        if let Some(upstream) = reload::without_servers(&config) {
+        let Expanded { config, remarks } = expand(written, self.names.answers()).await?;
+        if let Some(upstream) = reload::without_servers(&self.roll.config, &config) {
             return Err(format!(
                 "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"
             ));
         }
-        let checked = config.clone();
-        let looked = tokio::task::spawn_blocking(move || doctor::fatal_at_start(&checked));
-        let looked = looked.await.map_err(|error| error.to_string())?;
-        looked.map_err(|error| error.to_string())?;
         for warning in config.warnings.iter().chain(&remarks) {
             tracing::warn!("{warning}");
         }
@@ -266,9 +266,15 @@ impl Control {
     /// enough.
     async fn expand(&mut self, now: Instant) {
         self.expand_at = None;
-        let Expanded { config, remarks } = self.written.expand(&self.names.answers());
-        self.remark(remarks, now);
-        if let Err(error) = self.apply(config).await {
+        let expanded = expand(&self.written, self.names.answers()).await;
+        let applied = match expanded {
+            Ok(Expanded { config, remarks }) => {
+                self.remark(remarks, now);
+                self.apply(config).await.map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
             tracing::error!("can't go by what names lead to now: {error}");
             self.leaving.postpone(now + RETRY);
             self.expand_at = Some(now + RETRY);
@@ -477,4 +483,13 @@ impl Control {
             writer.finish();
         }
     }
+}
+
+/// `written` with the servers that its names lead to and that this host can serve.
+/// The host is asked, which may take a moment.
+async fn expand(written: &Config, answers: Answers) -> Result<Expanded, String> {
+    let written = written.clone();
+    let expanded = tokio::task::spawn_blocking(move || doctor::expand(&written, &answers));
+    // It fails only where the runtime is ending.
+    expanded.await.map_err(|error| error.to_string())
 }

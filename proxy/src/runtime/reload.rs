@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::leaving::identity;
-use crate::config::Config;
+use crate::config::{Config, Listener};
 
 /// What can't change while the proxy runs, and would, in words; with the mend.
 pub(super) fn takes_restart(old: &Config, new: &Config) -> Option<String> {
@@ -25,10 +25,18 @@ pub(super) fn takes_restart(old: &Config, new: &Config) -> Option<String> {
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
 }
 
-/// The name of an upstream that has no servers at all, if one has not.
-pub(super) fn without_servers(config: &Config) -> Option<&str> {
-    let mut listeners = config.listeners.iter();
-    let listener = listeners.find(|listener| listener.servers.is_empty());
+/// The name of an upstream that has no servers at all in `new`, if one has not, but
+/// for those that have none as it is.
+pub(super) fn without_servers<'a>(old: &Config, new: &'a Config) -> Option<&'a str> {
+    let empty = |config: &'_ Config| -> BTreeSet<_> {
+        let listeners = config.listeners.iter();
+        let empty = listeners.filter(|listener| listener.servers.is_empty());
+        empty.map(|listener| listener.upstream.clone()).collect()
+    };
+    let known = empty(old);
+    let mut listeners = new.listeners.iter();
+    let is_new = |listener: &&Listener| !known.contains(&listener.upstream);
+    let listener = listeners.find(|listener| listener.servers.is_empty() && is_new(listener));
     listener.map(|listener| listener.upstream.as_str())
 }
 

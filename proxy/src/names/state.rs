@@ -16,6 +16,10 @@ pub(super) const MAX_KEPT: usize = 4 * MAX_ADDRESSES;
 /// more questions, which whoever answers could have us ask of anybody.
 pub(super) const MAX_RECORDS: usize = 64;
 
+/// Lookups in a row that other records wait for, until all their hosts have addresses;
+/// then those that have some are enough.
+const PATIENCE: u32 = 3;
+
 /// Lines in the log of one kind, for one name, in so long a time: an answer that
 /// changes with each lookup would fill it.
 const LINES: u32 = 2;
@@ -113,6 +117,8 @@ pub(super) struct State {
     hosts: BTreeMap<String, [Vec<IpAddr>; 2]>,
     answers: Vec<Answer>,
     left_out: usize,
+    /// Lookups in a row whose records were others and not taken over.
+    put_off: u32,
     /// Why the last lookup failed, if it did.
     failing: Option<String>,
     /// Lookups in a row that did.
@@ -205,7 +211,7 @@ impl State {
 
     /// Takes over what was answered, and returns what failed. A host with addresses
     /// of one family and none of the other is not failing; one that has no more at
-    /// all keeps those that it had.
+    /// all keeps those that it had. Other records wait until their hosts have addresses.
     fn merge(&mut self, asked: Asked) -> Option<Failure> {
         let mut worst: Option<Failure> = None;
         let mut note = |failure: Failure| match &worst {
@@ -213,13 +219,18 @@ impl State {
             Some(known) if known.outcome != Outcome::NoRecords => {}
             _ => worst = Some(failure),
         };
-        match asked.records {
-            Ok(records) => (self.records, self.left_out) = (records, asked.left_out),
-            Err(failure) => note(failure),
-        }
+        // Hosts that are known to have no addresses, or not to be.
+        let mut absent = BTreeSet::new();
         for (host, families) in asked.hosts {
-            let known = self.hosts.entry(host).or_default();
             let has_some = families.iter().any(Result::is_ok);
+            let has_none = |found: &Result<_, Failure>| {
+                let failure = found.as_ref().err();
+                failure.is_some_and(|failure| failure.outcome == Outcome::NoRecords)
+            };
+            if families.iter().all(has_none) {
+                absent.insert(host.clone());
+            }
+            let known = self.hosts.entry(host).or_default();
             for (known, found) in known.iter_mut().zip(families) {
                 match found {
                     Ok(addresses) => *known = addresses,
@@ -230,9 +241,32 @@ impl State {
                 }
             }
         }
+        match asked.records {
+            Ok(records) if self.may_go_by(&records, &absent) => {
+                (self.records, self.left_out) = (records, asked.left_out);
+                self.put_off = 0;
+            }
+            Ok(_) => self.put_off = self.put_off.saturating_add(1),
+            Err(failure) => note(failure),
+        }
         let used: BTreeSet<_> = self.records.iter().map(|record| &record.host).collect();
         self.hosts.retain(|host, _| used.contains(host));
         worst
+    }
+
+    /// Whether these records may take the place of those before: they lead somewhere,
+    /// and nothing more is to be learnt of their hosts soon.
+    fn may_go_by(&self, records: &[Record], absent: &BTreeSet<String>) -> bool {
+        let has_addresses = |record: &Record| {
+            let families = self.hosts.get(&record.host);
+            families.is_some_and(|families| families.iter().any(|known| !known.is_empty()))
+        };
+        let is_settled = |record: &Record| has_addresses(record) || absent.contains(&record.host);
+        let leads_somewhere = records.iter().any(has_addresses);
+        // Who leads nowhere yet has nothing to lose.
+        records == self.records
+            || self.answers.is_empty()
+            || leads_somewhere && (self.put_off >= PATIENCE || records.iter().all(is_settled))
     }
 
     fn expanded(&self) -> Vec<Answer> {

@@ -189,6 +189,58 @@ fn records_make_primaries_and_backups_with_weights() {
 }
 
 #[test]
+fn records_whose_hosts_have_no_addresses_leave_the_answer() {
+    let now = Instant::now();
+    let one = |ip| [found(&[ip]), found(&[])];
+    for outcome in [Outcome::NoRecords, Outcome::Timeout, Outcome::Failed] {
+        let mut state = State::default();
+        let old = asked(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
+        state.note(old, &settings(), now);
+        let fails = || [Err(failure(outcome)), Err(failure(outcome))];
+        for _ in 0..10 {
+            let new = asked(&[record(1, 1, "new")], vec![("new", fails())]);
+            assert!(!state.note(new, &settings(), now).changed);
+            assert_eq!(addresses(&state), ["192.0.2.1"]);
+            assert_eq!(state.failing(), Some(outcome.label()));
+        }
+        let new = asked(&[record(1, 1, "new")], vec![("new", one("192.0.2.2"))]);
+        assert!(state.note(new, &settings(), now).changed);
+        assert_eq!(addresses(&state), ["192.0.2.2"]);
+        assert_eq!(state.failing(), None);
+    }
+}
+
+#[test]
+fn records_wait_for_hosts_that_failed_but_not_for_long() {
+    let (mut state, now) = (State::default(), Instant::now());
+    let one = |ip| [found(&[ip]), found(&[])];
+    let old = asked(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
+    state.note(old.clone(), &settings(), now);
+    let records = [record(1, 1, "first"), record(2, 1, "second")];
+    let new = |first| {
+        let hosts = vec![("first", first), ("second", one("192.0.2.3"))];
+        asked(&records, hosts)
+    };
+    let fails = || [Err(failure(Outcome::Failed)), found(&[])];
+    for turn in 1..=3 {
+        assert!(!state.note(new(fails()), &settings(), now).changed);
+        assert_eq!(
+            (addresses(&state).as_slice(), turn),
+            (&["192.0.2.1".to_owned()][..], turn)
+        );
+    }
+    assert!(state.note(new(fails()), &settings(), now).changed);
+    assert_eq!(addresses(&state), ["192.0.2.3"]);
+    state.note(new(one("192.0.2.2")), &settings(), now);
+    assert_eq!(addresses(&state), ["192.0.2.2", "192.0.2.3"]);
+    // A host that is not there is not waited for.
+    state.note(old, &settings(), now);
+    assert_eq!(addresses(&state), ["192.0.2.1"]);
+    state.note(new([found(&[]), found(&[])]), &settings(), now);
+    assert_eq!(addresses(&state), ["192.0.2.3"]);
+}
+
+#[test]
 fn weights_keep_their_proportions() {
     assert_eq!(scaled(0, 0), 1);
     assert_eq!(scaled(256, 256), 256);
@@ -297,6 +349,7 @@ proptest! {
             now += noted.pause;
             prop_assert!(noted.pause >= settings.retry && noted.pause <= settings.max_ttl);
             prop_assert_eq!(noted.changed, before != state.answers());
+            prop_assert!(before.is_empty() || !state.answers().is_empty());
             prop_assert!(state.answers().len() <= MAX_KEPT);
             let weights = state.answers().iter().map(|answer| answer.weight);
             prop_assert!(weights.clone().all(|weight| (1..=MAX_WEIGHT).contains(&weight)));

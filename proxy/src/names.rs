@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Answers, Config, Name, Resolver};
+use crate::config::{Answers, Config, Name};
 
 use ask::Source;
 pub use board::Board;
@@ -26,10 +26,18 @@ pub(crate) const MAX_SOCKETS: usize = ask::MAX_SOCKETS;
 /// The running lookups, one for each name. They end with the value.
 pub struct Names {
     board: Arc<Board>,
-    resolver: Resolver,
     source: Arc<Source>,
     asking: BTreeMap<Name, AbortHandle>,
     tasks: JoinSet<()>,
+}
+
+/// The names of a configuration that does not hold yet, looked up beside those of the
+/// one that does, which is not touched. The lookups end with the value.
+pub struct Candidate {
+    /// Those alone that nothing is known of.
+    names: Names,
+    /// When they have been waited for long enough.
+    until: Instant,
 }
 
 impl Names {
@@ -37,32 +45,60 @@ impl Names {
     /// runtime.
     #[must_use]
     pub fn start(config: &Config) -> Self {
-        let mut names = Self {
-            board: Arc::default(),
-            resolver: config.resolver.clone(),
-            source: Arc::new(Source::new(config.resolver.clone())),
-            asking: BTreeMap::new(),
-            tasks: JoinSet::new(),
-        };
-        names.follow(&[config]);
+        let mut names = Self::of(Source::new(config.resolver.clone()));
+        names.look_up(names_of(config));
         names
     }
 
-    /// Goes on with the names of other configurations, and asks as the last of them
-    /// says. Lookups of those that stay go on as they are, unless others are to be
-    /// asked or at other times; even then the last answers stand. Nobody is told of
-    /// names that went: the caller knows.
-    pub fn follow(&mut self, configs: &[&Config]) {
-        let names = configs.iter().flat_map(|config| &config.names);
-        let wanted: BTreeSet<_> = names.map(|named| &named.name).collect();
-        if let Some(config) = configs.last()
-            && self.resolver != config.resolver
-        {
-            self.resolver = config.resolver.clone();
-            self.source = Arc::new(Source::new(config.resolver.clone()));
+    fn of(source: Source) -> Self {
+        Self {
+            board: Arc::default(),
+            source: Arc::new(source),
+            asking: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Begins to look up those names of another configuration that are new, or have
+    /// led nowhere yet while others are to be asked; to be waited for as long as
+    /// `patience`. Nothing changes here. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn candidate(&self, config: &Config, patience: Duration) -> Candidate {
+        let (known, others) = (self.answers(), self.asks_others(config));
+        let mut wanted = names_of(config);
+        wanted.retain(|name| match others {
+            true => !known.contains_key(*name),
+            false => !self.board.has(name),
+        });
+        let mut names = Self::of(self.source.beside(config.resolver.clone()));
+        names.look_up(wanted);
+        Candidate {
+            names,
+            until: Instant::now() + patience,
+        }
+    }
+
+    /// Goes on with the names of `config`, which holds from now on, with what its
+    /// candidate has found out, and asks as it says. Lookups of names that stay go on
+    /// as they are, unless others are to be asked or at other times; even then the last
+    /// answers stand. Nobody is told of names that went: the caller knows.
+    pub fn adopt(&mut self, config: &Config, candidate: Candidate) {
+        if self.asks_others(config) {
+            self.source = Arc::clone(&candidate.names.source);
             self.tasks.abort_all();
             self.asking.clear();
+            self.board.ask_anew();
         }
+        self.board.absorb(&candidate.names.board);
+        self.look_up(names_of(config));
+    }
+
+    fn asks_others(&self, config: &Config) -> bool {
+        *self.source.settings() != config.resolver
+    }
+
+    /// Has these names looked up and no others.
+    fn look_up(&mut self, wanted: BTreeSet<&Name>) {
         self.asking.retain(|name, task| {
             let stays = wanted.contains(name);
             if !stays {
@@ -107,7 +143,32 @@ impl Names {
     }
 }
 
+impl Candidate {
+    /// Waits until each name has been asked for once, with or without success, or has
+    /// been waited for long enough. Nothing is lost if the future is dropped.
+    pub async fn ready(&self) {
+        let all_asked = self.names.board.all_asked();
+        let _ = tokio::time::timeout_at(self.until.into(), all_asked).await;
+    }
+
+    /// What the names lead to by now: those that are `running` by what is known there,
+    /// unless this has found out what they lead to.
+    #[must_use]
+    pub fn answers(&self, running: &Names) -> Answers {
+        let mut answers = running.answers();
+        answers.extend(self.names.answers());
+        answers
+    }
+}
+
+fn names_of(config: &Config) -> BTreeSet<&Name> {
+    config.names.iter().map(|named| &named.name).collect()
+}
+
 async fn keep_asking(name: Name, source: Arc<Source>, board: Arc<Board>) {
+    if let Some(at) = board.ask_at(&name) {
+        tokio::time::sleep_until(at.into()).await;
+    }
     loop {
         let asked = source.ask(&name).await;
         let pause = board.note(&name, asked, source.settings(), Instant::now());
@@ -148,11 +209,7 @@ impl Resolved {
 /// runtime; makes no thread.
 #[must_use]
 pub fn resolve_once(config: &Config) -> Resolved {
-    let names: BTreeSet<_> = config
-        .names
-        .iter()
-        .map(|named| named.name.clone())
-        .collect();
+    let names: Vec<_> = names_of(config).into_iter().cloned().collect();
     if names.is_empty() {
         return Resolved::default();
     }

@@ -353,21 +353,69 @@ fn another_configuration_disturbs_only_what_it_changes() {
         let mut names = Names::start(&load("\"dns:a.ppv2.test:1\", \"dns:b.ppv2.test:2\""));
         names.first(TIMEOUT).await;
         let next = load("\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
-        names.follow(&[&next]);
-        names.first(TIMEOUT).await;
+        let candidate = names.candidate(&next, TIMEOUT);
+        candidate.ready().await;
+        names.adopt(&next, candidate);
         assert_eq!(servers(&next, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
+        // What was found out beforehand is not asked for again before it is old.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(resolver.asked("b.ppv2.test"), 2);
+        assert_eq!(resolver.asked("c.ppv2.test"), 2);
         // Others are to be asked, who say nothing: what was known stays.
         let silent = Resolver::start();
         silent.answer(Answers::Silence);
         let elsewhere = config(&silent, "\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
         let elsewhere = Config::from_toml("x", &elsewhere).unwrap();
-        names.follow(&[&elsewhere]);
+        let candidate = names.candidate(&elsewhere, TIMEOUT);
+        candidate.ready().await;
+        names.adopt(&elsewhere, candidate);
         assert_eq!(servers(&elsewhere, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
         while silent.asked("c.ppv2.test") == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(resolver.asked("c.ppv2.test"), 2);
-        drop(names);
+    });
+}
+
+#[test]
+fn a_configuration_that_never_holds_changes_nothing() {
+    let (resolver, other) = (Resolver::start(), Resolver::start());
+    resolver.set("a.ppv2.test", 0, &["192.0.2.1"]);
+    other.set("a.ppv2.test", 0, &["192.0.2.66"]);
+    other.set("late.ppv2.test", 0, &["192.0.2.67"]);
+    let list = "\"dns:a.ppv2.test:53\", \"dns:late.ppv2.test:53\"";
+    let load = |resolver| Config::from_toml("x", &config(resolver, list)).unwrap();
+    let (before, after) = (load(&resolver), load(&other));
+    run(async {
+        let mut names = Names::start(&before);
+        names.first(TIMEOUT).await;
+        let candidate = names.candidate(&after, TIMEOUT);
+        candidate.ready().await;
+        // Those that lead somewhere are asked of others when it holds.
+        assert_eq!(other.asked("a.ppv2.test"), 0);
+        let found = |answers| {
+            let servers = after.expand(&answers).config.servers.into_iter();
+            servers.map(|server| server.name).collect::<Vec<_>>()
+        };
+        let expected = ["192.0.2.1:53", "192.0.2.67:53"];
+        assert_eq!(found(candidate.answers(&names)), expected);
+        assert_eq!(servers(&before, &names), ["192.0.2.1:53"]);
+        drop(candidate);
+        let asked = other.asked("late.ppv2.test");
+        let of_running = resolver.asked("a.ppv2.test");
+        while resolver.asked("a.ppv2.test") < of_running + 4 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(other.asked("late.ppv2.test"), asked);
+        assert_eq!(servers(&before, &names), ["192.0.2.1:53"]);
+
+        let candidate = names.candidate(&after, TIMEOUT);
+        candidate.ready().await;
+        let lookups =
+            "ppv2_name_lookups_total{name=\"dns:late.ppv2.test:53\",result=\"no_records\"}";
+        let counted = metric(&names, lookups);
+        names.adopt(&after, candidate);
+        assert!(metric(&names, lookups) >= counted);
+        lead_to(&after, &names, &["192.0.2.66:53", "192.0.2.67:53"]).await;
     });
 }

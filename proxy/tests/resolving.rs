@@ -147,6 +147,47 @@ fn a_start_without_an_answer_goes_on_asking() {
 }
 
 #[test]
+fn a_refused_reload_with_another_resolver_changes_nothing() {
+    let (resolver, other) = (Resolver::start(), Resolver::start());
+    let (port, _servers) = at(["127.0.0.2", "127.0.0.3"]);
+    resolver.set(NAME, 1, &["127.0.0.2"]);
+    other.set(NAME, 1, &["127.0.0.3"]);
+    let (a, b) = (address("127.0.0.1"), address("127.0.0.1"));
+    let name = format!("\"dns:{NAME}:{port}\"");
+    let proxy = Proxy::start(&config(&resolver, a, "", &name));
+    assert_eq!(of_new_clients(a), ips(["127.0.0.2"]));
+    let good = config(&other, a, "", &name);
+    let lost =
+        listener("b", b, "lost") + "[upstream.lost]\nservers = [\"dns:lost.ppv2.test:53\"]\n";
+    for _ in 0..3 {
+        let (status, said) = proxy.try_reload(&(good.clone() + &lost));
+        assert_eq!(status, 422);
+        assert!(said.contains("no name in upstream `lost`"), "{said}");
+    }
+    assert!(other.asked("lost.ppv2.test") > 0);
+    assert_eq!(other.asked(NAME), 0);
+    assert_eq!(of_new_clients(a), ips(["127.0.0.2"]));
+    // One that is not refused has the other asked.
+    proxy.reload(&good);
+    eventually("the other's answer", || {
+        of_new_clients(a) == ips(["127.0.0.3"])
+    });
+}
+
+#[test]
+fn a_reload_mends_a_resolver_that_never_answered() {
+    let (failing, resolver) = (Resolver::start(), Resolver::start());
+    failing.answer(Answers::ServFail);
+    let (port, _servers) = at(["127.0.0.2"]);
+    resolver.set(NAME, 1, &["127.0.0.2"]);
+    let a = address("127.0.0.1");
+    let name = format!("\"dns:{NAME}:{port}\"");
+    let proxy = Proxy::start(&config(&failing, a, "", &name));
+    proxy.reload(&config(&resolver, a, "", &name));
+    assert_eq!(of_new_clients(a), ips(["127.0.0.2"]));
+}
+
+#[test]
 fn srv_records_say_who_serves_and_who_stands_in() {
     let resolver = Resolver::start();
     let (port, _servers) = at(["127.0.0.2", "127.0.0.3"]);

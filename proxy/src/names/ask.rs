@@ -45,7 +45,8 @@ pub(super) struct Source {
     settings: Resolver,
     /// Made anew when the host's files are others.
     made: Mutex<Option<(Stamp, Arc<Made>)>>,
-    places: Semaphore,
+    /// Those that run beside each other share them.
+    places: Arc<Semaphore>,
 }
 
 struct Made {
@@ -66,7 +67,16 @@ impl Source {
         Self {
             settings,
             made: Mutex::default(),
-            places: Semaphore::new(MAX_QUESTIONS),
+            places: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+        }
+    }
+
+    /// A source with other settings, and no more questions at once than with one.
+    pub(super) fn beside(&self, settings: Resolver) -> Self {
+        Self {
+            settings,
+            made: Mutex::default(),
+            places: Arc::clone(&self.places),
         }
     }
 

@@ -38,6 +38,31 @@ impl Board {
         }
     }
 
+    /// Takes over what another has found out.
+    pub(super) fn absorb(&self, other: &Self) {
+        let mut entries = self.entries();
+        for (name, found) in std::mem::take(&mut *other.entries()) {
+            entries.entry(name).or_default().absorb(found);
+        }
+        // Answers may have come since somebody looked.
+        self.changed.notify_one();
+    }
+
+    /// Has all names asked for again at once.
+    pub(super) fn ask_anew(&self) {
+        self.entries().values_mut().for_each(State::ask_anew);
+    }
+
+    /// When to ask for a name again, if it is not at once.
+    pub(super) fn ask_at(&self, name: &Name) -> Option<Instant> {
+        self.entries().get(name)?.ask_at()
+    }
+
+    /// Whether a name is here.
+    pub(super) fn has(&self, name: &Name) -> bool {
+        self.entries().contains_key(name)
+    }
+
     /// Notes and logs what came of a lookup, and returns the time until the next.
     pub(super) fn note(
         &self,

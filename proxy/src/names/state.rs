@@ -123,6 +123,8 @@ pub(super) struct State {
     failing: Option<String>,
     /// Lookups in a row that did.
     failures: u32,
+    /// When to ask again; none for at once.
+    ask_at: Option<Instant>,
     outcomes: [u64; Outcome::ALL.len()],
     changes: u64,
     told: Told,
@@ -175,6 +177,28 @@ impl State {
         self.outcomes.iter().any(|count| *count > 0)
     }
 
+    /// When to ask again; none for at once.
+    pub(super) fn ask_at(&self) -> Option<Instant> {
+        self.ask_at
+    }
+
+    /// Has it asked for again at once, since others are asked.
+    pub(super) fn ask_anew(&mut self) {
+        self.ask_at = None;
+    }
+
+    /// Takes over what another has found out of the same name, unless that leads
+    /// nowhere and this does not.
+    pub(super) fn absorb(&mut self, other: Self) {
+        let outcomes = std::array::from_fn(|n| self.outcomes[n] + other.outcomes[n]);
+        let changes = self.changes + other.changes;
+        let leads_nowhere = other.answers.is_empty();
+        if other.is_asked() && (self.answers.is_empty() || !leads_nowhere) {
+            *self = other;
+        }
+        (self.outcomes, self.changes) = (outcomes, changes);
+    }
+
     /// How many lookups went so.
     pub(super) fn outcomes(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome as usize]
@@ -202,9 +226,11 @@ impl State {
             self.answers = answers;
             self.changes += 1;
         }
+        let pause = self.pause(ttl, settings);
+        self.ask_at = Some(now + pause);
         Noted {
             changed,
-            pause: self.pause(ttl, settings),
+            pause,
             sayings: self.sayings(now),
         }
     }

@@ -227,21 +227,19 @@ impl Control {
             return Err(why);
         }
         let before = Arc::clone(&self.roll);
-        // Until it holds, what is known of the names before must not be lost.
-        self.names.follow(&[&self.written, &config]);
-        self.names.first(FIRST_ANSWERS).await;
-        let applied = self.apply_written(&config).await;
-        if applied.is_ok() {
-            self.written = config;
-        }
-        self.names.follow(&[&self.written]);
-        applied?;
+        // Until it holds, its names are no matter to those that run.
+        let candidate = self.names.candidate(&config, FIRST_ANSWERS);
+        candidate.ready().await;
+        self.apply_written(&config, candidate.answers(&self.names))
+            .await?;
+        self.names.adopt(&config, candidate);
+        self.written = config;
         Ok(reload::news(&before.config, &self.roll.config))
     }
 
-    /// Goes by `written`, with what names lead to.
-    async fn apply_written(&mut self, written: &Config) -> Result<(), String> {
-        let Expanded { config, remarks } = expand(written, self.names.answers()).await?;
+    /// Goes by `written`, with what its names lead to.
+    async fn apply_written(&mut self, written: &Config, answers: Answers) -> Result<(), String> {
+        let Expanded { config, remarks } = expand(written, answers).await?;
         if let Some(upstream) = reload::without_servers(&self.roll.config, &config) {
             return Err(format!(
                 "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"

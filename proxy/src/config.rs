@@ -19,7 +19,7 @@ mod values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -281,11 +281,14 @@ impl Config {
         self.listeners.iter().map(of).max().unwrap_or(1).max(1)
     }
 
-    /// Worker threads, by configuration or one per core.
+    /// Worker threads, by configuration or one for each core that this process could
+    /// use when it was first asked.
     #[must_use]
     pub fn worker_count(&self) -> usize {
-        let per_core = || thread::available_parallelism().map_or(1, usize::from);
-        self.workers.unwrap_or_else(per_core)
+        // Cores come and go with quotas and affinities, and workers don't.
+        static CORES: OnceLock<usize> = OnceLock::new();
+        let counted = || thread::available_parallelism().map_or(1, usize::from);
+        self.workers.unwrap_or_else(|| *CORES.get_or_init(counted))
     }
 
     /// Sockets that clients write to: with `reuse_port`, each worker has one for

@@ -39,15 +39,21 @@ pub(super) fn probe_but(config: &Config, held: &BTreeSet<SocketAddr>) -> Result<
     Ok(())
 }
 
-/// Whether all source addresses of sessions are this host's.
+/// Whether all source addresses of sessions are this host's. One whose ports are all
+/// taken is.
 pub(super) fn probe_sources(config: &Config) -> Result<(), RunError> {
     for source in config.sources() {
-        net::probe_source(source).map_err(|error| RunError::Bind {
-            what: "source".to_owned(),
-            address: SocketAddr::new(source, 0),
-            reason: reason_of(&error),
-            mend: mend_of(&error),
-        })?;
+        match net::probe_source(source) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                return Err(RunError::Bind {
+                    what: "source".to_owned(),
+                    address: SocketAddr::new(source, 0),
+                    reason: reason_of(&error),
+                    mend: mend_of(&error),
+                });
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -77,7 +83,8 @@ pub(super) fn listeners(
             *sockets = addresses().map(bind_one).collect::<Result<_, _>>()?;
         }
     } else {
-        for (turn, address) in addresses().enumerate() {
+        // The first one after those that have an address already.
+        for (turn, address) in (held.len()..).zip(addresses()) {
             sockets[turn % workers].push(bind_one(address)?);
         }
     }

@@ -31,11 +31,19 @@ pub struct Names {
     tasks: JoinSet<()>,
 }
 
+/// The names that run, as others may know them.
+#[derive(Clone)]
+pub struct Running {
+    board: Arc<Board>,
+    source: Arc<Source>,
+}
+
 /// The names of a configuration that does not hold yet, looked up beside those of the
 /// one that does, which is not touched. The lookups end with the value.
 pub struct Candidate {
     /// Those alone that nothing is known of.
     names: Names,
+    beside: Arc<Board>,
     /// When they have been waited for long enough.
     until: Instant,
 }
@@ -59,22 +67,13 @@ impl Names {
         }
     }
 
-    /// Begins to look up those names of another configuration that are new, or have
-    /// led nowhere yet while others are to be asked; to be waited for as long as
-    /// `patience`. Nothing changes here. Must be called within a tokio runtime.
+    /// What is known by now and whom it is asked of, for those who look up the names
+    /// of another configuration.
     #[must_use]
-    pub fn candidate(&self, config: &Config, patience: Duration) -> Candidate {
-        let (known, others) = (self.answers(), self.asks_others(config));
-        let mut wanted = names_of(config);
-        wanted.retain(|name| match others {
-            true => !known.contains_key(*name),
-            false => !self.board.has(name),
-        });
-        let mut names = Self::of(self.source.beside(config.resolver.clone()));
-        names.look_up(wanted);
-        Candidate {
-            names,
-            until: Instant::now() + patience,
+    pub fn running(&self) -> Running {
+        Running {
+            board: Arc::clone(&self.board),
+            source: Arc::clone(&self.source),
         }
     }
 
@@ -83,7 +82,7 @@ impl Names {
     /// as they are, unless others are to be asked or at other times; even then the last
     /// answers stand. Nobody is told of names that went: the caller knows.
     pub fn adopt(&mut self, config: &Config, candidate: Candidate) {
-        if self.asks_others(config) {
+        if self.source.asks_others(config) {
             self.source = Arc::clone(&candidate.names.source);
             self.tasks.abort_all();
             self.asking.clear();
@@ -91,10 +90,6 @@ impl Names {
         }
         self.board.absorb(&candidate.names.board);
         self.look_up(names_of(config));
-    }
-
-    fn asks_others(&self, config: &Config) -> bool {
-        *self.source.settings() != config.resolver
     }
 
     /// Has these names looked up and no others.
@@ -143,6 +138,28 @@ impl Names {
     }
 }
 
+impl Running {
+    /// Begins to look up those names of another configuration that are new, or have
+    /// led nowhere yet while others are to be asked; to be waited for as long as
+    /// `patience`. Nothing changes here. Must be called within a tokio runtime.
+    #[must_use]
+    pub fn candidate(&self, config: &Config, patience: Duration) -> Candidate {
+        let (known, others) = (self.board.answers(), self.source.asks_others(config));
+        let mut wanted = names_of(config);
+        wanted.retain(|name| match others {
+            true => !known.contains_key(*name),
+            false => !self.board.has(name),
+        });
+        let mut names = Names::of(self.source.beside(config.resolver.clone()));
+        names.look_up(wanted);
+        Candidate {
+            names,
+            beside: Arc::clone(&self.board),
+            until: Instant::now() + patience,
+        }
+    }
+}
+
 impl Candidate {
     /// Waits until each name has been asked for once, with or without success, or has
     /// been waited for long enough. Nothing is lost if the future is dropped.
@@ -151,11 +168,11 @@ impl Candidate {
         let _ = tokio::time::timeout_at(self.until.into(), all_asked).await;
     }
 
-    /// What the names lead to by now: those that are `running` by what is known there,
-    /// unless this has found out what they lead to.
+    /// What the names lead to by now: those that run by what is known there, unless
+    /// this has found out what they lead to.
     #[must_use]
-    pub fn answers(&self, running: &Names) -> Answers {
-        let mut answers = running.answers();
+    pub fn answers(&self) -> Answers {
+        let mut answers = self.beside.answers();
         answers.extend(self.names.answers());
         answers
     }

@@ -16,7 +16,7 @@ mod setups;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -32,11 +32,11 @@ use crate::doctor;
 use crate::limits::Ceiling;
 use crate::net;
 use crate::watch::{self, Watch};
-use control::Control;
+use control::{Control, Event};
 
 pub use bind::probe;
 
-/// Requests for a reload that may wait: each gets an answer of its own.
+/// Requests for a reload that may wait to be heard.
 const RELOADS: usize = 8;
 
 /// Why a valid configuration could not be run.
@@ -118,7 +118,33 @@ pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(supervise(config, file))
+    let ended = runtime.block_on(supervise(config, file));
+    // A file system that hangs must not hold up the end.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Tells of a file that can't be read again. A pipe is not opened, which would wait
+/// for a writer.
+fn warn_of_reloads(file: &Path) {
+    let name = file.display();
+    match std::fs::metadata(file).map(|file| file.is_file()) {
+        Ok(true) => {
+            if let Err(error) = std::fs::File::open(file) {
+                tracing::warn!(
+                    "{name} can't be read any more, so no reload can succeed: {error}; let the user that the proxy runs as read it"
+                );
+            }
+        }
+        Ok(false) => {
+            tracing::warn!("{name} is no regular file, so no reload can succeed");
+        }
+        Err(error) => {
+            tracing::warn!(
+                "{name} can't be found any more, so no reload can succeed: {error}; let the user that the proxy runs as see it"
+            );
+        }
+    }
 }
 
 async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
@@ -128,13 +154,8 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
         );
     }
-    if let Some(file) = &file
-        && let Err(error) = std::fs::File::open(file)
-    {
-        tracing::warn!(
-            "{} can't be read any more, so no reload can succeed: {error}; let the user that the proxy runs as read it",
-            file.display()
-        );
+    if let Some(file) = &file {
+        warn_of_reloads(file);
     }
     let admin_listener = match config.admin {
         Some(address) => Some(bind::admin(address).await?),
@@ -147,7 +168,7 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         () = signals.stop() => return Ok(()),
     };
     let ready = Arc::new(AtomicBool::new(true));
-    let (ask, mut reloads) = mpsc::channel(RELOADS);
+    let (ask, reloads) = mpsc::channel(RELOADS);
     if let Some(listener) = admin_listener {
         let admin = Admin {
             metrics: control.metrics(),
@@ -162,7 +183,7 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
     announce(control.config(), control.ceiling(), admin);
 
     let mut watch = Watch::new(control.metrics());
-    let told = until_told(&mut control, &mut watch, &mut signals, &mut reloads).await;
+    let told = until_told(&mut control, &mut watch, &mut signals, reloads).await;
     if told.is_err() {
         control.end();
         return told;
@@ -179,7 +200,7 @@ async fn until_told(
     control: &mut Control,
     watch: &mut Watch,
     signals: &mut Signals,
-    reloads: &mut mpsc::Receiver<ReloadRequest>,
+    mut reloads: mpsc::Receiver<ReloadRequest>,
 ) -> Result<(), RunError> {
     let mut interval = tokio::time::interval(watch::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -195,12 +216,9 @@ async fn until_told(
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
-            _ = signals.hangup.recv() => control.hang_up().await,
+            _ = signals.hangup.recv() => control.hang_up(),
             // Without an admin address nobody ever asks.
-            Some(reply) = reloads.recv() => {
-                // Whoever asked may have gone.
-                let _ = reply.send(control.reload().await);
-            }
+            Some(asker) = reloads.recv() => control.reload(Some(asker)),
             () = board.changed() => control.plan_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
@@ -208,7 +226,10 @@ async fn until_told(
                 watch.log(Instant::now());
                 control.forget_gone();
             }
-            failure = control.failure() => return Err(failure),
+            event = control.event() => match event {
+                Event::Failed(failure) => return Err(failure),
+                Event::Ready(ready) => control.end_reload(*ready).await,
+            },
         }
     }
 }

@@ -353,7 +353,7 @@ fn another_configuration_disturbs_only_what_it_changes() {
         let mut names = Names::start(&load("\"dns:a.ppv2.test:1\", \"dns:b.ppv2.test:2\""));
         names.first(TIMEOUT).await;
         let next = load("\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
-        let candidate = names.candidate(&next, TIMEOUT);
+        let candidate = names.running().candidate(&next, TIMEOUT);
         candidate.ready().await;
         names.adopt(&next, candidate);
         assert_eq!(servers(&next, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
@@ -366,7 +366,7 @@ fn another_configuration_disturbs_only_what_it_changes() {
         silent.answer(Answers::Silence);
         let elsewhere = config(&silent, "\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
         let elsewhere = Config::from_toml("x", &elsewhere).unwrap();
-        let candidate = names.candidate(&elsewhere, TIMEOUT);
+        let candidate = names.running().candidate(&elsewhere, TIMEOUT);
         candidate.ready().await;
         names.adopt(&elsewhere, candidate);
         assert_eq!(servers(&elsewhere, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
@@ -389,7 +389,7 @@ fn a_configuration_that_never_holds_changes_nothing() {
     run(async {
         let mut names = Names::start(&before);
         names.first(TIMEOUT).await;
-        let candidate = names.candidate(&after, TIMEOUT);
+        let candidate = names.running().candidate(&after, TIMEOUT);
         candidate.ready().await;
         // Those that lead somewhere are asked of others when it holds.
         assert_eq!(other.asked("a.ppv2.test"), 0);
@@ -398,7 +398,7 @@ fn a_configuration_that_never_holds_changes_nothing() {
             servers.map(|server| server.name).collect::<Vec<_>>()
         };
         let expected = ["192.0.2.1:53", "192.0.2.67:53"];
-        assert_eq!(found(candidate.answers(&names)), expected);
+        assert_eq!(found(candidate.answers()), expected);
         assert_eq!(servers(&before, &names), ["192.0.2.1:53"]);
         drop(candidate);
         let asked = other.asked("late.ppv2.test");
@@ -409,7 +409,7 @@ fn a_configuration_that_never_holds_changes_nothing() {
         assert_eq!(other.asked("late.ppv2.test"), asked);
         assert_eq!(servers(&before, &names), ["192.0.2.1:53"]);
 
-        let candidate = names.candidate(&after, TIMEOUT);
+        let candidate = names.running().candidate(&after, TIMEOUT);
         candidate.ready().await;
         let lookups =
             "ppv2_name_lookups_total{name=\"dns:late.ppv2.test:53\",result=\"no_records\"}";

@@ -426,6 +426,129 @@ fn shared_sockets_go_on_when_servers_come_and_go() {
 }
 
 #[test]
+fn all_goes_on_while_a_reload_waits() {
+    // It is asked for a name, and says nothing.
+    let resolver = socket("127.0.0.1");
+    let asked = resolver.local_addr().unwrap();
+    let (a, steady, dying) = (address("127.0.0.1"), Server::start(), Server::start());
+    let with = |servers: &str, more: &str| {
+        let health = "health = { every = \"100ms\", timeout = \"50ms\", fall = 2 }";
+        let upstream = format!("[upstream.u]\nservers = [{servers}]\n{health}\n");
+        listener("a", a, "u") + &upstream + more
+    };
+    let both = list(&[&steady, &dying]);
+    let mut proxy = Proxy::start(&with(&both, ""));
+    let slow = format!("[resolver]\nservers = [\"{asked}\"]\ntimeout = \"10s\"\n");
+    proxy.write(&with(&format!("{both}, \"dns:slow.ppv2.test:53\""), &slow));
+    let waiting = std::thread::spawn({
+        let admin = proxy.admin;
+        move || http(admin, "POST /reload", "").0
+    });
+    receive(&resolver);
+
+    // A server that dies meanwhile is left, by sessions old and new.
+    let gone = dying.address;
+    drop(dying);
+    let up = format!("ppv2_upstream_up{{upstream=\"u\",server=\"{gone}\"}}");
+    eventually("it to be down", || proxy.metric(&up) == 0);
+    std::thread::sleep(Duration::from_millis(200));
+    for _ in 0..20 {
+        assert_eq!(ask(&socket("127.0.0.1"), a).0, steady.address);
+    }
+    assert!(
+        !waiting.is_finished(),
+        "the test must be sooner than the reload"
+    );
+
+    // What is asked for meanwhile is done then, with the file as it is then.
+    proxy.write(&with(&both, ""));
+    assert_eq!(http(proxy.admin, "POST /reload", "").0, 200);
+    assert_eq!(waiting.join().unwrap(), 200);
+
+    // Nor does it hold up the end.
+    proxy.write(&with(&format!("{both}, \"dns:other.ppv2.test:53\""), &slow));
+    proxy.process.signal("HUP");
+    let mut question = Vec::new();
+    while !question.windows(5).any(|label| label == b"other") {
+        (question, _) = receive(&resolver);
+    }
+    let begun = std::time::Instant::now();
+    proxy.process.signal("TERM");
+    let (status, log) = proxy.process.wait();
+    assert!(status.success(), "{log}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{log}");
+}
+
+#[test]
+fn a_pipe_in_the_file_s_place_is_refused_at_once() {
+    let (a, server) = (address("127.0.0.1"), Server::start());
+    let content = listener("a", a, "u") + "[upstream.u]\nservers = [" + &list(&[&server]) + "]\n";
+    let mut proxy = Proxy::start(&content);
+    std::fs::remove_file(&proxy.file).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(&proxy.file)
+        .status();
+    assert!(made.unwrap().success());
+    let (status, said) = http(proxy.admin, "POST /reload", "");
+    assert_eq!(status, 422, "{said}");
+    assert!(said.contains("is no regular file"), "{said}");
+
+    // Nor is one waited for where the log should be.
+    let log = proxy.folder.path().join("access.log");
+    std::fs::rename(&proxy.file, &log).unwrap();
+    let with_log = format!("{content}[access_log]\npath = \"{}\"\n", log.display());
+    proxy.write(&with_log);
+    proxy.process.signal("HUP");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(http_get(proxy.admin, "/healthz").0, 200);
+    proxy.process.signal("TERM");
+    let (status, log) = proxy.process.wait();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn cores_that_go_and_ports_that_are_taken_keep_nobody_from_reloading() {
+    let name = "cores_that_go_and_ports_that_are_taken_keep_nobody_from_reloading";
+    let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
+    if !namespace::enter(name, setup) {
+        return;
+    }
+    let [a, b, admin] = [(); 3].map(|()| address("127.0.0.1"));
+    let server = Server::start();
+    let with = |more: &str| {
+        let upstream = "[upstream.u]\nsource = [\"127.0.0.1\"]\nservers = [";
+        let config = listener("a", a, "u") + more + upstream + &list(&[&server]) + "]\n";
+        Proxy::whole(admin, &config).replace("workers = 2\n", "")
+            + "[limits]\nmax_sessions = 1000\n"
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "proxy.toml", &with(""));
+    let mut proxy = proxy(&["--config", file.to_str().unwrap()]);
+    let one_core = std::process::Command::new("taskset")
+        .args([
+            "--all-tasks",
+            "--pid",
+            "--cpu-list",
+            "0",
+            &proxy.pid().to_string(),
+        ])
+        .status();
+    assert!(one_core.unwrap().success());
+    for _ in 0..30 {
+        let client = bind(address("127.0.0.1"));
+        client.send_to(b"?", a).unwrap();
+    }
+    eventually("ports to be used up", || {
+        let reason = "ppv2_dropped_datagrams_total{listener=\"a\",reason=\"no_ports\"}";
+        metric(admin, reason) > 0
+    });
+    std::fs::write(&file, with(&listener("b", b, "u"))).unwrap();
+    let (status, said) = http(admin, "POST /reload", "");
+    assert_eq!(status, 200, "{said}");
+    assert!(!proxy.has_ended(), "{}", proxy.log());
+}
+
+#[test]
 fn flags_can_t_be_reloaded() {
     let (a, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let server = Server::start();

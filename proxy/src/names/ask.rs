@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::state::{Asked, Failure, MAX_KEPT, MAX_RECORDS, Outcome, Record};
-use crate::config::{Name, Resolver};
+use crate::config::{Config, Name, Resolver};
 
 /// Questions at once. It bounds the descriptors and ports that they take from
 /// sessions; with more names than that, some are asked for later.
@@ -82,6 +82,11 @@ impl Source {
 
     pub(super) fn settings(&self) -> &Resolver {
         &self.settings
+    }
+
+    /// Whether `config` asks others, or otherwise.
+    pub(super) fn asks_others(&self, config: &Config) -> bool {
+        self.settings != config.resolver
     }
 
     /// Looks a name up.

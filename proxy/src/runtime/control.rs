@@ -8,13 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::spawn_blocking;
+
 use super::crew::Crew;
 use super::leaving::Leaving;
+use super::reload::{self, Beside, FIRST_ANSWERS, Ready, Reloads};
 use super::settings::settings;
 use super::setups::{Log, Setups, bound, counted};
-use super::{RunError, bind, plans, reload};
-use crate::admin::WorkerHandle;
-use crate::config::{Answers, Config, Expanded};
+use super::{RunError, bind, plans};
+use crate::admin::{ReloadRequest, WorkerHandle};
+use crate::config::{Config, Expanded};
 use crate::counters::WorkerCounters;
 use crate::doctor;
 use crate::health::{Board, Health};
@@ -29,10 +32,6 @@ use crate::worker::{Change, Command, ListenerSettings, Share};
 
 /// The time between two plans, whatever servers do: building one takes up to 50 ms.
 const PLAN_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long names have to be resolved before the proxy starts without what they lead
-/// to, or goes by another configuration.
-const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How long to say nothing more of what names lead to.
 const REMARK_PAUSE: Duration = Duration::from_secs(60);
@@ -72,6 +71,15 @@ pub(super) struct Control {
     health: Health,
     log: Option<Log>,
     crew: Crew,
+    reloads: Reloads,
+}
+
+/// What has to be seen to at once.
+pub(super) enum Event {
+    /// A worker ended by itself.
+    Failed(RunError),
+    /// A configuration is ready, or can't be gone by.
+    Ready(Box<Result<Ready, String>>),
 }
 
 impl Control {
@@ -81,7 +89,7 @@ impl Control {
         let names = Names::start(&written);
         names.first(FIRST_ANSWERS).await;
         doctor::fatal_at_start(&written)?;
-        let Expanded { config, remarks } = expand(&written, names.answers())
+        let Expanded { config, remarks } = reload::expand(&written, names.answers())
             .await
             .map_err(io::Error::other)?;
         let ceiling = Ceiling::of(&config);
@@ -92,7 +100,9 @@ impl Control {
         let now = Instant::now();
         bind::probe_sources(&config)?;
         let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
-        let log = config.access_log.as_ref().map(Log::open).transpose()?;
+        let wanted = config.access_log.clone();
+        let opened = spawn_blocking(move || wanted.as_ref().map(Log::open).transpose());
+        let log = opened.await.map_err(io::Error::other)??;
         let mut roster = Roster::default();
         let roll = Arc::new(roster.enroll(config));
         let (listeners, servers) = roll.counts;
@@ -153,6 +163,7 @@ impl Control {
             health,
             log,
             crew,
+            reloads: Reloads::default(),
         })
     }
 
@@ -180,79 +191,84 @@ impl Control {
         self.crew.workers.clone()
     }
 
-    /// Waits for a worker that ends by itself.
-    pub(super) async fn failure(&mut self) -> RunError {
-        self.crew.failure().await
+    /// Waits for what has to be seen to at once. Nothing is lost if the future is
+    /// dropped.
+    pub(super) async fn event(&mut self) -> Event {
+        tokio::select! {
+            failure = self.crew.failure() => Event::Failed(failure),
+            ready = self.reloads.ready() => Event::Ready(Box::new(ready)),
+        }
     }
 
     /// Has the access log opened anew and the configuration read again.
-    pub(super) async fn hang_up(&mut self) {
+    pub(super) fn hang_up(&mut self) {
         if let Some(log) = &self.log {
             log.writer.reopen();
         }
-        // It has logged what came of it.
-        let _ = self.reload().await;
+        self.reload(None);
     }
 
-    /// Reads the configuration again and goes by it from now on. If anything is
-    /// wrong with it, nothing changes. Says what came of it, also in the log.
-    pub(super) async fn reload(&mut self) -> Result<String, String> {
-        let outcome = self.read_and_apply().await;
+    /// Has the configuration read again. Whoever asked is told what came of it, as
+    /// the log is. All goes on meanwhile.
+    pub(super) fn reload(&mut self, asker: Option<ReloadRequest>) {
+        if self.reloads.ask(asker) {
+            self.begin_reload();
+        }
+    }
+
+    fn begin_reload(&mut self) {
+        self.reloads.begin(reload::make_ready(Beside {
+            file: self.file.clone(),
+            roll: Arc::clone(&self.roll),
+            held: self.held(),
+            names: self.names.running(),
+            log: self.log.as_ref().map(|log| log.of.clone()),
+        }));
+    }
+
+    /// Goes by the configuration that was made ready. If anything is wrong with it,
+    /// nothing changes.
+    pub(super) async fn end_reload(&mut self, ready: Result<Ready, String>) {
+        let outcome = match ready {
+            Ok(ready) => self.adopt(ready).await,
+            Err(why) => Err(why),
+        };
         match &outcome {
             Ok(news) => tracing::info!("reloaded: {news}"),
             Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),
         }
-        outcome
-    }
-
-    async fn read_and_apply(&mut self) -> Result<String, String> {
-        let Some(file) = self.file.clone() else {
-            return Err(
-                "the proxy was started by flags; start it with --config FILE to reload that"
-                    .to_owned(),
-            );
-        };
-        let held = self.held();
-        // Names are resolved, and the host is looked into.
-        let read = tokio::task::spawn_blocking(move || {
-            let config = Config::from_file(&file).map_err(|error| error.to_string())?;
-            bind::probe_but(&config, &held).map_err(|error| error.to_string())?;
-            bind::probe_sources(&config).map_err(|error| error.to_string())?;
-            doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
-            Ok(config)
-        });
-        let config: Result<_, String> = read.await.map_err(|error| error.to_string())?;
-        let config = config?;
-        if let Some(why) = reload::takes_restart(&self.roll.config, &config) {
-            return Err(why);
+        if self.reloads.end(&outcome) {
+            self.begin_reload();
         }
-        let before = Arc::clone(&self.roll);
-        // Until it holds, its names are no matter to those that run.
-        let candidate = self.names.candidate(&config, FIRST_ANSWERS);
-        candidate.ready().await;
-        self.apply_written(&config, candidate.answers(&self.names))
-            .await?;
-        self.names.adopt(&config, candidate);
-        self.written = config;
-        Ok(reload::news(&before.config, &self.roll.config))
     }
 
-    /// Goes by `written`, with what its names lead to.
-    async fn apply_written(&mut self, written: &Config, answers: Answers) -> Result<(), String> {
-        let Expanded { config, remarks } = expand(written, answers).await?;
+    async fn adopt(&mut self, ready: Ready) -> Result<String, String> {
+        let Ready {
+            written,
+            candidate,
+            expanded: Expanded { config, remarks },
+            log,
+        } = ready;
         if let Some(upstream) = reload::without_servers(&self.roll.config, &config) {
             return Err(format!(
                 "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"
             ));
         }
-        for warning in config.warnings.iter().chain(&remarks) {
-            tracing::warn!("{warning}");
-        }
-        self.apply(config)
+        let before = Arc::clone(&self.roll);
+        let warnings = config.warnings.clone();
+        self.apply(config, log)
             .await
             .map_err(|error| error.to_string())?;
+        let shortfall = self.ceiling.shortfall();
+        for warning in warnings.iter().chain(&remarks).chain(&shortfall) {
+            tracing::warn!("{warning}");
+        }
         self.remarks = remarks;
-        Ok(())
+        self.names.adopt(&written, candidate);
+        self.written = written;
+        // Names may lead elsewhere since.
+        self.expand_soon(Instant::now());
+        Ok(reload::news(&before.config, &self.roll.config))
     }
 
     /// Has workers told of what names lead to, but not too often.
@@ -264,11 +280,12 @@ impl Control {
     /// enough.
     async fn expand(&mut self, now: Instant) {
         self.expand_at = None;
-        let expanded = expand(&self.written, self.names.answers()).await;
+        let expanded = reload::expand(&self.written, self.names.answers()).await;
         let applied = match expanded {
             Ok(Expanded { config, remarks }) => {
                 self.remark(remarks, now);
-                self.apply(config).await.map_err(|error| error.to_string())
+                let applied = self.apply(config, None).await;
+                applied.map_err(|error| error.to_string())
             }
             Err(error) => Err(error),
         };
@@ -302,19 +319,16 @@ impl Control {
         bound.chain(self.closing.keys().copied()).collect()
     }
 
-    /// Goes by `config` from now on; if that fails, by what was in force before.
-    async fn apply(&mut self, mut config: Config) -> Result<(), RunError> {
+    /// Goes by `config` from now on, with this access log if it is another; if that
+    /// fails, by what was in force before.
+    async fn apply(&mut self, mut config: Config, log: Option<Log>) -> Result<(), RunError> {
         let now = Instant::now();
         // Whatever can fail comes first.
         let mut sockets = bind::listeners(&config, &self.held())?;
-        let log = match &config.access_log {
-            Some(wanted) if self.log.as_ref().is_none_or(|log| log.of != *wanted) => {
-                Some(Log::open(wanted)?)
-            }
+        self.log = match config.access_log {
+            Some(_) => log.or(self.log.take()),
             None => None,
-            Some(_) => self.log.take(),
         };
-        self.log = log;
 
         let ceiling = Ceiling::of(&config);
         self.metrics
@@ -411,7 +425,7 @@ impl Control {
         let now = Instant::now();
         let (roll, version) = (Arc::clone(&self.roll), self.steering.version + 1);
         let standings = self.health.board().standings(&roll, now);
-        let made = tokio::task::spawn_blocking(move || plans::steer(&roll, &standings, version));
+        let made = spawn_blocking(move || plans::steer(&roll, &standings, version));
         // It fails only where the runtime is ending.
         if let Ok(steering) = made.await {
             self.steering = Arc::new(steering);
@@ -481,13 +495,4 @@ impl Control {
             writer.finish();
         }
     }
-}
-
-/// `written` with the servers that its names lead to and that this host can serve.
-/// The host is asked, which may take a moment.
-async fn expand(written: &Config, answers: Answers) -> Result<Expanded, String> {
-    let written = written.clone();
-    let expanded = tokio::task::spawn_blocking(move || doctor::expand(&written, &answers));
-    // It fails only where the runtime is ending.
-    expanded.await.map_err(|error| error.to_string())
 }

@@ -1,13 +1,186 @@
-//! What another configuration changes: what of it takes a restart, and what has come
-//! and gone, in words.
+//! Another configuration: made ready beside the one that holds, which goes on
+//! meanwhile; what of it takes a restart; and what has come and gone, in words.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::bind;
 use super::leaving::identity;
-use crate::config::{Config, Listener};
+use super::setups::Log;
+use crate::admin::ReloadRequest;
+use crate::config::{AccessLog, Answers, Config, Expanded, Listener};
+use crate::doctor;
+use crate::names::{Candidate, Running};
+use crate::roster::Roll;
+
+/// How long names have to be resolved before the proxy starts without what they lead
+/// to, or goes by another configuration.
+pub(super) const FIRST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// How long reading a configuration may take, with the plain names in it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The most bytes that a configuration has: some thousands of servers, at length.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What came of a reload, in words.
+pub(super) type Outcome = Result<String, String>;
+
+/// The reload that is under way, if one is, and those that are to follow.
+#[derive(Default)]
+pub(super) struct Reloads {
+    /// One task at the most. It ends with the value.
+    under_way: JoinSet<Result<Ready, String>>,
+    /// Who waits for what comes of it.
+    asked: Vec<ReloadRequest>,
+    /// Somebody asked after it had begun, when the file may have been another.
+    again: bool,
+    /// Who did, and waits.
+    asked_again: Vec<ReloadRequest>,
+}
+
+impl Reloads {
+    /// Notes that somebody asked, who perhaps waits for the outcome. Whether one is to
+    /// begin now: otherwise it is when the one under way has ended.
+    pub(super) fn ask(&mut self, asker: Option<ReloadRequest>) -> bool {
+        if self.under_way.is_empty() {
+            self.asked.extend(asker);
+            return true;
+        }
+        self.again = true;
+        self.asked_again.extend(asker);
+        false
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        ready: impl Future<Output = Result<Ready, String>> + Send + 'static,
+    ) {
+        self.under_way.spawn(ready);
+    }
+
+    /// Waits for the one that is under way, for ever if none is. Nothing is lost if
+    /// the future is dropped.
+    pub(super) async fn ready(&mut self) -> Result<Ready, String> {
+        match self.under_way.join_next().await {
+            Some(Ok(ready)) => ready,
+            Some(Err(error)) => Err(error.to_string()),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells who waits what came of it. Whether another is to begin now.
+    pub(super) fn end(&mut self, outcome: &Outcome) -> bool {
+        for asker in self.asked.drain(..) {
+            // Whoever asked may have gone.
+            let _ = asker.send(outcome.clone());
+        }
+        self.asked.append(&mut self.asked_again);
+        std::mem::take(&mut self.again)
+    }
+}
+
+/// Beside what a configuration is made ready.
+pub(super) struct Beside {
+    pub(super) file: Option<PathBuf>,
+    pub(super) roll: Arc<Roll>,
+    /// Addresses that this process has sockets for.
+    pub(super) held: BTreeSet<SocketAddr>,
+    pub(super) names: Running,
+    /// The access log that is open.
+    pub(super) log: Option<AccessLog>,
+}
+
+/// A configuration that can be gone by.
+pub(super) struct Ready {
+    pub(super) written: Config,
+    pub(super) candidate: Candidate,
+    /// It, with what its names lead to.
+    pub(super) expanded: Expanded,
+    /// Its access log, if that is another.
+    pub(super) log: Option<Log>,
+}
+
+/// Reads the configuration again and finds out all that can be wrong with it. Takes
+/// its time where names, the file or the host do.
+pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
+    let Some(file) = beside.file else {
+        return Err(
+            "the proxy was started by flags; start it with --config FILE to reload that".to_owned(),
+        );
+    };
+    let (held, roll, open) = (beside.held, beside.roll, beside.log);
+    let name = file.display().to_string();
+    let read = spawn_blocking(move || read(&file, &roll.config, &held, open.as_ref()));
+    let Ok(read) = tokio::time::timeout(PATIENCE, read).await else {
+        return Err(format!(
+            "{name} could not be read within {} s; see that its file system and DNS answer",
+            PATIENCE.as_secs()
+        ));
+    };
+    let (written, log) = read.map_err(|error| error.to_string())??;
+    let candidate = beside.names.candidate(&written, FIRST_ANSWERS);
+    candidate.ready().await;
+    let expanded = expand(&written, candidate.answers()).await?;
+    Ok(Ready {
+        written,
+        candidate,
+        expanded,
+        log,
+    })
+}
+
+/// Reads the file and looks into the host. Opens the access log, if it is another than
+/// the one that is `open`.
+fn read(
+    file: &Path,
+    before: &Config,
+    held: &BTreeSet<SocketAddr>,
+    open: Option<&AccessLog>,
+) -> Result<(Config, Option<Log>), String> {
+    let name = file.display();
+    let metadata = fs::metadata(file).map_err(|error| format!("{name}: {error}"))?;
+    if !metadata.is_file() {
+        return Err(format!(
+            "{name} is no regular file, which alone can be read again; put one there"
+        ));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(format!(
+            "{name} has {} bytes, and a configuration {MAX_BYTES} at the most; name servers by `dns:`",
+            metadata.len()
+        ));
+    }
+    let config = Config::from_file(file).map_err(|error| error.to_string())?;
+    if let Some(why) = takes_restart(before, &config) {
+        return Err(why);
+    }
+    bind::probe_but(&config, held).map_err(|error| error.to_string())?;
+    bind::probe_sources(&config).map_err(|error| error.to_string())?;
+    doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
+    let another = config.access_log.as_ref().filter(|log| open != Some(*log));
+    let log = another.map(Log::open).transpose();
+    let log = log.map_err(|error| error.to_string())?;
+    Ok((config, log))
+}
+
+/// `written` with the servers that its names lead to and that this host can serve.
+/// The host is asked, which may take a moment.
+pub(super) async fn expand(written: &Config, answers: Answers) -> Result<Expanded, String> {
+    let written = written.clone();
+    let expanded = spawn_blocking(move || doctor::expand(&written, &answers));
+    // It fails only where the runtime is ending.
+    expanded.await.map_err(|error| error.to_string())
+}
 
 /// What can't change while the proxy runs, and would, in words; with the mend.
-pub(super) fn takes_restart(old: &Config, new: &Config) -> Option<String> {
+fn takes_restart(old: &Config, new: &Config) -> Option<String> {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".to_owned());
     let differs = |key: &str, old: String, new: String| {
         (old != new).then(|| {

@@ -20,6 +20,18 @@ struct Place {
     width: usize,
 }
 
+/// The most characters of a line or a message that are shown.
+const LONGEST: usize = 1000;
+
+impl Place {
+    /// Whether the line is worth showing: somebody may have named a file that is none
+    /// of ours.
+    fn is_printable(&self) -> bool {
+        let is_odd = |c: char| c.is_control() && c != '\t';
+        self.text.chars().nth(LONGEST).is_none() && !self.text.contains(is_odd)
+    }
+}
+
 impl ConfigError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
@@ -89,14 +101,19 @@ impl fmt::Display for ConfigError {
         if let Some(place) = &self.place {
             write!(f, "{}:{}:{}: ", place.file, place.line, place.column)?;
         }
-        f.write_str(&self.message)?;
+        match self.message.char_indices().nth(LONGEST) {
+            Some((end, _)) => write!(f, "{}…", &self.message[..end])?,
+            None => f.write_str(&self.message)?,
+        }
         if let Some(place) = &self.place {
-            let number = place.line.to_string();
-            let margin = " ".repeat(number.len());
-            let indent = " ".repeat(place.column - 1);
-            let carets = "^".repeat(place.width);
-            write!(f, "\n {margin} |\n {number} | {}", place.text)?;
-            write!(f, "\n {margin} | {indent}{carets}")?;
+            if place.is_printable() {
+                let number = place.line.to_string();
+                let margin = " ".repeat(number.len());
+                let indent = " ".repeat(place.column - 1);
+                let carets = "^".repeat(place.width);
+                write!(f, "\n {margin} |\n {number} | {}", place.text)?;
+                write!(f, "\n {margin} | {indent}{carets}")?;
+            }
         }
         if let Some(mend) = &self.mend {
             let separator = if self.place.is_some() { "\n  = " } else { "; " };

@@ -118,15 +118,13 @@ impl Checker<'_> {
             return Err(error(format!("server `{text}` has port 0"))
                 .mend("name the port that the server listens on"));
         }
-        let mut addresses = text.to_socket_addrs().map_err(|cause| {
+        let addresses = text.to_socket_addrs().map_err(|cause| {
             error(format!("server `{text}` does not resolve: {cause}"))
                 .mend(format!(
                     "check the name and this host's resolver, write the IP address, or dns:{text} to have it looked up while the proxy runs"
                 ))
         })?;
-        let address = addresses
-            .next()
-            .map(canonical)
+        let address = steady(addresses.map(canonical))
             .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))?;
         let ip = address.ip();
         if ip.is_unspecified() || is_group(ip) {
@@ -231,6 +229,17 @@ impl Checker<'_> {
     }
 }
 
+/// Of the addresses that a name has, in whatever order they came this time, the one
+/// that is used: of the family that came first, the lowest.
+fn steady(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    let addresses: Vec<_> = addresses.collect();
+    let first = addresses.first()?.is_ipv4();
+    let same = addresses
+        .into_iter()
+        .filter(|address| address.is_ipv4() == first);
+    same.min()
+}
+
 /// The one way to write an address: IPv4 as such, and the number of an interface
 /// only where it tells addresses apart.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
@@ -269,5 +278,27 @@ pub(super) fn scope(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V4(_) => 0,
         SocketAddr::V6(address) => address.scope_id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_answers_decides_the_family_alone() {
+        let used = |texts: &[&str]| {
+            let addresses = texts.iter().map(|text| text.parse().unwrap());
+            steady(addresses).map(|address| address.to_string())
+        };
+        let lowest = Some("192.0.2.9:53".to_owned());
+        assert_eq!(used(&["192.0.2.9:53", "192.0.2.10:53"]), lowest);
+        assert_eq!(
+            used(&["192.0.2.10:53", "[2001:db8::1]:53", "192.0.2.9:53"]),
+            lowest
+        );
+        let of_ipv6 = Some("[2001:db8::1]:53".to_owned());
+        assert_eq!(used(&["[2001:db8::1]:53", "192.0.2.9:53"]), of_ipv6);
+        assert_eq!(used(&[]), None);
     }
 }

@@ -2,16 +2,17 @@
 //! while: their lame-duck time. Pure; `now` is an argument.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::config::{Config, Listener, Server};
+use crate::config::{Config, Server};
 use crate::mode::Mode;
 use crate::roster::Roll;
 
-/// Servers that may be leaving a listener at once. It bounds what a name costs that
-/// leads elsewhere all the time; the ones that have to be gone soonest go first.
+/// Servers found by names that may be leaving a listener at once. It bounds what a
+/// name costs that leads elsewhere all the time; the ones that have to be gone soonest
+/// go first.
 const MAX_LEAVING: usize = 256;
 
 /// A server that is leaving.
@@ -22,12 +23,6 @@ struct Leaver {
     server: Server,
     mode: Mode,
     until: Instant,
-}
-
-impl Leaver {
-    fn is(&self, listener: &str, server: &Server) -> bool {
-        self.listener == listener && identity(&self.server) == identity(server)
-    }
 }
 
 /// All servers that are leaving.
@@ -46,13 +41,23 @@ impl Leaving {
                 continue;
             };
             let all = before.map_or(&[][..], |config| &config.servers);
+            let there: HashSet<_> = new
+                .servers
+                .iter()
+                .map(|(index, _)| identity(&config.servers[*index]))
+                .collect();
+            let leavers = self.0.iter();
+            let known: HashMap<_, _> = leavers
+                .filter(|leaver| leaver.listener == old.name)
+                .map(|leaver| (identity(&leaver.server), leaver.until))
+                .collect();
             for (index, mode) in old.servers.iter().chain(&old.leaving) {
                 let server = &all[*index];
-                if has(config, new, server) {
+                if there.contains(&identity(server)) {
                     continue;
                 }
-                let known = self.0.iter().find(|leaver| leaver.is(&old.name, server));
-                let until = known.map_or(now + server.lame_duck, |leaver| leaver.until);
+                let known = known.get(&identity(server)).copied();
+                let until = known.unwrap_or(now + server.lame_duck);
                 if until > now {
                     next.push(Leaver {
                         listener: old.name.clone(),
@@ -66,17 +71,21 @@ impl Leaving {
         next.sort_by_key(|leaver| Reverse(leaver.until));
         let mut taken: BTreeMap<String, usize> = BTreeMap::new();
         next.retain(|leaver| {
+            if leaver.server.found_by.is_none() {
+                return true;
+            }
             let taken = taken.entry(leaver.listener.clone()).or_default();
             *taken += 1;
             *taken <= MAX_LEAVING
         });
         next.reverse();
+        let servers = config.servers.iter().enumerate();
+        let mut indices: HashMap<_, _> = servers
+            .map(|(index, server)| (owned(identity(server)), index))
+            .collect();
         for leaver in &next {
-            let known = config.servers.iter();
-            let known = known
-                .map(identity)
-                .position(|id| id == identity(&leaver.server));
-            let index = known.unwrap_or_else(|| {
+            let index = indices.entry(owned(identity(&leaver.server)));
+            let index = *index.or_insert_with(|| {
                 config.servers.push(Server {
                     leaving: true,
                     ..leaver.server.clone()
@@ -109,9 +118,8 @@ pub(super) fn identity(server: &Server) -> (&str, SocketAddr) {
     (&server.upstream, server.address.0)
 }
 
-fn has(config: &Config, listener: &Listener, server: &Server) -> bool {
-    let mut servers = listener.servers.iter();
-    servers.any(|(index, _)| identity(&config.servers[*index]) == identity(server))
+fn owned((upstream, address): (&str, SocketAddr)) -> (String, SocketAddr) {
+    (upstream.to_owned(), address)
 }
 
 #[cfg(test)]

@@ -13,6 +13,15 @@ fn config(servers: &str) -> Config {
     Config::from_toml("test.toml", &text).unwrap()
 }
 
+/// As if a name led to its servers.
+fn found(mut config: Config) -> Config {
+    for server in &mut config.servers {
+        let name = "srv:_a._udp.example".to_owned();
+        server.found_by = Some(crate::config::Name::Srv { name });
+    }
+    config
+}
+
 const A: &str = "\"192.0.2.1:53\"";
 const B: &str = "\"192.0.2.2:53\"";
 
@@ -66,10 +75,10 @@ fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
 fn a_name_that_leads_elsewhere_all_the_time_leaves_a_bounded_trail() {
     let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
     let mut now = Instant::now();
-    let mut before = roster.enroll(config(A));
+    let mut before = roster.enroll(found(config(A)));
     for n in 0..2_000_u32 {
         now += Duration::from_millis(10);
-        let mut next = config(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250));
+        let mut next = found(config(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250)));
         leaving.follow(&mut next, Some(&before), now);
         before = roster.enroll(next);
         assert!(before.config.servers.len() <= MAX_LEAVING + 1);
@@ -96,7 +105,7 @@ fn a_name_that_leads_elsewhere_all_the_time_cuts_no_other_listeners_time() {
                 String::new()
             }
         );
-        Config::from_toml("test.toml", &text).unwrap()
+        found(Config::from_toml("test.toml", &text).unwrap())
     };
     let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
     let now = Instant::now();
@@ -114,4 +123,16 @@ fn a_name_that_leads_elsewhere_all_the_time_cuts_no_other_listeners_time() {
     assert_eq!(listeners[0].leaving.len(), MAX_LEAVING);
     let of_other = addresses(&before.config, &listeners[1].leaving);
     assert_eq!(of_other, ["192.0.2.2:53"]);
+}
+
+#[test]
+fn servers_that_were_written_have_their_time_however_many_they_are() {
+    let many: Vec<_> = (0..2 * MAX_LEAVING)
+        .map(|n| format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250))
+        .collect();
+    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let before = roster.enroll(config(&many.join(", ")));
+    let mut one = config(A);
+    leaving.follow(&mut one, Some(&before), Instant::now());
+    assert_eq!(one.listeners[0].leaving.len(), 2 * MAX_LEAVING);
 }

@@ -296,6 +296,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
 
 fn prepare(run: Run) -> Result<Task, Failure> {
     let file = run.config.clone();
+    runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
     runtime::probe(&config).map_err(anyhow::Error::from)?;
     let standing = privilege::settle(config.user.as_deref(), Needs::of(&config));

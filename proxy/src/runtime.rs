@@ -82,6 +82,21 @@ pub enum RunError {
     },
 }
 
+/// Keeps a SIGHUP from ending the process before it listens to signals: whoever has
+/// logs rotated does not ask whether it is ready. Such a one is lost.
+///
+/// # Errors
+///
+/// Those of the kernel, out of descriptors or memory.
+pub fn outlast_hang_ups() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let _inside = runtime.enter();
+    // Once listened to, a signal has its default effect no more.
+    signal(SignalKind::hangup()).map(drop)
+}
+
 /// Signals that the process listens to.
 struct Signals {
     terminate: Signal,

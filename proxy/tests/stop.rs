@@ -177,3 +177,26 @@ fn a_hangup_ends_nothing_and_the_last_drops_are_told() {
         "{log}"
     );
 }
+
+#[test]
+fn a_hangup_while_the_configuration_is_read_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("proxy.toml");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let run = ["run", "--config", pipe.to_str().unwrap()];
+    let mut proxy = Process::start(std::process::Command::new(BINARY).args(run));
+    // Can be opened as soon as the proxy has begun to read.
+    let mut writer = std::fs::File::options().write(true).open(&pipe).unwrap();
+    proxy.signal("HUP");
+    let (listener, server) = (address("127.0.0.1"), socket("127.0.0.1"));
+    let content = format!(
+        "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n[upstream.u]\nservers = [\"{}\"]\n",
+        server.local_addr().unwrap()
+    );
+    std::io::Write::write_all(&mut writer, content.as_bytes()).unwrap();
+    drop(writer);
+    proxy.wait_for("ready");
+    served(&socket("127.0.0.1"), listener, &server);
+    assert!(proxy.log().contains("no regular file"), "{}", proxy.log());
+}

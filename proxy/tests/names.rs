@@ -343,6 +343,36 @@ fn many_names_take_few_descriptors() {
 }
 
 #[test]
+fn a_name_of_many_silent_hosts_keeps_no_other_waiting() {
+    let resolver = Resolver::start();
+    let host = |n| format!("h{n}.ppv2.test");
+    let records: Vec<_> = (0..64).map(|n| format!("1 1 53 {}.", host(n))).collect();
+    let records: Vec<_> = records.iter().map(String::as_str).collect();
+    resolver.set("_dns._udp.ppv2.test", 0, &records);
+    (0..64).for_each(|n| resolver.hush(&host(n)));
+    resolver.set("a.ppv2.test", 0, &["192.0.2.1"]);
+    let text = config(
+        &resolver,
+        "\"srv:_dns._udp.ppv2.test\", \"dns:a.ppv2.test:53\"",
+    );
+    let config = Config::from_toml("x", &text).unwrap();
+    run(async {
+        let _names = Names::start(&config);
+        while resolver.asked("h0.ppv2.test") == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let before = resolver.asked("a.ppv2.test");
+        // Each question waits for a second; of the other name there are 20 in that time.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let asked = resolver.asked("a.ppv2.test") - before;
+        assert!(asked > 10, "{asked} questions");
+        // More than once: hosts have their turns.
+        let hosts = (0..64).filter(|n| resolver.asked(&host(*n)) > 0).count();
+        assert!((5..=20).contains(&hosts), "{hosts} hosts");
+    });
+}
+
+#[test]
 fn another_configuration_disturbs_only_what_it_changes() {
     let resolver = Resolver::start();
     for name in ["a", "b", "c"] {

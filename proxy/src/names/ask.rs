@@ -24,6 +24,10 @@ use crate::config::{Config, Name, Resolver};
 /// sessions; with more names than that, some are asked for later.
 const MAX_QUESTIONS: usize = 32;
 
+/// Hosts of one name that are asked for at once, two questions each. However many it
+/// has and however slowly they are answered, other names come to be asked for.
+const MAX_HOSTS: usize = 4;
+
 /// Servers that are asked the same question at once.
 const ASKED_AT_ONCE: usize = 2;
 
@@ -163,12 +167,15 @@ impl Source {
         asked
     }
 
-    /// Asks for the addresses of all hosts at once.
+    /// Asks for the addresses of all hosts, some at once.
     async fn ask_hosts(self: &Arc<Self>, hosts: BTreeMap<String, rr::Name>, asked: &mut Asked) {
         let mut tasks = JoinSet::new();
+        let turns = Arc::new(Semaphore::new(MAX_HOSTS));
         for (host, name) in hosts {
-            let source = Arc::clone(self);
+            let (source, turns) = (Arc::clone(self), Arc::clone(&turns));
             tasks.spawn(async move {
+                // The semaphores are never closed.
+                let _turn = turns.acquire().await;
                 if let Some(written) = source.made().written(&name) {
                     return (host, written);
                 }
@@ -203,7 +210,6 @@ impl Source {
         kind: RecordType,
         pick: impl Fn(&RData) -> Option<T>,
     ) -> Found<T> {
-        // The semaphore is never closed.
         let _place = self.places.acquire().await;
         let resolver = self.made().resolver.clone()?;
         let timeout = self.settings.timeout;

@@ -37,6 +37,8 @@ struct Zone {
     /// By name, in lower case and with a dot at its end.
     records: BTreeMap<String, Vec<(u32, RData)>>,
     answers: Answers,
+    /// Names that it says nothing of.
+    hushed: BTreeSet<String>,
     /// Questions for each name, whatever their kind.
     asked: BTreeMap<String, usize>,
 }
@@ -101,6 +103,11 @@ impl Resolver {
     /// Takes a name away.
     pub fn remove(&self, name: &str) {
         self.zone.lock().unwrap().records.remove(&key(name));
+    }
+
+    /// Says nothing of a name from now on.
+    pub fn hush(&self, name: &str) {
+        self.zone.lock().unwrap().hushed.insert(key(name));
     }
 
     /// Has all questions answered so from now on.
@@ -181,7 +188,11 @@ impl RequestHandler for Handler {
             *zone.asked.entry(key(&name.to_ascii())).or_default() += 1;
             let kind = info.query.query_type();
             let records = zone.find(&name, |data| data.record_type() == kind);
-            match (zone.answers, records) {
+            let answers = match zone.hushed.contains(&key(&name.to_ascii())) {
+                true => Answers::Silence,
+                false => zone.answers,
+            };
+            match (answers, records) {
                 (Answers::Right, Some(records)) => found = records,
                 (Answers::Right | Answers::NxDomain, _) => {
                     metadata.response_code = ResponseCode::NXDomain;
@@ -189,7 +200,7 @@ impl RequestHandler for Handler {
                 (Answers::ServFail, _) => metadata.response_code = ResponseCode::ServFail,
                 (Answers::Silence, _) => {}
             }
-            zone.answers
+            answers
         };
         if how == Answers::Silence {
             // Long enough for whoever waits to have given up.

@@ -1,6 +1,7 @@
 //! Asks DNS for what names lead to: which questions, of whom, and what their answers
 //! are. Nothing is remembered here but how to ask.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -151,10 +152,7 @@ impl Source {
                 why: "its SRV records say that there is no such service".to_owned(),
             });
         }
-        records.sort_unstable();
-        records.dedup();
-        let left_out = records.len().saturating_sub(MAX_RECORDS);
-        records.truncate(MAX_RECORDS);
+        let left_out = leave_out(&mut records);
         hosts.retain(|host, _| records.iter().any(|record| record.host == *host));
         let mut asked = Asked::of(records);
         (asked.left_out, asked.ttl) = (left_out, Some(ttl));
@@ -309,6 +307,23 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
 fn picked<T>(lookup: &Lookup, pick: impl Fn(&RData) -> Option<T>) -> Vec<T> {
     let answers = lookup.answers().iter();
     answers.filter_map(|record| pick(&record.data)).collect()
+}
+
+/// Leaves those records that are to be preferred, and returns how many were left out.
+fn leave_out(records: &mut Vec<Record>) -> usize {
+    records.sort_by_cached_key(|record| {
+        let Record {
+            priority,
+            weight,
+            port,
+            ref host,
+        } = *record;
+        (priority, Reverse(weight), host.clone(), port)
+    });
+    records.dedup();
+    let left_out = records.len().saturating_sub(MAX_RECORDS);
+    records.truncate(MAX_RECORDS);
+    left_out
 }
 
 fn parsed(name: &str) -> Result<rr::Name, Failure> {

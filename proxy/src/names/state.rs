@@ -39,7 +39,7 @@ pub(super) struct Asked {
 }
 
 /// A host that serves, as an SRV record says it (RFC 2782).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// The lowest there is, is preferred.
     pub(super) priority: u16,

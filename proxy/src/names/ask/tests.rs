@@ -24,6 +24,29 @@ fn a_host_of_the_file_is_not_asked_for() {
 }
 
 #[test]
+fn of_too_many_records_the_preferred_are_followed() {
+    let record = |(priority, weight): (u16, u16)| Record {
+        priority,
+        weight,
+        port: 53,
+        host: format!("h{weight}"),
+    };
+    let weights = 0..MAX_RECORDS as u16;
+    let mut records: Vec<_> = weights.map(|weight| record((2, weight))).collect();
+    let preferred = [(1, 7), (1, 0)].map(record);
+    records.extend(preferred.iter().chain(&preferred).cloned());
+    assert_eq!(leave_out(&mut records), 2);
+    assert_eq!(records[..2], preferred);
+    let rest = (2..MAX_RECORDS as u16).rev();
+    assert!(
+        records[2..]
+            .iter()
+            .eq(&rest.map(|weight| record((2, weight))).collect::<Vec<_>>())
+    );
+    assert_eq!(leave_out(&mut records), 0);
+}
+
+#[test]
 fn others_words_are_one_short_line() {
     let long = format!("a\nb\u{1b}[31m{}", "\u{fc}".repeat(1000));
     let failure = Failure::of(&NetError::from(long), RecordType::A);

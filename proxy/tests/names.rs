@@ -287,6 +287,27 @@ fn answers_are_followed_and_the_last_one_kept() {
 }
 
 #[test]
+fn a_code_without_a_meaning_says_nothing_of_what_there_is() {
+    let resolver = Resolver::start();
+    resolver.set("a.ppv2.test", 0, &["192.0.2.1", "2001:db8::1"]);
+    let text = config(&resolver, "\"dns:a.ppv2.test:53\"");
+    let config = Config::from_toml("x", &text).unwrap();
+    run(async {
+        let names = Names::start(&config);
+        names.first(TIMEOUT).await;
+        let both = ["192.0.2.1:53", "[2001:db8::1]:53"];
+        assert_eq!(servers(&config, &names), both);
+        resolver.answer(Answers::Unassigned);
+        // With records of one kind, and without those of the other.
+        resolver.set("a.ppv2.test", 0, &["192.0.2.2"]);
+        while metric(&names, "ppv2_name_failing{name=\"dns:a.ppv2.test:53\"}") == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(servers(&config, &names), both);
+    });
+}
+
+#[test]
 fn nobody_is_asked_before_the_answer_is_old() {
     let resolver = Resolver::start();
     resolver.set("slow.ppv2.test", 3600, &["192.0.2.1"]);

@@ -222,6 +222,10 @@ impl Source {
                 Failure::of(&error, kind)
             }
         })?;
+        let code = lookup.message().response_code;
+        if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+            return Err(Failure::code(code));
+        }
         let found = picked(&lookup, pick);
         if found.is_empty() {
             return Err(Failure::no_records(kind));
@@ -359,22 +363,31 @@ impl Asked {
 
 impl Failure {
     fn of(error: &NetError, kind: RecordType) -> Self {
-        let why = if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
-            if none.response_code != ResponseCode::NXDomain {
-                return Self::no_records(kind);
+        let code = match error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) => none.response_code,
+            NetError::Dns(DnsError::ResponseCode(code)) => *code,
+            error => {
+                return Self {
+                    outcome: Outcome::Failed,
+                    why: shortened(&error.to_string()),
+                };
             }
-            return Self {
+        };
+        match code {
+            ResponseCode::NoError => Self::no_records(kind),
+            ResponseCode::NXDomain => Self {
                 outcome: Outcome::NoRecords,
                 why: "there is no such name".to_owned(),
-            };
-        } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
-            format!("DNS server: {code}")
-        } else {
-            shortened(&error.to_string())
-        };
+            },
+            code => Self::code(code),
+        }
+    }
+
+    /// A code that says nothing of what there is, one without a meaning included.
+    fn code(code: ResponseCode) -> Self {
         Self {
             outcome: Outcome::Failed,
-            why,
+            why: format!("DNS server: {code}"),
         }
     }
 

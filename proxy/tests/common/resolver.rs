@@ -28,6 +28,8 @@ pub enum Answers {
     ServFail,
     /// It says that there is no such name.
     NxDomain,
+    /// It answers with a code that means nothing.
+    Unassigned,
     /// It says nothing.
     Silence,
 }
@@ -196,6 +198,10 @@ impl RequestHandler for Handler {
                 (Answers::Right, Some(records)) => found = records,
                 (Answers::Right | Answers::NxDomain, _) => {
                     metadata.response_code = ResponseCode::NXDomain;
+                }
+                (Answers::Unassigned, records) => {
+                    metadata.response_code = ResponseCode::Unknown(14);
+                    found = records.unwrap_or_default();
                 }
                 (Answers::ServFail, _) => metadata.response_code = ResponseCode::ServFail,
                 (Answers::Silence, _) => {}

@@ -185,7 +185,8 @@ impl Source {
                 (host, [v4, v6])
             });
         }
-        // A task that panicked is as one that failed, and the others go on.
+        // A task that panics ends the process in a release, where panics abort. Elsewhere
+        // its host goes without an answer.
         while let Some(done) = tasks.join_next().await {
             let Ok((host, families)) = done else { continue };
             let mut ttl = asked.ttl;

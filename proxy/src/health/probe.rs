@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::Instant;
@@ -23,7 +24,8 @@ pub(super) enum Outcome {
     Timeout,
     WrongAnswer,
     Unreachable,
-    /// This host could not ask, which says nothing of the server.
+    /// This host could not ask, for want of descriptors, memory or its source
+    /// address, or by its own firewall, which says nothing of the server.
     NotSent,
 }
 
@@ -48,24 +50,41 @@ impl Outcome {
         }
     }
 
+    /// What an error says that came before a datagram was sent, or of a connection.
     fn of(error: &io::Error) -> Self {
-        use ErrorKind::{
-            BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
-            NetworkUnreachable,
-        };
-        let is = |kinds: &[ErrorKind]| kinds.contains(&error.kind());
-        // A server may end a connection before it has read what it was asked.
-        if is(&[
-            ConnectionRefused,
-            ConnectionReset,
-            ConnectionAborted,
-            BrokenPipe,
-        ]) {
-            Self::Refused
-        } else if is(&[HostUnreachable, NetworkUnreachable]) {
-            Self::Unreachable
-        } else {
-            Self::NotSent
+        match Errno::from_io_error(error) {
+            // A server may end a connection before it has read what it was asked.
+            Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::CONNABORTED | Errno::PIPE) => {
+                Self::Refused
+            }
+            Some(Errno::TIMEDOUT) => Self::Timeout,
+            // This host lacks something, or its own firewall is in the way.
+            Some(
+                Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::AGAIN
+                | Errno::PERM,
+            )
+            | None => Self::NotSent,
+            // An address that can't be written to, for clients' datagrams either.
+            Some(_) => Self::Unreachable,
+        }
+    }
+
+    /// What an error says that came after a datagram was sent, if anything: most of
+    /// them are ICMP errors (`icmp_err_convert` of Linux).
+    fn of_sent(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::CONNREFUSED => Some(Self::Refused),
+            Errno::NETUNREACH
+            | Errno::HOSTUNREACH
+            | Errno::NETDOWN
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::NOPROTOOPT => Some(Self::Unreachable),
+            _ => None,
         }
     }
 }
@@ -156,7 +175,7 @@ async fn udp(
         datagram.extend_from_slice(encoder.finish());
     }
     datagram.extend_from_slice(payload);
-    let socket = UdpSocket::bind(target.local()).await?;
+    let socket = UdpSocket::bind(target.local()).await.map_err(own)?;
     socket.connect(target.address).await?;
     socket.send(&datagram).await?;
     let mut outcome = if may_be_silent {
@@ -171,10 +190,16 @@ async fn udp(
             Ok(Ok(len)) if expected(&answer[..len]) => return Ok(Outcome::Passed),
             Ok(Ok(_)) => outcome = Outcome::WrongAnswer,
             // An answer that comes yet proves it forged.
-            Ok(Err(error)) => outcome = Outcome::of(&error),
+            Ok(Err(error)) => outcome = Outcome::of_sent(&error).unwrap_or(outcome),
         }
     }
     Ok(outcome)
+}
+
+/// An error of this host's own address, without the number that would speak against
+/// the server.
+fn own(error: io::Error) -> io::Error {
+    io::Error::other(error)
 }
 
 /// Whether it answers the query of this id, with anything but "I failed" (RFC
@@ -195,7 +220,7 @@ async fn connect(target: &Target, port: Option<u16>) -> io::Result<tokio::net::T
         TcpSocket::new_v6()?
     };
     if target.source.is_some() {
-        socket.bind(target.local())?;
+        socket.bind(target.local()).map_err(own)?;
     }
     socket.connect(address).await
 }
@@ -234,17 +259,24 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(200);
 
+    fn target(address: SocketAddr) -> Target {
+        Target {
+            address,
+            source: None,
+            reads_header: false,
+        }
+    }
+
     fn asked(probe: &Probe, address: SocketAddr) -> Outcome {
+        asked_of(probe, &target(address))
+    }
+
+    fn asked_of(probe: &Probe, target: &Target) -> Outcome {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        let target = Target {
-            address,
-            source: None,
-            reads_header: false,
-        };
-        runtime.block_on(ask(probe, &target, SOON))
+        runtime.block_on(ask(probe, target, SOON))
     }
 
     /// What comes of a probe that is answered by what `answers` makes of it.
@@ -324,6 +356,66 @@ mod tests {
         assert!(rest.is_empty());
         drop(free);
         assert_eq!(asked(&probe, address), Outcome::Refused);
+    }
+
+    #[test]
+    fn an_address_that_can_t_be_written_to_speaks_against_the_server() {
+        let any = Probe::Udp {
+            payload: Vec::new(),
+            expect: Expect::Any,
+            header: Header::None,
+        };
+        // Broadcast is a privilege, and a link-local address takes an interface.
+        for address in ["255.255.255.255:9", "[fe80::1]:9"] {
+            let address = address.parse().unwrap();
+            for probe in [&any, &Probe::Tcp { port: None }] {
+                assert_eq!(asked(probe, address), Outcome::Unreachable, "{address}");
+            }
+        }
+        // That this host lacks the source says nothing of the server.
+        let server = Blocking::bind("127.0.0.1:0").unwrap();
+        let target = Target {
+            source: Some("192.0.2.1".parse().unwrap()),
+            ..target(server.local_addr().unwrap())
+        };
+        for probe in [&any, &Probe::Tcp { port: None }] {
+            assert_eq!(asked_of(probe, &target), Outcome::NotSent);
+        }
+    }
+
+    #[test]
+    fn only_what_this_host_lacks_says_nothing() {
+        let of = |errno: Errno| Outcome::of(&errno.into());
+        for errno in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::AGAIN,
+            Errno::PERM,
+        ] {
+            assert_eq!(of(errno), Outcome::NotSent, "{errno:?}");
+        }
+        for errno in [
+            Errno::ACCESS,
+            Errno::INVAL,
+            Errno::NETUNREACH,
+            Errno::ADDRNOTAVAIL,
+            Errno::NOPROTOOPT,
+            Errno::HOSTDOWN,
+            Errno::NONET,
+        ] {
+            assert_eq!(of(errno), Outcome::Unreachable, "{errno:?}");
+        }
+        // Once a datagram is out, whatever else is heard leaves it to the timeout.
+        let of_sent = |errno: Errno| Outcome::of_sent(&errno.into());
+        assert_eq!(of_sent(Errno::CONNREFUSED), Some(Outcome::Refused));
+        for errno in [Errno::NOPROTOOPT, Errno::HOSTDOWN, Errno::NONET] {
+            assert_eq!(of_sent(errno), Some(Outcome::Unreachable), "{errno:?}");
+        }
+        for errno in [Errno::MSGSIZE, Errno::PROTO, Errno::OPNOTSUPP, Errno::PERM] {
+            assert_eq!(of_sent(errno), None, "{errno:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! learns of it by a [`Steering`](crate::upstream::Steering) alone.
 
 mod board;
+mod drains;
 mod probe;
 mod state;
 

@@ -302,6 +302,49 @@ fn a_server_that_is_taken_out_keeps_its_sessions_for_a_while() {
 }
 
 #[test]
+fn a_drain_outlasts_the_time_that_its_server_is_gone() {
+    let (drained, stays) = (Server::start(), Server::start());
+    let a = address("127.0.0.1");
+    let config = |servers: &[&Server], drain: &str| {
+        listener("a", a, "u")
+            + &format!(
+                "[upstream.u]\nbalance = \"round_robin\"\nlame_duck = \"0s\"\n\
+                 servers = [{}{drain}]\n",
+                list(servers)
+            )
+    };
+    let both = config(&[&stays, &drained], "");
+    let proxy = Proxy::start(&both);
+    let ask_for = |word: &str| {
+        let path = format!("POST /{word}?upstream=u&server={}", drained.address);
+        assert_eq!(http(proxy.admin, &path, "").0, 200);
+    };
+    let is_draining = || http_get(proxy.admin, "/upstreams").1.contains("draining");
+    let away = || {
+        proxy.reload(&config(&[&stays], ""));
+        let gone = drained.address.to_string();
+        assert!(!http_get(proxy.admin, "/upstreams").1.contains(&gone));
+    };
+    ask_for("drain");
+    for _ in 0..2 {
+        away();
+        proxy.reload(&both);
+        assert!(is_draining());
+    }
+    // What was asked while it was gone holds as well.
+    away();
+    ask_for("undrain");
+    proxy.reload(&both);
+    assert!(!is_draining());
+    // The file has the last word.
+    ask_for("drain");
+    let says_so = format!(", {{ address = \"{}\", drain = true }}", drained.address);
+    proxy.reload(&config(&[&stays], &says_so));
+    proxy.reload(&both);
+    assert!(!is_draining());
+}
+
+#[test]
 fn what_a_listener_asks_for_holds_from_then_on() {
     let servers = [Server::start(), Server::start()];
     let a = address("127.0.0.1");

@@ -10,6 +10,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::drains::{Asked, Drains};
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
 use crate::address::ServerAddr;
@@ -46,6 +47,8 @@ impl Standing {
 #[derive(Debug, Default)]
 pub struct Board {
     entries: Mutex<BTreeMap<usize, Entry>>,
+    /// What was asked for servers that are gone. Locked after the entries.
+    gone: Mutex<Drains>,
     /// Told when workers must know.
     changed: Notify,
 }
@@ -92,6 +95,17 @@ impl Entry {
 
     fn is_draining(&self) -> bool {
         self.leaving || self.drain_asked.unwrap_or(self.drain)
+    }
+
+    /// What was asked of it, unless the configuration says the same.
+    fn asked(self) -> Option<Asked> {
+        let drain = self.drain_asked.filter(|drain| *drain != self.drain)?;
+        Some(Asked {
+            upstream: self.upstream,
+            name: self.name,
+            address: self.address,
+            drain,
+        })
     }
 
     /// How long it has been there, as a part of its slow start; `None` when that is
@@ -190,15 +204,19 @@ impl Board {
         starting.map(|entry| now + entry.slow_start / STEPS).min()
     }
 
-    /// Has a server get no new sessions, or get them again, until the process ends.
-    /// False if there is no such server.
+    fn gone(&self) -> MutexGuard<'_, Drains> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a server get no new sessions, or get them again, until the process ends,
+    /// also if it is gone for a while. False if there is no such server.
     pub fn drain(&self, upstream: &str, server: &str, drain: bool) -> bool {
         let mut entries = self.entries();
         let found = entries
             .values_mut()
             .find(|entry| entry.upstream == upstream && entry.name == server);
         let Some(entry) = found else {
-            return false;
+            return self.gone().ask(upstream, server, drain);
         };
         let was_draining = entry.is_draining();
         entry.drain_asked = Some(drain);
@@ -212,22 +230,24 @@ impl Board {
     /// Takes over the servers of `roll`, and what is known of those that stay.
     pub(super) fn follow(&self, roll: &Roll, now: Instant) {
         let mut entries = self.entries();
+        let mut gone = self.gone();
         let is_start = entries.is_empty();
         let mut known = std::mem::take(&mut *entries);
         for (server, (number, name)) in roll.config.servers.iter().zip(&roll.servers) {
             // Of another server that had the number before, nothing is known.
-            let old = known
-                .remove(number)
-                .filter(|old| (&old.upstream, old.address) == (&server.upstream, server.address));
+            let is_same =
+                |old: &Entry| (&old.upstream, old.address) == (&server.upstream, server.address);
+            let old = known.get(number).is_some_and(is_same);
+            let old = old.then(|| known.remove(number)).flatten();
             let came = match &old {
                 Some(old) => old.came,
                 None => (!is_start).then_some(now),
             };
             let checks = server.health.as_ref();
-            let drain_asked = old
-                .as_ref()
-                .filter(|old| old.drain == server.drain)
-                .and_then(|old| old.drain_asked);
+            let drain_asked = match &old {
+                Some(old) => old.drain_asked.filter(|_| old.drain == server.drain),
+                None => gone.take(&server.upstream, server.address, server.drain),
+            };
             let old = old.filter(|old| old.is_checked == checks.is_some());
             let has_probe = checks.is_some_and(|health| health.probe.is_some());
             let has_passive = checks.is_some_and(|health| health.passive.is_some());
@@ -260,6 +280,7 @@ impl Board {
             };
             entries.insert(*number, entry);
         }
+        gone.keep(known.into_values().filter_map(Entry::asked));
     }
 
     /// How each server of `roll` stands, by its place in the configuration.

@@ -178,3 +178,6 @@ impl Watched {
 fn share() -> f64 {
     f64::from(u16::try_from(probe::lot() & 0xffff).unwrap_or(0)) / 65_536.0
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub struct Roster {
 struct Enrolled {
     name: Arc<ServerName>,
     address: SocketAddr,
+    /// What metrics call it.
+    label: String,
 }
 
 /// A configuration, and the numbers of what is in it.
@@ -39,6 +41,8 @@ pub struct Roll {
     pub listeners: Vec<usize>,
     /// The number of each server, and what it goes by.
     pub servers: Vec<(usize, Arc<ServerName>)>,
+    /// What metrics call each server; no two of an upstream the same.
+    pub labels: Vec<String>,
     /// Numbers that were another server's before.
     pub anew: Vec<usize>,
     /// How many numbers listeners and servers have.
@@ -98,11 +102,15 @@ impl Roster {
             });
             (number, Arc::clone(&self.servers[number].name))
         });
-        let servers = servers.collect();
+        let servers: Vec<_> = servers.collect();
+        self.label(&config, &servers);
+        let label = |(number, _): &(usize, _)| self.servers[*number].label.clone();
+        let labels = servers.iter().map(label).collect();
         Roll {
             config,
             listeners,
             servers,
+            labels,
             anew,
             counts: (self.listeners.len(), self.servers.len()),
         }
@@ -114,17 +122,39 @@ impl Roster {
         &self.listeners
     }
 
-    /// What servers go by, by number; `None` for those that nobody goes by any more.
+    /// Servers' upstreams and what metrics call them, by number; `None` for those that
+    /// nobody goes by any more.
     #[must_use]
     pub fn servers(&self) -> Vec<Option<(String, String)>> {
         let servers = self.servers.iter();
         servers
             .map(|one| {
-                let name = &one.name;
                 let is_in_use = one.is_in_use();
-                is_in_use.then(|| (name.upstream.clone(), name.server.clone()))
+                is_in_use.then(|| (one.name.upstream.clone(), one.label.clone()))
             })
             .collect()
+    }
+
+    /// Has metrics call servers what is written. Where that led to another address
+    /// before, and somebody goes by it still, that one has its address behind it.
+    fn label(&mut self, config: &Config, servers: &[(usize, Arc<ServerName>)]) {
+        let stays = config.servers.iter().zip(servers);
+        let stays =
+            stays.filter(|(server, (_, name))| !server.leaving && server.name == name.server);
+        let first: Vec<_> = stays.map(|(_, (number, _))| *number).collect();
+        let (mut done, mut taken) = (HashSet::new(), HashSet::new());
+        for number in first.into_iter().chain(0..self.servers.len()) {
+            let one = &mut self.servers[number];
+            if !one.is_in_use() || !done.insert(number) {
+                continue;
+            }
+            let ServerName { upstream, server } = &*one.name;
+            one.label = if taken.insert((upstream.clone(), server.clone())) {
+                server.clone()
+            } else {
+                format!("{server} ({})", one.address)
+            };
+        }
     }
 
     fn listener(&mut self, name: &str) -> usize {
@@ -143,6 +173,7 @@ impl Enrolled {
             server: server.name.clone(),
         };
         Self {
+            label: name.server.clone(),
             name: Arc::new(name),
             address: server.address.0,
         }
@@ -199,6 +230,38 @@ mod tests {
         let other = roster.enroll(config(&["192.0.2.4:53"]));
         assert_eq!((numbers(&other), &*other.anew), (vec![0], &[0][..]));
         assert_eq!(other.counts.1, 3);
+    }
+
+    #[test]
+    fn metrics_call_no_two_servers_the_same() {
+        // A name that leads elsewhere each time that the file is read.
+        let led_to = |last: u8| {
+            let mut config = config(&["192.0.2.1:53", "192.0.2.9:53"]);
+            config.servers[0].name = "srv.lan:53".to_owned();
+            config.servers[0].address.0 = ([192, 0, 2, last], 53).into();
+            config
+        };
+        let mut roster = Roster::default();
+        let first = roster.enroll(led_to(1));
+        assert_eq!(first.labels, ["srv.lan:53", "192.0.2.9:53"]);
+        let second = roster.enroll(led_to(2));
+        let mut leaving = led_to(3);
+        leaving.servers.push(led_to(1).servers.remove(0));
+        leaving.servers[2].leaving = true;
+        let third = roster.enroll(leaving);
+        let (old, older) = ("srv.lan:53 (192.0.2.2:53)", "srv.lan:53 (192.0.2.1:53)");
+        assert_eq!(third.labels, ["srv.lan:53", "192.0.2.9:53", older]);
+        let labels = |roster: &Roster| -> Vec<_> {
+            let servers = roster.servers().into_iter().flatten();
+            servers.map(|(_, label)| label).collect()
+        };
+        let expected = [older, "192.0.2.9:53", old, "srv.lan:53"];
+        assert_eq!(labels(&roster), expected);
+        drop((first, second, third));
+        // It is back where it was.
+        let back = roster.enroll(led_to(1));
+        assert_eq!(back.labels, ["srv.lan:53", "192.0.2.9:53"]);
+        assert_eq!(labels(&roster), back.labels);
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use super::drains::{Asked, Drains};
+use super::drains::{Asked, Drains, is_meant};
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
 use crate::address::ServerAddr;
@@ -57,6 +57,8 @@ pub struct Board {
 struct Entry {
     upstream: String,
     name: String,
+    /// What metrics call it.
+    label: String,
     /// The name that leads to it, if one does.
     found_by: Option<Name>,
     address: ServerAddr,
@@ -80,6 +82,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether an operator who writes `server` means it: by name or by address.
+    fn is(&self, upstream: &str, server: &str) -> bool {
+        self.upstream == upstream && is_meant(server, &self.name, self.address)
+    }
+
     fn is_down(&self) -> bool {
         self.is_checked && (self.probed.is_down() || self.seen.is_down())
     }
@@ -209,22 +216,24 @@ impl Board {
     }
 
     /// Has a server get no new sessions, or get them again, until the process ends,
-    /// also if it is gone for a while. False if there is no such server.
+    /// also if it is gone for a while. `server` is what is written, which may have led
+    /// to several of them, or an address. False if there is no such server.
     pub fn drain(&self, upstream: &str, server: &str, drain: bool) -> bool {
         let mut entries = self.entries();
-        let found = entries
-            .values_mut()
-            .find(|entry| entry.upstream == upstream && entry.name == server);
-        let Some(entry) = found else {
-            return self.gone().ask(upstream, server, drain);
-        };
-        let was_draining = entry.is_draining();
-        entry.drain_asked = Some(drain);
-        if entry.is_draining() != was_draining {
-            tracing::info!(upstream, server, drain, "an operator asked for it");
-            self.changed.notify_one();
+        let mut is_known = self.gone().ask(upstream, server, drain);
+        for entry in entries.values_mut() {
+            if !entry.is(upstream, server) {
+                continue;
+            }
+            is_known = true;
+            let was_draining = entry.is_draining();
+            entry.drain_asked = Some(drain);
+            if entry.is_draining() != was_draining {
+                tracing::info!(upstream, server, drain, "an operator asked for it");
+                self.changed.notify_one();
+            }
         }
-        true
+        is_known
     }
 
     /// Takes over the servers of `roll`, and what is known of those that stay.
@@ -233,7 +242,8 @@ impl Board {
         let mut gone = self.gone();
         let is_start = entries.is_empty();
         let mut known = std::mem::take(&mut *entries);
-        for (server, (number, name)) in roll.config.servers.iter().zip(&roll.servers) {
+        let servers = roll.config.servers.iter().zip(&roll.servers);
+        for ((server, (number, name)), label) in servers.zip(&roll.labels) {
             // Of another server that had the number before, nothing is known.
             let is_same =
                 |old: &Entry| (&old.upstream, old.address) == (&server.upstream, server.address);
@@ -255,6 +265,7 @@ impl Board {
             let entry = Entry {
                 upstream: server.upstream.clone(),
                 name: name.server.clone(),
+                label: label.clone(),
                 found_by: server.found_by.clone(),
                 address: server.address,
                 weight: server.weight,
@@ -385,7 +396,7 @@ impl Collector for Board {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let entries = self.entries();
         fn labels(entry: &Entry) -> Labels<'_> {
-            vec![("upstream", &entry.upstream), ("server", &entry.name)]
+            vec![("upstream", &entry.upstream), ("server", &entry.label)]
         }
         let up = entries
             .values()

@@ -16,6 +16,11 @@ pub(super) struct Asked {
     pub(super) drain: bool,
 }
 
+/// Whether who writes `server` means the one of this name and address.
+pub(super) fn is_meant(server: &str, name: &str, address: ServerAddr) -> bool {
+    server == name || server.parse() == Ok(address.0)
+}
+
 /// All such servers, in the order in which they left.
 #[derive(Debug, Default)]
 pub(super) struct Drains(Vec<Asked>);
@@ -56,10 +61,12 @@ impl Drains {
         (drain != configured).then_some(drain)
     }
 
-    /// Asks for it anew. False if there is no such server.
+    /// Asks for it anew, by name or by address. False if there is no such server.
     pub(super) fn ask(&mut self, upstream: &str, server: &str, drain: bool) -> bool {
         let before = self.0.len();
-        let is = |asked: &Asked| asked.upstream == upstream && asked.name == server;
+        let is = |asked: &Asked| {
+            asked.upstream == upstream && is_meant(server, &asked.name, asked.address)
+        };
         let is_known = self.0.iter().any(is);
         // What it goes back to is what the configuration says.
         self.0.retain(|asked| !is(asked) || asked.drain == drain);
@@ -100,6 +107,7 @@ mod tests {
         drains.keep([asked(4, true), asked(5, true)]);
         assert!(!drains.ask("u", "server6", false));
         assert!(drains.ask("u", "server4", true) && drains.ask("u", "server5", false));
+        assert!(drains.ask("u", "192.0.2.1:4", true));
         assert_eq!(drains.take("u", address(4), false), Some(true));
         assert_eq!(drains.take("u", address(5), false), None);
     }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::config;
@@ -25,13 +25,19 @@ pub use state::Traffic;
 
 /// Probes at once. It bounds the descriptors and ports that they take from
 /// sessions; where more servers hang than that, some are asked later.
-pub(crate) const MAX_PROBES: usize = 64;
+pub(crate) const MAX_PROBES: usize = 256;
+
+/// Probes at once of one upstream. It bounds what its servers, when all hang, keep
+/// from those of others.
+const MAX_UPSTREAM_PROBES: usize = 64;
 
 /// The running checks. They end with the value.
 pub struct Health {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     places: Arc<Semaphore>,
+    /// By upstream.
+    shares: HashMap<String, Arc<Semaphore>>,
     /// By number of the server.
     checks: HashMap<usize, Checks>,
 }
@@ -52,6 +58,7 @@ impl Health {
             board: Arc::default(),
             metrics,
             places: Arc::new(Semaphore::new(MAX_PROBES)),
+            shares: HashMap::new(),
             checks: HashMap::new(),
         }
     }
@@ -88,9 +95,22 @@ impl Health {
             };
             let checks = match before.remove(&number).filter(same) {
                 Some(checks) => checks,
-                None => self.check(number, Arc::clone(health), target, is_looked_at),
+                None => {
+                    let places = self.places(&server.upstream);
+                    self.check(number, Arc::clone(health), target, is_looked_at, places)
+                }
             };
             self.checks.insert(number, checks);
+        }
+        self.shares.retain(|_, share| Arc::strong_count(share) > 1);
+    }
+
+    fn places(&mut self, upstream: &str) -> Places {
+        let share = self.shares.entry(upstream.to_owned());
+        let share = share.or_insert_with(|| Arc::new(Semaphore::new(MAX_UPSTREAM_PROBES)));
+        Places {
+            share: Arc::clone(share),
+            all: Arc::clone(&self.places),
         }
     }
 
@@ -100,6 +120,7 @@ impl Health {
         health: Arc<config::Health>,
         target: Target,
         is_looked_at: bool,
+        places: Places,
     ) -> Checks {
         let mut tasks = JoinSet::new();
         let watched = Watched {
@@ -108,8 +129,7 @@ impl Health {
             board: Arc::clone(&self.board),
         };
         if let Some(probe) = health.probe.clone() {
-            let (target, places) = (target.clone(), Arc::clone(&self.places));
-            tasks.spawn(watched.clone().probe(probe, target, places));
+            tasks.spawn(watched.clone().probe(probe, target.clone(), places));
         }
         if let Some(passive) = health.passive
             && is_looked_at
@@ -135,6 +155,21 @@ fn reads_header(mode: Mode) -> bool {
     matches!(mode, Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. }))
 }
 
+/// Places for probes of one upstream.
+struct Places {
+    share: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
+impl Places {
+    /// Waits for one. `None` if there will be none any more.
+    async fn take(&self) -> Option<[SemaphorePermit<'_>; 2]> {
+        // Whoever waits for its upstream's keeps nobody else's.
+        let own = self.share.acquire().await.ok()?;
+        Some([own, self.all.acquire().await.ok()?])
+    }
+}
+
 /// A server that is being checked.
 #[derive(Clone)]
 struct Watched {
@@ -144,12 +179,12 @@ struct Watched {
 }
 
 impl Watched {
-    async fn probe(self, probe: config::Probe, target: Target, places: Arc<Semaphore>) {
+    async fn probe(self, probe: config::Probe, target: Target, places: Places) {
         // Servers are asked one after the other, not all in the same moment.
         tokio::time::sleep(self.health.every.mul_f64(share())).await;
         loop {
             let begun = tokio::time::Instant::now();
-            let Ok(place) = places.acquire().await else {
+            let Some(place) = places.take().await else {
                 return;
             };
             let outcome = probe::ask(&probe, &target, self.health.timeout).await;

@@ -1,6 +1,8 @@
 //! Servers as a whole configuration has them.
 
 use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::time::Duration;
 
 use super::*;
 use crate::config::Config;
@@ -45,4 +47,46 @@ fn servers_of_one_name_are_told_apart_and_drained_together() {
     assert!(board.drain("u", "192.0.2.3:53", false));
     assert_eq!(states(), [State::Up, State::Draining, State::Up]);
     assert!(!board.drain("u", "192.0.2.4:53", true));
+}
+
+#[test]
+fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
+    // On all addresses of loopback, and silent.
+    let hangs = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = hangs.local_addr().unwrap().port();
+    let silent: Vec<_> = (0..256)
+        .map(|n| format!("\"127.0.1.{n}:{port}\""))
+        .collect();
+    let dead = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = dead.local_addr().unwrap();
+    drop(dead);
+    let upstream = |name: &str, servers: &str| {
+        format!(
+            "[[listener]]\nname = \"{name}\"\nbind = [\"127.0.2.1:1{name}\"]\n\
+             upstream = \"{name}\"\n[upstream.{name}]\nservers = [{servers}]\n\
+             health = {{ every = \"400ms\", timeout = \"400ms\", probe = {{ kind = \"udp\" }} }}\n"
+        )
+    };
+    let text = upstream("1", &silent.join(", ")) + &upstream("2", &format!("\"{address}\""));
+    let roll = Roster::default().enroll(Config::from_toml("test.toml", &text).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut health = Health::new(metrics());
+        health.follow(&roll, Instant::now());
+        let board = health.board();
+        let is_down = || {
+            let standings = board.standings(&roll, Instant::now());
+            standings.last().map(|standing| standing.state) == Some(State::Down)
+        };
+        // 256 probes that time out take 1.6 s where 64 are made at once; three of
+        // the dead server come within 1.2 s if it need not wait for them.
+        let begun = Instant::now();
+        while !is_down() {
+            assert!(begun.elapsed() < Duration::from_millis(2500));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
 }

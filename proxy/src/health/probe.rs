@@ -16,6 +16,10 @@ use crate::config::{Expect, Header, Probe};
 /// hundred times what it is asked.
 const ANSWERS: usize = 16;
 
+/// Bytes of an answer that are searched for what is expected; it bounds the time
+/// that a server's answers take from everything else that is done beside probes.
+const SEARCHED: usize = 4096;
+
 /// What came of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -128,7 +132,9 @@ pub(super) async fn ask(probe: &Probe, target: &Target, timeout: Duration) -> Ou
                 let expected = |answer: &[u8]| match expect {
                     Expect::Any | Expect::Silence => true,
                     Expect::Bytes(bytes) => answer == bytes,
-                    Expect::Matching(regex) => regex.is_match(answer),
+                    Expect::Matching(regex) => {
+                        regex.is_match(&answer[..answer.len().min(SEARCHED)])
+                    }
                 };
                 let may_be_silent = matches!(expect, Expect::Silence);
                 udp(target, *header, payload, may_be_silent, deadline, expected).await
@@ -337,6 +343,23 @@ mod tests {
             answers
         });
         assert_eq!(flood, Outcome::WrongAnswer);
+    }
+
+    #[test]
+    fn only_the_beginning_of_an_answer_is_searched() {
+        let probe = Probe::Udp {
+            payload: b"ping".to_vec(),
+            expect: Expect::Matching(regex::bytes::Regex::new("pong").unwrap()),
+            header: Header::None,
+        };
+        fn after(len: usize) -> Vec<Vec<u8>> {
+            let mut answer = vec![b' '; len];
+            answer.extend(b"pong");
+            answer.resize(20_000, b' ');
+            vec![answer]
+        }
+        assert_eq!(answered(&probe, |_| after(4092)), Outcome::Passed);
+        assert_eq!(answered(&probe, |_| after(4093)), Outcome::WrongAnswer);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! It asks nothing of who reads it, so it belongs on loopback or a management
 //! network; `/sessions` shows clients' addresses. Readers there may hang or come
-//! in crowds all the same, and must not cost sessions: connections are few, and
-//! none lasts.
+//! in crowds all the same, and must not cost sessions: connections are few, none
+//! lasts, and those who ask nothing make room for others.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -16,12 +17,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::collector::Collector;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::health::Board;
 use crate::metrics::{self, Metrics};
@@ -38,12 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) const MAX_CONNECTIONS: usize = 32;
 
 /// How long a request may take to arrive. It bounds how long those who connect
-/// and send nothing, or a byte now and then, keep others out.
+/// and send nothing, or a byte now and then, take a descriptor.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long one connection may go from request to request. It bounds what those
-/// who never run out of requests keep from others.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// How long one connection may last, whatever it does. It bounds those who ask
 /// and don't read the answer.
@@ -151,19 +150,27 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut guests = VecDeque::<Guest>::new();
     let mut told: Option<Instant> = None;
     loop {
+        guests.retain(|guest| !guest.task.is_finished());
+        if places.available_permits() == 0 {
+            make_room(&mut guests);
+        }
         // Before accepting: an accepted connection already has its descriptor.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let routes = routes.clone();
-                tokio::spawn(async move {
-                    converse(stream, routes).await;
+                let asked = Arc::<AtomicBool>::default();
+                let conversation = converse(stream, routes.clone(), Arc::clone(&asked));
+                let task = tokio::spawn(async move {
+                    conversation.await;
                     drop(place);
                 });
+                let task = task.abort_handle();
+                guests.push_back(Guest { asked, task });
             }
             // Most often no descriptor is left, which passes.
             Err(error) => {
@@ -177,20 +184,36 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
-/// Answers the requests of one connection while its time lasts.
-async fn converse(stream: TcpStream, routes: Router) {
+/// A connection that lasts.
+struct Guest {
+    /// Whether a whole request has come.
+    asked: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+/// Ends the oldest connection that has asked nothing, if there is one.
+fn make_room(guests: &mut VecDeque<Guest>) {
+    let is_silent = |guest: &Guest| !guest.asked.load(Ordering::Relaxed);
+    if let Some(guest) = guests.iter().position(is_silent) {
+        guests.remove(guest).inspect(|guest| guest.task.abort());
+    }
+}
+
+/// Answers the request of one connection, if it comes in time, and notes that it came.
+async fn converse(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
+    let routes = TowerToHyperService::new(routes);
+    let answer = service_fn(move |request| {
+        asked.store(true, Ordering::Relaxed);
+        routes.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = std::pin::pin!(connection);
+        // Whoever has had an answer gives its place to others.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), answer);
     // What goes wrong with a connection is its reader's concern.
-    if let Ok(_ended) = tokio::time::timeout(KEEP_ALIVE, connection.as_mut()).await {
-        return;
-    }
-    // A request that is being answered gets the rest of the time.
-    connection.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(LIFETIME.saturating_sub(KEEP_ALIVE), connection).await;
+    let _ = tokio::time::timeout(LIFETIME, connection).await;
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -163,8 +164,8 @@ fn idle_connections_cost_no_session_and_make_room_for_requests() {
     }
     assert!(open() < 120);
 
-    // The latest stay open, more than are served at once, so that the answer has
-    // to wait until some of them have had their time.
+    // The latest stay open, more than are served at once, so that one of them has to
+    // make room.
     idle.drain(..160);
     assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
     assert!(!proxy.log().contains("can't accept"), "{}", proxy.log());
@@ -172,4 +173,23 @@ fn idle_connections_cost_no_session_and_make_room_for_requests() {
         metric(admin, "ppv2_sessions{listener=\"listener1\"}"),
         clients.len() as u64
     );
+}
+
+#[test]
+fn who_asks_is_answered_at_once_however_many_are_silent() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let mut silent: Vec<_> = (0..100)
+        .map(|_| TcpStream::connect(admin).unwrap())
+        .collect();
+    // Some have asked once, and stay.
+    for stream in &mut silent[60..] {
+        write!(stream, "GET / HTTP/1.1\r\nhost: {admin}\r\n\r\n").unwrap();
+    }
+    let begun = Instant::now();
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    // Within less than anybody may be silent.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{begun:?}");
 }

@@ -6,13 +6,16 @@
 //! lasts, and those who ask nothing make room for others.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Query, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -139,14 +142,16 @@ pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 pub async fn serve(listener: TcpListener, admin: Admin) {
     let routes = Router::new()
         .route("/", get(|| async { INDEX }))
-        .route("/metrics", get(metrics_text))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
         .route("/upstreams", get(upstreams))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
         .route("/reload", post(reload))
         .route("/sessions", get(sessions))
+        .layer(from_fn(refuse_names))
+        // Monitors ask for these by whatever name leads here.
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -252,6 +257,26 @@ async fn undrain(
     Query(named): Query<Named>,
 ) -> Response {
     set_drain(&admin, &headers, &named, false)
+}
+
+/// Refuses who asks by a name. A page of another site could have its own name lead
+/// here, and would be shown everything by its reader's browser (DNS rebinding).
+async fn refuse_names(request: Request, next: Next) -> Response {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    if hosts.all(is_no_name) {
+        return next.run(request).await;
+    }
+    let message = "ask by an IP address, or by localhost\n";
+    (StatusCode::MISDIRECTED_REQUEST, message).into_response()
+}
+
+/// Whether a host, with its port or without, is an address or `localhost`.
+fn is_no_name(host: &HeaderValue) -> bool {
+    let Ok(authority) = Authority::try_from(host.as_bytes()) else {
+        return false;
+    };
+    let host = authority.host().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 /// The refusal of what a page of another site has a browser post.
@@ -395,6 +420,32 @@ fn entry(worker: usize, report: SessionReport) -> SessionEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_and_localhost_are_no_names() {
+        let is_no_name = |host: &str| is_no_name(&host.parse().unwrap());
+        for host in [
+            "127.0.0.1",
+            "192.0.2.1:9901",
+            "[::1]",
+            "[2001:db8::1]:9901",
+            "localhost:9901",
+            "LocalHost",
+        ] {
+            assert!(is_no_name(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:9901",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "127.0.0.1@evil.example",
+            "127.0.0.1:9901 evil.example",
+        ] {
+            assert!(!is_no_name(host), "{host}");
+        }
+    }
 
     #[test]
     fn cursors_are_read_or_refused() {

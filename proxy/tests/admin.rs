@@ -5,7 +5,7 @@
 mod common;
 
 use std::collections::HashSet;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -192,4 +192,39 @@ fn who_asks_is_answered_at_once_however_many_are_silent() {
     assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
     // Within less than anybody may be silent.
     assert!(begun.elapsed() < Duration::from_secs(2), "{begun:?}");
+}
+
+#[test]
+fn pages_whose_name_leads_here_are_told_nothing() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let status = |request: &str, host: &str| {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\n{host}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer["HTTP/1.1 ".len()..][..3].parse::<u16>().unwrap()
+    };
+    let page = format!("host: evil.example:{}\r\n", admin.port());
+    for request in [
+        "GET /sessions",
+        "GET /upstreams",
+        "GET /",
+        "POST /reload",
+        "POST /drain?upstream=u&server=s",
+    ] {
+        assert_eq!(status(request, &page), 421, "{request}");
+    }
+    let both = format!("host: {admin}\r\n{page}");
+    assert_eq!(status("GET /sessions", &both), 421);
+    let own = format!("host: localhost:{}\r\n", admin.port());
+    for host in [&own, &format!("host: {admin}\r\n"), ""] {
+        assert_eq!(status("GET /sessions", host), 200, "{host}");
+    }
+    // Monitors may go by a name.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(status(&format!("GET {path}"), &page), 200, "{path}");
+    }
 }

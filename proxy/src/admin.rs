@@ -51,6 +51,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// and don't read the answer.
 const LIFETIME: Duration = Duration::from_secs(10);
 
+/// How long whoever asks for a reload waits for its outcome: a reload may take longer
+/// than a connection.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// How long to accept nothing after that failed. It bounds the time spent on
 /// trying while descriptors are short.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -295,10 +299,14 @@ async fn reload(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response
         let message = "other reloads are waiting; ask again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
     }
-    match outcome.await {
-        Ok(Ok(done)) => format!("{done}\n").into_response(),
-        Ok(Err(why)) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")).into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
+    match tokio::time::timeout(PATIENCE, outcome).await {
+        Ok(Ok(Ok(done))) => format!("{done}\n").into_response(),
+        Ok(Ok(Err(why))) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")).into_response(),
+        Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
+        Err(_) => {
+            let message = "still reloading; the log will say what came of it\n";
+            (StatusCode::ACCEPTED, message).into_response()
+        }
     }
 }
 

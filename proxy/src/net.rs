@@ -177,6 +177,36 @@ pub enum SendFault {
     },
 }
 
+/// Datagrams in a row of what one slot holds: all, unless a burst is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The slot.
+    pub slot: usize,
+    /// Number of the first.
+    first: usize,
+    /// Number of the one behind the last.
+    end: usize,
+}
+
+impl Part {
+    /// How many datagrams these are.
+    #[must_use]
+    pub fn datagrams(&self) -> usize {
+        self.end - self.first
+    }
+
+    /// Cuts off the first `count` of them, or all if there are no more.
+    #[must_use]
+    pub fn take(&mut self, count: usize) -> Self {
+        let whole = *self;
+        self.first += count.min(self.datagrams());
+        Self {
+            end: self.first,
+            ..whole
+        }
+    }
+}
+
 /// Room for what one call receives: [`BATCH`] slots, each for a datagram or a
 /// burst of them.
 #[derive(Debug)]
@@ -203,6 +233,24 @@ impl Batch {
         self.received[slot]
     }
 
+    /// All that `slot` holds.
+    #[must_use]
+    pub fn whole(&self, slot: usize) -> Part {
+        let end = self.received[slot].map_or(0, |received| received.datagrams());
+        Part {
+            slot,
+            first: 0,
+            end,
+        }
+    }
+
+    /// Bytes of payload in `part`.
+    #[must_use]
+    pub fn len_of(&self, part: Part) -> usize {
+        let (len, segment) = self.received[part.slot].map_or((0, 0), |r| (r.len, r.segment));
+        (part.end * segment).min(len) - (part.first * segment).min(len)
+    }
+
     /// The payload in `slot`.
     fn payload(&self, slot: usize) -> &[u8] {
         let len = self.received[slot].map_or(0, |received| received.len);
@@ -221,8 +269,8 @@ impl Default for Batch {
 pub struct Options {
     /// Refuse rather than cut up a datagram that exceeds the path's MTU.
     pub dont_fragment: bool,
-    /// Have bursts handed over in one piece. Off where single datagrams must be
-    /// counted one by one.
+    /// Have bursts handed over in one piece. Off where datagrams are counted one by
+    /// one, which saves cutting them.
     pub bursts: bool,
 }
 
@@ -370,7 +418,9 @@ impl Socket {
         Ok(Self::new(inner, server, false))
     }
 
-    /// Has an open socket serve other options from the next datagram on.
+    /// Has an open socket serve other options from the next datagram on. Where
+    /// bursts have been handed over in one piece, they go on being so: of those
+    /// that wait already, the kernel would no longer tell the size of a datagram.
     ///
     /// # Errors
     ///
@@ -378,8 +428,10 @@ impl Socket {
     pub fn adapt(&self, options: Options) -> io::Result<()> {
         let v6 = self.bound.is_ipv6();
         options::set_fragmentation(&self.inner, v6, options.dont_fragment)?;
-        // Best effort, as at the beginning.
-        let _ = sys::receive_bursts(&self.inner, options.bursts);
+        if options.bursts {
+            // Best effort, as at the beginning.
+            let _ = sys::receive_bursts(&self.inner);
+        }
         Ok(())
     }
 
@@ -413,7 +465,19 @@ impl Socket {
         outgoing: impl Fn(usize) -> Outgoing<'h>,
         fault: impl FnMut(usize, SendFault),
     ) -> Sent {
-        sys::send(self, batch, slots, outgoing, fault)
+        let parts = slots.iter().map(|slot| batch.whole(*slot));
+        sys::send(self, batch, parts, outgoing, fault)
+    }
+
+    /// As [`send`](Self::send), of these parts of slots.
+    pub fn send_parts<'h>(
+        &self,
+        batch: &Batch,
+        parts: &[Part],
+        outgoing: impl Fn(usize) -> Outgoing<'h>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        sys::send(self, batch, parts.iter().copied(), outgoing, fault)
     }
 
     /// Largest UDP payload that passes in one piece to the connected server, or
@@ -457,7 +521,7 @@ fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
     options::set_fragmentation(&socket, address.is_ipv6(), options.dont_fragment)?;
     if options.bursts {
         // Best effort: a kernel without it hands over single datagrams.
-        let _ = sys::receive_bursts(&socket, true);
+        let _ = sys::receive_bursts(&socket);
     }
     Ok(socket)
 }

@@ -37,7 +37,9 @@ use slab::Slab;
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, WorkerCounters};
-use crate::net::{BATCH, Batch, Outgoing, READY, Readiness, Socket, TrafficClass, Waker};
+use crate::net::{
+    BATCH, Batch, Outgoing, Part, READY, Readiness, Received, Socket, TrafficClass, Waker,
+};
 use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
 use link::{Exit, Link, SharedSocket};
@@ -75,11 +77,11 @@ struct Entrance {
     is_closing: bool,
 }
 
-/// Slots of a batch whose datagrams go to one session. Those that follow each
-/// other leave in one call.
+/// Datagrams of a batch that go to one session. Those that follow each other leave
+/// in one call.
 struct Run {
     session: Option<SessionId>,
-    slots: Vec<usize>,
+    parts: Vec<Part>,
 }
 
 /// One thread's share of the proxy.
@@ -182,7 +184,7 @@ impl Worker {
             inbound: Batch::new(),
             run: Run {
                 session: None,
-                slots: Vec::with_capacity(BATCH),
+                parts: Vec::with_capacity(BATCH),
             },
             replies: Replies::new(),
             counters,
@@ -263,14 +265,20 @@ impl Worker {
         };
         self.note_overflows(entrance, received);
         for slot in 0..received {
-            let Some(id) = self.session_of(entrance, slot, now) else {
-                continue;
-            };
-            if self.run.session != Some(id) {
-                self.send_to_server();
-                self.run.session = Some(id);
+            let mut rest = self.inbound.whole(slot);
+            while rest.datagrams() > 0 {
+                let part = self.cut(entrance, &mut rest);
+                let Some(id) = self.session_of(entrance, part, now) else {
+                    continue;
+                };
+                // Of one session there is one part of each slot, unless it takes
+                // more than it may, for want of another.
+                if self.run.session != Some(id) || self.run.parts.len() == BATCH {
+                    self.send_to_server();
+                    self.run.session = Some(id);
+                }
+                self.run.parts.push(part);
             }
-            self.run.slots.push(slot);
         }
         self.send_to_server();
         received == BATCH
@@ -286,19 +294,32 @@ impl Worker {
         counters.overflows.add(lost);
     }
 
-    /// The session of the client's datagrams in `slot`, begun if need be. `None`
+    /// Cuts off the front of `rest` what one session may take: all, unless a burst
+    /// has come in one piece where requests are counted.
+    fn cut(&self, entrance: usize, rest: &mut Part) -> Part {
+        let listener = self.entrances[entrance].listener;
+        let counts = self.listeners[listener].rules.count_requests();
+        let received = self.inbound.received(rest.slot);
+        let Some(received) = received.filter(|_| counts && rest.datagrams() > 1) else {
+            return rest.take(usize::MAX);
+        };
+        let room = self.table.room(&key_of(&received), listener);
+        rest.take(usize::try_from(room).unwrap_or(usize::MAX))
+    }
+
+    /// The session of the client's datagrams in `part`, begun if need be. `None`
     /// if they are dropped, which is counted.
-    fn session_of(&mut self, entrance: usize, slot: usize, now: Instant) -> Option<SessionId> {
-        let received = self.inbound.received(slot)?;
+    fn session_of(&mut self, entrance: usize, part: Part, now: Instant) -> Option<SessionId> {
+        let received = self.inbound.received(part.slot)?;
         let listener = self.entrances[entrance].listener;
         let counters = &self.counters.listeners[listener];
-        let amount = amount_of(&received);
+        let amount = Amount {
+            datagrams: part.datagrams() as u64,
+            bytes: self.inbound.len_of(part) as u64,
+        };
         counters.received.add(amount.datagrams);
         counters.received_bytes.add(amount.bytes);
-        let key = Key {
-            client: ClientAddr(received.peer),
-            local: ListenerAddr(received.local),
-        };
+        let key = key_of(&received);
         let found = match refused(&received) {
             Some(reason) => Err(reason),
             None if self.draining => Err(DropReason::Stopping),
@@ -355,7 +376,7 @@ impl Worker {
 
     /// Sends the collected run to its session's server.
     fn send_to_server(&mut self) {
-        let Run { session, slots } = &mut self.run;
+        let Run { session, parts } = &mut self.run;
         if let Some(session) = session.take().and_then(|id| self.table.get_mut(id)) {
             let Link {
                 exit,
@@ -374,18 +395,18 @@ impl Worker {
                 listener: &self.counters.listeners[session.listener],
                 server: &self.counters.servers[session.server],
             };
-            let mut rest = slots.as_slice();
+            let mut done = 0;
             while prefix.is_due_once()
-                && let Some((first, others)) = rest.split_first()
+                && let Some(rest) = parts.get_mut(done)
             {
-                if onward.send(prefix.bytes(), std::slice::from_ref(first)) > 0 {
+                if onward.send(prefix.bytes(), &[rest.take(1)]) > 0 {
                     prefix.went_out();
                 }
-                rest = others;
+                done += usize::from(rest.datagrams() == 0);
             }
-            onward.send(prefix.bytes(), rest);
+            onward.send(prefix.bytes(), &parts[done..]);
         }
-        slots.clear();
+        parts.clear();
     }
 
     /// Takes some replies from a session's own socket, to leave at the end of the
@@ -507,6 +528,13 @@ fn enter(
         is_closing: false,
     });
     Ok(())
+}
+
+fn key_of(received: &Received) -> Key {
+    Key {
+        client: ClientAddr(received.peer),
+        local: ListenerAddr(received.local),
+    }
 }
 
 /// A number that nobody outside can foresee.

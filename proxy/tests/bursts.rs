@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io::IoSliceMut;
 use std::net::{SocketAddr, UdpSocket};
 
+use common::service::*;
 use common::*;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 
@@ -192,4 +193,43 @@ fn with_responses_or_requests_each_datagram_of_a_burst_counts() {
         assert_eq!(client.receive().0, expected);
     }
     client.receive_nothing();
+}
+
+#[test]
+fn after_a_reload_too_each_datagram_of_a_burst_counts() {
+    let (mut server, a) = (Peer::new(socket("127.0.0.1")), address("127.0.0.1"));
+    let config = |keys: &str, of_upstream: &str| {
+        let upstream = format!("servers = [\"{}\"]\n{of_upstream}\n", server.address());
+        listener("a", a, "u") + keys + "[upstream.u]\n" + &upstream
+    };
+    let first_only = config("", "header = { emit = \"first\" }").replace("plain", "ppv2");
+    let settings = [config("", ""), config("requests = 2\n", ""), first_only];
+    let proxy = Proxy::start(&settings[0]);
+    let client = Peer::new(socket("127.0.0.1"));
+    let burst = pattern(5 * 100, 0);
+    let mut pass = || {
+        client.send(a, &burst, 100);
+        [(); 5].map(|()| server.receive())
+    };
+    let session = pass()[0].1;
+
+    // The session that has had its two and more is followed by others.
+    proxy.reload(&settings[1]);
+    let came = pass();
+    let by = came.each_ref().map(|(_, by)| *by);
+    assert!(came.iter().all(|(datagram, _)| datagram.len() == 100));
+    assert!(by[0] == by[1] && by[2] == by[3]);
+    let all = std::collections::BTreeSet::from([session, by[0], by[2], by[4]]);
+    assert_eq!(all.len(), 4);
+    // The last of them has one left.
+    assert_eq!(pass()[0].1, by[4]);
+
+    proxy.reload(&settings[2]);
+    let came = pass();
+    let (seen, destination, payload) = read_header(&came[0].0);
+    assert_eq!((seen, destination), (client.address(), a));
+    assert_eq!(payload, burst[..100]);
+    for ((datagram, by), expected) in came.iter().zip(burst.chunks(100)).skip(1) {
+        assert_eq!((datagram.as_slice(), *by), (expected, came[0].1));
+    }
 }

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 };
 
 use super::{
-    BATCH, Batch, CAPACITY, Cause, Outgoing, Received, STRIDE, SendFault, Sent, Socket,
+    BATCH, Batch, CAPACITY, Cause, Outgoing, Part, Received, STRIDE, SendFault, Sent, Socket,
     TrafficClass, datagram,
 };
 
@@ -112,17 +112,16 @@ fn address_of(name: SockaddrStorage) -> Option<SocketAddr> {
 pub(super) fn send<'h>(
     socket: &Socket,
     batch: &Batch,
-    slots: &[usize],
+    parts: impl Iterator<Item = Part>,
     outgoing: impl Fn(usize) -> Outgoing<'h>,
     mut fault: impl FnMut(usize, SendFault),
 ) -> Sent {
     let mut sent = Sent::default();
-    for slot in slots {
-        let outgoing = outgoing(*slot);
-        let datagrams = batch.received(*slot).map_or(0, |r| r.datagrams());
-        for number in 0..datagrams {
-            let payload = datagram(batch, *slot, number);
-            let len = send_one(socket, payload, &outgoing, |error| fault(*slot, error));
+    for Part { slot, first, end } in parts {
+        let outgoing = outgoing(slot);
+        for number in first..end {
+            let payload = datagram(batch, slot, number);
+            let len = send_one(socket, payload, &outgoing, |error| fault(slot, error));
             sent.datagrams += usize::from(len.is_some());
             sent.bytes += len.unwrap_or(0);
         }
@@ -257,7 +256,7 @@ pub(super) fn report_local_address(socket: &socket2::Socket, v6: bool) -> io::Re
     Ok(())
 }
 
-pub(super) fn receive_bursts(_: &socket2::Socket, _: bool) -> io::Result<()> {
+pub(super) fn receive_bursts(_: &socket2::Socket) -> io::Result<()> {
     Err(unsupported())
 }
 

@@ -93,10 +93,11 @@ pub(super) fn report_overflows(socket: &socket2::Socket) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
-/// Asks for bursts in one piece, with a control message that tells the size, or
-/// for single datagrams.
-pub(super) fn receive_bursts(socket: &socket2::Socket, bursts: bool) -> io::Result<()> {
-    set(socket, libc::SOL_UDP, libc::UDP_GRO, c_int::from(bursts))
+/// Asks for bursts in one piece, with a control message that tells the size. There
+/// is no way back: the kernel cuts a burst when it comes, by the option of then, and
+/// tells the size when it is received, by that of now.
+pub(super) fn receive_bursts(socket: &socket2::Socket) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
 /// Whether the kernel knows the option by which bursts are sent. Setting it to 0

@@ -57,6 +57,6 @@ pub fn probe_source(source: IpAddr) -> io::Result<()> {
 /// What it says if not.
 pub fn probe_bursts() -> io::Result<()> {
     let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    sys::receive_bursts(&socket, true)?;
+    sys::receive_bursts(&socket)?;
     sys::can_send_bursts(&socket)
 }

@@ -111,6 +111,17 @@ impl<T> Table<T> {
         Some(session.count(slot, now, amount))
     }
 
+    /// How many datagrams [`request`](Self::request) takes at once for this client,
+    /// by a session that this listener's rules end at some number: what it has left
+    /// or, where another is to be begun, all that that may take.
+    #[must_use]
+    pub fn room(&self, key: &Key, listener: usize) -> u64 {
+        let limit = self.rules[listener].requests;
+        let session = self.find(key).and_then(|id| self.get(id));
+        let left = session.map_or(0, |session| limit.saturating_sub(session.requests));
+        if left > 0 { left } else { limit }
+    }
+
     /// As [`request`](Self::request), but by a session that has taken all that
     /// it may, for want of another.
     pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {

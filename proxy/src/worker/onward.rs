@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::class_of;
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters};
-use crate::net::{Batch, Cause, Outgoing, SendFault, Socket, TrafficClass};
+use crate::net::{Batch, Cause, Outgoing, Part, SendFault, Socket, TrafficClass};
 
 /// How long not to ask again for the MTU of a path that a shared socket sends to.
 const MTU_PAUSE: Duration = Duration::from_secs(1);
@@ -29,9 +29,9 @@ pub(super) struct Onward<'a> {
 }
 
 impl Onward<'_> {
-    /// Sends what `slots` hold, each datagram with `header` in front. Returns how
+    /// Sends what `parts` hold, each datagram with `header` in front. Returns how
     /// many were sent.
-    pub(super) fn send(&self, header: &[u8], slots: &[usize]) -> usize {
+    pub(super) fn send(&self, header: &[u8], parts: &[Part]) -> usize {
         let (socket, to) = (self.socket, self.to.map(|server| server.0));
         let outgoing = |slot| Outgoing {
             to,
@@ -39,7 +39,7 @@ impl Onward<'_> {
             class: self.class(slot),
             header,
         };
-        let sent = socket.send(self.batch, slots, outgoing, |_, fault| match fault {
+        let sent = socket.send_parts(self.batch, parts, outgoing, |_, fault| match fault {
             SendFault::Earlier(_) => self.server.refusals.add(1),
             SendFault::Lost {
                 error,

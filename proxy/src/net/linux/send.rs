@@ -14,7 +14,7 @@ use std::ops::Range;
 use libc::{iovec, mmsghdr, msghdr, sockaddr_storage};
 
 use super::super::{
-    Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, SendFault, Sent, Socket, datagram,
+    Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, Part, SendFault, Sent, Socket, datagram,
 };
 use super::call;
 use super::message::{Control, Extras, write_control, write_name};
@@ -65,7 +65,7 @@ struct Post<'a, 'h> {
 pub(in crate::net) fn send<'h>(
     socket: &Socket,
     batch: &Batch,
-    slots: &[usize],
+    parts: impl Iterator<Item = Part>,
     outgoing: impl Fn(usize) -> Outgoing<'h>,
     mut fault: impl FnMut(usize, SendFault),
 ) -> Sent {
@@ -76,10 +76,7 @@ pub(in crate::net) fn send<'h>(
         fault: &mut fault,
         sent: Sent::default(),
     };
-    post.send(slots.iter().map(|slot| {
-        let datagrams = batch.received(*slot).map_or(0, |r| r.datagrams());
-        (*slot, 0..datagrams)
-    }));
+    post.send(parts.map(|part| (part.slot, part.first..part.end)));
     post.sent
 }
 

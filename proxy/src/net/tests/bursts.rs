@@ -93,3 +93,45 @@ fn a_burst_that_the_kernel_refuses_goes_datagram_by_datagram() {
     }
     assert_eq!(upstream.burst_limit.get(), 1400);
 }
+
+#[test]
+fn bursts_that_wait_are_told_apart_whatever_is_asked_for_meanwhile() {
+    let listener = listen("127.0.0.1:0");
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let bytes = pattern(4 * 100 + 1);
+    let mut batch = Batch::new();
+    for bursts in [false, true, false] {
+        send_burst(&client, listener.bound(), &bytes, 100);
+        listener.adapt(Options { bursts, ..OPTIONS }).unwrap();
+        receive(&listener, &mut batch, 1);
+        let received = batch.received(0).unwrap();
+        assert_eq!((received.len, received.segment), (bytes.len(), 100));
+    }
+}
+
+#[test]
+fn a_part_of_a_burst_is_sent_without_the_rest() {
+    let (batch, bytes) = burst(7 * 100 + 1, 100);
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let upstream = connect(&server);
+    let mut rest = batch.whole(0);
+    let (first, next, last) = (rest.take(1), rest.take(3), rest.take(usize::MAX));
+    assert_eq!(rest.datagrams(), 0);
+    let lengths = [(first, 1, 100), (next, 3, 300), (last, 4, 301)];
+    for (part, datagrams, len) in lengths {
+        assert_eq!((part.datagrams(), batch.len_of(part)), (datagrams, len));
+    }
+    for (parts, header) in [(vec![first], &b"h"[..]), (vec![next, last], b"")] {
+        let sent = upstream.send_parts(&batch, &parts, |_| onward(header), no_fault);
+        assert_eq!(
+            sent.datagrams,
+            parts.iter().map(Part::datagrams).sum::<usize>()
+        );
+    }
+    let mut datagram = vec![0; CAPACITY];
+    for (number, expected) in bytes.chunks(100).enumerate() {
+        let len = server.recv(&mut datagram).unwrap();
+        let header = if number == 0 { &b"h"[..] } else { b"" };
+        assert!(datagram[..len] == [header, expected].concat());
+    }
+}

@@ -89,12 +89,11 @@ impl Worker {
         self.servers = ServerAddresses::of(&self.listeners);
 
         let mut differences = Differences::between(&old, &self.listeners);
-        let joined = |pair: &Pair| self.listeners[pair.0].server(pair.1).is_some();
         // Whoever was to move, and has not, began under a setup that may have been
         // another.
-        let rejoined = self.parted.iter().copied().filter(joined);
+        let rejoined = rejoined(&self.parted, &self.listeners);
+        self.parted.retain(|pair| !rejoined.contains(pair));
         differences.changed.extend(rejoined);
-        self.parted.retain(|pair| !joined(pair));
         self.parted.extend(&differences.parted);
         let listeners = self.listeners.iter().map(|l| l.servers.as_slice());
         self.shared.follow(listeners, |listener, server| {
@@ -242,6 +241,76 @@ impl Differences {
     }
 }
 
+/// Those of `parted` that belong together again.
+fn rejoined(parted: &BTreeSet<Pair>, listeners: &[Arc<ListenerSettings>]) -> BTreeSet<Pair> {
+    let listeners = listeners.iter().enumerate();
+    let pairs = listeners.flat_map(|(number, listener)| {
+        let servers = listener.servers.iter();
+        servers.map(move |server| (number, server.number))
+    });
+    pairs.filter(|pair| parted.contains(pair)).collect()
+}
+
 fn same_sockets(a: &Server, b: &Server) -> bool {
     (a.mode, a.share_sockets, &a.sources) == (b.mode, b.share_sockets, &b.sources)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::address::ServerAddr;
+    use crate::mode::Mode;
+    use crate::net::Options;
+    use crate::session::Rules;
+    use crate::upstream::ServerName;
+
+    fn listener(servers: impl Iterator<Item = usize>) -> Arc<ListenerSettings> {
+        let name = Arc::new(ServerName {
+            upstream: "u".to_owned(),
+            server: "s".to_owned(),
+        });
+        let server = |number| Server {
+            number,
+            name: Arc::clone(&name),
+            address: ServerAddr(([192, 0, 2, 1], 53).into()),
+            mode: Mode::Plain,
+            sources: Arc::from([]),
+            share_sockets: false,
+        };
+        let options = Options {
+            dont_fragment: false,
+            bursts: true,
+        };
+        Arc::new(ListenerSettings {
+            name: "l".into(),
+            rules: Rules {
+                idle_timeout: Duration::from_secs(60),
+                responses: 0,
+                requests: 0,
+                amplification: None,
+            },
+            allow: Vec::new(),
+            deny: Vec::new(),
+            clients: None,
+            rates: None,
+            entrance: options,
+            dont_fragment: false,
+            dscp: false,
+            servers: servers.map(server).collect(),
+        })
+    }
+
+    /// A worker serves nobody meanwhile.
+    #[test]
+    fn who_belongs_together_again_is_found_soon() {
+        const MANY: usize = 40_000;
+        let listeners = [listener(0..0), listener(0..MANY)];
+        let parted: BTreeSet<_> = (MANY - 1..2 * MANY).map(|server| (1, server)).collect();
+        let begun = Instant::now();
+        let rejoined = rejoined(&parted, &listeners);
+        assert!(begun.elapsed() < Duration::from_millis(500));
+        assert_eq!(rejoined, BTreeSet::from([(1, MANY - 1)]));
+    }
 }

@@ -77,12 +77,6 @@ impl ListenerSettings {
             bursts: !self.rules.count_replies(),
         }
     }
-
-    /// The server of this number, if sessions may be with it.
-    #[must_use]
-    pub fn server(&self, number: usize) -> Option<&Server> {
-        self.servers.iter().find(|server| server.number == number)
-    }
 }
 
 /// What may change while a worker runs.

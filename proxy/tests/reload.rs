@@ -436,6 +436,31 @@ fn a_server_that_is_back_in_another_mode_is_sent_what_that_asks_for() {
 }
 
 #[test]
+fn a_server_that_is_back_in_the_same_mode_goes_on_with_its_sessions() {
+    let (server, stays) = (socket("127.0.0.1"), Server::start());
+    let a = address("127.0.0.1");
+    let config = |server: SocketAddr| {
+        let upstream = format!("[upstream.u]\nlame_duck = \"0s\"\nservers = [\"{server}\"]\n");
+        listener("a", a, "u") + &upstream
+    };
+    let there = config(server.local_addr().unwrap());
+    let proxy = Proxy::start(&there);
+    let client = socket("127.0.0.1");
+    client.send_to(b"?", a).unwrap();
+    let (_, session) = receive(&server);
+    // Its client says nothing meanwhile, and gets what the server sends.
+    for config in [&config(stays.address), &there] {
+        proxy.reload(config);
+        server.send_to(b"news", session).unwrap();
+        assert_eq!(receive(&client), (b"news".to_vec(), a));
+    }
+    client.send_to(b"?", a).unwrap();
+    assert_eq!(receive(&server).1, session);
+    let moved = "ppv2_sessions_ended_total{listener=\"a\",reason=\"moved\"}";
+    assert_eq!(proxy.metric(moved), 0);
+}
+
+#[test]
 fn shared_sockets_go_on_when_servers_come_and_go() {
     let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
     let all: Vec<_> = servers.iter().collect();

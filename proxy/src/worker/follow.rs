@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::open::ServerAddresses;
 use super::{Change, ListenerSettings, Setup, Worker, enter, random_seed};
+use crate::mode::Mode;
 use crate::session::{EndReason, SessionId};
 use crate::upstream::{Balancer, ByFamily, Route, Server, Steering};
 
@@ -92,7 +93,7 @@ impl Worker {
         // Whoever was to move, and has not, began under a setup that may have been
         // another.
         let rejoined = rejoined(&self.parted, &self.listeners);
-        self.parted.retain(|pair| !rejoined.contains(pair));
+        self.parted.retain(|pair| !rejoined.contains_key(pair));
         differences.changed.extend(rejoined);
         self.parted.extend(&differences.parted);
         let listeners = self.listeners.iter().map(|l| l.servers.as_slice());
@@ -154,9 +155,11 @@ impl Worker {
             }
             let client = session.key.client.0.ip();
             let listener = &self.listeners[session.listener];
+            let mode = changed.get(&pair);
+            let is_changed = mode.is_some_and(|mode| *mode != session.link.mode);
             if barred.contains(&session.listener) && !listener.allows(client) {
                 ends.push((id, EndReason::Denied));
-            } else if changed.contains(&pair) || passed.contains(&session.link.via) {
+            } else if is_changed || passed.contains(&session.link.via) {
                 ends.push((id, EndReason::Moved));
             }
         }
@@ -200,8 +203,8 @@ impl Worker {
 struct Differences {
     /// These no longer belong together.
     parted: BTreeSet<Pair>,
-    /// Servers see other datagrams than before.
-    changed: BTreeSet<Pair>,
+    /// Servers may see other datagrams than before, in this mode.
+    changed: BTreeMap<Pair, Mode>,
     /// Sockets would be made otherwise.
     outdated: BTreeSet<Pair>,
     /// Listeners that serve other clients than before.
@@ -230,7 +233,7 @@ impl Differences {
                     continue;
                 };
                 if before.mode != after.mode {
-                    all.changed.insert(pair);
+                    all.changed.insert(pair, after.mode);
                 }
                 if !same_options || !same_sockets(before, after) {
                     all.outdated.insert(pair);
@@ -241,14 +244,14 @@ impl Differences {
     }
 }
 
-/// Those of `parted` that belong together again.
-fn rejoined(parted: &BTreeSet<Pair>, listeners: &[Arc<ListenerSettings>]) -> BTreeSet<Pair> {
+/// Those of `parted` that belong together again, and in which mode.
+fn rejoined(parted: &BTreeSet<Pair>, listeners: &[Arc<ListenerSettings>]) -> BTreeMap<Pair, Mode> {
     let listeners = listeners.iter().enumerate();
     let pairs = listeners.flat_map(|(number, listener)| {
         let servers = listener.servers.iter();
-        servers.map(move |server| (number, server.number))
+        servers.map(move |server| ((number, server.number), server.mode))
     });
-    pairs.filter(|pair| parted.contains(pair)).collect()
+    pairs.filter(|(pair, _)| parted.contains(pair)).collect()
 }
 
 fn same_sockets(a: &Server, b: &Server) -> bool {
@@ -261,7 +264,6 @@ mod tests {
 
     use super::*;
     use crate::address::ServerAddr;
-    use crate::mode::Mode;
     use crate::net::Options;
     use crate::session::Rules;
     use crate::upstream::ServerName;
@@ -311,6 +313,6 @@ mod tests {
         let begun = Instant::now();
         let rejoined = rejoined(&parted, &listeners);
         assert!(begun.elapsed() < Duration::from_millis(500));
-        assert_eq!(rejoined, BTreeSet::from([(1, MANY - 1)]));
+        assert_eq!(rejoined, BTreeMap::from([((1, MANY - 1), Mode::Plain)]));
     }
 }

@@ -13,7 +13,7 @@ use super::claims::{Claim, Claims};
 use super::shared::{Place, SharedSockets};
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
-use crate::mode::Prefix;
+use crate::mode::{Mode, Prefix};
 use crate::net::{Cause, Options, Socket};
 use crate::session::{Afterlife, Budget, Full, Key, Seat, SocketSeat, Table};
 use crate::upstream::{Server, ServerName};
@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub(super) via: usize,
     /// The one address that replies may come from.
     pub(super) server: ServerAddr,
+    /// The mode that it began in.
+    pub(super) mode: Mode,
     /// What its datagrams carry in front.
     pub(super) prefix: Prefix,
     /// What the server goes by; keeps its number from being another's.

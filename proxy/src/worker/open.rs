@@ -158,6 +158,7 @@ impl Worker {
             exit,
             via: entrance,
             server: server.address,
+            mode: server.mode,
             prefix: server.mode.prefix(key.client, key.local),
             name: server.name,
             steered: self.steering.version,

@@ -16,6 +16,10 @@ use super::{
 /// over from, since each costs the closing of a socket.
 const LET_GO: usize = 4;
 
+/// Sessions that are let go at the most before datagrams have their turn again,
+/// since each costs the closing of a socket.
+const LET_GO_AT_ONCE: usize = 64;
+
 /// The sessions of one worker.
 #[derive(Debug)]
 pub struct Table<T> {
@@ -252,9 +256,13 @@ impl<T> Table<T> {
     }
 
     /// Ends the sessions whose time is up, and tells `ended` of each; lets go
-    /// of what retired sessions owned.
+    /// of what retired sessions owned. If that is of many, the others wait for the
+    /// next time, which [`next_deadline`](Self::next_deadline) says is due.
     pub fn expire(&mut self, now: Instant, mut ended: impl FnMut(&Session<T>, EndReason)) {
-        while let Some(slot) = self.wheel.pop(now) {
+        let before = self.sessions.len();
+        while before - self.sessions.len() < LET_GO_AT_ONCE
+            && let Some(slot) = self.wheel.pop(now)
+        {
             let Some(session) = self.sessions.get(slot as usize) else {
                 continue;
             };

@@ -135,6 +135,27 @@ fn an_ended_session_delivers_nothing_and_holds_its_socket_for_a_while() {
 }
 
 #[test]
+fn many_sessions_give_back_their_sockets_a_few_at_a_time() {
+    let mut bench = Bench::new(RULES, 1000, 1000);
+    for client in 0..1000 {
+        bench.datagram(key(client)).unwrap();
+    }
+    bench.pass(31);
+    assert_eq!((bench.table.active(), bench.table.retired()), (0, 1000));
+    // None is closed before its time.
+    bench.pass(LINGER.as_secs() + SPARE.as_secs() - 1);
+    assert_eq!(bench.table.retired(), 1000);
+    bench.pass(2);
+    for left in (0..1000).rev().step_by(64).skip(1) {
+        assert_eq!(bench.table.retired(), left + 1);
+        assert!(bench.table.next_deadline().unwrap() <= bench.now);
+        bench.pass(0);
+    }
+    assert_eq!(bench.table.retired(), 0);
+    assert_eq!(bench.table.next_deadline(), None);
+}
+
+#[test]
 fn held_sockets_are_bounded_and_given_back_oldest_first() {
     let rules = Rules {
         responses: 1,

@@ -435,6 +435,17 @@ impl Socket {
         Ok(())
     }
 
+    /// Lets others be bound to the socket's port that share it, too: those that write
+    /// from a client's own port, which is that of a wildcard here. On Linux it holds
+    /// for a bound socket as well.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`.
+    pub fn share_port(&self) -> io::Result<()> {
+        self.inner.set_reuse_port(true)
+    }
+
     /// The address that the socket is bound to.
     #[must_use]
     pub fn bound(&self) -> SocketAddr {

@@ -184,3 +184,16 @@ fn loopback_is_among_the_hosts_own_addresses() {
     let own = own_addresses().unwrap();
     assert!(own.contains(&"127.0.0.1".parse().unwrap()), "{own:?}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_listener_may_share_its_port_with_clients_once_it_is_bound() {
+    let listener = listen("[::]:0");
+    let client = SocketAddr::new("2001:db8::77".parse().unwrap(), listener.bound().port());
+    let server = "[::1]:9".parse().unwrap();
+    let in_its_name = || Socket::in_name_of(client, server, false, OPTIONS);
+    let error = in_its_name().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    listener.share_port().unwrap();
+    in_its_name().unwrap();
+}

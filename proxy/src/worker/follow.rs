@@ -119,6 +119,8 @@ impl Worker {
     /// Returns those that were another listener's.
     fn pass_entrances(&mut self, bound: &BTreeMap<SocketAddr, usize>) -> BTreeSet<usize> {
         let mut passed = BTreeSet::new();
+        let mut servers = self.listeners.iter().flat_map(|l| &l.servers);
+        let own_ports = servers.any(|server| server.mode.spoofs_ports());
         for (key, entrance) in &mut self.entrances {
             let listener = bound.get(&entrance.socket.bound()).copied();
             entrance.is_closing = listener.is_none();
@@ -130,6 +132,10 @@ impl Worker {
             let _ = entrance
                 .socket
                 .adapt(self.listeners[entrance.listener].entrance);
+            if own_ports {
+                // Without it, clients that write from this port have no session.
+                let _ = entrance.socket.share_port();
+            }
         }
         passed
     }

@@ -53,7 +53,7 @@ const LIFETIME: Duration = Duration::from_secs(10);
 
 /// How long whoever asks for a reload waits for its outcome: a reload may take longer
 /// than a connection.
-const PATIENCE: Duration = Duration::from_secs(8);
+const OUTCOME: Duration = Duration::from_secs(8);
 
 /// How long to accept nothing after that failed. It bounds the time spent on
 /// trying while descriptors are short.
@@ -299,7 +299,7 @@ async fn reload(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response
         let message = "other reloads are waiting; ask again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
     }
-    match tokio::time::timeout(PATIENCE, outcome).await {
+    match tokio::time::timeout(OUTCOME, outcome).await {
         Ok(Ok(Ok(done))) => format!("{done}\n").into_response(),
         Ok(Ok(Err(why))) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")).into_response(),
         Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),

@@ -105,15 +105,13 @@ impl fmt::Display for ConfigError {
             Some((end, _)) => write!(f, "{}…", &self.message[..end])?,
             None => f.write_str(&self.message)?,
         }
-        if let Some(place) = &self.place {
-            if place.is_printable() {
-                let number = place.line.to_string();
-                let margin = " ".repeat(number.len());
-                let indent = " ".repeat(place.column - 1);
-                let carets = "^".repeat(place.width);
-                write!(f, "\n {margin} |\n {number} | {}", place.text)?;
-                write!(f, "\n {margin} | {indent}{carets}")?;
-            }
+        if let Some(place) = self.place.as_ref().filter(|place| place.is_printable()) {
+            let number = place.line.to_string();
+            let margin = " ".repeat(number.len());
+            let indent = " ".repeat(place.column - 1);
+            let carets = "^".repeat(place.width);
+            write!(f, "\n {margin} |\n {number} | {}", place.text)?;
+            write!(f, "\n {margin} | {indent}{carets}")?;
         }
         if let Some(mend) = &self.mend {
             let separator = if self.place.is_some() { "\n  = " } else { "; " };

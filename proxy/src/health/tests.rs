@@ -54,15 +54,15 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
     // On all addresses of loopback, and silent.
     let hangs = UdpSocket::bind("0.0.0.0:0").unwrap();
     let port = hangs.local_addr().unwrap().port();
-    let silent: Vec<_> = (0..256)
-        .map(|n| format!("\"127.0.1.{n}:{port}\""))
+    let silent: Vec<_> = (256..1256)
+        .map(|n| format!("\"127.0.{}.{}:{port}\"", n / 256, n % 256))
         .collect();
     let dead = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = dead.local_addr().unwrap();
     drop(dead);
     let upstream = |name: &str, servers: &str| {
         format!(
-            "[[listener]]\nname = \"{name}\"\nbind = [\"127.0.2.1:1{name}\"]\n\
+            "[[listener]]\nname = \"{name}\"\nbind = [\"127.1.0.1:1{name}\"]\n\
              upstream = \"{name}\"\n[upstream.{name}]\nservers = [{servers}]\n\
              health = {{ every = \"400ms\", timeout = \"400ms\", probe = {{ kind = \"udp\" }} }}\n"
         )
@@ -81,11 +81,11 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
             let standings = board.standings(&roll, Instant::now());
             standings.last().map(|standing| standing.state) == Some(State::Down)
         };
-        // 256 probes that time out take 1.6 s where 64 are made at once; three of
+        // A thousand probes that time out take 6 s where 64 are made at once; three of
         // the dead server come within 1.2 s if it need not wait for them.
         let begun = Instant::now();
         while !is_down() {
-            assert!(begun.elapsed() < Duration::from_millis(2500));
+            assert!(begun.elapsed() < Duration::from_secs(3));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });

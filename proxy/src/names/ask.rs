@@ -364,23 +364,25 @@ impl Asked {
 
 impl Failure {
     fn of(error: &NetError, kind: RecordType) -> Self {
-        let code = match error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) => none.response_code,
-            NetError::Dns(DnsError::ResponseCode(code)) => *code,
-            error => {
-                return Self {
-                    outcome: Outcome::Failed,
-                    why: shortened(&error.to_string()),
-                };
-            }
+        let code = if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
+            none.response_code
+        } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+            *code
+        } else {
+            return Self {
+                outcome: Outcome::Failed,
+                why: shortened(&error.to_string()),
+            };
         };
-        match code {
-            ResponseCode::NoError => Self::no_records(kind),
-            ResponseCode::NXDomain => Self {
+        if code == ResponseCode::NoError {
+            Self::no_records(kind)
+        } else if code == ResponseCode::NXDomain {
+            Self {
                 outcome: Outcome::NoRecords,
                 why: "there is no such name".to_owned(),
-            },
-            code => Self::code(code),
+            }
+        } else {
+            Self::code(code)
         }
     }
 

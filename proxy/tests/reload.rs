@@ -206,6 +206,10 @@ fn a_bad_file_changes_nothing_and_says_why() {
         ("colour = \"red\"", "unknown key `colour`"),
         (&(listener("b", taken, "u") + &good), "it is in use"),
         (
+            &(listener("b", before.1, "u") + &good),
+            "by a session of this proxy",
+        ),
+        (
             &good.replace("127.0.0.1:", "0.0.0.0:").replace(
                 &format!("\"0.0.0.0:{}\"", server.address.port()),
                 &format!("\"{}\"", server.address),

@@ -169,6 +169,27 @@ fn over_ipv6_no_capability_is_needed() {
     }
 }
 
+#[test]
+fn a_reload_has_listeners_on_wildcards_share_their_ports_with_clients() {
+    let name = "a_reload_has_listeners_on_wildcards_share_their_ports_with_clients";
+    let Some(lab) = Lab::enter(name, Side::Private) else {
+        return;
+    };
+    lab.set_up(Scheme::Transparent);
+    let (family, port) = (Family::V6, Family::V6.listener().port());
+    let config = |mode| {
+        let listener = listener(family, mode);
+        let any = format!("[::]:{port}");
+        "workers = 1\n".to_owned() + &listener.replace(&family.listener().to_string(), &any)
+    };
+    let proxy = lab.proxy_with(&config("mode = \"plain\""));
+    let _server = Echo::new(&lab, family, Way::Back);
+    let client = Client::new(&lab, family, 1, port);
+    assert_eq!(client.ask(b"whose?").ip(), family.proxy());
+    proxy.reload(&config(OWN_PORT));
+    assert_eq!(client.ask(b"whose now?"), client.address);
+}
+
 /// A listener with two addresses and one server, and one with another server.
 fn two_ways(mode: &str, family: Family) -> String {
     let ip = family.listener().ip();

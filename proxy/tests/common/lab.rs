@@ -10,15 +10,16 @@ use std::fmt;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::dns::program;
-use super::{BINARY, Process, http_get, metric};
+use super::{BINARY, Process, http, http_get, metric};
 
 pub use hosts::Scheme;
 pub use peers::{Client, Echo, Way, exchange, forged_v4, raw_udp, unchecked};
@@ -260,8 +261,7 @@ impl Lab {
     /// The proxy, started by the command `wrapper`.
     pub fn proxy_by(&self, wrapper: &[&str], config: &str) -> Proxy<'_> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let config = format!("{config}\n[admin]\nlisten = \"{ADMIN}\"\n");
-        fs::write(file.path(), config).unwrap();
+        write_config(file.path(), config);
         let binary = std::env::var_os(BINARY_INSIDE);
         let binary = binary.map_or_else(|| PathBuf::from(BINARY), PathBuf::from);
         let mut words = wrapper.iter().map(PathBuf::from).chain([binary]);
@@ -272,7 +272,11 @@ impl Lab {
             .arg(file.path());
         let mut process = self.at("proxy", || Process::start(&mut command));
         process.wait_for("ready");
-        Proxy { lab: self, process }
+        Proxy {
+            lab: self,
+            process,
+            file,
+        }
     }
 
     /// Has client 2 behind a link with this MTU.
@@ -297,6 +301,13 @@ impl Lab {
         );
         self.sh("server", &script);
     }
+}
+
+fn write_config(file: &Path, config: &str) {
+    let config = format!("{config}\n[admin]\nlisten = \"{ADMIN}\"\n");
+    fs::write(file, config).unwrap();
+    // A reload reads it as another user.
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
 }
 
 /// A listener and its server, named by their family.
@@ -324,9 +335,17 @@ pub fn listeners(mode: &str) -> String {
 pub struct Proxy<'l> {
     lab: &'l Lab,
     pub process: Process,
+    file: tempfile::NamedTempFile,
 }
 
 impl Proxy<'_> {
+    /// Has it go by another file.
+    pub fn reload(&self, config: &str) {
+        write_config(self.file.path(), config);
+        let (status, said) = self.lab.at("proxy", || http(ADMIN, "POST /reload", ""));
+        assert_eq!(status, 200, "{said}");
+    }
+
     /// The value of a metric, labels included in `name`.
     pub fn metric(&self, name: &str) -> u64 {
         self.lab.at("proxy", || metric(ADMIN, name))

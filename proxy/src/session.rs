@@ -6,14 +6,15 @@
 //! owns besides (the worker keeps its socket there) is the type parameter.
 //!
 //! ```text
-//!            responses reached, idle
+//!            responses reached, idle, moved
 //!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ rested ── SPARE ──▶ gone
 //!     │ requests reached                    ▲                     │
 //!     └────────▶ Detached ──────────────────┘                     └─▶ a new session's
 //!          (passes replies, takes no requests)
 //! ```
 //!
-//! A retired session delivers nothing and keeps what it owns for a while: were
+//! A retired session delivers nothing, unless it was moved: then replies in flight
+//! still pass while it rests. It keeps what it owns for a while: were
 //! its socket closed at once, the kernel could hand the same local port to
 //! another client's session, and a late reply of the server would reach that
 //! other client. Once it has rested, a new session may have what it owns. Where no
@@ -219,7 +220,11 @@ impl Afterlife {
 enum State {
     Live,
     Detached,
-    Retired { since: Instant },
+    /// Until it has rested, it may still pass replies.
+    Retired {
+        since: Instant,
+        passes: bool,
+    },
 }
 
 /// One session.
@@ -256,6 +261,22 @@ impl<T> Session<T> {
     #[must_use]
     pub fn is_active(&self) -> bool {
         !matches!(self.state, State::Retired { .. })
+    }
+
+    /// If it has ended, it passes no more replies.
+    pub fn silence(&mut self) {
+        if let State::Retired { passes, .. } = &mut self.state {
+            *passes = false;
+        }
+    }
+
+    fn passes_replies(&self, now: Instant) -> bool {
+        match self.state {
+            State::Live | State::Detached => true,
+            State::Retired { since, passes } => {
+                passes && now.saturating_duration_since(since) < LINGER
+            }
+        }
     }
 
     fn count(&mut self, slot: u32, now: Instant, amount: Amount) -> SessionId {

@@ -465,6 +465,42 @@ fn a_server_that_is_back_in_the_same_mode_goes_on_with_its_sessions() {
 }
 
 #[test]
+fn replies_in_flight_reach_clients_whose_session_begins_anew() {
+    let server = socket("127.0.0.1");
+    let (a, b) = (address("127.0.0.1"), address("127.0.0.1"));
+    let servers = [server.local_addr().unwrap()];
+    let upstream = format!("[upstream.u]\nservers = [\"{}\"]\n", servers[0]);
+    let of_a = listener("a", a, "u") + &upstream;
+    let proxy = Proxy::start(&of_a);
+    let client = socket("127.0.0.1");
+    client.send_to(b"?", a).unwrap();
+    let (_, before) = receive(&server);
+    proxy.reload(&of_a.replace("plain", "ppv2"));
+    let answer = |session| server.send_to(b"answer", session).unwrap();
+    answer(before);
+    assert_eq!(receive(&client), (b"answer".to_vec(), a));
+    client.send_to(b"?", a).unwrap();
+    let (datagram, after) = receive(&server);
+    assert_eq!(read_header(&datagram).0, client.local_addr().unwrap());
+    for session in [after, before] {
+        answer(session);
+        assert_eq!(receive(&client), (b"answer".to_vec(), a));
+    }
+
+    // Nothing leaves by a listener that is gone.
+    proxy.reload(&(listener("b", b, "u") + &upstream));
+    eventually("a to close", || UdpSocket::bind(a).is_ok());
+    for session in [after, before] {
+        answer(session);
+    }
+    receive_nothing(&client);
+    let other = socket("127.0.0.1");
+    other.send_to(b"?", b).unwrap();
+    answer(receive(&server).1);
+    assert_eq!(receive(&other).1, b);
+}
+
+#[test]
 fn shared_sockets_go_on_when_servers_come_and_go() {
     let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
     let all: Vec<_> = servers.iter().collect();

@@ -188,7 +188,7 @@ impl<T> Table<T> {
 
     /// Counts replies that came for session `id` and says whose they are. If it
     /// waited for no more, `ended` is told, and it ends. `None` if it had ended
-    /// before: then nobody may have them.
+    /// before, unless it was moved just now: then nobody may have them.
     pub fn reply(
         &mut self,
         now: Instant,
@@ -197,7 +197,7 @@ impl<T> Table<T> {
         ended: impl FnOnce(&Session<T>, EndReason),
     ) -> Option<Reply> {
         let session = self.sessions.get_mut(id.slot as usize)?;
-        if session.generation != id.generation || !session.is_active() {
+        if session.generation != id.generation || !session.passes_replies(now) {
             return None;
         }
         let rules = self.rules[session.listener];
@@ -212,8 +212,12 @@ impl<T> Table<T> {
         }
         let (key, listener) = (session.key, session.listener);
         if rules.responses > 0 && session.is_answered(rules.responses) {
-            ended(session, EndReason::Responses);
-            self.retire(now, id.slot);
+            if session.is_active() {
+                ended(session, EndReason::Responses);
+                self.retire(now, id.slot, false);
+            } else {
+                session.silence();
+            }
         }
         Some(Reply {
             to: key.client,
@@ -247,11 +251,18 @@ impl<T> Table<T> {
         })
     }
 
-    /// Ends session `id`, if it is active; `ended` is told.
-    pub fn end(&mut self, now: Instant, id: SessionId, ended: impl FnOnce(&Session<T>)) {
+    /// Ends session `id`, if it is active; `ended` is told. If it has
+    /// [`Moved`](EndReason::Moved), replies to what it asked pass until it has rested.
+    pub fn end(
+        &mut self,
+        now: Instant,
+        id: SessionId,
+        reason: EndReason,
+        ended: impl FnOnce(&Session<T>),
+    ) {
         if let Some(session) = self.get(id).filter(|session| session.is_active()) {
             ended(session);
-            self.retire(now, id.slot);
+            self.retire(now, id.slot, reason == EndReason::Moved);
         }
     }
 
@@ -267,7 +278,7 @@ impl<T> Table<T> {
                 continue;
             };
             let deadline = match session.state {
-                State::Retired { since } => since + LINGER + SPARE,
+                State::Retired { since, .. } => since + LINGER + SPARE,
                 State::Live | State::Detached => {
                     session.last_active + self.rules[session.listener].idle_timeout
                 }
@@ -276,7 +287,7 @@ impl<T> Table<T> {
                 self.wheel.arm(slot, deadline);
             } else if session.is_active() {
                 ended(session, EndReason::Idle);
-                self.retire(now, slot);
+                self.retire(now, slot, false);
             } else {
                 self.remove(slot);
             }
@@ -380,7 +391,7 @@ impl<T> Table<T> {
             .filter(|(_, session)| session.is_active())
     }
 
-    fn retire(&mut self, now: Instant, slot: u32) {
+    fn retire(&mut self, now: Instant, slot: u32, passes: bool) {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
@@ -393,7 +404,7 @@ impl<T> Table<T> {
             self.remove(slot);
             return;
         }
-        session.state = State::Retired { since: now };
+        session.state = State::Retired { since: now, passes };
         session.seat.rest();
         let id = SessionId {
             slot,

@@ -156,6 +156,41 @@ fn many_sessions_give_back_their_sockets_a_few_at_a_time() {
 }
 
 #[test]
+fn a_session_that_was_moved_passes_replies_until_it_has_rested() {
+    let mut bench = Bench::new(RULES, 10, 10);
+    let end = |bench: &mut Bench, reason| {
+        let id = bench.datagram(key(1)).unwrap();
+        bench.table.end(bench.now, id, reason, |_| {});
+        id
+    };
+    let moved = end(&mut bench, EndReason::Moved);
+    assert_ne!(bench.datagram(key(1)), Some(moved));
+    bench.pass(LINGER.as_secs() - 1);
+    assert_eq!(bench.reply(moved).unwrap().to, key(1).client);
+    bench.pass(1);
+    assert_eq!(bench.reply(moved), None);
+
+    let silent = end(&mut bench, EndReason::Moved);
+    assert!(bench.reply(silent).is_some());
+    bench.table.get_mut(silent).unwrap().silence();
+    assert_eq!(bench.reply(silent), None);
+    for reason in [EndReason::Denied, EndReason::Stopped] {
+        let ended = end(&mut bench, reason);
+        assert_eq!(bench.reply(ended), None);
+    }
+
+    let rules = Rules {
+        responses: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 10);
+    let moved = end(&mut bench, EndReason::Moved);
+    assert!(bench.reply(moved).is_some());
+    assert_eq!(bench.reply(moved), None);
+    assert_eq!((bench.table.retired(), bench.ended), (1, vec![]));
+}
+
+#[test]
 fn held_sockets_are_bounded_and_given_back_oldest_first() {
     let rules = Rules {
         responses: 1,

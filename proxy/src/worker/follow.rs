@@ -156,14 +156,18 @@ impl Worker {
         for (id, session) in self.table.iter_mut() {
             let pair = (session.listener, session.server);
             session.link.is_outdated |= outdated.contains(&pair);
-            if !session.is_active() {
-                continue;
-            }
             let client = session.key.client.0.ip();
             let listener = &self.listeners[session.listener];
+            let is_barred = barred.contains(&session.listener) && !listener.allows(client);
+            if !session.is_active() {
+                if is_barred {
+                    session.silence();
+                }
+                continue;
+            }
             let mode = changed.get(&pair);
             let is_changed = mode.is_some_and(|mode| *mode != session.link.mode);
-            if barred.contains(&session.listener) && !listener.allows(client) {
+            if is_barred {
                 ends.push((id, EndReason::Denied));
             } else if is_changed || passed.contains(&session.link.via) {
                 ends.push((id, EndReason::Moved));
@@ -190,11 +194,14 @@ impl Worker {
             self.take_waiting(*key, now);
         }
         self.replies.send(&self.entrances, &self.counters);
-        let sessions = self.table.iter_mut();
-        let ends: Vec<_> = sessions
-            .filter(|(_, session)| session.is_active() && closing.contains(&session.link.via))
-            .map(|(id, _)| id)
-            .collect();
+        let mut ends = Vec::new();
+        for (id, session) in self.table.iter_mut() {
+            if closing.contains(&session.link.via) {
+                // Of one that was moved, replies could still come.
+                session.silence();
+                ends.push(id);
+            }
+        }
         for id in ends {
             self.end(now, id, EndReason::Stopped);
         }

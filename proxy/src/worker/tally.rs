@@ -90,7 +90,7 @@ impl Worker {
     pub(super) fn end(&mut self, now: Instant, id: SessionId, reason: EndReason) {
         let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
         self.table
-            .end(now, id, |session| ends.note(session, reason));
+            .end(now, id, reason, |session| ends.note(session, reason));
     }
 
     /// Tells of the sessions that are there at the end.

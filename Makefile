@@ -11,10 +11,10 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 FUZZ_SECONDS ?= 10
 
 # The tests that run the proxy's data path; with the whole workspace selected, they
-# share its builds of everything that the portable one doesn't change.
-CONTROL_TESTS := admin architecture doctor examples host_setup names resolving usage
-PROXY_TESTS := $(patsubst proxy/tests/%.rs,--test %,$(filter-out \
-	$(CONTROL_TESTS:%=proxy/tests/%.rs),$(wildcard proxy/tests/*.rs)))
+# share its builds of everything that the portable one doesn't change. What the other
+# tests are of, is the same in both.
+DATA_PATH_TESTS := allocations bursts dnsdist dsr end_to_end faults quic reload sessions \
+	stop transparent unbound
 
 .PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
 
@@ -66,7 +66,7 @@ unit: export RUST_TEST_THREADS := 4
 unit: packages
 	cargo test --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --features ppv2-proxy/portable --no-fail-fast \
-		--lib $(PROXY_TESTS)
+		--lib $(DATA_PATH_TESTS:%=--test %)
 
 python:
 	sdk-python/run-tests

@@ -19,6 +19,7 @@ use std::thread;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::dns::program;
+use super::namespace::path_of;
 use super::{BINARY, Process, http, http_get, metric};
 
 pub use hosts::Scheme;
@@ -194,6 +195,7 @@ impl Lab {
     /// user, by others as they are. Its success is asserted, and the caller has
     /// nothing left to do. All is gone with the processes inside.
     #[must_use]
+    #[track_caller]
     pub fn enter(test: &str, side: Side) -> Option<Self> {
         if let Ok(inside) = std::env::var(INSIDE) {
             let rights = Rights::ALL.into_iter().find(|r| r.to_string() == inside);
@@ -203,6 +205,7 @@ impl Lab {
         for (package, name) in [("iproute2", "ip"), ("nftables", "nft")] {
             program(name, package);
         }
+        let test = &path_of(test);
         for rights in Rights::ALL {
             if rights == Rights::Root && !is_root() {
                 continue;

@@ -1,6 +1,9 @@
 //! Tests that need addresses which a machine doesn't have, in a network
 //! namespace of their own.
 
+use std::ffi::OsStr;
+use std::panic::Location;
+use std::path::Path;
 use std::process::Command;
 
 const INSIDE: &str = "PPV2_TEST_NAMESPACE";
@@ -12,21 +15,41 @@ const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 /// A user namespace gives the right to make a network namespace to everybody.
 /// Where that is forbidden, root can do without it, and others can't run such
 /// tests: they fail, saying so.
+#[track_caller]
 pub fn enter(test: &str, setup: &str) -> bool {
+    let test = path_of(test);
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let script = format!("ip link set lo up\n{setup}\nexec \"$0\" --exact {test} --nocapture");
     let this = std::env::current_exe().unwrap();
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .args(unshare_flags())
         .args(["sh", "-ec", &script])
         .arg(this)
-        .env(INSIDE, test)
-        .status()
+        .env(INSIDE, &test)
+        .output()
         .expect("unshare(1) is in the Debian package util-linux");
-    assert!(status.success(), "{test} failed in its namespace: {status}");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (status, out, err) = (output.status, text(&output.stdout), text(&output.stderr));
+    assert!(
+        status.success() && out.contains("1 passed"),
+        "{test} failed in its namespace: {status}\n{out}\n{err}"
+    );
+    eprintln!("{out}");
     false
+}
+
+/// The path of a test, by its name and the file that it calls from: where a binary
+/// has several, each is a module.
+#[track_caller]
+pub fn path_of(test: &str) -> String {
+    let file = Path::new(Location::caller().file());
+    let folder = file.parent().and_then(Path::file_name);
+    match file.file_stem().and_then(OsStr::to_str) {
+        Some(module) if folder != Some(OsStr::new("tests")) => format!("{module}::{test}"),
+        _ => test.to_owned(),
+    }
 }
 
 fn unshare_flags() -> &'static [&'static str] {

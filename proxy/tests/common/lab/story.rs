@@ -25,6 +25,7 @@ pub struct Story {
 impl Story {
     /// Runs it on both families, in a topology that has nothing of it before and
     /// after.
+    #[track_caller]
     pub fn holds(&self, test: &str, side: Side) {
         let Some(lab) = Lab::enter(test, side) else {
             return;

@@ -1,14 +1,11 @@
 //! A reply reaches the client whose session it is and nobody else: a hundred
 //! clients behind one address, and a hundred addresses with one port, with a
 //! thousand exchanges each, all under way at once.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
-mod common;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
 
-use common::*;
+use crate::common::*;
 
 const CLIENTS: u16 = 100;
 const EXCHANGES: u32 = 1000;

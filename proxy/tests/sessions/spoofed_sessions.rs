@@ -2,18 +2,14 @@
 //! never sees: their end, their client's next one, a stop, and replies that come
 //! when none should.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
-mod common;
-
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lab::*;
-use common::*;
+use crate::common::lab::*;
+use crate::common::*;
 
 const OWN_PORT: &str = "mode = \"transparent\"\nsource_port = \"client\"";
 const DSR: &str = "mode = \"dsr\"\nrewrite_on = \"proxy\"";

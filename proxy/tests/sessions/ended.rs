@@ -1,12 +1,9 @@
 //! Sessions that have ended: late replies reach nobody, and what they held goes
 //! to new clients.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use ppv2_proxy::session::LINGER;
 
 #[test]

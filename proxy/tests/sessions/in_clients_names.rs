@@ -1,14 +1,10 @@
 //! What the proxy refuses to write in clients' names, what it bears when it does,
 //! and what becomes of sessions whose addresses and ports are the clients' own.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
-mod common;
-
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use common::lab::*;
-use common::*;
+use crate::common::lab::*;
+use crate::common::*;
 use nix::net::if_::if_nametoindex;
 
 const TRANSPARENT: &str = r#"mode = "transparent""#;

@@ -1,14 +1,11 @@
 //! Sessions to different servers on one socket: as many as there are servers,
 //! and each reply still goes to the one client whose session it answers.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
-
-mod common;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use ppv2_proxy::session::LINGER;
 
 /// A proxy for these servers, with one worker.

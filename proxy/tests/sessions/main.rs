@@ -1,0 +1,11 @@
+//! Sessions: whose replies are whose, what ends them, and what becomes of their
+//! sockets and ports then. Most tests wait for ports to have rested, together.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod ended;
+mod in_clients_names;
+mod own_replies;
+mod shared_sockets;
+mod spoofed_sessions;

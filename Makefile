@@ -62,7 +62,7 @@ lint: $(CARGO_DENY)
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 # Most tests wait for most of their time.
-unit: export RUST_TEST_THREADS := 4
+unit: export RUST_TEST_THREADS := 8
 unit: packages
 	cargo test --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --features ppv2-proxy/portable --no-fail-fast \

@@ -11,10 +11,9 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 FUZZ_SECONDS ?= 10
 
 # The tests that run the proxy's data path; with the whole workspace selected, they
-# share its builds of everything that the portable one doesn't change. What the other
-# tests are of, is the same in both.
-DATA_PATH_TESTS := allocations bursts dnsdist dsr end_to_end faults quic reload sessions \
-	stop transparent unbound
+# share its builds of everything that the portable one doesn't change. The other tests
+# see the same in both, or of what these see only more.
+DATA_PATH_TESTS := allocations bursts end_to_end faults quic reload sessions stop
 
 .PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
 

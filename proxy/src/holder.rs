@@ -63,9 +63,11 @@ mod tests {
     fn our_own_socket_is_found_under_our_pid() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let socket = UdpSocket::bind(address).unwrap();
-            let holder = of(socket.local_addr().unwrap()).unwrap();
+            let address = socket.local_addr().unwrap();
             let pid = format!("(pid {})", std::process::id());
-            assert!(holder.contains(&pid), "{holder}");
+            // What /proc lists may leave one out while others come and go.
+            let found = |_| of(address).is_some_and(|holder| holder.contains(&pid));
+            assert!((0..10).any(found), "{:?}", of(address));
         }
     }
 }

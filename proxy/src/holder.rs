@@ -5,10 +5,19 @@ use std::net::SocketAddr;
 use procfs::net::UdpNetEntry;
 use procfs::process::{FDTarget, Process};
 
+/// The processes that have an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holders {
+    /// What they are called, with their numbers.
+    pub names: String,
+    /// This process is one of them.
+    pub with_us: bool,
+}
+
 /// Names the processes that have `address`, or a wildcard of its port, bound.
 /// `None` if the sockets belong to processes that we may not look into.
 #[must_use]
-pub fn of(address: SocketAddr) -> Option<String> {
+pub fn of(address: SocketAddr) -> Option<Holders> {
     let entries = if address.is_ipv4() {
         procfs::net::udp()
     } else {
@@ -20,13 +29,17 @@ pub fn of(address: SocketAddr) -> Option<String> {
         .filter(|entry| conflicts(entry, address))
         .map(|entry| entry.inode)
         .collect();
-    let names: Vec<String> = procfs::process::all_processes()
+    let holders: Vec<_> = procfs::process::all_processes()
         .ok()?
         .flatten()
         .filter(|process| has_socket(process, &inodes))
-        .map(|process| describe(&process))
         .collect();
-    (!names.is_empty()).then(|| names.join(", "))
+    let names: Vec<_> = holders.iter().map(describe).collect();
+    let ours = i64::from(std::process::id());
+    (!names.is_empty()).then(|| Holders {
+        names: names.join(", "),
+        with_us: holders.iter().any(|holder| i64::from(holder.pid) == ours),
+    })
 }
 
 fn conflicts(entry: &UdpNetEntry, address: SocketAddr) -> bool {
@@ -66,7 +79,8 @@ mod tests {
             let address = socket.local_addr().unwrap();
             let pid = format!("(pid {})", std::process::id());
             // What /proc lists may leave one out while others come and go.
-            let found = |_| of(address).is_some_and(|holder| holder.contains(&pid));
+            let is_us = |holders: Holders| holders.with_us && holders.names.contains(&pid);
+            let found = |_| of(address).is_some_and(is_us);
             assert!((0..10).any(found), "{:?}", of(address));
         }
     }

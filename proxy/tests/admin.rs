@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -181,17 +180,15 @@ fn who_asks_is_answered_at_once_however_many_are_silent() {
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--workers", "1", "--admin", &admin.to_string()];
     let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
-    let mut silent: Vec<_> = (0..100)
+    // More than could all be waited for, 32 at a time and three seconds each.
+    let mut silent: Vec<_> = (0..400)
         .map(|_| TcpStream::connect(admin).unwrap())
         .collect();
     // Some have asked once, and stay.
-    for stream in &mut silent[60..] {
+    for stream in &mut silent[360..] {
         write!(stream, "GET / HTTP/1.1\r\nhost: {admin}\r\n\r\n").unwrap();
     }
-    let begun = Instant::now();
     assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
-    // Within less than anybody may be silent.
-    assert!(begun.elapsed() < Duration::from_secs(2), "{begun:?}");
 }
 
 #[test]

@@ -580,11 +580,12 @@ fn all_goes_on_while_a_reload_waits() {
     while !question.windows(5).any(|label| label == b"other") {
         (question, _) = receive(&resolver);
     }
-    let begun = std::time::Instant::now();
     proxy.process.signal("TERM");
     let (status, log) = proxy.process.wait();
     assert!(status.success(), "{log}");
-    assert!(begun.elapsed() < Duration::from_secs(4), "{log}");
+    // It ended before that reload did.
+    let outcomes = log.matches("reloaded").count();
+    assert_eq!(outcomes, 2, "{log}");
 }
 
 #[test]

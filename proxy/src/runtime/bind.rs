@@ -120,16 +120,13 @@ fn bind_error(
         reason += &format!(", by this proxy, at {own}");
         mend = "first reload without that address; this one can be bound after `drain_timeout`";
     } else if is_in_use {
-        let holder = holder::of(address);
-        let ours = format!("(pid {})", std::process::id());
-        if holder.as_ref().is_some_and(|holder| holder.contains(&ours)) {
-            reason += ", by a session of this proxy";
-            mend = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
-        } else {
-            reason += &holder.map_or_else(
-                || ", by a process that we may not look into".to_owned(),
-                |holder| format!(", by {holder}"),
-            );
+        match holder::of(address) {
+            Some(holders) if holders.with_us => {
+                reason += ", by a session of this proxy";
+                mend = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
+            }
+            Some(holders) => reason += &format!(", by {}", holders.names),
+            None => reason += ", by a process that we may not look into",
         }
     }
     RunError::Bind {

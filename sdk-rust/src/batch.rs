@@ -8,7 +8,7 @@ use std::ops::Range;
 use ppv2::Tlvs;
 
 use crate::clock::Tick;
-use crate::{Admitted, Datagram, Gate, Way};
+use crate::{Admitted, Datagram, Gate, ReplyTo, Way};
 
 /// No UDP datagram is longer, its length field having 16 bits; nor is what the
 /// kernel coalesces.
@@ -51,6 +51,7 @@ const MAX_SLOTS: usize = 1024;
 pub struct Batch {
     buffer: Vec<u8>,
     received: Vec<Received>,
+    heard: Tick,
 }
 
 /// One datagram of a batch, all but its bytes.
@@ -76,6 +77,7 @@ impl Batch {
         Self {
             buffer: vec![0; slots.clamp(1, MAX_SLOTS) * SLOT],
             received: Vec::new(),
+            heard: Tick::roughly_now(),
         }
     }
 
@@ -113,6 +115,7 @@ impl Batch {
             // The bytes come from TLVs that were read, so they read again.
             tlvs: Tlvs::parse(tlvs).unwrap_or_default(),
             way: one.way,
+            heard: self.heard,
         }
     }
 
@@ -130,7 +133,8 @@ impl Batch {
         };
         receive(&mut slots)?;
         let FilledSlots(filled) = slots.filled;
-        let mut admission = gate.admission(Tick::roughly_now());
+        self.heard = Tick::roughly_now();
+        let mut admission = gate.admission(self.heard);
         for slot in &filled {
             for range in slot.datagrams() {
                 let datagram = &self.buffer[range.clone()];
@@ -225,7 +229,10 @@ impl Filled {
 pub enum Recipient {
     /// This client, by the way that its latest datagram came.
     Client(SocketAddr),
-    /// Whoever is reached by this very way, an [`Admitted::way`].
+    /// The client of this datagram, by the way that the datagram came.
+    Datagram(ReplyTo),
+    /// This very way, an [`Admitted::way`], whoever is reached by it now: for those
+    /// who keep a table of their own.
     Way(Way),
 }
 
@@ -237,18 +244,18 @@ impl From<SocketAddr> for Recipient {
 
 impl From<Admitted<'_>> for Recipient {
     fn from(admitted: Admitted<'_>) -> Self {
-        Self::Way(admitted.way)
+        Self::Datagram(admitted.reply_to())
     }
 }
 
 impl From<&Admitted<'_>> for Recipient {
     fn from(admitted: &Admitted<'_>) -> Self {
-        Self::Way(admitted.way)
+        Self::Datagram(admitted.reply_to())
     }
 }
 
 impl From<&Datagram> for Recipient {
     fn from(datagram: &Datagram) -> Self {
-        Self::Way(datagram.way())
+        Self::Datagram(datagram.reply_to())
     }
 }

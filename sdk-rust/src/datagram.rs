@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use ppv2::Tlvs;
 
-use crate::{Admitted, Way};
+use crate::clock::Tick;
+use crate::{Admitted, ReplyTo, Way};
 
 /// A client's datagram with all that is known of it.
 ///
@@ -27,6 +28,7 @@ pub struct Datagram {
     pub proxy: Option<SocketAddr>,
     tlvs: Bytes,
     way: Way,
+    heard: Tick,
 }
 
 impl Datagram {
@@ -38,6 +40,7 @@ impl Datagram {
             proxy: admitted.proxy,
             tlvs: Bytes::copy_from_slice(admitted.tlvs.as_bytes()),
             way: admitted.way,
+            heard: admitted.heard,
         }
     }
 
@@ -56,7 +59,11 @@ impl Datagram {
         Tlvs::parse(&self.tlvs).unwrap_or_default()
     }
 
-    pub(crate) fn way(&self) -> Way {
-        self.way
+    pub(crate) fn reply_to(&self) -> ReplyTo {
+        ReplyTo {
+            client: self.client,
+            way: self.way,
+            heard: self.heard,
+        }
     }
 }

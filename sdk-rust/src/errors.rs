@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use crate::clock::Tick;
 use crate::offload::Outgoing;
-use crate::{Gate, Recipient, Way};
+use crate::routes::FORMER_CLIENT_GRACE;
+use crate::{Gate, Recipient, ReplyTo, Way};
 
 /// Whether `error` is only the echo of a datagram sent earlier: some host on the
 /// way, or one that pretends to be, answered it with an ICMP message. Reading
@@ -38,9 +39,11 @@ pub(crate) fn despite_echo<T>(mut send: impl FnMut() -> io::Result<T>) -> io::Re
 /// Nobody knows where a reply to this client would have to go.
 #[derive(Debug, Error)]
 #[error(
-    "no way to client {client}: not heard from in the last {}s, or forgotten for newer clients; \
+    "no way to client {client}: not heard from in the last {}s, or forgotten for newer clients, \
+     or not heard from in the last {}s by a proxy's address that has named another client since; \
      answer sooner, or raise forget_after or max_clients of Trust",
-    forget_after.as_secs_f64()
+    forget_after.as_secs_f64(),
+    FORMER_CLIENT_GRACE.as_secs()
 )]
 struct NoRoute {
     client: SocketAddr,
@@ -71,9 +74,13 @@ impl Gate {
         let ways = self.ways(Tick::roughly_now(), recipients);
         if ways.is_empty()
             && let Some((_, first)) = datagrams.first()
-            && let Recipient::Client(client) = (*first).into()
         {
-            return Err(self.no_way_to(client));
+            match (*first).into() {
+                Recipient::Client(client) | Recipient::Datagram(ReplyTo { client, .. }) => {
+                    return Err(self.no_way_to(client));
+                }
+                Recipient::Way(_) => {}
+            }
         }
         let payloads = datagrams.iter().map(|(payload, _)| payload.as_ref());
         Ok(payloads.zip(ways).collect())
@@ -84,6 +91,13 @@ impl Gate {
     pub(crate) fn way_to(&self, client: SocketAddr) -> io::Result<Way> {
         self.route_at(Tick::roughly_now(), client)
             .ok_or_else(|| self.no_way_to(client))
+    }
+
+    /// Where to send a reply to a datagram; an error of kind `NotConnected` if
+    /// that is not known any more.
+    pub(crate) fn way_of_reply(&self, reply: ReplyTo) -> io::Result<Way> {
+        self.way_of(Tick::roughly_now(), reply)
+            .ok_or_else(|| self.no_way_to(reply.client))
     }
 
     fn no_way_to(&self, client: SocketAddr) -> io::Error {

@@ -13,7 +13,7 @@ use crate::clock::Tick;
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
-use crate::{DropReason, Recipient, ReplyFrom, Stats, Way};
+use crate::{DropReason, Recipient, ReplyFrom, ReplyTo, Stats, Way};
 
 /// What [`UdpSocket`](crate::UdpSocket) does between its socket and the
 /// application, for those who bring a socket of their own: hand every received
@@ -80,8 +80,22 @@ pub struct Admitted<'d> {
     /// What else the header says of the client.
     pub tlvs: Tlvs<'d>,
     /// The way of a reply to this very datagram: back to the peer as it was given
-    /// to [`Gate::admit`], unless [`Trust::reply_from`] says otherwise.
+    /// to [`Gate::admit`], unless [`Trust::reply_from`] says otherwise. Take it
+    /// within [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE); later the peer's
+    /// address may be another client's, and [`Gate::route`] knows.
     pub way: Way,
+    /// When it was let in.
+    pub(crate) heard: Tick,
+}
+
+impl Admitted<'_> {
+    pub(crate) fn reply_to(&self) -> ReplyTo {
+        ReplyTo {
+            client: self.client,
+            way: self.way,
+            heard: self.heard,
+        }
+    }
 }
 
 impl Gate {
@@ -133,7 +147,7 @@ impl Gate {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let admitted = self.judge(peer, datagram);
+        let admitted = self.judge(now, peer, datagram);
         let reason = match &admitted {
             Ok(admitted) => match self.remember(&mut self.known(), now, admitted) {
                 Ok(()) => return Ok(*admitted),
@@ -158,7 +172,9 @@ impl Gate {
     /// The way of a reply to `client`: that of the client's latest datagram.
     ///
     /// `None` if the client has not been heard for
-    /// [`Trust::forget_after`](Trust::forget_after), or not at all. A v4-mapped
+    /// [`Trust::forget_after`](Trust::forget_after), or not at all; or not for
+    /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE), and the address of the
+    /// proxy that it came through has named another client since. A v4-mapped
     /// IPv6 address finds its IPv4 client.
     #[must_use]
     pub fn route(&self, now: Instant, client: SocketAddr) -> Option<Way> {
@@ -169,6 +185,13 @@ impl Gate {
         self.known().route(now, client)
     }
 
+    /// The way of a reply to a datagram that was let in, unless it can't be told
+    /// any more whom that would reach.
+    pub(crate) fn way_of(&self, now: Tick, reply: ReplyTo) -> Option<Way> {
+        let sure = reply.sure_way(now);
+        sure.or_else(|| self.known().way_of(now, reply))
+    }
+
     /// The ways to several recipients, with one lock, up to the first to whom
     /// there is none.
     pub(crate) fn ways(&self, now: Tick, recipients: impl Iterator<Item = Recipient>) -> Vec<Way> {
@@ -176,6 +199,7 @@ impl Gate {
         recipients
             .map_while(|recipient| match recipient {
                 Recipient::Client(client) => known.route(now, client),
+                Recipient::Datagram(reply) => known.way_of(now, reply),
                 Recipient::Way(way) => Some(way),
             })
             .collect()
@@ -204,7 +228,12 @@ impl Gate {
     /// Applies the rule of trust: who sent the datagram decides whether it has
     /// a header, never what it looks like.
     #[inline]
-    fn judge<'d>(&self, peer: SocketAddr, datagram: &'d [u8]) -> Result<Admitted<'d>, DropReason> {
+    fn judge<'d>(
+        &self,
+        now: Tick,
+        peer: SocketAddr,
+        datagram: &'d [u8],
+    ) -> Result<Admitted<'d>, DropReason> {
         let sender = canonical(peer);
         let admitted = if self.trust.includes(sender.ip()) {
             let (header, payload) = self.decoder.decode(datagram).map_err(|error| {
@@ -228,6 +257,7 @@ impl Gate {
                 proxy: Some(sender),
                 tlvs: header.tlvs(),
                 way,
+                heard: now,
             }
         } else {
             match self.trust.direct_policy() {
@@ -239,6 +269,7 @@ impl Gate {
                     proxy: None,
                     tlvs: Tlvs::default(),
                     way: Way::back(peer),
+                    heard: now,
                 },
             }
         };
@@ -285,7 +316,7 @@ impl Known {
         let (client, way) = (admitted.client, admitted.way);
         if admitted.proxy.is_some() {
             Ok(self.through_proxies.learn(now, client, way))
-        } else if self.through_proxies.get(now, client).is_some() {
+        } else if self.through_proxies.remembers(now, client) {
             Err(DropReason::DirectConflict)
         } else {
             Ok(self.direct.learn(now, client, way))
@@ -297,6 +328,12 @@ impl Known {
         self.through_proxies
             .get(now, client)
             .or_else(|| self.direct.get(now, client))
+    }
+
+    fn way_of(&self, now: Tick, reply: ReplyTo) -> Option<Way> {
+        let still = |way: &Way| *way == reply.way;
+        let sure = reply.sure_way(now);
+        sure.or_else(|| self.route(now, reply.client).filter(still))
     }
 }
 
@@ -325,7 +362,7 @@ impl<'d> Admission<'_, 'd> {
             self.known.delivered += 1;
             return Ok(Admitted { payload, ..*latest });
         }
-        let admitted = self.gate.judge(peer, datagram);
+        let admitted = self.gate.judge(self.now, peer, datagram);
         let reason = match &admitted {
             Ok(admitted) => match self.gate.remember(&mut self.known, self.now, admitted) {
                 Ok(()) => {

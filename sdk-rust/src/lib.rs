@@ -91,7 +91,13 @@
 //! `send_to` takes the client's address and sends to the proxy that the client's
 //! latest datagram came from. The table behind it holds 65,536 clients, each for
 //! 120 seconds after its latest datagram, unless [`Trust`] says otherwise.
-//! `reply` needs no table.
+//! `reply` sends by the way that the very datagram came.
+//!
+//! A proxy hands the address that it used for one client on to another, once the
+//! first has been silent for long enough. A reply sent later would reach a
+//! stranger. So a client whose proxy's address has named another client since can
+//! be sent to for [`FORMER_CLIENT_GRACE`], 10 seconds, after its own latest
+//! datagram; then `send_to` and `reply` fail as for a client that is not known.
 //!
 //! With [`ReplyFrom::Listener`] replies go straight to the client instead, from
 //! the address that it wrote to, and the proxy is spared them.
@@ -125,7 +131,8 @@ pub use datagram::Datagram;
 pub use drop_reason::DropReason;
 pub use gate::{Admitted, Gate};
 pub use ipnet::IpNet;
+pub use routes::FORMER_CLIENT_GRACE;
 pub use socket::UdpSocket;
 pub use stats::Stats;
 pub use trust::{Direct, ReplyFrom, Trust, TrustError};
-pub use way::Way;
+pub use way::{ReplyTo, Way};

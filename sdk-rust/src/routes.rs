@@ -1,6 +1,7 @@
 //! Which address a reply to a client goes to: a bounded table that forgets.
 //! It takes `now` as an argument and does no I/O.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,18 +11,32 @@ use hashlink::LinkedHashMap;
 use crate::Way;
 use crate::clock::{Span, Tick};
 
+/// For how long after its own latest datagram a client can still be sent to
+/// through a proxy's address that has named another client since: 10 seconds.
+///
+/// A proxy that gives each client an address of its own hands it on to the next
+/// one some time after the last datagram; a reply sent later would reach that
+/// next client. Some senders, such as dnsdist, serve many clients from one
+/// address, and have their replies within this time.
+pub const FORMER_CLIENT_GRACE: Duration = Duration::from_secs(10);
+
 /// The latest way to each client, ordered by when the client was last heard,
 /// the longest unheard-of first.
 ///
-/// The hasher is keyed, since remote peers choose the addresses.
+/// The hashers are keyed, since remote peers choose the addresses.
 #[derive(Debug)]
 pub(crate) struct Routes {
     ways: LinkedHashMap<Client, Heard, RandomState>,
+    /// The client that each proxy address named last, for as long as that is the
+    /// client's latest way: exactly the entries that are [`Reached::ByProxy`], so
+    /// that it is never larger than `ways`.
+    named_last: HashMap<Client, Client, RandomState>,
     max_clients: usize,
     forget_after: Span,
+    grace: Span,
 }
 
-/// A client's address as numbers, which are compared and hashed in no time: every
+/// An address as numbers, which are compared and hashed in no time: every
 /// datagram pays for it twice. An IPv4 one stands there mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Client {
@@ -51,8 +66,21 @@ impl From<SocketAddr> for Client {
 struct Heard {
     /// The peer, or the listener that the client is answered from.
     via: SocketAddr,
-    by_listener: bool,
+    reached: Reached,
     at: Tick,
+}
+
+/// How a reply reaches a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    /// By a proxy's address, which has named no other client since.
+    ByProxy,
+    /// By a proxy's address, which has named another client since.
+    BySharedProxy,
+    /// The peer is the client itself.
+    Directly,
+    /// Past the proxy, from the listener's address.
+    FromListener,
 }
 
 /// Whether a client that was still to be remembered had to make room.
@@ -66,8 +94,10 @@ impl Routes {
     pub(crate) fn new(max_clients: usize, forget_after: Duration) -> Self {
         Self {
             ways: LinkedHashMap::with_hasher(RandomState::new()),
+            named_last: HashMap::with_hasher(RandomState::new()),
             max_clients,
             forget_after: forget_after.into(),
+            grace: FORMER_CLIENT_GRACE.into(),
         }
     }
 
@@ -79,16 +109,35 @@ impl Routes {
         if self.forget_first_if_due(now) {
             self.forget_first_if_due(now);
         }
-        // `insert` moves a client that is there already to the back.
-        let heard = Heard {
-            via: way.from.unwrap_or(way.to),
-            by_listener: way.from.is_some(),
-            at: now,
+        let via = way.from.unwrap_or(way.to);
+        let (client, peer) = (Client::from(client), Client::from(via));
+        let reached = match way.from {
+            Some(_) => Reached::FromListener,
+            None if peer == client => Reached::Directly,
+            None => Reached::ByProxy,
         };
-        self.ways.insert(Client::from(client), heard);
+        let at = now;
+        // `insert` moves a client that is there already to the back.
+        let before = self.ways.insert(client, Heard { via, reached, at });
+        let known = before.is_some_and(|before| {
+            let known = before.reached == Reached::ByProxy
+                && reached == Reached::ByProxy
+                && Client::from(before.via) == peer;
+            if !known {
+                self.no_longer_named_last(&before);
+            }
+            known
+        });
+        if reached == Reached::ByProxy
+            && !known
+            && let Some(former) = self.named_last.insert(peer, client)
+            && let Some(former) = self.ways.get_mut(&former)
+        {
+            former.reached = Reached::BySharedProxy;
+        }
         let over = self.ways.len() > self.max_clients;
         if over {
-            self.ways.pop_front();
+            self.forget_first();
         }
         Evicted(over)
     }
@@ -100,14 +149,23 @@ impl Routes {
         if self.expired(now, heard) {
             return None;
         }
-        Some(if heard.by_listener {
-            Way {
+        match heard.reached {
+            Reached::BySharedProxy if now.is_past(heard.at, self.grace) => None,
+            Reached::ByProxy | Reached::BySharedProxy | Reached::Directly => {
+                Some(Way::back(heard.via))
+            }
+            Reached::FromListener => Some(Way {
                 to: client,
                 from: Some(heard.via),
-            }
-        } else {
-            Way::back(heard.via)
-        })
+            }),
+        }
+    }
+
+    /// Whether `client` is remembered, though there may be no way to it any more.
+    #[inline]
+    pub(crate) fn remembers(&self, now: Tick, client: SocketAddr) -> bool {
+        let heard = self.ways.get(&Client::from(client));
+        heard.is_some_and(|heard| !self.expired(now, heard))
     }
 
     /// Clients in the table. Some may be past their time.
@@ -123,9 +181,22 @@ impl Routes {
             None => false,
         };
         if due {
-            self.ways.pop_front();
+            self.forget_first();
         }
         due
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, heard)) = self.ways.pop_front() {
+            self.no_longer_named_last(&heard);
+        }
+    }
+
+    /// Of a client that is gone, or is reached by another way now.
+    fn no_longer_named_last(&mut self, gone: &Heard) {
+        if gone.reached == Reached::ByProxy {
+            self.named_last.remove(&Client::from(gone.via));
+        }
     }
 
     /// Threads that share the table may hand in times a little out of order;
@@ -153,8 +224,9 @@ mod tests {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
 
+    /// Through a port of a proxy.
     fn way(port: u16) -> Way {
-        Way::back(addr(port))
+        Way::back(SocketAddr::from(([192, 0, 2, 2], port)))
     }
 
     #[test]
@@ -166,9 +238,9 @@ mod tests {
             from: Some(addr(9000)),
         };
         let _ = routes.learn(now, addr(1), straight);
-        let _ = routes.learn(now, addr(2), way(100));
+        let _ = routes.learn(now, addr(2), way(102));
         assert_eq!(routes.get(now, addr(1)), Some(straight));
-        assert_eq!(routes.get(now, addr(2)), Some(way(100)));
+        assert_eq!(routes.get(now, addr(2)), Some(way(102)));
     }
 
     #[test]
@@ -179,9 +251,9 @@ mod tests {
             assert_eq!(routes.learn(now, addr(client), way(100)), Evicted(false));
         }
         // Heard again, so that 2 is now the oldest.
-        assert_eq!(routes.learn(now, addr(1), way(100)), Evicted(false));
+        assert_eq!(routes.learn(now, addr(1), way(101)), Evicted(false));
 
-        assert_eq!(routes.learn(now, addr(4), way(100)), Evicted(true));
+        assert_eq!(routes.learn(now, addr(4), way(104)), Evicted(true));
 
         assert_eq!(routes.len(), 3);
         let known = |client| routes.get(now, addr(client)).is_some();
@@ -192,10 +264,10 @@ mod tests {
     fn looking_a_client_up_does_not_prolong_it() {
         let (now, half, later) = times();
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), way(100));
-        let _ = routes.learn(now, addr(2), way(100));
+        let _ = routes.learn(now, addr(1), way(101));
+        let _ = routes.learn(now, addr(2), way(102));
         assert!(routes.get(now, addr(1)).is_some());
-        let _ = routes.learn(now, addr(3), way(100));
+        let _ = routes.learn(now, addr(3), way(103));
         assert_eq!(routes.get(now, addr(1)), None);
         assert!(routes.get(half, addr(2)).is_some());
         assert_eq!(routes.get(later, addr(2)), None);
@@ -205,9 +277,9 @@ mod tests {
     fn an_expired_client_makes_room_without_being_evicted() {
         let (now, half, later) = times();
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), way(100));
-        let _ = routes.learn(half, addr(2), way(100));
-        assert_eq!(routes.learn(later, addr(3), way(100)), Evicted(false));
+        let _ = routes.learn(now, addr(1), way(101));
+        let _ = routes.learn(half, addr(2), way(102));
+        assert_eq!(routes.learn(later, addr(3), way(103)), Evicted(false));
         assert!(routes.get(later, addr(2)).is_some());
     }
 
@@ -219,9 +291,28 @@ mod tests {
             let _ = routes.learn(now, addr(client), way(100));
         }
         for _ in 0..600 {
-            let _ = routes.learn(later, addr(1), way(100));
+            let _ = routes.learn(later, addr(1), way(101));
         }
         assert_eq!(routes.len(), 1);
+    }
+
+    /// Clients that come by ever other addresses of a proxy, and then by one.
+    #[test]
+    fn the_index_of_addresses_is_never_larger_than_the_table() {
+        let (now, _, later) = times();
+        let mut routes = Routes::new(100, MINUTE);
+        for number in 0..60_000u16 {
+            let _ = routes.learn(now, addr(number % 150), way(number));
+            assert!(routes.named_last.len() <= routes.len());
+        }
+        for number in 0..200 {
+            let _ = routes.learn(now, addr(number), way(1));
+        }
+        assert_eq!((routes.len(), routes.named_last.len()), (100, 1));
+        for _ in 0..100 {
+            let _ = routes.learn(later, addr(1), Way::back(addr(1)));
+        }
+        assert_eq!((routes.len(), routes.named_last.len()), (1, 0));
     }
 
     #[test]
@@ -229,8 +320,8 @@ mod tests {
         let start = Instant::now();
         let [earlier, now] = [start, start + MINUTE].map(Tick::from);
         let mut routes = Routes::new(2, MINUTE);
-        let _ = routes.learn(now, addr(1), way(100));
-        let _ = routes.learn(earlier, addr(2), way(100));
+        let _ = routes.learn(now, addr(1), way(101));
+        let _ = routes.learn(earlier, addr(2), way(102));
         assert!(routes.get(earlier, addr(1)).is_some());
         assert!(routes.get(earlier, addr(2)).is_some());
     }

@@ -176,7 +176,9 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all. With
+    /// [`Trust::forget_after`], or not at all; or not for
+    /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE), and its proxy's address
+    /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
     /// listener's address; the message says what would mend it. Otherwise as
@@ -186,11 +188,13 @@ impl UdpSocket {
     }
 
     /// Answers `datagram` with `payload` by the way that this very datagram came,
-    /// however long ago, and returns how many bytes were sent.
+    /// and returns how many bytes were sent.
     ///
     /// # Errors
     ///
-    /// As [`send_to`](Self::send_to), but for `NotConnected`.
+    /// As [`send_to`](Self::send_to). `NotConnected` if the datagram came through
+    /// a proxy more than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) ago, and
+    /// its way is no longer that of [`send_to`](Self::send_to).
     ///
     /// ```no_run
     /// # fn serve(socket: ppv2_sdk::UdpSocket) -> std::io::Result<()> {
@@ -201,7 +205,7 @@ impl UdpSocket {
     /// # }
     /// ```
     pub fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, datagram.way())
+        self.send(payload, self.gate.way_of_reply(datagram.reply_to())?)
     }
 
     /// Sends datagrams in their order, each to a client's address or as the answer

@@ -228,7 +228,9 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all. With
+    /// [`Trust::forget_after`], or not at all; or not for
+    /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE), and its proxy's address
+    /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
     /// listener's address; the message says what would mend it. Otherwise as
@@ -339,13 +341,16 @@ impl UdpSocket {
     }
 
     /// Answers `datagram` with `payload` by the way that this very datagram came,
-    /// however long ago, and returns how many bytes were sent.
+    /// and returns how many bytes were sent.
     ///
     /// # Errors
     ///
-    /// As [`send_to`](Self::send_to), but for `NotConnected`.
+    /// As [`send_to`](Self::send_to). `NotConnected` if the datagram came through
+    /// a proxy more than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) ago, and
+    /// its way is no longer that of [`send_to`](Self::send_to).
     pub async fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, datagram.way()).await
+        self.send(payload, self.gate.way_of_reply(datagram.reply_to())?)
+            .await
     }
 
     /// Waits until there may be something to receive. Since it may have to be

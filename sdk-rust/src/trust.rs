@@ -240,7 +240,9 @@ impl Trust {
     }
 
     /// Sets for how long a client is remembered after its latest datagram; 120
-    /// seconds unless set. Sending to it does not prolong it.
+    /// seconds unless set. Sending to it does not prolong it. Once the address of
+    /// the proxy that it came through has named another client, it can be sent to
+    /// for [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) at most.
     pub fn forget_after(mut self, idle: Duration) -> Self {
         self.forget_after = idle;
         self

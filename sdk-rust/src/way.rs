@@ -2,6 +2,10 @@
 
 use std::net::SocketAddr;
 
+use crate::address::canonical;
+use crate::clock::Tick;
+use crate::routes::FORMER_CLIENT_GRACE;
+
 /// How a reply reaches its client: to which address it is sent, and from which.
 ///
 /// For those who bring sockets of their own to a [`Gate`](crate::Gate); the
@@ -17,6 +21,26 @@ pub struct Way {
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener) for a client that a
     /// header names. `None`: the reply leaves by the socket that received.
     pub from: Option<SocketAddr>,
+}
+
+/// A received datagram, as far as a reply to it needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    pub(crate) client: SocketAddr,
+    pub(crate) way: Way,
+    pub(crate) heard: Tick,
+}
+
+impl ReplyTo {
+    /// The way by which the datagram came, if a reply by it reaches the client
+    /// for sure: no proxy passes it on, or the datagram came so lately that its
+    /// proxy's address can't be another client's by now.
+    pub(crate) fn sure_way(&self, now: Tick) -> Option<Way> {
+        let sure = self.way.from.is_some()
+            || canonical(self.way.to) == self.client
+            || !now.is_past(self.heard, FORMER_CLIENT_GRACE.into());
+        sure.then_some(self.way)
+    }
 }
 
 impl Way {

@@ -230,7 +230,9 @@ fn a_client_never_heard_or_forgotten_can_not_be_sent_to() {
     assert_eq!(
         error.to_string(),
         "no way to client 203.0.113.11:54321: not heard from in the last 0.05s, or forgotten \
-         for newer clients; answer sooner, or raise forget_after or max_clients of Trust",
+         for newer clients, or not heard from in the last 10s by a proxy's address that has \
+         named another client since; answer sooner, or raise forget_after or max_clients of \
+         Trust",
     );
 
     let proxy = Proxy::bind("127.0.0.1:0");

@@ -11,6 +11,7 @@ mod properties;
 const PROXY: &str = "192.0.2.10:40000";
 const OTHER_PROXY: &str = "192.0.2.11:40000";
 const CLIENT: &str = "203.0.113.11:54321";
+const OTHER_CLIENT: &str = "203.0.113.12:54321";
 const LISTENER: &str = "198.51.100.10:9000";
 const STRANGER: &str = "198.18.0.1:7";
 const SECOND: Duration = Duration::from_secs(1);
@@ -256,6 +257,112 @@ fn a_client_is_forgotten_two_minutes_after_its_latest_datagram() {
     // Looking it up, as sending does, has not prolonged it.
     assert!(gate.route(now + 19 * SECOND, addr(CLIENT)).is_some());
     assert_eq!(gate.route(now + 20 * SECOND, addr(CLIENT)), None);
+}
+
+#[test]
+fn an_address_that_names_another_client_leads_to_that_one_alone() {
+    let gate = gate();
+    let start = Instant::now();
+    let first = from_client(CLIENT, b"hello");
+    let hello = gate.admit(start, addr(PROXY), &first).unwrap();
+    // The proxy's session has ended, and its port serves the next client.
+    let later = start + 42 * SECOND;
+    assert_eq!(
+        gate.route(later, addr(CLIENT)),
+        Some(Way::back(addr(PROXY)))
+    );
+    for proxy in [PROXY, "[::ffff:192.0.2.10]:40000"] {
+        let second = from_client(OTHER_CLIENT, b"hello");
+        gate.admit(later, addr(proxy), &second).unwrap();
+        assert_eq!(gate.route(later, addr(CLIENT)), None);
+        assert_eq!(gate.way_of(later.into(), hello.reply_to()), None);
+        let way = gate.route(later, addr(OTHER_CLIENT));
+        assert_eq!(way, Some(Way::back(addr(proxy))));
+    }
+    // What a proxy vouched for stands nevertheless.
+    assert_eq!(gate.stats().clients, 2);
+    let open = open_gate();
+    for client in [CLIENT, OTHER_CLIENT] {
+        open.admit(start, addr(PROXY), &from_client(client, b"x"))
+            .unwrap();
+    }
+    let direct = open.admit(start + 42 * SECOND, addr(CLIENT), b"x");
+    assert_eq!(direct, Err(DropReason::DirectConflict));
+}
+
+#[test]
+fn clients_that_share_an_address_are_answered_for_ten_seconds() {
+    let gate = gate();
+    let start = Instant::now();
+    let say = |at: Instant, client: &str| {
+        gate.admit(at, addr(PROXY), &from_client(client, b"x"))
+            .unwrap();
+    };
+    let known = |at: Instant| [CLIENT, OTHER_CLIENT].map(|c| gate.route(at, addr(c)).is_some());
+    // Each is heard every 8 seconds, in turn, for ten minutes.
+    for turn in 0..75 {
+        say(start + 8 * turn * SECOND, CLIENT);
+        say(start + (8 * turn + 4) * SECOND, OTHER_CLIENT);
+        assert_eq!(known(start + (8 * turn + 4) * SECOND), [true, true]);
+    }
+    let (first, second) = (start + 592 * SECOND, start + 596 * SECOND);
+    assert_eq!(known(first + 10 * SECOND - SECOND / 1000), [true, true]);
+    assert_eq!(known(first + 10 * SECOND), [false, true]);
+    // The one that the address names now is known for as long as any.
+    assert_eq!(known(second + 119 * SECOND), [false, true]);
+    // The other comes back, and it is the turn of this one.
+    say(second + 60 * SECOND, CLIENT);
+    assert_eq!(known(second + 60 * SECOND), [true, false]);
+    assert_eq!(known(second + 179 * SECOND), [true, false]);
+}
+
+#[test]
+fn a_client_that_has_moved_to_another_address_keeps_that_one() {
+    let gate = gate();
+    let now = Instant::now();
+    let first = from_client(CLIENT, b"x");
+    let by_first = gate.admit(now, addr(PROXY), &first).unwrap();
+    gate.admit(now, addr(OTHER_PROXY), &first).unwrap();
+    gate.admit(now, addr(PROXY), &from_client(OTHER_CLIENT, b"x"))
+        .unwrap();
+    let later = now + 100 * SECOND;
+    let way = gate.route(later, addr(CLIENT));
+    assert_eq!(way, Some(Way::back(addr(OTHER_PROXY))));
+    assert_eq!(gate.way_of(later.into(), by_first.reply_to()), None);
+}
+
+#[test]
+fn a_proxy_that_speaks_for_itself_takes_no_way_from_its_client() {
+    let gate = gate();
+    let now = Instant::now();
+    let mut buffer = [0; 64];
+    let local = Encoder::local(&mut buffer).unwrap().finish();
+    for _ in 0..2 {
+        gate.admit(now, addr(PROXY), &from_client(CLIENT, b"x"))
+            .unwrap();
+        gate.admit(now, addr(PROXY), local).unwrap();
+    }
+    let later = now + 100 * SECOND;
+    for client in [CLIENT, PROXY] {
+        let way = gate.route(later, addr(client));
+        assert_eq!(way, Some(Way::back(addr(PROXY))));
+    }
+}
+
+#[test]
+fn replies_past_the_proxy_need_none_of_its_addresses() {
+    let gate = Gate::new(trust().reply_from(ReplyFrom::Listener)).unwrap();
+    let now = Instant::now();
+    let mut first = None;
+    let datagrams = [CLIENT, OTHER_CLIENT].map(|client| from_client(client, b"x"));
+    for datagram in &datagrams {
+        let admitted = gate.admit(now, addr(PROXY), datagram).unwrap();
+        first = first.or(Some(admitted));
+    }
+    let later = now + 100 * SECOND;
+    assert!(gate.route(later, addr(CLIENT)).is_some());
+    let first = first.unwrap().reply_to();
+    assert_eq!(gate.way_of(later.into(), first), Some(first.way));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 const MAX_CLIENTS: usize = 3;
-const FORGET_AFTER: Duration = Duration::from_secs(10);
+const FORGET_AFTER: Duration = Duration::from_secs(30);
 
 /// Few enough that they meet one another.
 fn any_peer() -> impl Strategy<Value = SocketAddr> {
@@ -99,9 +99,22 @@ struct Heard {
     peer: SocketAddr,
 }
 
+/// The peer that `client` was last heard through, unless that is too long ago for
+/// one whose peer has named another since.
+fn expected_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+    let peer = remembered_way(log, now, client)?;
+    let last = log.iter().rposition(|heard| heard.client == client)?;
+    let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let names_another =
+        |heard: &Heard| canonical(heard.peer) == canonical(peer) && heard.client != canonical(peer);
+    let former = client != canonical(peer) && log[last + 1..].iter().any(names_another);
+    let lately = now.duration_since(log[last].at) < crate::FORMER_CLIENT_GRACE;
+    (!former || lately).then_some(peer)
+}
+
 /// The peer that `client` was last heard through, unless that is too long ago or
 /// as many others were heard since as the table holds.
-fn expected_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+fn remembered_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
     let last = log.iter().rposition(|heard| heard.client == client)?;
     let mut since: Vec<_> = log[last + 1..].iter().map(|heard| heard.client).collect();
     since.sort();
@@ -116,7 +129,7 @@ proptest! {
     #[test]
     fn holds_to_the_log(
         open in any::<bool>(),
-        steps in vec((any_peer(), any_datagram(), 0..6_000u64), 1..60),
+        steps in vec((any_peer(), any_datagram(), 0..8_000u64), 1..60),
     ) {
         let direct = if open { Direct::Accept } else { Direct::Drop };
         let trust = trust().direct(direct).max_clients(MAX_CLIENTS).forget_after(FORGET_AFTER);
@@ -131,7 +144,7 @@ proptest! {
             let trusted = is_trusted(*peer);
             let named = client_named(*peer, datagram);
             let welcome = named.is_some_and(|client| {
-                trusted || open && expected_way(&proxied, now, client).is_none()
+                trusted || open && remembered_way(&proxied, now, client).is_none()
             });
             prop_assert_eq!(admitted.is_ok(), welcome);
             if let (Ok(admitted), Some(client)) = (admitted, named) {
@@ -148,6 +161,19 @@ proptest! {
                 let expected = expected_way(&proxied, now, *client)
                     .or_else(|| expected_way(&strangers, now, *client));
                 prop_assert_eq!(gate.route(now, *client), expected.map(Way::back));
+            }
+            // A reply to an earlier datagram takes its way while that is sure to
+            // lead to its client.
+            for heard in proxied.iter().chain(&strangers) {
+                let way = Way::back(heard.peer);
+                let reply = ReplyTo { client: heard.client, way, heard: heard.at.into() };
+                let expected = expected_way(&proxied, now, heard.client)
+                    .or_else(|| expected_way(&strangers, now, heard.client));
+                let lately = now.duration_since(heard.at) < crate::FORMER_CLIENT_GRACE;
+                let itself = heard.peer.ip().to_canonical() == heard.client.ip()
+                    && heard.peer.port() == heard.client.port();
+                let sure = lately || itself || expected == Some(heard.peer);
+                prop_assert_eq!(gate.way_of(now.into(), reply), sure.then_some(way));
             }
             prop_assert!(gate.stats().clients <= 2 * MAX_CLIENTS);
         }

@@ -58,6 +58,8 @@ lint: $(CARGO_DENY)
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets --features ppv2-proxy/portable -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+	# As docs.rs builds it.
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked -p ppv2-sdk --all-features --no-deps --quiet
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 # Most tests wait for most of their time.

@@ -52,6 +52,8 @@ pub struct Batch {
     buffer: Vec<u8>,
     received: Vec<Received>,
     heard: Tick,
+    /// Datagrams that the latest call dropped.
+    dropped: usize,
 }
 
 /// One datagram of a batch, all but its bytes.
@@ -78,6 +80,7 @@ impl Batch {
             buffer: vec![0; slots.clamp(1, MAX_SLOTS) * SLOT],
             received: Vec::new(),
             heard: Tick::roughly_now(),
+            dropped: 0,
         }
     }
 
@@ -127,6 +130,7 @@ impl Batch {
         receive: impl FnOnce(&mut Slots<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
         self.received.clear();
+        self.dropped = 0;
         let mut slots = Slots {
             buffers: &mut self.buffer,
             filled: FilledSlots::default(),
@@ -148,10 +152,19 @@ impl Batch {
                         proxy: admitted.proxy,
                         way: admitted.way,
                     });
+                } else {
+                    self.dropped += 1;
                 }
             }
         }
         Ok(self.received.len())
+    }
+}
+
+impl Batch {
+    /// Datagrams that the latest call dropped.
+    pub(crate) fn dropped(&self) -> usize {
+        self.dropped
     }
 }
 

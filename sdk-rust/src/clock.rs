@@ -44,6 +44,16 @@ impl Tick {
         Instant::now().into()
     }
 
+    /// The time as a number, to be stored.
+    pub(crate) fn number(self) -> i64 {
+        self.0
+    }
+
+    /// The time that was stored as a number.
+    pub(crate) fn from_number(number: i64) -> Self {
+        Self(number)
+    }
+
     /// Whether at this time `span` has passed since `earlier`.
     pub(crate) fn is_past(self, earlier: Self, span: Span) -> bool {
         self.0.saturating_sub(earlier.0) >= span.0

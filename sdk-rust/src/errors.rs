@@ -37,7 +37,7 @@ pub(crate) fn despite_echo<T>(mut send: impl FnMut() -> io::Result<T>) -> io::Re
 }
 
 /// Nobody knows where a reply to this client would have to go.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error(
     "no way to client {client}: not heard from in the last {}s, or forgotten for newer clients, \
      or not heard from in the last {}s by a proxy's address that has named another client since; \
@@ -49,6 +49,8 @@ struct NoRoute {
     client: SocketAddr,
     forget_after: Duration,
 }
+
+message_as_debug!(NoRoute);
 
 /// The error of a call that would take a burst for one datagram.
 pub(crate) fn received_in_batches() -> io::Error {

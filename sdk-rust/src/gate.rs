@@ -6,14 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ppv2::{DecodeError, Decoder, Header, Origin, Tlvs};
-use tracing::trace;
+use tracing::{trace, warn};
 
 use crate::address::{canonical, is_one_client};
 use crate::clock::Tick;
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
-use crate::{DropReason, Recipient, ReplyFrom, ReplyTo, Stats, Way};
+use crate::{DropReason, DropWarnings, Recipient, ReplyFrom, ReplyTo, Stats, Way};
 
 /// What [`UdpSocket`](crate::UdpSocket) does between its socket and the
 /// application, for those who bring a socket of their own: hand every received
@@ -48,6 +48,7 @@ pub struct Gate {
     decoder: Decoder,
     known: Mutex<Known>,
     counters: Counters,
+    warnings: DropWarnings,
 }
 
 /// Two tables, so that senders whom nobody vouches for can neither replace nor
@@ -119,6 +120,7 @@ impl Gate {
                 delivered: 0,
             }),
             counters: Counters::default(),
+            warnings: DropWarnings::new(),
             trust,
         })
     }
@@ -155,7 +157,7 @@ impl Gate {
             },
             Err(reason) => *reason,
         };
-        self.drop(peer, datagram, reason);
+        self.drop(now, peer, datagram, reason);
         Err(reason)
     }
 
@@ -210,8 +212,9 @@ impl Gate {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let (clients, delivered) = {
-            let known = self.known();
-            let clients = known.through_proxies.len() + known.direct.len();
+            let mut known = self.known();
+            let now = Tick::roughly_now();
+            let clients = known.through_proxies.count_known(now) + known.direct.count_known(now);
             (clients, known.delivered)
         };
         self.counters.snapshot(clients, delivered)
@@ -296,8 +299,11 @@ impl Gate {
     }
 
     #[cold]
-    fn drop(&self, peer: SocketAddr, datagram: &[u8], reason: DropReason) {
+    fn drop(&self, now: Tick, peer: SocketAddr, datagram: &[u8], reason: DropReason) {
         self.counters.dropped(reason);
+        if let Some(warning) = self.warnings.due_at(now, peer, reason) {
+            warn!("{warning}");
+        }
         trace!(%peer, %reason, bytes = datagram.len(), "datagram dropped");
     }
 
@@ -374,7 +380,7 @@ impl<'d> Admission<'_, 'd> {
             },
             Err(reason) => *reason,
         };
-        self.gate.drop(peer, datagram, reason);
+        self.gate.drop(self.now, peer, datagram, reason);
         Err(reason)
     }
 }

@@ -82,7 +82,9 @@
 //! | elsewhere | never looked at | dropped; with [`Direct::Accept`] delivered untouched, as from its sender |
 //!
 //! What is dropped never makes a receive call fail: it is counted in [`Stats`]
-//! under its [`DropReason`], and the call goes on waiting. A sender's address in
+//! under its [`DropReason`], and the call goes on waiting. The first drop for each
+//! reason, then at most one a minute, is logged by `tracing` at level WARN, with the
+//! sender and the setting to look at. A sender's address in
 //! UDP can be forged, so trust networks only where routers or firewalls keep
 //! others from sending under their addresses.
 //!
@@ -105,12 +107,25 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+/// Has an error's `Debug` print its message, as `main` prints the error that it
+/// returns by `Debug`: inside an [`std::io::Error`] too.
+macro_rules! message_as_debug {
+    ($error:ty) => {
+        impl std::fmt::Debug for $error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
 mod address;
 mod batch;
 mod buffer;
 mod clock;
 mod datagram;
 mod drop_reason;
+mod drop_warning;
 mod errors;
 mod gate;
 mod listeners;
@@ -129,6 +144,7 @@ mod way;
 pub use batch::{Batch, Recipient};
 pub use datagram::Datagram;
 pub use drop_reason::DropReason;
+pub use drop_warning::{DropWarning, DropWarnings};
 pub use gate::{Admitted, Gate};
 pub use ipnet::IpNet;
 pub use routes::FORMER_CLIENT_GRACE;

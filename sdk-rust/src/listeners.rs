@@ -113,8 +113,10 @@ impl<S> Clone for Source<S> {
 }
 
 /// A proxy wrote a destination that nobody can send from.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error(
     "can't send from listener {0}, which the client's header names as destination, since it is no single host's address and port; have the proxy write the address that the client sent to"
 )]
 struct NotOneHosts(SocketAddr);
+
+message_as_debug!(NotOneHosts);

@@ -9,6 +9,10 @@ use std::io;
 use std::net::UdpSocket;
 use std::time::Instant;
 
+/// Datagrams that a call which must not wait drops before it returns. Otherwise a
+/// flood of bad ones would hold up its caller for as long as it lasts.
+pub(crate) const MOST_DROPS_IN_A_ROW: usize = 64;
+
 /// The waiting of one receive call.
 pub(crate) struct Patience {
     /// When the call began, if the socket had a timeout then.
@@ -19,8 +23,10 @@ pub(crate) struct Patience {
 enum How {
     /// Nothing was dropped so far: the kernel keeps the time.
     Undisturbed,
-    /// The socket has no timeout, or does not wait at all.
-    AsSet,
+    /// The socket waits for as long as it takes.
+    Forever,
+    /// The socket does not wait, and so many datagrams were dropped.
+    AtOnce(usize),
     /// The call ends then.
     Until(Instant),
 }
@@ -44,27 +50,35 @@ impl Patience {
         mut receive: impl FnMut(bool) -> io::Result<T>,
     ) -> io::Result<T> {
         match self.how {
-            How::Undisturbed | How::AsSet => receive(true),
+            How::Undisturbed | How::Forever | How::AtOnce(_) => receive(true),
             How::Until(deadline) => receive_until(socket, receive, deadline),
         }
     }
 
-    /// Notes that what was received was no datagram for the application; an
-    /// error if that was the last that the call had time for.
-    pub(crate) fn dropped_one(&mut self, socket: &UdpSocket) -> io::Result<()> {
+    /// Notes that what was received, so many datagrams, was none for the
+    /// application; an error if those were the last that the call had time for.
+    pub(crate) fn dropped(&mut self, socket: &UdpSocket, datagrams: usize) -> io::Result<()> {
         if let How::Undisturbed = self.how {
-            let deadline = match socket.read_timeout()? {
-                Some(timeout) if is_blocking(socket)? => {
+            self.how = if is_blocking(socket)? {
+                let deadline = socket.read_timeout()?.and_then(|timeout| {
                     let started = self.started.unwrap_or_else(Instant::now);
                     started.checked_add(timeout)
-                }
-                _ => None,
+                });
+                deadline.map_or(How::Forever, How::Until)
+            } else {
+                How::AtOnce(0)
             };
-            self.how = deadline.map_or(How::AsSet, How::Until);
         }
-        match self.how {
-            How::Until(deadline) if Instant::now() >= deadline => Err(timed_out()),
-            How::Undisturbed | How::AsSet | How::Until(_) => Ok(()),
+        match &mut self.how {
+            How::Until(deadline) if Instant::now() >= *deadline => Err(timed_out()),
+            How::AtOnce(dropped) => {
+                *dropped += datagrams;
+                if *dropped >= MOST_DROPS_IN_A_ROW {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            }
+            How::Undisturbed | How::Forever | How::Until(_) => Ok(()),
         }
     }
 }
@@ -183,7 +197,7 @@ mod tests {
     fn after_a_drop(socket: &UdpSocket, ago: Duration) -> io::Result<()> {
         let started = Instant::now().checked_sub(ago);
         let how = How::Undisturbed;
-        Patience { started, how }.dropped_one(socket)
+        Patience { started, how }.dropped(socket, 1)
     }
 
     #[test]

@@ -51,6 +51,8 @@ use inbox::Inbox;
 ///
 /// Outside a tokio runtime with I/O enabled.
 ///
+/// [`Endpoint::server`]: https://docs.rs/quinn/0.11/quinn/struct.Endpoint.html#method.server
+///
 /// ```
 /// # async fn serve(server_config: quinn::ServerConfig) -> std::io::Result<()> {
 /// use ppv2_sdk::Trust;

@@ -168,8 +168,14 @@ impl Routes {
         heard.is_some_and(|heard| !self.expired(now, heard))
     }
 
+    /// Clients that are remembered. The others are forgotten, each once.
+    pub(crate) fn count_known(&mut self, now: Tick) -> usize {
+        while self.forget_first_if_due(now) {}
+        self.len()
+    }
+
     /// Clients in the table. Some may be past their time.
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.ways.len()
     }
 
@@ -313,6 +319,18 @@ mod tests {
             let _ = routes.learn(later, addr(1), Way::back(addr(1)));
         }
         assert_eq!((routes.len(), routes.named_last.len()), (1, 0));
+    }
+
+    #[test]
+    fn those_past_their_time_are_not_counted() {
+        let (now, half, later) = times();
+        let mut routes = Routes::new(10, MINUTE);
+        for (at, client) in [(now, 1), (now, 2), (half, 3)] {
+            let _ = routes.learn(at, addr(client), way(100 + client));
+        }
+        assert_eq!(routes.count_known(half), 3);
+        assert_eq!(routes.count_known(later), 1);
+        assert_eq!(routes.named_last.len(), 1);
     }
 
     #[test]

@@ -112,7 +112,10 @@ impl UdpSocket {
     /// # Errors
     ///
     /// As [`std::net::UdpSocket::recv_from`], `WouldBlock` or `TimedOut` after
-    /// the [read timeout](Self::set_read_timeout). Neither a bad datagram nor a
+    /// the [read timeout](Self::set_read_timeout). On a
+    /// [non-blocking](Self::set_nonblocking) socket `WouldBlock` also after 64
+    /// datagrams that had to be dropped; then there may be more, so ask again
+    /// before waiting for an edge-triggered event. Neither a bad datagram nor a
     /// client that went away is an error. `InvalidInput` after
     /// [`enable_gro`](Self::enable_gro).
     pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
@@ -152,7 +155,7 @@ impl UdpSocket {
                 Err(error) if is_echo_of_earlier_send(&error) => {}
                 Err(error) => return Err(error),
             }
-            patience.dropped_one(&self.inner)?;
+            patience.dropped(&self.inner, batch.dropped().max(1))?;
         }
     }
 
@@ -355,7 +358,7 @@ impl UdpSocket {
                     Err(error) if is_echo_of_earlier_send(&error) => {}
                     Err(error) => return Err(error),
                 }
-                patience.dropped_one(&self.inner)?;
+                patience.dropped(&self.inner, 1)?;
             }
         })
     }

@@ -1,5 +1,6 @@
 //! What a socket has seen, in numbers. Counters only ever grow.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DropReason;
@@ -19,7 +20,7 @@ const REASONS: usize = DropReason::ALL.len();
 /// }
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Datagrams received, delivered and dropped ones together.
@@ -38,7 +39,8 @@ pub struct Stats {
     /// others, with [`ReplyFrom::Listener`](crate::ReplyFrom::Listener). If it
     /// grows, this server has more listeners than are kept.
     pub listeners_evicted: u64,
-    /// Clients that are remembered now.
+    /// Clients that are remembered now: heard within
+    /// [`Trust::forget_after`](crate::Trust::forget_after).
     pub clients: usize,
     dropped: [u64; REASONS],
 }
@@ -59,6 +61,31 @@ impl Stats {
     /// Every reason with the number of datagrams dropped for it, zeroes too.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
         DropReason::ALL.iter().copied().zip(self.dropped)
+    }
+}
+
+impl fmt::Debug for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Drops<'s>(&'s Stats);
+
+        impl fmt::Debug for Drops<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let drops = self.0.drops();
+                let drops = drops.map(|(reason, count)| (reason.as_str(), count));
+                f.debug_map().entries(drops).finish()
+            }
+        }
+
+        f.debug_struct("Stats")
+            .field("received", &self.received)
+            .field("delivered", &self.delivered)
+            .field("replies_sent", &self.replies_sent)
+            .field("replies_without_route", &self.replies_without_route)
+            .field("clients_evicted", &self.clients_evicted)
+            .field("listeners_evicted", &self.listeners_evicted)
+            .field("clients", &self.clients)
+            .field("dropped", &Drops(self))
+            .finish()
     }
 }
 
@@ -110,5 +137,22 @@ impl Counters {
             clients,
             dropped,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_printed_by_the_names_of_their_reasons() {
+        let counters = Counters::default();
+        counters.dropped(DropReason::NoHeader);
+        let printed = format!("{:?}", counters.snapshot(0, 0));
+        assert!(
+            printed
+                .contains("dropped: {\"untrusted\": 0, \"direct_conflict\": 0, \"no_header\": 1,"),
+            "{printed}"
+        );
     }
 }

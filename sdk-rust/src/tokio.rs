@@ -15,11 +15,8 @@ use crate::clock::Tick;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
 use crate::offload::Offload;
+use crate::patience::MOST_DROPS_IN_A_ROW;
 use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
-
-/// Datagrams that a call which must not wait looks at before it gives way.
-/// Otherwise a flood of bad ones would hold up every other task.
-const MOST_DROPS_IN_A_ROW: usize = 64;
 
 /// Takes the place of [tokio's `UdpSocket`](::tokio::net::UdpSocket) in a server
 /// behind a proxy: the addresses that it receives from and sends to are the

@@ -105,7 +105,7 @@ pub enum Direct {
 }
 
 /// Why a [`Trust`] can't be used.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TrustError {
     /// A trusted network is neither a network nor an address.
@@ -157,6 +157,8 @@ pub enum TrustError {
     #[error("forget_after is 0, so that no client could be answered; use a second or more")]
     ForgetAfter,
 }
+
+message_as_debug!(TrustError);
 
 impl From<TrustError> for io::Error {
     fn from(error: TrustError) -> Self {
@@ -405,6 +407,16 @@ mod tests {
         assert!(message("192.0.2.0/33").contains("\"192.0.2.0/33\""));
         assert!(message("localhost").contains("\"localhost\""));
         assert!(message("2001:db8::1/32").contains("write 2001:db8::/32 for the network"));
+    }
+
+    /// What `fn main() -> Result<(), TrustError>` or `io::Result<()>` prints.
+    #[test]
+    fn an_error_that_main_returns_is_its_message() {
+        let error = Trust::networks(["localhost"]).unwrap_err();
+        let message = error.to_string();
+        assert_eq!(format!("{error:?}"), message);
+        let error = format!("{:?}", io::Error::from(error));
+        assert!(error.contains(&message), "{error}");
     }
 
     #[test]

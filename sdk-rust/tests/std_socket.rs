@@ -419,3 +419,32 @@ fn threads_share_a_socket() {
     }
     assert_eq!(socket.stats().delivered, u64::from(CLIENTS + THREADS));
 }
+
+#[test]
+fn without_blocking_a_flood_of_bad_datagrams_does_not_hold_a_call() {
+    let (socket, server) = server(loopback());
+    socket.set_nonblocking(true).unwrap();
+    let proxy = Proxy::bind("127.0.0.1:0");
+    for _ in 0..150 {
+        proxy.send(server, b"no header");
+    }
+    proxy.send(server, &from_client(CLIENT, b"good"));
+    for dropped in [64, 128] {
+        let error = socket.recv_from(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert_eq!(socket.stats().dropped_total(), dropped);
+    }
+    assert_eq!(&socket.recv_datagram().unwrap().payload[..], b"good");
+
+    for _ in 0..150 {
+        proxy.send(server, b"no header");
+    }
+    proxy.send(server, &from_client(CLIENT, b"good"));
+    let mut batch = ppv2_sdk::Batch::new(16);
+    for dropped in [64, 128] {
+        let error = socket.recv_batch(&mut batch).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert_eq!(socket.stats().dropped_total(), 150 + dropped);
+    }
+    assert_eq!(socket.recv_batch(&mut batch).unwrap(), 1);
+}

@@ -174,7 +174,7 @@ fn not_bound(listener: SocketAddr, error: io::Error) -> io::Error {
     )
 }
 
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error("can't send from listener {listener}: {error}; {mend}")]
 struct NotBound {
     listener: SocketAddr,
@@ -183,11 +183,14 @@ struct NotBound {
     mend: String,
 }
 
-#[derive(Debug)]
+message_as_debug!(NotBound);
+
 struct NotOwned {
     listener: SocketAddr,
     tried: Vec<(Means, io::Error)>,
 }
+
+message_as_debug!(NotOwned);
 
 impl std::error::Error for NotOwned {}
 

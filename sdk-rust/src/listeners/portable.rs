@@ -33,7 +33,7 @@ pub(crate) fn own(
     }
 }
 
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[error(
     "can't send from listener {listener}: {error}; give this host that address and leave the port free, or have replies go through the proxy"
 )]
@@ -42,3 +42,5 @@ struct NotBound {
     #[source]
     error: io::Error,
 }
+
+message_as_debug!(NotBound);

@@ -1,0 +1,205 @@
+//! Says that datagrams are dropped, why, and which setting is behind it: the first
+//! time for each reason, then at most once a minute.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::DropReason;
+use crate::address::canonical;
+use crate::clock::Tick;
+
+const REASONS: usize = DropReason::ALL.len();
+
+/// Time between two warnings of one reason. Anybody can send what must be dropped,
+/// so that it bounds what strangers make of the log.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Never, as the time of a warning.
+const NEVER: i64 = i64::MIN;
+
+/// Decides which drops are worth a warning: for each reason the first, then at most
+/// one a minute. The sockets of this crate and [`Gate`](crate::Gate) hold one and log
+/// what it says by `tracing` at level WARN; it is for those who log by other means.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use ppv2_sdk::{DropReason, DropWarnings};
+///
+/// let warnings = DropWarnings::new();
+/// let (now, peer) = (Instant::now(), "192.0.2.1:4000".parse().unwrap());
+/// let first = warnings.due(now, peer, DropReason::Untrusted).unwrap();
+/// assert!(first.to_string().starts_with("dropped a datagram from 192.0.2.1:4000"));
+/// assert_eq!(warnings.due(now, peer, DropReason::Untrusted), None);
+///
+/// let later = now + Duration::from_secs(60);
+/// let next = warnings.due(later, peer, DropReason::Untrusted).unwrap();
+/// assert_eq!(next.since_last, 2);
+/// ```
+#[derive(Debug)]
+pub struct DropWarnings {
+    latest: [AtomicI64; REASONS],
+    since_last: [AtomicU64; REASONS],
+}
+
+/// What to tell the operator of a drop. Its [`Display`](fmt::Display) names the
+/// sender, the reason and the setting to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DropWarning {
+    /// Where the datagram came from.
+    pub sender: SocketAddr,
+    /// Why it was dropped.
+    pub reason: DropReason,
+    /// Datagrams dropped for this reason since the warning before, this one
+    /// included.
+    pub since_last: u64,
+}
+
+impl DropWarnings {
+    /// One that has warned of nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            latest: [const { AtomicI64::new(NEVER) }; REASONS],
+            since_last: [const { AtomicU64::new(0) }; REASONS],
+        }
+    }
+
+    /// Counts a datagram from `peer` that was dropped for `reason`; the warning if
+    /// one is due. It takes no lock and allocates nothing.
+    #[must_use]
+    pub fn due(&self, now: Instant, peer: SocketAddr, reason: DropReason) -> Option<DropWarning> {
+        self.due_at(now.into(), peer, reason)
+    }
+
+    pub(crate) fn due_at(
+        &self,
+        now: Tick,
+        peer: SocketAddr,
+        reason: DropReason,
+    ) -> Option<DropWarning> {
+        let (latest, since_last) = (
+            &self.latest[reason.index()],
+            &self.since_last[reason.index()],
+        );
+        since_last.fetch_add(1, Ordering::Relaxed);
+        let before = latest.load(Ordering::Relaxed);
+        if before != NEVER && !now.is_past(Tick::from_number(before), INTERVAL.into()) {
+            return None;
+        }
+        // Of several threads that come at once, one warns.
+        latest
+            .compare_exchange(before, now.number(), Ordering::Relaxed, Ordering::Relaxed)
+            .ok()?;
+        Some(DropWarning {
+            sender: canonical(peer),
+            reason,
+            since_last: since_last.swap(0, Ordering::Relaxed),
+        })
+    }
+}
+
+impl Default for DropWarnings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for DropWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            sender,
+            reason,
+            since_last,
+        } = self;
+        let ip = sender.ip();
+        write!(f, "dropped a datagram from {sender} ({reason}): ")?;
+        match reason {
+            DropReason::Untrusted => write!(
+                f,
+                "{ip} is in none of the trusted networks; if it is the proxy, add it to \
+                 `trusted`; if it is a client that comes directly, set `direct` to accept"
+            ),
+            DropReason::DirectConflict => write!(
+                f,
+                "it came directly, though a proxy named that address as its client; have \
+                 clients come either directly or through the proxy"
+            ),
+            DropReason::NoHeader => write!(
+                f,
+                "{ip} is in the networks `trusted`, and sent no PROXY v2 header; have the proxy \
+                 send it with every datagram (mode = \"ppv2\", header emit = \"every\" of \
+                 ppv2-proxy), or take {ip} out of `trusted`"
+            ),
+            DropReason::BadHeader => write!(
+                f,
+                "its PROXY v2 header is malformed; have {ip} send a valid one, or take {ip} out \
+                 of `trusted`"
+            ),
+            DropReason::HeaderTooLong => write!(
+                f,
+                "its PROXY v2 header is longer than `max_header_len`; raise that"
+            ),
+            DropReason::Unspecified => write!(
+                f,
+                "its PROXY v2 header names no client; have the proxy {ip} name UDP clients"
+            ),
+            DropReason::Tcp | DropReason::Unix => write!(
+                f,
+                "its PROXY v2 header names no client of UDP; have the proxy {ip} name UDP clients"
+            ),
+            DropReason::ClientAddress => write!(
+                f,
+                "the client's address is none that could be answered (port 0, or an unspecified, \
+                 multicast or broadcast IP); look at what the sender {ip} forwards"
+            ),
+        }?;
+        if *since_last > 1 {
+            write!(f, "; {since_last} such datagrams since the last warning")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn each_reason_is_warned_of_first_and_then_once_a_minute() {
+        let warnings = DropWarnings::new();
+        let start = Instant::now();
+        let peer: SocketAddr = "[::ffff:192.0.2.1]:7".parse().unwrap();
+        for &reason in DropReason::ALL {
+            let first = warnings.due(start, peer, reason).unwrap();
+            assert_eq!((first.reason, first.since_last), (reason, 1));
+            let words = format!("dropped a datagram from 192.0.2.1:7 ({reason}): ");
+            assert!(first.to_string().starts_with(&words), "{first}");
+            let due = (1..=600u32)
+                .filter(|second| {
+                    let now = start + *second * SECOND;
+                    warnings.due(now, peer, reason).is_some()
+                })
+                .collect::<Vec<_>>();
+            let each_minute: Vec<_> = (1..=10).map(|minute| 60 * minute).collect();
+            assert_eq!(due, each_minute);
+        }
+    }
+
+    #[test]
+    fn names_the_setting() {
+        let warnings = DropWarnings::new();
+        let now = Instant::now();
+        let text = |reason| {
+            let peer = "192.0.2.1:7".parse().unwrap();
+            warnings.due(now, peer, reason).unwrap().to_string()
+        };
+        assert!(text(DropReason::Untrusted).contains("add it to `trusted`"));
+        assert!(text(DropReason::NoHeader).contains("emit = \"every\""));
+        assert!(text(DropReason::HeaderTooLong).contains("`max_header_len`"));
+    }
+}

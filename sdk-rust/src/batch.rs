@@ -2,7 +2,7 @@
 //! whom those that are sent go to. The calls to the kernel stand in `offload`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use ppv2::Tlvs;
@@ -142,7 +142,7 @@ impl Batch {
         for slot in &filled {
             for range in slot.datagrams() {
                 let datagram = &self.buffer[range.clone()];
-                if let Ok(admitted) = admission.admit(slot.peer, datagram) {
+                if let Ok(admitted) = admission.admit(slot.peer, slot.local, datagram) {
                     self.received.push(Received {
                         start: range.end - admitted.payload.len(),
                         len: admitted.payload.len(),
@@ -197,6 +197,8 @@ struct Filled {
     /// Length of each datagram in the slot but the last, which may be shorter.
     stride: usize,
     peer: SocketAddr,
+    /// The address of this host that it was sent to, if that is asked for.
+    local: Option<IpAddr>,
 }
 
 impl Slots<'_> {
@@ -212,13 +214,20 @@ impl Slots<'_> {
 
 impl FilledSlots {
     /// Notes that the next slot holds `len` bytes from `peer`, a datagram in
-    /// every `stride`.
-    pub(crate) fn push(&mut self, len: usize, stride: usize, peer: SocketAddr) {
+    /// every `stride`, sent to `local`.
+    pub(crate) fn push(
+        &mut self,
+        len: usize,
+        stride: usize,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+    ) {
         self.0.push(Filled {
             slot: self.0.len(),
             len,
             stride,
             peer,
+            local,
         });
     }
 }

@@ -39,7 +39,7 @@ const NEVER: i64 = i64::MIN;
 /// ```
 #[derive(Debug)]
 pub struct DropWarnings {
-    latest: [AtomicI64; REASONS],
+    occasions: [Occasionally; REASONS],
     since_last: [AtomicU64; REASONS],
 }
 
@@ -57,12 +57,34 @@ pub struct DropWarning {
     pub since_last: u64,
 }
 
+/// The first time, then at most once a minute.
+#[derive(Debug)]
+pub(crate) struct Occasionally(AtomicI64);
+
+impl Occasionally {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicI64::new(NEVER))
+    }
+
+    /// Whether it is time, which it is for one only of several threads that ask at
+    /// once.
+    pub(crate) fn is_due(&self, now: Tick) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        let waits = before != NEVER && !now.is_past(Tick::from_number(before), INTERVAL.into());
+        !waits
+            && self
+                .0
+                .compare_exchange(before, now.number(), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+}
+
 impl DropWarnings {
     /// One that has warned of nothing yet.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            latest: [const { AtomicI64::new(NEVER) }; REASONS],
+            occasions: [const { Occasionally::new() }; REASONS],
             since_last: [const { AtomicU64::new(0) }; REASONS],
         }
     }
@@ -80,19 +102,11 @@ impl DropWarnings {
         peer: SocketAddr,
         reason: DropReason,
     ) -> Option<DropWarning> {
-        let (latest, since_last) = (
-            &self.latest[reason.index()],
-            &self.since_last[reason.index()],
-        );
+        let since_last = &self.since_last[reason.index()];
         since_last.fetch_add(1, Ordering::Relaxed);
-        let before = latest.load(Ordering::Relaxed);
-        if before != NEVER && !now.is_past(Tick::from_number(before), INTERVAL.into()) {
+        if !self.occasions[reason.index()].is_due(now) {
             return None;
         }
-        // Of several threads that come at once, one warns.
-        latest
-            .compare_exchange(before, now.number(), Ordering::Relaxed, Ordering::Relaxed)
-            .ok()?;
         Some(DropWarning {
             sender: canonical(peer),
             reason,

@@ -1,7 +1,7 @@
 //! The core: decides for each datagram whose it is, and where a reply goes. It
 //! takes `now` as an argument and does no I/O; the sockets stand around it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,6 +10,8 @@ use tracing::{trace, warn};
 
 use crate::address::{canonical, is_one_client};
 use crate::clock::Tick;
+#[cfg(feature = "quinn")]
+use crate::drop_warning::Occasionally;
 use crate::routes::{Evicted, Routes};
 use crate::stats::Counters;
 use crate::trust::{Direct, Limits, Trust, TrustError};
@@ -49,6 +51,8 @@ pub struct Gate {
     known: Mutex<Known>,
     counters: Counters,
     warnings: DropWarnings,
+    #[cfg(feature = "quinn")]
+    lost_pushes: Occasionally,
 }
 
 /// Two tables, so that senders whom nobody vouches for can neither replace nor
@@ -121,6 +125,8 @@ impl Gate {
             }),
             counters: Counters::default(),
             warnings: DropWarnings::new(),
+            #[cfg(feature = "quinn")]
+            lost_pushes: Occasionally::new(),
             trust,
         })
     }
@@ -139,7 +145,26 @@ impl Gate {
         peer: SocketAddr,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        self.admit_at(now.into(), peer, datagram)
+        self.admit_at(now.into(), peer, None, datagram)
+    }
+
+    /// As [`admit`](Self::admit), for a datagram that was sent to `local`, an
+    /// address of this host, as the packet information of a socket that is bound
+    /// to all addresses says (IP_PKTINFO in ip(7), IPV6_PKTINFO in ipv6(7)). The
+    /// way of a reply has it as [`Way::local`].
+    ///
+    /// # Errors
+    ///
+    /// As [`admit`](Self::admit).
+    #[inline]
+    pub fn admit_to<'d>(
+        &self,
+        now: Instant,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &'d [u8],
+    ) -> Result<Admitted<'d>, DropReason> {
+        self.admit_at(now.into(), peer, local, datagram)
     }
 
     #[inline]
@@ -147,9 +172,10 @@ impl Gate {
         &self,
         now: Tick,
         peer: SocketAddr,
+        local: Option<IpAddr>,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        let admitted = self.judge(now, peer, datagram);
+        let admitted = self.judge(now, peer, local, datagram);
         let reason = match &admitted {
             Ok(admitted) => match self.remember(&mut self.known(), now, admitted) {
                 Ok(()) => return Ok(*admitted),
@@ -220,6 +246,21 @@ impl Gate {
         self.counters.snapshot(clients, delivered)
     }
 
+    /// Says now and then that something for a client was lost, where the
+    /// application can't be told by an error.
+    #[cfg(feature = "quinn")]
+    pub(crate) fn warn_of_lost_push(&self, client: SocketAddr) {
+        if self.lost_pushes.is_due(Tick::roughly_now()) {
+            let forget_after = self.trust.limits().forget_after;
+            warn!(
+                "nothing sent to client {client}: not heard from in the last {}s, or its proxy's \
+                 address has named another client since; have forget_after of Trust last at \
+                 least as long as max_idle_timeout of quinn, and clients send keep-alives",
+                forget_after.as_secs_f64()
+            );
+        }
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -235,6 +276,7 @@ impl Gate {
         &self,
         now: Tick,
         peer: SocketAddr,
+        local: Option<IpAddr>,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
         let sender = canonical(peer);
@@ -247,11 +289,8 @@ impl Gate {
             let client = canonical(client);
             let destination = destination.map(canonical);
             let way = match (self.trust.replies_from(), destination) {
-                (ReplyFrom::Listener, Some(listener)) => Way {
-                    to: client,
-                    from: Some(listener),
-                },
-                (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => Way::back(peer),
+                (ReplyFrom::Listener, Some(listener)) => Way::from_listener(listener, client),
+                (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => Way::back_from(local, peer),
             };
             Admitted {
                 payload,
@@ -271,7 +310,7 @@ impl Gate {
                     destination: None,
                     proxy: None,
                     tlvs: Tlvs::default(),
-                    way: Way::back(peer),
+                    way: Way::back_from(local, peer),
                     heard: now,
                 },
             }
@@ -343,6 +382,9 @@ impl Known {
     }
 }
 
+/// The peer that a datagram came from, and the address that it was sent to.
+type Received = (SocketAddr, Option<IpAddr>);
+
 /// A gate that is held open for several datagrams.
 pub(crate) struct Admission<'g, 'd> {
     gate: &'g Gate,
@@ -350,7 +392,7 @@ pub(crate) struct Admission<'g, 'd> {
     now: Tick,
     /// The datagram that was let in last, and its peer and header. Those of a
     /// burst have the same, byte for byte, which then says the same again.
-    latest: Option<(Admitted<'d>, SocketAddr, &'d [u8])>,
+    latest: Option<(Admitted<'d>, Received, &'d [u8])>,
 }
 
 impl<'d> Admission<'_, 'd> {
@@ -359,21 +401,22 @@ impl<'d> Admission<'_, 'd> {
     pub(crate) fn admit(
         &mut self,
         peer: SocketAddr,
+        local: Option<IpAddr>,
         datagram: &'d [u8],
     ) -> Result<Admitted<'d>, DropReason> {
-        if let Some((latest, its_peer, header)) = &self.latest
-            && *its_peer == peer
+        if let Some((latest, received, header)) = &self.latest
+            && *received == (peer, local)
             && let Some(payload) = datagram.strip_prefix(*header)
         {
             self.known.delivered += 1;
             return Ok(Admitted { payload, ..*latest });
         }
-        let admitted = self.gate.judge(self.now, peer, datagram);
+        let admitted = self.gate.judge(self.now, peer, local, datagram);
         let reason = match &admitted {
             Ok(admitted) => match self.gate.remember(&mut self.known, self.now, admitted) {
                 Ok(()) => {
                     let header = &datagram[..datagram.len() - admitted.payload.len()];
-                    self.latest = Some((*admitted, peer, header));
+                    self.latest = Some((*admitted, (peer, local), header));
                     return Ok(*admitted);
                 }
                 Err(reason) => reason,

@@ -101,6 +101,10 @@
 //! be sent to for [`FORMER_CLIENT_GRACE`], 10 seconds, after its own latest
 //! datagram; then `send_to` and `reply` fail as for a client that is not known.
 //!
+//! A socket that is bound to all addresses of its host, as `0.0.0.0` or `[::]`,
+//! answers from the one that the datagram was sent to (on Linux): the proxy takes
+//! replies from no other. Elsewhere bind to that address.
+//!
 //! With [`ReplyFrom::Listener`] replies go straight to the client instead, from
 //! the address that it wrote to, and the proxy is spared them.
 

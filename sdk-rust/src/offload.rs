@@ -14,9 +14,9 @@ use std::net::{SocketAddr, UdpSocket};
 use crate::Way;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{Offload, receive, send};
+pub(crate) use linux::{Offload, receive, receive_one, send, send_one};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use portable::{Offload, receive, send};
+pub(crate) use portable::{Offload, receive, receive_one, send, send_one};
 
 /// One datagram to send, and how. Those of one call leave from one address.
 pub(crate) type Outgoing<'d> = (&'d [u8], Way);

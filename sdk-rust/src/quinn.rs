@@ -15,6 +15,11 @@
 //! send from the listener's address fails, with an error in quinn's log that says
 //! what would mend it.
 //!
+//! What quinn sends to a client that is forgotten is lost, counted as
+//! [`Stats::replies_without_route`] and warned of in the log, once a minute at most:
+//! have [`Trust::forget_after`] (120 seconds unless set) last at least as long as
+//! quinn's `max_idle_timeout` (30 seconds unless set), which can't be asked for.
+//!
 //! Such an endpoint serves; it can't connect to anybody, since nothing is sent
 //! to an address that was not heard from.
 
@@ -221,8 +226,11 @@ type Sender = Arc<dyn AsyncUdpSocket>;
 impl Socket {
     fn send(&self, way: Way, transmit: &Transmit<'_>) -> io::Result<()> {
         let Some(listener) = way.from else {
+            // quinn keeps to the address that a connection began with, whereas
+            // the client may come through another proxy by now.
             return self.inner.try_send(&Transmit {
                 destination: way.to,
+                src_ip: way.local.or(transmit.src_ip),
                 ..transmit.clone()
             });
         };
@@ -313,6 +321,7 @@ impl AsyncUdpSocket for Socket {
             .route_at(Tick::roughly_now(), transmit.destination)
         else {
             self.gate.counters().reply_without_route();
+            self.gate.warn_of_lost_push(transmit.destination);
             return Ok(());
         };
         self.send(way, transmit)?;

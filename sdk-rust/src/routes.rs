@@ -2,7 +2,7 @@
 //! It takes `now` as an argument and does no I/O.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -66,6 +66,7 @@ impl From<SocketAddr> for Client {
 struct Heard {
     /// The peer, or the listener that the client is answered from.
     via: SocketAddr,
+    local: Option<IpAddr>,
     reached: Reached,
     at: Tick,
 }
@@ -118,7 +119,15 @@ impl Routes {
         };
         let at = now;
         // `insert` moves a client that is there already to the back.
-        let before = self.ways.insert(client, Heard { via, reached, at });
+        let before = self.ways.insert(
+            client,
+            Heard {
+                via,
+                local: way.local,
+                reached,
+                at,
+            },
+        );
         let known = before.is_some_and(|before| {
             let known = before.reached == Reached::ByProxy
                 && reached == Reached::ByProxy
@@ -152,12 +161,9 @@ impl Routes {
         match heard.reached {
             Reached::BySharedProxy if now.is_past(heard.at, self.grace) => None,
             Reached::ByProxy | Reached::BySharedProxy | Reached::Directly => {
-                Some(Way::back(heard.via))
+                Some(Way::back_from(heard.local, heard.via))
             }
-            Reached::FromListener => Some(Way {
-                to: client,
-                from: Some(heard.via),
-            }),
+            Reached::FromListener => Some(Way::from_listener(heard.via, client)),
         }
     }
 
@@ -239,10 +245,7 @@ mod tests {
     fn remembers_which_listener_answers() {
         let (now, ..) = times();
         let mut routes = Routes::new(2, MINUTE);
-        let straight = Way {
-            to: addr(1),
-            from: Some(addr(9000)),
-        };
+        let straight = Way::from_listener(addr(9000), addr(1));
         let _ = routes.learn(now, addr(1), straight);
         let _ = routes.learn(now, addr(2), way(102));
         assert_eq!(routes.get(now, addr(1)), Some(straight));

@@ -245,7 +245,7 @@ impl UdpSocket {
     {
         let outgoing = self.gate.outgoing(datagrams)?;
         let mut sent = 0;
-        for run in outgoing.chunk_by(|(_, one), (_, next)| one.from == next.from) {
+        for run in outgoing.chunk_by(|(_, one), (_, next)| one.same_source(next)) {
             match self.send_run(run) {
                 Ok(more) => sent += more,
                 Err(error) if sent == 0 => return Err(error),
@@ -346,11 +346,11 @@ impl UdpSocket {
         let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
         buffer::with(|buffer| {
             loop {
-                match patience.receive(&self.inner, |wait| self.inner.recv_one(buffer, wait)) {
-                    Ok((len, peer)) => {
+                match patience.receive(&self.inner, |wait| self.receive_one(buffer, wait)) {
+                    Ok((len, peer, local)) => {
                         if let Ok(admitted) =
                             self.gate
-                                .admit_at(Tick::roughly_now(), peer, &buffer[..len])
+                                .admit_at(Tick::roughly_now(), peer, local, &buffer[..len])
                         {
                             return Ok(take(&admitted));
                         }
@@ -363,12 +363,29 @@ impl UdpSocket {
         })
     }
 
+    /// Receives one datagram: its length, its sender, and the address that it was
+    /// sent to if that has to be known.
+    fn receive_one(
+        &self,
+        buffer: &mut [u8],
+        wait: bool,
+    ) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+        if self.offload.packet_info() {
+            return offload::receive_one(&self.inner, &self.offload, buffer, wait);
+        }
+        let (len, peer) = self.inner.recv_one(buffer, wait)?;
+        Ok((len, peer, None))
+    }
+
     fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
         if way.from.is_some() {
             self.send_run(&[(payload, way)])?;
             return Ok(payload.len());
         }
-        let sent = despite_echo(|| self.inner.send_to(payload, way.to))?;
+        let sent = despite_echo(|| match way.local {
+            Some(ip) => offload::send_one(&self.inner, &self.offload, payload, way.to, ip),
+            None => self.inner.send_to(payload, way.to),
+        })?;
         self.gate.counters().reply_sent();
         Ok(sent)
     }
@@ -379,8 +396,9 @@ impl UdpSocket {
         let by_own = |source: Option<IpAddr>| {
             despite_echo(|| offload::send(&self.inner, &self.offload, run, source))
         };
-        let sent = match run.first().and_then(|(_, way)| way.from) {
-            None => by_own(None),
+        let first = run.first().map(|(_, way)| way);
+        let sent = match first.and_then(|way| way.from) {
+            None => by_own(first.and_then(|way| way.local)),
             Some(listener) => match self.source(listener)? {
                 Source::Own(ip) => by_own(Some(ip)),
                 Source::Bound(sender) => until_there_is_room(&sender.inner, &self.inner, || {

@@ -3,7 +3,7 @@
 mod runs;
 
 use std::io;
-use std::net::{self, SocketAddr};
+use std::net::{self, IpAddr, SocketAddr};
 use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{Interest, ReadBuf};
@@ -248,7 +248,7 @@ impl UdpSocket {
             self.try_send_run(&[(payload, way)])?;
             return Ok(payload.len());
         }
-        let sent = despite_echo(|| self.inner.try_send_to(payload, way.to))?;
+        let sent = despite_echo(|| self.try_send_one(payload, way))?;
         self.gate.counters().reply_sent();
         Ok(sent)
     }
@@ -438,15 +438,37 @@ impl UdpSocket {
         if self.offload.gro() {
             return Err(received_in_batches());
         }
-        buffer::with(|buffer| match self.inner.try_recv_from(buffer) {
-            Ok((len, peer)) => Ok(self
+        buffer::with(|buffer| match self.receive_any(buffer) {
+            Ok((len, peer, local)) => Ok(self
                 .gate
-                .admit_at(Tick::roughly_now(), peer, &buffer[..len])
+                .admit_at(Tick::roughly_now(), peer, local, &buffer[..len])
                 .ok()
                 .map(|admitted| take(&admitted))),
             Err(error) if is_echo_of_earlier_send(&error) => Ok(None),
             Err(error) => Err(error),
         })
+    }
+
+    /// Receives one datagram: its length, its sender, and the address that it was
+    /// sent to if that has to be known.
+    fn receive_any(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+        if self.offload.packet_info() {
+            return self.inner.try_io(Interest::READABLE, || {
+                offload::receive_one(&self.inner, &self.offload, buffer, false)
+            });
+        }
+        let (len, peer) = self.inner.try_recv_from(buffer)?;
+        Ok((len, peer, None))
+    }
+
+    /// Sends one datagram by this socket without waiting.
+    fn try_send_one(&self, payload: &[u8], way: Way) -> io::Result<usize> {
+        match way.local {
+            Some(ip) => self.inner.try_io(Interest::WRITABLE, || {
+                offload::send_one(&self.inner, &self.offload, payload, way.to, ip)
+            }),
+            None => self.inner.try_send_to(payload, way.to),
+        }
     }
 
     /// Receives what is there without waiting; 0 if all of it had to be dropped.
@@ -464,13 +486,8 @@ impl UdpSocket {
             self.send_run(&[(payload, way)]).await?;
             return Ok(payload.len());
         }
-        let sent = match self.inner.send_to(payload, way.to).await {
-            // Reported in place of sending this datagram, so send it again.
-            Err(error) if is_echo_of_earlier_send(&error) => {
-                self.inner.send_to(payload, way.to).await?
-            }
-            result => result?,
-        };
+        let once = || despite_echo(|| self.try_send_one(payload, way));
+        let sent = self.inner.async_io(Interest::WRITABLE, once).await?;
         self.gate.counters().reply_sent();
         Ok(sent)
     }

@@ -1,6 +1,6 @@
 //! The way of a reply.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::address::canonical;
 use crate::clock::Tick;
@@ -21,6 +21,10 @@ pub struct Way {
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener) for a client that a
     /// header names. `None`: the reply leaves by the socket that received.
     pub from: Option<SocketAddr>,
+    /// The address of this host that the datagram was sent to, and that the reply
+    /// must leave from: known for sockets that are bound to all addresses. `None`:
+    /// the reply leaves from the one that the system chooses.
+    pub local: Option<IpAddr>,
 }
 
 /// A received datagram, as far as a reply to it needs to know.
@@ -45,10 +49,31 @@ impl ReplyTo {
 
 impl Way {
     /// Back to the peer.
+    #[cfg(test)]
     pub(crate) fn back(peer: SocketAddr) -> Self {
+        Self::back_from(None, peer)
+    }
+
+    /// Back to the peer, from an address of this host.
+    pub(crate) fn back_from(local: Option<IpAddr>, peer: SocketAddr) -> Self {
         Self {
             to: peer,
             from: None,
+            local,
         }
+    }
+
+    /// Straight to the client, from the listener's address.
+    pub(crate) fn from_listener(listener: SocketAddr, client: SocketAddr) -> Self {
+        Self {
+            to: client,
+            from: Some(listener),
+            local: None,
+        }
+    }
+
+    /// Whether both leave from one address, so that one call can send both.
+    pub(crate) fn same_source(&self, other: &Self) -> bool {
+        (self.from, self.local) == (other.from, other.local)
     }
 }

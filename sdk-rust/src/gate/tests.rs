@@ -432,12 +432,7 @@ fn the_listener_answers_whom_a_header_names_and_nobody_else() {
     let trust = trust().direct(Direct::Accept);
     let gate = Gate::new(trust.reply_from(ReplyFrom::Listener)).unwrap();
     let now = Instant::now();
-    let straight = |listener| {
-        Some(Way {
-            to: addr(CLIENT),
-            from: Some(addr(listener)),
-        })
-    };
+    let straight = |listener| Some(Way::from_listener(addr(listener), addr(CLIENT)));
     for listener in [LISTENER, "198.51.100.11:9000"] {
         let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
         let datagram = ppv2::encode_udp(addr(CLIENT), addr(listener), &mut buffer).unwrap();

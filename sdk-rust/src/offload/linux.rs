@@ -1,17 +1,18 @@
 //! `recvmmsg`, `sendmmsg`, GRO and GSO (recvmmsg(2), sendmmsg(2), udp(7)).
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
+use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6,
-    SockaddrLike, getsockopt, recvmmsg, sendmmsg, setsockopt,
+    SockaddrLike, getsockopt, recvmmsg, recvmsg, sendmmsg, sendmsg, setsockopt,
 };
 
 use super::Outgoing;
@@ -39,6 +40,9 @@ pub(crate) struct Offload {
     /// Datagrams arrive coalesced, which those who receive one by one can't take
     /// apart.
     gro: bool,
+    /// Datagrams arrive with the address that they were sent to, as the socket is
+    /// bound to all.
+    packet_info: bool,
     longest_segment: AtomicUsize,
 }
 
@@ -49,12 +53,18 @@ impl Offload {
         Self {
             ipv4: local.is_ipv4(),
             gro: getsockopt(socket, UdpGroSegment).unwrap_or(false),
+            packet_info: local.ip().is_unspecified() && ask_for_packet_info(socket, local),
             longest_segment: AtomicUsize::new(Self::NOT_PROBED),
         }
     }
 
     pub(crate) fn gro(&self) -> bool {
         self.gro
+    }
+
+    /// Whether the address is known that a datagram was sent to.
+    pub(crate) fn packet_info(&self) -> bool {
+        self.packet_info
     }
 
     /// Has datagrams arrive coalesced; `false` if the kernel can't.
@@ -89,6 +99,132 @@ impl Offload {
     }
 }
 
+/// Has datagrams arrive with the address that they were sent to (IP_PKTINFO in
+/// ip(7), IPV6_RECVPKTINFO in ipv6(7)); `false` if the kernel can't.
+fn ask_for_packet_info(socket: &impl AsFd, local: SocketAddr) -> bool {
+    let v4 = setsockopt(socket, Ipv4PacketInfo, &true).is_ok();
+    match local {
+        SocketAddr::V4(_) => v4,
+        // What arrives by IPv4 has both then, and the former says more of what was
+        // sent to a broadcast address.
+        SocketAddr::V6(_) => setsockopt(socket, Ipv6RecvPacketInfo, &true).is_ok(),
+    }
+}
+
+/// The address that a reply leaves from, as one control message of a datagram from
+/// `peer` has it, if it is one that can be sent from.
+fn local_address(control: &ControlMessageOwned, peer: SocketAddr) -> Option<IpAddr> {
+    let ip = if let ControlMessageOwned::Ipv4PacketInfo(info) = control {
+        // Of a broadcast, the address of the interface.
+        IpAddr::V4(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()))
+    } else if let ControlMessageOwned::Ipv6PacketInfo(info) = control {
+        IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)).to_canonical()
+    } else {
+        return None;
+    };
+    let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    // A link-local address needs the interface, which the peer's address then has.
+    let usable =
+        !ip.is_unspecified() && !ip.is_multicast() && (!link_local(ip) || link_local(peer.ip()));
+    usable.then_some(ip)
+}
+
+/// The better one of what two control messages of a datagram say.
+fn better(known: Option<IpAddr>, other: Option<IpAddr>, is_v4_info: bool) -> Option<IpAddr> {
+    if is_v4_info {
+        other.or(known)
+    } else {
+        known.or(other)
+    }
+}
+
+thread_local! {
+    /// Where control messages of single datagrams land; on the heap, as the kernel's
+    /// structures have to be aligned.
+    static CONTROLS: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Receives one datagram on a socket that tells the address that it was sent to:
+/// its length, its sender, and that address. Waits as the socket does if `wait` is
+/// set.
+pub(crate) fn receive_one(
+    socket: &impl AsFd,
+    offload: &Offload,
+    buffer: &mut [u8],
+    wait: bool,
+) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+    let flags = if wait {
+        MsgFlags::empty()
+    } else {
+        MsgFlags::MSG_DONTWAIT
+    };
+    let fd = socket.as_fd().as_raw_fd();
+    CONTROLS.with_borrow_mut(|controls| {
+        controls.resize(CONTROL, 0);
+        Ok(if offload.ipv4 {
+            receive_one_from::<SockaddrIn>(fd, buffer, controls, flags)?
+        } else {
+            receive_one_from::<SockaddrIn6>(fd, buffer, controls, flags)?
+        })
+    })
+}
+
+fn receive_one_from<A>(
+    fd: RawFd,
+    buffer: &mut [u8],
+    controls: &mut [u8],
+    flags: MsgFlags,
+) -> Result<(usize, SocketAddr, Option<IpAddr>), Errno>
+where
+    A: SockaddrLike + Copy + Into<SocketAddr>,
+{
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<A>(fd, &mut parts, Some(controls), flags)?;
+    let peer = message.address.ok_or(Errno::EAFNOSUPPORT)?.into();
+    let mut local = None;
+    // Where there was no room for all of them, the kernel chooses the address.
+    for control in message.cmsgs().into_iter().flatten() {
+        let is_v4_info = matches!(control, ControlMessageOwned::Ipv4PacketInfo(_));
+        local = better(local, local_address(&control, peer), is_v4_info);
+    }
+    Ok((message.bytes, peer, local))
+}
+
+/// Sends one datagram from `source` and returns its length.
+pub(crate) fn send_one(
+    socket: &impl AsFd,
+    offload: &Offload,
+    payload: &[u8],
+    to: SocketAddr,
+    source: IpAddr,
+) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    let info = PacketInfo::from(source);
+    let (parts, controls) = ([IoSlice::new(payload)], [info.control()]);
+    let flags = MsgFlags::empty();
+    let sent = if offload.ipv4 {
+        let to = as_v4(to).ok_or(Errno::EAFNOSUPPORT)?;
+        sendmsg(fd, &parts, &controls, flags, Some(&to))
+    } else {
+        sendmsg(fd, &parts, &controls, flags, Some(&as_v6(to)))
+    };
+    Ok(sent?)
+}
+
+fn as_v4(to: SocketAddr) -> Option<SockaddrIn> {
+    match to {
+        SocketAddr::V4(v4) => Some(SockaddrIn::from(v4)),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+fn as_v6(to: SocketAddr) -> SockaddrIn6 {
+    SockaddrIn6::from(match to {
+        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
+        SocketAddr::V6(v6) => v6,
+    })
+}
+
 /// Fills slots with what is there; if nothing is, and `wait` is set, waits for
 /// the first as the socket does.
 pub(crate) fn receive(
@@ -104,16 +240,16 @@ pub(crate) fn receive(
     };
     let fd = socket.as_fd().as_raw_fd();
     let received = if offload.ipv4 {
-        receive_from::<SockaddrIn>(fd, offload.gro, slots, flags)
+        receive_from::<SockaddrIn>(fd, offload, slots, flags)
     } else {
-        receive_from::<SockaddrIn6>(fd, offload.gro, slots, flags)
+        receive_from::<SockaddrIn6>(fd, offload, slots, flags)
     };
     Ok(received?)
 }
 
 fn receive_from<A>(
     fd: RawFd,
-    gro: bool,
+    offload: &Offload,
     slots: &mut Slots<'_>,
     flags: MsgFlags,
 ) -> Result<(), Errno>
@@ -124,19 +260,23 @@ where
     let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
     // Made anew for each call: `recvmmsg` leaves the lengths of the last call in
     // them, and would cut off a longer address or control message.
-    let space = gro.then(|| Vec::with_capacity(CONTROL));
+    let asked = offload.gro || offload.packet_info;
+    let space = asked.then(|| Vec::with_capacity(CONTROL));
     let mut headers = MultiHeaders::<A>::preallocate(buffers.len(), space);
     for message in recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None)? {
-        let mut stride = message.bytes;
-        if gro {
+        let peer = message.address.ok_or(Errno::EAFNOSUPPORT)?.into();
+        let (mut stride, mut local) = (message.bytes, None);
+        if asked {
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::UdpGroSegments(size) = control {
                     stride = usize::try_from(size).unwrap_or(stride);
+                } else {
+                    let is_v4_info = matches!(control, ControlMessageOwned::Ipv4PacketInfo(_));
+                    local = better(local, local_address(&control, peer), is_v4_info);
                 }
             }
         }
-        let peer = message.address.ok_or(Errno::EAFNOSUPPORT)?.into();
-        filled.push(message.bytes, stride, peer);
+        filled.push(message.bytes, stride, peer, local);
     }
     Ok(())
 }
@@ -300,20 +440,12 @@ fn send_messages(
     source: Option<&PacketInfo>,
 ) -> Result<usize, Errno> {
     let fd = socket.as_fd().as_raw_fd();
-    let v4 = |to| match to {
-        SocketAddr::V4(v4) => Some(SockaddrIn::from(v4)),
-        SocketAddr::V6(_) => None,
-    };
-    let v6 = |to| {
-        Some(SockaddrIn6::from(match to {
-            SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
-            SocketAddr::V6(v6) => v6,
-        }))
-    };
     let sent = if ipv4 {
-        send_messages_to(fd, datagrams, messages, segment, source, v4)?
+        send_messages_to(fd, datagrams, messages, segment, source, as_v4)?
     } else {
-        send_messages_to(fd, datagrams, messages, segment, source, v6)?
+        send_messages_to(fd, datagrams, messages, segment, source, |to| {
+            Some(as_v6(to))
+        })?
     };
     Ok(messages[..sent]
         .iter()

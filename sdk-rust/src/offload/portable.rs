@@ -19,6 +19,15 @@ impl Offload {
         false
     }
 
+    /// Whether the address is known that a datagram was sent to.
+    #[cfg_attr(
+        target_os = "linux",
+        expect(dead_code, reason = "tests move batches alone")
+    )]
+    pub(crate) fn packet_info(&self) -> bool {
+        false
+    }
+
     #[expect(
         clippy::needless_pass_by_ref_mut,
         reason = "as where it can be enabled"
@@ -26,6 +35,37 @@ impl Offload {
     pub(crate) fn enable_gro(&mut self, _socket: &impl OneByOne) -> io::Result<bool> {
         Ok(false)
     }
+}
+
+/// Receives one datagram: what it holds, its sender, and here not the address that
+/// it was sent to.
+#[cfg_attr(
+    target_os = "linux",
+    expect(dead_code, reason = "tests move batches alone")
+)]
+pub(crate) fn receive_one(
+    socket: &impl OneByOne,
+    _offload: &Offload,
+    buffer: &mut [u8],
+    wait: bool,
+) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+    let (len, peer) = socket.recv_one(buffer, wait)?;
+    Ok((len, peer, None))
+}
+
+/// Sends one datagram from where the socket is bound to.
+#[cfg_attr(
+    target_os = "linux",
+    expect(dead_code, reason = "tests move batches alone")
+)]
+pub(crate) fn send_one(
+    socket: &impl OneByOne,
+    _offload: &Offload,
+    payload: &[u8],
+    to: SocketAddr,
+    _source: IpAddr,
+) -> io::Result<usize> {
+    socket.send_one(payload, to)
 }
 
 /// Fills slots with what is there; if nothing is, and `wait` is set, waits for
@@ -39,7 +79,7 @@ pub(crate) fn receive(
     let (buffers, filled) = slots.parts();
     for (slot, buffer) in buffers.enumerate() {
         match socket.recv_one(buffer, wait && slot == 0) {
-            Ok((len, peer)) => filled.push(len, len, peer),
+            Ok((len, peer)) => filled.push(len, len, peer, None),
             Err(error) if slot == 0 => return Err(error),
             // It will come again, or speaks of a datagram sent earlier: those
             // that were received matter more.

@@ -91,7 +91,9 @@ impl Inbox {
             let end = slot * SLOT + meta.len;
             for start in (slot * SLOT..end).step_by(meta.stride.max(1)) {
                 let range = start..end.min(start + meta.stride.max(1));
-                let Ok(admitted) = admission.admit(meta.addr, &self.buffer[range.clone()]) else {
+                let Ok(admitted) =
+                    admission.admit(meta.addr, meta.dst_ip, &self.buffer[range.clone()])
+                else {
                     continue;
                 };
                 self.waiting.push(Waiting {

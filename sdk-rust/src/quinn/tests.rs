@@ -1,6 +1,7 @@
 //! A listener's socket that has no room for a datagram.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -124,4 +125,43 @@ async fn who_sends_waits_for_the_socket_that_was_full() {
     assert_eq!(runtime.stats().replies_sent, 1);
     let (len, from) = client.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..len], from), (b"answer".as_slice(), listener));
+}
+
+/// A client that comes through another proxy is answered from the address that this
+/// one writes to, though quinn keeps to that of the first.
+#[tokio::test]
+async fn a_reply_leaves_from_the_address_that_the_latest_datagram_was_sent_to() {
+    let runtime = Runtime::new(Trust::networks(["127.0.0.0/8"]).unwrap()).unwrap();
+    let bound = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let port = bound.local_addr().unwrap().port();
+    let socket = runtime.wrap_udp_socket(bound).unwrap();
+    let client = "203.0.113.11:54321".parse().unwrap();
+    let mut datagram = [0; ppv2::IPV4_HEADER_LEN + 1];
+    let listener = "198.51.100.10:9000".parse().unwrap();
+    ppv2::encode_udp(client, listener, &mut datagram).unwrap();
+    let first = IpAddr::from([127, 7, 0, 2]);
+    for ip in [first, IpAddr::from([127, 7, 0, 3])] {
+        let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
+        proxy.set_read_timeout(Some(PATIENCE)).unwrap();
+        proxy.send_to(&datagram, (ip, port)).unwrap();
+        let (mut buffer, mut metas) = ([0; 1500], [RecvMeta::default()]);
+        let receive = poll_fn(|cx| {
+            let mut buffers = [IoSliceMut::new(&mut buffer)];
+            socket.poll_recv(cx, &mut buffers, &mut metas)
+        });
+        assert_eq!(timeout(PATIENCE, receive).await.unwrap().unwrap(), 1);
+        let answer = Transmit {
+            destination: client,
+            ecn: None,
+            contents: b"answer",
+            segment_size: None,
+            src_ip: Some(first),
+        };
+        socket.try_send(&answer).unwrap();
+        let (len, from) = proxy.recv_from(&mut buffer).unwrap();
+        assert_eq!(
+            (&buffer[..len], from),
+            (b"answer".as_slice(), (ip, port).into())
+        );
+    }
 }

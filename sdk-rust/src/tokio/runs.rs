@@ -41,7 +41,11 @@ impl UdpSocket {
 
     fn send_by(&self, source: Option<&Source<Sender>>, run: &[Outgoing<'_>]) -> io::Result<usize> {
         let (socket, offload, ip) = match source {
-            None => (&self.inner, &self.offload, None),
+            None => (
+                &self.inner,
+                &self.offload,
+                run.first().and_then(|(_, way)| way.local),
+            ),
             Some(Source::Own(ip)) => (&self.inner, &self.offload, Some(*ip)),
             Some(Source::Bound(sender)) => (&sender.inner, &sender.offload, None),
         };
@@ -74,6 +78,6 @@ impl UdpSocket {
 
 /// Those from the front that leave from one address.
 pub(super) fn first_run<'o, 'd>(outgoing: &'o [Outgoing<'d>]) -> &'o [Outgoing<'d>] {
-    let mut runs = outgoing.chunk_by(|(_, one), (_, next)| one.from == next.from);
+    let mut runs = outgoing.chunk_by(|(_, one), (_, next)| one.same_source(next));
     runs.next().unwrap_or_default()
 }

@@ -7,6 +7,7 @@ const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 
 /// The rights that a test has in its namespace.
 #[derive(Clone, Copy, PartialEq)]
+#[allow(dead_code, reason = "each test crate uses its part of it")]
 pub(crate) enum Rights {
     All,
     /// As an ordinary user.

@@ -68,8 +68,8 @@ fn any_datagram() -> impl Strategy<Value = Vec<u8>> {
 
 fn is_trusted(peer: SocketAddr) -> bool {
     match peer.ip().to_canonical() {
-        std::net::IpAddr::V4(ip) => ip.octets()[..3] == [192, 0, 2],
-        std::net::IpAddr::V6(ip) => ip.segments()[..4] == [0x2001, 0xdb8, 1, 0],
+        IpAddr::V4(ip) => ip.octets()[..3] == [192, 0, 2],
+        IpAddr::V6(ip) => ip.segments()[..4] == [0x2001, 0xdb8, 1, 0],
     }
 }
 
@@ -185,7 +185,7 @@ proptest! {
 
     #[test]
     fn survives_anything(
-        ip in any::<std::net::IpAddr>(),
+        ip in any::<IpAddr>(),
         port in any::<u16>(),
         datagram in vec(any::<u8>(), 0..600),
         signed in any::<bool>(),
@@ -234,7 +234,7 @@ proptest! {
             let mut admission = together.admission(now.into());
             for (peer, datagram) in &datagrams {
                 let expected = single.admit(now, *peer, datagram);
-                prop_assert_eq!(admission.admit(*peer, datagram), expected);
+                prop_assert_eq!(admission.admit(*peer, None, datagram), expected);
             }
         }
         prop_assert_eq!(single.stats(), together.stats());

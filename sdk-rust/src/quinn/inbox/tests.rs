@@ -162,9 +162,10 @@ fn a_burst_of_several_clients_is_split() {
     for (from, payload) in &read.datagrams {
         assert_eq!(*from, client(payload[0]));
     }
+    let local = Some([192, 0, 2, 1].into());
     assert_eq!(
         gate.route_at(Tick::roughly_now(), client(2)),
-        Some(Way::back(addr(PROXY)))
+        Some(Way::back_from(local, addr(PROXY)))
     );
 }
 

@@ -2,8 +2,10 @@
 //! whom those that are sent go to. The calls to the kernel stand in `offload`.
 
 use std::fmt;
+use std::iter::FusedIterator;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::slice;
 
 use ppv2::Tlvs;
 
@@ -103,8 +105,11 @@ impl Batch {
     }
 
     /// The datagrams in the order in which they arrived.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Admitted<'_>> {
-        self.received.iter().map(|one| self.admitted(one))
+    pub fn iter(&self) -> BatchIter<'_> {
+        BatchIter {
+            batch: self,
+            received: self.received.iter(),
+        }
     }
 
     fn admitted(&self, one: &Received) -> Admitted<'_> {
@@ -165,6 +170,52 @@ impl Batch {
     /// Datagrams that the latest call dropped.
     pub(crate) fn dropped(&self) -> usize {
         self.dropped
+    }
+}
+
+/// The datagrams of a [`Batch`], in the order in which they arrived.
+#[derive(Clone)]
+pub struct BatchIter<'b> {
+    batch: &'b Batch,
+    received: slice::Iter<'b, Received>,
+}
+
+impl<'b> Iterator for BatchIter<'b> {
+    type Item = Admitted<'b>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.received.next()?;
+        Some(self.batch.admitted(next))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.received.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for BatchIter<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let next = self.received.next_back()?;
+        Some(self.batch.admitted(next))
+    }
+}
+
+impl ExactSizeIterator for BatchIter<'_> {}
+
+impl FusedIterator for BatchIter<'_> {}
+
+impl fmt::Debug for BatchIter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
+    }
+}
+
+impl<'b> IntoIterator for &'b Batch {
+    type Item = Admitted<'b>;
+    type IntoIter = BatchIter<'b>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

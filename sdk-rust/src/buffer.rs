@@ -3,6 +3,9 @@
 
 use std::cell::RefCell;
 
+#[cfg(feature = "tokio")]
+use bytes::BufMut;
+
 /// No UDP datagram is longer, its length field having 16 bits.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -23,5 +26,13 @@ pub(crate) fn with<T>(receive: impl FnOnce(&mut [u8]) -> T) -> T {
 pub(crate) fn copy(payload: &[u8], to: &mut [u8]) -> usize {
     let len = payload.len().min(to.len());
     to[..len].copy_from_slice(&payload[..len]);
+    len
+}
+
+/// As `copy`, to the end of what grows.
+#[cfg(feature = "tokio")]
+pub(crate) fn append(payload: &[u8], to: &mut impl BufMut) -> usize {
+    let len = payload.len().min(to.remaining_mut());
+    to.put_slice(&payload[..len]);
     len
 }

@@ -52,6 +52,11 @@ struct NoRoute {
 
 message_as_debug!(NoRoute);
 
+/// The error of a send call whose address is none at all, in the words of std.
+pub(crate) fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "no addresses to send data to")
+}
+
 /// The error of a call that would take a burst for one datagram.
 pub(crate) fn received_in_batches() -> io::Error {
     io::Error::new(

@@ -145,7 +145,7 @@ pub mod tokio;
 mod trust;
 mod way;
 
-pub use batch::{Batch, Recipient};
+pub use batch::{Batch, BatchIter, Recipient};
 pub use datagram::Datagram;
 pub use drop_reason::DropReason;
 pub use drop_warning::{DropWarning, DropWarnings};

@@ -22,7 +22,11 @@ use crate::address::is_one_client;
 use crate::stats::Counters;
 
 #[cfg(target_os = "linux")]
+use linux::is_broadcast;
+#[cfg(target_os = "linux")]
 pub(crate) use linux::{OwnSocket, own};
+#[cfg(not(target_os = "linux"))]
+use portable::is_broadcast;
 #[cfg(not(target_os = "linux"))]
 pub(crate) use portable::{OwnSocket, own};
 
@@ -77,7 +81,7 @@ impl<S> Listeners<S> {
         if let Some(known) = table.to_back(&listener) {
             return Ok(known.clone());
         }
-        if !is_one_client(&listener) {
+        if !is_one_client(&listener) || is_broadcast(listener) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 NotOneHosts(listener),

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{self, IpAddr, SocketAddr, ToSocketAddrs};
+#[cfg(unix)]
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::Tick;
-use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
+use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
 use crate::listeners::{Listeners, Source};
 use crate::offload::{Offload, OneByOne as _, Outgoing};
 use crate::patience::{Patience, until_there_is_room};
@@ -44,6 +46,24 @@ pub struct UdpSocket {
     listeners: Listeners<Sender>,
     /// Spares calls that can't time out the time that they would begin at.
     has_timeout: AtomicBool,
+}
+
+/// To wait for the socket by poll(2), epoll(7) or crates above them, and for its
+/// options. What is received by the descriptor itself has the header and the proxy's
+/// address; so there is no `into_raw_fd`, which would hand it to somebody who would.
+#[cfg(unix)]
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+/// As [`AsFd`].
+#[cfg(unix)]
+impl AsRawFd for UdpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
 }
 
 /// A socket that is bound to a listener's address, and doesn't wait.
@@ -186,7 +206,8 @@ impl UdpSocket {
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
     /// listener's address; the message says what would mend it. Otherwise as
     /// [`std::net::UdpSocket::send_to`].
-    pub fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
+    pub fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
+        let client = client.to_socket_addrs()?.next().ok_or_else(no_address)?;
         self.send(payload, self.gate.way_to(client)?)
     }
 

@@ -4,17 +4,20 @@ mod runs;
 
 use std::io;
 use std::net::{self, IpAddr, SocketAddr};
+#[cfg(unix)]
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{Interest, ReadBuf};
-use ::tokio::net::ToSocketAddrs;
+use ::tokio::net::{ToSocketAddrs, lookup_host};
 use ::tokio::runtime::Handle;
+use bytes::BufMut;
 
 use self::runs::{Sender, first_run};
 use crate::clock::Tick;
-use crate::errors::{despite_echo, is_echo_of_earlier_send, received_in_batches};
+use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
 use crate::listeners::{Listeners, Source};
-use crate::offload::Offload;
+use crate::offload::{Offload, Outgoing};
 use crate::patience::MOST_DROPS_IN_A_ROW;
 use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
 
@@ -50,6 +53,24 @@ pub struct UdpSocket {
     listeners: Listeners<Sender>,
     /// Where sockets of listeners are registered, whoever sends first.
     runtime: Handle,
+}
+
+/// For the socket's options, and to wait for it by other means. What is received by
+/// the descriptor itself has the header and the proxy's address; so there is no
+/// `into_std`, which would hand it to somebody who would.
+#[cfg(unix)]
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+/// As [`AsFd`].
+#[cfg(unix)]
+impl AsRawFd for UdpSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
 }
 
 impl UdpSocket {
@@ -131,15 +152,39 @@ impl UdpSocket {
     /// `WouldBlock` if there is none, or after many that had to be dropped;
     /// wait for [`readable`](Self::readable) then.
     pub fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        let mut take =
-            |admitted: &Admitted<'_>| (buffer::copy(admitted.payload, buffer), admitted.client);
-        for _ in 0..MOST_DROPS_IN_A_ROW {
-            if let Some(taken) = self.receive_one(&mut take)? {
-                return Ok(taken);
-            }
-        }
-        // Readiness stays set, so that `readable` returns at once.
-        Err(io::ErrorKind::WouldBlock.into())
+        self.try_receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
+    }
+
+    /// Receives one client's payload to the end of `buffer`, as far as that has room
+    /// or can grow, and returns its length and the client's address. What does not
+    /// fit is lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub async fn recv_buf_from(&self, buffer: &mut impl BufMut) -> io::Result<(usize, SocketAddr)> {
+        self.receive(|admitted| (buffer::append(admitted.payload, buffer), admitted.client))
+            .await
+    }
+
+    /// Receives as [`recv_buf_from`](Self::recv_buf_from) if a datagram is there
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_recv_from`](Self::try_recv_from).
+    pub fn try_recv_buf_from(&self, buffer: &mut impl BufMut) -> io::Result<(usize, SocketAddr)> {
+        self.try_receive(|admitted| (buffer::append(admitted.payload, buffer), admitted.client))
+    }
+
+    /// Receives as [`recv_datagram`](Self::recv_datagram) if a datagram is there
+    /// already.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_recv_from`](Self::try_recv_from).
+    pub fn try_recv_datagram(&self) -> io::Result<Datagram> {
+        self.try_receive(Datagram::new)
     }
 
     /// Receives as [`recv_from`](Self::recv_from) into the unfilled part of
@@ -205,6 +250,30 @@ impl UdpSocket {
             .try_io(Interest::READABLE, || self.receive_batch(batch))
     }
 
+    /// Receives as [`recv_batch`](Self::recv_batch), or has the task of `cx` woken
+    /// when there may be something to receive.
+    ///
+    /// Only the last task to poll for receiving is woken, as with
+    /// [`poll_recv_from`](Self::poll_recv_from).
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub fn poll_recv_batch(
+        &self,
+        cx: &mut Context<'_>,
+        batch: &mut Batch,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.inner.poll_recv_ready(cx))?;
+            match self.try_recv_batch(batch) {
+                Ok(0) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
     /// Has the kernel hand over datagrams of one proxy that arrive in a row
     /// together, and returns whether it does: Linux can (UDP_GRO in udp(7)).
     /// Receiving bursts then takes a fraction of the time.
@@ -232,7 +301,8 @@ impl UdpSocket {
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
     /// listener's address; the message says what would mend it. Otherwise as
     /// [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
-    pub async fn send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
+    pub async fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
+        let client = lookup_host(client).await?.next().ok_or_else(no_address)?;
         self.send(payload, self.gate.way_to(client)?).await
     }
 
@@ -243,14 +313,7 @@ impl UdpSocket {
     /// `WouldBlock` if it is not, in which case wait for
     /// [`writable`](Self::writable); otherwise as [`send_to`](Self::send_to).
     pub fn try_send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
-        let way = self.gate.way_to(client)?;
-        if way.from.is_some() {
-            self.try_send_run(&[(payload, way)])?;
-            return Ok(payload.len());
-        }
-        let sent = despite_echo(|| self.try_send_one(payload, way))?;
-        self.gate.counters().reply_sent();
-        Ok(sent)
+        self.try_send(payload, self.gate.way_to(client)?)
     }
 
     /// Sends as [`send_to`](Self::send_to), or has the task of `cx` woken when
@@ -325,16 +388,40 @@ impl UdpSocket {
         P: AsRef<[u8]>,
         R: Copy + Into<Recipient>,
     {
+        self.try_send_all(&self.gate.outgoing(datagrams)?)
+    }
+
+    /// Sends as [`try_send_batch`](Self::try_send_batch), or has the task of `cx`
+    /// woken when there may be room for the first datagram.
+    ///
+    /// Only the last task to poll for sending is woken, as with
+    /// [`poll_send_to`](Self::poll_send_to).
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to`](Self::send_to), if the first can't be sent.
+    pub fn poll_send_batch<P, R>(
+        &self,
+        cx: &mut Context<'_>,
+        datagrams: &[(P, R)],
+    ) -> Poll<io::Result<usize>>
+    where
+        P: AsRef<[u8]>,
+        R: Copy + Into<Recipient>,
+    {
         let outgoing = self.gate.outgoing(datagrams)?;
-        let mut sent = 0;
-        while sent < outgoing.len() {
-            match self.try_send_run(first_run(&outgoing[sent..])) {
-                Ok(more) => sent += more,
-                Err(error) if sent == 0 => return Err(error),
-                Err(_) => break,
+        let source = self.source_of(first_run(&outgoing))?;
+        let socket = match &source {
+            Some(Source::Bound(sender)) => &sender.inner,
+            Some(Source::Own(_)) | None => &self.inner,
+        };
+        loop {
+            ready!(socket.poll_send_ready(cx))?;
+            match self.try_send_all(&outgoing) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
             }
         }
-        Ok(sent)
     }
 
     /// Answers `datagram` with `payload` by the way that this very datagram came,
@@ -348,6 +435,16 @@ impl UdpSocket {
     pub async fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
         self.send(payload, self.gate.way_of_reply(datagram.reply_to())?)
             .await
+    }
+
+    /// Answers as [`reply`](Self::reply) if that is possible without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](Self::reply); `WouldBlock` if it is not possible, in which case
+    /// wait for [`writable`](Self::writable).
+    pub fn try_reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
+        self.try_send(payload, self.gate.way_of_reply(datagram.reply_to())?)
     }
 
     /// Waits until there may be something to receive. Since it may have to be
@@ -433,6 +530,18 @@ impl UdpSocket {
         }
     }
 
+    /// As `receive`, without waiting; an error of the kind `WouldBlock` after many
+    /// that had to be dropped.
+    fn try_receive<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<T> {
+        for _ in 0..MOST_DROPS_IN_A_ROW {
+            if let Some(taken) = self.receive_one(&mut take)? {
+                return Ok(taken);
+            }
+        }
+        // Readiness stays set, so that `readable` returns at once.
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
     /// Receives one datagram without waiting; `None` if it had to be dropped.
     fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
         if self.offload.gro() {
@@ -479,6 +588,30 @@ impl UdpSocket {
             Err(error) if is_echo_of_earlier_send(&error) => Ok(0),
             result => result,
         }
+    }
+
+    fn try_send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
+        if way.from.is_some() {
+            self.try_send_run(&[(payload, way)])?;
+            return Ok(payload.len());
+        }
+        let sent = despite_echo(|| self.try_send_one(payload, way))?;
+        self.gate.counters().reply_sent();
+        Ok(sent)
+    }
+
+    /// Sends from the front what can be sent without waiting; an error if it is the
+    /// first that can't be.
+    fn try_send_all(&self, outgoing: &[Outgoing<'_>]) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < outgoing.len() {
+            match self.try_send_run(first_run(&outgoing[sent..])) {
+                Ok(more) => sent += more,
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
     }
 
     async fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {

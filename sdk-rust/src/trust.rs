@@ -73,6 +73,11 @@ pub enum ReplyFrom {
     /// system's defaults rather than the options of the socket. A port below 1024
     /// needs CAP_NET_BIND_SERVICE.
     ///
+    /// Nothing can be sent from a destination that is no single host's: a multicast
+    /// address or, on Linux, a broadcast address of this host's networks. Replies
+    /// then fail with `InvalidInput`. A broadcast address of another network looks
+    /// like any other: have the proxy listen at addresses of its own.
+    ///
     /// 64 such sockets are kept; then the one longest unused makes room for
     /// another, counted in [`Stats::listeners_evicted`](crate::Stats::listeners_evicted).
     ///

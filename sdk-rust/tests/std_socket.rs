@@ -448,3 +448,23 @@ fn without_blocking_a_flood_of_bad_datagrams_does_not_hold_a_call() {
     }
     assert_eq!(socket.recv_batch(&mut batch).unwrap(), 1);
 }
+
+#[cfg(unix)]
+#[test]
+fn takes_addresses_as_std_does_and_lends_its_descriptor() {
+    use std::os::fd::{AsFd, AsRawFd};
+
+    let (socket, server) = server(loopback());
+    let proxy = Proxy::bind("127.0.0.1:0");
+    proxy.send(server, &from_client(CLIENT, b"x"));
+    socket.recv_datagram().unwrap();
+    socket.send_to(b"1", CLIENT).unwrap();
+    socket.send_to(b"2", ("203.0.113.11", 54321)).unwrap();
+    assert_eq!(
+        (proxy.receive().0, proxy.receive().0),
+        (b"1".to_vec(), b"2".to_vec())
+    );
+    let error = socket.send_to(b"3", &[][..]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert_eq!(socket.as_fd().as_raw_fd(), socket.as_raw_fd());
+}

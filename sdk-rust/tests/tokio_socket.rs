@@ -401,3 +401,48 @@ async fn answers_from_the_listener_by_every_call() {
     through.receives_nothing();
     assert_eq!(socket.stats().replies_sent, 24);
 }
+
+#[tokio::test]
+async fn has_the_calls_that_tokios_socket_has() {
+    let (socket, server) = server(loopback()).await;
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let error = socket.try_recv_datagram().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+
+    let mut text = b"> ".to_vec();
+    proxy.send(server, &from_client(CLIENT, b"one"));
+    let received = soon(socket.recv_buf_from(&mut text)).await.unwrap();
+    assert_eq!(
+        (received, text.as_slice()),
+        ((3, addr(CLIENT)), b"> one".as_slice())
+    );
+    socket.send_to(b"by text", CLIENT).await.unwrap();
+    assert_eq!(proxy.receive().0, b"by text");
+
+    proxy.send(server, &from_client(CLIENT, b"two"));
+    soon(socket.readable()).await.unwrap();
+    let mut short = [0; 2];
+    let received = socket.try_recv_buf_from(&mut short.as_mut_slice()).unwrap();
+    assert_eq!((received.0, &short), (2, b"tw"));
+
+    proxy.send(server, &from_client(CLIENT, b"three"));
+    soon(socket.readable()).await.unwrap();
+    let datagram = socket.try_recv_datagram().unwrap();
+    socket.try_reply(&datagram, b"3").unwrap();
+    assert_eq!(proxy.receive().0, b"3");
+
+    let mut batch = Batch::new(4);
+    let at_once = poll_fn(|cx| Poll::Ready(socket.poll_recv_batch(cx, &mut batch))).await;
+    assert!(at_once.is_pending());
+    proxy.send(server, b"no header");
+    proxy.send(server, &from_client(CLIENT, b"four"));
+    let count = soon(poll_fn(|cx| socket.poll_recv_batch(cx, &mut batch))).await;
+    assert_eq!(count.unwrap(), 1);
+    let mut echoes = Vec::new();
+    for one in &batch {
+        echoes.push((one.payload, one));
+    }
+    let sent = soon(poll_fn(|cx| socket.poll_send_batch(cx, &echoes))).await;
+    assert_eq!(sent.unwrap(), 1);
+    assert_eq!(proxy.receive().0, b"four");
+}

@@ -59,6 +59,18 @@ pub(crate) fn own(
     ))
 }
 
+/// Whether `listener` has a broadcast address of this host's networks. A socket can
+/// be bound to it, and sends from another then. One without SO_BROADCAST can't be
+/// connected to it (socket(7)).
+pub(super) fn is_broadcast(listener: SocketAddr) -> bool {
+    let connects = |broadcast: bool| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        socket.set_broadcast(broadcast)?;
+        socket.connect(&listener.into())
+    };
+    listener.is_ipv4() && connects(false).is_err() && connects(true).is_ok()
+}
+
 fn all_means(listener: SocketAddr) -> &'static [Means] {
     match listener {
         SocketAddr::V4(_) => &[Means::HostAddress, Means::IpTransparent],

@@ -13,6 +13,12 @@ pub(crate) trait OwnSocket {}
 
 impl<S> OwnSocket for S {}
 
+/// Whether `listener` is a broadcast address of this host's networks, for which there
+/// is no question here: binding to it fails.
+pub(super) fn is_broadcast(_listener: SocketAddr) -> bool {
+    false
+}
+
 /// Owns `listener`, which must be an address of this host. Without SO_REUSEADDR
 /// it is bound only where nobody else receives.
 pub(crate) fn own(

@@ -47,7 +47,12 @@ fn the_longest_unused_makes_room() {
 #[test]
 fn what_no_host_can_send_from_is_refused() {
     let (listeners, counters) = (Listeners::new(), Counters::default());
-    for nobody in ["0.0.0.0:9000", "224.0.0.1:9000", "[::]:9000", "127.0.0.1:0"] {
+    let mut all = vec!["0.0.0.0:9000", "224.0.0.1:9000", "[::]:9000", "127.0.0.1:0"];
+    if cfg!(target_os = "linux") {
+        // The broadcast address of a network of this host.
+        all.push("127.255.255.255:9000");
+    }
+    for nobody in all {
         let error = source(&listeners, &counters, addr(nobody)).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         let words = format!("can't send from listener {nobody}, which");

@@ -54,7 +54,7 @@ impl UdpSocket {
         Ok(sent)
     }
 
-    fn source_of(&self, run: &[Outgoing<'_>]) -> io::Result<Option<Source<Sender>>> {
+    pub(super) fn source_of(&self, run: &[Outgoing<'_>]) -> io::Result<Option<Source<Sender>>> {
         let listener = run.first().and_then(|(_, way)| way.from);
         listener.map(|listener| self.source(listener)).transpose()
     }

@@ -1,13 +1,17 @@
 //! dnsdist, a server that is not ours, reads the client's and the listener's
 //! address and port from the proxy's headers, with and without a checksum: its
 //! answers consist of what it read. It answers nothing that lacks a header, or
-//! has one and comes from elsewhere than the proxy.
+//! has one and comes from elsewhere than the proxy. As a sender of headers it serves
+//! many clients from one port, and all of them are answered by the SDK behind it.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod common;
 
 use std::net::SocketAddr;
+
+use std::sync::Barrier;
+use std::thread;
 
 use common::dns::{answered, clients, for_each, program, server, setup_clients, unanswered};
 use common::*;
@@ -165,4 +169,79 @@ fn a_header_is_needed_and_from_the_proxy_alone() {
     let client = clients(CLIENTS4.0, 1, port())[0];
     unanswered(client, listener);
     is_told_its_address(client, upstreams[0], "");
+}
+
+/// A question turned into its answer: no error, and no records.
+fn answer(question: &[u8]) -> Vec<u8> {
+    let mut answer = question.to_vec();
+    // The flag QR (RFC 1035, section 4.1.1); the rest of the flags and NOERROR stay.
+    answer[2] |= 0x80;
+    answer
+}
+
+/// Clients of dnsdist ask in turn, and are answered by address once all of them
+/// have asked, twice.
+#[test]
+fn clients_that_share_its_port_are_all_answered_by_the_sdk() {
+    const CLIENTS: usize = 8;
+    let test = "clients_that_share_its_port_are_all_answered_by_the_sdk";
+    if !namespace::enter(test, "") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let trust = ppv2_sdk::Trust::networks(["127.0.0.1"]).unwrap();
+    let server_socket = ppv2_sdk::UdpSocket::bind("127.0.0.1:0", trust).unwrap();
+    server_socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let (listen, upstream) = (address("127.0.0.1"), server_socket.local_addr().unwrap());
+    let config = format!(
+        "setSecurityPollSuffix(\"\")\nsetLocal(\"{listen}\")\nsetACL({{\"127.0.0.0/8\"}})\n\
+         newServer({{address=\"{upstream}\", useProxyProtocol=true, sockets=1, \
+         healthCheckMode=\"up\"}})\ngetServer(0):setUp()\n"
+    );
+    let file = write(&folder, "dnsdist.conf", &config);
+    let arguments = [
+        "--supervised",
+        "--disable-syslog",
+        "-C",
+        file.to_str().unwrap(),
+    ];
+    let mut process = server(&program("dnsdist", "dnsdist"), &arguments);
+    process.wait_for(&format!("Listening on {listen}"));
+
+    let asked = Barrier::new(CLIENTS);
+    thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let asked = &asked;
+            scope.spawn(move || {
+                let ip = format!("127.10.1.{}", number + 1);
+                let client = std::net::UdpSocket::bind((ip.as_str(), 0)).unwrap();
+                client.set_read_timeout(Some(TIMEOUT)).unwrap();
+                for round in 0..2u8 {
+                    let number = u8::try_from(number).unwrap();
+                    let mut question = vec![round, number, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+                    question.extend(b"\x06answer\x04ppv2\x04test\0\0\x01\0\x01");
+                    client.send_to(&question, listen).unwrap();
+                    let mut buffer = [0; 512];
+                    let (len, _) = client.recv_from(&mut buffer).unwrap();
+                    assert_eq!(buffer[..len], answer(&question));
+                    asked.wait();
+                }
+            });
+        }
+        let mut proxies = Vec::new();
+        for _ in 0..2 {
+            let mut questions = Vec::new();
+            for _ in 0..CLIENTS {
+                let datagram = server_socket.recv_datagram().unwrap();
+                proxies.push(datagram.proxy);
+                questions.push((datagram.client, datagram.payload));
+            }
+            for (client, question) in questions {
+                server_socket.send_to(&answer(&question), client).unwrap();
+            }
+        }
+        proxies.dedup();
+        assert_eq!(proxies.len(), 1, "one port for all: {proxies:?}");
+    });
+    assert_eq!(server_socket.stats().replies_without_route, 0);
 }

@@ -30,7 +30,8 @@ def inside(setup: str, *, rights: bool) -> Callable[[Callable[[], None]], Callab
                 test()
                 return
             node = os.environ["PYTEST_CURRENT_TEST"].rsplit(" ", 1)[0]
-            pytest = [sys.executable, "-P", "-m", "pytest", "--quiet", node]
+            # Within the limit of the test outside, to tell where the one inside waits.
+            pytest = [sys.executable, "-P", "-m", "pytest", "--quiet", "--timeout=90", node]
             namespace = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
             result = subprocess.run(
                 [*namespace, "sh", "-ec", script, "sh", *pytest],

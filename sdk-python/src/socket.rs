@@ -38,8 +38,10 @@ pub(crate) use self::ways::Way;
 /// application. Datagrams that must be dropped are dropped and counted in
 /// stats(); they never raise, and never prolong a timeout.
 ///
-/// An address that it reports equals an ordinary one: (host, port) for IPv4,
-/// (host, port, flowinfo, scope_id) for IPv6, an IPv4 client never in IPv6 form.
+/// An address that it reports equals an ordinary one, in the form of the socket's
+/// family: (host, port) on an AF_INET socket, IPv6 clients too;
+/// (host, port, flowinfo, scope_id) on an AF_INET6 one, IPv4 clients as
+/// "::ffff:192.0.2.1".
 /// Passed to sendto() as the object that it is, it makes the reply go by the
 /// listener and the proxy that the datagram came through; an equal tuple goes
 /// the way of the client's latest datagram.
@@ -67,7 +69,8 @@ impl Socket {
     ///
     /// Raises:
     ///     TimeoutError: The timeout passed, bad datagrams or not.
-    ///     BlockingIOError: There is no datagram, and the socket is non-blocking.
+    ///     BlockingIOError: There is no datagram, and the socket is non-blocking;
+    ///         or 64 had to be dropped, and more may be there.
     ///     OSError: The socket is closed or broken; never what somebody sent.
     #[pyo3(signature = (bufsize, flags = Flags::default(), /), text_signature = "($self, bufsize, flags=0, /)")]
     fn recv<'py>(
@@ -78,6 +81,7 @@ impl Socket {
     ) -> PyResult<Bound<'py, PyBytes>> {
         self.core
             .receive(py, flags.dontwait, |py, received, bytes| {
+                received.note(py, &self.core.ways);
                 Ok(PyBytes::new(py, clipped(received.payload(bytes), bufsize)))
             })
     }
@@ -103,9 +107,11 @@ impl Socket {
         flags: Flags,
     ) -> PyResult<usize> {
         let room = buffer.room(nbytes)?;
-        self.core.receive(py, flags.dontwait, |_, received, bytes| {
-            buffer.write(clipped(received.payload(bytes), room))
-        })
+        self.core
+            .receive(py, flags.dontwait, |py, received, bytes| {
+                received.note(py, &self.core.ways);
+                buffer.write(clipped(received.payload(bytes), room))
+            })
     }
 
     /// Receives one client's datagram and the client's address.
@@ -252,7 +258,8 @@ impl Socket {
     ///     How many bytes were sent.
     ///
     /// Raises:
-    ///     NoRouteError: The client was not heard from, or too long ago.
+    ///     NoRouteError: The client was not heard from, or too long ago; or not for
+    ///         10 seconds, and the proxy's address has named another client since.
     ///     TimeoutError, BlockingIOError: There is no room to send, and the
     ///         timeout passed or the socket is non-blocking.
     ///     OSError: The datagram could not be sent.
@@ -379,6 +386,9 @@ impl Socket {
     /// The descriptor, to wait on with select or selectors; -1 once closed. What
     /// is read from it directly has its headers.
     fn fileno<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if takeover::asked_by_socketserver(py)? {
+            self.core.set_served();
+        }
         self.python.bind(py).call_method0(intern!(py, "fileno"))
     }
 
@@ -435,8 +445,8 @@ impl Socket {
 
     /// Whether calls may wait: settimeout(None) or settimeout(0).
     #[pyo3(signature = (flag, /))]
-    fn setblocking(&self, py: Python<'_>, flag: bool) -> PyResult<()> {
-        self.set_timeout(py, (!flag).then_some(0.0))
+    fn setblocking(&self, py: Python<'_>, flag: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.set_timeout(py, (!flag.is_truthy()?).then_some(0.0))
     }
 
     /// Whether calls may wait, for however long.

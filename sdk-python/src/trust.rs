@@ -1,5 +1,6 @@
 //! The arguments that say whom a socket believes, and how much it remembers.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ppv2_sdk::{Direct, ReplyFrom, Trust};
@@ -22,18 +23,39 @@ pub(crate) struct Limits {
 
 /// The arguments of `wrap` as the Rust SDK has them.
 pub(crate) fn trust(
-    trusted: &Bound<'_, PyAny>,
+    networks: Vec<String>,
     direct: Direct,
     reply_from: ReplyFrom,
     limits: &Limits,
 ) -> PyResult<Trust> {
-    Ok(Trust::networks(networks(trusted)?)
+    Ok(Trust::networks(networks)
         .map_err(refused)?
         .direct(direct)
         .reply_from(reply_from)
         .max_header_len(limits.max_header_len)
         .max_clients(limits.max_clients)
         .forget_after(limits.forget_after))
+}
+
+/// Of which families the trusted networks are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Families {
+    pub(crate) v4: bool,
+    pub(crate) v6: bool,
+}
+
+/// Of networks as text; what is none has no family.
+pub(crate) fn families(networks: &[String]) -> Families {
+    let ips = || {
+        networks.iter().filter_map(|network| {
+            let (ip, _) = network.split_once('/').unwrap_or((network, ""));
+            Some(ip.parse::<IpAddr>().ok()?.to_canonical())
+        })
+    };
+    Families {
+        v4: ips().any(|ip| ip.is_ipv4()),
+        v6: ips().any(|ip| ip.is_ipv6()),
+    }
 }
 
 /// The message of the Rust SDK, which names the value and the mend.
@@ -43,7 +65,7 @@ pub(crate) fn refused(error: ppv2_sdk::TrustError) -> PyErr {
 
 /// Networks as text, or whatever spells one when printed, such as an
 /// `ipaddress.IPv4Network`.
-fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+pub(crate) fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     const EXPECTED: &str = "an iterable of networks, such as [\"192.0.2.10\"]";
     let wrong = || arguments::type_error("trusted", EXPECTED, trusted);
     // Text is iterable too, letter by letter.

@@ -53,7 +53,7 @@ def test_bursts_arrive_whole_whatever_their_size(size: int) -> None:
             payload = number.to_bytes(1, "big")[:size] * size
             client = CLIENT_V6 if number % 5 == 4 else CLIENT
             proxy.send(sock.getsockname(), payload, client=client)
-            expected.append((payload, client))
+            expected.append((payload, client[:2]))
         received: list[Any] = []
         while len(received) < count:
             received += sock.recv_batch(64)

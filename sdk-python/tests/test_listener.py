@@ -44,7 +44,7 @@ def answers(sock: ppv2.Socket, client: Any, listeners: list[Any]) -> None:
         for listener in listeners:
             through.send(at, b"hello", client=to, listener=listener)
             payload, address = sock.recvfrom(9)
-            assert (payload, address) == (b"hello", to)
+            assert (payload, address) == (b"hello", to[:2])
             for number in range(2):
                 assert sock.sendto(b"latest", to if number else address) == 6
                 assert client.recvfrom(9) == (b"latest", listener)

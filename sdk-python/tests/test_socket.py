@@ -3,10 +3,13 @@
 import array
 import copy
 import ipaddress
+import logging
 import pickle
 import select
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 import ppv2
-from peers import CLIENT, CLIENT_V6, LISTENER, OTHER_CLIENT, Proxy, server, udp
+from peers import CLIENT, CLIENT_V6, LISTENER, OTHER_CLIENT, PATIENCE, Proxy, server, udp
 
 # Linux's numbers, for which the socket module has no names.
 IP_RECVERR = 11
@@ -101,25 +104,177 @@ def test_a_datagram_says_all_that_is_known() -> None:
         assert direct.recv(100) == b"four"
 
 
-def test_ipv6_clients_have_four_parts_and_mapped_ones_two() -> None:
+def test_an_ipv6_socket_reports_four_parts() -> None:
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.bind(("::", 0))
     with ppv2.wrap(sock, trusted=["127.0.0.1"]) as wrapped, Proxy() as proxy:
         address = ("127.0.0.1", wrapped.getsockname()[1])
-        for client in (CLIENT_V6, CLIENT):
-            proxy.send(address, b"hello", client)
+        mapped = ("::ffff:203.0.113.11", 54321, 0, 0)
+        for client, expected in ((CLIENT_V6, CLIENT_V6), (CLIENT, mapped)):
+            for _ in range(3):
+                proxy.send(address, b"hello", client)
             payload, found = wrapped.recvfrom(100)
-            assert (payload, found) == (b"hello", client)
-            spellings: list[Any] = [found, tuple(found), found[:2]]
+            assert (payload, found) == (b"hello", expected)
+            datagram = wrapped.recv_datagram()
+            assert datagram.client == expected
+            assert datagram.destination == ("::ffff:198.51.100.10", 9000, 0, 0)
+            assert datagram.proxy is not None
+            assert datagram.proxy[0] == "::ffff:127.0.0.1"
+            assert wrapped.recv_batch(1) == [(b"hello", expected)]
+            spellings: list[Any] = [found, tuple(found), found[:2], client]
             for spelled in spellings:
                 assert wrapped.sendto(b"answer", spelled) == 6
                 assert proxy.receive() == b"answer"
-        mapped = ("::ffff:203.0.113.11", 54321, 0, 0)
-        wrapped.sendto(b"answer", mapped)
-        assert proxy.receive() == b"answer"
         wrapped.sendmsg([b"answer"], [(socket.IPPROTO_IP, socket.IP_TTL, b"\x09\0\0\0")], 0, found)
         assert proxy.receive() == b"answer"
+
+
+def test_an_ipv4_socket_reports_host_and_port() -> None:
+    with server() as sock, Proxy() as proxy:
+        for client in (CLIENT, CLIENT_V6):
+            proxy.send(sock.getsockname(), b"hello", client)
+            address: Any = sock.recvfrom(100)[1]
+            host, port = address
+            assert (host, port) == client[:2]
+            spellings: list[Any] = [address, (host, port), client]
+            for spelled in spellings:
+                sock.sendto(b"answer", spelled)
+                assert proxy.receive() == b"answer"
+
+
+def test_the_first_drop_of_each_reason_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[Any] = [
+        lambda sock: sock.recvfrom(9),
+        lambda sock: sock.recvmsg(9),
+        lambda sock: sock.recv_batch(9),
+    ]
+    for call in calls:
+        caplog.clear()
+        with server() as sock, Proxy() as proxy, udp("127.0.0.2") as stranger:
+            for _ in range(3):
+                stranger.sendto(b"hello", sock.getsockname())
+                proxy.send_raw(sock.getsockname(), b"hello")
+            proxy.send(sock.getsockname(), b"good")
+            call(sock)
+            untrusted, no_header = caplog.records
+            assert {(one.name, one.levelname) for one in caplog.records} == {("ppv2", "WARNING")}
+            sender = "{}:{}".format(*stranger.getsockname())
+            assert f"from {sender} (untrusted)" in untrusted.getMessage()
+            assert "`trusted`" in untrusted.getMessage()
+            assert "(no_header)" in no_header.getMessage()
+
+
+def test_a_warning_does_not_wait_for_a_good_datagram() -> None:
+    class Seen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "(no_header)" in record.getMessage():
+                warned.set()
+
+    warned = threading.Event()
+    logger, handler = logging.getLogger("ppv2"), Seen()
+    logger.addHandler(handler)
+    try:
+        with server() as sock, Proxy() as proxy:
+            thread = threading.Thread(target=sock.recv, args=(9,))
+            thread.start()
+            proxy.send_raw(sock.getsockname(), b"bad")
+            assert warned.wait(PATIENCE)
+            proxy.send(sock.getsockname(), b"good")
+            thread.join()
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda sock: sock.recv(9),
+        lambda sock: sock.recvfrom_into(bytearray(9)),
+        lambda sock: sock.recvmsg(9),
+        lambda sock: sock.recv_batch(1),
+    ],
+)
+def test_a_call_that_may_not_wait_drops_no_more_than_64(receive: Any) -> None:
+    with server() as sock, Proxy() as proxy:
+        sock.settimeout(0)
+        for _ in range(130):
+            proxy.send_raw(sock.getsockname(), b"bad")
+        for dropped in (64, 128, 130):
+            with pytest.raises(BlockingIOError):
+                receive(sock)
+            assert sock.stats().dropped["no_header"] == dropped
+
+
+def test_integers_are_timeouts_and_flags() -> None:
+    with server() as sock:
+        flags: list[Any] = [0, None, ""]
+        for flag in flags:
+            sock.settimeout(1)
+            assert sock.gettimeout() == 1.0
+            sock.setblocking(flag)
+            assert sock.gettimeout() == 0.0
+            sock.setblocking(1)
+            assert sock.gettimeout() is None
+
+
+def test_an_unbound_socket_is_refused() -> None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with (
+            socket.socket(family, socket.SOCK_DGRAM) as sock,
+            pytest.raises(ValueError, match=r"sock: it is not bound.*call sock\.bind"),
+        ):
+            ppv2.wrap(sock, trusted=["127.0.0.1", "::1"])
+
+
+def test_trust_in_the_other_family_alone_is_refused() -> None:
+    cases = [
+        (socket.AF_INET, "127.0.0.1", "2001:db8::/64", "::ffff:127.0.0.1"),
+        (socket.AF_INET6, "::1", "127.0.0.1", "::/0"),
+    ]
+    for family, host, wrong, right in cases:
+        with udp(host, family) as sock, pytest.raises(ValueError, match="trusted: it names IPv"):
+            ppv2.wrap(sock, trusted=[wrong])
+        for options in ({"trusted": [wrong, right]}, {"trusted": [wrong], "direct": "accept"}):
+            ppv2.wrap(udp(host, family), **options).close()  # type: ignore[arg-type]
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, gevent.socket, socket, ppv2
+plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+plain.bind(("127.0.0.1", 0))
+try:
+    ppv2.wrap(plain, trusted=["127.0.0.1"])
+except TypeError as error:
+    assert "gevent.monkey.get_original('socket', 'socket')" in str(error), error
+else:
+    raise AssertionError("wrapped")
+sock = monkey.get_original("socket", "socket")(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+sock.setblocking(False)
+sock = ppv2.wrap(sock, trusted=["127.0.0.1"])
+def serve():
+    gevent.socket.wait_read(sock.fileno())
+    return sock.recvfrom(9)
+serving = gevent.spawn(serve)
+gevent.sleep(0)
+header = ppv2.encode(("203.0.113.11", 54321), ("198.51.100.10", 9000))
+plain.sendto(header + b"hello", sock.getsockname())
+assert serving.get() == (b"hello", ("203.0.113.11", 54321))
+"""
+
+
+def test_a_socket_of_gevent_is_refused_with_the_way_that_works() -> None:
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", GEVENT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_addresses_are_tuples_to_everybody_else() -> None:

@@ -67,6 +67,19 @@ def test_a_bad_datagram_does_not_keep_a_server_from_stopping() -> None:
     # `serving` has stopped it: a receive call that waits would have hung.
 
 
+def test_a_server_whose_socket_was_swapped_stops_after_a_bad_datagram() -> None:
+    with socketserver.UDPServer(("127.0.0.1", 0), Echo) as server, Proxy() as proxy:
+        sock: Any = ppv2.wrap(server.socket, trusted=["127.0.0.1"])
+        server.socket = sock
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        proxy.send_raw(sock.getsockname(), b"bad")
+        while not sock.stats().dropped["no_header"]:
+            pass
+        server.shutdown()
+        thread.join()
+
+
 def test_one_request_at_a_time() -> None:
     kind = ppv2.socketserver.UDPServer
     with kind(("127.0.0.1", 0), Echo, False, trusted=["127.0.0.1"]) as server, Proxy() as proxy:

@@ -3,7 +3,7 @@
 import errno
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +116,41 @@ def test_a_client_is_forgotten_in_time() -> None:
             with suppress(ppv2.NoRouteError):
                 sent = sock.sendto(b"answer", address)
         assert proxy.receive() == b"answer"
+
+
+def test_a_former_client_is_not_sent_to_through_an_address_that_serves_another() -> None:
+    receives: list[Callable[[ppv2.Socket], object]] = [
+        lambda sock: sock.recvfrom(9),
+        lambda sock: sock.recv(9),
+        lambda sock: sock.recv_batch(1),
+    ]
+    with ExitStack() as stack:
+        cases = []
+        for receive in receives:
+            sock, proxy = stack.enter_context(server()), stack.enter_context(Proxy())
+            proxy.send(sock.getsockname(), b"")
+            former = sock.recvfrom(9)[1]
+            proxy.send(sock.getsockname(), b"", client=OTHER_CLIENT)
+            receive(sock)
+            # Senders that serve many clients from one port have their replies at once.
+            for spelled in (former, CLIENT):
+                sock.sendto(b"answer", spelled)
+                assert proxy.receive() == b"answer"
+            cases.append((sock, proxy, former))
+        time.sleep(10.1)
+        for sock, proxy, former in cases:
+            for spelled in (former, CLIENT):
+                with pytest.raises(ppv2.NoRouteError, match="serve another client"):
+                    sock.sendto(b"secret", spelled)
+            assert sock.send_batch([(b"secret", former)]) == 1
+            proxy.receives_nothing()
+            sock.sendto(b"answer", OTHER_CLIENT)
+            assert proxy.receive() == b"answer"
+            # And known again as soon as it is heard.
+            proxy.send(sock.getsockname(), b"")
+            assert sock.recvfrom(9)[1] is former
+            sock.sendto(b"answer", former)
+            assert proxy.receive() == b"answer"
 
 
 def test_the_table_is_bounded() -> None:

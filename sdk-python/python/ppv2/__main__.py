@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -126,6 +127,8 @@ def _whoami(whoami: argparse.ArgumentParser, options: argparse.Namespace) -> int
         except ValueError as error:
             whoami.error(f"--trusted: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Why a client gets no answer: the warnings of ppv2 of what it drops.
+    logging.basicConfig(format="%(message)s")
     with wrapped:
         print(f"ready on {_address(wrapped.getsockname())}", file=sys.stderr, flush=True)
         try:
@@ -211,6 +214,9 @@ def _address(address: ppv2.Address | bytes | None) -> str:
     if isinstance(address, bytes):
         return ascii(address)
     host, port = address[:2]
+    if host.startswith("::ffff:"):
+        # An IPv4 client of an IPv6 socket.
+        host = str(ipaddress.IPv6Address(host).ipv4_mapped or host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -220,8 +220,10 @@ class Socket:
     application. Datagrams that must be dropped are dropped and counted in
     stats(); they never raise, and never prolong a timeout.
 
-    An address that it reports equals an ordinary one: (host, port) for IPv4,
-    (host, port, flowinfo, scope_id) for IPv6, an IPv4 client never in IPv6 form.
+    An address that it reports equals an ordinary one, in the form of the socket's
+    family: (host, port) on an AF_INET socket, IPv6 clients too;
+    (host, port, flowinfo, scope_id) on an AF_INET6 one, IPv4 clients as
+    "::ffff:192.0.2.1".
     Passed to sendto() as the object that it is, it makes the reply go by the
     listener and the proxy that the datagram came through; an equal tuple goes
     the way of the client's latest datagram.
@@ -242,7 +244,8 @@ class Socket:
 
         Raises:
             TimeoutError: The timeout passed, bad datagrams or not.
-            BlockingIOError: There is no datagram, and the socket is non-blocking.
+            BlockingIOError: There is no datagram, and the socket is non-blocking;
+                or 64 had to be dropped, and more may be there.
             OSError: The socket is closed or broken; never what somebody sent.
         """
 
@@ -387,7 +390,8 @@ class Socket:
             How many bytes were sent.
 
         Raises:
-            NoRouteError: The client was not heard from, or too long ago.
+            NoRouteError: The client was not heard from, or too long ago; or not for
+                10 seconds, and the proxy's address has named another client since.
             TimeoutError, BlockingIOError: There is no room to send, and the
                 timeout passed or the socket is non-blocking.
             OSError: The datagram could not be sent.
@@ -620,8 +624,9 @@ def wrap(
 
     Raises:
         ValueError: A network or another argument is not what is described
-            above, or nothing could ever be received.
-        TypeError: An argument is of another type.
+            above, or nothing could ever be received: sock is not bound, or
+            none of the networks is of its family.
+        TypeError: An argument is of another type; sock is one of gevent's.
         OSError: The socket is closed, or there are no descriptors left.
     """
 

@@ -154,7 +154,8 @@ class DecodeError(ValueError):
 
 class NoRouteError(OSError):
     """Nobody knows where a datagram for this client would have to go: the client
-    was not heard from, or too long ago. Its errno is ENOTCONN.
+    was not heard from, or too long ago; or the proxy's address has named another
+    client since, and this one was not heard for 10 seconds. Its errno is ENOTCONN.
     """
 
 

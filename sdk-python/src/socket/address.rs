@@ -19,9 +19,10 @@ fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
 pub(crate) fn client_address<'py>(
     py: Python<'py>,
     client: SocketAddr,
+    form: Form,
     way: &Py<Way>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let address = class(py)?.call1((to_python(py, client)?,))?;
+    let address = class(py)?.call1((in_form(py, client, form)?,))?;
     address.setattr(pyo3::intern!(py, "_way"), way)?;
     Ok(address)
 }
@@ -42,6 +43,38 @@ pub(crate) fn to_python(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'
     match address {
         SocketAddr::V4(_) => (host, address.port()).into_pyobject(py),
         SocketAddr::V6(v6) => (host, v6.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py),
+    }
+}
+
+/// The form of the addresses that a socket reports, by its family as in the
+/// `socket` module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Of an AF_INET socket: (host, port). So is an IPv6 client's, which only a
+    /// header can name.
+    Pair,
+    /// Of an AF_INET6 socket: (host, port, flowinfo, scope_id), an IPv4 address in
+    /// IPv6 form.
+    Mapped,
+}
+
+/// An address as a socket of that form reports it.
+pub(crate) fn in_form(
+    py: Python<'_>,
+    address: SocketAddr,
+    form: Form,
+) -> PyResult<Bound<'_, PyTuple>> {
+    match (form, address) {
+        (Form::Pair, SocketAddr::V6(v6)) => {
+            let host = PyString::new(py, &v6.ip().to_string());
+            (host, v6.port()).into_pyobject(py)
+        }
+        (Form::Mapped, SocketAddr::V4(v4)) => {
+            to_python(py, (v4.ip().to_ipv6_mapped(), v4.port()).into())
+        }
+        (Form::Pair, SocketAddr::V4(_)) | (Form::Mapped, SocketAddr::V6(_)) => {
+            to_python(py, address)
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use super::bursts::Reply;
-use super::core::{Core, Received};
+use super::core::{Core, Drops, Received};
 use super::descriptor::{Descriptor, Failure, MOST_DROPS_IN_A_ROW, Wait};
 use super::errors;
 use super::slots::Slots;
@@ -26,8 +26,13 @@ impl Core {
         let wait = self.wait(false);
         let mut slots = Slots::take(count);
         let mut received = Vec::with_capacity(count);
+        let mut drops = Drops::default();
         loop {
-            match py.detach(|| self.receive_many(&descriptor, wait, &mut slots, &mut received)) {
+            let result = py.detach(|| {
+                self.receive_many(&descriptor, wait, &mut slots, &mut received, &mut drops)
+            });
+            drops.log(py);
+            match result {
                 Ok(()) if received.is_empty() => py.check_signals()?,
                 Ok(()) => break,
                 Err(Failure::Interrupted) => py.check_signals()?,
@@ -55,23 +60,24 @@ impl Core {
         wait: Wait,
         slots: &mut Slots,
         received: &mut Vec<(Range<usize>, Received)>,
+        drops: &mut Drops,
     ) -> Result<(), Failure> {
-        let mut dropped = 0;
-        while received.is_empty() && dropped < MOST_DROPS_IN_A_ROW {
+        loop {
             slots.fill(descriptor, wait)?;
             let now = Instant::now();
             for (peer, at) in slots.datagrams() {
-                if let Some(one) = self.admit(now, peer, slots.bytes(at.clone())) {
+                if let Some(one) = self.admit(now, peer, slots.bytes(at.clone()), drops) {
                     received.push((at, one));
-                } else {
-                    dropped += 1;
                 }
             }
-            if received.is_empty() {
-                wait.after_drops(dropped)?;
+            if !received.is_empty() {
+                return Ok(());
+            }
+            wait.after_drops(drops.count)?;
+            if drops.look_up() || drops.count >= MOST_DROPS_IN_A_ROW {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Sends to clients in turn, and returns how many datagrams are dealt with:

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ppv2_sdk::{Admitted, Gate, Recipient, Way};
+use ppv2_sdk::{Admitted, DropWarning, DropWarnings, Gate, Recipient, Way};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use super::address;
+use super::address::{self, Form};
 use super::descriptor::{Buffer, Descriptor, Failure, MOST_DROPS_IN_A_ROW, Wait};
 use super::errors;
 use super::ways::{Flow, Heard, Ways};
@@ -27,6 +27,38 @@ pub(crate) struct Core {
     timeout: Timeout,
     /// Datagrams arrive joined, so that only batches can be received.
     joined: AtomicBool,
+    /// A server of `socketserver` waits for datagrams with a selector.
+    served: AtomicBool,
+    warnings: DropWarnings,
+}
+
+/// What one receive call has dropped so far, and the warnings that are due.
+#[derive(Default)]
+pub(crate) struct Drops {
+    pub(crate) count: usize,
+    warnings: Vec<DropWarning>,
+}
+
+impl Drops {
+    /// Whether the call should look up: to log a warning at once, since the next
+    /// datagram may be long in coming, or to see whether a signal came.
+    pub(crate) fn look_up(&self) -> bool {
+        !self.warnings.is_empty() || self.count.is_multiple_of(MOST_DROPS_IN_A_ROW)
+    }
+
+    /// Logs the warnings that are due to the logger `ppv2`. What a handler raises
+    /// is not the receiver's business.
+    pub(crate) fn log(&mut self, py: Python<'_>) {
+        for warning in self.warnings.drain(..) {
+            let logged = py.import("logging").and_then(|logging| {
+                let logger = logging.call_method1("getLogger", ("ppv2",))?;
+                logger.call_method1("warning", ("%s", warning.to_string()))
+            });
+            if let Err(error) = logged {
+                error.write_unraisable(py, None);
+            }
+        }
+    }
 }
 
 /// What the gate doesn't count.
@@ -116,7 +148,7 @@ impl Received {
         };
         let plain = |address: Option<SocketAddr>| {
             address
-                .map(|address| address::to_python(py, address))
+                .map(|address| address::in_form(py, address, ways.form()))
                 .transpose()
         };
         classes::datagram(
@@ -137,6 +169,11 @@ impl Received {
             Some(address) => Ok(address),
             None => ways.learn(py, self.heard()),
         }
+    }
+
+    /// Notes the way to the client, whose address is not asked for.
+    pub(crate) fn note(&self, py: Python<'_>, ways: &Ways) {
+        ways.known_one(py, self.heard());
     }
 
     /// The addresses of several, with one lock for those that are known.
@@ -170,15 +207,17 @@ impl Received {
 }
 
 impl Core {
-    pub(crate) fn new(gate: Gate, limits: &Limits, descriptor: Descriptor) -> Self {
+    pub(crate) fn new(gate: Gate, limits: &Limits, form: Form, descriptor: Descriptor) -> Self {
         Self {
             gate,
-            ways: Ways::new(limits.max_clients, limits.forget_after),
+            ways: Ways::new(limits.max_clients, limits.forget_after, form),
             replies: Replies::default(),
             forget_after: limits.forget_after,
             descriptor: Mutex::new(Some(Arc::new(descriptor))),
             timeout: Timeout(AtomicU64::new(f64::NAN.to_bits())),
             joined: AtomicBool::new(false),
+            served: AtomicBool::new(false),
+            warnings: DropWarnings::new(),
         }
     }
 
@@ -194,6 +233,24 @@ impl Core {
             return Err(errors::joined(py));
         }
         Ok(())
+    }
+
+    /// Notes that a server of `socketserver` waits with a selector, and takes an
+    /// `OSError` for nothing received.
+    pub(crate) fn set_served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    /// How a call waits that has dropped something: where a selector has said
+    /// that there is a datagram, that may have been all, and the server would not
+    /// hear of its end.
+    pub(crate) fn wait_on(&self, wait: Wait, drops: &Drops) -> Wait {
+        let served = drops.count > 0 && self.served.load(Ordering::Relaxed);
+        if served && wait == Wait::Forever {
+            Wait::Never
+        } else {
+            wait
+        }
     }
 
     pub(crate) fn timeout(&self) -> Option<f64> {
@@ -281,9 +338,13 @@ impl Core {
         self.check_not_joined(py)?;
         let wait = self.wait(dontwait);
         let mut buffer = Buffer::take();
+        let mut drops = Drops::default();
         loop {
             let buffer = buffer.bytes();
-            match py.detach(|| self.receive_some(&descriptor, wait, &mut *buffer)) {
+            let received =
+                py.detach(|| self.receive_some(&descriptor, wait, &mut *buffer, &mut drops));
+            drops.log(py);
+            match received {
                 Ok(Some(received)) => return take(py, &received, buffer),
                 Ok(None) | Err(Failure::Interrupted) => py.check_signals()?,
                 Err(failure) => return Err(errors::failure(py, failure)),
@@ -292,28 +353,43 @@ impl Core {
     }
 
     /// Receives until a datagram is for the application, or nothing but bad ones
-    /// has come for long.
+    /// has come for long, or a warning is due.
     fn receive_some(
         &self,
         descriptor: &Descriptor,
         wait: Wait,
         buffer: &mut [u8],
+        drops: &mut Drops,
     ) -> Result<Option<Received>, Failure> {
-        for dropped in 1..=MOST_DROPS_IN_A_ROW {
-            let (len, peer) = descriptor.receive(buffer, wait)?;
-            let received = self.admit(Instant::now(), peer, &buffer[..len]);
+        loop {
+            let (len, peer) = descriptor.receive(buffer, self.wait_on(wait, drops))?;
+            let received = self.admit(Instant::now(), peer, &buffer[..len], drops);
             if received.is_some() {
                 return Ok(received);
             }
-            wait.after_drops(dropped)?;
+            self.wait_on(wait, drops).after_drops(drops.count)?;
+            if drops.look_up() {
+                return Ok(None);
+            }
         }
-        Ok(None)
     }
 
     /// Has the gate decide on a datagram; `None` if it was dropped.
-    pub(crate) fn admit(&self, now: Instant, peer: SocketAddr, bytes: &[u8]) -> Option<Received> {
-        let admitted = self.gate.admit(now, peer, bytes).ok()?;
-        Some(Received::new(now, bytes.len(), &admitted))
+    pub(crate) fn admit(
+        &self,
+        now: Instant,
+        peer: SocketAddr,
+        bytes: &[u8],
+        drops: &mut Drops,
+    ) -> Option<Received> {
+        match self.gate.admit(now, peer, bytes) {
+            Ok(admitted) => Some(Received::new(now, bytes.len(), &admitted)),
+            Err(reason) => {
+                drops.count += 1;
+                drops.warnings.extend(self.warnings.due(now, peer, reason));
+                None
+            }
+        }
     }
 
     /// Sends one datagram to a client and returns its length.

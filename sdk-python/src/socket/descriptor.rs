@@ -19,8 +19,8 @@ use super::bursts::Bursts;
 const MAX_DATAGRAM: usize = 65_535;
 
 /// Datagrams dropped in a row before a call looks up: one that waits, whether a
-/// signal came; one that may not, whether to give way.
-pub(crate) const MOST_DROPS_IN_A_ROW: usize = 1024;
+/// signal came; one that may not gives way. As many as the Rust SDK's sockets.
+pub(crate) const MOST_DROPS_IN_A_ROW: usize = 64;
 
 /// A second descriptor of a socket that an object of Python's owns. It stays
 /// valid while a call uses it, though another thread closes the object.

@@ -78,7 +78,8 @@ pub(crate) fn no_route(py: Python<'_>, client: SocketAddr, forget_after: Duratio
     let seconds = forget_after.as_secs_f64();
     let words = format!(
         "no way to client {client}: not heard from in the last {seconds}s, or forgotten for \
-         newer clients; answer sooner, or raise forget_after or max_clients"
+         newer clients, or silent for 10 s while the proxy's address has come to serve another \
+         client; answer sooner, or raise forget_after or max_clients"
     );
     with_number(py, "ENOTCONN", words, exceptions::NoRouteError::new_err)
 }

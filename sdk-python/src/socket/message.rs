@@ -9,7 +9,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 
 use super::buffers::Flags;
-use super::core::Received;
+use super::core::{Drops, Received};
 use super::descriptor::{self, Descriptor, Failure, Wait};
 use super::{Socket, address, errors};
 use crate::arguments;
@@ -61,7 +61,7 @@ impl Socket {
         let wait = self.core.wait(flags.dontwait);
         let socket = self.python.bind(py);
         let arguments = (MAX_DATAGRAM, ancbufsize, flags.bits());
-        let mut dropped = 0;
+        let mut drops = Drops::default();
         loop {
             let receive = || socket.call_method1("recvmsg", arguments);
             let Some(result) = persist(py, &descriptor, wait, PollFlags::IN, receive)? else {
@@ -71,7 +71,10 @@ impl Socket {
                 result.extract()?;
             let datagram: Bound<'py, PyBytes> = datagram;
             let peer = address::from_python("peer", &peer)?;
-            if let Some(received) = self.core.admit(Instant::now(), peer, datagram.as_bytes()) {
+            if let Some(received) =
+                self.core
+                    .admit(Instant::now(), peer, datagram.as_bytes(), &mut drops)
+            {
                 let address = received.address(py, &self.core.ways)?;
                 return Ok(Message {
                     datagram,
@@ -81,8 +84,8 @@ impl Socket {
                     address,
                 });
             }
-            dropped += 1;
-            wait.after_drops(dropped)
+            drops.log(py);
+            wait.after_drops(drops.count)
                 .map_err(|failure| errors::failure(py, failure))?;
             py.check_signals()?;
         }

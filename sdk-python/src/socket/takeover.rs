@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use ppv2_sdk::{Direct, Gate, ReplyFrom};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyType};
+use pyo3::types::PyDict;
 use rustix::io::Errno;
 
+use super::address::{self, Form};
 use super::core::Core;
 use super::descriptor::Descriptor;
 use super::options::joins_datagrams;
 use super::{Socket, errors};
 use crate::arguments;
-use crate::trust::{self, Limits};
+use crate::trust::{self, Families, Limits};
 
 /// As long as NATs keep a UDP mapping (RFC 4787, section 4.3).
 const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
@@ -47,8 +48,9 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///
 /// Raises:
 ///     ValueError: A network or another argument is not what is described
-///         above, or nothing could ever be received.
-///     TypeError: An argument is of another type.
+///         above, or nothing could ever be received: sock is not bound, or
+///         none of the networks is of its family.
+///     TypeError: An argument is of another type; sock is one of gevent's.
 ///     OSError: The socket is closed, or there are no descriptors left.
 #[pyfunction]
 #[pyo3(
@@ -68,18 +70,21 @@ pub(crate) fn wrap<'py>(
     #[pyo3(from_py_with = trust::max_clients)] max_clients: usize,
     #[pyo3(from_py_with = trust::forget_after)] forget_after: Duration,
 ) -> PyResult<Socket> {
-    check_is_udp(sock)?;
+    let class = check_is_udp(sock)?;
     let limits = Limits {
         max_header_len,
         max_clients,
         forget_after,
     };
-    let trust = trust::trust(trusted, direct, reply_from, &limits)?;
+    let networks = trust::networks(trusted)?;
+    let trusted_families = trust::families(&networks);
+    let trust = trust::trust(networks, direct, reply_from, &limits)?;
     let gate = Gate::new(trust).map_err(trust::refused)?;
+    let form = check_can_receive(sock, trusted_families, direct)?;
     let timeout: Option<f64> = sock.call_method0("gettimeout")?.extract()?;
-    let python = take_over(sock)?;
+    let python = take_over(sock, &class)?;
     let descriptor = Descriptor::of(&python)?;
-    let core = Core::new(gate, &limits, descriptor);
+    let core = Core::new(gate, &limits, form, descriptor);
     let socket = Socket {
         python: python.unbind(),
         core,
@@ -91,37 +96,118 @@ pub(crate) fn wrap<'py>(
     Ok(socket)
 }
 
-fn check_is_udp(sock: &Bound<'_, PyAny>) -> PyResult<()> {
+/// The class `socket.socket` of the standard library, of which `sock` is. It is
+/// found by its name: gevent and eventlet put another one in its place.
+fn check_is_udp<'py>(sock: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     const EXPECTED: &str = "an open UDP socket, IPv4 or IPv6";
     let py = sock.py();
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    if !sock.is_instance(CLASS.import(py, "socket", "socket")?)? {
-        return Err(arguments::type_error("sock", EXPECTED, sock));
+    let names = |class: &Bound<'py, PyAny>| -> PyResult<(String, String)> {
+        let name = class.getattr("__name__")?.extract()?;
+        Ok((class.getattr("__module__")?.extract()?, name))
+    };
+    let mut found = None;
+    for class in sock.get_type().mro() {
+        let (module, name) = names(&class)?;
+        if module.starts_with("gevent.") || module.starts_with("eventlet.") {
+            return Err(PyTypeError::new_err(format!(
+                "sock: {module}.{name} lets other greenlets run while it waits, which \
+                 ppv2.Socket can't; make sock with the standard library's class \
+                 (gevent.monkey.get_original('socket', 'socket')), call \
+                 setblocking(False), and wait with gevent.socket.wait_read(sock.fileno())"
+            )));
+        }
+        if (module.as_str(), name.as_str()) == ("socket", "socket") {
+            found = Some(class);
+            break;
+        }
     }
+    let Some(class) = found else {
+        return Err(arguments::type_error("sock", EXPECTED, sock));
+    };
     let module = py.import("socket")?;
     let family = sock.getattr("family")?;
     let is_ip = family.eq(module.getattr("AF_INET")?)? || family.eq(module.getattr("AF_INET6")?)?;
     if is_ip && sock.getattr("type")?.eq(module.getattr("SOCK_DGRAM")?)? {
-        return Ok(());
+        return Ok(class);
     }
     Err(arguments::value_error("sock", EXPECTED, sock))
 }
 
 /// A `socket.socket` of our own for the descriptor of `sock`, which is left
 /// closed, so that nobody reads headers from it by oversight.
-fn take_over<'py>(sock: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+fn take_over<'py>(
+    sock: &Bound<'py, PyAny>,
+    class: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
     let py = sock.py();
     let arguments = (
         sock.getattr("family")?,
         sock.getattr("type")?,
         sock.getattr("proto")?,
     );
+    let descriptor = PyDict::new(py);
+    descriptor.set_item("fileno", sock.call_method0("detach")?)?;
+    class.call(arguments, Some(&descriptor))
+}
+
+/// Whether a method of `socketserver` is the caller: its servers ask for the
+/// descriptor once, and wait for it with a selector.
+pub(super) fn asked_by_socketserver(py: Python<'_>) -> PyResult<bool> {
+    let frame = py.import("sys")?.call_method0("_getframe");
+    let Ok(frame) = frame else {
+        // No Python code is running.
+        return Ok(false);
+    };
+    let name = frame.getattr("f_globals")?.get_item("__name__");
+    Ok(name.is_ok_and(|name| {
+        name.extract::<String>()
+            .is_ok_and(|name| name == "socketserver")
+    }))
+}
+
+/// An error if no datagram of a proxy can reach `sock`; the form of its addresses.
+fn check_can_receive(sock: &Bound<'_, PyAny>, trusted: Families, direct: Direct) -> PyResult<Form> {
+    let py = sock.py();
     if sock.call_method0("fileno")?.extract::<i64>()? < 0 {
         return Err(errors::os(py, Errno::BADF));
     }
-    let descriptor = PyDict::new(py);
-    descriptor.set_item("fileno", sock.call_method0("detach")?)?;
-    py.import("socket")?
-        .getattr("socket")?
-        .call(arguments, Some(&descriptor))
+    let local = address::from_python("sock", &sock.call_method0("getsockname")?)?;
+    if local.port() == 0 {
+        return Err(PyValueError::new_err(
+            "sock: it is not bound, so that nothing could be received; call \
+             sock.bind((host, port)) first",
+        ));
+    }
+    let module = py.import("socket")?;
+    let form = if local.is_ipv4() {
+        Form::Pair
+    } else {
+        Form::Mapped
+    };
+    let (v4, v6) = match local.ip() {
+        std::net::IpAddr::V4(_) => (true, false),
+        std::net::IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => (true, false),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => {
+            let option = (
+                module.getattr("IPPROTO_IPV6")?,
+                module.getattr("IPV6_V6ONLY")?,
+            );
+            (!sock.call_method1("getsockopt", option)?.is_truthy()?, true)
+        }
+        std::net::IpAddr::V6(_) => (false, true),
+    };
+    let reached = (v4 && trusted.v4) || (v6 && trusted.v6);
+    if reached || matches!(direct, Direct::Accept) {
+        return Ok(form);
+    }
+    let (ours, theirs) = if v4 {
+        ("IPv4", "IPv6")
+    } else {
+        ("IPv6", "IPv4")
+    };
+    Err(PyValueError::new_err(format!(
+        "trusted: it names {theirs} networks alone, and the socket bound to {local} receives \
+         {ours} alone, so that nothing could be received; name the proxy's {ours} address, or \
+         bind a socket to an {theirs} address"
+    )))
 }

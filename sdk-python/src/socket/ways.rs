@@ -6,6 +6,7 @@
 //! datagram is used. An object that an application keeps for long follows the
 //! proxy when it takes another port for the same client.
 
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +16,10 @@ use std::time::{Duration, Instant};
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
 use hashlink::linked_hash_map::Entry;
-use ppv2_sdk::Way as Reply;
+use ppv2_sdk::{FORMER_CLIENT_GRACE, Way as Reply};
 use pyo3::prelude::*;
 
-use super::address;
+use super::address::{self, Form};
 
 /// What tells two ways to a client apart. The proxy's port is not in it: that
 /// is the way.
@@ -101,19 +102,88 @@ pub(crate) struct Ways {
     /// about 700 bytes for each.
     max_flows: usize,
     forget_after: Duration,
+    form: Form,
 }
 
 #[derive(Default)]
-struct Flows(LinkedHashMap<Flow, Known, RandomState>);
+struct Flows {
+    table: LinkedHashMap<Flow, Known, RandomState>,
+    named_last: NamedLast,
+}
 
 impl Flows {
     fn known<'py>(&mut self, py: Python<'py>, heard: Heard) -> Option<Bound<'py, PyAny>> {
-        let Entry::Occupied(mut known) = self.0.entry(heard.flow) else {
+        self.named_last.name(&heard);
+        let Entry::Occupied(mut known) = self.table.entry(heard.flow) else {
             return None;
         };
         known.to_back();
-        *known.get().way.get().latest() = Some(heard.latest());
+        let before = known.get().way.get().latest().replace(heard.latest());
+        if before.is_none_or(|before| before.reply != heard.reply) {
+            self.named_last.hold(&heard);
+            self.named_last.release(before);
+        }
         Some(known.get().address.bind(py).clone())
+    }
+
+    fn pop_front(&mut self) -> Option<Known> {
+        let (_, known) = self.table.pop_front()?;
+        self.forget(&known);
+        Some(known)
+    }
+
+    fn forget(&mut self, known: &Known) {
+        let latest = known.way.get().latest().take();
+        self.named_last.release(latest);
+    }
+}
+
+/// The client that each proxy address named last, for those that some flow goes
+/// by: no more of them than flows. A proxy hands an address on from one client to
+/// the next, and a reply to the former would reach a stranger.
+#[derive(Default)]
+struct NamedLast(HashMap<SocketAddr, Named, RandomState>);
+
+struct Named {
+    client: SocketAddr,
+    /// Flows that go by the address.
+    flows: usize,
+}
+
+impl NamedLast {
+    /// Notes whom a proxy's address names, if any flow goes by it.
+    fn name(&mut self, heard: &Heard) {
+        if let Some(named) = self.0.get_mut(&heard.reply.to) {
+            named.client = heard.flow.client;
+        }
+    }
+
+    /// Notes that one more flow goes by the address.
+    fn hold(&mut self, heard: &Heard) {
+        let client = heard.flow.client;
+        let named = self.0.entry(heard.reply.to);
+        let named = named.or_insert(Named { client, flows: 0 });
+        named.client = client;
+        named.flows += 1;
+    }
+
+    /// Notes that one flow less goes by the address.
+    fn release(&mut self, latest: Option<Latest>) {
+        let Some(Latest { reply, .. }) = latest else {
+            return;
+        };
+        if let Some(named) = self.0.get_mut(&reply.to) {
+            named.flows -= 1;
+            if named.flows == 0 {
+                self.0.remove(&reply.to);
+            }
+        }
+    }
+
+    /// Whether a proxy's address has named another client since.
+    fn names_another(&self, reply: &Reply, client: SocketAddr) -> bool {
+        let named = self.0.get(&reply.to);
+        reply.from.is_none() && named.is_some_and(|named| named.client != client)
     }
 }
 
@@ -123,14 +193,20 @@ struct Known {
 }
 
 impl Ways {
-    pub(crate) fn new(max_flows: usize, forget_after: Duration) -> Self {
+    pub(crate) fn new(max_flows: usize, forget_after: Duration, form: Form) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flows: Mutex::default(),
             max_flows,
             forget_after,
+            form,
         }
+    }
+
+    /// The form of the addresses.
+    pub(crate) fn form(&self) -> Form {
+        self.form
     }
 
     /// Notes that clients were heard, and returns the address objects of those
@@ -164,50 +240,60 @@ impl Ways {
             latest: Mutex::new(Some(heard.latest())),
         };
         let way = Py::new(py, way)?;
-        let address = address::client_address(py, flow.client, &way)?;
+        let address = address::client_address(py, flow.client, self.form, &way)?;
         let known = Known {
             address: address.clone().unbind(),
             way,
         };
-        self.insert(py, now, flow, known);
+        self.insert(now, heard, known);
         Ok(address)
     }
 
     /// The way that an address object carries, if it is one of this socket's and
-    /// its client was heard by it lately.
+    /// its client was heard by it lately: in the last 10 seconds, where the proxy's
+    /// address has named another client since.
     pub(crate) fn of(&self, now: Instant, way: &Way) -> Option<Reply> {
         if way.ways != self.id {
             return None;
         }
         let latest = (*way.latest())?;
-        let fresh = now.saturating_duration_since(latest.heard) < self.forget_after;
-        fresh.then_some(latest.reply)
+        let age = now.saturating_duration_since(latest.heard);
+        let sure = age < self.forget_after
+            && (age < FORMER_CLIENT_GRACE
+                || !lock(&self.flows)
+                    .named_last
+                    .names_another(&latest.reply, way.client));
+        sure.then_some(latest.reply)
     }
 
-    fn insert(&self, py: Python<'_>, now: Instant, flow: Flow, known: Known) {
+    fn insert(&self, now: Instant, heard: Heard, known: Known) {
         // Dropping objects can run any code too, so that waits for the end.
         let mut gone = [None, None, None];
         let mut locked = lock(&self.flows);
-        let flows = &mut locked.0;
+        let flows = &mut *locked;
         // Two at most for each one added: the table shrinks back after a flood,
         // and no single datagram pays for it.
         for slot in gone.iter_mut().take(2) {
-            if flows
-                .front()
-                .is_some_and(|(_, known)| self.of(now, known.way.get()).is_none())
-            {
-                *slot = flows.pop_front().map(|(_, known)| known);
+            let expired = |known: &Known| {
+                let latest = *known.way.get().latest();
+                latest.is_none_or(|latest| {
+                    now.saturating_duration_since(latest.heard) >= self.forget_after
+                })
+            };
+            if flows.table.front().is_some_and(|(_, known)| expired(known)) {
+                *slot = flows.pop_front();
             }
         }
-        let replaced = flows.insert(flow, known);
-        if flows.len() > self.max_flows {
-            gone[2] = flows.pop_front().map(|(_, known)| known);
+        let replaced = flows.table.insert(heard.flow, known);
+        flows.named_last.hold(&heard);
+        if let Some(replaced) = &replaced {
+            flows.forget(replaced);
+        }
+        if flows.table.len() > self.max_flows {
+            gone[2] = flows.pop_front();
         }
         drop(locked);
-        for known in gone.into_iter().flatten().chain(replaced) {
-            *known.way.bind(py).get().latest() = None;
-            drop(known);
-        }
+        drop((gone, replaced));
     }
 }
 

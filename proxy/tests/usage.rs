@@ -340,6 +340,10 @@ fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
     assert_eq!(receive(&client), (own.into_bytes(), listener));
     client.send_to(b"?", server).unwrap();
     receive_nothing(&client);
+    // The operator is told why, and what to change.
+    let sender = client.local_addr().unwrap();
+    whoami.wait_for(&format!("dropped a datagram from {sender} (untrusted): "));
+    whoami.wait_for("add it to `trusted`");
     fails(
         &["whoami", "--listen", "127.0.0.1:1", "--trusted", "x"],
         2,

@@ -285,6 +285,32 @@ fn a_read_timeout_bounds_the_call_whatever_is_dropped() {
 }
 
 #[test]
+fn a_read_timeout_ends_a_call_amid_a_flood_without_a_gap() {
+    let (socket, server) = server(loopback());
+    socket
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    let stop = AtomicBool::new(false);
+    let outlasted = thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let proxy = Proxy::bind("127.0.0.1:0");
+            let started = Instant::now();
+            while !stop.load(Ordering::Relaxed) && started.elapsed() < PATIENCE {
+                proxy.send(server, b"no header");
+            }
+            stop.load(Ordering::Relaxed)
+        });
+        let single = socket.recv_from(&mut [0; 16]).unwrap_err();
+        let batch = socket.recv_batch(&mut ppv2_sdk::Batch::new(4)).unwrap_err();
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(single.kind(), ErrorKind::WouldBlock);
+        assert_eq!(batch.kind(), ErrorKind::WouldBlock);
+        flood.join().unwrap()
+    });
+    assert!(outlasted, "a call lasted as long as the flood");
+}
+
+#[test]
 fn a_good_datagram_ends_the_wait_among_dropped_ones() {
     let (socket, server) = server(loopback());
     let stop = AtomicBool::new(false);

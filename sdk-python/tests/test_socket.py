@@ -214,7 +214,7 @@ def test_integers_are_timeouts_and_flags() -> None:
             assert sock.gettimeout() == 1.0
             sock.setblocking(flag)
             assert sock.gettimeout() == 0.0
-            sock.setblocking(1)
+            sock.setblocking(1)  # type: ignore[arg-type]
             assert sock.gettimeout() is None
 
 
@@ -236,7 +236,7 @@ def test_trust_in_the_other_family_alone_is_refused() -> None:
         with udp(host, family) as sock, pytest.raises(ValueError, match="trusted: it names IPv"):
             ppv2.wrap(sock, trusted=[wrong])
         for options in ({"trusted": [wrong, right]}, {"trusted": [wrong], "direct": "accept"}):
-            ppv2.wrap(udp(host, family), **options).close()  # type: ignore[arg-type]
+            ppv2.wrap(udp(host, family), **options).close()
 
 
 GEVENT = """

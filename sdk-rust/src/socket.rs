@@ -12,7 +12,9 @@ use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_
 use crate::listeners::{Listeners, Source};
 use crate::offload::{Offload, OneByOne as _, Outgoing};
 use crate::patience::{Patience, until_there_is_room};
-use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
+use crate::{
+    Admitted, Batch, Datagram, Direct, Gate, Recipient, Stats, Trust, Way, buffer, offload,
+};
 
 /// Takes the place of [`std::net::UdpSocket`] in a server behind a proxy: the
 /// addresses that it receives from and sends to are the clients'.
@@ -112,10 +114,29 @@ impl UdpSocket {
         Self::around(socket, Gate::new(trust)?)
     }
 
+    /// Takes over a socket that only sends, by the ways that a [`Gate`] of the
+    /// caller's has found: hand them to [`send_batch`](Self::send_batch) as
+    /// [`Recipient::Way`]. Unlike [`from_std`](Self::from_std) it leaves the socket's
+    /// options as they are. What it receives counts as direct clients'.
+    ///
+    /// # Errors
+    ///
+    /// As [`std::net::UdpSocket::local_addr`].
+    pub fn for_sending(socket: net::UdpSocket) -> io::Result<Self> {
+        let everybody = Trust::ip_nets([]).direct(Direct::Accept).max_clients(1);
+        let offload = Offload::for_sending(&socket, socket.local_addr()?);
+        Self::with_offload(socket, Gate::new(everybody)?, offload)
+    }
+
     fn around(inner: net::UdpSocket, gate: Gate) -> io::Result<Self> {
+        let offload = Offload::new(&inner, inner.local_addr()?);
+        Self::with_offload(inner, gate, offload)
+    }
+
+    fn with_offload(inner: net::UdpSocket, gate: Gate, offload: Offload) -> io::Result<Self> {
         Ok(Self {
             has_timeout: AtomicBool::new(!matches!(inner.read_timeout(), Ok(None))),
-            offload: Offload::new(&inner, inner.local_addr()?),
+            offload,
             inner,
             gate,
             listeners: Listeners::new(),

@@ -8,10 +8,11 @@ mod common;
 mod namespace;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
+use std::time::Instant;
 
 use common::*;
 use namespace::{Rights, enter};
-use ppv2_sdk::{Batch, Trust, UdpSocket};
+use ppv2_sdk::{Batch, Gate, Recipient, Trust, UdpSocket};
 
 /// The server's host, beside 127.0.0.0/8.
 const HOST: &str = "ip addr add 10.0.0.2/24 dev lo; ip addr add 10.0.0.3/24 dev lo
@@ -107,6 +108,26 @@ fn batches_are_answered_from_the_addresses_that_were_written_to() {
                 }
             }
         }
+    }
+}
+
+/// A gate of the caller's finds the way, and a second descriptor of its socket sends.
+#[test]
+fn a_socket_for_sending_keeps_to_the_ways_of_another_gate() {
+    let socket = StdSocket::bind("0.0.0.0:0").unwrap();
+    let gate = Gate::new(trust()).unwrap();
+    let sender = UdpSocket::for_sending(socket.try_clone().unwrap()).unwrap();
+    let server = reached_by("127.7.0.2", socket.local_addr().unwrap());
+    let proxy = Proxy::bind("127.0.0.1:0");
+    proxy.send(server, &from_client(CLIENT, b"x"));
+    let mut buffer = [0; 64];
+    let (len, peer) = socket.recv_from(&mut buffer).unwrap();
+    let local = Some(server.ip());
+    let admitted = gate.admit_to(Instant::now(), peer, local, &buffer[..len]);
+    let way = Recipient::Way(admitted.unwrap().way);
+    assert_eq!(sender.send_batch(&[(b"1", way), (b"2", way)]).unwrap(), 2);
+    for payload in [b"1", b"2"] {
+        assert_eq!(proxy.receive(), (payload.to_vec(), server));
     }
 }
 

@@ -3,15 +3,12 @@
 
 use std::io;
 
-use ppv2_sdk::{Direct, Recipient, Trust, UdpSocket};
+use ppv2_sdk::{Recipient, UdpSocket};
 use rustix::event::PollFlags;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 use super::descriptor::{Descriptor, Failure, Wait};
-
-/// Peers that the SDK's socket remembers, to no purpose here.
-const PEERS: usize = 64;
 
 /// A socket of the SDK that is handed the ways to send by, and so needs no gate
 /// of its own. It receives nothing: the gate that decides has to be the one that
@@ -24,8 +21,7 @@ pub(crate) type Reply<'d> = (&'d [u8], Recipient);
 
 impl Bursts {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        let everybody = Trust::ip_nets([]).direct(Direct::Accept).max_clients(PEERS);
-        UdpSocket::from_std(fd.into(), everybody).map(Self)
+        UdpSocket::for_sending(fd.into()).map(Self)
     }
 
     /// Has the kernel join datagrams from now on, for all who share the socket;

@@ -51,9 +51,17 @@ impl Offload {
 
     pub(crate) fn new(socket: &impl AsFd, local: SocketAddr) -> Self {
         Self {
+            packet_info: local.ip().is_unspecified() && ask_for_packet_info(socket, local),
+            ..Self::for_sending(socket, local)
+        }
+    }
+
+    /// As `new`, with the socket's options left as they are.
+    pub(crate) fn for_sending(socket: &impl AsFd, local: SocketAddr) -> Self {
+        Self {
             ipv4: local.is_ipv4(),
             gro: getsockopt(socket, UdpGroSegment).unwrap_or(false),
-            packet_info: local.ip().is_unspecified() && ask_for_packet_info(socket, local),
+            packet_info: false,
             longest_segment: AtomicUsize::new(Self::NOT_PROBED),
         }
     }

@@ -15,6 +15,11 @@ impl Offload {
         Self
     }
 
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn for_sending(_socket: &impl OneByOne, _local: SocketAddr) -> Self {
+        Self
+    }
+
     pub(crate) fn gro(&self) -> bool {
         false
     }

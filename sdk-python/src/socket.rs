@@ -15,6 +15,8 @@ mod descriptor;
 mod errors;
 mod message;
 mod options;
+#[cfg(target_os = "linux")]
+mod packet_info;
 mod slots;
 mod takeover;
 mod ways;

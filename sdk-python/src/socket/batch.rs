@@ -65,8 +65,8 @@ impl Core {
         loop {
             slots.fill(descriptor, wait)?;
             let now = Instant::now();
-            for (peer, at) in slots.datagrams() {
-                if let Some(one) = self.admit(now, peer, slots.bytes(at.clone()), drops) {
+            for ((peer, local), at) in slots.datagrams() {
+                if let Some(one) = self.admit(now, peer, local, slots.bytes(at.clone()), drops) {
                     received.push((at, one));
                 }
             }

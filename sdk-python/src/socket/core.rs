@@ -1,6 +1,6 @@
 //! One wrapped socket: what every method of it is made of.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -362,8 +362,8 @@ impl Core {
         drops: &mut Drops,
     ) -> Result<Option<Received>, Failure> {
         loop {
-            let (len, peer) = descriptor.receive(buffer, self.wait_on(wait, drops))?;
-            let received = self.admit(Instant::now(), peer, &buffer[..len], drops);
+            let (len, peer, local) = descriptor.receive(buffer, self.wait_on(wait, drops))?;
+            let received = self.admit(Instant::now(), peer, local, &buffer[..len], drops);
             if received.is_some() {
                 return Ok(received);
             }
@@ -379,10 +379,11 @@ impl Core {
         &self,
         now: Instant,
         peer: SocketAddr,
+        local: Option<IpAddr>,
         bytes: &[u8],
         drops: &mut Drops,
     ) -> Option<Received> {
-        match self.gate.admit(now, peer, bytes) {
+        match self.gate.admit_to(now, peer, local, bytes) {
             Ok(admitted) => Some(Received::new(now, bytes.len(), &admitted)),
             Err(reason) => {
                 drops.count += 1;
@@ -404,9 +405,9 @@ impl Core {
         let way = self.way_to(client)?;
         let wait = self.wait(dontwait);
         loop {
-            let sent = py.detach(|| match way.from {
-                None => descriptor.send(payload, way.to, wait),
-                Some(_) => descriptor
+            let sent = py.detach(|| match way.from.is_some() || way.local.is_some() {
+                false => descriptor.send(payload, way.to, wait),
+                true => descriptor
                     .bursts()?
                     .send(&descriptor, &[(payload, Recipient::Way(way))], wait)
                     .map(|_| payload.len()),

@@ -3,8 +3,9 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
@@ -14,6 +15,8 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 
 use super::bursts::Bursts;
+#[cfg(target_os = "linux")]
+use super::packet_info;
 
 /// No UDP datagram is longer, its length field having 16 bits.
 const MAX_DATAGRAM: usize = 65_535;
@@ -29,6 +32,10 @@ pub(crate) struct Descriptor {
     fd: OwnedFd,
     /// Made when first used.
     bursts: OnceLock<Bursts>,
+    /// Datagrams arrive with the address that they were sent to.
+    packet_info: bool,
+    /// The application asked for it, too.
+    packet_info_asked: AtomicBool,
 }
 
 /// How long a call may wait.
@@ -71,15 +78,39 @@ impl Wait {
 impl Descriptor {
     /// A second descriptor of `socket`, an open `socket.socket`.
     #[expect(unsafe_code, reason = "Python hands out descriptors as numbers")]
-    pub(crate) fn of(socket: &Bound<'_, PyAny>) -> PyResult<Self> {
+    pub(crate) fn of(socket: &Bound<'_, PyAny>, local: SocketAddr) -> PyResult<Self> {
         let raw: RawFd = socket.call_method0("fileno")?.extract()?;
         // SAFETY: `socket` owns the descriptor, and its holder keeps it open until
         // this returns.
         let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+        let fd = borrowed.try_clone_to_owned()?;
+        #[cfg(target_os = "linux")]
+        let (packet_info, asked) = match local.ip().is_unspecified() {
+            true => packet_info::ask(&fd, local.is_ipv6()),
+            false => (false, true),
+        };
+        #[cfg(not(target_os = "linux"))]
+        let (packet_info, asked) = (false, local.ip().is_unspecified());
         Ok(Self {
-            fd: borrowed.try_clone_to_owned()?,
+            fd,
             bursts: OnceLock::new(),
+            packet_info,
+            packet_info_asked: AtomicBool::new(asked),
         })
+    }
+
+    /// Whether datagrams arrive with the address that they were sent to.
+    pub(crate) fn packet_info(&self) -> bool {
+        self.packet_info
+    }
+
+    /// Whether the application asked for it.
+    pub(crate) fn packet_info_asked(&self) -> bool {
+        self.packet_info_asked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn ask_for_packet_info(&self, asked: bool) {
+        self.packet_info_asked.store(asked, Ordering::Relaxed);
     }
 
     #[cfg(target_os = "linux")]
@@ -106,19 +137,29 @@ impl Descriptor {
         Ok(self.bursts.get_or_init(|| bursts))
     }
 
-    /// Receives one datagram and its sender.
+    /// Receives one datagram, its sender, and the address that it was sent to if
+    /// that has to be known.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
         wait: Wait,
-    ) -> Result<(usize, SocketAddr), Failure> {
+    ) -> Result<(usize, SocketAddr, Option<IpAddr>), Failure> {
+        #[cfg(target_os = "linux")]
+        if self.packet_info {
+            loop {
+                match super::slots::receive_one(&self.fd, &mut *buffer, wait) {
+                    Ok(received) => return Ok(received),
+                    Err(error) => self.despite_echo(error, wait, PollFlags::IN)?,
+                }
+            }
+        }
         let flags = self.recv_flags(wait)?;
         loop {
             match recvfrom(&self.fd, &mut *buffer, flags) {
                 Ok((len, _, peer)) => {
                     let peer = peer.ok_or(Failure::Os(Errno::INVAL))?;
                     let peer = SocketAddr::try_from(peer).map_err(Failure::Os)?;
-                    return Ok((len, peer));
+                    return Ok((len, peer, None));
                 }
                 Err(error) => self.despite_echo(error, wait, PollFlags::IN)?,
             }

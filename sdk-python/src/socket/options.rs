@@ -50,6 +50,16 @@ impl Socket {
                 "optname: UDP_GRO joins datagrams, each with its header; use enable_gro()",
             ));
         }
+        #[cfg(target_os = "linux")]
+        if super::packet_info::OPTIONS.contains(&(level, optname)) {
+            // It stays on where the socket itself needs it.
+            let descriptor = self.core.descriptor(py)?;
+            let asked = value.extract::<i32>().is_ok_and(|value| value != 0);
+            descriptor.ask_for_packet_info(asked || !descriptor.packet_info());
+            if descriptor.packet_info() {
+                return Ok(());
+            }
+        }
         let arguments = match optlen {
             None => (level, optname, value).into_pyobject(py)?,
             Some(optlen) => (level, optname, value, optlen).into_pyobject(py)?,

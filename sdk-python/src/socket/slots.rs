@@ -8,7 +8,7 @@
 //! nor lets go of its slots for a signal's handler that receives.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use super::descriptor::{Descriptor, Failure, Wait};
@@ -44,6 +44,8 @@ struct Filled {
     /// Length of each datagram in the slot but the last, which may be shorter.
     stride: usize,
     peer: SocketAddr,
+    /// The address that it was sent to, if that has to be known.
+    local: Option<IpAddr>,
 }
 
 impl Slots {
@@ -75,14 +77,14 @@ impl Slots {
 
     /// The datagrams in the order in which they came: their peers, and where
     /// they stand in `bytes`.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, Range<usize>)> {
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Received, Range<usize>)> {
         self.filled.iter().enumerate().flat_map(|(slot, filled)| {
             let front = slot * SLOT;
             let (len, stride) = (filled.len, filled.stride.max(1));
             // An empty datagram is one, too.
             (0..len.max(1)).step_by(stride).map(move |at| {
                 let end = len.min(at + stride);
-                (filled.peer, front + at..front + end)
+                ((filled.peer, filled.local), front + at..front + end)
             })
         })
     }
@@ -101,20 +103,29 @@ impl Slots {
     }
 }
 
+/// The sender of a datagram, and the address that it was sent to if that has to be
+/// known.
+pub(crate) type Received = (SocketAddr, Option<IpAddr>);
+
+#[cfg(target_os = "linux")]
+pub(crate) use linux::receive_one;
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ffi::c_int;
     use std::io::IoSliceMut;
-    use std::net::SocketAddr;
+    use std::net::{IpAddr, SocketAddr};
     use std::os::fd::AsRawFd;
 
     use nix::cmsg_space;
     use nix::sys::socket::{
-        ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg,
+        ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, recvmsg,
     };
     use rustix::event::PollFlags;
+    use rustix::fd::OwnedFd;
     use rustix::io::Errno;
 
+    use super::super::packet_info::{self, ROOM};
     use super::{Descriptor, Failure, Filled, Slots, Wait};
 
     /// With `recvmmsg`, which says of each message how the kernel joined it
@@ -137,28 +148,62 @@ mod linux {
         let mut buffers: Vec<_> = buffers.map(|slot| [IoSliceMut::new(slot)]).collect();
         // Made anew for each call: `recvmmsg` leaves the lengths of the last call
         // in them, and would cut off a longer address or control message.
-        let mut headers =
-            MultiHeaders::<SockaddrStorage>::preallocate(buffers.len(), Some(cmsg_space!(c_int)));
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(buffers.len(), {
+            Some(match descriptor.packet_info() {
+                true => cmsg_space!(c_int, [u8; ROOM]),
+                false => cmsg_space!(c_int),
+            })
+        });
         let fd = descriptor.fd().as_raw_fd();
         // Waits for the first as the descriptor does.
         let flags = MsgFlags::MSG_WAITFORONE;
         let messages =
             recvmmsg(fd, &mut headers, buffers.iter_mut(), flags, None).map_err(of_nix)?;
         for message in messages {
-            let mut stride = message.bytes;
+            let peer = message.address.as_ref().and_then(to_std);
+            let peer = peer.ok_or(Errno::AFNOSUPPORT)?;
+            let (mut stride, mut local) = (message.bytes, None);
             for control in message.cmsgs().map_err(of_nix)? {
                 if let ControlMessageOwned::UdpGroSegments(size) = control {
                     stride = usize::try_from(size).unwrap_or(stride);
+                } else if descriptor.packet_info() {
+                    local = packet_info::better(local, &control, peer.ip());
                 }
             }
-            let peer = message.address.as_ref().and_then(to_std);
             filled.push(Filled {
                 len: message.bytes,
                 stride,
-                peer: peer.ok_or(Errno::AFNOSUPPORT)?,
+                peer,
+                local,
             });
         }
         Ok(())
+    }
+
+    /// One datagram, its sender, and the address that it was sent to.
+    pub(crate) fn receive_one(
+        fd: &OwnedFd,
+        buffer: &mut [u8],
+        wait: Wait,
+    ) -> Result<(usize, SocketAddr, Option<IpAddr>), Errno> {
+        let flags = match wait {
+            Wait::Never => MsgFlags::MSG_DONTWAIT,
+            Wait::Forever | Wait::Until(_) => MsgFlags::empty(),
+        };
+        let mut parts = [IoSliceMut::new(buffer)];
+        // What the owner of the socket asked for takes room, too.
+        let mut controls = cmsg_space!([u8; 2 * ROOM]);
+        let message =
+            recvmsg::<SockaddrStorage>(fd.as_raw_fd(), &mut parts, Some(&mut controls), flags)
+                .map_err(of_nix)?;
+        let peer = message.address.as_ref().and_then(to_std);
+        let peer = peer.ok_or(Errno::AFNOSUPPORT)?;
+        let mut local = None;
+        // Where there was no room for all of them, the kernel chooses the address.
+        for control in message.cmsgs().into_iter().flatten() {
+            local = packet_info::better(local, &control, peer.ip());
+        }
+        Ok((message.bytes, peer, local))
     }
 
     fn of_nix(error: nix::Error) -> Errno {
@@ -184,7 +229,7 @@ mod portable {
         let mut wait = wait;
         let (buffers, filled) = slots.parts();
         for slot in buffers {
-            let (len, peer) = match descriptor.receive(slot, wait) {
+            let (len, peer, local) = match descriptor.receive(slot, wait) {
                 Ok(received) => received,
                 Err(failure) if filled.is_empty() => return Err(failure),
                 // What fails now fails again at the next call, which can say so.
@@ -194,6 +239,7 @@ mod portable {
                 len,
                 stride: len,
                 peer,
+                local,
             });
             wait = Wait::Never;
         }

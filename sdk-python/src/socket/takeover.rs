@@ -80,10 +80,10 @@ pub(crate) fn wrap<'py>(
     let trusted_families = trust::families(&networks);
     let trust = trust::trust(networks, direct, reply_from, &limits)?;
     let gate = Gate::new(trust).map_err(trust::refused)?;
-    let form = check_can_receive(sock, trusted_families, direct)?;
+    let (form, local) = check_can_receive(sock, trusted_families, direct)?;
     let timeout: Option<f64> = sock.call_method0("gettimeout")?.extract()?;
     let python = take_over(sock, &class)?;
-    let descriptor = Descriptor::of(&python)?;
+    let descriptor = Descriptor::of(&python, local)?;
     let core = Core::new(gate, &limits, form, descriptor);
     let socket = Socket {
         python: python.unbind(),
@@ -166,7 +166,11 @@ pub(super) fn asked_by_socketserver(py: Python<'_>) -> PyResult<bool> {
 }
 
 /// An error if no datagram of a proxy can reach `sock`; the form of its addresses.
-fn check_can_receive(sock: &Bound<'_, PyAny>, trusted: Families, direct: Direct) -> PyResult<Form> {
+fn check_can_receive(
+    sock: &Bound<'_, PyAny>,
+    trusted: Families,
+    direct: Direct,
+) -> PyResult<(Form, std::net::SocketAddr)> {
     let py = sock.py();
     if sock.call_method0("fileno")?.extract::<i64>()? < 0 {
         return Err(errors::os(py, Errno::BADF));
@@ -198,7 +202,7 @@ fn check_can_receive(sock: &Bound<'_, PyAny>, trusted: Families, direct: Direct)
     };
     let reached = (v4 && trusted.v4) || (v6 && trusted.v6);
     if reached || matches!(direct, Direct::Accept) {
-        return Ok(form);
+        return Ok((form, local));
     }
     let (ours, theirs) = if v4 {
         ("IPv4", "IPv6")

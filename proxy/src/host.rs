@@ -31,7 +31,7 @@ pub fn interface_with(ip: IpAddr) -> Option<String> {
     // An IPv4 address with a label is listed under that, which begins with the
     // interface and a colon (ip-address(8)).
     let (name, _) = has_it.name.split_once(':').unwrap_or((&has_it.name, ""));
-    is_plain_name(name).then(|| name.to_owned())
+    Some(name.to_owned())
 }
 
 /// Whether a script can name this interface without quotes. The kernel allows more.
@@ -45,8 +45,7 @@ pub fn is_plain_name(name: &str) -> bool {
 /// The name of interface `index`.
 #[must_use]
 pub fn interface_name(index: u32) -> Option<String> {
-    let name = netdevice::index_to_name(any_socket().ok()?, index).ok()?;
-    is_plain_name(&name).then_some(name)
+    netdevice::index_to_name(any_socket().ok()?, index).ok()
 }
 
 /// The number of interface `name`.

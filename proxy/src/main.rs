@@ -271,8 +271,14 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
             Ok(())
         }),
         Command::HostSetup(options) => Box::new(move || {
-            let config = resolved(&options.config).map_err(usage)?;
-            let script = host_setup::script(&config, &options).map_err(usage)?;
+            let script = match &options.config {
+                // It is undone as it was noted, not as a file says by now.
+                Some(path) if !options.undo => {
+                    let config = resolved(path).map_err(usage)?;
+                    host_setup::script(&config, &options).map_err(usage)?
+                }
+                _ => host_setup::undo(options.role),
+            };
             Ok(print(&script)?)
         }),
         Command::Demo => Box::new(|| Ok(print(&demo::run()?)?)),

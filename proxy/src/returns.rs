@@ -1,6 +1,7 @@
 //! How replies return to clients in the modes that need something of a host: who
 //! has them come from the listener's address, for which server.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::config::{Config, Listener, Named};
@@ -78,6 +79,22 @@ pub(crate) fn of_found(config: &Config, name: &Named, server: SocketAddr) -> Vec
     let same = named.filter(|(_, named, _)| std::ptr::eq(*named, name));
     same.flat_map(|(listener, _, mode)| between(listener, server, mode))
         .collect()
+}
+
+/// Two servers on one host whose replies the host can't tell apart, since it knows
+/// them by their port alone where it rewrites any: they return in different ways, or
+/// to different listeners.
+#[must_use]
+pub fn alike_on_host<'a>(here: &[&'a Return]) -> Option<[&'a Return; 2]> {
+    let mut first_of = BTreeMap::new();
+    let spoofed = here.iter().copied().filter(|found| found.by.spoofs());
+    spoofed.into_iter().find_map(|found| {
+        let port = (found.server.is_ipv4(), found.server.port());
+        let first = *first_of.entry(port).or_insert(found);
+        let rewritten = [first, found].iter().any(|r| r.by == By::ServerHost);
+        let same = (first.by, first.listener) == (found.by, found.listener);
+        (rewritten && !same).then_some([first, found])
+    })
 }
 
 fn between(listener: &Listener, server: SocketAddr, mode: Mode) -> impl Iterator<Item = Return> {

@@ -87,6 +87,207 @@ fn twice_is_once_and_undone_is_never() {
     }
 }
 
+/// Three listeners of each family at `ip`, a server of each, and the modes of these
+/// that a role has something to do for.
+fn all_modes(host: Host, last: u8) -> String {
+    let dsr = match host {
+        Host::Proxy => MODES[1],
+        Host::Server => MODES[2],
+    };
+    let listeners = [MODES[0], dsr, MODES[3]].into_iter().enumerate();
+    let listeners = listeners.map(|(number, mode)| {
+        let (port, server) = (9000 + number, 2 + number);
+        format!(
+            "[[listener]]\nbind = [\"198.51.100.{last}:{port}\", \"[2001:db8:a::{last}]:{port}\"]\n\
+             name = \"l{number}\"\n{mode}\nupstream = \"u{number}\"\n[upstream.u{number}]\n\
+             servers = [\"10.0.0.{server}:{port}\", \"[fd00:a::{server}]:{port}\"]\n"
+        )
+    });
+    listeners.collect()
+}
+
+/// What is printed for [`all_modes`].
+fn script_of_all(host: Host, last: u8, table: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "proxy.toml", &all_modes(host, last));
+    let servers = ["10.0.0.2", "10.0.0.3", "10.0.0.4"];
+    let servers = [&servers[..], &["fd00:a::2", "fd00:a::3", "fd00:a::4"]].concat();
+    let servers: Vec<_> = servers.iter().flat_map(|ip| ["--server", ip]).collect();
+    let named = [
+        "--public-interface",
+        "pub",
+        "--server-interface",
+        "priv",
+        "--table",
+        table,
+    ];
+    let (_, options) = OPTIONS[usize::from(host == Host::Server)];
+    let options = match host {
+        Host::Proxy => [options, &named].concat(),
+        Host::Server => [options, &named[2..], &servers].concat(),
+    };
+    script(host, file.to_str().unwrap(), &options)
+}
+
+fn undo_of(host: Host) -> String {
+    let role = match host {
+        Host::Proxy => "proxy",
+        Host::Server => "server",
+    };
+    // There is no configuration by now.
+    let (status, undo, stderr) = host.proxy(&["host-setup", "--undo", "--role", role]);
+    assert_eq!(status, Some(0), "{stderr}");
+    undo
+}
+
+/// Parameters that a setup changes, as they are where nothing is the default.
+const UNUSUAL: &str = "
+for key in ipv6/conf/priv/forwarding ipv6/conf/lo/forwarding ipv4/conf/pub/forwarding; do
+    echo 1 >/proc/sys/net/$key
+done";
+
+#[track_caller]
+fn undone_however_interrupted(host: Host) {
+    host.shell(UNUSUAL);
+    let before = host.state();
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (script_of_all(host, 10, "88"), script_of_all(host, 11, "99"));
+    let undo = undo_of(host);
+    let file = |name: &str, text: &str| write(&folder, name, text);
+    let (first_file, second_file) = (file("first", &first), file("second", &second));
+    let undo_file = file("undo", &undo);
+    let cases = [
+        ("set up", "", &first_file),
+        ("set up otherwise", &first, &second_file),
+        ("undone", &first, &undo_file),
+    ];
+    for (what, earlier, interrupted) in cases {
+        for number in 1.. {
+            host.shell(earlier);
+            let is_interrupted = host.killed_at(number, interrupted);
+            host.shell(&undo);
+            let left = host.state();
+            let left = if left == before {
+                Vec::new()
+            } else {
+                difference(&before, &left)
+            };
+            assert!(left.is_empty(), "{what}, killed at {number}: {left:#?}");
+            if !is_interrupted {
+                assert!(number > 10, "{what}: {number} commands");
+                break;
+            }
+        }
+    }
+    // Nothing of the first is left once the second is there.
+    host.shell(&second);
+    let alone = host.state();
+    host.shell(&undo);
+    host.shell(&first);
+    host.shell(&second);
+    let left = difference(&alone, &host.state());
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+#[test]
+fn the_proxys_host_is_undone_however_interrupted() {
+    if enter("the_proxys_host_is_undone_however_interrupted", SETUP) {
+        undone_however_interrupted(Host::Proxy);
+    }
+}
+
+#[test]
+fn a_servers_host_is_undone_however_interrupted() {
+    if enter("a_servers_host_is_undone_however_interrupted", SETUP) {
+        undone_however_interrupted(Host::Server);
+    }
+}
+
+#[test]
+fn an_interface_that_is_gone_hinders_no_undo() {
+    if !enter("an_interface_that_is_gone_hinders_no_undo", SETUP) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (mode, host) in [
+        (MODES[1], Host::Proxy),
+        (MODES[3], Host::Proxy),
+        (MODES[2], Host::Server),
+    ] {
+        let before = host.state();
+        let add =
+            "ip link add late type veth peer name later; ip link set late addrgenmode none up";
+        host.shell(add);
+        let config = config(&folder, mode);
+        let options = [
+            "--server-interface",
+            "late",
+            "--public-interface",
+            "pub",
+            "--is-gateway",
+        ];
+        let set_up = script(host, &config, &options);
+        let undo = undo_of(host);
+        // Gone before and after it is set up.
+        host.shell("ip link del late");
+        let said = host.shell(&format!(
+            "sh -c '{}' 2>&1 && exit 1 || :",
+            set_up.replace('\'', r"'\''")
+        ));
+        assert!(said.contains("conf/late/"), "{said}");
+        host.shell(&undo);
+        let left = difference(&before, &host.state());
+        assert!(left.is_empty(), "{mode}: {left:#?}");
+        host.shell(add);
+        host.shell(&set_up);
+        host.shell("ip link del late");
+        host.shell(&undo);
+        let left = difference(&before, &host.state());
+        assert!(left.is_empty(), "{mode}: {left:#?}");
+    }
+}
+
+#[test]
+fn what_others_have_set_up_stays() {
+    if !enter("what_others_have_set_up_stays", SETUP) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, MODES[0]);
+    let host = Host::Proxy;
+    for (theirs, remove) in [
+        (
+            "ip -6 rule add pref 9022 from 2001:db8::7 lookup 77",
+            "ip -6 rule del pref 9022",
+        ),
+        (
+            "ip route add 192.0.2.99 dev priv table 9022",
+            "ip route flush table 9022",
+        ),
+    ] {
+        host.shell(theirs);
+        let before = host.state();
+        let set_up = script(host, &config, &[]);
+        let said = host.shell(&format!(
+            "sh -c '{}' 2>&1 && exit 1 || :",
+            set_up.replace('\'', r"'\''")
+        ));
+        assert!(
+            said.contains("9022, or the preference 9022 of rules, is in use"),
+            "{said}"
+        );
+        assert!(said.contains("--table"), "{said}");
+        host.shell(&undo_of(host));
+        let left = difference(&before, &host.state());
+        assert!(left.is_empty(), "{left:#?}");
+        host.shell(&script(host, &config, &["--table", "7"]));
+        host.shell(&undo_of(host));
+        let left = difference(&before, &host.state());
+        assert!(left.is_empty(), "{left:#?}");
+        host.shell(remove);
+    }
+}
+
 /// Where a packet from the server goes, as the proxy's host sees it.
 fn route(host: Host, question: &str) -> String {
     host.shell(&format!("ip route get {question} 2>&1 || :"))
@@ -181,6 +382,13 @@ fn what_this_host_cannot_tell_is_asked_for_by_its_option() {
     fails(Host::Server, "server", "--gateway");
     fails(Host::Proxy, "server", "--server");
     fails(Host::Server, "proxy", "this host's own");
+    for option in ["--public-interface", "--server-interface"] {
+        let arguments = ["--config", &config, "--role", "proxy", option, "nosuch"];
+        let (status, stdout, stderr) =
+            Host::Proxy.proxy(&[&["host-setup"], &arguments[..]].concat());
+        assert_eq!((status, &*stdout), (Some(2), ""), "{stderr}");
+        assert!(stderr.contains(&format!("{option} nosuch")), "{stderr}");
+    }
     Host::Proxy.shell("ip link set priv down");
     Host::Proxy.shell("ip route del default; ip -6 route del default");
     fails(Host::Proxy, "proxy", "--server-interface");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::host_setup::Role;
+use super::host_setup::{Role, gateway, unicast};
 use crate::config::Config;
 use crate::doctor::{self, Finding, ProbeError, Told, Verdict};
 
@@ -26,7 +26,7 @@ pub struct Options {
     pub probe: bool,
 
     /// Client in whose name routes are asked for and datagrams are sent [default: one of a network in `allow`]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = unicast)]
     pub client: Option<IpAddr>,
 
     /// Mode dsr by the SDK: servers route their replies through this host
@@ -34,11 +34,11 @@ pub struct Options {
     pub is_gateway: bool,
 
     /// Role server: the proxy's address that replies must be routed to, one for each family
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = gateway)]
     pub gateway: Vec<IpAddr>,
 
     /// Role server: address of the server that this host is, repeatable [default: those that it has]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = unicast)]
     pub server: Vec<IpAddr>,
 }
 

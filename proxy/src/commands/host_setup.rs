@@ -21,6 +21,8 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use server::is_here;
+
 pub use script::{PROXY_NFT_TABLE, SERVER_NFT_TABLE};
 
 /// The MTU of the way back in mode dsr. What a reply meets beyond the proxy's
@@ -60,15 +62,15 @@ impl Role {
 /// What is printed, and what this host can't tell.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The proxy's TOML file
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// The proxy's TOML file; not read for --undo
+    #[arg(long, value_name = "FILE", required_unless_present = "undo")]
+    pub config: Option<PathBuf>,
 
     /// The host that the script is for
     #[arg(long)]
     pub role: Role,
 
-    /// Print the reverse, which puts back what was there before
+    /// Print the reverse, which puts back what was there before; besides, only --role matters
     #[arg(long)]
     pub undo: bool,
 
@@ -80,16 +82,17 @@ pub struct Options {
     #[arg(long, value_name = "NAME", value_parser = interface)]
     pub server_interface: Option<String>,
 
-    /// Role server: the proxy's address that replies are routed to, one for each family
-    #[arg(long, value_name = "IP")]
+    /// Role server: the proxy's address, which replies are routed to and those to the proxy itself
+    /// are known by; one for each family
+    #[arg(long, value_name = "IP", value_parser = gateway)]
     pub gateway: Vec<IpAddr>,
 
     /// Role server: address of the server that the script is for, repeatable [default: those that this host has]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = unicast)]
     pub server: Vec<IpAddr>,
 
     /// Mode dsr by the SDK: address that clients write to, where the listener is bound to a wildcard; repeatable
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = unicast)]
     pub listener_address: Vec<IpAddr>,
 
     /// Role proxy, mode dsr by the SDK: servers route their replies through this host
@@ -119,6 +122,24 @@ pub enum HostSetupError {
         /// The option that tells.
         option: &'static str,
     },
+    /// There is no such interface.
+    #[error("{option} {name}: {error}; `ip link` shows this host's interfaces")]
+    NoInterface {
+        /// The option that names it.
+        option: &'static str,
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// An interface's name can't stand in a script.
+    #[error(
+        "interface {name:?} has a name that is not safe in a script: letters, digits, and . _ - are; rename it (ip link set … name …)"
+    )]
+    OddName {
+        /// Its name.
+        name: String,
+    },
     /// One host can't do both.
     #[error(
         "replies of server {server} would return in two ways, by {first} and by {second}, which the host tells apart by the server's address; give the server two addresses, or one mode"
@@ -130,6 +151,15 @@ pub enum HostSetupError {
         first: &'static str,
         /// As the operator set it.
         second: &'static str,
+    },
+    /// Two servers of one host have one port.
+    #[error(
+        "servers {} ({}) and {} ({}) of this host have the same port, by which it knows their replies, but theirs are for listeners {} and {}; let one of them listen on another port",
+        both[0].server, both[0].by.mode(), both[1].server, both[1].by.mode(), both[0].listener, both[1].listener
+    )]
+    OnePort {
+        /// Their ways.
+        both: Box<[Return; 2]>,
     },
     /// A server on the proxy's own host in a mode that can't be.
     #[error(
@@ -157,10 +187,30 @@ pub enum HostSetupError {
 ///
 /// [`HostSetupError`], naming the option that tells what this host can't.
 pub fn script(config: &Config, options: &Options) -> Result<String, HostSetupError> {
-    let mut script = Script::new(options.role, options.table);
-    if options.undo {
-        return Ok(script.undo());
+    let interfaces = [
+        ("--public-interface", &options.public_interface),
+        ("--server-interface", &options.server_interface),
+    ];
+    for (option, name) in interfaces {
+        if let Some(name) = name {
+            host::interface_index(name).map_err(|error| HostSetupError::NoInterface {
+                option,
+                name: name.clone(),
+                error,
+            })?;
+        }
     }
+    compose(config, options)
+}
+
+/// Prints the reverse of what was set up for `role`, whatever it was set up for.
+#[must_use]
+pub fn undo(role: Role) -> String {
+    Script::new(role, None).undo()
+}
+
+fn compose(config: &Config, options: &Options) -> Result<String, HostSetupError> {
+    let mut script = Script::new(options.role, options.table);
     let returns = returns::of(config);
     refuse_two_ways(&returns)?;
     let host = HostFacts { config, options };
@@ -203,24 +253,24 @@ impl HostFacts<'_> {
         if host::is_own(server) {
             return Ok("lo".to_owned());
         }
-        route_interface(server).map_err(|why| HostSetupError::Unknown {
+        let found = route_interface(server).map_err(|why| HostSetupError::Unknown {
             what: format!("the interface towards server {server}"),
             why,
             option: "--server-interface",
-        })
+        })?;
+        plain(found)
     }
 
     /// The interface of a server's host that datagrams of the proxy come in by.
     fn interface_of(&self, server: IpAddr) -> Result<String, HostSetupError> {
         let named = self.options.server_interface.clone();
-        let with_it = || host::interface_with(server);
-        named
-            .or_else(with_it)
-            .ok_or_else(|| HostSetupError::Unknown {
-                what: format!("the interface with the server's address {server}"),
-                why: "this host doesn't have it".to_owned(),
-                option: "--server-interface",
-            })
+        let found = named.or_else(|| host::interface_with(server));
+        let found = found.ok_or_else(|| HostSetupError::Unknown {
+            what: format!("the interface with the server's address {server}"),
+            why: "this host doesn't have it".to_owned(),
+            option: "--server-interface",
+        })?;
+        plain(found)
     }
 
     /// The interface that clients' datagrams to `listener` come in by.
@@ -229,7 +279,7 @@ impl HostFacts<'_> {
             return Ok(name.clone());
         }
         let why = match host::interface_with(listener) {
-            Some(name) if name != "lo" => return Ok(name),
+            Some(name) if name != "lo" => return plain(name),
             Some(_) => format!("{listener} is on lo"),
             None => format!("this host doesn't have the listener's address {listener}"),
         };
@@ -246,11 +296,12 @@ impl HostFacts<'_> {
             return Ok(name.clone());
         }
         let client = host::some_client(self.config, v4);
-        route_interface(client).map_err(|why| HostSetupError::Unknown {
+        let found = route_interface(client).map_err(|why| HostSetupError::Unknown {
             what: "the interface towards clients".to_owned(),
             why,
             option: "--public-interface",
-        })
+        })?;
+        plain(found)
     }
 
     fn gateway(&self, server: IpAddr) -> Result<IpAddr, HostSetupError> {
@@ -291,14 +342,22 @@ impl HostFacts<'_> {
 fn route_interface(to: IpAddr) -> Result<String, String> {
     match Packet::sent_to(to).route() {
         Ok(route) => host::interface_name(route.interface)
-            .ok_or_else(|| format!("its interface, {}, has no name", route.interface)),
+            .ok_or_else(|| format!("its interface, number {}, is gone", route.interface)),
         Err(NoRoute::Unreachable(error) | NoRoute::BadSource(error) | NoRoute::Unknown(error)) => {
             Err(format!("no route to {to} ({error})"))
         }
     }
 }
 
-/// An interface's name that means itself in a shell and in nft's rules.
+/// A name that this host has told and that means itself in a shell and in nft's rules.
+fn plain(name: String) -> Result<String, HostSetupError> {
+    if host::is_plain_name(&name) {
+        Ok(name)
+    } else {
+        Err(HostSetupError::OddName { name })
+    }
+}
+
 /// Takes the number of a routing table that is no other's: those from 253 on are
 /// the kernel's own (ip-route(8)), and rules have preferences below 32,766.
 fn table(text: &str) -> Result<u32, String> {
@@ -308,9 +367,28 @@ fn table(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Takes an interface's name that means itself in a shell and in nft's rules.
 fn interface(name: &str) -> Result<String, String> {
     if !host::is_plain_name(name) {
         return Err("give a name as `ip link` shows it, such as eth0".to_owned());
     }
     Ok(name.to_owned())
+}
+
+/// Takes the address of one host.
+pub(super) fn unicast(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| "give an IP address".to_owned())?;
+    let ip = ip.to_canonical();
+    if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::from([255; 4]) {
+        return Err("no host has this address".to_owned());
+    }
+    Ok(ip)
+}
+
+/// Takes the address of another host.
+pub(super) fn gateway(text: &str) -> Result<IpAddr, String> {
+    match unicast(text)? {
+        ip if ip.is_loopback() => Err("a loopback address leads to no other host".to_owned()),
+        ip => Ok(ip),
+    }
 }

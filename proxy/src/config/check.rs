@@ -29,7 +29,10 @@ const MAX_WORKERS: usize = 1024;
 pub(super) struct Checker<'a> {
     file: Option<(&'a str, &'a str)>,
     pub(super) warnings: Vec<String>,
-    servers: Vec<Server>,
+    pub(super) servers: Vec<Server>,
+    /// Servers that a listener writes to from clients' addresses, with the first
+    /// that does and its mode.
+    pub(super) spoofed: BTreeMap<SocketAddr, (String, Mode)>,
     names: Vec<Named>,
     pace: Pace,
 }
@@ -75,6 +78,7 @@ impl<'a> Checker<'a> {
             file,
             warnings: Vec::new(),
             servers: Vec::new(),
+            spoofed: BTreeMap::new(),
             names: Vec::new(),
             pace: Pace::default(),
         }
@@ -119,6 +123,7 @@ impl<'a> Checker<'a> {
             listeners.push(listener);
         }
         self.refuse_loops(&self.servers, &listeners, &upstreams)?;
+        self.require_sources(&listeners, &upstreams)?;
         let admin = file
             .admin
             .map(|admin| self.address("admin address", &admin.listen))
@@ -223,7 +228,7 @@ impl<'a> Checker<'a> {
             amplification: listener.amplification.is_some(),
             span,
         };
-        self.check_modes(&whole, &servers, upstream, others)?;
+        self.check_modes(&whole, &servers, upstream)?;
         Ok(Listener {
             name,
             bind,

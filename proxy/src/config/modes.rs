@@ -1,13 +1,39 @@
 //! What a configured mode asks of its listener and of its servers: the keys that
 //! belong to it, and the combinations that can't work.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::check::{CheckedUpstream, Checker};
 use super::file::{self, At};
-use super::{ConfigError, Listener};
+use super::{ConfigError, Expect, Listener, Probe, Server};
 use crate::mode::{Emit, Mode, RewriteOn, SourcePort};
+
+/// Whether rules on a host, the proxy's or the server's, rewrite the replies.
+pub(super) fn is_rewritten(mode: Mode) -> bool {
+    matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server))
+}
+
+impl Server {
+    /// Why the server sends datagrams to the proxy's own address, if it does when it
+    /// is served in this mode.
+    pub(crate) fn answers_proxy(&self, mode: Mode) -> Option<&'static str> {
+        let probe = self
+            .health
+            .as_ref()
+            .and_then(|health| health.probe.as_ref());
+        match mode {
+            Mode::Ppv2 { .. } => Some("mode ppv2"),
+            Mode::Plain => Some("mode plain"),
+            Mode::Transparent { .. } | Mode::Dsr(_) => match probe? {
+                Probe::Udp { expect, .. } if *expect != Expect::Silence => Some("a udp probe"),
+                Probe::Dns { .. } => Some("a dns probe"),
+                Probe::Udp { .. } | Probe::Tcp { .. } | Probe::Http { .. } => None,
+            },
+        }
+    }
+}
 
 /// The keys that choose a mode, as a listener or a server has them.
 pub(super) struct Wanted<'a> {
@@ -165,10 +191,10 @@ impl Checker<'_> {
         listener: &Whole<'_>,
         servers: &[(usize, Mode)],
         upstream: &CheckedUpstream,
-        others: &[Listener],
     ) -> Result<(), ConfigError> {
         self.check_families(listener, servers, upstream)?;
-        self.check_rewriting(listener, servers, upstream, others)?;
+        self.check_rewriting(listener, servers, upstream)?;
+        self.refuse_two_ways(listener, servers)?;
         let all = servers.iter().chain(listener.names);
         let modes: Vec<_> = all.map(|(_, mode)| *mode).collect();
         let dsr = modes.iter().filter(|mode| !mode.takes_replies()).count();
@@ -240,10 +266,7 @@ impl Checker<'_> {
         listener: &Whole<'_>,
         servers: &[(usize, Mode)],
         upstream: &CheckedUpstream,
-        others: &[Listener],
     ) -> Result<(), ConfigError> {
-        let is_rewritten =
-            |mode: Mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
         let mut names = upstream.names.iter().zip(listener.names);
         if let Some((named, _)) = names.find(|(_, (_, mode))| is_rewritten(*mode)) {
             return Err(self
@@ -278,22 +301,80 @@ impl Checker<'_> {
                     .mend("bind one address of each family, or use rewrite_on = \"sdk\""));
             }
         }
-        for other in others {
-            let both =
-                |(number, mode): &&(usize, Mode)| is_rewritten(*mode) && rewritten.contains(number);
-            if let Some((number, _)) = other.servers.iter().find(both) {
-                let server = upstream.servers.iter().find(|s| s.number == *number);
-                let server = server.map(|server| server.address.to_string());
-                return Err(self
-                    .error(
-                        listener.span.clone(),
-                        format!(
-                            "listeners `{}` and `{}` share server {} in mode dsr, whose replies can come from one of them alone",
-                            other.name, listener.name, server.unwrap_or_default()
-                        ),
-                    )
-                    .mend("give each listener an upstream of its own, or use rewrite_on = \"sdk\""));
+        Ok(())
+    }
+    /// Rules know a reply by the address and port of its server. Replies of one
+    /// server that return in mode dsr return to one listener, whichever upstreams
+    /// the server is in.
+    fn refuse_two_ways(
+        &mut self,
+        listener: &Whole<'_>,
+        servers: &[(usize, Mode)],
+    ) -> Result<(), ConfigError> {
+        let (bind, _) = &listener.bind;
+        for (number, mode) in servers {
+            let server = self.servers[*number].address.0;
+            let has_clients = bind.iter().any(|a| a.is_ipv4() == server.is_ipv4());
+            if !mode.spoofs() || !has_clients {
+                continue;
             }
+            let this = (listener.name.to_owned(), *mode);
+            let (other, others_mode) = self.spoofed.entry(server).or_insert(this);
+            if other == listener.name || !(is_rewritten(*mode) || is_rewritten(*others_mode)) {
+                continue;
+            }
+            let message = format!(
+                "listeners `{other}` and `{}` write to server {server} from clients' addresses, in modes {} and {}: its replies would all come from one of them",
+                listener.name,
+                others_mode.name(),
+                mode.name()
+            );
+            return Err(self
+                .error(listener.span.clone(), message)
+                .mend("let the server listen on a second port or address for one of them, or use rewrite_on = \"sdk\""));
+        }
+        Ok(())
+    }
+
+    /// On a server's host, rules know replies by the server's port, and must leave
+    /// those alone that go to the proxy itself. They know its address by `source`.
+    pub(super) fn require_sources(
+        &self,
+        listeners: &[Listener],
+        upstreams: &BTreeMap<String, CheckedUpstream>,
+    ) -> Result<(), ConfigError> {
+        let served = || {
+            listeners.iter().flat_map(|listener| {
+                let servers = listener.servers.iter();
+                servers.map(move |(number, mode)| (listener, *number, *mode))
+            })
+        };
+        let on_host: BTreeMap<_, _> = served()
+            .filter(|(_, _, mode)| *mode == Mode::Dsr(RewriteOn::Server))
+            .map(|(listener, number, _)| (self.servers[number].address, &listener.name))
+            .collect();
+        for (listener, number, mode) in served() {
+            let server = &self.servers[number];
+            let (Some(rewritten), Some(why)) =
+                (on_host.get(&server.address), server.answers_proxy(mode))
+            else {
+                continue;
+            };
+            if !server.sources.is_empty() {
+                continue;
+            }
+            let listed = upstreams.get(&listener.upstream).map(|u| &u.servers);
+            let listed = listed.and_then(|all| all.iter().find(|s| s.number == number));
+            let message = format!(
+                "server {} answers the proxy itself ({why}), and listener `{rewritten}` has its host rewrite replies: the rules there must know the proxy's address",
+                server.address
+            );
+            return Err(self
+                .error(listed.map_or(0..0, |server| server.span.clone()), message)
+                .mend(format!(
+                    "set `source` in [upstream.{}] to the address that the proxy sends from",
+                    listener.upstream
+                )));
         }
         Ok(())
     }

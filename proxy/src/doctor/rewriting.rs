@@ -57,7 +57,7 @@ fn examine(
             "ip6"
         };
         let (ip, port) = (found.listener.ip(), found.listener.port());
-        let sets = format!("udp sport set {port} {family} saddr set {ip}");
+        let sets = format!("udp sport set {port} {family} saddr set {ip} accept");
         let wanted = matches(found);
         let is_there = |line: &str| line.contains(&wanted) && line.contains(&sets);
         if rules.lines().any(is_there) {

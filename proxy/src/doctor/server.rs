@@ -3,6 +3,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 use super::{Finding, Told, replies, rewriting};
+use crate::commands::host_setup::is_here;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet};
@@ -15,15 +16,10 @@ const SET_UP: &str =
 #[must_use]
 pub fn examine_server(config: &Config, told: &Told) -> Vec<Finding> {
     let returns = returns::of(config);
-    let is_here = |found: &&Return| {
-        let ip = found.server.ip();
-        if told.servers.is_empty() {
-            !ip.is_loopback() && host::is_own(ip)
-        } else {
-            told.servers.contains(&ip)
-        }
-    };
-    let here: Vec<_> = returns.iter().filter(is_here).collect();
+    let here = returns
+        .iter()
+        .filter(|r| is_here(r.server.ip(), &told.servers));
+    let here: Vec<_> = here.collect();
     if here.is_empty() {
         return vec![Finding::advice(
             "servers of this host",
@@ -32,6 +28,16 @@ pub fn examine_server(config: &Config, told: &Told) -> Vec<Finding> {
         )];
     }
     let mut findings = Vec::new();
+    if let Some([first, second]) = returns::alike_on_host(&here) {
+        findings.push(Finding::fatal(
+            format!("replies of servers {} and {}", first.server, second.server),
+            format!(
+                "can't be told apart here, since both have one port: they are for listeners {} and {}",
+                first.listener, second.listener
+            ),
+            "let one of them listen on another port",
+        ));
+    }
     for found in &here {
         let client = replies::sample(config, found.server.is_ipv4(), told.client);
         if found.by == By::Sdk {

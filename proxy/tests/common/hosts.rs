@@ -1,6 +1,7 @@
 //! Hosts of a test's own, as network namespaces within its own: a proxy's, in which
 //! the test itself runs, a server's behind it, and a router to clients.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 /// `ip netns` keeps its files under /run, and `host-setup` its own.
@@ -62,6 +63,32 @@ impl Host {
         text(&output.stdout)
     }
 
+    /// Runs a shell script with bash and has it killed, with all that it has started,
+    /// before the `number`th of the commands that read or change anything. `false`
+    /// if it has come to its end, successfully.
+    #[track_caller]
+    pub fn killed_at(self, number: usize, script: &std::path::Path) -> bool {
+        let killer = format!(
+            r#"n=0; set -T
+            trap 'case $BASH_COMMAND in
+                ip\ *|nft\ *|echo\ *|cat\ *|tac\ *|rm\ *)
+                    n=$((n + 1)); [ $n -ne {number} ] || kill -KILL 0 ;;
+            esac' DEBUG
+            . "$0""#
+        );
+        let mut command = self.command("setsid");
+        command.args(["--wait", "bash", "-c", &killer]).arg(script);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let killed = output.status.signal() == Some(9) || output.status.code() == Some(137);
+        assert!(
+            killed || output.status.success(),
+            "{}: {said}",
+            output.status
+        );
+        killed
+    }
+
     /// Runs the proxy's binary: how it ended, and what it printed.
     pub fn proxy(self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let output = self.command(super::BINARY).args(arguments).output();
@@ -79,7 +106,7 @@ impl Host {
         self.shell(
             "ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all
              ip -o addr show dev lo; nft list ruleset; ls /run
-             sysctl -a 2>/dev/null | grep -E '^net\\.ipv[46]\\.(conf|ip_forward)'",
+             cd /proc/sys/net; grep -rs . ipv4/conf ipv6/conf ipv4/ip_forward || :",
         )
     }
 }

@@ -265,9 +265,7 @@ impl Lab {
     pub fn proxy_by(&self, wrapper: &[&str], config: &str) -> Proxy<'_> {
         let file = tempfile::NamedTempFile::new().unwrap();
         write_config(file.path(), config);
-        let binary = std::env::var_os(BINARY_INSIDE);
-        let binary = binary.map_or_else(|| PathBuf::from(BINARY), PathBuf::from);
-        let mut words = wrapper.iter().map(PathBuf::from).chain([binary]);
+        let mut words = wrapper.iter().map(PathBuf::from).chain([binary()]);
         let mut command = Command::new(words.next().unwrap());
         command
             .args(words)
@@ -280,6 +278,19 @@ impl Lab {
             process,
             file,
         }
+    }
+
+    /// Runs on a host what `host-setup` prints there for this configuration.
+    pub fn host_setup(&self, host: &str, config: &str, options: &[&str]) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write_config(file.path(), config);
+        let mut command = Command::new(binary());
+        command.args(["host-setup", "--config"]).arg(file.path());
+        let output = self.at(host, || command.args(options).output().unwrap());
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (script, said) = (text(output.stdout), text(output.stderr));
+        assert!(output.status.success(), "{config}{said}");
+        self.sh(host, &script);
     }
 
     /// Has client 2 behind a link with this MTU.
@@ -304,6 +315,11 @@ impl Lab {
         );
         self.sh("server", &script);
     }
+}
+
+fn binary() -> PathBuf {
+    let inside = std::env::var_os(BINARY_INSIDE);
+    inside.map_or_else(|| PathBuf::from(BINARY), PathBuf::from)
 }
 
 fn write_config(file: &Path, config: &str) {

@@ -126,7 +126,8 @@ fn forward_and_rewrite(
     Ok(())
 }
 
-/// The rules that have what `matches` come from `listener`.
+/// The rules that have what `matches` come from `listener`. Nothing that one has
+/// rewritten comes to another.
 pub(super) fn rewriting(matches: &str, listener: SocketAddr) -> Vec<String> {
     let (family, ip, port) = (nft_family(listener), listener.ip(), listener.port());
     let set = format!("udp sport set {port} {family} saddr set {ip}");
@@ -137,11 +138,11 @@ pub(super) fn rewriting(matches: &str, listener: SocketAddr) -> Vec<String> {
             "{matches} udp checksum 0 {set} udp checksum set 0 accept"
         ));
     }
-    rules.push(format!("{matches} {set}"));
+    rules.push(format!("{matches} {set} accept"));
     rules
 }
 
-fn nft_family(address: SocketAddr) -> &'static str {
+pub(super) fn nft_family(address: SocketAddr) -> &'static str {
     if address.is_ipv4() { "ip" } else { "ip6" }
 }
 

@@ -12,42 +12,87 @@ pub const SERVER_NFT_TABLE: &str = "ppv2_dsr_server";
 
 const WIDTH: usize = 78;
 
-const KEEP: &str = r#"# Keeps a kernel parameter's value, for the reverse, unless it is kept already.
+/// Undoes what is noted. Notes stand in `$state`, a line for each thing: its kind,
+/// which one, and what it was. A thing is noted before it is changed, and the notes
+/// go when all of them are undone, so neither script has a point at which it must
+/// not be interrupted.
+const UNDO: &str = r#"# Undoes what is noted, the latest first. Parameters and addresses may be gone.
+undo() {
+    [ -e "$state" ] || return 0
+    notes=$(tac "$state")
+    failed=
+    while read -r kind what value; do
+        case $kind in
+        parameter)
+            [ ! -e "/proc/sys/$what" ] || echo "$value" >"/proc/sys/$what" || failed=1 ;;
+        address)
+            [ -z "$(ip addr show dev lo to "$what")" ] || ip addr del "$what" dev lo || failed=1 ;;
+        table)
+            for family in -4 -6; do
+                while ip $family rule del pref "$what" 2>/dev/null; do :; done
+                ip $family route flush table "$what" 2>/dev/null || :
+            done ;;
+        nft)
+            ! nft list table inet "$what" >/dev/null 2>&1 || nft delete table inet "$what" || failed=1 ;;
+        esac
+    done <<END
+$notes
+END
+    [ -z "$failed" ]
+    rm "$state"
+}
+"#;
+
+const USE_TABLE: &str = r#"# Notes a routing table and the preference of its rules, which must be unused.
+use_table() {
+    for family in -4 -6; do
+        if ip $family rule | grep "^$1:" || ip $family route show table "$1" 2>/dev/null | grep .; then
+            echo "routing table $1, or the preference $1 of rules, is in use: print this script with another --table" >&2
+            exit 1
+        fi
+    done
+    echo "table $1" >>"$state"
+}
+"#;
+
+const SET_PARAMETER: &str = r#"# Notes the value of a kernel parameter, unless it is noted already.
 keep() {
-    grep -qs "^$1 = " "$state" || echo "$1 = $(sysctl -n "$1")" >>"$state"
+    if ! grep -qsF "parameter $1 " "$state"; then
+        value=$(cat "/proc/sys/$1")
+        echo "parameter $1 $value" >>"$state"
+    fi
 }
 
 # Sets a kernel parameter.
 set_parameter() {
     keep "$1"
-    sysctl -q -w "$1=$2"
+    echo "$2" >"/proc/sys/$1"
 }
 "#;
 
-const KEEP_ADDRESS: &str = r#"# Gives lo an address, and keeps a note of it for the reverse.
+const ADD_ADDRESS: &str = r#"# Gives lo an address that it doesn't have.
 add_address() {
     if [ -z "$(ip addr show dev lo to "$1")" ]; then
+        echo "address $1" >>"$state"
         ip addr add "$1" dev lo
-        echo "$1" >>"$state.addresses"
     fi
 }
 "#;
 
-/// Forwarding of IPv6 is one parameter for all interfaces, and turning it on
-/// changes every interface's own.
-const FORWARD_V6: &str = r#"if ! grep -qs "^net.ipv6.conf.all.forwarding = " "$state"; then
-    keep net.ipv6.conf.all.forwarding
-    for key in $(sysctl -N -a 2>/dev/null | grep '^net\.ipv6\.conf\..*\.forwarding$'); do
-        keep "$key"
-    done
-fi
-set_parameter net.ipv6.conf.all.forwarding 1
+/// Forwarding of IPv6 is one parameter for all interfaces. Setting it sets every
+/// interface's own, which are therefore noted before and restored after it.
+const FORWARD_V6: &str = r#"for file in /proc/sys/net/ipv6/conf/*/forwarding; do
+    [ "$file" = /proc/sys/net/ipv6/conf/all/forwarding ] || keep "${file#/proc/sys/}"
+done
+set_parameter net/ipv6/conf/all/forwarding 1
 "#;
 
 /// A script that grows by comments and commands.
 pub(super) struct Script {
     role: Role,
     number: u32,
+    /// Whether there are rules or routes.
+    uses_table: bool,
     body: String,
     nft: String,
 }
@@ -57,6 +102,7 @@ impl Script {
         Self {
             role,
             number: table.unwrap_or(role.table()),
+            uses_table: false,
             body: String::new(),
             nft: String::new(),
         }
@@ -88,6 +134,7 @@ impl Script {
     /// A routing rule that looks up another table.
     pub(super) fn rule_to(&mut self, v4: bool, what: &str, table: &str) {
         let (family, number) = (family(v4), self.number);
+        self.uses_table = true;
         self.command(&format!(
             "ip {family} rule add pref {number} {what} lookup {table}"
         ));
@@ -96,6 +143,7 @@ impl Script {
     /// A route in this script's table.
     pub(super) fn route(&mut self, v4: bool, what: &str) {
         let (family, number) = (family(v4), self.number);
+        self.uses_table = true;
         self.command(&format!("ip {family} route replace {what} table {number}"));
     }
 
@@ -114,7 +162,7 @@ impl Script {
                 "# A host that forwards no longer heeds router advertisements, unless told to.",
             );
             self.command(&format!(
-                "[ \"$(sysctl -n {key})\" != 1 ] || set_parameter {key} 2"
+                "[ \"$(cat /proc/sys/{key})\" != 1 ] || set_parameter {key} 2"
             ));
         }
         self.body.push_str(FORWARD_V6);
@@ -128,7 +176,8 @@ impl Script {
     pub(super) fn nft(&mut self, text: &str, chains: &[Chain]) {
         let table = self.nft_table();
         let mut nft = comment(text);
-        // One transaction: the table is replaced, never missing.
+        let _ = writeln!(nft, "echo \"nft {table}\" >>\"$state\"");
+        // One transaction, which replaces a table of this name.
         let _ = writeln!(nft, "nft -f - <<'END'\ntable inet {table}");
         let _ = writeln!(nft, "delete table inet {table}\ntable inet {table} {{");
         for Chain { name, hook, rules } in chains {
@@ -143,25 +192,7 @@ impl Script {
     }
 
     fn state(&self) -> String {
-        format!("state=/run/ppv2-host-setup-{}", self.role.name())
-    }
-
-    /// Commands that remove rules, routes and, unless it is replaced, the nft table.
-    fn clear(&self, keeps_nft: bool) -> String {
-        let (number, table) = (self.number, self.nft_table());
-        let mut text = format!(
-            "for family in -4 -6; do\n    \
-             while ip $family rule del pref {number} 2>/dev/null; do :; done\n    \
-             ip $family route flush table {number} 2>/dev/null || :\ndone\n"
-        );
-        if !keeps_nft {
-            let _ = write!(
-                text,
-                "if nft list table inet {table} >/dev/null 2>&1; then\n    \
-                 nft delete table inet {table}\nfi\n"
-            );
-        }
-        text
+        format!("state=/run/ppv2-host-setup-{}\n", self.role.name())
     }
 
     fn opening(&self, what: &str) -> String {
@@ -180,25 +211,27 @@ impl Script {
     pub(super) fn set_up(&self) -> String {
         let mut text = self.opening("Sets up");
         text.push_str(&comment(
-            "Running it again changes nothing more. It lasts until the host is restarted. With --undo the reverse is printed.",
+            "Running it again has the same result. It lasts until the host is restarted. With --undo the reverse is printed.",
         ));
-        text.push_str("set -eu\n");
-        let sets = self.body.contains("set_parameter ");
-        let adds = self.body.contains("add_address ");
-        if sets || adds {
-            let _ = writeln!(text, "{}", self.state());
-        }
-        for (is_used, function) in [(sets, KEEP), (adds, KEEP_ADDRESS)] {
+        let _ = write!(text, "set -eu\n{}\n{UNDO}", self.state());
+        let used = |word: &str| self.body.lines().any(|line| line.contains(word));
+        for (is_used, function) in [
+            (self.uses_table, USE_TABLE),
+            (used("set_parameter "), SET_PARAMETER),
+            (used("add_address "), ADD_ADDRESS),
+        ] {
             if is_used {
                 let _ = write!(text, "\n{function}");
             }
         }
         text.push('\n');
-        text.push_str(&comment(&format!(
-            "Rules of preference {}, and the routing table of that number, are this script's alone: what an earlier run left there is replaced.",
-            self.number
-        )));
-        text.push_str(&self.clear(!self.nft.is_empty()));
+        text.push_str(&comment(
+            "What an earlier run changed is undone first: replies stop for a moment.",
+        ));
+        text.push_str("undo\n");
+        if self.uses_table {
+            let _ = writeln!(text, "use_table {}", self.number);
+        }
         text.push_str(&self.body);
         if !self.nft.is_empty() {
             let _ = write!(text, "\n{}", self.nft);
@@ -209,23 +242,7 @@ impl Script {
     /// The reverse, whatever was set up.
     pub(super) fn undo(&self) -> String {
         let mut text = self.opening("Undoes what was set up on");
-        let _ = write!(text, "set -eu\n{}\n\n", self.state());
-        text.push_str(&self.clear(false));
-        text.push('\n');
-        text.push_str(&comment("Kernel parameters, as they were."));
-        text.push_str(
-            "if [ -e \"$state\" ]; then\n    sysctl -e -q -p \"$state\"\n    rm \"$state\"\nfi\n",
-        );
-        if self.role == Role::Server {
-            text.push('\n');
-            text.push_str(&comment("Addresses that lo was given."));
-            text.push_str(
-                "if [ -e \"$state.addresses\" ]; then\n    \
-                 while read -r address; do\n        \
-                 ip addr del \"$address\" dev lo || :\n    \
-                 done <\"$state.addresses\"\n    rm \"$state.addresses\"\nfi\n",
-            );
-        }
+        let _ = write!(text, "set -eu\n{}\n{UNDO}\nundo\n", self.state());
         text
     }
 }
@@ -242,12 +259,10 @@ fn family(v4: bool) -> &'static str {
     if v4 { "-4" } else { "-6" }
 }
 
-/// The name of an interface's parameter for sysctl(8), which separates by slashes
-/// where a name has a dot of its own.
+/// An interface's parameter, by its path below /proc/sys.
 fn parameter(v4: bool, interface: &str, name: &str) -> String {
     let family = if v4 { "ipv4" } else { "ipv6" };
-    let separator = if interface.contains('.') { "/" } else { "." };
-    ["net", family, "conf", interface, name].join(separator)
+    format!("net/{family}/conf/{interface}/{name}")
 }
 
 fn comment(text: &str) -> String {

@@ -1,13 +1,13 @@
 //! What a server's host needs.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::proxy::rewriting;
+use super::proxy::{nft_family, rewriting};
 use super::script::{Chain, Script};
 use super::{DSR_MTU, HostFacts, HostSetupError};
 use crate::host;
-use crate::returns::{By, Return};
+use crate::returns::{self, By, Return};
 
 pub(super) fn set_up(
     script: &mut Script,
@@ -15,12 +15,17 @@ pub(super) fn set_up(
     host: &HostFacts<'_>,
 ) -> Result<(), HostSetupError> {
     let here = servers_here(returns, &host.options.server)?;
+    if let Some([first, second]) = returns::alike_on_host(&here) {
+        return Err(HostSetupError::OnePort {
+            both: Box::new([*first, *second]),
+        });
+    }
     let of = |by: &'static [By]| {
         let of_those = here.iter().copied().filter(|found| by.contains(&found.by));
         of_those.collect::<Vec<_>>()
     };
     route_through_proxy(script, &of(&[By::Proxy, By::ProxyHost]), host)?;
-    rewrite(script, &of(&[By::ServerHost]), host)?;
+    rewrite(script, &of(&[By::ServerHost]), &of(&[By::Sdk]), host)?;
     own_listeners_address(script, &of(&[By::Sdk]), host)
 }
 
@@ -29,15 +34,8 @@ pub(crate) fn servers_here<'a>(
     returns: &'a [Return],
     named: &[IpAddr],
 ) -> Result<Vec<&'a Return>, HostSetupError> {
-    let is_here = |found: &&Return| {
-        let ip = found.server.ip();
-        if named.is_empty() {
-            !ip.is_loopback() && host::is_own(ip)
-        } else {
-            named.contains(&ip)
-        }
-    };
-    let here: Vec<_> = returns.iter().filter(is_here).collect();
+    let here = returns.iter().filter(|r| is_here(r.server.ip(), named));
+    let here: Vec<_> = here.collect();
     if here.is_empty() && !returns.is_empty() {
         let servers: BTreeSet<_> = returns.iter().map(|r| r.server.to_string()).collect();
         return Err(HostSetupError::NoServerHere {
@@ -45,6 +43,15 @@ pub(crate) fn servers_here<'a>(
         });
     }
     Ok(here)
+}
+
+/// Whether a server with this address is on the host that the script is for.
+pub(crate) fn is_here(ip: IpAddr, named: &[IpAddr]) -> bool {
+    if named.is_empty() {
+        !ip.is_loopback() && host::is_own(ip)
+    } else {
+        named.contains(&ip)
+    }
 }
 
 /// Modes transparent, and dsr rewritten by the proxy's host: replies go there.
@@ -114,24 +121,41 @@ fn add_routes(script: &mut Script, routes: &Routes) {
 fn rewrite(
     script: &mut Script,
     returns: &[&Return],
+    by_sdk: &[&Return],
     host: &HostFacts<'_>,
 ) -> Result<(), HostSetupError> {
     if returns.is_empty() {
         return Ok(());
     }
     let mut rules = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut interfaces = BTreeSet::new();
     for found in returns {
         let v4 = found.server.is_ipv4();
         let public = host.interface_to_clients(v4)?;
         let family = if v4 { "ipv4" } else { "ipv6" };
         let port = found.server.port();
-        let matches = format!("oifname \"{public}\" meta nfproto {family} udp sport {port}");
-        rules.extend(rewriting(&matches, found.listener));
+        // A server may have several addresses.
+        if seen.insert((v4, port)) {
+            let matches = format!("oifname \"{public}\" meta nfproto {family} udp sport {port}");
+            rules.extend(rewriting(&matches, found.listener));
+        }
         if v4 {
             interfaces.insert(host.interface_of(found.server.ip())?);
         }
     }
+    let mut kept = replies_to_proxy(&seen, host)?;
+    for found in by_sdk {
+        let (v4, port) = (found.listener.is_ipv4(), found.listener.port());
+        if seen.contains(&(v4, port)) {
+            for ip in host.listener_addresses(found.listener.ip())? {
+                let family = nft_family(found.listener);
+                kept.push(format!("{family} saddr {ip} udp sport {port} accept"));
+            }
+        }
+    }
+    kept.dedup();
+    kept.append(&mut rules);
     if !interfaces.is_empty() {
         script.comment(
             "Mode dsr: clients' datagrams come in by another interface than replies leave by, which strict rp_filter refuses.",
@@ -141,14 +165,55 @@ fn rewrite(
         script.parameter(true, interface, "rp_filter", 2);
     }
     script.nft(
-        "Mode dsr: replies get the listener's address as their source, by their port alone, since a server on a wildcard leaves the address to the kernel. So do replies to whoever writes to this server directly. A datagram without a checksum stays without.",
+        "Mode dsr: replies to clients get the listener's address as their source, by their port alone, since a server on a wildcard leaves the address to the kernel. So do replies to whoever writes to this server directly, but not those to the proxy itself. A datagram without a checksum stays without.",
         &[Chain {
             name: "post",
             hook: "postrouting priority 300",
-            rules,
+            rules: kept,
         }],
     );
     Ok(())
+}
+
+/// Rules that leave alone what goes to the proxy itself, which knows the server's
+/// replies to its probes, and in other modes, by their source. `rewritten` are the
+/// families and ports of rewritten replies.
+fn replies_to_proxy(
+    rewritten: &BTreeSet<(bool, u16)>,
+    host: &HostFacts<'_>,
+) -> Result<Vec<String>, HostSetupError> {
+    for (_, server, mode) in host.config.served() {
+        let address = server.address.0;
+        let is_rewritten = rewritten.contains(&(address.is_ipv4(), address.port()))
+            && is_here(address.ip(), &host.options.server);
+        let Some(why) = server.answers_proxy(mode).filter(|_| is_rewritten) else {
+            continue;
+        };
+        if server.sources.is_empty() && host.gateway_like(address.ip()).is_none() {
+            return Err(HostSetupError::Unknown {
+                what: format!("the proxy's address that server {address} answers ({why})"),
+                why: format!("[upstream.{}] has no `source`", server.upstream),
+                option: "--gateway",
+            });
+        }
+    }
+    let mut proxy = host.config.sources();
+    let listeners = host.config.listeners.iter().flat_map(|l| &l.bind);
+    proxy.extend(listeners.map(SocketAddr::ip));
+    proxy.extend(&host.options.gateway);
+    proxy.retain(|ip| !ip.is_unspecified());
+    let mut rules = Vec::new();
+    for (v4, family) in [(true, "ip"), (false, "ip6")] {
+        let of_family = proxy.iter().filter(|ip| ip.is_ipv4() == v4);
+        let of_family: Vec<_> = of_family.map(ToString::to_string).collect();
+        if rewritten.iter().any(|(is_v4, _)| *is_v4 == v4) {
+            rules.push(format!(
+                "{family} daddr {{ {} }} accept",
+                of_family.join(", ")
+            ));
+        }
+    }
+    Ok(rules)
 }
 
 /// Mode dsr by the SDK: the server sends from the listener's address.

@@ -6,7 +6,7 @@ use super::*;
 fn options(role: Role) -> Options {
     let ip = |ip: &str| ip.parse().unwrap();
     Options {
-        config: PathBuf::new(),
+        config: None,
         role,
         undo: false,
         public_interface: Some("pub".to_owned()),
@@ -31,14 +31,8 @@ fn config(mode: &str) -> Config {
 /// The commands alone, without what is the same in every script.
 #[track_caller]
 fn commands(mode: &str, options: &Options) -> String {
-    let text = script(&config(mode), options).unwrap();
-    let (_, own) = text.split_once("flush table 9").unwrap();
-    let (_, own) = own.split_once("\ndone\n").unwrap();
-    let clears_nft = own.starts_with("if nft list table");
-    let own = own
-        .split_once("\nfi\n")
-        .filter(|_| clears_nft)
-        .map_or(own, |(_, own)| own);
+    let text = compose(&config(mode), options).unwrap();
+    let (_, own) = text.split_once("\nundo\n").unwrap();
     let lines = own.lines().filter(|line| !line.is_empty());
     let lines = lines.filter(|line| !line.starts_with('#'));
     lines.fold(String::new(), |text, line| text + line + "\n")
@@ -49,6 +43,7 @@ fn transparent_takes_routes_alone() {
     assert_eq!(
         commands("mode = \"transparent\"", &options(Role::Proxy)),
         "\
+use_table 9022
 ip -4 route replace local 0.0.0.0/0 dev lo table 9022
 ip -4 rule add pref 9022 iif priv from 192.0.2.202/32 lookup 9022
 ip -6 route replace local ::/0 dev lo table 9022
@@ -58,6 +53,7 @@ ip -6 rule add pref 9022 iif priv from 2001:db8:b::2/128 lookup 9022
     assert_eq!(
         commands("mode = \"transparent\"", &options(Role::Server)),
         "\
+use_table 9023
 ip -6 route replace default via 2001:db8:b::1 dev priv table 9023
 ip -4 route replace default via 192.0.2.1 dev priv table 9023
 ip -6 rule add pref 9023 ipproto udp sport 9001 lookup 9023
@@ -77,10 +73,10 @@ fn a_server_on_the_proxys_own_host_is_told_by_its_port() {
         table: Some(7),
         ..options(Role::Proxy)
     };
-    let text = script(&config("mode = \"transparent\""), &on_loopback).unwrap();
+    let text = compose(&config("mode = \"transparent\""), &on_loopback).unwrap();
     let rule = "ip -4 rule add pref 7 iif lo from 192.0.2.202/32 ipproto udp sport 9001 lookup 7\n";
     assert!(text.contains(rule), "{text}");
-    let dsr = script(&config("mode = \"dsr\""), &on_loopback).unwrap_err();
+    let dsr = compose(&config("mode = \"dsr\""), &on_loopback).unwrap_err();
     assert!(matches!(dsr, HostSetupError::OwnServer { .. }), "{dsr}");
 }
 
@@ -88,15 +84,13 @@ fn a_server_on_the_proxys_own_host_is_told_by_its_port() {
 fn dsr_rewrites_on_the_proxys_host() {
     assert_eq!(
         commands("mode = \"dsr\"", &options(Role::Proxy)),
-        r#"set_parameter net.ipv4.conf.priv.forwarding 1
-[ "$(sysctl -n net.ipv6.conf.pub.accept_ra)" != 1 ] || set_parameter net.ipv6.conf.pub.accept_ra 2
-if ! grep -qs "^net.ipv6.conf.all.forwarding = " "$state"; then
-    keep net.ipv6.conf.all.forwarding
-    for key in $(sysctl -N -a 2>/dev/null | grep '^net\.ipv6\.conf\..*\.forwarding$'); do
-        keep "$key"
-    done
-fi
-set_parameter net.ipv6.conf.all.forwarding 1
+        r#"set_parameter net/ipv4/conf/priv/forwarding 1
+[ "$(cat /proc/sys/net/ipv6/conf/pub/accept_ra)" != 1 ] || set_parameter net/ipv6/conf/pub/accept_ra 2
+for file in /proc/sys/net/ipv6/conf/*/forwarding; do
+    [ "$file" = /proc/sys/net/ipv6/conf/all/forwarding ] || keep "${file#/proc/sys/}"
+done
+set_parameter net/ipv6/conf/all/forwarding 1
+echo "nft ppv2_dsr" >>"$state"
 nft -f - <<'END'
 table inet ppv2_dsr
 delete table inet ppv2_dsr
@@ -118,8 +112,8 @@ table inet ppv2_dsr {
     chain post {
         type filter hook postrouting priority 300
         oifname "pub" ip saddr 192.0.2.202 udp sport 9001 udp checksum 0 udp sport set 9000 ip saddr set 198.51.100.10 udp checksum set 0 accept
-        oifname "pub" ip saddr 192.0.2.202 udp sport 9001 udp sport set 9000 ip saddr set 198.51.100.10
-        oifname "pub" ip6 saddr 2001:db8:b::2 udp sport 9001 udp sport set 9000 ip6 saddr set 2001:db8:a::10
+        oifname "pub" ip saddr 192.0.2.202 udp sport 9001 udp sport set 9000 ip saddr set 198.51.100.10 accept
+        oifname "pub" ip6 saddr 2001:db8:b::2 udp sport 9001 udp sport set 9000 ip6 saddr set 2001:db8:a::10 accept
     }
 }
 END
@@ -141,16 +135,19 @@ fn dsr_rewrites_on_the_servers_host() {
     assert_eq!(commands(mode, &options(Role::Proxy)), "");
     assert_eq!(
         commands(mode, &options(Role::Server)),
-        r#"set_parameter net.ipv4.conf.priv.rp_filter 2
+        r#"set_parameter net/ipv4/conf/priv/rp_filter 2
+echo "nft ppv2_dsr_server" >>"$state"
 nft -f - <<'END'
 table inet ppv2_dsr_server
 delete table inet ppv2_dsr_server
 table inet ppv2_dsr_server {
     chain post {
         type filter hook postrouting priority 300
+        ip daddr { 192.0.2.1, 198.51.100.10 } accept
+        ip6 daddr { 2001:db8:a::10, 2001:db8:b::1 } accept
         oifname "pub" meta nfproto ipv4 udp sport 9001 udp checksum 0 udp sport set 9000 ip saddr set 198.51.100.10 udp checksum set 0 accept
-        oifname "pub" meta nfproto ipv4 udp sport 9001 udp sport set 9000 ip saddr set 198.51.100.10
-        oifname "pub" meta nfproto ipv6 udp sport 9001 udp sport set 9000 ip6 saddr set 2001:db8:a::10
+        oifname "pub" meta nfproto ipv4 udp sport 9001 udp sport set 9000 ip saddr set 198.51.100.10 accept
+        oifname "pub" meta nfproto ipv6 udp sport 9001 udp sport set 9000 ip6 saddr set 2001:db8:a::10 accept
     }
 }
 END
@@ -172,7 +169,7 @@ fn the_sdk_takes_the_listeners_address_and_a_gateway_that_lets_it_in() {
         "set_parameter net/ipv4/conf/eth0.100/forwarding 1\n",
         "set_parameter net/ipv4/conf/eth0.100/accept_local 1\n",
         "set_parameter net/ipv4/conf/eth0.100/rp_filter 2\n",
-        "set_parameter net.ipv6.conf.all.forwarding 1\n",
+        "set_parameter net/ipv6/conf/all/forwarding 1\n",
     ] {
         assert!(text.contains(line), "{text}");
     }
@@ -182,8 +179,8 @@ fn the_sdk_takes_the_listeners_address_and_a_gateway_that_lets_it_in() {
     };
     assert_eq!(
         commands(mode, &alone),
-        "add_address 198.51.100.10/32\nset_parameter net.ipv4.conf.all.arp_ignore 1\n\
-         set_parameter net.ipv4.conf.all.arp_announce 2\n"
+        "add_address 198.51.100.10/32\nset_parameter net/ipv4/conf/all/arp_ignore 1\n\
+         set_parameter net/ipv4/conf/all/arp_announce 2\n"
     );
     let through = commands(mode, &options(Role::Server));
     for line in [
@@ -213,7 +210,7 @@ fn what_is_not_known_names_the_option() {
         server: Vec::new(),
         ..options(role)
     };
-    let error = |config: &Config, options: &Options| script(config, options).unwrap_err();
+    let error = |config: &Config, options: &Options| compose(config, options).unwrap_err();
     let dsr = config("mode = \"dsr\"");
     let cases = [
         (
@@ -256,7 +253,7 @@ fn what_is_not_known_names_the_option() {
         listener_address: vec!["198.51.100.10".parse().unwrap()],
         ..options(Role::Server)
     };
-    let text = script(&wildcard, &named).unwrap();
+    let text = compose(&wildcard, &named).unwrap();
     assert!(text.contains("add_address 198.51.100.10/32\n"), "{text}");
 }
 
@@ -268,7 +265,7 @@ fn one_address_in_two_ways_is_refused() {
          servers = [\"192.0.2.202:9001\", { address = \"192.0.2.202:9002\", mode = \"transparent\" }]\n",
     )
     .unwrap();
-    let error = script(&config, &options(Role::Proxy)).unwrap_err();
+    let error = compose(&config, &options(Role::Proxy)).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("192.0.2.202") && text.contains("two addresses"),
@@ -303,4 +300,130 @@ fn the_kernels_own_tables_are_refused() {
     for number in ["0", "253", "254", "255", "32766", "main"] {
         assert!(table(number).is_err(), "{number}");
     }
+}
+
+/// Two listeners of IPv4 or IPv6, whose servers the keys `more` are for.
+fn two(servers: [&str; 2], modes: [&str; 2], more: &str) -> Config {
+    let listeners = [0, 1].map(|n| {
+        let [server, mode] = [servers[n], modes[n]];
+        let bind = if server.starts_with('[') {
+            format!("[2001:db8:a::1{n}]:9001")
+        } else {
+            format!("198.51.100.1{n}:9001")
+        };
+        format!(
+            "[[listener]]\nname = \"l{n}\"\nbind = [\"{bind}\"]\n{mode}\nupstream = \"u{n}\"\n\
+             [upstream.u{n}]\nservers = [\"{server}\"]\n{more}\n"
+        )
+    });
+    Config::from_toml("x", &listeners.concat()).unwrap()
+}
+
+const ON_SERVER: &str = "mode = \"dsr\"\nrewrite_on = \"server\"";
+
+/// The options of a host with two servers.
+fn two_servers() -> Options {
+    let ip = |ip: &str| ip.parse().unwrap();
+    Options {
+        server: [
+            "192.0.2.202",
+            "192.0.2.203",
+            "2001:db8:b::2",
+            "2001:db8:b::3",
+        ]
+        .map(ip)
+        .to_vec(),
+        ..options(Role::Server)
+    }
+}
+
+#[test]
+fn one_port_of_a_host_is_rewritten_for_one_listener_alone() {
+    for servers in [
+        ["192.0.2.202:9001", "192.0.2.203:9001"],
+        ["[2001:db8:b::2]:9001", "[2001:db8:b::3]:9001"],
+    ] {
+        for other in [ON_SERVER, "mode = \"dsr\"", "mode = \"transparent\""] {
+            let config = two(servers, [ON_SERVER, other], "");
+            let error = compose(&config, &two_servers()).unwrap_err();
+            assert!(matches!(error, HostSetupError::OnePort { .. }), "{error}");
+            // The proxy's host knows servers by their addresses.
+            compose(&config, &options(Role::Proxy)).unwrap();
+        }
+    }
+    // One listener, whose server has two addresses.
+    let content = format!(
+        "[[listener]]\nbind = [\"198.51.100.10:9000\"]\n{ON_SERVER}\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"192.0.2.202:9001\", \"192.0.2.203:9001\"]\n"
+    );
+    let config = Config::from_toml("x", &content).unwrap();
+    let text = compose(&config, &two_servers()).unwrap();
+    assert_eq!(text.matches("ip saddr set 198.51.100.10 accept").count(), 1);
+}
+
+#[test]
+fn replies_of_the_sdk_and_to_the_proxy_are_not_rewritten() {
+    let config = two(
+        ["192.0.2.202:9001", "192.0.2.203:9002"],
+        [ON_SERVER, "mode = \"dsr\"\nrewrite_on = \"sdk\""],
+        "",
+    );
+    let text = compose(&config, &two_servers()).unwrap();
+    let chain = [
+        "        ip daddr { 192.0.2.1, 198.51.100.10, 198.51.100.11 } accept\n",
+        "        ip saddr 198.51.100.11 udp sport 9001 accept\n",
+        "        oifname \"pub\" meta nfproto ipv4 udp sport 9001 udp checksum 0",
+    ];
+    assert!(text.contains(&chain.concat()), "{text}");
+    // The same port at another address of the host.
+    let servers = ["192.0.2.202:9001", "192.0.2.203:9001"];
+    let modes = [ON_SERVER, "mode = \"plain\""];
+    let without_gateway = Options {
+        gateway: Vec::new(),
+        ..two_servers()
+    };
+    let config = two(servers, modes, "");
+    let error = compose(&config, &without_gateway).unwrap_err().to_string();
+    for part in ["192.0.2.203:9001", "mode plain", "--gateway"] {
+        assert!(error.contains(part), "no {part} in: {error}");
+    }
+    compose(&config, &two_servers()).unwrap();
+    let config = two(servers, modes, "source = [\"192.0.2.9\"]");
+    let text = compose(&config, &without_gateway).unwrap();
+    let proxy = "ip daddr { 192.0.2.9, 198.51.100.10, 198.51.100.11 } accept\n";
+    assert!(text.contains(proxy), "{text}");
+}
+
+#[test]
+fn addresses_that_no_other_host_has_are_refused() {
+    for text in ["192.0.2.1", "2001:db8::1", "fe80::1"] {
+        assert_eq!(gateway(text), Ok(text.parse().unwrap()));
+        assert_eq!(unicast(text), Ok(text.parse().unwrap()));
+    }
+    assert!(unicast("127.0.0.1").is_ok() && unicast("::1").is_ok());
+    for text in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+        assert!(gateway(text).is_err(), "{text}");
+    }
+    for text in [
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "255.255.255.255",
+        "::ffff:0.0.0.0",
+        "x",
+    ] {
+        assert!(unicast(text).is_err() && gateway(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn an_interface_whose_name_a_script_can_not_hold_is_named() {
+    assert_eq!(plain("eth0.100".to_owned()).unwrap(), "eth0.100");
+    let error = plain("v@if5\"".to_owned()).unwrap_err().to_string();
+    assert!(
+        error.contains(r#"interface "v@if5\"" has a name"#),
+        "{error}"
+    );
+    assert!(error.contains("rename it"), "{error}");
 }

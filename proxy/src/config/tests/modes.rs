@@ -88,7 +88,7 @@ fn a_rewritten_reply_has_one_address_to_come_from() {
         "[[listener]]\nname = \"b\"\nbind = [\"192.0.2.9:53\"]\nupstream = \"u\"\nmode = \"dsr\"\n";
     let error = load(&GOOD.replacen("[upstream", &format!("{second}[upstream"), 1)).unwrap_err();
     assert!(
-        error.contains("`dns` and `b` share server 10.0.0.1:53"),
+        error.contains("`dns` and `b` write to server 10.0.0.1:53 from clients' addresses"),
         "{error}"
     );
     // The header says it for each datagram.
@@ -124,4 +124,85 @@ fn rules_that_need_replies_or_a_second_port_are_errors() {
     let first = sdk + "header = { emit = \"first\" }\n";
     let error = load(&first).unwrap_err();
     assert!(error.contains("emit = \"first\""), "{error}");
+}
+
+/// A second listener and upstream beside those of GOOD.
+fn beside_good(bind: &str, mode: &str, upstream: &str) -> Result<Config, String> {
+    load(&format!(
+        "{GOOD}[upstream.v]\n{upstream}\n\
+         [[listener]]\nname = \"b\"\nbind = [\"{bind}\"]\nupstream = \"v\"\n{mode}\n"
+    ))
+}
+
+#[test]
+fn servers_of_two_upstreams_are_told_apart_by_address() {
+    let conflict = "write to server 10.0.0.1:53 from clients' addresses";
+    let alike = "servers = [\"10.0.0.1:53\"]";
+    for mode in [
+        "mode = \"dsr\"",
+        "mode = \"dsr\"\nrewrite_on = \"server\"",
+        "mode = \"transparent\"",
+    ] {
+        let error = beside_good("192.0.2.9:53", mode, alike).unwrap_err();
+        assert!(error.contains(conflict), "{mode}: {error}");
+        assert!(error.contains("second port or address"), "{error}");
+    }
+    let v6 = "servers = [\"[fd00::1]:53\"]";
+    let error = beside_good("[2001:db8::9]:53", "mode = \"dsr\"", v6).unwrap_err();
+    assert!(error.contains("server [fd00::1]:53"), "{error}");
+    // Clients of the other family are never written for.
+    let both = "servers = [\"[fd00::9]:53\", \"10.0.0.1:53\"]";
+    beside_good("[2001:db8::9]:53", "mode = \"dsr\"", both).unwrap();
+    for (mode, servers) in [
+        ("mode = \"dsr\"", "servers = [\"10.0.0.1:54\"]"),
+        ("mode = \"dsr\"\nrewrite_on = \"sdk\"", alike),
+        ("mode = \"plain\"", alike),
+        // Two of transparent have sockets of their own.
+        (
+            "mode = \"transparent\"\nsource_port = \"client\"",
+            "servers = [\"10.0.0.2:53\"]",
+        ),
+    ] {
+        beside_good("192.0.2.9:53", mode, servers).unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_answers_the_proxy_too_is_told_by_the_proxys_source() {
+    let on_server = |upstream: &str| {
+        GOOD.replacen("\"dsr\"", "\"dsr\"\nrewrite_on = \"server\"", 1)
+            .replacen("[upstream.u]", &format!("[upstream.u]\n{upstream}"), 1)
+    };
+    let udp = "health = { probe = { kind = \"udp\", send = \"ping\" } }";
+    let dns = "health = { probe = { kind = \"dns\", name = \"example.com\" } }";
+    let source = "source = [\"10.0.0.9\", \"fd00::9\"]";
+    for (probe, kind) in [(udp, "a udp probe"), (dns, "a dns probe")] {
+        let error = load(&on_server(probe)).unwrap_err();
+        assert!(
+            error.contains("server 10.0.0.1:53 answers the proxy itself"),
+            "{error}"
+        );
+        assert!(error.contains(kind), "{error}");
+        assert!(error.contains("set `source` in [upstream.u]"), "{error}");
+        load(&on_server(&format!("{probe}\n{source}"))).unwrap();
+    }
+    for silent in ["", "health = {}", "health = { probe = { kind = \"tcp\" } }"] {
+        load(&on_server(silent)).unwrap();
+    }
+    let second = |mode: &str, source: &str| {
+        let first = on_server("");
+        load(&format!(
+            "{first}[upstream.v]\n{source}\nservers = [\"[fd00::1]:53\"]\n\
+             [[listener]]\nname = \"b\"\nbind = [\"[2001:db8::9]:53\"]\nupstream = \"v\"\nmode = \"{mode}\"\n"
+        ))
+    };
+    for mode in ["ppv2", "plain"] {
+        let error = second(mode, "").unwrap_err();
+        assert!(
+            error.contains("server [fd00::1]:53 answers the proxy itself"),
+            "{error}"
+        );
+        assert!(error.contains("set `source` in [upstream.v]"), "{error}");
+        second(mode, source).unwrap();
+    }
 }

@@ -10,11 +10,6 @@ CARGO_DENY := $(TOOLS)/bin/cargo-deny
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
 
-# The tests that run the proxy's data path; with the whole workspace selected, they
-# share its builds of everything that the portable one doesn't change. The other tests
-# see the same in both, or of what these see only more.
-DATA_PATH_TESTS := allocations bursts end_to_end faults quic reload sessions stop
-
 .PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
 
 help:
@@ -22,8 +17,7 @@ help:
 	@echo 'make test    every test: lint, unit, interop, Python, fuzz'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
 	@echo 'make lint    formatting, lints, docs, licences'
-	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn; the proxy'
-	@echo '             once more with its portable data path'
+	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn'
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
@@ -56,7 +50,6 @@ lint: $(CARGO_DENY)
 	cargo fmt --all --check
 	cd fuzz && cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --workspace --all-targets --features ppv2-proxy/portable -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 	# As docs.rs builds it.
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked -p ppv2-sdk --all-features --no-deps --quiet
@@ -66,8 +59,6 @@ lint: $(CARGO_DENY)
 unit: export RUST_TEST_THREADS := 8
 unit: packages
 	cargo test --locked --workspace --no-fail-fast
-	cargo test --locked --workspace --features ppv2-proxy/portable --no-fail-fast \
-		--lib $(DATA_PATH_TESTS:%=--test %)
 
 python:
 	sdk-python/run-tests

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use crate::address::ServerAddr;
 use crate::mode::Mode;
 use crate::session::Rules;
-use crate::upstream::{Balance, sharing_groups};
+use crate::upstream::Balance;
 use crate::worker::Pace;
 
 use check::Checker;
@@ -153,7 +153,6 @@ pub struct Server {
     /// Addresses of this host to send to it from; empty for the kernel's choice.
     pub sources: Arc<[IpAddr]>,
     /// Whether its sessions may share sockets with sessions to other servers.
-    pub share_sockets: bool,
     /// Its share of the sessions beside the others'.
     pub weight: u16,
     /// Whether it only stands in for the others.
@@ -262,25 +261,6 @@ impl Config {
         })
     }
 
-    /// How many sessions one socket serves where most share it; 1 if none do.
-    #[must_use]
-    pub fn sharing(&self) -> usize {
-        let of = |listener: &Listener| {
-            let servers = listener.servers.iter();
-            let sharing: Vec<_> = servers
-                .map(|(number, mode)| (&self.servers[*number], mode))
-                .filter(|(server, mode)| server.share_sockets && mode.can_share_sockets())
-                .map(|(server, _)| server)
-                .collect();
-            let addresses: Vec<_> = sharing.iter().map(|server| server.address).collect();
-            let serving = sharing
-                .iter()
-                .filter(|server| !server.backup && !server.drain);
-            serving.count() / sharing_groups(&addresses).len().max(1)
-        };
-        self.listeners.iter().map(of).max().unwrap_or(1).max(1)
-    }
-
     /// Worker threads, by configuration or one for each core that this process could
     /// use when it was first asked.
     #[must_use]
@@ -353,7 +333,7 @@ impl From<Flags> for File {
                     hash_on: None,
                     hash_ipv6_prefix: None,
                     source: Vec::new(),
-                    share_sockets: false,
+                    share_sockets: None,
                     slow_start: None,
                     lame_duck: None,
                     on_return: None,

@@ -266,8 +266,6 @@ pub struct OwnCounters {
     /// Sessions that ended and had to give up their socket before its port had
     /// rested.
     pub reclaimed: Counter,
-    /// Places on shared sockets that nobody may have again.
-    pub spoiled: Counter,
     /// Ended sessions that the access log had no time for.
     pub unlogged: Counter,
 }

@@ -46,10 +46,6 @@ pub struct Ceiling {
     pub max_sockets: usize,
     /// The most ended sessions that rest.
     pub max_retired: usize,
-    /// The most sessions that have a socket of their own, where others share.
-    pub max_own: usize,
-    /// How many sessions share a socket at the most.
-    pub sharing: usize,
 }
 
 impl Ceiling {
@@ -76,28 +72,21 @@ impl Ceiling {
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let in_clients_names = modes.all(Mode::spoofs);
         let ports = (!in_clients_names).then_some(ports * sources);
-        Self::new(config.max_sessions, descriptors, ports, config.sharing())
+        Self::new(config.max_sessions, descriptors, ports)
     }
 
-    fn new(
-        configured: Option<usize>,
-        descriptors: usize,
-        ports: Option<usize>,
-        sharing: usize,
-    ) -> Self {
+    fn new(configured: Option<usize>, descriptors: usize, ports: Option<usize>) -> Self {
         let by_ports = ports.map_or(IN_CLIENTS_NAMES, |ports| ports - ports / HOST_SHARE);
         let sockets = descriptors.min(by_ports).max(1);
         let running = (sockets - sockets / RETIRED_SHARE).max(1);
-        let max_sessions = configured.unwrap_or(running.saturating_mul(sharing));
-        let max_sockets = sockets.max(max_sessions.div_ceil(sharing));
+        let max_sessions = configured.unwrap_or(running);
+        let max_sockets = sockets.max(max_sessions);
         Self {
             descriptors,
             ports,
             max_sessions,
             max_sockets,
-            max_retired: max_sockets.saturating_mul(sharing),
-            max_own: if sharing > 1 { running } else { max_sessions },
-            sharing,
+            max_retired: max_sockets,
         }
     }
 
@@ -106,9 +95,8 @@ impl Ceiling {
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         let max = self.max_sessions;
-        let sessions = |sockets: usize| sockets.saturating_mul(self.sharing);
-        let descriptors = sessions(self.descriptors);
-        let ports = self.ports.map_or(usize::MAX, sessions);
+        let descriptors = self.descriptors;
+        let ports = self.ports.unwrap_or(usize::MAX);
         if max > descriptors {
             Some(format!(
                 "max_sessions is {max}, open files allow {descriptors}; raise the hard limit (LimitNOFILE)"
@@ -137,42 +125,23 @@ mod tests {
 
     #[test]
     fn the_scarcer_resource_decides() {
-        let by_descriptors = Ceiling::new(None, 1600, Some(28_232), 1);
+        let by_descriptors = Ceiling::new(None, 1600, Some(28_232));
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
-        assert_eq!(
-            Ceiling::new(None, 1_000_000, Some(1600), 1).max_sockets,
-            1550
-        );
+        assert_eq!(Ceiling::new(None, 1_000_000, Some(1600)).max_sockets, 1550);
         assert_eq!(by_descriptors.shortfall(), None);
     }
 
     #[test]
     fn a_configured_number_stands_and_its_shortfall_is_named() {
-        let ceiling = Ceiling::new(Some(30_000), 100_000, Some(28_232), 1);
+        let ceiling = Ceiling::new(Some(30_000), 100_000, Some(28_232));
         assert_eq!(
             (ceiling.max_sessions, ceiling.max_sockets),
             (30_000, 30_000)
         );
         assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
-        let ceiling = Ceiling::new(Some(2000), 1000, Some(28_232), 1);
+        let ceiling = Ceiling::new(Some(2000), 1000, Some(28_232));
         assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
-    }
-
-    #[test]
-    fn shared_sockets_serve_more_sessions() {
-        let ceiling = Ceiling::new(None, 1600, Some(28_232), 4);
-        assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (6000, 1600));
-        assert_eq!((ceiling.max_retired, ceiling.max_own), (6400, 1500));
-        assert_eq!(ceiling.shortfall(), None);
-        let ceiling = Ceiling::new(Some(6600), 1600, Some(28_232), 4);
-        assert_eq!(ceiling.max_sockets, 1650);
-        assert!(
-            ceiling
-                .shortfall()
-                .unwrap()
-                .contains("open files allow 6400")
-        );
     }
 
     #[test]

@@ -284,12 +284,6 @@ impl Collector for Metrics {
         )?;
         gauge(
             to,
-            "session_places_spoiled",
-            "Places on shared sockets that an answer may still come to, given to nobody else",
-            counted.own(|c| c.spoiled.get()),
-        )?;
-        gauge(
-            to,
             "sessions_retired",
             "Sessions that ended and still hold their port",
             counted.own(|c| c.retired.get()),

@@ -140,13 +140,6 @@ impl Mode {
         !matches!(self, Self::Dsr(_))
     }
 
-    /// Whether sessions can share sockets to servers: not where these are bound to
-    /// a client, nor where nobody listens for replies.
-    #[must_use]
-    pub fn can_share_sockets(self) -> bool {
-        self.takes_replies() && !self.spoofs()
-    }
-
     /// The mode's name in configuration, metrics and logs.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -6,8 +6,7 @@
 //! it saves most of the way through the kernel for all but one of them.
 //!
 //! This module owns every system call of the data path and the only unsafe
-//! code of the proxy, in `net/linux.rs`. Beside it stands `net/fallback.rs`, for
-//! systems that are not Linux, slower and without bursts. Callers see plain
+//! code of the proxy, in `net/linux.rs`. Callers see plain
 //! addresses, slices and [`io::Error`]s; what a socket is for, and whom a
 //! datagram belongs to, is the worker's business.
 
@@ -18,9 +17,6 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-#[cfg(ppv2_portable)]
-use fallback as sys;
-#[cfg(not(ppv2_portable))]
 use linux as sys;
 
 pub use cause::Cause;
@@ -28,9 +24,6 @@ pub use probe::{own_addresses, probe, probe_bursts, probe_source};
 pub use sys::{Readiness, Waker};
 
 mod cause;
-#[cfg(ppv2_portable)]
-mod fallback;
-#[cfg(not(ppv2_portable))]
 mod linux;
 mod options;
 mod probe;
@@ -54,12 +47,10 @@ const STRIDE: usize = CAPACITY + 5 * 64;
 
 /// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux
 /// before 6.9, which raised it).
-#[cfg(not(ppv2_portable))]
 const MAX_BURST: usize = 64;
 
 /// Bytes that a burst may have, headers included: what fits one IP packet, less
 /// the longest IP and UDP headers.
-#[cfg(not(ppv2_portable))]
 const MAX_BURST_BYTES: usize = 65_535 - 48;
 
 /// Buffers that every listener asks for, bytes. The kernel grants at most
@@ -280,7 +271,6 @@ pub struct Socket {
     inner: socket2::Socket,
     /// Datagrams longer than this, header included, have been refused as a
     /// burst: the path's MTU is smaller, or the device can't. They go one by one.
-    #[cfg_attr(ppv2_portable, expect(dead_code, reason = "bursts are never sent"))]
     burst_limit: Cell<usize>,
     /// What the socket is bound to; of a session's socket only the family counts.
     bound: SocketAddr,
@@ -386,36 +376,6 @@ impl Socket {
     pub fn ignore_replies(&self) {
         // Best effort: a larger one only takes more memory.
         let _ = self.inner.set_recv_buffer_size(0);
-    }
-
-    /// A socket to write to several servers from, all of the family of `server`,
-    /// from the address `source` of this host or, each time, one of the kernel's
-    /// choice. Not connected, it takes datagrams from anybody, and hears of no
-    /// refusals.
-    ///
-    /// # Errors
-    ///
-    /// Those of `socket`, `setsockopt` and `bind`: no descriptors, no local ports.
-    pub fn to_many(
-        server: SocketAddr,
-        source: Option<IpAddr>,
-        options: Options,
-    ) -> io::Result<Self> {
-        let inner = open(server, options)?;
-        // Those who share the socket share its buffers, too.
-        let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
-        let _ = inner.set_send_buffer_size(LISTENER_BUFFER);
-        if server.is_ipv6() {
-            inner.set_only_v6(true)?;
-        }
-        let any = if server.is_ipv6() {
-            IpAddr::from(Ipv6Addr::UNSPECIFIED)
-        } else {
-            IpAddr::from(Ipv4Addr::UNSPECIFIED)
-        };
-        let from = SocketAddr::new(source.unwrap_or(any), 0);
-        inner.bind(&SockAddr::from(from))?;
-        Ok(Self::new(inner, server, false))
     }
 
     /// Has an open socket serve other options from the next datagram on. Where

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr};
 
-pub use budget::{Budget, Full, Seat, SocketSeat};
+pub use budget::{Budget, Full, Seat};
 pub use clients::{ClientSeat, Clients, Network, Rates};
 pub use table::Table;
 

@@ -48,8 +48,6 @@ pub struct Server {
     /// Addresses of this host to send from, in turn; empty for the kernel's
     /// choice. Each has local ports of its own.
     pub sources: Arc<[IpAddr]>,
-    /// Whether its sessions may share sockets with sessions to other servers.
-    pub share_sockets: bool,
 }
 
 /// One thing for IPv4 clients and another for IPv6 clients.
@@ -119,57 +117,5 @@ impl Steering {
     #[must_use]
     pub fn moves_any(&self) -> bool {
         !self.leave.is_empty() || !self.returns.is_empty()
-    }
-}
-
-/// The most servers whose sessions share a socket: a reply's session is found by
-/// a search through so many addresses.
-pub const MAX_SHARING: usize = 16;
-
-/// Divides servers into groups whose sessions can share a socket: of one address
-/// family, of about equal size, and none larger than [`MAX_SHARING`]. Returns
-/// indices into `servers`.
-#[must_use]
-pub fn sharing_groups(servers: &[ServerAddr]) -> Vec<Vec<usize>> {
-    let mut groups = Vec::new();
-    for v6 in [false, true] {
-        let family = (0..servers.len()).filter(|index| servers[*index].0.is_ipv6() == v6);
-        let family: Vec<_> = family.collect();
-        let count = family.len().div_ceil(MAX_SHARING);
-        let size = family.len().div_ceil(count.max(1)).max(1);
-        groups.extend(family.chunks(size).map(<[usize]>::to_vec));
-    }
-    groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_are_shared_within_a_family_by_groups_of_like_size() {
-        let servers = |v4: u16, v6: u16| -> Vec<_> {
-            let v4 = (0..v4).map(|port| ServerAddr(([192, 0, 2, 1], port).into()));
-            let v6 = (0..v6).map(|port| ServerAddr(([0u16; 8], port).into()));
-            v4.chain(v6).collect()
-        };
-        assert_eq!(sharing_groups(&[]), Vec::<Vec<usize>>::new());
-        assert_eq!(sharing_groups(&servers(2, 1)), [vec![0, 1], vec![2]]);
-        for (v4, v6) in [(16, 0), (17, 0), (33, 40), (1, 100)] {
-            let all = servers(v4, v6);
-            let groups = sharing_groups(&all);
-            let mut members: Vec<_> = groups.concat();
-            members.sort_unstable();
-            assert_eq!(members, (0..all.len()).collect::<Vec<_>>());
-            for group in &groups {
-                assert!((1..=MAX_SHARING).contains(&group.len()));
-                let family = |index: &usize| all[*index].0.is_ipv6();
-                assert!(group.iter().all(|index| family(index) == family(&group[0])));
-            }
-            let families = usize::from(v4 > 0) + usize::from(v6 > 0);
-            let fewest =
-                usize::from(v4).div_ceil(MAX_SHARING) + usize::from(v6).div_ceil(MAX_SHARING);
-            assert!(groups.len() <= fewest.max(families));
-        }
     }
 }

@@ -21,7 +21,6 @@ mod onward;
 mod open;
 mod replies;
 mod settings;
-mod shared;
 mod source;
 mod tally;
 
@@ -42,11 +41,10 @@ use crate::net::{
 };
 use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
-use link::{Exit, Link, SharedSocket};
+use link::{Exit, Link};
 use onward::Onward;
 use open::{Exhausted, OwnAddresses, ServerAddresses, refused};
 use replies::Replies;
-use shared::{Number, SharedSockets};
 use source::Source;
 use tally::{Ends, amount_of, newly_lost};
 
@@ -105,10 +103,9 @@ pub struct Worker {
     own: OwnAddresses,
     servers: ServerAddresses,
     exhausted: Exhausted,
-    /// When a shared socket's path was asked for its MTU.
+    /// When the path of an unconnected socket was asked for its MTU.
     mtu_asked: Cell<Option<Instant>>,
     table: Table<Link>,
-    shared: SharedSockets<SharedSocket>,
     budget: Arc<Budget>,
     claims: Arc<Claims>,
     inbound: Batch,
@@ -156,8 +153,6 @@ impl Worker {
         let balancers = steering.plans.iter().map(|plans| {
             ByFamily::new(|v6| Balancer::new(Arc::clone(plans.get(v6)), number, random_seed()))
         });
-        let mut shared = SharedSockets::default();
-        shared.follow(listeners.iter().map(|l| l.servers.as_slice()), |_, _| false);
         let servers = ServerAddresses::of(&listeners);
         let worker = Self {
             number,
@@ -175,10 +170,7 @@ impl Worker {
             servers,
             exhausted: Exhausted::default(),
             mtu_asked: Cell::default(),
-            table: Table::new(now, rules, max_retired)
-                .spoiling(Link::spoil)
-                .with_afterlife(Link::afterlife),
-            shared,
+            table: Table::new(now, rules, max_retired).with_afterlife(Link::afterlife),
             budget,
             claims,
             inbound: Batch::new(),
@@ -213,7 +205,6 @@ impl Worker {
                 match Source::of_key(key) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
                     Source::Server(id) => self.take_from_server(id, now),
-                    Source::Servers(socket) => _ = self.take_from_servers(socket, now),
                 }
                 if at_once {
                     self.replies.send(&self.entrances, &self.counters);
@@ -384,7 +375,7 @@ impl Worker {
                 prefix,
                 ..
             } = &mut session.link;
-            let (socket, to) = exit.towards(*server, &self.shared);
+            let (socket, to) = exit.towards(*server);
             let onward = Onward {
                 batch: &self.inbound,
                 socket,
@@ -424,48 +415,21 @@ impl Worker {
         let listener = session.listener;
         let server = &self.counters.servers[session.server];
         for slot in self.replies.receive(from, server) {
-            self.pass(slot, Some(id), listener, now);
-        }
-    }
-
-    /// Takes some replies from a shared socket, each for the session to the server
-    /// that it comes from. False if there are none.
-    fn take_from_servers(&mut self, socket: Number, now: Instant) -> bool {
-        if self.replies.is_full() {
-            self.replies.send(&self.entrances, &self.counters);
-        }
-        let Some((from, listener)) = self.shared.get_mut(socket) else {
-            return false;
-        };
-        let slots = self
-            .replies
-            .receive(&mut from.inner, &self.counters.servers[from.opened_for]);
-        for slot in slots.clone() {
-            let reply = self.replies.batch().received(slot);
-            let id = reply.and_then(|reply| self.shared.session(socket, ServerAddr(reply.peer)));
             self.pass(slot, id, listener, now);
         }
-        !slots.is_empty()
     }
 
     /// Has the replies in `slot`, which came to a socket of this listener's, go to
-    /// the client of session `id`, if there is one and they came from the server
-    /// that was asked.
-    fn pass(&mut self, slot: usize, id: Option<SessionId>, listener: usize, now: Instant) {
+    /// the client of session `id`, if they came from the server that was asked.
+    fn pass(&mut self, slot: usize, id: SessionId, listener: usize, now: Instant) {
         let Some(reply) = self.replies.batch().received(slot) else {
             return;
         };
         let amount = amount_of(&reply);
         let datagrams = amount.datagrams;
-        let session = id.and_then(|id| Some((id, self.table.get(id)?)));
-        let Some((id, session)) = session else {
-            let reason = if id.is_some() {
-                DropReason::ReplyLate
-            } else {
-                DropReason::ReplyWrongSource
-            };
-            let dropped = self.counters.listeners[listener].dropped(reason);
-            return dropped.add(datagrams);
+        let Some(session) = self.table.get(id) else {
+            let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
+            return late.add(datagrams);
         };
         self.last_reply = now;
         let (asked, via) = (session.link.server, session.link.via);
@@ -504,9 +468,7 @@ impl Worker {
         let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
         self.table
             .expire(now, |session, reason| ends.note(session, reason));
-        self.shared.collect();
         let counters = &self.counters.own;
-        counters.spoiled.set(self.shared.spoiled() as u64);
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
     }

@@ -54,7 +54,6 @@ fn settings(servers: &[UdpSocket]) -> ListenerSettings {
         }),
         address: ServerAddr(socket.local_addr().unwrap()),
         sources: Arc::from([]),
-        share_sockets: true,
         mode: Mode::Ppv2 {
             emit: Emit::Every,
             crc32c: true,
@@ -106,7 +105,7 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
 }
 
 /// Allocations of a worker that moves datagrams for so many rounds, between its
-/// clients and so many servers, whose sessions share sockets.
+/// clients and so many servers.
 fn allocations(rounds: usize, servers: usize) -> u64 {
     let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
     let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, OPTIONS).unwrap();

@@ -134,27 +134,6 @@ fn bursts_pass_both_ways_over_ipv4_and_ipv6() {
 }
 
 #[test]
-fn bursts_pass_through_sockets_that_sessions_share() {
-    for ip in ["127.0.0.1", "::1"] {
-        let mut servers = [(); 2].map(|()| Peer::new(socket(ip)));
-        let listener = address(ip);
-        let folder = tempfile::tempdir().unwrap();
-        let _proxy = proxy_with(
-            &folder,
-            &format!(
-                "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-                 [upstream.u]\nbalance = \"round_robin\"\nshare_sockets = true\nservers = [\"{}\", \"{}\"]\n",
-                servers[0].address(),
-                servers[1].address()
-            ),
-        );
-        for server in &mut servers {
-            exchange(&mut Peer::new(socket(ip)), listener, server);
-        }
-    }
-}
-
-#[test]
 fn a_burst_whose_headers_exceed_the_path_is_fragmented_not_lost() {
     // 1,400 bytes and their header of 28 pass a client's link of 1,500, but not
     // the server's of 1,440.

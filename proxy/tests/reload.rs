@@ -501,39 +501,6 @@ fn replies_in_flight_reach_clients_whose_session_begins_anew() {
 }
 
 #[test]
-fn shared_sockets_go_on_when_servers_come_and_go() {
-    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
-    let all: Vec<_> = servers.iter().collect();
-    let a = address("127.0.0.1");
-    let config = |servers: &[&Server]| {
-        listener("a", a, "u")
-            + &format!(
-                "[upstream.u]\nbalance = \"round_robin\"\nshare_sockets = true\n\
-                 lame_duck = \"0s\"\nservers = [{}]\n",
-                list(servers)
-            )
-    };
-    let proxy = Proxy::start(&config(&all[..3]));
-    let clients: Vec<_> = (0..30).map(|_| socket("127.0.0.1")).collect();
-    let mut before: Vec<_> = clients.iter().map(|client| ask(client, a)).collect();
-    for servers in [&all[..], &all[1..], &all[..2], &all[..3]] {
-        proxy.reload(&config(servers));
-        let is_there = |address| servers.iter().any(|server| server.address == address);
-        for (client, session) in clients.iter().zip(&mut before) {
-            let now = ask(client, a);
-            assert!(is_there(now.0));
-            assert!(now == *session || !is_there(session.0));
-            *session = now;
-        }
-    }
-    assert_eq!(proxy.metric("ppv2_sessions{listener=\"a\"}"), 30);
-    let (_, metrics) = http_get(proxy.admin, "/metrics");
-    let sockets = "ppv2_session_sockets ";
-    let sockets = metrics.lines().find_map(|line| line.strip_prefix(sockets));
-    assert!(sockets.unwrap().parse::<usize>().unwrap() < 80, "{metrics}");
-}
-
-#[test]
 fn all_goes_on_while_a_reload_waits() {
     // It is asked for a name, and says nothing.
     let resolver = socket("127.0.0.1");

@@ -84,17 +84,12 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     let ceiling = Ceiling::of(config);
     let _ = writeln!(
         text,
-        "sessions: at most {} (open files allow {}{}{})",
+        "sessions: at most {} (open files allow {}{})",
         ceiling.max_sessions,
         ceiling.descriptors,
         match ceiling.ports {
             Some(ports) => format!(", local ports {ports}"),
             None => String::new(),
-        },
-        if ceiling.sharing > 1 {
-            format!("; a socket serves {}", ceiling.sharing)
-        } else {
-            String::new()
         }
     );
     let warnings = config.warnings.iter().chain(remarks);

@@ -15,7 +15,7 @@ use super::{Config, ConfigError, Listener, Name, Named, Server, nowhere};
 use crate::address::ServerAddr;
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
-use crate::upstream::{Balance, sharing_groups};
+use crate::upstream::Balance;
 use crate::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
@@ -107,7 +107,6 @@ impl<'a> Checker<'a> {
         for (name, upstream) in file.upstream {
             let (checked, members) = self.upstream(&name, upstream)?;
             if used.contains(&name) {
-                self.warn_of_nothing_shared(&name, &members);
                 self.servers.extend(members.servers);
                 self.names.extend(members.names);
             } else {
@@ -314,6 +313,11 @@ impl<'a> Checker<'a> {
                 .error(span, format!("upstream `{name}` has no servers"))
                 .mend("give at least one, as in servers = [\"192.0.2.10:53\"]"));
         }
+        if let Some(gone) = upstream.share_sockets {
+            return Err(self
+                .error(gone.span(), "`share_sockets` no longer exists")
+                .mend("remove it; for more sessions, add addresses to `source`"));
+        }
         let mut checked = CheckedUpstream {
             servers: Vec::new(),
             names: Vec::new(),
@@ -352,7 +356,6 @@ impl<'a> Checker<'a> {
                     slow_start,
                     lame_duck,
                     sources: sources.clone().into(),
-                    share_sockets: upstream.share_sockets,
                     health: health.clone(),
                 });
                 continue;
@@ -380,7 +383,6 @@ impl<'a> Checker<'a> {
                 address,
                 found_by: None,
                 sources,
-                share_sockets: upstream.share_sockets,
                 health: health.clone(),
             });
         }
@@ -391,23 +393,6 @@ impl<'a> Checker<'a> {
     fn twice(&self, span: Range<usize>, server: &str, upstream: &str) -> ConfigError {
         self.error(span, format!("{server} is twice in upstream `{upstream}`"))
             .mend("name each server once")
-    }
-
-    fn warn_of_nothing_shared(&mut self, name: &str, members: &Members) {
-        if !members.names.is_empty() {
-            // What they lead to, and how many, is not known.
-            return;
-        }
-        let servers = &members.servers;
-        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
-        let alone = sharing_groups(&addresses)
-            .iter()
-            .all(|group| group.len() < 2);
-        if alone && servers.iter().any(|server| server.share_sockets) {
-            self.warnings.push(format!(
-                "upstream `{name}`: share_sockets saves nothing, since sessions share sockets with those to other servers of one address family, and there are none"
-            ));
-        }
     }
 
     /// The addresses to send from, of both families.

@@ -188,7 +188,6 @@ impl Named {
             address: ServerAddr(address),
             found_by: Some(self.name.clone()),
             sources,
-            share_sockets: self.share_sockets,
             weight,
             backup: self.backup || backup,
             drain: self.drain,

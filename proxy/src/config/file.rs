@@ -109,8 +109,8 @@ pub(crate) struct Upstream {
     pub(crate) hash_ipv6_prefix: Option<At<i64>>,
     #[serde(default)]
     pub(crate) source: Vec<At<String>>,
-    #[serde(default)]
-    pub(crate) share_sockets: bool,
+    /// Gone; read so that the error can say what to write instead.
+    pub(crate) share_sockets: Option<At<bool>>,
     pub(crate) slow_start: Option<At<String>>,
     pub(crate) lame_duck: Option<At<String>>,
     pub(crate) on_return: Option<At<String>>,

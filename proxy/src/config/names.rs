@@ -60,8 +60,6 @@ pub struct Named {
     /// Addresses of this host to send to them from, of both families; empty for the
     /// kernel's choice.
     pub sources: Arc<[IpAddr]>,
-    /// Whether their sessions may share sockets with sessions to other servers.
-    pub share_sockets: bool,
     /// How to find out whether they serve, if at all.
     pub health: Option<Arc<Health>>,
 }

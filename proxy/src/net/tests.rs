@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-#[cfg(not(ppv2_portable))]
 mod bursts;
 
 fn receive(socket: &Socket, batch: &mut Batch, count: usize) {

@@ -109,7 +109,7 @@ impl Control {
         let counters: Vec<_> = (0..sockets.len())
             .map(|_| Arc::new(WorkerCounters::new(listeners, servers)))
             .collect();
-        let budget = Budget::with_own(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
+        let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
         let counted = counted(&roll, &roster, &counters);
         let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget)));
         let mut health = Health::new(Arc::clone(&metrics));
@@ -333,7 +333,7 @@ impl Control {
         let ceiling = Ceiling::of(&config);
         self.metrics
             .budget
-            .resize(ceiling.max_sessions, ceiling.max_sockets, ceiling.max_own);
+            .resize(ceiling.max_sessions, ceiling.max_sockets);
         self.ceiling = ceiling;
         self.close_later(&config, now);
         self.leaving.follow(&mut config, Some(&self.roll), now);

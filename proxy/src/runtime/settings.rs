@@ -51,7 +51,6 @@ fn of_listener(
             address: server.address,
             mode: *mode,
             sources: Arc::clone(&server.sources),
-            share_sockets: server.share_sockets,
         }
     };
     ListenerSettings {

@@ -14,10 +14,6 @@ pub struct Budget {
     sessions: AtomicUsize,
     max_sockets: AtomicUsize,
     sockets: AtomicUsize,
-    /// Sessions with a socket of their own. Where others share, these must not
-    /// have all sockets that there are, or none could rest.
-    max_own: AtomicUsize,
-    own: AtomicUsize,
 }
 
 /// What is used up.
@@ -37,29 +33,19 @@ impl Budget {
     /// ended ones.
     #[must_use]
     pub fn new(max_sessions: usize, max_sockets: usize) -> Arc<Self> {
-        Self::with_own(max_sessions, max_sockets, usize::MAX)
-    }
-
-    /// As [`new`](Self::new), with at most `max_own` sessions that have a socket
-    /// of their own.
-    #[must_use]
-    pub fn with_own(max_sessions: usize, max_sockets: usize, max_own: usize) -> Arc<Self> {
         Arc::new(Self {
             max_sessions: AtomicUsize::new(max_sessions),
             sessions: AtomicUsize::new(0),
             max_sockets: AtomicUsize::new(max_sockets),
             sockets: AtomicUsize::new(0),
-            max_own: AtomicUsize::new(max_own),
-            own: AtomicUsize::new(0),
         })
     }
 
     /// Has other bounds from now on. What is taken beyond them stays taken until it
     /// is given back.
-    pub fn resize(&self, max_sessions: usize, max_sockets: usize, max_own: usize) {
+    pub fn resize(&self, max_sessions: usize, max_sockets: usize) {
         self.max_sessions.store(max_sessions, Ordering::Relaxed);
         self.max_sockets.store(max_sockets, Ordering::Relaxed);
-        self.max_own.store(max_own, Ordering::Relaxed);
     }
 
     /// The most sessions there may be.
@@ -86,52 +72,24 @@ impl Budget {
         self.max_sockets.load(Ordering::Relaxed)
     }
 
-    /// Takes a seat for a session with a socket of its own.
+    /// Takes a seat for a session and its socket.
     ///
     /// # Errors
     ///
     /// What is used up.
     pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
-        let mut seat = self.take_session()?;
-        seat.socket = Some(self.take_socket()?);
-        // Given back with the seat.
-        seat.own = add_one(&self.own, &self.max_own);
-        if seat.own {
-            Ok(seat)
-        } else {
-            Err(Full::Sessions)
-        }
-    }
-
-    /// Takes a seat for a session that shares a socket, which has a
-    /// [`SocketSeat`] of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`Full::Sessions`].
-    pub fn take_session(self: &Arc<Self>) -> Result<Seat, Full> {
         if !add_one(&self.sessions, &self.max_sessions) {
             return Err(Full::Sessions);
+        }
+        if !add_one(&self.sockets, &self.max_sockets) {
+            self.sessions.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full::Sockets);
         }
         Ok(Seat {
             budget: Arc::clone(self),
             resting: false,
-            own: false,
-            socket: None,
             client: None,
         })
-    }
-
-    /// Takes the right to one socket.
-    ///
-    /// # Errors
-    ///
-    /// [`Full::Sockets`].
-    pub fn take_socket(self: &Arc<Self>) -> Result<SocketSeat, Full> {
-        if !add_one(&self.sockets, &self.max_sockets) {
-            return Err(Full::Sockets);
-        }
-        Ok(SocketSeat(Arc::clone(self)))
     }
 }
 
@@ -144,26 +102,12 @@ fn add_one(number: &AtomicUsize, max: &AtomicUsize) -> bool {
         .is_ok()
 }
 
-/// The right to one socket, given back when dropped.
-#[derive(Debug)]
-pub struct SocketSeat(Arc<Budget>);
-
-impl Drop for SocketSeat {
-    fn drop(&mut self) {
-        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The right to one session, and to its socket if that is its own, given back
-/// when dropped.
+/// The right to one session and to its socket, given back when dropped.
 #[derive(Debug)]
 pub struct Seat {
     budget: Arc<Budget>,
     /// The session has ended.
     resting: bool,
-    /// It counts among the sessions with a socket of their own.
-    own: bool,
-    socket: Option<SocketSeat>,
     /// The client's part.
     client: Option<ClientSeat>,
 }
@@ -182,9 +126,6 @@ impl Seat {
             self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
         }
         self.client = None;
-        if std::mem::take(&mut self.own) {
-            self.budget.own.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 
     /// Takes a session for a socket that rested.
@@ -198,10 +139,6 @@ impl Seat {
                 return Err(Full::Sessions);
             }
             self.resting = false;
-            self.own = self.socket.is_some() && add_one(&self.budget.own, &self.budget.max_own);
-            if self.socket.is_some() && !self.own {
-                return Err(Full::Sessions);
-            }
         }
         Ok(self)
     }
@@ -210,6 +147,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.rest();
+        self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -218,27 +156,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_with_sockets_of_their_own_leave_some_to_rest() {
-        let budget = Budget::with_own(10, 4, 3);
+    fn an_ended_session_keeps_its_socket_and_nothing_else() {
+        let budget = Budget::new(3, 4);
         let mut seats: Vec<_> = (0..3).map(|_| budget.take().unwrap()).collect();
         assert_eq!(budget.take().err(), Some(Full::Sessions));
-        assert_eq!((budget.taken(), budget.sockets()), (3, 3));
-        let shared = budget.take_session().unwrap();
         seats[0].rest();
         seats.push(budget.take().unwrap());
+        seats[1].rest();
         assert_eq!(budget.take().err(), Some(Full::Sockets));
-        assert_eq!((budget.taken(), budget.sockets()), (4, 4));
-        // The one that rests can't take part again while three others do.
+        assert_eq!((budget.taken(), budget.sockets()), (2, 4));
+        let again = seats.remove(0).renew().unwrap();
+        seats.push(again);
+        assert_eq!((budget.taken(), budget.sockets()), (3, 4));
         assert_eq!(seats.remove(0).renew().err(), Some(Full::Sessions));
-        assert_eq!((budget.taken(), budget.sockets()), (4, 3));
-        drop(seats.pop());
-        drop(shared);
-        let mut seat = budget.take().unwrap();
-        seat.rest();
-        let seat = seat.renew().unwrap();
         assert_eq!((budget.taken(), budget.sockets()), (3, 3));
-        drop((seat, seats));
+        drop(seats);
         assert_eq!((budget.taken(), budget.sockets()), (0, 0));
-        assert_eq!(budget.own.load(Ordering::Relaxed), 0);
     }
 }

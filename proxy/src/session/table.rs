@@ -34,7 +34,6 @@ pub struct Table<T> {
     max_retired: usize,
     reclaimed: u64,
     generation: u32,
-    spoil: fn(&mut T),
     afterlife: fn(&T) -> Afterlife,
 }
 
@@ -53,7 +52,6 @@ impl<T> Table<T> {
             max_retired,
             reclaimed: 0,
             generation: 0,
-            spoil: |_| {},
             afterlife: |_| Afterlife::Rest,
         }
     }
@@ -63,14 +61,6 @@ impl<T> Table<T> {
     #[must_use]
     pub fn with_afterlife(self, afterlife: fn(&T) -> Afterlife) -> Self {
         Self { afterlife, ..self }
-    }
-
-    /// Has `spoil` told of what was kept with a session that is let go although a
-    /// reply may still come for it: it owes its client an answer, or has not
-    /// rested.
-    #[must_use]
-    pub fn spoiling(self, spoil: fn(&mut T)) -> Self {
-        Self { spoil, ..self }
     }
 
     /// Goes by other rules from now on, for as many listeners as before or more,
@@ -347,8 +337,7 @@ impl<T> Table<T> {
         let oldest = self.rest.oldest(|id| find(sessions, id).is_some());
         let gone = oldest.and_then(|resting| self.remove(resting.id.slot));
         self.reclaimed += u64::from(gone.is_some());
-        gone.map(|mut session| (self.spoil)(&mut session.link))
-            .is_some()
+        gone.is_some()
     }
 
     /// Sessions that take or pass datagrams.
@@ -421,10 +410,7 @@ impl<T> Table<T> {
 
     fn remove(&mut self, slot: u32) -> Option<Session<T>> {
         self.wheel.disarm(slot);
-        let mut session = self.sessions.try_remove(slot as usize)?;
-        if !session.is_answered(1) {
-            (self.spoil)(&mut session.link);
-        }
+        let session = self.sessions.try_remove(slot as usize)?;
         if !session.is_active() {
             self.retired -= 1;
             // Here, lest names of what is gone pile up.

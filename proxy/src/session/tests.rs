@@ -11,11 +11,6 @@ const ONE: Amount = Amount {
     bytes: 100,
 };
 
-const TWO: Amount = Amount {
-    datagrams: 2,
-    bytes: 200,
-};
-
 const RULES: Rules = Rules {
     idle_timeout: Duration::from_secs(30),
     responses: 0,
@@ -485,42 +480,6 @@ proptest! {
         prop_assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
         prop_assert_eq!(bench.table.next_deadline(), None);
     }
-}
-
-#[test]
-fn what_a_reply_may_still_come_for_is_spoiled_when_it_is_let_go() {
-    static SPOILED: std::sync::Mutex<Vec<Key>> = std::sync::Mutex::new(Vec::new());
-    let now = Instant::now();
-    let rules = Rules {
-        idle_timeout: Duration::from_secs(1),
-        responses: 0,
-        requests: 0,
-        amplification: None,
-    };
-    let budget = Budget::new(10, 10);
-    let mut table = Table::new(now, vec![rules], 10)
-        .spoiling(|key: &mut Key| SPOILED.lock().unwrap().push(*key));
-    let ids = [1, 2].map(|port| {
-        let key = key(port);
-        let id = table.open(now, key, 0, 0, budget.take().unwrap(), key);
-        table.request(now, &key, TWO).unwrap();
-        id
-    });
-    table.reply(now, ids[0], TWO, |_, _| {}).unwrap();
-    table.reply(now, ids[1], ONE, |_, _| {}).unwrap();
-    table.expire(now + Duration::from_secs(2), |_, _| {});
-    assert_eq!(*SPOILED.lock().unwrap(), []);
-    table.expire(now + Duration::from_secs(4) + LINGER + SPARE, |_, _| {});
-    assert_eq!((table.active(), table.retired()), (0, 0));
-    assert_eq!(*SPOILED.lock().unwrap(), [key(2)]);
-
-    // Answered, but let go before it has rested.
-    let id = table.open(now, key(3), 0, 0, budget.take().unwrap(), key(3));
-    table.request(now, &key(3), ONE).unwrap();
-    table.reply(now, id, ONE, |_, _| {}).unwrap();
-    table.expire(now + Duration::from_secs(60), |_, _| {});
-    assert!(table.reclaim());
-    assert_eq!(*SPOILED.lock().unwrap(), [key(2), key(3)]);
 }
 
 #[test]

@@ -96,10 +96,6 @@ impl Worker {
         self.parted.retain(|pair| !rejoined.contains_key(pair));
         differences.changed.extend(rejoined);
         self.parted.extend(&differences.parted);
-        let listeners = self.listeners.iter().map(|l| l.servers.as_slice());
-        self.shared.follow(listeners, |listener, server| {
-            differences.outdated.contains(&(listener, server))
-        });
         let passed = self.pass_entrances(&bound);
         self.end_otherwise(&differences, &passed, now);
         self.steer(steering);
@@ -268,7 +264,7 @@ fn rejoined(parted: &BTreeSet<Pair>, listeners: &[Arc<ListenerSettings>]) -> BTr
 }
 
 fn same_sockets(a: &Server, b: &Server) -> bool {
-    (a.mode, a.share_sockets, &a.sources) == (b.mode, b.share_sockets, &b.sources)
+    (a.mode, &a.sources) == (b.mode, &b.sources)
 }
 
 #[cfg(test)]
@@ -292,7 +288,6 @@ mod tests {
             address: ServerAddr(([192, 0, 2, 1], 53).into()),
             mode: Mode::Plain,
             sources: Arc::from([]),
-            share_sockets: false,
         };
         let options = Options {
             dont_fragment: false,

@@ -1,6 +1,5 @@
 //! What a session has on its server's side: a socket of its own, connected, so
-//! that a reply can only come from the server that was asked, or a place on one
-//! that sessions to other servers share. It is new, or that of a session that
+//! that a reply can only come from the server that was asked. It is new, or that of a session that
 //! ended long enough ago.
 
 use std::io;
@@ -10,12 +9,11 @@ use std::time::Instant;
 
 use super::at_once::AtOnce;
 use super::claims::{Claim, Claims};
-use super::shared::{Place, SharedSockets};
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::mode::{Mode, Prefix};
 use crate::net::{Cause, Options, Socket};
-use crate::session::{Afterlife, Budget, Full, Key, Seat, SocketSeat, Table};
+use crate::session::{Afterlife, Budget, Full, Key, Seat, Table};
 use crate::upstream::{Server, ServerName};
 
 /// What a worker keeps with a session.
@@ -40,18 +38,11 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A reply may still come for the session that is let go.
-    pub(super) fn spoil(&mut self) {
-        if let Exit::Shared(place) = &mut self.exit {
-            place.spoil();
-        }
-    }
-
     /// What becomes of the session's socket and port when it ends.
     pub(super) fn afterlife(&self) -> Afterlife {
         match &self.exit {
             Exit::Own(own) if own.claim.is_some() => Afterlife::None,
-            Exit::Own(_) | Exit::Shared(_) => Afterlife::Rest,
+            Exit::Own(_) => Afterlife::Rest,
             // On a port of this host's, which another session could get.
             Exit::Unheard { is_connected, .. } if *is_connected => Afterlife::RestUnheard,
             Exit::Unheard { .. } => Afterlife::Unheard,
@@ -64,8 +55,6 @@ impl Link {
 pub(super) enum Exit {
     /// A socket of the session's own, connected to its server.
     Own(ServerSocket),
-    /// A socket that sessions to other servers leave by, too.
-    Shared(Place),
     /// A socket of the session's own by which no replies come.
     Unheard { socket: Socket, is_connected: bool },
 }
@@ -93,28 +82,11 @@ impl ServerSocket {
     }
 }
 
-/// A shared socket, and its part of the budget.
-#[derive(Debug)]
-pub(super) struct SharedSocket {
-    pub(super) inner: ServerSocket,
-    /// Number of the server under which it counts what can't be told to be
-    /// another's.
-    pub(super) opened_for: usize,
-    /// Keeps that number from being another's.
-    pub(super) _name: Arc<ServerName>,
-    pub(super) _seat: SocketSeat,
-}
-
 impl Exit {
     /// The socket, and whom to send to where it is not connected.
-    pub(super) fn towards<'s>(
-        &'s self,
-        server: ServerAddr,
-        shared: &'s SharedSockets<SharedSocket>,
-    ) -> (&'s Socket, Option<ServerAddr>) {
+    pub(super) fn towards(&self, server: ServerAddr) -> (&Socket, Option<ServerAddr>) {
         match self {
             Self::Own(own) => (&own.socket, None),
-            Self::Shared(place) => (&shared.of(place).inner.socket, Some(server)),
             Self::Unheard {
                 socket,
                 is_connected,
@@ -129,15 +101,13 @@ const RECLAIMS: usize = 16;
 
 /// A seat for a session, and perhaps what one with the same listener and server
 /// has left that ended and rested. For want of another socket, one gives up its
-/// own before it has rested. A session that `shares` a socket needs none here,
-/// and one in the name of its client `takes_over` from nobody.
+/// own before it has rested. One in the name
+/// of its client `takes_over` from nobody.
 pub(super) fn seat(
     table: &mut Table<Link>,
-    shared: &mut SharedSockets<SharedSocket>,
     budget: &Arc<Budget>,
     now: Instant,
     (listener, server): (usize, usize),
-    shares: bool,
     takes_over: bool,
 ) -> Result<(Seat, Option<Link>), DropReason> {
     let mut kept = None;
@@ -145,12 +115,7 @@ pub(super) fn seat(
         kept = table.take_rested(now, listener, server).filter(is_current);
     }
     if kept.is_none() {
-        let taken = if shares {
-            budget.take_session()
-        } else {
-            budget.take()
-        };
-        match taken {
+        match budget.take() {
             Ok(seat) => return Ok((seat, None)),
             Err(Full::Sessions) => return Err(DropReason::MaxSessions),
             Err(Full::Sockets) if takes_over => {
@@ -163,7 +128,7 @@ pub(super) fn seat(
         let seat = seat.renew().map_err(why_full)?;
         return Ok((seat, Some(link)));
     }
-    let seat = with_reclaims(table, shared, || budget.take().map_err(why_full))?;
+    let seat = with_reclaims(table, || budget.take().map_err(why_full))?;
     Ok((seat, None))
 }
 
@@ -180,9 +145,8 @@ pub(super) fn connect(
     turn: &mut usize,
     options: Options,
     table: &mut Table<Link>,
-    shared: &mut SharedSockets<SharedSocket>,
 ) -> Result<ServerSocket, DropReason> {
-    let socket = with_reclaims(table, shared, || {
+    let socket = with_reclaims(table, || {
         let address = server.address.0;
         from_sources(server, turn, |from| Socket::connect(address, from, options))
     })?;
@@ -198,10 +162,9 @@ pub(super) fn speak_for(
     turn: &mut usize,
     options: Options,
     table: &mut Table<Link>,
-    shared: &mut SharedSockets<SharedSocket>,
 ) -> Result<Exit, DropReason> {
     let Some(from) = server.mode.source(key.client) else {
-        let own = connect(server, turn, options, table, shared)?;
+        let own = connect(server, turn, options, table)?;
         own.socket.ignore_replies();
         return Ok(Exit::Unheard {
             socket: own.socket,
@@ -216,7 +179,7 @@ pub(super) fn speak_for(
     } else {
         None
     };
-    let socket = with_reclaims(table, shared, || {
+    let socket = with_reclaims(table, || {
         Socket::in_name_of(from, to.0, takes_replies, options)
             .map_err(|error| why_not_in_its_name(Cause::of(&error)))
     })?;
@@ -233,36 +196,16 @@ pub(super) fn speak_for(
     }))
 }
 
-/// Opens a socket to be shared by sessions to this server and others.
-pub(super) fn open_shared(
-    server: &Server,
-    turn: &mut usize,
-    options: Options,
-    budget: &Arc<Budget>,
-) -> Result<SharedSocket, DropReason> {
-    let seat = budget.take_socket().map_err(why_full)?;
-    let address = server.address.0;
-    let socket = from_sources(server, turn, |from| Socket::to_many(address, from, options))?;
-    Ok(SharedSocket {
-        inner: ServerSocket::new(socket),
-        opened_for: server.number,
-        _name: Arc::clone(&server.name),
-        _seat: seat,
-    })
-}
-
 /// Tries anew as long as a session that has ended could give what is lacking,
 /// but not for ever.
 fn with_reclaims<T>(
     table: &mut Table<Link>,
-    shared: &mut SharedSockets<SharedSocket>,
     mut attempt: impl FnMut() -> Result<T, DropReason>,
 ) -> Result<T, DropReason> {
     let mut reclaims = 0;
     loop {
         match attempt() {
             Err(reason) if is_shortage(reason) && reclaims < RECLAIMS && table.reclaim() => {
-                shared.collect();
                 reclaims += 1;
             }
             result => return result,

@@ -10,7 +10,7 @@ use crate::address::ServerAddr;
 use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters};
 use crate::net::{Batch, Cause, Outgoing, Part, SendFault, Socket, TrafficClass};
 
-/// How long not to ask again for the MTU of a path that a shared socket sends to.
+/// How long not to ask again for the MTU of a path that an unconnected socket sends to.
 const MTU_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where datagrams are taken from and sent to, and where they are counted.

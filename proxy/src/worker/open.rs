@@ -5,10 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::link::{
-    Exit, Link, ServerSocket, connect, is_current, is_shortage, open_shared, seat, speak_for,
-};
-use super::shared::{Number, Place};
+use super::link::{Exit, Link, ServerSocket, connect, is_shortage, seat, speak_for};
 use super::source::Source;
 use super::{ListenerSettings, Worker};
 use crate::counters::DropReason;
@@ -23,10 +20,6 @@ const SHORTAGE: Duration = Duration::from_millis(20);
 
 /// How long no other port is looked for of a client that has used up its own.
 const EXHAUSTED: Duration = Duration::from_millis(500);
-
-/// How often a shared socket is read before a new session gets a place on it;
-/// one that holds more then is being flooded, and another is taken.
-const READS: usize = 8;
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -126,29 +119,19 @@ impl Worker {
             return Err(DropReason::BadSource);
         }
         let numbers = (number, server.number);
-        let shares = self.shared.serve(number, server.number);
-        if !shares {
-            self.is_short_of_sockets(now)?;
-        }
+        self.is_short_of_sockets(now)?;
         let (seat, kept) = seat(
             &mut self.table,
-            &mut self.shared,
             &self.budget,
             now,
             numbers,
-            shares,
             !server.mode.spoofs() && server.mode.takes_replies(),
         )?;
         let seat = seat.of_client(client_seat);
-        let kept = kept.filter(|link| self.read_out(&link.exit, numbers, now));
+        let kept = kept.filter(|link| self.read_out(&link.exit, numbers));
         let is_kept = kept.is_some();
         let exit = match kept.map(|link| link.exit) {
-            Some(Exit::Shared(mut place)) => {
-                place.renew();
-                Exit::Shared(place)
-            }
             Some(own) => own,
-            None if shares => Exit::Shared(self.place(number, &server, now)?),
             None if server.mode.spoofs() || !server.mode.takes_replies() => {
                 self.speak_for(&key, number, &server, now)?
             }
@@ -200,7 +183,7 @@ impl Worker {
 
     /// Reads past what waits for a session that has ended, lest it reach the one
     /// that takes over from it. False if there is no end of it.
-    fn read_out(&mut self, exit: &Exit, (listener, server): (usize, usize), now: Instant) -> bool {
+    fn read_out(&mut self, exit: &Exit, (listener, server): (usize, usize)) -> bool {
         match exit {
             Exit::Own(own) => {
                 if self.replies.is_full() {
@@ -210,73 +193,8 @@ impl Worker {
                 let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
                 self.replies.drain(&own.socket, server, late)
             }
-            Exit::Shared(place) => self.read_out_shared(place.socket(), now),
             Exit::Unheard { .. } => false,
         }
-    }
-
-    /// Has all that waits in a shared socket go its way. False if there is no end
-    /// of it.
-    fn read_out_shared(&mut self, socket: Number, now: Instant) -> bool {
-        (0..READS).any(|_| !self.take_from_servers(socket, now))
-    }
-
-    /// A place for a session to `server` on a shared socket, a new one if need be.
-    /// For want of another, a session to the same server that has ended gives up
-    /// its place before it has rested.
-    fn place(
-        &mut self,
-        listener: usize,
-        server: &Server,
-        now: Instant,
-    ) -> Result<Place, DropReason> {
-        self.shared.collect();
-        let vacant = self.shared.vacant(listener, server.number);
-        for socket in vacant.into_iter().flatten() {
-            if self.read_out_shared(socket, now)
-                && let Some(place) = self.shared.take(socket, listener, server.number)
-            {
-                return Ok(place);
-            }
-        }
-        self.is_short_of_sockets(now)?;
-        let reason = match self.place_on_another(listener, server) {
-            Ok(place) => return Ok(place),
-            Err(reason) => reason,
-        };
-        // A shared socket may come free at any moment.
-        if reason != DropReason::MaxSockets {
-            self.note_shortage(reason, now);
-        }
-        let kept = self.table.take_resting(listener, server.number);
-        let kept = kept.filter(is_current);
-        let Some(Exit::Shared(mut place)) = kept.map(|(_, link)| link.exit) else {
-            return Err(reason);
-        };
-        if self.read_out_shared(place.socket(), now) {
-            Ok(place)
-        } else {
-            place.spoil();
-            Err(reason)
-        }
-    }
-
-    /// A place on a new shared socket.
-    fn place_on_another(&mut self, listener: usize, server: &Server) -> Result<Place, DropReason> {
-        let options = self.options(listener);
-        let new = open_shared(server, &mut self.next_source, options, &self.budget)?;
-        let place = self
-            .shared
-            .add(listener, server.number, new)
-            .and_then(|socket| self.shared.take(socket, listener, server.number))
-            .ok_or(DropReason::Unreachable)?;
-        let key = Source::Servers(place.socket()).key();
-        let socket = &self.shared.of(&place).inner.socket;
-        // The place, given back, takes the socket with it.
-        self.readiness
-            .register(socket, key)
-            .map_err(|_| DropReason::NoMemory)?;
-        Ok(place)
     }
 
     /// A socket of its own for a session to `server`.
@@ -287,14 +205,8 @@ impl Worker {
         now: Instant,
     ) -> Result<ServerSocket, DropReason> {
         let options = self.options(listener);
-        connect(
-            server,
-            &mut self.next_source,
-            options,
-            &mut self.table,
-            &mut self.shared,
-        )
-        .inspect_err(|reason| self.note_shortage(*reason, now))
+        connect(server, &mut self.next_source, options, &mut self.table)
+            .inspect_err(|reason| self.note_shortage(*reason, now))
     }
 
     /// A socket for a session to `server`, which sees the client as the source or
@@ -322,7 +234,6 @@ impl Worker {
             &mut self.next_source,
             options,
             &mut self.table,
-            &mut self.shared,
         )
         .inspect_err(|reason| {
             self.note_shortage(*reason, now);
@@ -385,10 +296,6 @@ impl Worker {
         let registered = self.table.get(id).map(|session| match &session.link.exit {
             Exit::Own(own) if is_watched => self.readiness.rename(&own.socket, key_of_own),
             Exit::Own(own) => self.readiness.register(&own.socket, key_of_own),
-            Exit::Shared(place) => {
-                self.shared.settle(place, id);
-                Ok(())
-            }
             Exit::Unheard { .. } => Ok(()),
         });
         if let Some(Err(_)) = registered {

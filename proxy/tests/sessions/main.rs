@@ -7,5 +7,4 @@ mod common;
 mod ended;
 mod in_clients_names;
 mod own_replies;
-mod shared_sockets;
 mod spoofed_sessions;

@@ -159,20 +159,6 @@ fn a_drained_server_may_leave_the_work_to_its_backup() {
 }
 
 #[test]
-fn servers_that_take_no_sessions_share_no_sockets() {
-    let servers = |second: &str| {
-        let servers = format!(
-            "share_sockets = true\nservers = [\"192.0.2.1:53\", \
-             {{ address = \"192.0.2.2:53\"{second} }}, \"192.0.2.3:53\"]"
-        );
-        config(&servers).unwrap().sharing()
-    };
-    assert_eq!(servers(""), 3);
-    assert_eq!(servers(", backup = true"), 2);
-    assert_eq!(servers(", drain = true"), 2);
-}
-
-#[test]
 fn more_servers_than_a_plan_holds_are_refused() {
     let servers = |count: u32| {
         let address = |n: u32| format!("\"10.{}.{}.{}:53\"", n >> 16, n >> 8 & 255, n & 255);

@@ -339,7 +339,7 @@ fn servers_of_names_stand_behind_those_that_are_written() {
     let config = load(
         "{ address = \"dns:b.example:53\", weight = 3, mode = \"plain\" }, \"192.0.2.1:53\", \
          { address = \"srv:_dns._udp.a.example\", backup = true }",
-        "source = [\"10.0.0.1\", \"fd00::1\"]\nshare_sockets = true\nhealth = {}",
+        "source = [\"10.0.0.1\", \"fd00::1\"]\nhealth = {}",
     )
     .unwrap();
     assert_eq!(addresses(&config), ["192.0.2.1:53"]);
@@ -362,7 +362,7 @@ fn servers_of_names_stand_behind_those_that_are_written() {
     let found = &config.servers[1];
     assert_eq!((found.name.as_str(), found.weight), ("192.0.2.8:53", 3));
     assert_eq!(found.found_by, Some(dns("b.example", 53)));
-    assert!(found.share_sockets && found.health.is_some() && !found.backup);
+    assert!(found.health.is_some() && !found.backup);
     assert_eq!(*found.sources, [IpAddr::from([10, 0, 0, 1])]);
     assert_eq!(config.servers[2].sources[0].to_string(), "fd00::1");
     assert!(config.servers[3].backup);

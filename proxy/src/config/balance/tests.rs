@@ -105,6 +105,12 @@ fn what_can_not_be_is_shown_with_its_place_and_mend() {
             "1 to 128; the nearest is 128",
         ),
         (
+            with("share_sockets = true"),
+            ":5:17:",
+            "`share_sockets` no longer exists",
+            "add addresses to `source`",
+        ),
+        (
             with("balance = \"magliv\""),
             ":5:11:",
             "balance `magliv` is not known",

@@ -304,8 +304,8 @@ pub enum Recipient {
     Client(SocketAddr),
     /// The client of this datagram, by the way that the datagram came.
     Datagram(ReplyTo),
-    /// This very way, an [`Admitted::way`], whoever is reached by it now: for those
-    /// who keep a table of their own.
+    /// This very way, an [`Admitted::way`], even if it leads to another client by
+    /// now: for applications that keep a table of their own.
     Way(Way),
 }
 

@@ -213,8 +213,8 @@ impl Gate {
         self.known().route(now, client)
     }
 
-    /// The way of a reply to a datagram that was let in, unless it can't be told
-    /// any more whom that would reach.
+    /// The way of a reply to a datagram that was let in; `None` if the reply could
+    /// reach another client by now.
     pub(crate) fn way_of(&self, now: Tick, reply: ReplyTo) -> Option<Way> {
         let sure = reply.sure_way(now);
         sure.or_else(|| self.known().way_of(now, reply))

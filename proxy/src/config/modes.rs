@@ -303,6 +303,7 @@ impl Checker<'_> {
         }
         Ok(())
     }
+
     /// Rules know a reply by the address and port of its server. Replies of one
     /// server that return in mode dsr return to one listener, whichever upstreams
     /// the server is in.

@@ -138,27 +138,27 @@ impl Flows {
     }
 }
 
-/// The client that each proxy address named last, for those that some flow goes
-/// by: no more of them than flows. A proxy hands an address on from one client to
+/// The client that each proxy address named last, for the addresses that some flow
+/// uses: no more of them than flows. A proxy hands an address on from one client to
 /// the next, and a reply to the former would reach a stranger.
 #[derive(Default)]
 struct NamedLast(HashMap<SocketAddr, Named, RandomState>);
 
 struct Named {
     client: SocketAddr,
-    /// Flows that go by the address.
+    /// Flows that use the address.
     flows: usize,
 }
 
 impl NamedLast {
-    /// Notes whom a proxy's address names, if any flow goes by it.
+    /// Notes the client that a proxy's address names, if any flow uses the address.
     fn name(&mut self, heard: &Heard) {
         if let Some(named) = self.0.get_mut(&heard.reply.to) {
             named.client = heard.flow.client;
         }
     }
 
-    /// Notes that one more flow goes by the address.
+    /// Notes that one more flow uses the address.
     fn hold(&mut self, heard: &Heard) {
         let client = heard.flow.client;
         let named = self.0.entry(heard.reply.to);
@@ -167,7 +167,7 @@ impl NamedLast {
         named.flows += 1;
     }
 
-    /// Notes that one flow less goes by the address.
+    /// Notes that one flow less uses the address.
     fn release(&mut self, latest: Option<Latest>) {
         let Some(Latest { reply, .. }) = latest else {
             return;

@@ -165,7 +165,7 @@ fn rewrite(
         script.parameter(true, interface, "rp_filter", 2);
     }
     script.nft(
-        "Mode dsr: replies to clients get the listener's address as their source, by their port alone, since a server on a wildcard leaves the address to the kernel. So do replies to whoever writes to this server directly, but not those to the proxy itself. A datagram without a checksum stays without.",
+        "Mode dsr: replies to clients get the listener's address as their source, by their port alone, since a server on a wildcard leaves the address to the kernel. Replies to clients that write to this server directly get it, too; those to the proxy itself don't. A datagram without a checksum stays without.",
         &[Chain {
             name: "post",
             hook: "postrouting priority 300",

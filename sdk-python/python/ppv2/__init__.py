@@ -10,7 +10,12 @@
 
 Decode only datagrams that must carry a header: whether one does is decided by
 who sent it, never by what it looks like. Drop what raises `DecodeError`.
+
+The modules `ppv2.asyncio`, `ppv2.socketserver`, `ppv2.aioquic` and `ppv2.anyio` are
+imported when they are first used.
 """
+
+from typing import TYPE_CHECKING
 
 from ppv2._native import Header, Socket, Ssl, __version__, decode, encode, encode_local, wrap
 from ppv2._types import (
@@ -27,6 +32,12 @@ from ppv2._types import (
     Transport,
     TrustOptions,
 )
+
+if TYPE_CHECKING:
+    from ppv2 import aioquic as aioquic
+    from ppv2 import anyio as anyio
+    from ppv2 import asyncio as asyncio
+    from ppv2 import socketserver as socketserver
 
 __all__ = [
     "Address",
@@ -67,3 +78,25 @@ for _class in (
 ):
     _class.__module__ = __name__
 del _class
+
+# The modules that are imported when they are first used, and what each needs to be
+# installed.
+_MODULES = {"aioquic": "aioquic", "anyio": "anyio", "asyncio": None, "socketserver": None}
+
+
+# Type checkers would believe in any name at all.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    from importlib.util import find_spec
+
+    usable = [name for name, needed in _MODULES.items() if not needed or find_spec(needed)]
+    return sorted({*globals(), *usable})

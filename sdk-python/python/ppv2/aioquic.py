@@ -1,19 +1,21 @@
 """QUIC servers on aioquic that see their clients, migration and Retry included.
 
 A server that calls `aioquic.asyncio.serve(...)` calls `ppv2.aioquic.serve(...,
-trusted=...)` instead. Needs aioquic.
+trusted=...)` instead. Needs aioquic: `pip install 'ppv2[aioquic]'`.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
-from aioquic.asyncio.protocol import QuicConnectionProtocol, QuicStreamHandler
-from aioquic.asyncio.server import QuicServer
-from aioquic.quic.configuration import QuicConfiguration
-from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
-
 from ppv2 import TrustOptions
+from ppv2._extras import needed_by
 from ppv2.asyncio import create_datagram_endpoint
+
+with needed_by(__name__):
+    from aioquic.asyncio.protocol import QuicConnectionProtocol, QuicStreamHandler
+    from aioquic.asyncio.server import QuicServer
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.tls import SessionTicketFetcher, SessionTicketHandler
 
 __all__ = ["serve"]
 

@@ -6,19 +6,21 @@
         async for payload, client in udp:
             await udp.send((payload, client))
 
-Needs anyio.
+Needs anyio: `pip install 'ppv2[anyio]'`.
 """
 
 import socket
 from collections.abc import Iterable
 from typing import Self, Unpack
 
-import anyio
-import anyio.abc
-import anyio.lowlevel
-
 import ppv2
 from ppv2 import Address, Datagram, Stats, TrustOptions
+from ppv2._extras import needed_by
+
+with needed_by(__name__):
+    import anyio
+    import anyio.abc
+    import anyio.lowlevel
 
 __all__ = ["UDPSocket", "create_udp_socket"]
 

@@ -10,6 +10,7 @@ mod address;
 mod batch;
 mod buffers;
 mod bursts;
+mod callers;
 mod core;
 mod descriptor;
 mod errors;
@@ -55,6 +56,7 @@ pub(crate) struct Socket {
     /// 0 where this one has any.
     python: Py<PyAny>,
     core: Core,
+    type_asked: callers::Caller,
 }
 
 #[pymethods]
@@ -388,7 +390,7 @@ impl Socket {
     /// The descriptor, to wait on with select or selectors; -1 once closed. What
     /// is read from it directly has its headers.
     fn fileno<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if takeover::asked_by_socketserver(py)? {
+        if callers::asked_by_socketserver(py)? {
             self.core.set_served();
         }
         self.python.bind(py).call_method0(intern!(py, "fileno"))
@@ -397,6 +399,13 @@ impl Socket {
     /// The address that the socket is bound to.
     fn getsockname<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.python.bind(py).call_method0("getsockname")
+    }
+
+    /// An OSError, ENOTCONN, as of any socket that was not connected: clients are
+    /// many.
+    fn getpeername(&self, py: Python<'_>) -> PyResult<()> {
+        self.core.descriptor(py)?;
+        Err(errors::os(py, Errno::NOTCONN))
     }
 
     /// An option's value, as socket.getsockopt().
@@ -448,6 +457,7 @@ impl Socket {
     /// Whether calls may wait: settimeout(None) or settimeout(0).
     #[pyo3(signature = (flag, /))]
     fn setblocking(&self, py: Python<'_>, flag: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.type_asked.refuse_native_loop(py)?;
         self.set_timeout(py, (!flag.is_truthy()?).then_some(0.0))
     }
 
@@ -465,6 +475,7 @@ impl Socket {
     /// The socket type, SOCK_DGRAM.
     #[getter]
     fn r#type<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.type_asked.note(py)?;
         self.python.bind(py).getattr("type")
     }
 

@@ -284,15 +284,76 @@ def test_another_protocol_takes_over(run: Callable[[Main], None]) -> None:
     run(main)
 
 
-def test_a_socket_may_be_brought(run: Callable[[Main], None]) -> None:
+def test_a_socket_that_is_brought_stays_open_until_the_transport_closes(
+    run: Callable[[Main], None],
+) -> None:
+    async def main() -> None:
+        with udp() as sock, Proxy() as proxy:
+            transport, protocol = await endpoint(local_addr=None, sock=sock)
+            # Servers go on to ask the socket itself, as hypercorn does.
+            name = sock.getsockname()
+            assert transport.get_extra_info("sockname") == name
+            assert sock.gettimeout() == 0
+            assert repr(transport).startswith("<ppv2.asyncio.DatagramTransport open <ppv2.Socket")
+            proxy.send(name, b"x")
+            assert await protocol.received.get() == (b"x", CLIENT)
+            await closed(transport, protocol)
+            assert sock.fileno() == -1
+
+    run(main)
+
+
+def test_a_socket_that_is_refused_is_still_the_callers(run: Callable[[Main], None]) -> None:
+    def broken() -> Protocol:
+        raise RuntimeError("broken")
+
     async def main() -> None:
         with udp() as sock:
-            name = sock.getsockname()
+            for factory, trusted in ((broken, ["127.0.0.1"]), (Protocol, ["::1"])):
+                with pytest.raises((RuntimeError, ValueError), match=r"broken|it names IPv6"):
+                    await endpoint(factory, local_addr=None, sock=sock, trusted=trusted)
             transport, protocol = await endpoint(local_addr=None, sock=sock)
-            assert sock.fileno() == -1
-            assert transport.get_extra_info("sockname") == name
-            assert repr(transport).startswith("<ppv2.asyncio.DatagramTransport open <ppv2.Socket")
             await closed(transport, protocol)
+        with ppv2.wrap(udp(), trusted=["127.0.0.1"]) as wrapped:
+            with pytest.raises(TypeError, match=r"sock: expected .* before ppv2.wrap\(\)"):
+                await endpoint(local_addr=None, sock=wrapped)
+            wrapped.getsockname()
+
+    run(main)
+
+
+def test_the_loops_own_endpoint_shows_clients_or_refuses(run: Callable[[Main], None]) -> None:
+    class Plain(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.received: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
+
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            self.received.put_nowait((data, addr))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with ppv2.wrap(udp(), trusted=["127.0.0.1"]) as wrapped, Proxy() as proxy:
+            sock: Any = wrapped
+            made = loop.create_datagram_endpoint(Plain, sock=sock)
+            if isinstance(loop, uvloop.Loop):
+                message = r"sock: uvloop\.Loop reads .* call ppv2\.asyncio\.create_datagram_end"
+                with pytest.raises(TypeError, match=message):
+                    await made
+                # And from a task of its own.
+                with pytest.raises(TypeError, match=message):
+                    await asyncio.create_task(loop.create_datagram_endpoint(Plain, sock=sock))
+                # What asks for the same from Python is no loop.
+                assert sock.type == socket.SOCK_DGRAM
+                sock.setblocking(False)
+                return
+            transport, protocol = await made
+            proxy.send(sock.getsockname(), b"x")
+            data, client = await protocol.received.get()
+            assert (data, client) == (b"x", CLIENT)
+            transport.sendto(b"answer", client)
+            assert await reply(proxy) == b"answer"
+            transport.close()
+            await asyncio.sleep(0)
 
     run(main)
 

@@ -24,9 +24,9 @@ IP_RECVERR = 11
 IP_RECVTTL = 12
 
 METHODS = {
-    "close", "enable_gro", "family", "fileno", "getblocking", "getsockname", "getsockopt",
-    "gettimeout", "proto", "recv", "recv_batch", "recv_datagram", "recv_into", "recvfrom",
-    "recvfrom_into", "recvmsg", "recvmsg_into", "send_batch", "sendmsg", "sendto",
+    "close", "enable_gro", "family", "fileno", "getblocking", "getpeername", "getsockname",
+    "getsockopt", "gettimeout", "proto", "recv", "recv_batch", "recv_datagram", "recv_into",
+    "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send_batch", "sendmsg", "sendto",
     "setblocking", "setsockopt", "settimeout", "stats", "timeout", "type",
 }  # fmt: skip
 
@@ -439,10 +439,18 @@ def test_a_closed_socket_is_a_bad_descriptor() -> None:
         lambda: sock.sendto(b"", CLIENT),
         lambda: sock.send_batch([]),
         lambda: sock.getsockname(),
+        lambda: sock.getpeername(),
     ):
         with pytest.raises(OSError, match="Bad file descriptor"):
             call()
     assert sock.stats().received == 0
+
+
+def test_a_socket_has_no_peer() -> None:
+    with server() as sock:
+        for unconnected in (sock, udp()):
+            with pytest.raises(OSError, match="not connected"), unconnected:
+                unconnected.getpeername()
 
 
 def test_an_unclosed_socket_is_a_warning() -> None:

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterable
-from typing import Final, Literal, Self, final, overload
+from typing import Final, Literal, NoReturn, Self, final, overload
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -450,6 +450,11 @@ class Socket:
 
     def getsockname(self) -> Address:
         """The address that the socket is bound to."""
+
+    def getpeername(self) -> NoReturn:
+        """An OSError, ENOTCONN, as of any socket that was not connected: clients are
+        many.
+        """
 
     @overload
     def getsockopt(self, level: int, optname: int, /) -> int:

@@ -62,8 +62,9 @@ async def create_datagram_endpoint(
         flags: See family.
         reuse_port: See family.
         allow_broadcast: See family.
-        sock: A bound UDP socket to use in place of all these. It is left closed,
-            as by ppv2.wrap().
+        sock: A bound UDP socket to use in place of all these. As with the loop's
+            method it stays open, is the transport's from then on, and is closed with
+            it; if this raises, it is still the caller's.
         trusted: As for ppv2.wrap().
         options: direct, reply_from, max_header_len and so on, as for
             ppv2.wrap().
@@ -84,7 +85,7 @@ async def create_datagram_endpoint(
     if (local_addr is None) == (sock is None):
         raise ValueError("expected either local_addr or sock")
     if sock is None:
-        sock = await _bind(
+        bound = await _bind(
             loop,
             local_addr,
             family=family,
@@ -97,10 +98,12 @@ async def create_datagram_endpoint(
         raise ValueError(
             "family, proto, flags, reuse_port and allow_broadcast can't be used with sock"
         )
+    else:
+        bound = _duplicate(sock)
     try:
-        wrapped = ppv2.wrap(sock, trusted=trusted, **options)
+        wrapped = ppv2.wrap(bound, trusted=trusted, **options)
     except BaseException:
-        sock.close()
+        bound.close()
         raise
     try:
         wrapped.settimeout(0)
@@ -111,6 +114,7 @@ async def create_datagram_endpoint(
     except BaseException:
         wrapped.close()
         raise
+    transport._brought = sock
     return transport, protocol
 
 
@@ -151,6 +155,16 @@ async def _bind(
     raise failed or OSError(f"local_addr: no address found for {local_addr!r}")
 
 
+def _duplicate(sock: socket.socket) -> socket.socket:
+    """A socket of our own for the same port, since ppv2.wrap() closes what it is given."""
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"sock: expected a UDP socket as it is before ppv2.wrap(), got {sock!r}")
+    bound = socket.fromfd(sock.fileno(), sock.family, sock.type, sock.proto)
+    # As the loop does.
+    sock.settimeout(0)
+    return bound
+
+
 class DatagramTransport(asyncio.DatagramTransport):
     """The transport of an endpoint, made by create_datagram_endpoint()."""
 
@@ -160,6 +174,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": None})
         self._loop = loop
         self._sock = sock
+        # The socket that the caller brought, of which self._sock is a duplicate.
+        self._brought: socket.socket | None = None
         self._fd = sock.fileno()
         self._protocol = protocol
         self._closing = False
@@ -353,3 +369,5 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._protocol.connection_lost(None)
         finally:
             self._sock.close()
+            if self._brought is not None:
+                self._brought.close()

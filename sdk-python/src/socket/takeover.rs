@@ -12,7 +12,7 @@ use super::address::{self, Form};
 use super::core::Core;
 use super::descriptor::Descriptor;
 use super::options::joins_datagrams;
-use super::{Socket, errors};
+use super::{Socket, callers, errors};
 use crate::arguments;
 use crate::trust::{self, Families, Limits};
 
@@ -88,6 +88,7 @@ pub(crate) fn wrap<'py>(
     let socket = Socket {
         python: python.unbind(),
         core,
+        type_asked: callers::Caller::default(),
     };
     socket.set_timeout(sock.py(), timeout)?;
     if joins_datagrams(socket.python.bind(sock.py()))? {
@@ -148,21 +149,6 @@ fn take_over<'py>(
     let descriptor = PyDict::new(py);
     descriptor.set_item("fileno", sock.call_method0("detach")?)?;
     class.call(arguments, Some(&descriptor))
-}
-
-/// Whether a method of `socketserver` is the caller: its servers ask for the
-/// descriptor once, and wait for it with a selector.
-pub(super) fn asked_by_socketserver(py: Python<'_>) -> PyResult<bool> {
-    let frame = py.import("sys")?.call_method0("_getframe");
-    let Ok(frame) = frame else {
-        // No Python code is running.
-        return Ok(false);
-    };
-    let name = frame.getattr("f_globals")?.get_item("__name__");
-    Ok(name.is_ok_and(|name| {
-        name.extract::<String>()
-            .is_ok_and(|name| name == "socketserver")
-    }))
 }
 
 /// An error if no datagram of a proxy can reach `sock`; the form of its addresses.

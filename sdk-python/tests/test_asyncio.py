@@ -1,6 +1,7 @@
 """`ppv2.asyncio`, on the standard loop and on uvloop."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -163,8 +164,9 @@ def test_writing_pauses_and_resumes(run: Callable[[Main], None]) -> None:
     async def main() -> None:
         with Proxy() as proxy:
             transport, protocol, sock = await clogged(proxy)
-            transport.set_write_buffer_limits(high=100)
-            assert transport.get_write_buffer_limits() == (25, 100)
+            # Room for one: each costs 128 bytes besides its payload.
+            transport.set_write_buffer_limits(high=200)
+            assert transport.get_write_buffer_limits() == (50, 200)
             payload = bytearray(b"x" * 60)
             transport.sendto(payload, CLIENT)
             payload[:] = b"y" * 60
@@ -172,7 +174,7 @@ def test_writing_pauses_and_resumes(run: Callable[[Main], None]) -> None:
             transport.sendto(payload, CLIENT)
             assert protocol.calls == ["made", "pause"]
             transport.sendto(payload, CLIENT)
-            assert transport.get_write_buffer_size() == 180
+            assert transport.get_write_buffer_size() == 3 * (128 + 60)
             sock.clogged = False
             assert await reply(proxy) == b"x" * 60
             assert await reply(proxy) == b"y" * 60
@@ -181,6 +183,36 @@ def test_writing_pauses_and_resumes(run: Callable[[Main], None]) -> None:
                 await asyncio.sleep(0)
             assert protocol.calls == ["made", "pause", "resume"]
             await closed(transport, protocol)
+
+    run(main)
+
+
+def test_empty_datagrams_pause_writing_and_are_not_kept_without_end(
+    run: Callable[[Main], None],
+) -> None:
+    async def main() -> None:
+        with Proxy() as proxy:
+            transport, protocol, _ = await clogged(proxy)
+            for _ in range(64 * 1024 // 128):
+                transport.sendto(b"", CLIENT)
+            assert protocol.calls == ["made"]
+            transport.sendto(b"", CLIENT)
+            assert protocol.calls == ["made", "pause"]
+            # A protocol that does not care.
+            for _ in range(40_000):
+                transport.sendto(b"", CLIENT)
+            assert transport.get_write_buffer_size() == 4 * 1024 * 1024
+            assert all(
+                isinstance(error, OSError) and error.errno == errno.ENOBUFS
+                for error in protocol.errors
+            )
+            assert len(protocol.errors) == 513 + 40_000 - 4 * 1024 * 1024 // 128
+            # Unless it is told to keep more.
+            transport.set_write_buffer_limits(high=16 * 1024 * 1024)
+            transport.sendto(b"x", CLIENT)
+            assert transport.get_write_buffer_size() == 4 * 1024 * 1024 + 129
+            transport.abort()
+            assert await protocol.lost is None
 
     run(main)
 

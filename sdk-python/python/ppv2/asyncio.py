@@ -7,6 +7,7 @@ descriptor: uvloop's own reads the descriptor itself, past any Python object.
 """
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,6 +33,14 @@ _LONGEST = 65535
 
 # As asyncio's own transports.
 _HIGH_WATER = 64 * 1024
+
+# What a datagram that is kept costs besides its payload: the objects for both, and its
+# place in the queue.
+_ENTRY = 128
+
+# Clients decide how much there is to answer, and a protocol may not care for
+# pause_writing(): beyond so many bytes, or twice the high-water mark, nothing is kept.
+_MOST_UNSENT = 4 * 1024 * 1024
 
 
 async def create_datagram_endpoint(
@@ -198,7 +207,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Sends a datagram to a client; one that can't be sent now is kept for later.
 
         What goes wrong is given to the protocol's error_received(): a
-        ppv2.NoRouteError if the client was not heard from, or too long ago.
+        ppv2.NoRouteError if the client was not heard from, or too long ago; an
+        OSError, ENOBUFS, if so much is kept already that this one is not: 4 MiB, or
+        twice the high-water mark if that is more.
 
         Args:
             data: The payload, copied if it is kept.
@@ -222,9 +233,18 @@ class DatagramTransport(asyncio.DatagramTransport):
                 return
         elif addr is None:
             raise TypeError("address: expected a client's, got None")
-        payload = bytes(memoryview(data))
-        self._unsent.append((payload, addr))
-        self._unsent_size += len(payload)
+        size = memoryview(data).nbytes + _ENTRY
+        if self._unsent_size + size > max(_MOST_UNSENT, 2 * self._high_water):
+            self._protocol.error_received(
+                OSError(
+                    errno.ENOBUFS,
+                    f"datagram dropped: {self._unsent_size} bytes wait to be sent already; "
+                    "send nothing between pause_writing() and resume_writing()",
+                )
+            )
+            return
+        self._unsent.append((bytes(data), addr))
+        self._unsent_size += size
         self._pause_if_full()
 
     def close(self) -> None:
@@ -261,7 +281,9 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._protocol = protocol
 
     def get_write_buffer_size(self) -> int:
-        """Bytes of payload that are kept to be sent."""
+        """Bytes of memory that is kept for datagrams to be sent: their payloads, and 128
+        for each.
+        """
         return self._unsent_size
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -341,7 +363,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         # The protocol may have called abort() meanwhile.
         with suppress(IndexError):
             self._unsent.popleft()
-            self._unsent_size -= len(data)
+            self._unsent_size -= len(data) + _ENTRY
 
     def _pause_if_full(self) -> None:
         if not self._paused and self._unsent_size > self._high_water:

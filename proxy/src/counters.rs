@@ -4,8 +4,9 @@
 //! so that counting costs a plain add. The control path reads them at any time
 //! and sums over the workers.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -241,6 +242,9 @@ pub struct ServerCounters {
     /// Errors that the network reported of datagrams sent to it, such as "port
     /// unreachable". The sender of such a report can be forged.
     pub refusals: Counter,
+    /// Those that say that a datagram was too long for a later hop, which nothing
+    /// follows from.
+    pub too_long: Counter,
 }
 
 impl ServerCounters {
@@ -251,16 +255,24 @@ impl ServerCounters {
     }
 }
 
+/// A datagram that was too long to be sent to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Oversize {
+    /// The server.
+    pub server: SocketAddr,
+    /// Bytes of the datagram, its header included.
+    pub len: usize,
+    /// Bytes of the header.
+    pub header: usize,
+}
+
 /// What one worker counts of no listener or server, apart from what other workers
 /// write.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct OwnCounters {
-    /// Bytes of the latest datagram that was dropped as oversize, its header
-    /// included.
-    pub oversize_len: Counter,
-    /// Bytes of payload that would have fitted then.
-    pub oversize_fits: Counter,
+    /// A datagram that was dropped as oversize, noted once a second at the most.
+    pub oversize: Mutex<Option<Oversize>>,
     /// Sessions that ended and still hold their socket.
     pub retired: Counter,
     /// Sessions that ended and had to give up their socket before its port had

@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use rustix::net::{AddressFamily, SocketType, netdevice, sockopt};
+use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use crate::config::Config;
 use crate::net::own_addresses;
+use route::{NoRoute, Packet};
 
 pub mod route;
 
@@ -80,24 +81,26 @@ pub fn larger_of_all_and(interface: &str, name: &str) -> Option<u32> {
     of("all").max(of(interface))
 }
 
-/// The longest IP packet that goes to `to` in one piece, as far as this host
-/// knows.
+/// The longest IP packet that goes to `to` in one piece: the MTU of the interface
+/// that the route leads to, which is what the proxy's sockets go by.
 ///
 /// # Errors
 ///
-/// That there is no route.
-pub fn path_mtu(to: SocketAddr) -> io::Result<u32> {
-    let any: IpAddr = if to.is_ipv4() {
-        IpAddr::from([0; 4])
-    } else {
-        IpAddr::from([0; 16])
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(to)?;
-    Ok(match to {
-        SocketAddr::V4(_) => sockopt::ip_mtu(&socket)?,
-        SocketAddr::V6(_) => sockopt::ipv6_mtu(&socket)?,
-    })
+/// That there is no route, or what the kernel says.
+pub fn interface_mtu(to: IpAddr) -> io::Result<usize> {
+    let route = Packet::sent_to(to).route().map_err(|why| match why {
+        NoRoute::Unreachable(error) | NoRoute::BadSource(error) | NoRoute::Unknown(error) => error,
+    })?;
+    let mtu = route::mtu(route.interface)?;
+    // A link may carry more than the length field of IP can say.
+    Ok(usize::try_from(mtu).unwrap_or(usize::MAX).min(65_535))
+}
+
+/// Bytes of UDP payload in an IP packet of `mtu` bytes to `to`.
+#[must_use]
+pub fn payload_of(mtu: usize, to: IpAddr) -> usize {
+    let headers = if to.is_ipv4() { 20 + 8 } else { 40 + 8 };
+    mtu.saturating_sub(headers)
 }
 
 /// An address that a client of IPv4 or IPv6 may have: of the first network that
@@ -151,6 +154,6 @@ mod tests {
         assert!(is_own(address) && is_own("127.5.5.5".parse().unwrap()));
         assert!(!is_own("192.0.2.1".parse().unwrap()));
         assert!(interface_index("no-such-if").is_err());
-        assert!(path_mtu("127.0.0.1:9".parse().unwrap()).unwrap() > 1280);
+        assert!(interface_mtu(address).unwrap() > 1280);
     }
 }

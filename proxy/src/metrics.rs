@@ -330,6 +330,12 @@ impl Collector for Metrics {
             "Errors that the network reported of datagrams sent to servers",
             counted.by_server(|c| c.refusals.get()),
         )?;
+        count(
+            to,
+            "upstream_too_long",
+            "Reports by the network that a datagram to a server was too long for a later hop",
+            counted.by_server(|c| c.too_long.get()),
+        )?;
         gauge(
             to,
             "upstream_sessions",

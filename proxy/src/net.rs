@@ -258,7 +258,8 @@ impl Default for Batch {
 /// What a socket is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Refuse rather than cut up a datagram that exceeds the path's MTU.
+    /// Refuse rather than cut up a datagram that exceeds the interface's MTU, and
+    /// forbid routers to.
     pub dont_fragment: bool,
     /// Have bursts handed over in one piece. Off where datagrams are counted one by
     /// one, which saves cutting them.
@@ -270,7 +271,7 @@ pub struct Options {
 pub struct Socket {
     inner: socket2::Socket,
     /// Datagrams longer than this, header included, have been refused as a
-    /// burst: the path's MTU is smaller, or the device can't. They go one by one.
+    /// burst: the interface's MTU is smaller, or the device can't. They go one by one.
     burst_limit: Cell<usize>,
     /// What the socket is bound to; of a session's socket only the family counts.
     bound: SocketAddr,
@@ -449,26 +450,6 @@ impl Socket {
         fault: impl FnMut(usize, SendFault),
     ) -> Sent {
         sys::send(self, batch, parts.iter().copied(), outgoing, fault)
-    }
-
-    /// Largest UDP payload that passes in one piece to the connected server, or
-    /// to another one `to`, as far as the kernel knows: the path's MTU less IP and
-    /// UDP headers.
-    ///
-    /// # Errors
-    ///
-    /// Those of `getsockopt`, and for `to` those of [`connect`](Self::connect).
-    pub fn unfragmented_payload(&self, to: Option<SocketAddr>) -> io::Result<usize> {
-        if let Some(server) = to {
-            let options = Options {
-                dont_fragment: true,
-                bursts: false,
-            };
-            return Self::connect(server, None, options)?.unfragmented_payload(None);
-        }
-        let v6 = self.bound.is_ipv6();
-        let headers = if v6 { 40 + 8 } else { 20 + 8 };
-        Ok(options::path_mtu(&self.inner, v6)?.saturating_sub(headers))
     }
 
     fn fd(&self) -> RawFd {

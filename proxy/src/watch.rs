@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::counters::DropReason;
+use crate::counters::{DropReason, Oversize};
+use crate::host;
 use crate::metrics::{Counted, Metrics};
 
 /// How often to look.
@@ -139,14 +140,18 @@ impl Watch {
                 reason,
                 count,
             } = notice;
-            let oversize = (reason == DropReason::Oversize).then(|| oversize(&counted));
+            let oversize = if reason == DropReason::Oversize {
+                oversize(&counted)
+            } else {
+                None
+            };
             let name = counted.listeners.get(listener).cloned().flatten();
             tracing::warn!(
                 listener = name,
                 reason = reason.label(),
                 count,
-                len = oversize.map(|(len, _)| len),
-                fits = oversize.map(|(_, fits)| fits),
+                len = oversize.map(|oversize| oversize.len),
+                fits = oversize.and_then(fits),
                 "datagrams dropped: {}; {}",
                 reason.meaning(),
                 reason.mend(),
@@ -171,14 +176,17 @@ impl Watch {
     }
 }
 
-/// Length of the latest oversize datagram with its header, and the payload that
-/// would have fitted.
-fn oversize(counted: &Counted) -> (u64, u64) {
-    let workers = counted.workers.iter().map(|worker| &worker.own);
-    workers
-        .map(|own| (own.oversize_len.get(), own.oversize_fits.get()))
-        .max()
-        .unwrap_or_default()
+/// The longest of the datagrams that workers noted as oversize last.
+fn oversize(counted: &Counted) -> Option<Oversize> {
+    let workers = counted.workers.iter();
+    let noted = workers.filter_map(|worker| *worker.own.oversize.lock().ok()?);
+    noted.max_by_key(|oversize| oversize.len)
+}
+
+/// Bytes of payload that go to the server in one piece with a header of that length.
+fn fits(oversize: Oversize) -> Option<usize> {
+    let mtu = host::interface_mtu(oversize.server.ip()).ok()?;
+    Some(host::payload_of(mtu, oversize.server.ip()).saturating_sub(oversize.header))
 }
 
 fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {

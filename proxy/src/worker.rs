@@ -103,8 +103,8 @@ pub struct Worker {
     own: OwnAddresses,
     servers: ServerAddresses,
     exhausted: Exhausted,
-    /// When the path of an unconnected socket was asked for its MTU.
-    mtu_asked: Cell<Option<Instant>>,
+    /// When a datagram was last noted as oversize.
+    oversize_noted: Cell<Option<Instant>>,
     table: Table<Link>,
     budget: Arc<Budget>,
     claims: Arc<Claims>,
@@ -169,7 +169,7 @@ impl Worker {
             own: OwnAddresses::default(),
             servers,
             exhausted: Exhausted::default(),
-            mtu_asked: Cell::default(),
+            oversize_noted: Cell::default(),
             table: Table::new(now, rules, max_retired).with_afterlife(Link::afterlife),
             budget,
             claims,
@@ -375,13 +375,14 @@ impl Worker {
                 prefix,
                 ..
             } = &mut session.link;
-            let (socket, to) = exit.towards(*server);
+            let (socket, is_connected) = exit.socket();
             let onward = Onward {
                 batch: &self.inbound,
                 socket,
-                to,
+                to: *server,
+                is_connected,
                 dscp: self.listeners[session.listener].dscp,
-                mtu_asked: &self.mtu_asked,
+                oversize_noted: &self.oversize_noted,
                 all: &self.counters.own,
                 listener: &self.counters.listeners[session.listener],
                 server: &self.counters.servers[session.server],

@@ -77,22 +77,26 @@ fn pieces(config: &Config) -> Vec<Finding> {
             ppv2::IPV4_HEADER_LEN
         };
         let header = longest + if crc32c { 7 } else { 0 };
-        let ip_and_udp = if address.is_ipv4() { 28 } else { 48 };
-        let what = format!("MTU towards server {address}");
-        let Ok(mtu) = host::path_mtu(address) else {
+        let what = format!("MTU of the interface towards server {address}");
+        let Ok(mtu) = host::interface_mtu(address.ip()) else {
             continue;
         };
-        let room = usize::try_from(mtu).unwrap_or(usize::MAX);
-        let room = room.saturating_sub(ip_and_udp + header);
+        let room = host::payload_of(mtu, address.ip()).saturating_sub(header);
         let becomes = if listener.dont_fragment {
             "dropped (df)"
         } else {
             "fragmented"
         };
+        let beyond = if address.is_ipv4() && !listener.dont_fragment {
+            "fragments what is too long for it"
+        } else {
+            "drops what is too long for it: set the interface's MTU to that of the hop"
+        };
         findings.push(Finding::right(
             what,
             format!(
-                "{mtu}; the header takes {header} bytes, and datagrams above {room} are {becomes}"
+                "{mtu}; the header takes {header} bytes, and datagrams above {room} are {becomes}; \
+                 a hop beyond that has a smaller MTU {beyond}"
             ),
         ));
     }

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType,
 };
@@ -157,6 +158,27 @@ impl Route {
         }
         route
     }
+}
+
+/// The MTU of interface number `interface`, bytes.
+///
+/// # Errors
+///
+/// That there is none, or those of asking the kernel.
+pub fn mtu(interface: u32) -> io::Result<u32> {
+    let mut question = LinkMessage::default();
+    question.header.index = interface;
+    let answers = ask(RouteNetlinkMessage::GetLink(question), 0)?;
+    let mtu = answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => {
+            link.attributes.iter().find_map(|found| match found {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            })
+        }
+        _ => None,
+    });
+    mtu.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// The firewall marks that routing rules ask for.

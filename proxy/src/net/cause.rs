@@ -9,7 +9,7 @@ use rustix::io::Errno;
 pub enum Cause {
     /// Nothing is there to receive, or nothing more can be queued.
     WouldBlock,
-    /// Longer than the path or UDP allows.
+    /// Longer than the interface or UDP allows, or than a router says.
     Oversize,
     /// No route to the addressee, or no address of this host's to write to it from.
     Unreachable,

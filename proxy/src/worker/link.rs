@@ -83,14 +83,14 @@ impl ServerSocket {
 }
 
 impl Exit {
-    /// The socket, and whom to send to where it is not connected.
-    pub(super) fn towards(&self, server: ServerAddr) -> (&Socket, Option<ServerAddr>) {
+    /// The socket, and whether it is connected to the server.
+    pub(super) fn socket(&self) -> (&Socket, bool) {
         match self {
-            Self::Own(own) => (&own.socket, None),
+            Self::Own(own) => (&own.socket, true),
             Self::Unheard {
                 socket,
                 is_connected,
-            } => (socket, (!is_connected).then_some(server)),
+            } => (socket, *is_connected),
         }
     }
 }

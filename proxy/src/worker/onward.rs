@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 
 use super::class_of;
 use crate::address::ServerAddr;
-use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters};
+use crate::counters::{DropReason, ListenerCounters, Oversize, OwnCounters, ServerCounters};
 use crate::net::{Batch, Cause, Outgoing, Part, SendFault, Socket, TrafficClass};
 
-/// How long not to ask again for the MTU of a path that an unconnected socket sends to.
-const MTU_PAUSE: Duration = Duration::from_secs(1);
+/// How long no other datagram is noted as oversize, which takes a lock.
+const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where datagrams are taken from and sent to, and where they are counted.
 pub(super) struct Onward<'a> {
     pub(super) batch: &'a Batch,
     pub(super) socket: &'a Socket,
-    /// The server, where the socket is not connected.
-    pub(super) to: Option<ServerAddr>,
+    /// The server.
+    pub(super) to: ServerAddr,
+    pub(super) is_connected: bool,
     pub(super) dscp: bool,
-    /// When the path of a socket that is not connected was last asked for its
-    /// MTU.
-    pub(super) mtu_asked: &'a Cell<Option<Instant>>,
+    /// When a datagram was last noted as oversize.
+    pub(super) oversize_noted: &'a Cell<Option<Instant>>,
     pub(super) all: &'a OwnCounters,
     pub(super) listener: &'a ListenerCounters,
     pub(super) server: &'a ServerCounters,
@@ -32,15 +32,16 @@ impl Onward<'_> {
     /// Sends what `parts` hold, each datagram with `header` in front. Returns how
     /// many were sent.
     pub(super) fn send(&self, header: &[u8], parts: &[Part]) -> usize {
-        let (socket, to) = (self.socket, self.to.map(|server| server.0));
+        let to = (!self.is_connected).then_some(self.to.0);
         let outgoing = |slot| Outgoing {
             to,
             from: None,
             class: self.class(slot),
             header,
         };
+        let socket = self.socket;
         let sent = socket.send_parts(self.batch, parts, outgoing, |_, fault| match fault {
-            SendFault::Earlier(_) => self.server.refusals.add(1),
+            SendFault::Earlier(report) => note_report(self.server, &report),
             SendFault::Lost {
                 error,
                 datagrams,
@@ -64,21 +65,29 @@ impl Onward<'_> {
     }
 
     fn note_oversize(&self, len: usize, header: usize) {
-        let to = self.to.map(|server| server.0);
-        if to.is_some() {
-            // It takes a socket of its own, which a client could have the worker
-            // make for each datagram.
-            let recent = |asked: Instant| asked.elapsed() < MTU_PAUSE;
-            if self.mtu_asked.get().is_some_and(recent) {
-                return;
-            }
-            self.mtu_asked.set(Some(Instant::now()));
+        let recent = |noted: Instant| noted.elapsed() < OVERSIZE_PAUSE;
+        if self.oversize_noted.get().is_some_and(recent) {
+            return;
         }
-        let fits = self.socket.unfragmented_payload(to).unwrap_or(0);
-        self.all.oversize_len.set(len as u64);
-        self.all
-            .oversize_fits
-            .set(fits.saturating_sub(header) as u64);
+        self.oversize_noted.set(Some(Instant::now()));
+        let noted = Oversize {
+            server: self.to.0,
+            len,
+            header,
+        };
+        // If it is being read, the next one is as good.
+        if let Ok(mut latest) = self.all.oversize.try_lock() {
+            *latest = Some(noted);
+        }
+    }
+}
+
+/// Counts what the network says of a datagram sent earlier, which can be forged.
+pub(super) fn note_report(server: &ServerCounters, report: &io::Error) {
+    if Cause::of(report) == Cause::Oversize {
+        server.too_long.add(1);
+    } else {
+        server.refusals.add(1);
     }
 }
 

@@ -8,6 +8,7 @@ use slab::Slab;
 
 use super::Entrance;
 use super::link::ServerSocket;
+use super::onward::note_report;
 use super::tally::newly_lost;
 use crate::counters::{Counter, DropReason, ServerCounters, WorkerCounters};
 use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
@@ -78,7 +79,7 @@ impl Replies {
                     return slots;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => server.refusals.add(1),
+                Err(report) => note_report(server, &report),
             }
         }
         self.filled..self.filled
@@ -103,7 +104,7 @@ impl Replies {
                     late.add(datagrams as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(_) => server.refusals.add(1),
+                Err(report) => note_report(server, &report),
             }
         }
         false

@@ -23,7 +23,7 @@ use super::namespace::path_of;
 use super::{BINARY, Process, http, http_get, metric};
 
 pub use hosts::Scheme;
-pub use peers::{Client, Echo, Way, exchange, forged_v4, raw_udp, unchecked};
+pub use peers::{Client, Echo, Way, exchange, forged_v4, raw_icmp, raw_udp, unchecked};
 pub use story::Story;
 
 /// Tells a test that it is run inside, and with which [`Rights`].
@@ -297,6 +297,12 @@ impl Lab {
     pub fn set_mtu_of_client2(&self, mtu: u32) {
         self.sh("router", &format!("ip link set r2 mtu {mtu}"));
         self.sh("client2", &format!("ip link set c0 mtu {mtu}"));
+    }
+
+    /// Has the proxy's host send to clients by a link with this MTU.
+    pub fn set_mtu_of_proxy(&self, mtu: u32) {
+        self.sh("proxy", &format!("ip link set pub mtu {mtu}"));
+        self.sh("router", &format!("ip link set rp mtu {mtu}"));
     }
 
     /// Has the server send to clients in pieces of this size, or as the kernel

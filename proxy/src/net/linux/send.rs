@@ -3,7 +3,7 @@
 //!
 //! A burst leaves as one message, a list of header, datagram, header, datagram,
 //! …, which the kernel cuts again at the given size (UDP_SEGMENT, udp(7)). It
-//! refuses that where a piece exceeds the path's MTU, or where the device can't
+//! refuses that where a piece exceeds the interface's MTU, or where the device can't
 //! compute checksums; then each datagram goes as a message of its own, and
 //! longer ones are not tried again on that socket.
 
@@ -272,7 +272,7 @@ fn may_be_of_an_earlier_one(error: &io::Error) -> bool {
 }
 
 /// Errors of a burst that its datagrams may not have one by one: longer than
-/// the path's MTU, no checksums by the device, no such option.
+/// the interface's MTU, no checksums by the device, no such option.
 fn refuses_bursts(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -148,6 +148,16 @@ pub fn raw_udp(from: IpAddr) -> socket2::Socket {
     socket
 }
 
+/// A socket that takes ICMP messages from its user; over IPv6 the kernel fills in
+/// their checksum.
+pub fn raw_icmp(family: Family) -> socket2::Socket {
+    let (domain, protocol) = match family {
+        Family::V4 => (Domain::IPV4, Protocol::ICMPV4),
+        Family::V6 => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    socket2::Socket::new(domain, Type::RAW, Some(protocol)).unwrap()
+}
+
 /// The UDP header with checksum 0, which over IPv4 means none, and the payload
 /// (RFC 768).
 pub fn unchecked(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {

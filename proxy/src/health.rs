@@ -5,6 +5,7 @@
 mod board;
 mod drains;
 mod probe;
+mod search;
 mod state;
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ mod common;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -236,6 +236,83 @@ fn servers_that_hang_or_answer_wrongly_are_left_until_they_recover() {
     servers[0].tell(SERVE);
     servers[1].tell(SERVE);
     eventually("all to return", || servers.iter().all(|s| proxy.is_up(s)));
+}
+
+/// Says that it is over when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Servers that choose each answer so that it takes longest to search, and send sixteen
+/// for a probe, which fill the time of the thread that searches them.
+#[test]
+fn costly_answers_to_probes_hold_up_nothing_else() {
+    let costly = vec![b'a'; 4096];
+    let is_over = AtomicBool::new(false);
+    let flood = |socket: UdpSocket| {
+        let mut probe = [0; 2000];
+        while !is_over.load(Ordering::Relaxed) {
+            if let Ok((_, from)) = socket.recv_from(&mut probe) {
+                for _ in 0..16 {
+                    let _ = socket.send_to(&costly, from);
+                }
+            }
+        }
+    };
+    let hostile: Vec<_> = (0..16).map(|_| socket("127.0.0.1")).collect();
+    let floods: Vec<_> = hostile.iter().map(|s| s.try_clone().unwrap()).collect();
+    let mut honest = Server::start(address("127.0.0.1"));
+    let of = |s: &UdpSocket| s.local_addr().unwrap().to_string();
+    let addresses: Vec<_> = hostile.iter().map(of).collect();
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "drain_timeout = \"100ms\"\n[admin]\nlisten = \"{admin}\"\n[[listener]]\n\
+         bind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = {addresses:?}\nhealth = {{ every = \"100ms\", \
+         timeout = \"100ms\", probe = {{ kind = \"udp\", \
+         expect_regex = '([a-z]{{1,100}}){{1,5}}\\W\\W$' }} }}\n\
+         [[listener]]\nbind = [\"{}\"]\nupstream = \"v\"\n\
+         [upstream.v]\nservers = [\"{}\"]\nhealth = {{ every = \"100ms\", timeout = \"100ms\", \
+         {PROBE} }}\n",
+        address("127.0.0.1"),
+        honest.address,
+    );
+    std::thread::scope(|scope| {
+        for socket in floods {
+            socket
+                .set_read_timeout(Some(Duration::from_millis(100)))
+                .unwrap();
+            scope.spawn(|| flood(socket));
+        }
+        // Also where an assertion fails.
+        let _over = Over(&is_over);
+        let mut proxy = proxy_with(&folder, &config);
+        let of = |server: &str, result: &str, upstream: &str| {
+            let name = "ppv2_upstream_health_checks_total";
+            let labels = format!("upstream=\"{upstream}\",server=\"{server}\",result=\"{result}\"");
+            metric(admin, &format!("{name}{{{labels}}}"))
+        };
+        eventually("searches of answers", || {
+            let searched = |server: &String| of(server, "wrong_answer", "u") > 0;
+            addresses.iter().any(searched)
+        });
+        for _ in 0..10 {
+            assert_eq!(http_get(admin, "/healthz").0, 200);
+        }
+        // One that found no time for a search says nothing against its server.
+        assert_eq!(of(&honest.address.to_string(), "wrong_answer", "v"), 0);
+        honest.die();
+        eventually("what is known of others to follow", || {
+            proxy.log().contains("probe refused, 3 in a row")
+        });
+        proxy.signal("TERM");
+        assert_eq!(proxy.wait().0.code(), Some(0));
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! their traffic, and how much of it takes one down.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -10,9 +11,10 @@ use super::check::Checker;
 use super::file::{self, At};
 use super::{ConfigError, Server};
 
-/// The most that a regular expression may take when compiled; it bounds what one
-/// in the file can cost.
-const REGEX_SIZE: usize = 1 << 20;
+/// The most bytes that a regular expression may take when compiled, and each cache
+/// of its searches. It bounds how long a server's answer can make a search last:
+/// some 25 ms for the bytes that are searched.
+const REGEX_SIZE: usize = 1 << 16;
 
 /// The shortest time between probes of one server.
 const MIN_EVERY: Duration = Duration::from_millis(10);
@@ -84,7 +86,7 @@ pub enum Expect {
     /// This one.
     Bytes(Vec<u8>),
     /// One in which this is found.
-    Matching(Regex),
+    Matching(Arc<Regex>),
 }
 
 impl PartialEq for Expect {
@@ -371,15 +373,10 @@ impl Checker<'_> {
             let regex = RegexBuilder::new(pattern.get_ref())
                 .unicode(false)
                 .size_limit(REGEX_SIZE)
+                .dfa_size_limit(REGEX_SIZE)
                 .build();
-            let regex = regex.map_err(|error| {
-                let reason = error.to_string();
-                let reason = reason.lines().last().unwrap_or_default().trim();
-                let what = format!("probe.expect_regex can't be used: {reason}");
-                self.error(pattern.span(), what)
-                    .mend("write a regular expression over bytes, as in '^pong [0-9]+$'")
-            })?;
-            given.push((pattern.span(), Expect::Matching(regex)));
+            let regex = regex.map_err(|error| self.unusable(pattern, &error))?;
+            given.push((pattern.span(), Expect::Matching(Arc::new(regex))));
         }
         if let Some(answer) = &wanted.answer
             && !answer.get_ref()
@@ -392,6 +389,20 @@ impl Checker<'_> {
                 .mend("give one of `expect`, `expect_hex`, `expect_regex` and `answer = false`"));
         }
         Ok(given.pop().map_or(Expect::Any, |(_, expect)| expect))
+    }
+
+    fn unusable(&self, pattern: &At<String>, error: &regex::Error) -> ConfigError {
+        if let regex::Error::CompiledTooBig(limit) = error {
+            let what = format!("probe.expect_regex takes more than {limit} bytes when compiled");
+            return self
+                .error(pattern.span(), what)
+                .mend("repeat less, as in '[a-z]+' instead of '[a-z]{1,1000}'");
+        }
+        let reason = error.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim();
+        let what = format!("probe.expect_regex can't be used: {reason}");
+        self.error(pattern.span(), what)
+            .mend("write a regular expression over bytes, as in '^pong [0-9]+$'")
     }
 
     fn hex(&self, key: &str, value: &At<String>) -> Result<Vec<u8>, ConfigError> {

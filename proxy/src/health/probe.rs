@@ -10,15 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::Instant;
 
+use super::search;
 use crate::config::{Expect, Header, Probe};
 
 /// Answers that a probe looks at; it bounds what a server costs that answers a
 /// hundred times what it is asked.
 const ANSWERS: usize = 16;
-
-/// Bytes of an answer that are searched for what is expected; it bounds the time
-/// that a server's answers take from everything else that is done beside probes.
-const SEARCHED: usize = 4096;
 
 /// What came of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +26,8 @@ pub(super) enum Outcome {
     WrongAnswer,
     Unreachable,
     /// This host could not ask, for want of descriptors, memory or its source
-    /// address, or by its own firewall, which says nothing of the server.
+    /// address, or by its own firewall, or it had no time to search the answer. It
+    /// says nothing of the server.
     NotSent,
 }
 
@@ -129,21 +127,15 @@ pub(super) async fn ask(probe: &Probe, target: &Target, timeout: Duration) -> Ou
                 expect,
                 header,
             } => {
-                let expected = |answer: &[u8]| match expect {
-                    Expect::Any | Expect::Silence => true,
-                    Expect::Bytes(bytes) => answer == bytes,
-                    Expect::Matching(regex) => {
-                        regex.is_match(&answer[..answer.len().min(SEARCHED)])
-                    }
-                };
                 let may_be_silent = matches!(expect, Expect::Silence);
+                let expected = Expected::Configured(expect);
                 udp(target, *header, payload, may_be_silent, deadline, expected).await
             }
             Probe::Dns { query, header } => {
                 let id = lot().to_be_bytes();
                 let mut query = query.clone();
                 query[..2].copy_from_slice(&id[..2]);
-                let expected = |answer: &[u8]| is_dns_answer(answer, &id[..2]);
+                let expected = Expected::Dns { id: &id[..2] };
                 udp(target, *header, &query, false, deadline, expected).await
             }
             Probe::Tcp { port } => {
@@ -161,13 +153,33 @@ pub(super) async fn ask(probe: &Probe, target: &Target, timeout: Duration) -> Ou
     asked.await.unwrap_or_else(|error| Outcome::of(&error))
 }
 
+/// What an answer to a datagram must be.
+enum Expected<'a> {
+    Configured(&'a Expect),
+    Dns { id: &'a [u8] },
+}
+
+impl Expected<'_> {
+    /// Whether `answer` is. `None` if this host could not find out by `deadline`.
+    async fn is(&self, answer: &[u8], deadline: Instant) -> Option<bool> {
+        match self {
+            Self::Configured(Expect::Any | Expect::Silence) => Some(true),
+            Self::Configured(Expect::Bytes(bytes)) => Some(answer == bytes),
+            Self::Configured(Expect::Matching(regex)) => {
+                search::is_found(regex, answer, deadline).await
+            }
+            Self::Dns { id } => Some(is_dns_answer(answer, id)),
+        }
+    }
+}
+
 async fn udp(
     target: &Target,
     header: Header,
     payload: &[u8],
     may_be_silent: bool,
     deadline: Instant,
-    expected: impl Fn(&[u8]) -> bool,
+    expected: Expected<'_>,
 ) -> io::Result<Outcome> {
     let with_header = match header {
         Header::Auto => target.reads_header,
@@ -191,12 +203,23 @@ async fn udp(
     };
     let mut answer = vec![0; 65_536];
     for _ in 0..ANSWERS {
-        match tokio::time::timeout_at(deadline, socket.recv(&mut answer)).await {
+        let len = match tokio::time::timeout_at(deadline, socket.recv(&mut answer)).await {
             Err(_) => break,
-            Ok(Ok(len)) if expected(&answer[..len]) => return Ok(Outcome::Passed),
-            Ok(Ok(_)) => outcome = Outcome::WrongAnswer,
+            Ok(Ok(len)) => len,
             // An answer that comes yet proves it forged.
-            Ok(Err(error)) => outcome = Outcome::of_sent(&error).unwrap_or(outcome),
+            Ok(Err(error)) => {
+                outcome = Outcome::of_sent(&error).unwrap_or(outcome);
+                continue;
+            }
+        };
+        match expected.is(&answer[..len], deadline).await {
+            Some(true) => return Ok(Outcome::Passed),
+            Some(false) => outcome = Outcome::WrongAnswer,
+            None => return Ok(Outcome::NotSent),
+        }
+        // Whatever waits to be read does not prolong a probe.
+        if Instant::now() >= deadline {
+            break;
         }
     }
     Ok(outcome)
@@ -259,7 +282,10 @@ pub(super) fn lot() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket as Blocking};
+    use std::sync::Arc;
     use std::thread;
+
+    use regex::bytes::Regex;
 
     use super::*;
 
@@ -349,7 +375,7 @@ mod tests {
     fn only_the_beginning_of_an_answer_is_searched() {
         let probe = Probe::Udp {
             payload: b"ping".to_vec(),
-            expect: Expect::Matching(regex::bytes::Regex::new("pong").unwrap()),
+            expect: Expect::Matching(Arc::new(Regex::new("pong").unwrap())),
             header: Header::None,
         };
         fn after(len: usize) -> Vec<Vec<u8>> {

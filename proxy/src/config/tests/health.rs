@@ -115,8 +115,13 @@ fn what_can_not_be_is_shown_with_its_mend() {
         ),
         (
             "probe = { kind = \"udp\", expect_regex = \"(x{1000}){1000}\" }",
-            "expect_regex",
-            "regular expression",
+            "expect_regex takes more than 65536 bytes",
+            "repeat less",
+        ),
+        (
+            "probe = { kind = \"udp\", expect_regex = '([a-z]{1,100}){1,20}\\W\\W$' }",
+            "expect_regex takes more than 65536 bytes",
+            "repeat less",
         ),
         (
             "probe = { kind = \"udp\", expect = \"a\", answer = false }",

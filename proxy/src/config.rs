@@ -52,6 +52,8 @@ pub struct Config {
     /// Whether all workers bind every address, which the kernel then spreads
     /// clients over; otherwise each address is one worker's.
     pub reuse_port: bool,
+    /// Networks of the other proxies, whose datagrams are never a client's.
+    pub peers: Vec<IpNet>,
     /// Where ended sessions are told of.
     pub access_log: Option<AccessLog>,
     /// The most sessions; `None` for what descriptors and ports allow.
@@ -299,6 +301,7 @@ impl From<Flags> for File {
             workers: flags.workers.map(nowhere),
             drain_timeout: None,
             reuse_port: None,
+            peers: None,
             access_log: None,
             resolver: None,
             limits: file::Limits {

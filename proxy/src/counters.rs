@@ -84,8 +84,8 @@ drop_reasons! {
         "sent to a multicast or broadcast address, from which no reply can leave",
         "have clients write to an address of this host";
     BadSource, "bad_source",
-        "the client's port is 0, its address is the proxy's or a server's own, or no server can be written to from it (loopback, multicast, link-local): an answer would go astray or in circles",
-        "look for forged sources; have servers not ask through their own proxy";
+        "the client's port is 0, its address is the proxy's, a server's or in `peers`, or no server can be written to from it (loopback, multicast, link-local): an answer would go astray or in circles",
+        "look for forged sources; have servers not ask through their own proxy; list no network with clients in `peers`";
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
         "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";

@@ -69,6 +69,7 @@ fn settings(servers: &[UdpSocket]) -> ListenerSettings {
         },
         allow: vec!["0.0.0.0/0".parse().unwrap()],
         deny: Vec::new(),
+        peers: Vec::new(),
         clients: None,
         rates: None,
         entrance: OPTIONS,

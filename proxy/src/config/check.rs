@@ -123,6 +123,7 @@ impl<'a> Checker<'a> {
         }
         self.refuse_loops(&self.servers, &listeners, &upstreams)?;
         self.require_sources(&listeners, &upstreams)?;
+        let peers = self.peers(file.peers, &listeners)?;
         let admin = file
             .admin
             .map(|admin| self.address("admin address", &admin.listen))
@@ -144,6 +145,7 @@ impl<'a> Checker<'a> {
             workers: self.count("workers", file.workers, MAX_WORKERS)?,
             drain_timeout,
             reuse_port,
+            peers,
             access_log: self.access_log(file.access_log)?,
             max_sessions: self.count(
                 "max_sessions",

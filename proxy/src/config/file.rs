@@ -18,6 +18,7 @@ pub(crate) struct File {
     pub(crate) workers: Option<At<usize>>,
     pub(crate) drain_timeout: Option<At<String>>,
     pub(crate) reuse_port: Option<At<bool>>,
+    pub(crate) peers: Option<At<Vec<At<String>>>>,
     pub(crate) access_log: Option<AccessLog>,
     #[serde(default)]
     pub(crate) limits: Limits,

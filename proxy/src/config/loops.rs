@@ -1,13 +1,17 @@
-//! Servers that are listeners: what goes there comes back to this proxy, by one
-//! listener or several.
+//! What could go round for ever: servers that are listeners, since what goes there
+//! comes back to this proxy, and other proxies that take each other for clients.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::check::{CheckedUpstream, Checker};
+use super::file::At;
 use super::values::{is_link_local, scope};
 use super::{ConfigError, Listener, Server};
+use crate::host;
 
 impl Checker<'_> {
     /// Refuses servers that are listeners.
@@ -35,6 +39,84 @@ impl Checker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Checker<'_> {
+    /// The networks of the other proxies. Asks for them where it looks as if there
+    /// were any.
+    pub(super) fn peers(
+        &mut self,
+        wanted: Option<At<Vec<At<String>>>>,
+        listeners: &[Listener],
+    ) -> Result<Vec<IpNet>, ConfigError> {
+        let Some(wanted) = wanted else {
+            let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+            // An IPv4 address with a label is listed under that (ip-address(8)).
+            let name = |of: &str| of.split(':').next().unwrap_or_default().to_owned();
+            let own = interfaces.iter().map(|one| (one.ip(), name(&one.name)));
+            let own: BTreeMap<_, _> = own.collect();
+            let shared = listeners.iter().find_map(|listener| {
+                let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), &own);
+                Some((listener, listener.bind.iter().find_map(sign)?))
+            });
+            if let Some((listener, sign)) = shared {
+                self.warnings.push(format!(
+                    "listener `{}`: {sign}, so other proxies may serve it, too: list their addresses in `peers`, since one forged datagram can have two proxies answer each other for ever; `peers = []` if there are none",
+                    listener.name
+                ));
+            }
+            return Ok(Vec::new());
+        };
+        // An empty list says that there are none.
+        if wanted.get_ref().is_empty() {
+            return Ok(Vec::new());
+        }
+        let spans: Vec<_> = wanted.get_ref().iter().map(At::span).collect();
+        let peers = self.networks("peers", Some(wanted))?;
+        if let Some((peer, span)) = peers
+            .iter()
+            .zip(spans)
+            .find(|(net, _)| net.prefix_len() == 0)
+        {
+            return Err(self
+                .error(
+                    span,
+                    format!("{peer} in `peers` takes every client for a proxy"),
+                )
+                .mend("list the other proxies' addresses alone, as in \"192.0.2.1\""));
+        }
+        for listener in listeners {
+            let is_peers = |allowed: &IpNet| peers.iter().any(|peer| peer.contains(allowed));
+            if listener.allow.iter().all(is_peers) {
+                self.warnings.push(format!(
+                    "listener `{}` serves nobody: all that `allow` lets in is in `peers`",
+                    listener.name
+                ));
+            }
+        }
+        Ok(peers)
+    }
+}
+
+/// What about a listener's address says that other proxies have it, too. `own` has
+/// the addresses of this host with their interfaces.
+fn sign_of_peers(ip: IpAddr, own: &BTreeMap<IpAddr, String>) -> Option<String> {
+    if ip.is_unspecified() || ip.is_loopback() {
+        return None;
+    }
+    match own.get(&ip).map(String::as_str) {
+        Some("lo") => Some(format!(
+            "{ip} is an address of lo, as anycast addresses are"
+        )),
+        Some(_) => None,
+        None => {
+            let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
+            let is_set = host::parameter(&format!("net/{family}/ip_nonlocal_bind")) == Some(1);
+            is_set.then(|| {
+                format!("{ip} is not an address of this host now, and net.{family}.ip_nonlocal_bind is 1")
+            })
+        }
     }
 }
 

@@ -57,6 +57,7 @@ fn of_listener(
         name: listener.name.as_str().into(),
         rules: listener.rules,
         allow: listener.allow.clone(),
+        peers: config.peers.clone(),
         deny: listener.deny.clone(),
         clients: clients(listener.per_client, old),
         rates: rates(listener.per_client, old),

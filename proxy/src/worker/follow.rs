@@ -227,7 +227,7 @@ impl Differences {
             if Arc::ptr_eq(old, new) {
                 continue;
             }
-            if (&old.allow, &old.deny) != (&new.allow, &new.deny) {
+            if (&old.allow, &old.deny, &old.peers) != (&new.allow, &new.deny, &new.peers) {
                 all.barred.insert(listener);
             }
             let same_options = old.exit_options() == new.exit_options();
@@ -318,6 +318,7 @@ mod tests {
         let listeners = [listener(0..0), listener(0..MANY)];
         let parted: BTreeSet<_> = (MANY - 1..2 * MANY).map(|server| (1, server)).collect();
         let rejoined = rejoined(&parted, &listeners);
+            peers: Vec::new(),
         assert_eq!(rejoined, BTreeMap::from([((1, MANY - 1), Mode::Plain)]));
     }
 }

@@ -100,8 +100,8 @@ impl Worker {
         }
         let listener = &self.listeners[number];
         let client = key.client.0.ip();
-        if !listener.allows(client) {
-            return Err(DropReason::NotAllowed);
+        if let Some(reason) = listener.refusal(client) {
+            return Err(reason);
         }
         let client_seat = match &listener.clients {
             Some(clients) => Some(clients.take(client).ok_or(DropReason::ClientSessions)?),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Claims, Command, Ended};
-use crate::counters::WorkerCounters;
+use crate::counters::{DropReason, WorkerCounters};
 use crate::net::{Options, Socket};
 use crate::session::{Budget, Clients, Rates, Rules};
 use crate::upstream::{Server, Steering};
@@ -35,6 +35,8 @@ pub struct ListenerSettings {
     pub allow: Vec<IpNet>,
     /// Those of them that may not.
     pub deny: Vec<IpNet>,
+    /// Other proxies, which could answer each other for ever.
+    pub peers: Vec<IpNet>,
     /// How many sessions each client may have.
     pub clients: Option<Arc<Clients>>,
     /// How many datagrams each client may send.
@@ -51,11 +53,23 @@ pub struct ListenerSettings {
 }
 
 impl ListenerSettings {
+    /// Why the client at this address may not open sessions, if it may not.
+    #[must_use]
+    pub fn refusal(&self, client: IpAddr) -> Option<DropReason> {
+        let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&client));
+        if is_in(&self.peers) {
+            Some(DropReason::BadSource)
+        } else if !is_in(&self.allow) || is_in(&self.deny) {
+            Some(DropReason::NotAllowed)
+        } else {
+            None
+        }
+    }
+
     /// Whether the client at this address may open sessions.
     #[must_use]
     pub fn allows(&self, client: IpAddr) -> bool {
-        let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&client));
-        is_in(&self.allow) && !is_in(&self.deny)
+        self.refusal(client).is_none()
     }
 
     /// As it is when it is gone: its name, and nothing that others could have.

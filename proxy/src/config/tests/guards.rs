@@ -23,13 +23,14 @@ fn bounds_on_clients_are_off_unless_they_are_asked_for() {
     assert_eq!(listener.per_client, none);
     assert_eq!(listener.rules.amplification, None);
     assert_eq!((&listener.deny, &config.access_log), (&Vec::new(), &None));
+    assert_eq!(config.peers, []);
     assert!(config.reuse_port);
 }
 
 #[test]
 fn what_is_asked_for_is_read() {
     let config = load(
-        "workers = 3\nreuse_port = false\n[access_log]\npath = \"-\"",
+        "workers = 3\nreuse_port = false\npeers = [\"192.0.2.8\", \"2001:db8::/64\"]\n[access_log]\npath = \"-\"",
         "deny = [\"192.0.2.0/24\"]\namplification = { limit = 3 }\n\
          per_client = { sessions = 9, rate = 100, ipv6_prefix = 56 }",
     )
@@ -47,6 +48,8 @@ fn what_is_asked_for_is_read() {
     };
     assert_eq!(listener.rules.amplification, Some(watch));
     assert_eq!(listener.deny, ["192.0.2.0/24".parse().unwrap()]);
+    let peers = ["192.0.2.8/32", "2001:db8::/64"].map(|net| net.parse().unwrap());
+    assert_eq!(config.peers, peers);
     assert_eq!(config.listening_sockets(), 1);
     let text = AccessLog {
         path: None,
@@ -93,6 +96,18 @@ fn mistakes_are_named_with_their_mend() {
             "deny = [\"everybody\"]",
             "`everybody` is not a network",
             "192.0.2.0/24",
+        ),
+        (
+            "peers = [\"192.0.2.8:5300\"]",
+            "",
+            "`192.0.2.8:5300` is not a network",
+            "192.0.2.0/24",
+        ),
+        (
+            "peers = [\"0.0.0.0/0\"]",
+            "",
+            "0.0.0.0/0 in `peers` takes every client for a proxy",
+            "the other proxies' addresses alone",
         ),
         (
             "[access_log]\npath = \"\"",

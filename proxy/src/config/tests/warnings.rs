@@ -24,3 +24,13 @@ fn an_upstream_that_nobody_uses_is_a_warning() {
     assert_eq!(config.servers[0].name, "192.0.2.10:53");
     assert_eq!(config.listeners[0].servers[1].0, 1);
 }
+
+#[test]
+fn peers_that_are_all_clients_of_a_listener_are_a_warning() {
+    let config = format!("peers = [\"192.0.0.0/16\", \"2001:db8::/32\"]\n{GOOD}");
+    let config = Config::from_toml("proxy.toml", &config).unwrap();
+    assert_eq!(
+        config.warnings,
+        ["listener `dns` serves nobody: all that `allow` lets in is in `peers`"]
+    );
+}

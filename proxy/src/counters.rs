@@ -86,6 +86,9 @@ drop_reasons! {
     BadSource, "bad_source",
         "the client's port is 0, its address is the proxy's, a server's or in `peers`, or no server can be written to from it (loopback, multicast, link-local): an answer would go astray or in circles",
         "look for forged sources; have servers not ask through their own proxy; list no network with clients in `peers`";
+    ForgedHeader, "forged_header",
+        "with `emit = \"first\"`, a client's datagram that itself begins as a PROXY header does, which the server could believe",
+        "look for clients that pretend to be others; use `emit = \"every\"` if they rightly send such datagrams";
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
         "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";

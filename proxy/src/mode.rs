@@ -2,6 +2,7 @@
 //! datagram or by its source address, and whether its replies come back.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::net::MAX_HEADER;
@@ -55,6 +56,10 @@ pub enum RewriteOn {
     },
 }
 
+/// How long a server may leave datagrams unanswered before it is taken to have
+/// forgotten a header that it had: it may have restarted without anybody being told.
+const FORGETS: Duration = Duration::from_secs(3);
+
 /// Which datagrams of a session carry the header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Emit {
@@ -62,7 +67,8 @@ pub enum Emit {
     /// itself).
     #[default]
     Every,
-    /// The first alone, for servers that remember it.
+    /// The first ones, until the server has answered, for servers that remember it.
+    /// The specification knows no such thing.
     First,
 }
 
@@ -122,18 +128,6 @@ impl Mode {
         }
     }
 
-    /// Whether a session's first datagram alone carries the header.
-    #[must_use]
-    pub fn emits_once(self) -> bool {
-        matches!(
-            self,
-            Self::Ppv2 {
-                emit: Emit::First,
-                ..
-            }
-        )
-    }
-
     /// Whether replies come to the proxy, which passes them on.
     #[must_use]
     pub fn takes_replies(self) -> bool {
@@ -157,14 +151,29 @@ impl Mode {
 pub struct Prefix {
     bytes: [u8; MAX_HEADER],
     len: usize,
-    emit: Emit,
+    /// Where the first datagrams alone have it: whether the server has it.
+    arrival: Option<Arrival>,
+}
+
+/// What is known of a header's way to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// No datagram has gone out with it.
+    Due,
+    /// It has gone out, and no reply has come since.
+    Sent,
+    /// The server has answered since.
+    Known {
+        /// When the first datagram went out that no reply has followed.
+        unanswered: Option<Instant>,
+    },
 }
 
 impl Prefix {
     const NONE: Self = Self {
         bytes: [0; MAX_HEADER],
         len: 0,
-        emit: Emit::Every,
+        arrival: None,
     };
 
     fn header(client: ClientAddr, local: ListenerAddr, crc32c: bool, emit: Emit) -> Self {
@@ -180,28 +189,57 @@ impl Prefix {
             .expect("there is room for the longest header and its checksum")
             .finish()
             .len();
-        Self { bytes, len, emit }
-    }
-
-    /// Whether it stands in front of one datagram alone, which has not gone out
-    /// yet. Until it has, datagrams must go one by one: were a server to see
-    /// any before it, the client could pass off a header of its own as ours.
-    #[must_use]
-    pub fn is_due_once(&self) -> bool {
-        self.emit == Emit::First && self.len > 0
-    }
-
-    /// Notes that a datagram with it has gone out.
-    pub fn went_out(&mut self) {
-        if self.emit == Emit::First {
-            self.len = 0;
+        Self {
+            bytes,
+            len,
+            arrival: (emit == Emit::First).then_some(Arrival::Due),
         }
     }
 
-    /// The bytes for the session's next datagram.
+    /// Whether the server looks for a header in datagrams that have none of ours. A
+    /// client could pass off one of its own there.
     #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub fn may_be_absent(&self) -> bool {
+        self.arrival.is_some()
+    }
+
+    /// The bytes for the session's next datagrams, sent `now`.
+    #[must_use]
+    pub fn bytes(&mut self, now: Instant) -> &[u8] {
+        if let Some(Arrival::Known { unanswered }) = self.arrival {
+            let waits = |since: Instant| now.saturating_duration_since(since) >= FORGETS;
+            if !unanswered.is_some_and(waits) {
+                return &[];
+            }
+            self.forgotten();
+        }
         &self.bytes[..self.len]
+    }
+
+    /// Notes that datagrams have gone out with these bytes, `now`.
+    pub fn went_out(&mut self, now: Instant) {
+        match &mut self.arrival {
+            Some(arrival @ Arrival::Due) => *arrival = Arrival::Sent,
+            Some(Arrival::Known { unanswered }) => _ = unanswered.get_or_insert(now),
+            Some(Arrival::Sent) | None => {}
+        }
+    }
+
+    /// Notes a reply of the server.
+    pub fn answered(&mut self) {
+        match &mut self.arrival {
+            // To what went out before the server forgot the header.
+            Some(Arrival::Due) | None => {}
+            Some(arrival) => *arrival = Arrival::Known { unanswered: None },
+        }
+    }
+
+    /// Notes that the server may have forgotten the header, or has a new client: the
+    /// session's next datagrams carry it again.
+    pub fn forgotten(&mut self) {
+        if let Some(arrival) = &mut self.arrival {
+            *arrival = Arrival::Due;
+        }
     }
 }
 
@@ -221,33 +259,72 @@ mod tests {
 
     #[test]
     fn the_longest_header_fits_and_names_client_and_listener() {
-        let prefix = prefix(Mode::Ppv2 {
+        let mut prefix = prefix(Mode::Ppv2 {
             emit: Emit::Every,
             crc32c: true,
         });
-        let mut prefix = prefix;
+        assert!(!prefix.may_be_absent());
+        let now = Instant::now();
         for _ in 0..3 {
-            assert!(!prefix.is_due_once());
-            let (header, rest) = ppv2::decode(prefix.bytes()).unwrap();
+            let (header, rest) = ppv2::decode(prefix.bytes(now)).unwrap();
             assert_eq!(header.client(), Some(CLIENT.parse().unwrap()));
             assert_eq!(header.destination(), Some(LOCAL.parse().unwrap()));
             assert!(header.tlvs().crc32c().is_some());
             assert!(rest.is_empty());
-            prefix.went_out();
+            prefix.went_out(now);
+            prefix.answered();
+        }
+    }
+
+    fn first() -> Prefix {
+        let prefix = prefix(Mode::Ppv2 {
+            emit: Emit::First,
+            crc32c: false,
+        });
+        assert!(prefix.may_be_absent());
+        prefix
+    }
+
+    #[test]
+    fn the_first_datagrams_carry_it_until_the_server_answers() {
+        let (mut prefix, now) = (first(), Instant::now());
+        for _ in 0..3 {
+            assert_eq!(prefix.bytes(now).len(), ppv2::IPV6_HEADER_LEN);
+            prefix.went_out(now);
+        }
+        prefix.answered();
+        for second in 0..100 {
+            let now = now + Duration::from_secs(second);
+            assert!(prefix.bytes(now).is_empty(), "{second}");
+            prefix.went_out(now);
+            prefix.answered();
         }
     }
 
     #[test]
-    fn the_first_datagram_alone_carries_it_on_request() {
-        let mut prefix = prefix(Mode::Ppv2 {
-            emit: Emit::First,
-            crc32c: false,
-        });
-        assert!(prefix.is_due_once());
-        assert_eq!(prefix.bytes().len(), ppv2::IPV6_HEADER_LEN);
-        prefix.went_out();
-        assert!(!prefix.is_due_once());
-        assert!(prefix.bytes().is_empty());
+    fn a_server_that_may_have_forgotten_it_gets_it_again() {
+        let (mut prefix, now) = (first(), Instant::now());
+        let has_it = |prefix: &mut Prefix, now| {
+            let has_it = !prefix.bytes(now).is_empty();
+            prefix.went_out(now);
+            has_it
+        };
+        assert!(has_it(&mut prefix, now));
+        prefix.answered();
+        prefix.forgotten();
+        // What it answered before says nothing.
+        prefix.answered();
+        assert!(has_it(&mut prefix, now));
+        prefix.answered();
+
+        // However long the client was silent.
+        let now = now + Duration::from_secs(3600);
+        assert!(!has_it(&mut prefix, now));
+        assert!(!has_it(&mut prefix, now + FORGETS / 2));
+        assert!(has_it(&mut prefix, now + FORGETS));
+        assert!(has_it(&mut prefix, now + FORGETS * 2));
+        prefix.answered();
+        assert!(!has_it(&mut prefix, now + FORGETS * 2));
     }
 
     #[test]
@@ -261,11 +338,11 @@ mod tests {
             Mode::Dsr(RewriteOn::Server),
         ];
         for mode in without {
-            assert!(prefix(mode).bytes().is_empty(), "{mode:?}");
+            assert!(prefix(mode).bytes(Instant::now()).is_empty(), "{mode:?}");
         }
-        let sdk = prefix(Mode::Dsr(RewriteOn::Sdk { crc32c: true }));
-        assert!(!sdk.is_due_once());
-        assert_eq!(sdk.bytes().len(), ppv2::IPV6_HEADER_LEN + 7);
+        let mut sdk = prefix(Mode::Dsr(RewriteOn::Sdk { crc32c: true }));
+        assert!(!sdk.may_be_absent());
+        assert_eq!(sdk.bytes(Instant::now()).len(), ppv2::IPV6_HEADER_LEN + 7);
     }
 
     #[test]

@@ -242,6 +242,12 @@ impl Batch {
         (part.end * segment).min(len) - (part.first * segment).min(len)
     }
 
+    /// The first datagram of `part`; empty if there is none.
+    #[must_use]
+    pub fn first_of(&self, part: Part) -> &[u8] {
+        datagram(self, part.slot, part.first)
+    }
+
     /// The payload in `slot`.
     fn payload(&self, slot: usize) -> &[u8] {
         let len = self.received[slot].map_or(0, |received| received.len);

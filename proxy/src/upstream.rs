@@ -110,6 +110,8 @@ pub struct Steering {
     pub returns: BTreeSet<Route>,
     /// Numbers of servers whose sessions stay, whatever returns.
     pub draining: BTreeSet<usize>,
+    /// Numbers of servers that are down, which may have sessions all the same.
+    pub down: BTreeSet<usize>,
 }
 
 impl Steering {

@@ -376,6 +376,7 @@ impl Worker {
                 ..
             } = &mut session.link;
             let (socket, is_connected) = exit.socket();
+            let counters = &self.counters.servers[session.server];
             let onward = Onward {
                 batch: &self.inbound,
                 socket,
@@ -385,18 +386,22 @@ impl Worker {
                 oversize_noted: &self.oversize_noted,
                 all: &self.counters.own,
                 listener: &self.counters.listeners[session.listener],
-                server: &self.counters.servers[session.server],
+                server: counters,
             };
-            let mut done = 0;
-            while prefix.is_due_once()
-                && let Some(rest) = parts.get_mut(done)
-            {
-                if onward.send(prefix.bytes(), &[rest.take(1)]) > 0 {
-                    prefix.went_out();
-                }
-                done += usize::from(rest.datagrams() == 0);
+            let (now, refusals) = (session.last_active, counters.refusals.get());
+            let may_be_absent = prefix.may_be_absent();
+            let header = prefix.bytes(now);
+            let sent = if may_be_absent {
+                onward.send_unforged(header, parts)
+            } else {
+                onward.send(header, parts)
+            };
+            if sent > 0 {
+                prefix.went_out(now);
             }
-            onward.send(prefix.bytes(), &parts[done..]);
+            if counters.refusals.get() != refusals {
+                prefix.forgotten();
+            }
         }
         parts.clear();
     }
@@ -415,7 +420,12 @@ impl Worker {
         };
         let listener = session.listener;
         let server = &self.counters.servers[session.server];
-        for slot in self.replies.receive(from, server) {
+        let refusals = server.refusals.get();
+        let slots = self.replies.receive(from, server);
+        if server.refusals.get() != refusals {
+            session.link.prefix.forgotten();
+        }
+        for slot in slots {
             self.pass(slot, id, listener, now);
         }
     }
@@ -428,7 +438,7 @@ impl Worker {
         };
         let amount = amount_of(&reply);
         let datagrams = amount.datagrams;
-        let Some(session) = self.table.get(id) else {
+        let Some(session) = self.table.get_mut(id) else {
             let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
             return late.add(datagrams);
         };
@@ -444,6 +454,7 @@ impl Worker {
             let wrong = listener.dropped(DropReason::ReplyWrongSource);
             return wrong.add(datagrams);
         }
+        session.link.prefix.answered();
         let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
         let ended = |session: &Session<_>, reason| ends.note(session, reason);
         let Some(whose) = self.table.reply(now, id, amount, ended) else {

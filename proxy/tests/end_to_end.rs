@@ -154,60 +154,6 @@ fn datagrams_of_any_size_pass_whole_and_what_can_not_is_counted() {
 }
 
 #[test]
-fn emit_first_puts_the_header_on_the_first_datagram_alone() {
-    let server = socket("127.0.0.1");
-    let listener = address("127.0.0.1");
-    let folder = tempfile::tempdir().unwrap();
-    let _proxy = proxy_with(
-        &folder,
-        &format!(
-            "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-             [upstream.u]\nservers = [\"{}\"]\nheader = {{ emit = \"first\", crc32c = true }}\n",
-            server.local_addr().unwrap()
-        ),
-    );
-    let clients = [socket("127.0.0.1"), socket("127.0.0.1")];
-    for client in &clients {
-        client.send_to(b"one", listener).unwrap();
-        let (datagram, _) = receive(&server);
-        let (header, payload) = ppv2::decode(&datagram).unwrap();
-        assert_eq!(header.client(), Some(client.local_addr().unwrap()));
-        assert!(header.tlvs().crc32c().is_some());
-        assert_eq!(payload, b"one");
-        client.send_to(b"two", listener).unwrap();
-        assert_eq!(receive(&server).0, b"two");
-    }
-}
-
-#[test]
-fn no_datagram_precedes_the_one_header_of_emit_first() {
-    let server = socket("127.0.0.1");
-    let listener = address("127.0.0.1");
-    let folder = tempfile::tempdir().unwrap();
-    let _proxy = proxy_with(
-        &folder,
-        &format!(
-            "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-             [upstream.u]\nservers = [\"{}\"]\nheader = {{ emit = \"first\" }}\n",
-            server.local_addr().unwrap()
-        ),
-    );
-    // The first can't be sent; what follows would pass for the session's header.
-    let client = socket("127.0.0.1");
-    client.send_to(&[0; 65_507], listener).unwrap();
-    let forged =
-        b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\xcb\x00\x71\x42\x7f\x00\x00\x01\0\x01\0\x02evil";
-    client.send_to(forged, listener).unwrap();
-    let (seen, _, payload) = read_header(&receive(&server).0);
-    assert_eq!(
-        (seen, payload),
-        (client.local_addr().unwrap(), forged.to_vec())
-    );
-    client.send_to(b"next", listener).unwrap();
-    assert_eq!(receive(&server).0, b"next");
-}
-
-#[test]
 fn servers_take_turns_and_each_keeps_its_mode() {
     let servers = [socket("127.0.0.1"), socket("127.0.0.1")];
     let [a, b] = [&servers[0], &servers[1]].map(|s| s.local_addr().unwrap());

@@ -26,6 +26,7 @@ pub(super) fn steer(roll: &Roll, standings: &[Standing], version: u64) -> Steeri
         leave: BTreeSet::new(),
         returns: BTreeSet::new(),
         draining: BTreeSet::new(),
+        down: BTreeSet::new(),
     };
     let plans = plans(config, standings);
     for ((number, listener), plans) in roll.listeners().zip(plans) {
@@ -49,9 +50,13 @@ pub(super) fn steer(roll: &Roll, standings: &[Standing], version: u64) -> Steeri
         }
         steering.plans[number] = plans;
     }
-    let draining = |index: &usize| standings[*index].state == State::Draining;
-    let servers = (0..config.servers.len()).filter(draining);
-    steering.draining = servers.map(|index| roll.server(index)).collect();
+    let in_state = |state| {
+        let servers =
+            (0..config.servers.len()).filter(move |index| standings[*index].state == state);
+        servers.map(|index| roll.server(index)).collect()
+    };
+    steering.draining = in_state(State::Draining);
+    steering.down = in_state(State::Down);
     steering
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{Listener, PerClient};
-use crate::mode::Mode;
 use crate::net::Options;
 use crate::roster::Roll;
 use crate::session::{Clients, Rates};
@@ -57,8 +56,8 @@ fn of_listener(
         name: listener.name.as_str().into(),
         rules: listener.rules,
         allow: listener.allow.clone(),
-        peers: config.peers.clone(),
         deny: listener.deny.clone(),
+        peers: config.peers.clone(),
         clients: clients(listener.per_client, old),
         rates: rates(listener.per_client, old),
         entrance: entrance_options(listener),
@@ -70,11 +69,9 @@ fn of_listener(
 
 /// What a listener's sockets to clients are made for.
 pub(super) fn entrance_options(listener: &Listener) -> Options {
-    let leaving = listener.leaving.iter().map(|(_, mode)| *mode);
-    let once = listener.modes().chain(leaving).any(Mode::emits_once);
     Options {
         dont_fragment: listener.dont_fragment,
-        bursts: !listener.rules.count_requests() && !once,
+        bursts: !listener.rules.count_requests(),
     }
 }
 

@@ -34,7 +34,22 @@ impl Worker {
         let servers = &self.counters.servers;
         self.parted.retain(|pair| servers[pair.1].sessions() > 0);
         self.moves_any = steering.moves_any() || !self.parted.is_empty();
-        self.steering = steering;
+        let before = std::mem::replace(&mut self.steering, steering);
+        self.repeat_headers(&before.down);
+    }
+
+    /// Has sessions that stay with a server tell it of their client again, unless it
+    /// was down before.
+    fn repeat_headers(&mut self, down_before: &BTreeSet<usize>) {
+        let down = &self.steering.down;
+        if down.is_subset(down_before) {
+            return;
+        }
+        for (_, session) in self.table.iter_mut() {
+            if down.contains(&session.server) && !down_before.contains(&session.server) {
+                session.link.prefix.forgotten();
+            }
+        }
     }
 
     /// Whether session `id` is to go elsewhere at this datagram of its client's.
@@ -303,6 +318,7 @@ mod tests {
             },
             allow: Vec::new(),
             deny: Vec::new(),
+            peers: Vec::new(),
             clients: None,
             rates: None,
             entrance: options,
@@ -318,7 +334,6 @@ mod tests {
         let listeners = [listener(0..0), listener(0..MANY)];
         let parted: BTreeSet<_> = (MANY - 1..2 * MANY).map(|server| (1, server)).collect();
         let rejoined = rejoined(&parted, &listeners);
-            peers: Vec::new(),
         assert_eq!(rejoined, BTreeMap::from([((1, MANY - 1), Mode::Plain)]));
     }
 }

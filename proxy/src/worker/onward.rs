@@ -59,6 +59,28 @@ impl Onward<'_> {
         sent.datagrams
     }
 
+    /// As [`send`](Self::send), but drops datagrams that begin as a header does. A
+    /// server that looks for a header where it knows of none would believe theirs.
+    pub(super) fn send_unforged(&self, header: &[u8], parts: &[Part]) -> usize {
+        let is_forged = |one: &Part| self.batch.first_of(*one).starts_with(&ppv2::SIGNATURE);
+        let singles = |part: &Part| {
+            let mut rest = *part;
+            (0..part.datagrams()).map(move |_| rest.take(1))
+        };
+        if !parts.iter().flat_map(singles).any(|one| is_forged(&one)) {
+            return self.send(header, parts);
+        }
+        let mut sent = 0;
+        for one in parts.iter().flat_map(singles) {
+            if is_forged(&one) {
+                self.listener.dropped(DropReason::ForgedHeader).add(1);
+            } else {
+                sent += self.send(header, &[one]);
+            }
+        }
+        sent
+    }
+
     fn class(&self, slot: usize) -> TrafficClass {
         let received = self.batch.received(slot);
         received.map_or(TrafficClass::default(), |r| class_of(self.dscp, r.class))

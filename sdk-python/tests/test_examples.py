@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dns.message
 import dns.query
@@ -101,6 +102,11 @@ def test_dns(name: str) -> None:
 class HttpClient(QuicConnectionProtocol):
     body = b""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # At once, since the server begins streams of its own.
+        self.http = H3Connection(self._quic)
+
     def quic_event_received(self, event: QuicEvent) -> None:
         for http_event in self.http.handle_event(event):
             if isinstance(http_event, DataReceived):
@@ -109,7 +115,6 @@ class HttpClient(QuicConnectionProtocol):
                     self.done.set()
 
     async def get(self, authority: str) -> str:
-        self.http = H3Connection(self._quic)
         self.done = asyncio.Event()
         headers = [
             (b":method", b"GET"),
@@ -123,12 +128,11 @@ class HttpClient(QuicConnectionProtocol):
         return self.body.decode()
 
 
-def test_http3(tmp_path: Path) -> None:
-    certificate, key = write_certificate(tmp_path)
+def http3_sees_its_client(listener: LISTENER, certificate: Path) -> None:
     configuration = QuicConfiguration(alpn_protocols=H3_ALPN, server_name="localhost")
     configuration.load_verify_locations(str(certificate))
 
-    async def main(listener: LISTENER) -> None:
+    async def main() -> None:
         async with connect(
             *listener, configuration=configuration, create_protocol=HttpClient
         ) as client:
@@ -139,10 +143,15 @@ def test_http3(tmp_path: Path) -> None:
             port = transport.get_extra_info("sockname")[1]
             assert answer == f"127.0.0.1:{port}\n"
 
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_http3(tmp_path: Path) -> None:
+    certificate, key = write_certificate(tmp_path)
     files = ("--certificate", str(certificate), "--key", str(key))
     listen = f"127.0.0.1:{free_port()}"
     with behind_proxy("http3_aioquic.py", *files, listen=listen) as listener:
-        asyncio.run(asyncio.wait_for(main(listener), PATIENCE))
+        http3_sees_its_client(listener, certificate)
 
 
 def test_game_push() -> None:
@@ -171,17 +180,59 @@ def test_rate_limit() -> None:
             greedy.recv(9)
 
 
-def test_the_server_of_the_readme(tmp_path: Path) -> None:
+def of_readme() -> dict[str, str]:
+    """The README's servers by name."""
     readme = (ROOT / "sdk-python" / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"```python no-run\n(.*?)```", readme, re.DOTALL)
-    assert found
-    server = ("127.0.0.1", free_port())
-    source = found[1].replace('("0.0.0.0", 9000)', str(server)).replace("192.0.2.10", "127.0.0.1")
-    source = source.replace("while True", 'import sys; print("ready", file=sys.stderr)\nwhile True')
-    path = tmp_path / "server.py"
+    return dict(re.findall(r"```python no-run (\S+)\n(.*?)```", readme, re.DOTALL))
+
+
+@contextmanager
+def of_readme_behind_proxy(
+    folder: Path, name: str, *changes: tuple[str, str], word: str = "ready"
+) -> Iterator[LISTENER]:
+    """Runs a server of the README's, changed for this host, and the proxy in front of it."""
+    port = free_port()
+    source = of_readme()[name].replace("192.0.2.10", "127.0.0.1").replace("0.0.0.0", "127.0.0.1")
+    for old, new in (*changes, ("9000", str(port)), ("4433", str(port))):
+        assert old in source or new == str(port)
+        source = source.replace(old, new)
+    path = folder / "server.py"
     path.write_text(source, encoding="utf-8")
-    with until_ready([sys.executable, "-W", "error", str(path)]), proxy_to(server) as listener:
+    command = [sys.executable, "-W", "error", str(path)]
+    with until_ready(command, word), proxy_to(("127.0.0.1", port)) as listener:
+        yield listener
+
+
+SAY_READY = 'import sys; print("ready", file=sys.stderr, flush=True)'
+
+# Where each has bound its port, and begins to serve.
+BEGINS = {
+    "socket": ("while True", f"{SAY_READY}\nwhile True"),
+    "twisted": ("reactor.run()", f"{SAY_READY}\nreactor.run()"),
+    "gevent": ("server.serve_forever()", f"server.start(); {SAY_READY}\nserver.serve_forever()"),
+}
+
+
+@pytest.mark.parametrize("name", BEGINS)
+def test_echo_of_the_readme(tmp_path: Path, name: str) -> None:
+    with of_readme_behind_proxy(tmp_path, name, BEGINS[name]) as listener:
         assert ask(listener, b"hello")[0] == b"hello"
+
+
+@pytest.mark.parametrize("run", ["asyncio.run(", "uvloop.run("], ids=["standard", "uvloop"])
+def test_hypercorn_of_the_readme(tmp_path: Path, run: str) -> None:
+    certificate, key = write_certificate(tmp_path)
+    changes = (
+        ("cert.pem", str(certificate)),
+        ("key.pem", str(key)),
+        ("asyncio.run(", f"import uvloop; {run}"),
+    )
+    with of_readme_behind_proxy(tmp_path, "hypercorn", *changes, word="(QUIC)") as listener:
+        http3_sees_its_client(listener, certificate)
+
+
+def test_every_server_of_the_readme_is_tested() -> None:
+    assert of_readme().keys() == {*BEGINS, "hypercorn"}
 
 
 def test_every_example_is_tested() -> None:

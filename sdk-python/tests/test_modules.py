@@ -13,9 +13,11 @@ MODULES = {
     "aioquic": "serve",
     "anyio": "create_udp_socket",
     "asyncio": "create_datagram_endpoint",
+    "gevent": "DatagramServer",
     "socketserver": "UDPServer",
+    "twisted": "listenUDP",
 }
-EXTRAS = ["aioquic", "anyio"]
+EXTRAS = ["aioquic", "anyio", "gevent", "twisted"]
 
 
 def run(script: str, *arguments: str) -> None:
@@ -73,3 +75,5 @@ def test_type_checkers_know_the_modules() -> None:
     assert callable(ppv2.socketserver.UDPServer)
     assert callable(ppv2.aioquic.serve)
     assert callable(ppv2.anyio.create_udp_socket)
+    assert callable(ppv2.gevent.wrap)
+    assert callable(ppv2.twisted.listenUDP)

@@ -8,8 +8,6 @@ import pickle
 import select
 import selectors
 import socket
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -237,44 +235,6 @@ def test_trust_in_the_other_family_alone_is_refused() -> None:
             ppv2.wrap(sock, trusted=[wrong])
         for options in ({"trusted": [wrong, right]}, {"trusted": [wrong], "direct": "accept"}):
             ppv2.wrap(udp(host, family), **options).close()
-
-
-GEVENT = """
-from gevent import monkey
-monkey.patch_all()
-import gevent, gevent.socket, socket, ppv2
-plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-plain.bind(("127.0.0.1", 0))
-try:
-    ppv2.wrap(plain, trusted=["127.0.0.1"])
-except TypeError as error:
-    assert "gevent.monkey.get_original('socket', 'socket')" in str(error), error
-else:
-    raise AssertionError("wrapped")
-sock = monkey.get_original("socket", "socket")(socket.AF_INET, socket.SOCK_DGRAM)
-sock.bind(("127.0.0.1", 0))
-sock.setblocking(False)
-sock = ppv2.wrap(sock, trusted=["127.0.0.1"])
-def serve():
-    gevent.socket.wait_read(sock.fileno())
-    return sock.recvfrom(9)
-serving = gevent.spawn(serve)
-gevent.sleep(0)
-header = ppv2.encode(("203.0.113.11", 54321), ("198.51.100.10", 9000))
-plain.sendto(header + b"hello", sock.getsockname())
-assert serving.get() == (b"hello", ("203.0.113.11", 54321))
-"""
-
-
-def test_a_socket_of_gevent_is_refused_with_the_way_that_works() -> None:
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", GEVENT],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_addresses_are_tuples_to_everybody_else() -> None:

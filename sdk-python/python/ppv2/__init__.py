@@ -11,8 +11,8 @@
 Decode only datagrams that must carry a header: whether one does is decided by
 who sent it, never by what it looks like. Drop what raises `DecodeError`.
 
-The modules `ppv2.asyncio`, `ppv2.socketserver`, `ppv2.aioquic` and `ppv2.anyio` are
-imported when they are first used.
+The modules `ppv2.asyncio`, `ppv2.socketserver`, `ppv2.aioquic`, `ppv2.anyio`,
+`ppv2.gevent` and `ppv2.twisted` are imported when they are first used.
 """
 
 from typing import TYPE_CHECKING
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from ppv2 import aioquic as aioquic
     from ppv2 import anyio as anyio
     from ppv2 import asyncio as asyncio
+    from ppv2 import gevent as gevent
     from ppv2 import socketserver as socketserver
+    from ppv2 import twisted as twisted
 
 __all__ = [
     "Address",
@@ -81,7 +83,14 @@ del _class
 
 # The modules that are imported when they are first used, and what each needs to be
 # installed.
-_MODULES = {"aioquic": "aioquic", "anyio": "anyio", "asyncio": None, "socketserver": None}
+_MODULES = {
+    "aioquic": "aioquic",
+    "anyio": "anyio",
+    "asyncio": None,
+    "gevent": "gevent",
+    "socketserver": None,
+    "twisted": "twisted",
+}
 
 
 # Type checkers would believe in any name at all.

@@ -4,43 +4,26 @@ A server that calls `loop.create_datagram_endpoint(...)` calls
 `ppv2.asyncio.create_datagram_endpoint(..., trusted=...)` instead; its protocol
 stays as it is. The transport is one of ours, on every loop that can watch a
 descriptor: uvloop's own reads the descriptor itself, past any Python object.
+
+A library that calls the loop's method by itself is served by `install()`.
 """
 
 import asyncio
-import errno
+import logging
 import socket
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any, TypeVar, Unpack
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Self, TypeGuard, TypeVar, Unpack
 
 import ppv2
-from ppv2 import Address, Socket, TrustOptions
+from ppv2 import Address, TrustOptions
+from ppv2._transport import DatagramTransport
 
-__all__ = ["DatagramTransport", "create_datagram_endpoint"]
+__all__ = ["DatagramTransport", "Installation", "create_datagram_endpoint", "install"]
+
+_LOGGER = logging.getLogger("ppv2")
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.DatagramProtocol)
-
-# Datagrams that are handed on after one wake-up. More would hold up the loop's other
-# work.
-_MOST_AT_ONCE = 32
-
-# A batch of one costs more than receiving it alone, so after one so many datagrams
-# are received singly before a batch is tried again.
-_SINGLY = 15
-
-_LONGEST = 65535
-
-# As asyncio's own transports.
-_HIGH_WATER = 64 * 1024
-
-# What a datagram that is kept costs besides its payload: the objects for both, and its
-# place in the queue.
-_ENTRY = 128
-
-# Clients decide how much there is to answer, and a protocol may not care for
-# pause_writing(): beyond so many bytes, or twice the high-water mark, nothing is kept.
-_MOST_UNSENT = 4 * 1024 * 1024
 
 
 async def create_datagram_endpoint(
@@ -109,6 +92,18 @@ async def create_datagram_endpoint(
         )
     else:
         bound = _duplicate(sock)
+    return _open(loop, protocol_factory, bound, trusted, options, brought=sock)
+
+
+def _open(
+    loop: asyncio.AbstractEventLoop,
+    protocol_factory: Callable[[], _Protocol],
+    bound: socket.socket,
+    trusted: Iterable[object],
+    options: TrustOptions,
+    brought: socket.socket | None = None,
+) -> tuple[DatagramTransport, _Protocol]:
+    """The endpoint on a bound socket, which is closed if it can't be made."""
     try:
         wrapped = ppv2.wrap(bound, trusted=trusted, **options)
     except BaseException:
@@ -123,7 +118,7 @@ async def create_datagram_endpoint(
     except BaseException:
         wrapped.close()
         raise
-    transport._brought = sock
+    transport._brought = brought
     return transport, protocol
 
 
@@ -131,11 +126,11 @@ async def _bind(
     loop: asyncio.AbstractEventLoop,
     local_addr: tuple[str, int] | None,
     *,
-    family: int,
-    proto: int,
-    flags: int,
-    reuse_port: bool | None,
-    allow_broadcast: bool | None,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    reuse_port: bool | None = None,
+    allow_broadcast: bool | None = None,
 ) -> socket.socket:
     if not isinstance(local_addr, tuple) or len(local_addr) != 2:
         raise TypeError(f"local_addr: expected (host, port), got {local_addr!r}")
@@ -174,222 +169,207 @@ def _duplicate(sock: socket.socket) -> socket.socket:
     return bound
 
 
-class DatagramTransport(asyncio.DatagramTransport):
-    """The transport of an endpoint, made by create_datagram_endpoint()."""
+def install(
+    loop: asyncio.AbstractEventLoop | None = None,
+    *,
+    addresses: Iterable[Address],
+    trusted: Iterable[object],
+    **options: Unpack[TrustOptions],
+) -> "Installation":
+    """Has libraries that call `loop.create_datagram_endpoint()` by themselves see their
+    clients: from now on, endpoints bound to the named addresses are those of
+    ppv2.asyncio.create_datagram_endpoint().
+
+    Whatever else is opened on the loop stays as it is: other addresses, endpoints with
+    a remote_addr, sockets that are connected. Of several installations that name an
+    address, the latest decides.
+
+        with ppv2.asyncio.install(addresses=[("0.0.0.0", 4433)], trusted=["192.0.2.10"]):
+            await hypercorn.asyncio.serve(app, config)
+
+    Args:
+        loop: The event loop; the running one if left out.
+        addresses: Pairs (host, port) that the proxy sends to, as the library binds
+            them: host is an IP address, "0.0.0.0" and "::" being addresses like others.
+        trusted: As for ppv2.wrap().
+        options: direct, reply_from, max_header_len and so on, as for
+            ppv2.wrap().
+
+    Returns:
+        What undoes it, at the end of a with-block or by undo().
+
+    Raises:
+        ValueError: An address is not what is described above, or trust can't be used.
+        RuntimeError: No loop is given, and none is running.
+        TypeError: The loop takes no other method than its own.
+    """
+    if loop is None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "loop: no event loop is running; call install() in a coroutine, or pass the loop"
+            ) from None
+    named = {_named(address) for address in addresses}
+    if not named:
+        raise ValueError("addresses: expected at least one (host, port), got none")
+    installation = Installation(_Layer.of(loop), named, list(trusted), options)
+    installation._layer.add(installation)
+    return installation
+
+
+_Name = tuple[IPv4Address | IPv6Address, int]
+
+
+def _named(address: Address) -> _Name:
+    try:
+        host, port, *_ = address
+        name = ip_address(host), int(port)
+    except (TypeError, ValueError):
+        name = None
+    if name is None or not 0 < name[1] < 65536:
+        raise ValueError(f"addresses: expected pairs (IP address, port), got {address!r}")
+    return name
+
+
+class Installation:
+    """What install() has changed; a with-block undoes it at its end."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: Socket, protocol: asyncio.DatagramProtocol
+        self, layer: "_Layer", named: set[_Name], trusted: list[object], options: TrustOptions
     ) -> None:
-        super().__init__({"socket": sock, "sockname": sock.getsockname(), "peername": None})
+        self._layer = layer
+        self._named = named
+        self._trusted = trusted
+        self._options = options
+        for host, _ in named:
+            self._check_trust(str(host))
+
+    def undo(self) -> None:
+        """Leaves endpoints that are opened from now on to the loop, or to what was
+        installed before. Those that are open stay as they are.
+        """
+        self._layer.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def _check_trust(self, host: str) -> None:
+        """An error now rather than in the library, which may keep it to itself."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((host, 0))
+            except OSError:
+                # The address may come later.
+                return
+            ppv2.wrap(sock, trusted=self._trusted, **self._options).close()
+
+
+class _Layer:
+    """What stands before a loop's create_datagram_endpoint() while anything is installed."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._sock = sock
-        # The socket that the caller brought, of which self._sock is a duplicate.
-        self._brought: socket.socket | None = None
-        self._fd = sock.fileno()
-        self._protocol = protocol
-        self._closing = False
-        self._at_once = 2
-        self._singly = 0
-        self._unsent: deque[tuple[bytes, Address]] = deque()
-        self._unsent_size = 0
-        self._paused = False
-        self._low_water, self._high_water = _HIGH_WATER // 4, _HIGH_WATER
+        self._beneath = loop.create_datagram_endpoint
+        self._installations: list[Installation] = []
 
-    def __repr__(self) -> str:
-        state = "closing" if self._closing else "open"
-        return f"<ppv2.asyncio.DatagramTransport {state} {self._sock!r}>"
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> "_Layer":
+        """The loop's, if it is the outermost, else a new one."""
+        found = getattr(loop.create_datagram_endpoint, "__self__", None)
+        return found if isinstance(found, cls) else cls(loop)
 
-    def sendto(
+    def add(self, installation: Installation) -> None:
+        if not self._installations:
+            self._set(self.create_datagram_endpoint)
+        self._installations.append(installation)
+
+    def remove(self, installation: Installation) -> None:
+        if installation not in self._installations:
+            return
+        self._installations.remove(installation)
+        # Somebody else may have put a method of theirs before this one since.
+        outermost = self._loop.create_datagram_endpoint == self.create_datagram_endpoint
+        if outermost and not self._installations:
+            self._set(self._beneath)
+
+    def _set(self, method: Any) -> None:  # noqa: ANN401
+        try:
+            self._loop.create_datagram_endpoint = method  # type: ignore[method-assign]
+        except AttributeError:
+            raise TypeError(f"loop: methods of {self._loop!r} can't be replaced") from None
+
+    async def create_datagram_endpoint(
         self,
-        data: bytes | bytearray | memoryview,
-        addr: Any = None,  # noqa: ANN401
-    ) -> None:
-        """Sends a datagram to a client; one that can't be sent now is kept for later.
-
-        What goes wrong is given to the protocol's error_received(): a
-        ppv2.NoRouteError if the client was not heard from, or too long ago; an
-        OSError, ENOBUFS, if so much is kept already that this one is not: 4 MiB, or
-        twice the high-water mark if that is more.
-
-        Args:
-            data: The payload, copied if it is kept.
-            addr: The client's address, best the object that datagram_received()
-                was given.
-
-        Raises:
-            TypeError, ValueError: An argument is not what is described above.
-        """
-        if not self._unsent:
-            if self._closing:
-                return
+        protocol_factory: Callable[[], Any],
+        local_addr: Any = None,  # noqa: ANN401
+        remote_addr: Any = None,  # noqa: ANN401
+        *,
+        sock: Any = None,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> tuple[asyncio.BaseTransport, Any]:
+        """As the loop's method: its endpoint, or ours."""
+        if sock is None and remote_addr is None and self._names_port_of(local_addr):
+            # Which of its addresses a host name leads to is known once it is bound.
+            bound = await _bind(self._loop, local_addr, **options)
+            if found := self._installed_for(bound):
+                return _open(self._loop, protocol_factory, bound, found._trusted, found._options)
             try:
-                self._sock.sendto(data, addr)
-            except BlockingIOError:
-                self._loop.add_writer(self._fd, self._on_writable)
-            except OSError as error:
-                self._protocol.error_received(error)
-                return
-            else:
-                return
-        elif addr is None:
-            raise TypeError("address: expected a client's, got None")
-        size = memoryview(data).nbytes + _ENTRY
-        if self._unsent_size + size > max(_MOST_UNSENT, 2 * self._high_water):
-            self._protocol.error_received(
-                OSError(
-                    errno.ENOBUFS,
-                    f"datagram dropped: {self._unsent_size} bytes wait to be sent already; "
-                    "send nothing between pause_writing() and resume_writing()",
-                )
+                return await self._beneath(protocol_factory, sock=bound)
+            except BaseException:
+                bound.close()
+                raise
+        if found := self._installed_for(sock):
+            return await create_datagram_endpoint(
+                protocol_factory,
+                local_addr,
+                remote_addr,
+                sock=sock,
+                trusted=found._trusted,
+                **found._options,
+                **options,
             )
-            return
-        self._unsent.append((bytes(data), addr))
-        self._unsent_size += size
-        self._pause_if_full()
+        return await self._beneath(protocol_factory, local_addr, remote_addr, sock=sock, **options)
 
-    def close(self) -> None:
-        """Stops receiving, sends what is kept, and then closes the socket."""
-        if self._closing:
-            return
-        self._stop_reading()
-        if not self._unsent:
-            self._loop.call_soon(self._finish)
+    def _names_port_of(self, local_addr: object) -> bool:
+        match local_addr:
+            case (_, port):
+                ports = {str(named) for one in self._installations for _, named in one._named}
+                return str(port) in ports
+        return False
 
-    def abort(self) -> None:
-        """Closes the socket without sending what is kept."""
-        already = self._closing and not self._unsent
-        self._stop_reading()
-        if self._unsent:
-            self._unsent.clear()
-            self._unsent_size = 0
-            self._loop.remove_writer(self._fd)
-        if not already:
-            self._loop.call_soon(self._finish)
+    def _installed_for(self, sock: object) -> Installation | None:
+        """The latest installation that names the address of a server's socket."""
+        if not _is_servers(sock):
+            return None
+        host, port, *_ = sock.getsockname()
+        for installation in reversed(self._installations):
+            if (ip_address(host), port) in installation._named:
+                return installation
+        named = {name for one in self._installations for name in one._named if name[1] == port}
+        if named:
+            _LOGGER.warning(
+                "the datagram endpoint at %s, port %s, is not one that install() named, which are "
+                "%s: its protocol is handed headers and the proxy's address",
+                host,
+                port,
+                ", ".join(f"{ip}, port {port}" for ip, _ in sorted(named, key=str)),
+            )
+        return None
 
-    def is_closing(self) -> bool:
-        """Whether close() or abort() was called."""
-        return self._closing
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """The protocol in use."""
-        return self._protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hands what comes from now on to another protocol."""
-        if not isinstance(protocol, asyncio.DatagramProtocol):
-            raise TypeError(f"protocol: expected a DatagramProtocol, got {protocol!r}")
-        self._protocol = protocol
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes of memory that is kept for datagrams to be sent: their payloads, and 128
-        for each.
-        """
-        return self._unsent_size
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        """The sizes below and above which writing is resumed and paused, in bytes."""
-        return self._low_water, self._high_water
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Sets at which sizes, in bytes, the protocol's pause_writing() and
-        resume_writing() are called, as for any transport of asyncio.
-        """
-        if high is None:
-            high = _HIGH_WATER if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._low_water, self._high_water = low, high
-        self._pause_if_full()
-
-    def _start(self) -> None:
-        if not self._closing:
-            self._loop.add_reader(self._fd, self._on_readable)
-
-    def _stop_reading(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._loop.remove_reader(self._fd)
-
-    def _on_readable(self) -> None:
-        try:
-            if self._singly:
-                self._singly -= 1
-                batch = [self._sock.recvfrom(_LONGEST)]
-            else:
-                batch = self._sock.recv_batch(self._at_once)
-                if len(batch) == 1:
-                    self._singly = _SINGLY
-                # Room for what doesn't come is not free either.
-                self._at_once = min(2 * len(batch), _MOST_AT_ONCE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._protocol.error_received(error)
-            return
-        for data, addr in batch:
-            if self._closing:
-                # What is left is lost, as what the kernel still has.
-                return
-            try:
-                self._protocol.datagram_received(data, addr)
-            except Exception as error:  # noqa: BLE001
-                # The next datagram is another client's, who must not suffer.
-                self._report("datagram_received", error)
-
-    def _on_writable(self) -> None:
-        while self._unsent:
-            data, addr = self._unsent[0]
-            try:
-                self._sock.sendto(data, addr)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._drop_first(data)
-                self._protocol.error_received(error)
-            else:
-                self._drop_first(data)
-        if self._paused and self._unsent_size <= self._low_water:
-            self._paused = False
-            self._call("resume_writing", self._protocol.resume_writing)
-        # Either may have sent more, or closed.
-        if not self._unsent:
-            self._loop.remove_writer(self._fd)
-            if self._closing:
-                self._finish()
-
-    def _drop_first(self, data: bytes) -> None:
-        # The protocol may have called abort() meanwhile.
-        with suppress(IndexError):
-            self._unsent.popleft()
-            self._unsent_size -= len(data) + _ENTRY
-
-    def _pause_if_full(self) -> None:
-        if not self._paused and self._unsent_size > self._high_water:
-            self._paused = True
-            self._call("pause_writing", self._protocol.pause_writing)
-
-    def _call(self, name: str, method: Callable[[], None]) -> None:
-        try:
-            method()
-        except Exception as error:  # noqa: BLE001
-            self._report(name, error)
-
-    def _report(self, method: str, error: Exception) -> None:
-        self._loop.call_exception_handler(
-            {
-                "message": f"protocol.{method}() failed",
-                "exception": error,
-                "transport": self,
-                "protocol": self._protocol,
-            }
-        )
-
-    def _finish(self) -> None:
-        try:
-            self._protocol.connection_lost(None)
-        finally:
-            self._sock.close()
-            if self._brought is not None:
-                self._brought.close()
+def _is_servers(sock: object) -> TypeGuard[socket.socket]:
+    """Whether clients write to a socket, which is then bound and not connected."""
+    if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_DGRAM:
+        return False
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False

@@ -109,12 +109,15 @@ fn check_is_udp<'py>(sock: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let mut found = None;
     for class in sock.get_type().mro() {
         let (module, name) = names(&class)?;
-        if module.starts_with("gevent.") || module.starts_with("eventlet.") {
+        let way = match module.split('.').next() {
+            Some("gevent") => "call ppv2.gevent.wrap(sock, trusted=[...])",
+            Some("eventlet") => "make sock with the class of eventlet.patcher.original('socket')",
+            _ => "",
+        };
+        if !way.is_empty() {
             return Err(PyTypeError::new_err(format!(
                 "sock: {module}.{name} lets other greenlets run while it waits, which \
-                 ppv2.Socket can't; make sock with the standard library's class \
-                 (gevent.monkey.get_original('socket', 'socket')), call \
-                 setblocking(False), and wait with gevent.socket.wait_read(sock.fileno())"
+                 ppv2.Socket can't; {way}"
             )));
         }
         if (module.as_str(), name.as_str()) == ("socket", "socket") {

@@ -1,0 +1,199 @@
+"""UDP sockets and servers for gevent, with the clients' addresses.
+
+A server that has a socket of gevent's, which it may owe to gevent.monkey, calls
+`ppv2.gevent.wrap(sock, trusted=...)`. `ppv2.gevent.DatagramServer` stands for
+`gevent.server.DatagramServer`. Needs gevent: `pip install 'ppv2[gevent]'`.
+"""
+
+import time
+from _socket import dup
+from collections.abc import Callable, Iterable
+from typing import Any, Self, TypeVar, Unpack
+
+import ppv2
+from ppv2 import Address, Datagram, Stats, TrustOptions
+from ppv2._extras import needed_by
+
+with needed_by(__name__):
+    import gevent
+    import gevent.monkey
+    import gevent.server
+    import gevent.socket
+
+__all__ = ["DatagramServer", "Socket", "wrap"]
+
+_T = TypeVar("_T")
+
+
+def wrap(
+    sock: Any,  # noqa: ANN401
+    *,
+    trusted: Iterable[object],
+    **options: Unpack[TrustOptions],
+) -> "Socket":
+    """Lets a UDP socket show its clients to greenlets, as ppv2.wrap().
+
+    Args:
+        sock: A bound UDP socket, gevent's or a plain one. It is left closed.
+        trusted: As for ppv2.wrap().
+        options: direct, reply_from, max_header_len and so on, as for
+            ppv2.wrap().
+
+    Returns:
+        The socket to use instead.
+
+    Raises:
+        TypeError, ValueError, OSError: As ppv2.wrap(); sock stays as it was.
+    """
+    make = gevent.monkey.get_original("socket", "socket")
+    plain = make(sock.family, sock.type, sock.proto, fileno=dup(sock.fileno()))
+    try:
+        wrapped = ppv2.wrap(plain, trusted=trusted, **options)
+    except BaseException:
+        plain.close()
+        raise
+    timeout = sock.gettimeout()
+    sock.close()
+    return Socket(wrapped, timeout)
+
+
+class Socket:
+    """A ppv2.Socket that lets other greenlets run while it waits, made by wrap().
+
+    Its methods are those of ppv2.Socket. As with gevent's own sockets one greenlet at a
+    time may wait to receive, and one to send.
+    """
+
+    def __init__(self, sock: ppv2.Socket, timeout: float | None) -> None:
+        sock.settimeout(0)
+        self._sock = sock
+        self._timeout = timeout
+        loop = gevent.get_hub().loop
+        self._readable, self._writable = (loop.io(sock.fileno(), event) for event in (1, 2))
+
+    def _until(self, ready: Any, call: Callable[..., _T], *arguments: Any) -> _T:  # noqa: ANN401
+        until = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            try:
+                return call(*arguments)
+            except BlockingIOError:
+                left = None if until is None else until - time.monotonic()
+                if self._timeout == 0:
+                    raise
+                if left is not None and left <= 0:
+                    raise TimeoutError("timed out") from None
+                gevent.socket.wait(ready, left, TimeoutError("timed out"))
+
+    def recv(self, bufsize: int, /) -> bytes:
+        """As of ppv2.Socket, and so are all others."""
+        return self._until(self._readable, self._sock.recv, bufsize)
+
+    def recvfrom(self, bufsize: int, /) -> tuple[bytes, Address]:
+        """See recv()."""
+        return self._until(self._readable, self._sock.recvfrom, bufsize)
+
+    def recvfrom_into(
+        self,
+        buffer: Any,  # noqa: ANN401
+        nbytes: int = 0,
+    ) -> tuple[int, Address]:
+        """See recv()."""
+        return self._until(self._readable, self._sock.recvfrom_into, buffer, nbytes)
+
+    def recv_datagram(self) -> Datagram:
+        """See recv()."""
+        return self._until(self._readable, self._sock.recv_datagram)
+
+    def recv_batch(self, n: int, /) -> list[tuple[bytes, Address]]:
+        """See recv()."""
+        return self._until(self._readable, self._sock.recv_batch, n)
+
+    def sendto(self, data: bytes | bytearray | memoryview, address: Address, /) -> int:
+        """See recv()."""
+        return self._until(self._writable, self._sock.sendto, data, address)
+
+    def send_batch(
+        self, datagrams: Iterable[tuple[bytes | bytearray | memoryview, Address]], /
+    ) -> int:
+        """See recv()."""
+        return self._until(self._writable, self._sock.send_batch, list(datagrams))
+
+    def stats(self) -> Stats:
+        """See recv()."""
+        return self._sock.stats()
+
+    def fileno(self) -> int:
+        """See recv()."""
+        return self._sock.fileno()
+
+    def getsockname(self) -> Address:
+        """See recv()."""
+        return self._sock.getsockname()
+
+    def settimeout(self, value: float | None, /) -> None:
+        """See recv()."""
+        if value is not None and not value >= 0:
+            raise ValueError("Timeout value out of range")
+        self._timeout = value
+
+    def gettimeout(self) -> float | None:
+        """See recv()."""
+        return self._timeout
+
+    def setblocking(self, flag: bool, /) -> None:  # noqa: FBT001
+        """See recv()."""
+        self.settimeout(None if flag else 0)
+
+    def close(self) -> None:
+        """Closes the socket. A greenlet that waits for it is woken up by an OSError."""
+        if self._sock.fileno() >= 0:
+            gevent.get_hub().cancel_waits_close_and_then(
+                (self._readable, self._writable), gevent.socket.cancel_wait_ex, self._sock.close
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class DatagramServer(gevent.server.DatagramServer):
+    """A gevent.server.DatagramServer behind a proxy: `handle` is given payloads and
+    clients' addresses.
+
+    Args:
+        listener: As for gevent's server, and so are handle and spawn.
+        handle: See listener.
+        spawn: See listener.
+        trusted: As for ppv2.wrap().
+        options: direct, reply_from, max_header_len and so on, as for
+            ppv2.wrap().
+
+    Raises:
+        ValueError: Trust can't be used; when it starts.
+        OSError: The address can't be bound; when it starts.
+    """
+
+    socket: Any
+
+    def __init__(
+        self,
+        listener: Any,  # noqa: ANN401
+        handle: Callable[[bytes, Any], object] | None = None,
+        spawn: Any = "default",  # noqa: ANN401
+        *,
+        trusted: Iterable[object],
+        **options: Unpack[TrustOptions],
+    ) -> None:
+        self._trusted = trusted
+        self._options = options
+        super().__init__(listener, handle, spawn)
+
+    def init_socket(self) -> None:
+        """Binds the socket, which from then on is a ppv2.gevent.Socket."""
+        super().init_socket()
+        if not isinstance(self.socket, Socket):
+            self.socket = wrap(self.socket, trusted=self._trusted, **self._options)
+        # What it receives with, which must not wait.
+        self._socket = self.socket._sock

@@ -27,7 +27,7 @@ class Whoami(QuicConnectionProtocol):
 
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived) and event.end_stream:
-            host, port = self.client
+            host, port = self.client[:2]
             answer = f"{host}:{port} {len(event.data)}".encode()
             self._quic.send_stream_data(event.stream_id, answer, end_stream=True)
             self.transmit()
@@ -67,12 +67,19 @@ def move(client: QuicConnectionProtocol) -> int:
 
 
 @pytest.mark.parametrize("retry", [False, True], ids=["", "retry"])
-def test_quic_sees_its_clients(tmp_path: Path, retry: bool) -> None:
+@pytest.mark.parametrize(
+    ("bound", "upstream", "seen"),
+    [("127.0.0.1", "127.0.0.1", "127.0.0.1"), ("::", "127.7.0.1", "::ffff:127.0.0.1")],
+    ids=["", "wildcard"],
+)
+def test_quic_sees_its_clients(
+    tmp_path: Path, bound: str, upstream: str, seen: str, retry: bool
+) -> None:
     for_server, for_client = configuration(tmp_path)
 
     async def main() -> None:
         server = await ppv2.aioquic.serve(
-            "127.0.0.1",
+            bound,
             0,
             configuration=for_server,
             create_protocol=Whoami,
@@ -80,17 +87,16 @@ def test_quic_sees_its_clients(tmp_path: Path, retry: bool) -> None:
             trusted=["127.0.0.1"],
         )
         sock: ppv2.Socket = server._transport.get_extra_info("socket")  # type: ignore[union-attr]
-        address: Any = sock.getsockname()
-        with proxy_to(address) as listener:
+        with proxy_to((upstream, sock.getsockname()[1])) as listener:
             async with connect(*listener, configuration=for_client) as client:
                 transport: Any = client._transport
                 port = transport.get_extra_info("sockname")[1]
                 answer = await ask(client, b"x" * 100_000)
-                assert answer.startswith(f"127.0.0.1:{port} ".encode())
+                assert answer.startswith(f"{seen}:{port} ".encode())
                 moved_to = move(client)
                 assert moved_to != port
                 answer = await ask(client, b"x")
-                assert answer == f"127.0.0.1:{moved_to} 1".encode()
+                assert answer == f"{seen}:{moved_to} 1".encode()
         assert sum(sock.stats().dropped.values()) == 0
         server.close()
         await asyncio.sleep(0)

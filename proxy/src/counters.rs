@@ -114,8 +114,8 @@ drop_reasons! {
         "a new session while no server may take one: all are down by their health checks and `fail_open` is off, or no name leads to one",
         "mend the servers, or the `probe` if they serve, or the name; `/upstreams` and the log say why";
     Unreachable, "unreachable",
-        "there is no route to the server",
-        "check the server's address and this host's routes";
+        "there is no route to the server, or the address that it was written to from is gone",
+        "check the server's address, and this host's addresses and routes";
     Oversize, "oversize",
         "with its header longer than what may be sent",
         "have clients send at most `fits` bytes; up to UDP's limit it is fragmented if `df` is off";
@@ -174,6 +174,8 @@ pub struct ListenerCounters {
     pub ended_responses: Counter,
     /// Sessions ended since their server was to be left.
     pub ended_moved: Counter,
+    /// Sessions that went on from another socket, since the network changed.
+    pub ended_network: Counter,
     /// Sessions ended since their client is no longer served.
     pub ended_denied: Counter,
     /// Sessions ended with the listener, or with the proxy.
@@ -195,6 +197,7 @@ impl ListenerCounters {
             ended_idle: Counter::default(),
             ended_responses: Counter::default(),
             ended_moved: Counter::default(),
+            ended_network: Counter::default(),
             ended_denied: Counter::default(),
             ended_stopped: Counter::default(),
             amplified: Counter::default(),
@@ -209,6 +212,7 @@ impl ListenerCounters {
             &self.ended_idle,
             &self.ended_responses,
             &self.ended_moved,
+            &self.ended_network,
             &self.ended_denied,
             &self.ended_stopped,
         ];

@@ -57,7 +57,7 @@
 //! | data path | imports |
 //! |---|---|
 //! | [`worker`]: the story of a datagram | all below |
-//! | … `open`, `link`: a new session and its socket; `onward`: to the server; `replies`: to clients | |
+//! | … `open`, `link`: a new session and its socket; `network`: another socket for one; `onward`: to the server; `replies`: to clients | |
 //! | [`session`]: whose datagram is this, and when a session ends; no I/O, `now` is an argument | `address` |
 //! | [`upstream`]: which server | `address`, `mode` |
 //! | [`mode`]: what is put in front | `address`, `net` (for the length of a header) |

@@ -176,6 +176,7 @@ impl Counted {
             ),
             ("responses", |c| c.ended_responses.get()),
             ("moved", |c| c.ended_moved.get()),
+            ("network", |c| c.ended_network.get()),
             ("denied", |c| c.ended_denied.get()),
             ("stopped", |c| c.ended_stopped.get()),
         ] {

@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 use linux as sys;
 
 pub use cause::Cause;
-pub use probe::{own_addresses, probe, probe_bursts, probe_source};
+pub use probe::{own_addresses, probe, probe_bursts, probe_source, source_towards};
 pub use sys::{Readiness, Waker};
 
 mod cause;
@@ -417,6 +417,15 @@ impl Socket {
     #[must_use]
     pub fn bound(&self) -> SocketAddr {
         self.bound
+    }
+
+    /// The address of this host, or of the client, that a session's socket sends from.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getsockname`: none is known to occur here.
+    pub fn source(&self) -> io::Result<IpAddr> {
+        Ok(local_address(&self.inner)?.ip())
     }
 
     /// Receives into the slots of `batch` from `first` up to, not including,

@@ -9,6 +9,7 @@ mod bind;
 mod control;
 mod crew;
 mod leaving;
+mod network;
 mod plans;
 mod reload;
 mod settings;
@@ -244,6 +245,7 @@ async fn until_told(
             event = control.event() => match event {
                 Event::Failed(failure) => return Err(failure),
                 Event::Ready(ready) => control.end_reload(*ready).await,
+                Event::Network(told) => control.look(told).await,
             },
         }
     }

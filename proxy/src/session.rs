@@ -153,6 +153,9 @@ pub enum EndReason {
     Responses,
     /// Its server was to be left: the client's next datagram began another one.
     Moved,
+    /// It goes on from another socket, since this one's address is gone or is no longer
+    /// the one that its server is written to from.
+    Network,
     /// Its client is no longer served.
     Denied,
     /// The listener was taken out, or the proxy stopped.
@@ -167,6 +170,7 @@ impl EndReason {
             Self::Idle => "idle",
             Self::Responses => "responses",
             Self::Moved => "moved",
+            Self::Network => "network",
             Self::Denied => "denied",
             Self::Stopped => "stopped",
         }
@@ -250,6 +254,9 @@ pub struct Session<T> {
     pub reply_bytes: u64,
     /// What the owner of the table keeps with it.
     pub link: T,
+    /// [`Table::request`] leaves the client's next datagram to another session, since
+    /// this one's socket may no longer do.
+    pub needs_socket: bool,
     state: State,
     generation: u32,
     seat: Seat,

@@ -17,6 +17,7 @@ mod claims;
 mod command;
 mod follow;
 mod link;
+mod network;
 mod onward;
 mod open;
 mod replies;
@@ -103,6 +104,8 @@ pub struct Worker {
     own: OwnAddresses,
     servers: ServerAddresses,
     exhausted: Exhausted,
+    /// Servers to which another socket would be sent from the same address.
+    settled: Exhausted,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Link>,
@@ -169,6 +172,7 @@ impl Worker {
             own: OwnAddresses::default(),
             servers,
             exhausted: Exhausted::default(),
+            settled: Exhausted::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, rules, max_retired).with_afterlife(Link::afterlife),
             budget,
@@ -387,6 +391,7 @@ impl Worker {
                 all: &self.counters.own,
                 listener: &self.counters.listeners[session.listener],
                 server: counters,
+                lacks_route: Cell::new(false),
             };
             let (now, refusals) = (session.last_active, counters.refusals.get());
             let may_be_absent = prefix.may_be_absent();
@@ -401,6 +406,9 @@ impl Worker {
             }
             if counters.refusals.get() != refusals {
                 prefix.forgotten();
+            }
+            if onward.lacks_route.get() {
+                session.needs_socket |= network::may_need_socket(&session.link, &self.settled);
             }
         }
         parts.clear();

@@ -33,13 +33,16 @@ impl Cause {
             Some(Errno::AGAIN) => Self::WouldBlock,
             Some(Errno::MSGSIZE) => Self::Oversize,
             // Where no port is left, Linux says EAGAIN or EADDRINUSE; the last of
-            // these comes of a host without IPv6, or of a source that is gone.
+            // these comes of a host without IPv6, or of a source that is gone, of which
+            // a connected socket says EINVAL over IPv4.
             Some(
                 Errno::NETUNREACH
                 | Errno::HOSTUNREACH
                 | Errno::NETDOWN
                 | Errno::HOSTDOWN
-                | Errno::ADDRNOTAVAIL,
+                | Errno::ADDRNOTAVAIL
+                | Errno::INVAL
+                | Errno::NODEV,
             ) => Self::Unreachable,
             Some(Errno::MFILE | Errno::NFILE) => Self::NoDescriptors,
             Some(Errno::ADDRINUSE) => Self::NoPorts,

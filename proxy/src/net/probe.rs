@@ -50,6 +50,21 @@ pub fn probe_source(source: IpAddr) -> io::Result<()> {
     probe(SocketAddr::new(source, 0))
 }
 
+/// The address that this host writes to `server` from, by its routes of this moment.
+/// Nothing is sent.
+///
+/// # Errors
+///
+/// Those of `socket` and `connect`: there is no route.
+pub fn source_towards(server: IpAddr) -> io::Result<IpAddr> {
+    let options = Options {
+        dont_fragment: false,
+        bursts: false,
+    };
+    // Any port but 0, which can't be connected to everywhere.
+    Socket::connect(SocketAddr::new(server, 9), None, options)?.source()
+}
+
 /// Whether this kernel hands over and takes bursts in one piece.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::crew::Crew;
 use super::leaving::Leaving;
+use super::network::{Network, Told};
 use super::reload::{self, Beside, FIRST_ANSWERS, Ready, Reloads};
 use super::settings::settings;
 use super::setups::{Log, Setups, bound, counted};
@@ -69,6 +70,7 @@ pub(super) struct Control {
     ceiling: Ceiling,
     metrics: Arc<Metrics>,
     health: Health,
+    network: Network,
     log: Option<Log>,
     crew: Crew,
     reloads: Reloads,
@@ -80,6 +82,8 @@ pub(super) enum Event {
     Failed(RunError),
     /// A configuration is ready, or can't be gone by.
     Ready(Box<Result<Ready, String>>),
+    /// Addresses or routes of this host have changed.
+    Network(Told),
 }
 
 impl Control {
@@ -99,6 +103,7 @@ impl Control {
         }
         let now = Instant::now();
         bind::probe_sources(&config)?;
+        let network = Network::watch(&config).await;
         let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
         let wanted = config.access_log.clone();
         let opened = spawn_blocking(move || wanted.as_ref().map(Log::open).transpose());
@@ -161,6 +166,7 @@ impl Control {
             ceiling,
             metrics,
             health,
+            network,
             log,
             crew,
             reloads: Reloads::default(),
@@ -197,6 +203,7 @@ impl Control {
         tokio::select! {
             failure = self.crew.failure() => Event::Failed(failure),
             ready = self.reloads.ready() => Event::Ready(Box::new(ready)),
+            told = self.network.changed() => Event::Network(told),
         }
     }
 
@@ -348,6 +355,7 @@ impl Control {
         self.roll = roll;
         self.count();
         self.health.follow(&self.roll, now);
+        self.network.follow(&self.roll.config).await;
         self.plan().await;
 
         let (setups, bound) = (self.setups(), bound(&self.roll));
@@ -418,6 +426,13 @@ impl Control {
     /// Has workers told of how servers stand, but not too often.
     pub(super) fn plan_soon(&mut self, now: Instant) {
         self.plan_at = Some(now.max(self.plan_after));
+    }
+
+    /// Looks at what has changed of the network, and has sessions follow.
+    pub(super) async fn look(&mut self, told: Told) {
+        if self.network.look(told, &self.roll.config).await {
+            self.crew.tell_all(|| Command::FollowNetwork);
+        }
     }
 
     /// Plans where sessions go, as servers stand now.

@@ -93,13 +93,13 @@ impl<T> Table<T> {
     }
 
     /// Finds the session that takes these datagrams of a client, and counts
-    /// them. `None` if there is none, or if it has taken all that it may: then
-    /// [`open`](Self::open) another and ask again.
+    /// them. `None` if there is none, or if it has taken all that it may or needs
+    /// another socket: then [`open`](Self::open) another and ask again.
     pub fn request(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
         let limit = self.rules[session.listener].requests;
-        if limit > 0 && session.requests >= limit {
+        if session.needs_socket || limit > 0 && session.requests >= limit {
             return None;
         }
         Some(session.count(slot, now, amount))
@@ -152,6 +152,7 @@ impl<T> Table<T> {
             replies: 0,
             reply_bytes: 0,
             link,
+            needs_socket: false,
             state: State::Live,
             generation,
             seat,
@@ -242,7 +243,8 @@ impl<T> Table<T> {
     }
 
     /// Ends session `id`, if it is active; `ended` is told. If it has
-    /// [`Moved`](EndReason::Moved), replies to what it asked pass until it has rested.
+    /// [`Moved`](EndReason::Moved), or goes on from another socket, replies to what it
+    /// asked pass until it has rested.
     pub fn end(
         &mut self,
         now: Instant,
@@ -252,7 +254,8 @@ impl<T> Table<T> {
     ) {
         if let Some(session) = self.get(id).filter(|session| session.is_active()) {
             ended(session);
-            self.retire(now, id.slot, reason == EndReason::Moved);
+            let passes = matches!(reason, EndReason::Moved | EndReason::Network);
+            self.retire(now, id.slot, passes);
         }
     }
 

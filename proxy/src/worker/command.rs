@@ -28,6 +28,8 @@ pub enum Command {
     Steer(Arc<Steering>),
     /// Go by another setup from now on.
     Follow(Box<Change>),
+    /// Have sessions send from the address that this host's routes now say.
+    FollowNetwork,
     /// End the sessions at those of these addresses that no setup has listeners
     /// for, and take no more there.
     Close(Vec<SocketAddr>),
@@ -85,6 +87,7 @@ impl Worker {
                 } => reply(self.report(first, limit, now)),
                 Command::Steer(steering) => self.steer(steering),
                 Command::Follow(change) => self.follow(*change, now),
+                Command::FollowNetwork => self.follow_network(),
                 Command::Close(addresses) => self.close(&addresses, now),
                 Command::Drain => {
                     let entrances: Vec<_> = self.entrances.iter().map(|(key, _)| key).collect();

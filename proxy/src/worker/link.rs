@@ -67,6 +67,8 @@ pub(super) struct ServerSocket {
     pub(super) overflows: u32,
     /// How many replies to ask for.
     pub(super) at_once: AtOnce,
+    /// It writes from the client's address.
+    pub(super) is_clients: bool,
     /// The client's own port is the socket's.
     pub(super) claim: Option<Claim>,
 }
@@ -77,12 +79,24 @@ impl ServerSocket {
             socket,
             overflows: 0,
             at_once: AtOnce::default(),
+            is_clients: false,
             claim: None,
         }
     }
 }
 
 impl Exit {
+    /// The address of this host's that datagrams are sent from; `None` if it is the
+    /// client's, to which changes of the network mean nothing.
+    pub(super) fn own_source(&self) -> Option<IpAddr> {
+        let (socket, is_connected) = self.socket();
+        let is_clients = matches!(self, Self::Own(own) if own.is_clients);
+        if is_clients || !is_connected {
+            return None;
+        }
+        socket.source().ok()
+    }
+
     /// The socket, and whether it is connected to the server.
     pub(super) fn socket(&self) -> (&Socket, bool) {
         match self {
@@ -191,6 +205,7 @@ pub(super) fn speak_for(
         });
     }
     Ok(Exit::Own(ServerSocket {
+        is_clients: true,
         claim,
         ..ServerSocket::new(socket)
     }))
@@ -198,7 +213,7 @@ pub(super) fn speak_for(
 
 /// Tries anew as long as a session that has ended could give what is lacking,
 /// but not for ever.
-fn with_reclaims<T>(
+pub(super) fn with_reclaims<T>(
     table: &mut Table<Link>,
     mut attempt: impl FnMut() -> Result<T, DropReason>,
 ) -> Result<T, DropReason> {
@@ -242,7 +257,7 @@ pub(super) fn is_shortage(reason: DropReason) -> bool {
     [MaxSockets, NoDescriptors, NoMemory, NoPorts].contains(&reason)
 }
 
-fn why_full(full: Full) -> DropReason {
+pub(super) fn why_full(full: Full) -> DropReason {
     match full {
         Full::Sessions => DropReason::MaxSessions,
         Full::Sockets => DropReason::MaxSockets,

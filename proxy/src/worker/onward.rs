@@ -26,6 +26,8 @@ pub(super) struct Onward<'a> {
     pub(super) all: &'a OwnCounters,
     pub(super) listener: &'a ListenerCounters,
     pub(super) server: &'a ServerCounters,
+    /// Something could not be sent for want of a route, or of the source address.
+    pub(super) lacks_route: Cell<bool>,
 }
 
 impl Onward<'_> {
@@ -49,6 +51,9 @@ impl Onward<'_> {
             } => {
                 let reason = why_unsent(&error);
                 self.listener.dropped(reason).add(datagrams as u64);
+                if reason == DropReason::Unreachable {
+                    self.lacks_route.set(true);
+                }
                 if reason == DropReason::Oversize {
                     self.note_oversize(len, header.len());
                 }

@@ -64,24 +64,24 @@ impl ServerAddresses {
     }
 }
 
-/// Clients' addresses of which all ports are taken, and until when not to look for
-/// another: to find out that there is none costs the kernel milliseconds. As many
-/// as can have used up their ports at a time.
+/// Addresses with which something is not to be tried again, and until when: that of
+/// clients of which all ports are taken, where to find out that there is none costs the
+/// kernel milliseconds. As many as can have used up their ports at a time.
 #[derive(Default)]
 pub(super) struct Exhausted {
-    clients: [Option<(IpAddr, Instant)>; 16],
+    addresses: [Option<(IpAddr, Instant)>; 16],
     next: usize,
 }
 
 impl Exhausted {
-    fn contains(&self, client: IpAddr, now: Instant) -> bool {
-        let is_it = |(ip, until): &(IpAddr, Instant)| *ip == client && now < *until;
-        self.clients.iter().flatten().any(is_it)
+    pub(super) fn contains(&self, address: IpAddr, now: Instant) -> bool {
+        let is_it = |(ip, until): &(IpAddr, Instant)| *ip == address && now < *until;
+        self.addresses.iter().flatten().any(is_it)
     }
 
-    fn note(&mut self, client: IpAddr, until: Instant) {
-        self.clients[self.next] = Some((client, until));
-        self.next = (self.next + 1) % self.clients.len();
+    pub(super) fn note(&mut self, address: IpAddr, until: Instant) {
+        self.addresses[self.next] = Some((address, until));
+        self.next = (self.next + 1) % self.addresses.len();
     }
 }
 
@@ -94,6 +94,10 @@ impl Worker {
         key: Key,
         now: Instant,
     ) -> Result<SessionId, DropReason> {
+        let old = self.table.find(&key);
+        if let Some(renewed) = old.and_then(|old| self.renew(old, entrance, key, now)) {
+            return renewed;
+        }
         let number = self.entrances[entrance].listener;
         if self.entrances[entrance].is_closing {
             return Err(DropReason::Stopping);
@@ -132,21 +136,9 @@ impl Worker {
         let is_kept = kept.is_some();
         let exit = match kept.map(|link| link.exit) {
             Some(own) => own,
-            None if server.mode.spoofs() || !server.mode.takes_replies() => {
-                self.speak_for(&key, number, &server, now)?
-            }
-            None => Exit::Own(self.connect(number, &server, now)?),
+            None => self.exit(&key, number, &server, now)?,
         };
-        let link = Link {
-            exit,
-            via: entrance,
-            server: server.address,
-            mode: server.mode,
-            prefix: server.mode.prefix(key.client, key.local),
-            name: server.name,
-            steered: self.steering.version,
-            is_outdated: false,
-        };
+        let link = self.link(exit, entrance, &key, &server);
         self.begin(now, key, numbers, seat, link, is_kept)
     }
 
@@ -166,7 +158,7 @@ impl Worker {
     }
 
     /// Whether there was no socket for another session a moment ago.
-    fn is_short_of_sockets(&self, now: Instant) -> Result<(), DropReason> {
+    pub(super) fn is_short_of_sockets(&self, now: Instant) -> Result<(), DropReason> {
         match self.shortage {
             Some((reason, until)) if now < until => Err(reason),
             _ => Ok(()),
@@ -194,6 +186,33 @@ impl Worker {
                 self.replies.drain(&own.socket, server, late)
             }
             Exit::Unheard { .. } => false,
+        }
+    }
+
+    /// What the datagrams of a session to `server` leave by.
+    pub(super) fn exit(
+        &mut self,
+        key: &Key,
+        listener: usize,
+        server: &Server,
+        now: Instant,
+    ) -> Result<Exit, DropReason> {
+        if server.mode.spoofs() || !server.mode.takes_replies() {
+            return self.speak_for(key, listener, server, now);
+        }
+        Ok(Exit::Own(self.connect(listener, server, now)?))
+    }
+
+    pub(super) fn link(&self, exit: Exit, entrance: usize, key: &Key, server: &Server) -> Link {
+        Link {
+            exit,
+            via: entrance,
+            server: server.address,
+            mode: server.mode,
+            prefix: server.mode.prefix(key.client, key.local),
+            name: Arc::clone(&server.name),
+            steered: self.steering.version,
+            is_outdated: false,
         }
     }
 
@@ -282,7 +301,7 @@ impl Worker {
         })
     }
 
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         now: Instant,
         key: Key,

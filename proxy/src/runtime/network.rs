@@ -1,0 +1,307 @@
+//! Changes of this host's network: the kernel tells of addresses, links, routes and
+//! rules that come and go (rtnetlink(7)), and workers hear of those that change which
+//! address a server is written to from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use crate::config::Config;
+use crate::net::{own_addresses, source_towards};
+
+/// The groups of rtnetlink.h that tell of links, and of addresses, routes and rules of
+/// both families.
+const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+
+/// How long to let changes gather: an address rarely comes or goes alone.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// The time between two looks at the network, however often it changes.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Messages that are read past at a time.
+const AT_ONCE: usize = 1024;
+
+/// Watches the network.
+pub(super) struct Network {
+    /// `None` if nobody tells.
+    events: Option<mpsc::Receiver<Told>>,
+    known: State,
+}
+
+impl Network {
+    /// Watches from now on. What is so now is known of the addresses in `config`.
+    pub(super) async fn watch(config: &Config) -> Self {
+        let events = listen().inspect_err(|error| {
+            tracing::warn!(
+                "can't watch addresses and routes: {error}; allow AF_NETLINK \
+                 (RestrictAddressFamilies= in the systemd unit), or sessions follow \
+                 a change only once something can't be sent"
+            );
+        });
+        let mut network = Self {
+            events: events.ok(),
+            known: State::default(),
+        };
+        network.follow(config).await;
+        network
+    }
+
+    /// Knows of the addresses in `config` from now on, and of no others.
+    pub(super) async fn follow(&mut self, config: &Config) {
+        let mut wanted = Wanted::of(config);
+        let known = &mut self.known;
+        known.sources.retain(|to, _| wanted.servers.contains(to));
+        known.own.retain(|ip, _| wanted.own.contains_key(ip));
+        // What has changed of the others is still to be found.
+        wanted.servers.retain(|to| !known.sources.contains_key(to));
+        wanted.own.retain(|ip, _| !known.own.contains_key(ip));
+        let State { sources, own } = wanted.look().await;
+        self.known.sources.extend(sources);
+        self.known.own.extend(own);
+    }
+
+    /// Waits until something changes, for ever if nobody tells. Nothing is lost if the
+    /// future is dropped.
+    pub(super) async fn changed(&mut self) -> Told {
+        let told = match &mut self.events {
+            Some(events) => events.recv().await,
+            None => None,
+        };
+        match told {
+            Some(told) => told,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Looks at what has changed, and tells the log. Whether sessions may have to follow.
+    pub(super) async fn look(&mut self, told: Told, config: &Config) -> bool {
+        let wanted = Wanted::of(config);
+        let names = wanted.own.clone();
+        let state = wanted.look().await;
+        let changes = self.known.changes_to(&state);
+        self.known = state;
+        changes.log(&names);
+        // An address may have been gone for a moment that no look shows.
+        told == Told::Addresses || !changes.is_empty()
+    }
+}
+
+/// What the kernel has told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    Routes,
+    /// Addresses or links, or messages were lost.
+    Addresses,
+}
+
+/// Has a thread wait for changes. It ends some time after nobody wants to hear of them.
+fn listen() -> io::Result<mpsc::Receiver<Told>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    for group in GROUPS {
+        socket.add_membership(group)?;
+    }
+    let (tell, events) = mpsc::channel(1);
+    let wait = move || {
+        while let Some(first) = read_past(&socket, 1, RecvFlags::empty()) {
+            thread::sleep(GATHER);
+            let more = read_past(&socket, AT_ONCE, RecvFlags::DONTWAIT);
+            if tell
+                .blocking_send(more.unwrap_or(first).max(first))
+                .is_err()
+            {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+    };
+    thread::Builder::new()
+        .name("network".to_owned())
+        .spawn(wait)?;
+    Ok(events)
+}
+
+/// Reads past up to `count` messages. How things are is asked for afterwards, since
+/// messages can get lost. `None` if there is none.
+fn read_past(socket: &Socket, count: usize, flags: RecvFlags) -> Option<Told> {
+    /// RTM_NEWLINK to RTM_GETADDR of rtnetlink.h.
+    const LINKS_AND_ADDRESSES: std::ops::Range<u16> = 16..23;
+    let mut all = None;
+    let mut message = [0; 8192];
+    for _ in 0..count {
+        let told = match recv(socket, &mut message[..], flags) {
+            Ok(_) => {
+                // Behind the length (netlink(7)).
+                let kind = u16::from_ne_bytes([message[4], message[5]]);
+                if LINKS_AND_ADDRESSES.contains(&kind) {
+                    Told::Addresses
+                } else {
+                    Told::Routes
+                }
+            }
+            Err(Errno::NOBUFS | Errno::INTR) => Told::Addresses,
+            Err(_) => break,
+        };
+        all = all.max(Some(told));
+    }
+    all
+}
+
+/// Addresses that something depends on.
+#[derive(Clone, Default)]
+struct Wanted {
+    /// Servers that are written to from an address of the kernel's choice.
+    servers: BTreeSet<IpAddr>,
+    /// What should be this host's, and what for.
+    own: BTreeMap<IpAddr, String>,
+}
+
+impl Wanted {
+    fn of(config: &Config) -> Self {
+        let mut wanted = Self::default();
+        for listener in &config.listeners {
+            let concrete = listener.bind.iter().map(std::net::SocketAddr::ip);
+            for ip in concrete.filter(|ip| !ip.is_unspecified()) {
+                let name = format!("listener `{}`", listener.name);
+                wanted.own.entry(ip).or_insert(name);
+            }
+            for (index, mode) in listener.servers.iter().chain(&listener.leaving) {
+                let server = &config.servers[*index];
+                if server.sources.is_empty() && !mode.spoofs() {
+                    wanted.servers.insert(server.address.0.ip());
+                }
+            }
+        }
+        for source in config.sources() {
+            wanted
+                .own
+                .entry(source)
+                .or_insert_with(|| "source".to_owned());
+        }
+        wanted
+    }
+
+    /// Asks the kernel, which takes a moment where there are many.
+    async fn look(self) -> State {
+        let looked = spawn_blocking(move || {
+            let own = own_addresses().unwrap_or_default();
+            let is_own = |ip: IpAddr| ip.is_loopback() || own.contains(&ip);
+            let servers = self.servers.into_iter();
+            State {
+                sources: servers.map(|to| (to, source_towards(to).ok())).collect(),
+                own: self.own.into_keys().map(|ip| (ip, is_own(ip))).collect(),
+            }
+        });
+        // It fails only where the runtime is ending.
+        looked.await.unwrap_or_default()
+    }
+}
+
+/// How the network is.
+#[derive(Debug, Default)]
+struct State {
+    /// By server, the address that it is written to from; `None` without a route.
+    sources: BTreeMap<IpAddr, Option<IpAddr>>,
+    /// Whether this host has an address.
+    own: BTreeMap<IpAddr, bool>,
+}
+
+/// What is otherwise than before.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    /// Servers by the address that they were written to from and the one that they are.
+    sources: BTreeMap<(Option<IpAddr>, Option<IpAddr>), Vec<IpAddr>>,
+    own: Vec<(IpAddr, bool)>,
+}
+
+impl State {
+    fn changes_to(&self, next: &Self) -> Changes {
+        let mut changes = Changes::default();
+        for (server, now) in &next.sources {
+            let before = self.sources.get(server).unwrap_or(now);
+            if before != now {
+                let same = changes.sources.entry((*before, *now));
+                same.or_default().push(*server);
+            }
+        }
+        let own = next.own.iter().map(|(ip, is_own)| (*ip, *is_own));
+        let is_new = |(ip, is_own): &(IpAddr, bool)| self.own.get(ip).is_some_and(|o| o != is_own);
+        changes.own = own.filter(is_new).collect();
+        changes
+    }
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.own.is_empty()
+    }
+
+    /// A line for each.
+    fn log(&self, names: &BTreeMap<IpAddr, String>) {
+        for (ip, is_own) in &self.own {
+            let of = names.get(ip).map_or("", String::as_str);
+            if *is_own {
+                tracing::info!("address {ip} ({of}) is on this host again");
+            } else {
+                tracing::warn!(
+                    "address {ip} ({of}) is gone from this host: nothing is sent from it until it is back"
+                );
+            }
+        }
+        for ((before, now), servers) in &self.sources {
+            let (first, count) = (servers[0], servers.len());
+            match (before, now) {
+                (Some(before), Some(now)) => tracing::info!(
+                    server = %first,
+                    servers = count,
+                    "servers are written to from {now} instead of {before}: sessions go on from there at their next datagram"
+                ),
+                (None, Some(now)) => tracing::info!(
+                    server = %first,
+                    servers = count,
+                    "there is a route to servers again, from {now}"
+                ),
+                (_, None) => tracing::warn!(
+                    server = %first,
+                    servers = count,
+                    "there is no route to servers any more; check this host's addresses and routes"
+                ),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_otherwise_than_before_is_a_change() {
+        let ip = |last| IpAddr::from([192, 0, 2, last]);
+        let before = State {
+            sources: [(ip(1), Some(ip(10))), (ip(2), Some(ip(10))), (ip(3), None)].into(),
+            own: [(ip(10), true), (ip(11), true)].into(),
+        };
+        assert!(before.changes_to(&before).is_empty());
+        let now = State {
+            // Of one that is new, nothing was known.
+            sources: [(ip(1), Some(ip(11))), (ip(3), None), (ip(4), None)].into(),
+            own: [(ip(10), false), (ip(11), true), (ip(12), false)].into(),
+        };
+        let expected = Changes {
+            sources: [((Some(ip(10)), Some(ip(11))), vec![ip(1)])].into(),
+            own: vec![(ip(10), false)],
+        };
+        assert_eq!(before.changes_to(&now), expected);
+    }
+}

@@ -1,0 +1,118 @@
+//! Sessions follow the network: one whose source address is gone, or is no longer the
+//! one that its server is written to from, gets another socket at its client's next
+//! datagram, and keeps its server.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::Worker;
+use super::link::{Link, why_full, with_reclaims};
+use super::open::Exhausted;
+use crate::counters::DropReason;
+use crate::net;
+use crate::session::{EndReason, Key, SessionId};
+
+/// How long no other socket is tried to a server after one would have been sent from
+/// the same address: a server that is switched off must not cost one for each datagram.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// Whether another socket could send what this session's could not.
+pub(super) fn may_need_socket(link: &Link, settled: &Exhausted) -> bool {
+    link.exit.own_source().is_some() && !settled.contains(link.server.0.ip(), Instant::now())
+}
+
+impl Worker {
+    /// Notes which sessions need another socket. Those that have ended are not taken over
+    /// from.
+    pub(super) fn follow_network(&mut self) {
+        let servers = self.listeners.iter().enumerate();
+        let servers = servers.flat_map(|(number, listener)| {
+            let servers = listener.servers.iter();
+            servers.map(move |server| ((number, server.number), &server.sources))
+        });
+        let sources: HashMap<_, _> = servers.collect();
+        let mut routes = Routes::default();
+        for (_, session) in self.table.iter_mut() {
+            let Some(source) = session.link.exit.own_source() else {
+                continue;
+            };
+            let sources = sources.get(&(session.listener, session.server));
+            let is_right = if sources.is_some_and(|sources| !sources.is_empty()) {
+                routes.has(source)
+            } else {
+                routes.leave_from(session.link.server.0.ip(), source)
+            };
+            if !is_right {
+                session.needs_socket = session.is_active();
+                session.link.is_outdated = true;
+            }
+        }
+    }
+
+    /// Has the client's session `old` go on from another socket if it needs one. It
+    /// stays as it is if there is none, or none that is sent from another address.
+    /// `None` if it needs none, or its server is gone.
+    pub(super) fn renew(
+        &mut self,
+        old: SessionId,
+        entrance: usize,
+        key: Key,
+        now: Instant,
+    ) -> Option<Result<SessionId, DropReason>> {
+        let session = self.table.get(old).filter(|session| session.needs_socket)?;
+        let (listener, number) = (session.listener, session.server);
+        let source = session.link.exit.own_source();
+        let servers = &self.listeners[listener].servers;
+        let server = servers.iter().find(|server| server.number == number);
+        let server = server.cloned()?;
+        let exit = self
+            .is_short_of_sockets(now)
+            .and_then(|()| self.exit(&key, listener, &server, now));
+        let exit = match exit {
+            Ok(exit) => exit,
+            Err(reason) => return Some(Err(reason)),
+        };
+        if exit.own_source() == source {
+            self.settled.note(server.address.0.ip(), now + SETTLED);
+            self.table.get_mut(old)?.needs_socket = false;
+            return Some(Ok(old));
+        }
+        self.end(now, old, EndReason::Network);
+        let clients = self.listeners[listener].clients.as_ref();
+        let client = clients.map(|clients| clients.take(key.client.0.ip()));
+        let Some(client) = client.map_or(Some(None), |seat| seat.map(Some)) else {
+            return Some(Err(DropReason::ClientSessions));
+        };
+        let budget = &self.budget;
+        let seat = with_reclaims(&mut self.table, || budget.take().map_err(why_full));
+        let link = self.link(exit, entrance, &key, &server);
+        Some(seat.and_then(|seat| {
+            let numbers = (listener, number);
+            self.begin(now, key, numbers, seat.of_client(client), link, false)
+        }))
+    }
+}
+
+/// What the kernel says of addresses, each asked for once.
+#[derive(Default)]
+struct Routes {
+    /// By server, what it is written to from; `None` if there is no route.
+    sources: HashMap<IpAddr, Option<IpAddr>>,
+    own: HashMap<IpAddr, bool>,
+}
+
+impl Routes {
+    /// Whether `server` is written to from `source`. Without a route, nothing is better.
+    fn leave_from(&mut self, server: IpAddr, source: IpAddr) -> bool {
+        let found = self.sources.entry(server);
+        let found = found.or_insert_with(|| net::source_towards(server).ok());
+        found.is_none_or(|found| found == source)
+    }
+
+    /// Whether this host has `source`.
+    fn has(&mut self, source: IpAddr) -> bool {
+        let found = self.own.entry(source);
+        *found.or_insert_with(|| net::probe_source(source).is_ok())
+    }
+}

@@ -34,6 +34,9 @@ def test_a_greenlet_that_waits_lets_others_run(make: Any) -> None:
             lambda: wrapped.recv_datagram()[:2],
             lambda: wrapped.recv_batch(4)[0],
             lambda: (buffer[: wrapped.recvfrom_into(buffer)[0]], CLIENT),
+            lambda: (buffer[: wrapped.recv_into(buffer)], CLIENT),
+            lambda: wrapped.recvmsg(9)[::3],
+            lambda: (buffer[: wrapped.recvmsg_into([buffer])[0]], CLIENT),
         ):
             waiting = gevent.spawn(receive)
             gevent.sleep(0)
@@ -45,9 +48,48 @@ def test_a_greenlet_that_waits_lets_others_run(make: Any) -> None:
             payload, client = waiting.get()
             assert (payload, client) == (b"hello", CLIENT)
             assert wrapped.sendto(b"answer", client) == 6
+            assert wrapped.sendto(b"answer", gevent.socket.MSG_DONTWAIT, client) == 6
+            assert wrapped.sendmsg([b"answer"], (), 0, client) == 6
             assert wrapped.send_batch(iter([(b"answer", client)])) == 1
-            assert [proxy.receive(), proxy.receive()] == [b"answer"] * 2
-        assert wrapped.stats().delivered == 5
+            assert [proxy.receive() for _ in range(4)] == [b"answer"] * 4
+        assert wrapped.stats().delivered == 8
+
+
+class Clogged:
+    """A socket that has no room to send until it was asked twice."""
+
+    def __init__(self, inner: ppv2.Socket) -> None:
+        self.inner = inner
+        self.asked = 0
+
+    def sendto(self, *arguments: Any) -> int:
+        self.asked += 1
+        if self.asked < 3:
+            raise BlockingIOError
+        return self.inner.sendto(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_greenlet_waits_for_room_to_send() -> None:
+    with ppv2.gevent.wrap(udp(), trusted=["127.0.0.1"]) as wrapped, Proxy() as proxy:
+        proxy.send(wrapped.getsockname(), b"")
+        _, client = wrapped.recvfrom(9)
+        wrapped._sock = clogged = Clogged(wrapped._sock)  # type: ignore[assignment]
+        with pytest.raises(BlockingIOError):
+            wrapped.sendto(b"x", gevent.socket.MSG_DONTWAIT, client)
+        assert wrapped.sendto(b"answer", client) == 6
+        assert clogged.asked == 3
+        assert proxy.receive() == b"answer"
+
+
+def test_it_has_all_that_a_socket_has() -> None:
+    with ppv2.gevent.wrap(udp(), trusted=["127.0.0.1"]) as wrapped:
+        for name in dir(ppv2.Socket):
+            assert hasattr(wrapped, name), name
+        assert wrapped.family == gevent.socket.AF_INET
+        assert not hasattr(wrapped, "connect")
 
 
 def test_timeouts_and_closing() -> None:
@@ -58,10 +100,13 @@ def test_timeouts_and_closing() -> None:
     wrapped.setblocking(False)
     with pytest.raises(BlockingIOError):
         wrapped.recvfrom(9)
+    assert (wrapped.timeout, wrapped.getblocking()) == (0, False)
     with pytest.raises(ValueError, match="Timeout value out of range"):
         wrapped.settimeout(-1)
     wrapped.setblocking(True)
     assert wrapped.gettimeout() is None
+    with pytest.raises(BlockingIOError):
+        wrapped.recv(9, gevent.socket.MSG_DONTWAIT)
     waiting = gevent.spawn(wrapped.recvfrom, 9)
     gevent.sleep(0)
     wrapped.close()

@@ -71,64 +71,105 @@ class Socket:
         loop = gevent.get_hub().loop
         self._readable, self._writable = (loop.io(sock.fileno(), event) for event in (1, 2))
 
-    def _until(self, ready: Any, call: Callable[..., _T], *arguments: Any) -> _T:  # noqa: ANN401
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        # Methods that don't wait.
+        return getattr(self._sock, name)
+
+    def _until(
+        self,
+        ready: Any,  # noqa: ANN401
+        flags: int,
+        call: Callable[..., _T],
+        *arguments: Any,  # noqa: ANN401
+    ) -> _T:
         until = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             try:
                 return call(*arguments)
             except BlockingIOError:
-                left = None if until is None else until - time.monotonic()
-                if self._timeout == 0:
+                # The one flag that there is, MSG_DONTWAIT, forbids it.
+                if flags or self._timeout == 0:
                     raise
-                if left is not None and left <= 0:
-                    raise TimeoutError("timed out") from None
-                gevent.socket.wait(ready, left, TimeoutError("timed out"))
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("timed out")
+            gevent.socket.wait(ready, left, TimeoutError("timed out"))
 
-    def recv(self, bufsize: int, /) -> bytes:
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """As of ppv2.Socket, and so are all others."""
-        return self._until(self._readable, self._sock.recv, bufsize)
+        return self._until(self._readable, flags, self._sock.recv, bufsize, flags)
 
-    def recvfrom(self, bufsize: int, /) -> tuple[bytes, Address]:
+    def recv_into(
+        self,
+        buffer: Any,  # noqa: ANN401
+        nbytes: int = 0,
+        flags: int = 0,
+    ) -> int:
         """See recv()."""
-        return self._until(self._readable, self._sock.recvfrom, bufsize)
+        return self._until(self._readable, flags, self._sock.recv_into, buffer, nbytes, flags)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Address]:
+        """See recv()."""
+        return self._until(self._readable, flags, self._sock.recvfrom, bufsize, flags)
 
     def recvfrom_into(
         self,
         buffer: Any,  # noqa: ANN401
         nbytes: int = 0,
+        flags: int = 0,
     ) -> tuple[int, Address]:
         """See recv()."""
-        return self._until(self._readable, self._sock.recvfrom_into, buffer, nbytes)
+        return self._until(self._readable, flags, self._sock.recvfrom_into, buffer, nbytes, flags)
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Address]:
+        """See recv()."""
+        return self._until(self._readable, flags, self._sock.recvmsg, bufsize, ancbufsize, flags)
+
+    def recvmsg_into(
+        self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[tuple[int, int, bytes]], int, Address]:
+        """See recv()."""
+        receive = self._sock.recvmsg_into
+        return self._until(self._readable, flags, receive, list(buffers), ancbufsize, flags)
 
     def recv_datagram(self) -> Datagram:
         """See recv()."""
-        return self._until(self._readable, self._sock.recv_datagram)
+        return self._until(self._readable, 0, self._sock.recv_datagram)
 
     def recv_batch(self, n: int, /) -> list[tuple[bytes, Address]]:
         """See recv()."""
-        return self._until(self._readable, self._sock.recv_batch, n)
+        return self._until(self._readable, 0, self._sock.recv_batch, n)
 
-    def sendto(self, data: bytes | bytearray | memoryview, address: Address, /) -> int:
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:  # noqa: ANN401
         """See recv()."""
-        return self._until(self._writable, self._sock.sendto, data, address)
+        flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
+        return self._until(self._writable, flags, self._sock.sendto, data, *flags_and_address)
 
-    def send_batch(
-        self, datagrams: Iterable[tuple[bytes | bytearray | memoryview, Address]], /
+    def sendmsg(
+        self,
+        buffers: Iterable[Any],
+        ancdata: Iterable[tuple[int, int, Any]] = (),
+        flags: int = 0,
+        address: Address | None = None,
+        /,
     ) -> int:
         """See recv()."""
-        return self._until(self._writable, self._sock.send_batch, list(datagrams))
+        arguments = list(buffers), list(ancdata), flags, address
+        return self._until(self._writable, flags, self._sock.sendmsg, *arguments)
 
-    def stats(self) -> Stats:
+    def send_batch(self, datagrams: Iterable[tuple[Any, Address]], /) -> int:
         """See recv()."""
-        return self._sock.stats()
+        return self._until(self._writable, 0, self._sock.send_batch, list(datagrams))
 
     def fileno(self) -> int:
         """See recv()."""
         return self._sock.fileno()
 
-    def getsockname(self) -> Address:
+    def stats(self) -> Stats:
         """See recv()."""
-        return self._sock.getsockname()
+        return self._sock.stats()
 
     def settimeout(self, value: float | None, /) -> None:
         """See recv()."""
@@ -140,9 +181,18 @@ class Socket:
         """See recv()."""
         return self._timeout
 
+    @property
+    def timeout(self) -> float | None:
+        """See recv()."""
+        return self._timeout
+
     def setblocking(self, flag: bool, /) -> None:  # noqa: FBT001
         """See recv()."""
         self.settimeout(None if flag else 0)
+
+    def getblocking(self) -> bool:
+        """See recv()."""
+        return self._timeout != 0
 
     def close(self) -> None:
         """Closes the socket. A greenlet that waits for it is woken up by an OSError."""

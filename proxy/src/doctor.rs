@@ -16,6 +16,7 @@ mod privilege;
 mod probe;
 mod replies;
 mod rewriting;
+mod sender;
 mod server;
 
 pub use probe::{ProbeError, probe};

@@ -73,6 +73,22 @@ pub fn parameter(path: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// UDP datagrams that this host's kernel has dropped so far since no socket took them, of
+/// both families.
+#[must_use]
+pub fn datagrams_without_socket() -> Option<u64> {
+    let v4 = fs::read_to_string("/proc/net/snmp").ok()?;
+    let mut lines = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next()?.split(' '), lines.next()?.split(' '));
+    let (_, v4) = names.zip(values).find(|(name, _)| *name == "NoPorts")?;
+    // It is missing where IPv6 is.
+    let v6 = fs::read_to_string("/proc/net/snmp6").unwrap_or_default();
+    let mut lines = v6.lines();
+    let v6 = lines.find_map(|line| line.strip_prefix("Udp6NoPorts"));
+    let v6 = v6.map_or(Ok(0), |count| count.trim().parse::<u64>());
+    Some(v4.parse::<u64>().ok()? + v6.ok()?)
+}
+
 /// What counts of an IPv4 parameter of which the larger of all interfaces' and
 /// one interface's is used, such as `rp_filter`.
 #[must_use]
@@ -128,6 +144,8 @@ pub fn is_anyone(client: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     #[test]
@@ -143,6 +161,18 @@ mod tests {
         assert_eq!(Some(some_client(&config, true)), allowed);
         assert_eq!(allowed_client(&config, false), None);
         assert!(some_client(&config, false).is_ipv6());
+    }
+
+    #[test]
+    fn datagrams_without_socket_are_those_that_nobody_takes() {
+        let before = datagrams_without_socket().unwrap();
+        for ip in ["127.0.0.1", "::1"] {
+            let gone = UdpSocket::bind((ip, 0)).unwrap().local_addr().unwrap();
+            let socket = UdpSocket::bind((ip, 0)).unwrap();
+            socket.send_to(b"lost", gone).unwrap();
+        }
+        // Others' may be among them.
+        assert!(datagrams_without_socket().unwrap() >= before + 2);
     }
 
     #[test]

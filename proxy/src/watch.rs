@@ -1,6 +1,6 @@
-//! Tells the operator what is being dropped, and which servers refuse: within a
-//! second of its beginning, then at most once a minute for each reason and
-//! server, however many datagrams it concerns, and what is left at a stop.
+//! Tells the operator what is being dropped, and which servers refuse or answer from
+//! elsewhere: within a second of its beginning, then at most once a minute for each
+//! reason and server, however many datagrams it concerns, and what is left at a stop.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 use crate::counters::{DropReason, Oversize};
 use crate::host;
 use crate::metrics::{Counted, Metrics};
+
+use silence::Silence;
+
+mod silence;
 
 /// How often to look.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -62,6 +66,7 @@ pub struct Watch {
     /// By number of the server, with the name that it had: another one's number
     /// begins anew.
     refusals: HashMap<usize, (String, Told)>,
+    silence: Silence,
     was_full: bool,
     full_told: Option<Instant>,
 }
@@ -73,6 +78,7 @@ impl Watch {
         Self {
             metrics,
             refusals: HashMap::new(),
+            silence: Silence::default(),
             drops: HashMap::new(),
             was_full: false,
             full_told: None,
@@ -158,8 +164,12 @@ impl Watch {
             );
         }
         let servers: HashMap<_, _> = counted.servers().collect();
+        let is_there =
+            |number, name: &str| servers.get(&number).is_some_and(|(_, now)| *now == name);
         self.refusals
-            .retain(|number, (name, _)| servers.get(number).is_some_and(|(_, now)| now == name));
+            .retain(|number, (name, _)| is_there(*number, name));
+        self.silence.retain(is_there);
+        let unclaimed = host::datagrams_without_socket();
         for (number, (upstream, server)) in servers {
             let told = self.refusals.entry(number);
             let (_, told) = told.or_insert_with(|| (server.to_owned(), Told::default()));
@@ -170,6 +180,20 @@ impl Watch {
                     count,
                     "server refuses datagrams: the network says that they do not arrive; \
                      check that it runs and listens there"
+                );
+            }
+            let traffic = counted.traffic(number);
+            let silent = unclaimed
+                .and_then(|count| self.silence.news((number, server), traffic, count, now));
+            if let Some(count) = silent {
+                tracing::warn!(
+                    upstream,
+                    server,
+                    count,
+                    "server answers nothing, while this host drops datagrams that no socket \
+                     takes: it seems to answer from another address or port than it was asked \
+                     at, and such replies reach no client; `ppv2-proxy doctor --probe` tells \
+                     from which"
                 );
             }
         }

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use common::hosts::{Host, SETUP};
@@ -385,4 +386,55 @@ fn ppv2_needs_nothing() {
     assert!(stdout.contains("the header takes 28 bytes"), "{stdout}");
     let shortfall = "advice  sessions (open files and local ports): max_sessions is 1000000";
     assert!(stdout.contains(shortfall), "{stdout}");
+}
+
+#[test]
+fn a_probe_finds_servers_that_answer_from_elsewhere() {
+    for (ip, wildcard) in [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")] {
+        let (asked, other) = (socket(ip), socket(ip));
+        let [server, elsewhere] = [&asked, &other].map(|s| s.local_addr().unwrap());
+        let silent = socket(ip);
+        let folder = tempfile::tempdir().unwrap();
+        let content = format!(
+            "[[listener]]\nbind = [\"{wildcard}:9000\"]\nupstream = \"u\"\n[upstream.u]\n\
+             servers = [\"{server}\", {{ address = \"{}\", mode = \"plain\" }}]\n\
+             health = {{ every = \"2s\", timeout = \"500ms\", fall = 3, rise = 2,\n\
+             probe = {{ kind = \"udp\", send = \"ping\", expect = \"pong\" }} }}\n",
+            silent.local_addr().unwrap()
+        );
+        let file = write(&folder, "proxy.toml", &content);
+        let doctor = || {
+            let file = file.to_str().unwrap().to_owned();
+            std::thread::spawn(move || output(&["doctor", "--probe", "--config", &file]))
+        };
+        let line = |stdout: &str, server: SocketAddr| {
+            let what = format!("answer of server {server}: ");
+            let line = stdout.lines().find(|line| line.contains(&what));
+            line.unwrap().to_owned()
+        };
+        for (sender, word, part) in [
+            (
+                &asked,
+                "ok ",
+                "comes from where the server was asked".to_owned(),
+            ),
+            (&other, "FATAL ", format!("comes from {elsewhere}")),
+        ] {
+            let told = doctor();
+            let (question, from) = receive(&asked);
+            let (header, payload) = ppv2::decode(&question).unwrap();
+            assert_eq!((header.client(), payload), (None, &b"ping"[..]));
+            assert_eq!(receive(&silent).0, b"ping");
+            sender.send_to(b"pong", from).unwrap();
+            let (status, stdout, stderr) = told.join().unwrap();
+            let of_asked = line(&stdout, server);
+            assert!(
+                of_asked.starts_with(word) && of_asked.contains(&part),
+                "{stdout}{stderr}"
+            );
+            let of_silent = line(&stdout, silent.local_addr().unwrap());
+            assert!(of_silent.starts_with("advice "), "{stdout}");
+            assert_eq!(status, Some(i32::from(word == "FATAL ")), "{stdout}");
+        }
+    }
 }

@@ -447,3 +447,21 @@ fn forge(source: SocketAddr, target: SocketAddr) {
     raw.set_header_included_v4(true).unwrap();
     raw.send_to(&packet, &target.into()).unwrap();
 }
+
+#[test]
+fn a_server_that_answers_from_another_port_is_told_of() {
+    for ip in ["127.0.0.1", "::1"] {
+        let (asked, other, client) = (socket(ip), socket(ip), socket(ip));
+        let listener = address(ip);
+        let proxy = proxy_between(listener, asked.local_addr().unwrap(), &[]);
+        served(&client, listener, &asked);
+        eventually("the word of it", || {
+            client.send_to(b"question", listener).unwrap();
+            let (_, session) = receive(&asked);
+            other.send_to(b"answer", session).unwrap();
+            let told = "seems to answer from another address or port";
+            proxy.log().contains(told)
+        });
+        receive_nothing(&client);
+    }
+}

@@ -21,7 +21,8 @@ pub struct Options {
     #[arg(long, default_value = "proxy")]
     pub role: Role,
 
-    /// Send one datagram in a client's name to each server in mode transparent or dsr
+    /// Send one datagram to each server, in modes transparent and dsr in a client's name, and say
+    /// whether and from where it is answered
     #[arg(long)]
     pub probe: bool,
 

@@ -13,16 +13,16 @@ use rustix::net::sockopt::set_ipv6_freebind;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use super::{Finding, Told, servers_of};
+use super::{Finding, Told, sender, servers_of};
 use crate::config::Config;
 use crate::host;
 use crate::returns::{self, By, Return};
 
 /// What the server gets.
-const QUESTION: &[u8] = b"ppv2-proxy doctor --probe";
+pub(super) const QUESTION: &[u8] = b"ppv2-proxy doctor --probe";
 
 /// How long the reply may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why nothing was sent.
 #[derive(Debug, Error)]
@@ -41,7 +41,8 @@ pub enum ProbeError {
     },
 }
 
-/// Sends a datagram to each server that is written to from clients' addresses.
+/// Sends a datagram to each server that answers the proxy's host, or is written to from
+/// clients' addresses.
 ///
 /// # Errors
 ///
@@ -61,7 +62,7 @@ pub fn probe(config: &Config, told: &Told) -> Result<Vec<Finding>, ProbeError> {
         }
     }
     let findings = pairs.into_iter().map(|(found, client)| send(found, client));
-    Ok(findings.collect())
+    Ok(findings.chain(sender::examine(config)).collect())
 }
 
 fn send(found: &Return, client: IpAddr) -> Finding {

@@ -1,0 +1,133 @@
+//! Finds servers that answer from another address or port than they were written to.
+//! The kernel drops such replies before anybody can see whose they are. What can be
+//! seen is a server that answers nothing, while the kernel drops as many datagrams for
+//! which no socket is open.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::health::Traffic;
+
+/// Unanswered datagrams from which on a server's silence says something.
+const AT_LEAST: u64 = 10;
+
+/// How long unanswered datagrams are counted together: as a host goes on, more and
+/// more of what it drops has nothing to do with a server.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// What is known of one server.
+#[derive(Debug)]
+struct Known {
+    /// What it goes by: another one's number begins anew.
+    name: String,
+    since: Instant,
+    before: Traffic,
+    dropped_before: u64,
+    was_told: bool,
+}
+
+/// Compares, over time, what servers were sent with what the kernel dropped.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    /// By number of the server.
+    servers: HashMap<usize, Known>,
+}
+
+impl Silence {
+    /// Forgets servers that `is_there` doesn't know by their number and name.
+    pub(super) fn retain(&mut self, is_there: impl Fn(usize, &str) -> bool) {
+        self.servers
+            .retain(|number, known| is_there(*number, &known.name));
+    }
+
+    /// How many datagrams the server has left unanswered, if that should be told now:
+    /// once, until it answers. `dropped` is what the kernel has dropped so far.
+    pub(super) fn news(
+        &mut self,
+        (number, name): (usize, &str),
+        traffic: Traffic,
+        dropped: u64,
+        now: Instant,
+    ) -> Option<u64> {
+        let anew = |was_told| Known {
+            name: name.to_owned(),
+            since: now,
+            before: traffic,
+            dropped_before: dropped,
+            was_told,
+        };
+        let known = self.servers.entry(number).or_insert_with(|| anew(false));
+        if traffic.replies != known.before.replies {
+            *known = anew(false);
+            return None;
+        }
+        // A server on this host that is gone: the kernel drops what is sent to it.
+        if traffic.refusals != known.before.refusals {
+            *known = anew(known.was_told);
+            return None;
+        }
+        let unanswered = traffic.sent.saturating_sub(known.before.sent);
+        let dropped = dropped.saturating_sub(known.dropped_before);
+        let was_told = known.was_told;
+        if !was_told && unanswered >= AT_LEAST && dropped >= unanswered / 2 {
+            known.was_told = true;
+            return Some(unanswered);
+        }
+        if now.saturating_duration_since(known.since) >= WINDOW {
+            *known = anew(was_told);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_told_of_once_until_it_answers() {
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        let mut told = Vec::new();
+        let (mut traffic, mut dropped) = (Traffic::default(), 0);
+        for second in 0..300u64 {
+            // It answers rightly for two minutes in between, and nothing gets lost.
+            if (100..220).contains(&second) {
+                traffic.replies += 5;
+            } else {
+                dropped += 5;
+            }
+            traffic.sent += 5;
+            let now = start + Duration::from_secs(second);
+            let news = silence.news((0, "s"), traffic, dropped, now);
+            told.extend(news.map(|unanswered| (second, unanswered)));
+        }
+        assert_eq!(told, [(2, 10), (221, 10)]);
+    }
+
+    #[test]
+    fn silence_alone_is_not_told_nor_are_a_few_drops_of_others() {
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        for second in 0..300 {
+            let traffic = Traffic {
+                sent: second * 5,
+                ..Traffic::default()
+            };
+            let now = start + Duration::from_secs(second);
+            assert_eq!(silence.news((0, "s"), traffic, second, now), None);
+        }
+    }
+
+    #[test]
+    fn a_server_that_refuses_is_not_told_of() {
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        for second in 0..300 {
+            let traffic = Traffic {
+                sent: second * 5,
+                refusals: second,
+                ..Traffic::default()
+            };
+            let now = start + Duration::from_secs(second);
+            assert_eq!(silence.news((0, "s"), traffic, second * 5, now), None);
+        }
+    }
+}

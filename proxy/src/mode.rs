@@ -128,6 +128,15 @@ impl Mode {
         }
     }
 
+    /// Whether datagrams go without a header to servers that have had it.
+    #[must_use]
+    pub fn may_omit_header(self) -> bool {
+        let Self::Ppv2 { emit, .. } = self else {
+            return false;
+        };
+        emit == Emit::First
+    }
+
     /// Whether replies come to the proxy, which passes them on.
     #[must_use]
     pub fn takes_replies(self) -> bool {

@@ -42,11 +42,14 @@ impl Worker {
     /// was down before.
     fn repeat_headers(&mut self, down_before: &BTreeSet<usize>) {
         let down = &self.steering.down;
-        if down.is_subset(down_before) {
+        let is_new = |server: &usize| down.contains(server) && !down_before.contains(server);
+        let mut servers = self.listeners.iter().flat_map(|listener| &listener.servers);
+        // To look through all sessions takes its time.
+        if !servers.any(|server| server.mode.may_omit_header() && is_new(&server.number)) {
             return;
         }
         for (_, session) in self.table.iter_mut() {
-            if down.contains(&session.server) && !down_before.contains(&session.server) {
+            if is_new(&session.server) {
                 session.link.prefix.forgotten();
             }
         }

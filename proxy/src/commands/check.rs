@@ -78,6 +78,10 @@ fn describe(config: &Config, remarks: &[String]) -> String {
             let _ = writeln!(text, "{}", said.join(", "));
         }
     }
+    if !config.peers.is_empty() {
+        let peers: Vec<_> = config.peers.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "peers, which are no clients: {}", peers.join(" "));
+    }
     if let Some(admin) = config.admin {
         let _ = writeln!(text, "admin: {admin}");
     }
@@ -108,6 +112,7 @@ mod tests {
         let config = Config::from_toml(
             "x",
             r#"
+peers = ["192.0.2.7", "2001:db8::/64"]
 [admin]
 listen = "127.0.0.1:9901"
 [limits]
@@ -134,6 +139,7 @@ servers = [
             "  -> dns 192.0.2.2:53 plain, weight 3, drain",
             "  -> dns 192.0.2.3:53 ppv2, backup",
             "  balance maglev, hash_on client_ip (IPv6 by /56)",
+            "peers, which are no clients: 192.0.2.7/32 2001:db8::/64",
             "admin: 127.0.0.1:9901",
         ] {
             assert!(

@@ -10,8 +10,10 @@ use common::service::Proxy;
 use common::*;
 
 /// What a client could have a server believe: that it is 203.0.113.66.
-const FORGED: &[u8] =
-    b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\xcb\x00\x71\x42\x7f\x00\x00\x01\0\x01\0\x02evil";
+const FORGED: [&[u8]; 2] = [
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\xcb\x00\x71\x42\x7f\x00\x00\x01\0\x01\0\x02evil",
+    b"PROXY TCP4 203.0.113.66 127.0.0.1 1 2\r\nevil",
+];
 
 /// A client, the proxy and the server that it writes to, of one address family.
 struct First {
@@ -106,17 +108,21 @@ fn no_client_passes_off_a_header_of_its_own() {
     for ip in ["127.0.0.1", "::1"] {
         let first = First::start(ip, "");
         let dropped = || first.metric("ppv2_dropped_datagrams_total", "forged_header");
-        let forge = || first.client.send_to(FORGED, first.listener).unwrap();
+        let forge = || {
+            for forged in FORGED {
+                first.client.send_to(forged, first.listener).unwrap();
+            }
+        };
         // Behind a datagram that is lost on the way: the first is too long to be sent.
         first.client.send_to(&[0; 65_507], first.listener).unwrap();
         forge();
-        assert!(first.passes(b"next").0);
-        assert_eq!(dropped(), 1);
+        assert!(first.passes(b"PROXY, but no header").0);
+        assert_eq!(dropped(), 2);
         // A server that knows the client could have restarted.
         first.is_known();
         forge();
         assert!(!first.passes(b"next").0);
-        assert_eq!(dropped(), 2);
+        assert_eq!(dropped(), 4);
     }
 }
 

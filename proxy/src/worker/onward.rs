@@ -67,7 +67,7 @@ impl Onward<'_> {
     /// As [`send`](Self::send), but drops datagrams that begin as a header does. A
     /// server that looks for a header where it knows of none would believe theirs.
     pub(super) fn send_unforged(&self, header: &[u8], parts: &[Part]) -> usize {
-        let is_forged = |one: &Part| self.batch.first_of(*one).starts_with(&ppv2::SIGNATURE);
+        let is_forged = |one: &Part| begins_as_header(self.batch.first_of(*one));
         let singles = |part: &Part| {
             let mut rest = *part;
             (0..part.datagrams()).map(move |_| rest.take(1))
@@ -116,6 +116,14 @@ pub(super) fn note_report(server: &ServerCounters, report: &io::Error) {
     } else {
         server.refusals.add(1);
     }
+}
+
+/// Whether it begins as a header of PROXY v2 does, or of v1, which servers that look for
+/// one may read as well: `PROXY TCP4 …`.
+fn begins_as_header(datagram: &[u8]) -> bool {
+    let protocols: [&[u8]; 3] = [b"TCP", b"UDP", b"UNKNOWN"];
+    let is_v1 = |rest: &[u8]| protocols.iter().any(|protocol| rest.starts_with(protocol));
+    datagram.starts_with(&ppv2::SIGNATURE) || datagram.strip_prefix(b"PROXY ").is_some_and(is_v1)
 }
 
 fn why_unsent(error: &io::Error) -> DropReason {

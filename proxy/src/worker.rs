@@ -76,6 +76,14 @@ struct Entrance {
     is_closing: bool,
 }
 
+/// A wake-up that comes so much later than it was to: the process was stopped, or got no
+/// CPU.
+const LATE: Duration = Duration::from_millis(100);
+
+/// How long sessions go on after a late wake-up at the most, while datagrams that have
+/// come meanwhile are received.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
 /// Datagrams of a batch that go to one session. Those that follow each other leave
 /// in one call.
 struct Run {
@@ -118,6 +126,8 @@ pub struct Worker {
     log: Option<SyncSender<Ended>>,
     commands: Receiver<Command>,
     draining: bool,
+    /// Until when datagrams are received before sessions expire.
+    catches_up: Option<Instant>,
     last_reply: Instant,
 }
 
@@ -187,6 +197,7 @@ impl Worker {
             log,
             commands,
             draining: false,
+            catches_up: None,
             last_reply: now,
         };
         Ok((worker, waker))
@@ -199,9 +210,20 @@ impl Worker {
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(READY);
+        let mut before = Instant::now();
         loop {
-            self.wait(&mut ready)?;
+            let due = self.table.next_deadline();
+            self.wait(&mut ready, due)?;
             let now = Instant::now();
+            // A wait that was interrupted says nothing of what has come: not this one, but
+            // the next that brings nothing is the end.
+            self.catches_up
+                .take_if(|until| ready.is_empty() || now >= *until);
+            let is_late = |due: Instant| now.saturating_duration_since(due.max(before)) >= LATE;
+            if due.is_some_and(is_late) {
+                self.catches_up.get_or_insert(now + CATCH_UP);
+            }
+            before = now;
 
             // Whatever is not taken to its end is reported again.
             let at_once = ready.len() <= ALONE;
@@ -215,7 +237,10 @@ impl Worker {
                 }
             }
             self.replies.send(&self.entrances, &self.counters);
-            self.expire(now);
+            // What has come for a session may wait yet.
+            if self.catches_up.is_none() {
+                self.expire(now);
+            }
             if self.obey(now) || self.is_drained(now) {
                 self.end_all();
                 return Ok(());

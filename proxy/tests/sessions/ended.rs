@@ -1,6 +1,8 @@
 //! Sessions that have ended: late replies reach nobody, and what they held goes
 //! to new clients.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::common::*;
@@ -113,4 +115,38 @@ fn a_socket_that_rested_serves_the_next_client_and_keeps_no_late_reply_for_it() 
     assert_eq!(dropped(admin, "reply_late"), 1);
     receive_nothing(&first);
     assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+}
+
+#[test]
+fn sessions_outlive_a_standstill_in_which_their_clients_write_on() {
+    for host in ["127.0.0.1", "::1"] {
+        let server = socket(host);
+        let listener = address(host);
+        let more = ["--workers", "1", "--idle-timeout", "1s"];
+        let proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+        // More than are received at once.
+        let clients: Vec<_> = (0..200).map(|_| socket(host)).collect();
+        let ask = || {
+            for client in &clients {
+                client.send_to(b"question", listener).unwrap();
+            }
+        };
+        let heard = || -> BTreeMap<SocketAddr, SocketAddr> {
+            let heard = clients.iter().map(|_| receive(&server));
+            heard
+                .map(|(datagram, session)| (read_header(&datagram).0, session))
+                .collect()
+        };
+        ask();
+        let before = heard();
+        proxy.pause();
+        ask();
+        std::thread::sleep(Duration::from_millis(2500));
+        proxy.signal("CONT");
+        let after = heard();
+        let kept = before
+            .iter()
+            .filter(|(client, session)| after.get(client) == Some(session));
+        assert_eq!(kept.count(), clients.len());
+    }
 }

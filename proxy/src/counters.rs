@@ -95,6 +95,9 @@ drop_reasons! {
     MaxSockets, "max_sockets",
         "a new client while all sockets that open files and local ports allow are taken",
         "raise the limit of open files, widen net.ipv4.ip_local_port_range, or shorten `idle_timeout`";
+    Newcomer, "newcomer",
+        "a new client whose address was not answered lately and has not asked before, or too many of them ask, while sessions never answered hold most sockets, as in a flood of forged sources",
+        "nothing, if clients ask again; raise the limit of open files, widen net.ipv4.ip_local_port_range or add addresses to `source`, and look for forged sources";
     NoDescriptors, "no_descriptors",
         "a new client while the process has no file descriptor left",
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
@@ -176,6 +179,8 @@ pub struct ListenerCounters {
     pub ended_moved: Counter,
     /// Sessions that went on from another socket, since the network changed.
     pub ended_network: Counter,
+    /// Sessions never answered that gave way to new ones.
+    pub ended_unanswered: Counter,
     /// Sessions ended since their client is no longer served.
     pub ended_denied: Counter,
     /// Sessions ended with the listener, or with the proxy.
@@ -198,6 +203,7 @@ impl ListenerCounters {
             ended_responses: Counter::default(),
             ended_moved: Counter::default(),
             ended_network: Counter::default(),
+            ended_unanswered: Counter::default(),
             ended_denied: Counter::default(),
             ended_stopped: Counter::default(),
             amplified: Counter::default(),
@@ -213,6 +219,7 @@ impl ListenerCounters {
             &self.ended_responses,
             &self.ended_moved,
             &self.ended_network,
+            &self.ended_unanswered,
             &self.ended_denied,
             &self.ended_stopped,
         ];

@@ -177,6 +177,7 @@ impl Counted {
             ("responses", |c| c.ended_responses.get()),
             ("moved", |c| c.ended_moved.get()),
             ("network", |c| c.ended_network.get()),
+            ("unanswered", |c| c.ended_unanswered.get()),
             ("denied", |c| c.ended_denied.get()),
             ("stopped", |c| c.ended_stopped.get()),
         ] {

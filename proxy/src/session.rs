@@ -6,15 +6,15 @@
 //! owns besides (the worker keeps its socket there) is the type parameter.
 //!
 //! ```text
-//!            responses reached, idle, moved
+//!            responses reached, idle, moved, unanswered
 //!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ rested ── SPARE ──▶ gone
 //!     │ requests reached                    ▲                     │
 //!     └────────▶ Detached ──────────────────┘                     └─▶ a new session's
 //!          (passes replies, takes no requests)
 //! ```
 //!
-//! A retired session delivers nothing, unless it was moved: then replies in flight
-//! still pass while it rests. It keeps what it owns for a while: were
+//! A retired session delivers nothing, unless it was moved or gave way unanswered: then
+//! replies in flight still pass while it rests. It keeps what it owns for a while: were
 //! its socket closed at once, the kernel could hand the same local port to
 //! another client's session, and a late reply of the server would reach that
 //! other client. Once it has rested, a new session may have what it owns. Where no
@@ -22,8 +22,10 @@
 
 mod budget;
 mod clients;
+mod newcomers;
 mod rest;
 mod table;
+mod unanswered;
 mod wheel;
 
 use std::hash::{Hash, Hasher};
@@ -35,6 +37,7 @@ use crate::address::{ClientAddr, ListenerAddr};
 pub use budget::{Budget, Full, Seat};
 pub use clients::{ClientSeat, Clients, Network, Rates};
 pub use table::Table;
+use unanswered::Client;
 
 /// How long a session that ended keeps what it owns. Longer than a server takes
 /// to answer what it was asked last, or a network to deliver a duplicate.
@@ -156,6 +159,8 @@ pub enum EndReason {
     /// It goes on from another socket, since this one's address is gone or is no longer
     /// the one that its server is written to from.
     Network,
+    /// It was never answered, and sessions had run out: it gave way to a new one.
+    Unanswered,
     /// Its client is no longer served.
     Denied,
     /// The listener was taken out, or the proxy stopped.
@@ -171,6 +176,7 @@ impl EndReason {
             Self::Responses => "responses",
             Self::Moved => "moved",
             Self::Network => "network",
+            Self::Unanswered => "unanswered",
             Self::Denied => "denied",
             Self::Stopped => "stopped",
         }
@@ -257,6 +263,8 @@ pub struct Session<T> {
     /// [`Table::request`] leaves the client's next datagram to another session, since
     /// this one's socket may no longer do.
     pub needs_socket: bool,
+    /// Of its own, for [`Rates`], once it was answered.
+    bucket: u64,
     state: State,
     generation: u32,
     seat: Seat,
@@ -294,6 +302,17 @@ impl<T> Session<T> {
             slot,
             generation: self.generation,
         }
+    }
+
+    /// It was never answered.
+    fn is_unanswered(&self) -> bool {
+        self.replies == 0
+    }
+
+    /// The client of its listener whose sessions are bounded, if they are.
+    fn bounded_client(&self) -> Option<Client> {
+        let network = self.seat.network()?;
+        Some((self.listener, network))
     }
 
     /// What it came to, if it ends now.

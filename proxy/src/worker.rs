@@ -249,8 +249,8 @@ impl Worker {
     }
 
     /// Sleeps until something has come, or something is to be done; `ready` then
-    /// has the keys of what has something to receive.
-    fn wait(&self, ready: &mut Vec<u64>) -> io::Result<()> {
+    /// has the keys of what has something to receive. Sessions are `due` to be looked at.
+    fn wait(&self, ready: &mut Vec<u64>, due: Option<Instant>) -> io::Result<()> {
         if !self.pace.busy_poll.is_zero() {
             let begun = Instant::now();
             while begun.elapsed() < self.pace.busy_poll {
@@ -259,11 +259,10 @@ impl Worker {
                 }
             }
         }
-        let next = self.table.next_deadline();
         let timeout = if self.draining {
             Some(QUIET / 4)
         } else {
-            next.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            due.map(|deadline| deadline.saturating_duration_since(Instant::now()))
         };
         self.readiness.wait(timeout, ready)?;
         if !self.pace.coalesce.is_zero() && (1..FEW).contains(&ready.len()) {
@@ -343,9 +342,7 @@ impl Worker {
         let found = match refused(&received) {
             Some(reason) => Err(reason),
             None if self.draining => Err(DropReason::Stopping),
-            None if self.is_too_fast(listener, key.client, amount, now) => {
-                Err(DropReason::ClientRate)
-            }
+            None if self.is_too_fast(listener, &key, amount, now) => Err(DropReason::ClientRate),
             None => match self.stay(&key, amount, now) {
                 Some(id) => Ok(id),
                 None => {
@@ -377,21 +374,6 @@ impl Worker {
             return None;
         }
         self.table.request(now, key, amount)
-    }
-
-    fn is_too_fast(
-        &self,
-        listener: usize,
-        client: ClientAddr,
-        amount: Amount,
-        now: Instant,
-    ) -> bool {
-        let (listener, ip) = (&self.listeners[listener], client.0.ip());
-        // Who is not served anyway takes nobody's place in the buckets.
-        listener
-            .rates
-            .as_ref()
-            .is_some_and(|rates| listener.allows(ip) && !rates.admit(now, ip, amount.datagrams))
     }
 
     /// Sends the collected run to its session's server.

@@ -19,8 +19,12 @@ struct Guarded {
 }
 
 fn guarded(top: &str, of_listener: &str) -> Guarded {
-    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    let server = socket("127.0.0.1");
+    guarded_at("127.0.0.1", top, of_listener)
+}
+
+fn guarded_at(host: &str, top: &str, of_listener: &str) -> Guarded {
+    let (listener, admin) = (address(host), address(host));
+    let server = socket(host);
     let folder = tempfile::tempdir().unwrap();
     // The proxy may be another user than whoever runs the test.
     let status = std::process::Command::new("chmod")
@@ -88,6 +92,37 @@ fn a_client_that_is_too_fast_is_slowed_and_others_are_not() {
     eventually("most to be refused", || {
         (30..=45).contains(&dropped(it.admin, "client_rate"))
     });
+}
+
+#[test]
+fn forged_datagrams_keep_no_answered_session_from_its_server() {
+    for host in ["127.0.0.1", "::1"] {
+        let it = guarded_at(host, "", "per_client = { rate = 1, burst = 5 }");
+        let client = socket(host);
+        served(&client, it.listener, &it.server);
+        // In the client's name, from other ports.
+        for _ in 0..50 {
+            socket(host).send_to(b"forged", it.listener).unwrap();
+        }
+        it.server.set_nonblocking(true).unwrap();
+        let mut passed = 0;
+        eventually("all forged ones to be passed or refused", || {
+            passed += u64::from(it.server.recv(&mut [0; 100]).is_ok());
+            passed + dropped(it.admin, "client_rate") == 50
+        });
+        it.server.set_nonblocking(false).unwrap();
+        for _ in 0..4 {
+            served(&client, it.listener, &it.server);
+        }
+        // Its own bucket has a bottom, too.
+        let before = dropped(it.admin, "client_rate");
+        for _ in 0..50 {
+            client.send_to(b"question", it.listener).unwrap();
+        }
+        eventually("most of its own to be refused", || {
+            dropped(it.admin, "client_rate") >= before + 30
+        });
+    }
 }
 
 impl Guarded {

@@ -1,9 +1,12 @@
 //! How many sessions there may be, of all workers together.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use super::ClientSeat;
+use super::newcomers::Newcomers;
+use super::{ClientSeat, Network};
 
 /// What all workers together may hold: sessions, and the sockets of sessions
 /// that are or were. Bounds what a flood of client addresses can take in
@@ -14,6 +17,9 @@ pub struct Budget {
     sessions: AtomicUsize,
     max_sockets: AtomicUsize,
     sockets: AtomicUsize,
+    /// Sockets whose sessions were never answered, by servers that answer.
+    unanswered: AtomicUsize,
+    newcomers: Newcomers,
 }
 
 /// What is used up.
@@ -38,6 +44,8 @@ impl Budget {
             sessions: AtomicUsize::new(0),
             max_sockets: AtomicUsize::new(max_sockets),
             sockets: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
+            newcomers: Newcomers::new(Instant::now()),
         })
     }
 
@@ -72,6 +80,32 @@ impl Budget {
         self.max_sockets.load(Ordering::Relaxed)
     }
 
+    /// Whether half of all sockets are with sessions that were never answered, by
+    /// servers that answer others. It takes a flood of forged sources.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) >= self.max_sockets().div_ceil(2)
+    }
+
+    /// Whether a new client gets a socket while they are [crowded](Self::is_crowded):
+    /// those get the last quarter whose address was answered lately, others must have
+    /// asked a moment ago.
+    #[must_use]
+    pub fn admits(&self, now: Instant, client: IpAddr) -> bool {
+        if self.newcomers.was_answered(client) {
+            return true;
+        }
+        let asks_again = self.newcomers.asks_again(now, client);
+        let unanswered = self.unanswered.load(Ordering::Relaxed);
+        asks_again && unanswered < self.max_sockets() - self.max_sockets() / 4
+    }
+
+    /// Whether all sessions are taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.taken() >= self.max()
+    }
+
     /// Takes a seat for a session and its socket.
     ///
     /// # Errors
@@ -88,6 +122,7 @@ impl Budget {
         Ok(Seat {
             budget: Arc::clone(self),
             resting: false,
+            unanswered: false,
             client: None,
         })
     }
@@ -108,6 +143,8 @@ pub struct Seat {
     budget: Arc<Budget>,
     /// The session has ended.
     resting: bool,
+    /// The session's first answer is awaited.
+    unanswered: bool,
     /// The client's part.
     client: Option<ClientSeat>,
 }
@@ -118,6 +155,30 @@ impl Seat {
     pub fn of_client(mut self, client: Option<ClientSeat>) -> Self {
         self.client = client;
         self
+    }
+
+    /// Counts among those that await an answer.
+    pub(super) fn await_answer(&mut self) {
+        if !std::mem::replace(&mut self.unanswered, true) {
+            self.budget.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the session of this client was answered.
+    pub(super) fn note_answer(&mut self, client: IpAddr) {
+        self.forget_answer();
+        self.budget.newcomers.note_answer(client);
+    }
+
+    fn forget_answer(&mut self) {
+        if std::mem::replace(&mut self.unanswered, false) {
+            self.budget.unanswered.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The client whose right to the session it is, if that has a bound.
+    pub(super) fn network(&self) -> Option<Network> {
+        self.client.as_ref().map(ClientSeat::network)
     }
 
     /// Gives the session back and keeps its socket.
@@ -134,6 +195,7 @@ impl Seat {
     ///
     /// [`Full::Sessions`]; the socket's part is given back, too.
     pub fn renew(mut self) -> Result<Self, Full> {
+        self.forget_answer();
         if self.resting {
             if !add_one(&self.budget.sessions, &self.budget.max_sessions) {
                 return Err(Full::Sessions);
@@ -147,6 +209,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.rest();
+        self.forget_answer();
         self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -154,6 +217,43 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_leaves_sockets_to_those_who_are_answered() {
+        let now = Instant::now();
+        let ip =
+            |number: u16| IpAddr::from([192, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]]);
+        let budget = Budget::new(100, 100);
+        let mut answered = budget.take().unwrap();
+        answered.await_answer();
+        answered.note_answer(ip(1));
+        let mut seats = Vec::new();
+        let mut flood = |budget: &Arc<Budget>, sources: std::ops::Range<u16>| {
+            for source in sources {
+                if !budget.is_crowded() || budget.admits(now, ip(source)) {
+                    let mut seat = budget.take().unwrap();
+                    seat.await_answer();
+                    seat.rest();
+                    seats.push(seat);
+                }
+            }
+            seats.len()
+        };
+        assert_eq!(flood(&budget, 1000..2000), 50);
+        assert!(budget.is_crowded());
+        // Those that ask again get as far as the part of the others.
+        assert_eq!(flood(&budget, 1000..2000), 75);
+        assert_eq!(flood(&budget, 1000..2000), 75);
+        assert!(budget.admits(now, ip(1)) && budget.admits(now, ip(1)));
+        assert!(!budget.admits(now, ip(1)));
+        let again = seats.remove(0).renew().unwrap();
+        seats[0].note_answer(ip(2));
+        assert_eq!(budget.unanswered.load(Ordering::Relaxed), 73);
+        assert!(budget.admits(now, ip(1)));
+        drop((seats, again, answered));
+        assert_eq!(budget.unanswered.load(Ordering::Relaxed), 0);
+        assert!(!budget.is_crowded());
+    }
 
     #[test]
     fn an_ended_session_keeps_its_socket_and_nothing_else() {

@@ -65,10 +65,16 @@ impl Clients {
         self.max_sessions.store(max_sessions, Ordering::Relaxed);
     }
 
+    /// The client that counts for this address.
+    #[must_use]
+    pub fn network(&self, client: IpAddr) -> Network {
+        Network::of(client, self.ipv6_prefix)
+    }
+
     /// Takes a seat for one more session of `client`; `None` if it has all that it
     /// may have.
     pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<ClientSeat> {
-        let network = Network::of(client, self.ipv6_prefix);
+        let network = self.network(client);
         let mut sessions = self.lock();
         let taken = sessions.entry(network).or_insert(0);
         if *taken >= self.max_sessions.load(Ordering::Relaxed) {
@@ -86,6 +92,12 @@ impl Clients {
     }
 }
 
+impl ClientSeat {
+    pub(super) fn network(&self) -> Network {
+        self.network
+    }
+}
+
 impl Drop for ClientSeat {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.of.lock().entry(self.network) {
@@ -100,7 +112,9 @@ impl Drop for ClientSeat {
 /// Places in each of the two rows of [`Rates`]: half a megabyte in all.
 const PLACES: usize = 1 << 15;
 
-/// Token buckets of all clients, of all workers together, without a lock and of
+/// Token buckets of all clients, for datagrams of sessions that were not answered. Those
+/// of an answered one are taken from a bucket of its own, so that nobody who forges its
+/// client's address can empty it. They are of all workers together, without a lock and of
 /// one size however many clients there are.
 ///
 /// A client has a place in each of two rows, which it shares with others, and is
@@ -144,7 +158,6 @@ impl Rates {
     /// A burst passes whole if its first datagram may, and is paid for after.
     #[must_use]
     pub fn admit(&self, now: Instant, client: IpAddr, datagrams: u64) -> bool {
-        let now = nanoseconds(now.saturating_duration_since(self.start));
         let hash = self.hasher.hash_one(Network::of(client, self.ipv6_prefix));
         let places = [(0, hash), (1, hash >> 32)].map(|(row, hash)| {
             #[expect(clippy::cast_possible_truncation, reason = "the lower bits are meant")]
@@ -155,16 +168,32 @@ impl Rates {
             .iter()
             .map(|place| place.load(Ordering::Relaxed))
             .min()
-            .unwrap_or(0)
-            .max(now);
-        if full_at + self.interval > now + self.depth {
-            return false;
+            .unwrap_or(0);
+        let full_at = self.full_at_after(full_at, now, datagrams);
+        if let Some(full_at) = full_at {
+            for place in places {
+                place.fetch_max(full_at, Ordering::Relaxed);
+            }
         }
-        let full_at = full_at + self.interval.saturating_mul(datagrams);
-        for place in places {
-            place.fetch_max(full_at, Ordering::Relaxed);
-        }
-        true
+        full_at.is_some()
+    }
+
+    /// As [`admit`](Self::admit), from a bucket of a session's own, which begins full
+    /// at 0.
+    #[must_use]
+    pub fn admit_from(&self, bucket: &mut u64, now: Instant, datagrams: u64) -> bool {
+        let full_at = self.full_at_after(*bucket, now, datagrams);
+        *bucket = full_at.unwrap_or(*bucket);
+        full_at.is_some()
+    }
+
+    /// When a bucket that will be full at `full_at` would be if so many more passed;
+    /// `None` if they may not.
+    fn full_at_after(&self, full_at: u64, now: Instant, datagrams: u64) -> Option<u64> {
+        let now = nanoseconds(now.saturating_duration_since(self.start));
+        let full_at = full_at.max(now);
+        let may_pass = full_at + self.interval <= now + self.depth;
+        may_pass.then(|| full_at + self.interval.saturating_mul(datagrams))
     }
 }
 
@@ -219,6 +248,22 @@ mod tests {
         assert_eq!(admitted(35), 2);
         assert_eq!(admitted(1_000), 5);
         assert!(rates.admit(at(1_000), ip("192.0.2.2"), 1));
+    }
+
+    #[test]
+    fn a_bucket_of_a_sessions_own_holds_as_much() {
+        let start = Instant::now();
+        let rates = Rates::new(start, 100, 5, 64);
+        let one = ip("192.0.2.1");
+        while rates.admit(start, one, 1) {}
+        let mut bucket = 0;
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut admitted = |millis| {
+            (0..20)
+                .filter(|_| rates.admit_from(&mut bucket, at(millis), 1))
+                .count()
+        };
+        assert_eq!((admitted(0), admitted(10), admitted(1_000)), (5, 1, 5));
     }
 
     #[test]

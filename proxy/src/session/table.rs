@@ -7,9 +7,11 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::rest::{Rest, Resting};
+use super::unanswered::Unanswered;
 use super::wheel::Wheel;
 use super::{
-    Afterlife, Amount, EndReason, Key, LINGER, Reply, Rules, SPARE, Seat, Session, SessionId, State,
+    Afterlife, Amount, EndReason, Key, LINGER, Network, Reply, Rules, SPARE, Seat, Session,
+    SessionId, State,
 };
 
 /// Sessions that a new one lets go at the most while it looks for one to take
@@ -29,6 +31,7 @@ pub struct Table<T> {
     /// learn, or they could have all theirs meet in one place.
     by_key: HashMap<Key, u32, ahash::RandomState>,
     wheel: Wheel,
+    unanswered: Unanswered,
     rest: Rest,
     retired: usize,
     max_retired: usize,
@@ -47,6 +50,7 @@ impl<T> Table<T> {
             sessions: Slab::new(),
             by_key: HashMap::default(),
             wheel: Wheel::new(now),
+            unanswered: Unanswered::new(),
             rest: Rest::default(),
             retired: 0,
             max_retired,
@@ -105,6 +109,16 @@ impl<T> Table<T> {
         Some(session.count(slot, now, amount))
     }
 
+    /// The bucket, for [`Rates`](super::Rates), of the session that takes this client's
+    /// datagrams. `None` if it was never answered, or another is to be begun.
+    pub fn bucket(&mut self, key: &Key) -> Option<&mut u64> {
+        let slot = *self.by_key.get(key)?;
+        let session = self.sessions.get_mut(slot as usize)?;
+        let limit = self.rules[session.listener].requests;
+        let takes_more = limit == 0 || session.requests < limit;
+        (takes_more && !session.is_unanswered()).then_some(&mut session.bucket)
+    }
+
     /// How many datagrams [`request`](Self::request) takes at once for this client,
     /// by a session that this listener's rules end at some number: what it has left
     /// or, where another is to be begun, all that that may take.
@@ -116,8 +130,14 @@ impl<T> Table<T> {
         if left > 0 { left } else { limit }
     }
 
-    /// As [`request`](Self::request), but by a session that has taken all that
-    /// it may, for want of another.
+    /// As [`request`](Self::request), by session `id`, which was found already.
+    pub fn count(&mut self, now: Instant, id: SessionId, amount: Amount) -> SessionId {
+        self.get_mut(id)
+            .map_or(id, |session| session.count(id.slot, now, amount))
+    }
+
+    /// As [`request`](Self::request), but by sessions of the client that are to take no
+    /// more, in turn, since there is none for another.
     pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
@@ -141,6 +161,7 @@ impl<T> Table<T> {
     ) -> SessionId {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
+        let is_heard = (self.afterlife)(&link).is_heard();
         let slot = self.sessions.insert(Session {
             key,
             listener,
@@ -153,6 +174,7 @@ impl<T> Table<T> {
             reply_bytes: 0,
             link,
             needs_socket: false,
+            bucket: 0,
             state: State::Live,
             generation,
             seat,
@@ -165,6 +187,12 @@ impl<T> Table<T> {
         }
         self.wheel
             .arm(slot, now + self.rules[listener].idle_timeout);
+        if is_heard && let Some(session) = self.sessions.get_mut(slot as usize) {
+            self.unanswered.push(slot, session.bounded_client());
+            if self.unanswered.is_answering(server) {
+                session.seat.await_answer();
+            }
+        }
         SessionId { slot, generation }
     }
 
@@ -179,7 +207,7 @@ impl<T> Table<T> {
 
     /// Counts replies that came for session `id` and says whose they are. If it
     /// waited for no more, `ended` is told, and it ends. `None` if it had ended
-    /// before, unless it was moved just now: then nobody may have them.
+    /// before, unless it was moved or gave way just now: then nobody may have them.
     pub fn reply(
         &mut self,
         now: Instant,
@@ -192,6 +220,12 @@ impl<T> Table<T> {
             return None;
         }
         let rules = self.rules[session.listener];
+        if session.is_unanswered() {
+            self.unanswered.remove(id.slot, session.bounded_client());
+            let took = now.saturating_duration_since(session.started);
+            self.unanswered.note_answer(session.server, took);
+            session.seat.note_answer(session.key.client.0.ip());
+        }
         session.replies += amount.datagrams;
         session.last_active = now;
         let bytes = session.reply_bytes + amount.bytes;
@@ -243,8 +277,9 @@ impl<T> Table<T> {
     }
 
     /// Ends session `id`, if it is active; `ended` is told. If it has
-    /// [`Moved`](EndReason::Moved), or goes on from another socket, replies to what it
-    /// asked pass until it has rested.
+    /// [`Moved`](EndReason::Moved), goes on from another socket or gave way
+    /// [`Unanswered`](EndReason::Unanswered), replies to what it asked pass until it has
+    /// rested.
     pub fn end(
         &mut self,
         now: Instant,
@@ -254,9 +289,30 @@ impl<T> Table<T> {
     ) {
         if let Some(session) = self.get(id).filter(|session| session.is_active()) {
             ended(session);
-            let passes = matches!(reason, EndReason::Moved | EndReason::Network);
+            let passes = matches!(
+                reason,
+                EndReason::Moved | EndReason::Network | EndReason::Unanswered
+            );
             self.retire(now, id.slot, passes);
         }
+    }
+
+    /// The oldest session that was never answered and has had as long as its server
+    /// usually takes; of one `client` of a listener alone, if it is said which. It is
+    /// to [`end`](Self::end) when sessions, or those of that client, have run out.
+    ///
+    /// Where the server was never seen to answer, as those of logs don't, it must have
+    /// had no datagram for as long as the slowest may take.
+    pub fn giving_way(
+        &mut self,
+        now: Instant,
+        client: Option<(usize, Network)>,
+    ) -> Option<SessionId> {
+        let found = self.unanswered.giving_way(now, client, &self.sessions);
+        found.map(|slot| SessionId {
+            slot,
+            generation: self.sessions[slot as usize].generation,
+        })
     }
 
     /// Ends the sessions whose time is up, and tells `ended` of each; lets go
@@ -387,6 +443,7 @@ impl<T> Table<T> {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
+        self.unanswered.remove(slot, session.bounded_client());
         if let Entry::Occupied(entry) = self.by_key.entry(session.key)
             && *entry.get() == slot
         {
@@ -414,6 +471,7 @@ impl<T> Table<T> {
     fn remove(&mut self, slot: u32) -> Option<Session<T>> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
+        self.unanswered.remove(slot, session.bounded_client());
         if !session.is_active() {
             self.retired -= 1;
             // Here, lest names of what is gone pile up.

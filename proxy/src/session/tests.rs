@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod unanswered;
+
 const ONE: Amount = Amount {
     datagrams: 1,
     bytes: 100,

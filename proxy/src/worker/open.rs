@@ -10,7 +10,7 @@ use super::source::Source;
 use super::{ListenerSettings, Worker};
 use crate::counters::DropReason;
 use crate::net::{self, Options, Received};
-use crate::session::{Key, Seat, SessionId};
+use crate::session::{Amount, ClientSeat, EndReason, Key, Network, Seat, SessionId};
 use crate::upstream::Server;
 
 /// How long new clients are refused at once after there was no socket for one.
@@ -23,6 +23,9 @@ const EXHAUSTED: Duration = Duration::from_millis(500);
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
+
+/// Sessions that may turn out to be answered while one that is not is looked for.
+const READS: usize = 4;
 
 /// The host's own addresses, as far as a source could be forged to be one.
 #[derive(Default)]
@@ -107,10 +110,6 @@ impl Worker {
         if let Some(reason) = listener.refusal(client) {
             return Err(reason);
         }
-        let client_seat = match &listener.clients {
-            Some(clients) => Some(clients.take(client).ok_or(DropReason::ClientSessions)?),
-            None => None,
-        };
         if self.would_loop(&key, now) {
             return Err(DropReason::BadSource);
         }
@@ -121,6 +120,11 @@ impl Worker {
         let server = server.ok_or_else(|| self.why_no_server(number, client))?;
         if server.mode.spoofs() && !self.can_speak_for(client, now) {
             return Err(DropReason::BadSource);
+        }
+        self.is_crowded(&server, client, now)?;
+        let client_seat = self.seat_of_client(number, client, now)?;
+        if self.budget.is_full() {
+            self.make_room_for_all(now);
         }
         let numbers = (number, server.number);
         self.is_short_of_sockets(now)?;
@@ -140,6 +144,88 @@ impl Worker {
         };
         let link = self.link(exit, entrance, &key, &server);
         self.begin(now, key, numbers, seat, link, is_kept)
+    }
+
+    /// Whether sockets are so few, for a flood of forged sources, that this client gets
+    /// none.
+    fn is_crowded(
+        &mut self,
+        server: &Server,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if !server.mode.takes_replies() || !self.budget.is_crowded() {
+            return Ok(());
+        }
+        // The sooner they end the sooner their ports have rested.
+        self.make_room_for_all(now);
+        match self.budget.admits(now, client) {
+            true => Ok(()),
+            false => Err(DropReason::Newcomer),
+        }
+    }
+
+    /// Ends sessions that were never answered: one more than is needed, so that other
+    /// workers find room, too.
+    fn make_room_for_all(&mut self, now: Instant) {
+        let _ = self.make_room(now, None) && self.make_room(now, None);
+    }
+
+    /// The client's right to a session of this listener, where that has a bound. The
+    /// client's sessions that were never answered give way first: somebody may have
+    /// begun them in its name.
+    fn seat_of_client(
+        &mut self,
+        listener: usize,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Option<ClientSeat>, DropReason> {
+        let Some(clients) = self.listeners[listener].clients.clone() else {
+            return Ok(None);
+        };
+        let mut seat = clients.take(client);
+        if seat.is_none() && self.make_room(now, Some((listener, clients.network(client)))) {
+            seat = clients.take(client);
+        }
+        seat.map(Some).ok_or(DropReason::ClientSessions)
+    }
+
+    /// Ends a session that was never answered, of one client of a listener if it is said
+    /// which. False if there is none that was given the time for an answer.
+    fn make_room(&mut self, now: Instant, client: Option<(usize, Network)>) -> bool {
+        for _ in 0..READS {
+            let Some(id) = self.table.giving_way(now, client) else {
+                return false;
+            };
+            // Its answer may wait unread.
+            self.take_from_server(id, now);
+            let session = self.table.get(id);
+            if session.is_some_and(|session| session.is_active() && session.replies == 0) {
+                self.end(now, id, EndReason::Unanswered);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the client's rate is exceeded: that of its session, once it was answered,
+    /// or that of the client, for all its other datagrams.
+    pub(super) fn is_too_fast(
+        &mut self,
+        listener: usize,
+        key: &Key,
+        amount: Amount,
+        now: Instant,
+    ) -> bool {
+        let (listener, ip) = (&self.listeners[listener], key.client.0.ip());
+        // Who is not served anyway takes nobody's place in the buckets.
+        let Some(rates) = listener.rates.as_ref().filter(|_| listener.allows(ip)) else {
+            return false;
+        };
+        !match self.table.bucket(key) {
+            Some(bucket) => rates.admit_from(bucket, now, amount.datagrams),
+            None => rates.admit(now, ip, amount.datagrams),
+        }
     }
 
     /// Why no server takes a new session of this client: all are down, or none is

@@ -68,6 +68,7 @@ impl<'w> Ends<'w> {
             EndReason::Responses => listener.ended_responses.add(1),
             EndReason::Moved => listener.ended_moved.add(1),
             EndReason::Network => listener.ended_network.add(1),
+            EndReason::Unanswered => listener.ended_unanswered.add(1),
             EndReason::Denied => listener.ended_denied.add(1),
             EndReason::Stopped => listener.ended_stopped.add(1),
         }

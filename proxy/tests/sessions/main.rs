@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod ended;
+mod flood;
+mod give_way;
 mod in_clients_names;
 mod own_replies;
 mod spoofed_sessions;

@@ -1,0 +1,129 @@
+//! Which sessions give way when they run out.
+
+use super::*;
+
+/// A table with room for sessions of two servers, and the time that it begins.
+fn two_servers() -> (Bench, Duration) {
+    let mut bench = Bench::new(RULES, 100, 100);
+    for (client, server) in [(1, 0), (2, 1)] {
+        let id = bench.open_at(client, server);
+        bench.reply(id).unwrap();
+    }
+    // Both answer at once, which is taken to be somewhat more.
+    (bench, Duration::from_millis(50))
+}
+
+impl Bench {
+    fn open_at(&mut self, client: u16, server: usize) -> SessionId {
+        let seat = self.budget.take().unwrap();
+        let id = self
+            .table
+            .open(self.now, key(client), 0, server, seat, "socket");
+        assert_eq!(self.table.request(self.now, &key(client), ONE), Some(id));
+        id
+    }
+
+    /// The client whose session gives way, which ends.
+    fn give_way(&mut self) -> Option<ClientAddr> {
+        let id = self.table.giving_way(self.now, None)?;
+        let client = self.table.get(id).unwrap().key.client;
+        self.table.end(self.now, id, EndReason::Unanswered, |_| {});
+        Some(client)
+    }
+}
+
+#[test]
+fn the_oldest_unanswered_session_gives_way_and_answered_ones_stay() {
+    let (mut bench, usual) = two_servers();
+    let ids: Vec<_> = (3..7).map(|client| bench.open_at(client, 0)).collect();
+    bench.reply(ids[0]).unwrap();
+    bench.now += usual - Duration::from_millis(1);
+    assert_eq!(bench.give_way(), None);
+    bench.now += Duration::from_millis(1);
+    assert_eq!(bench.give_way(), Some(key(4).client));
+    assert_eq!(bench.give_way(), Some(key(5).client));
+    // Its answer still reaches it, and it alone.
+    assert_eq!(bench.reply(ids[1]).unwrap().to, key(4).client);
+    bench.pass(LINGER.as_secs());
+    assert_eq!(bench.reply(ids[2]), None);
+    assert_eq!(bench.give_way(), Some(key(6).client));
+    assert_eq!(bench.give_way(), None);
+    assert_eq!(bench.table.active(), 3);
+    assert_eq!(bench.budget.taken(), 3);
+}
+
+#[test]
+fn a_session_is_given_the_time_that_its_server_takes() {
+    let (mut bench, usual) = two_servers();
+    // The second server has become slow.
+    for client in 100..130 {
+        let id = bench.open_at(client, 1);
+        bench.now += Duration::from_secs(1);
+        bench.reply(id).unwrap();
+    }
+    bench.open_at(3, 1);
+    bench.open_at(4, 0);
+    bench.now += usual;
+    assert_eq!(bench.give_way(), Some(key(4).client));
+    assert_eq!(bench.give_way(), None);
+    bench.now += Duration::from_secs(2);
+    assert_eq!(bench.give_way(), Some(key(3).client));
+}
+
+#[test]
+fn sessions_of_a_server_that_never_answers_stay_while_they_are_used() {
+    let mut bench = Bench::new(RULES, 100, 100);
+    for client in 0..40 {
+        bench.open_at(client, 0);
+    }
+    for _ in 0..40 {
+        bench.now += Duration::from_millis(100);
+        for client in (0..40).filter(|client| *client != 30) {
+            bench.datagram(key(client)).unwrap();
+        }
+    }
+    let mut gave_way = None;
+    for _ in 0..40 {
+        gave_way = gave_way.or(bench.give_way());
+    }
+    assert_eq!(gave_way, Some(key(30).client));
+    assert_eq!(bench.table.active(), 39);
+}
+
+#[test]
+fn within_a_clients_bound_its_own_unanswered_sessions_give_way() {
+    let (mut bench, usual) = two_servers();
+    let clients = Clients::new(2, 64);
+    let v6 = |host: u16, port| Key {
+        client: ClientAddr(
+            (
+                std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host),
+                port,
+            )
+                .into(),
+        ),
+        ..key(1)
+    };
+    let mut of_victim = Vec::new();
+    bench.open_at(3, 0);
+    for host in [1, 2] {
+        let key = v6(host, 1000);
+        let right = clients.take(key.client.0.ip()).unwrap();
+        let seat = bench.budget.take().unwrap().of_client(Some(right));
+        of_victim.push(bench.table.open(bench.now, key, 0, 0, seat, "socket"));
+    }
+    bench.reply(of_victim[0]).unwrap();
+    bench.now += usual;
+    let victim = v6(9, 1).client.0.ip();
+    assert!(clients.take(victim).is_none());
+    let network = clients.network(victim);
+    // Another listener's bound is another.
+    assert_eq!(bench.table.giving_way(bench.now, Some((1, network))), None);
+    let id = bench.table.giving_way(bench.now, Some((0, network)));
+    assert_eq!(id, Some(of_victim[1]));
+    bench
+        .table
+        .end(bench.now, of_victim[1], EndReason::Unanswered, |_| {});
+    assert_eq!(bench.table.giving_way(bench.now, Some((0, network))), None);
+    assert!(clients.take(victim).is_some());
+}

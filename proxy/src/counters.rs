@@ -185,6 +185,8 @@ pub struct ListenerCounters {
     pub ended_denied: Counter,
     /// Sessions ended with the listener, or with the proxy.
     pub ended_stopped: Counter,
+    /// Datagrams beyond `requests` that sessions took since no other could be begun.
+    pub overdrawn: Counter,
     /// Replies beyond what `amplification` allows, whether dropped or not.
     pub amplified: Counter,
     drops: [Counter; DropReason::ALL.len()],
@@ -206,6 +208,7 @@ impl ListenerCounters {
             ended_unanswered: Counter::default(),
             ended_denied: Counter::default(),
             ended_stopped: Counter::default(),
+            overdrawn: Counter::default(),
             amplified: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
         }

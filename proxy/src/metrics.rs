@@ -250,6 +250,12 @@ impl Collector for Metrics {
         )?;
         count(
             to,
+            "overdrawn_datagrams",
+            "Datagrams beyond `requests` that sessions took since no other could be begun",
+            counted.by_listener(|c| c.overdrawn.get()),
+        )?;
+        count(
+            to,
             "amplified_replies",
             "Replies beyond the limit of `amplification`, dropped or not",
             counted.by_listener(|c| c.amplified.get()),

@@ -24,6 +24,7 @@ mod budget;
 mod clients;
 mod newcomers;
 mod rest;
+mod rings;
 mod table;
 mod unanswered;
 mod wheel;
@@ -78,7 +79,8 @@ impl Hash for Key {
 pub struct Rules {
     /// Without a datagram in either direction for this long.
     pub idle_timeout: Duration,
-    /// After so many replies to each client datagram; 0 for never.
+    /// After so many replies to each client datagram; 0 for never. Where the number of
+    /// requests has a bound, once it has had these as well.
     pub responses: u64,
     /// After so many client datagrams a new session is begun, and the old one
     /// passes what replies still come; 0 for never.

@@ -349,9 +349,10 @@ impl Worker {
                     // Beginning one may end another, which what was collected
                     // may be of.
                     self.send_to_server();
-                    let opened = self.open(entrance, key, now);
-                    let taken = self.table.overdraw(now, &key, amount);
-                    taken.map_or(opened, Ok)
+                    match self.open(entrance, key, now) {
+                        Ok(id) => Ok(self.table.count(now, id, amount)),
+                        Err(reason) => self.overdraw(&key, amount, now).ok_or(reason),
+                    }
                 }
             },
         };

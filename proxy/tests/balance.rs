@@ -324,3 +324,38 @@ fn an_operator_drains_a_server_and_its_sessions_stay() {
         405
     );
 }
+
+#[test]
+fn datagrams_for_which_there_is_no_session_are_spread_over_servers() {
+    for host in ["127.0.0.1", "::1"] {
+        let (listener, admin) = (address(host), address(host));
+        let servers = [(); 2].map(|()| socket(host));
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "workers = 1\n[limits]\nmax_sessions = 6\n[admin]\nlisten = \"{admin}\"\n\
+             [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\nrequests = 1\n\
+             [upstream.u]\nbalance = \"round_robin\"\nservers = [\"{}\", \"{}\"]\n",
+            servers[0].local_addr().unwrap(),
+            servers[1].local_addr().unwrap()
+        );
+        let _proxy = proxy_with(&folder, &config);
+        let client = socket(host);
+        const LINES: u64 = 100;
+        for _ in 0..LINES {
+            client.send_to(b"line", listener).unwrap();
+        }
+        let of_listener = |name: &str| metric(admin, &format!("{name}{{listener=\"listener1\"}}"));
+        eventually("all lines to be counted", || {
+            let opened = of_listener("ppv2_sessions_opened_total");
+            opened + of_listener("ppv2_overdrawn_datagrams_total") == LINES
+        });
+        assert!(of_listener("ppv2_overdrawn_datagrams_total") > 50);
+        let passed = servers.map(|server| {
+            server.set_nonblocking(true).unwrap();
+            let mut datagram = [0; 2000];
+            std::iter::from_fn(|| server.recv(&mut datagram).ok()).count()
+        });
+        assert!(passed.iter().all(|passed| *passed > 40), "{passed:?}");
+        assert_eq!(passed.iter().sum::<usize>(), 100);
+    }
+}

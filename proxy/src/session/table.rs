@@ -7,6 +7,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::rest::{Rest, Resting};
+use super::rings::Rings;
 use super::unanswered::Unanswered;
 use super::wheel::Wheel;
 use super::{
@@ -30,6 +31,9 @@ pub struct Table<T> {
     /// Peers choose the keys: the hash must be keyed, with a key that they can't
     /// learn, or they could have all theirs meet in one place.
     by_key: HashMap<Key, u32, ahash::RandomState>,
+    /// Sessions of one key: one that takes its datagrams, and those that have taken all
+    /// that they may.
+    rings: Rings,
     wheel: Wheel,
     unanswered: Unanswered,
     rest: Rest,
@@ -49,6 +53,7 @@ impl<T> Table<T> {
             rules,
             sessions: Slab::new(),
             by_key: HashMap::default(),
+            rings: Rings::default(),
             wheel: Wheel::new(now),
             unanswered: Unanswered::new(),
             rest: Rest::default(),
@@ -139,9 +144,19 @@ impl<T> Table<T> {
     /// As [`request`](Self::request), but by sessions of the client that are to take no
     /// more, in turn, since there is none for another.
     pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
-        let slot = *self.by_key.get(key)?;
+        let current = self.by_key.get_mut(key)?;
+        let slot = self.rings.after(*current);
+        let previous = std::mem::replace(current, slot);
+        self.set_state(previous, State::Detached);
+        self.set_state(slot, State::Live);
         let session = self.sessions.get_mut(slot as usize)?;
         Some(session.count(slot, now, amount))
+    }
+
+    fn set_state(&mut self, slot: u32, state: State) {
+        if let Some(session) = self.sessions.get_mut(slot as usize) {
+            session.state = state;
+        }
     }
 
     /// Begins a session, in which nothing has been counted yet. A session that
@@ -180,10 +195,9 @@ impl<T> Table<T> {
             seat,
         });
         let slot = u32::try_from(slot).expect("a table holds fewer than 2^32 sessions");
-        if let Some(previous) = self.by_key.insert(key, slot)
-            && let Some(session) = self.sessions.get_mut(previous as usize)
-        {
-            session.state = State::Detached;
+        if let Some(previous) = self.by_key.insert(key, slot) {
+            self.rings.join(slot, previous);
+            self.set_state(previous, State::Detached);
         }
         self.wheel
             .arm(slot, now + self.rules[listener].idle_timeout);
@@ -200,7 +214,7 @@ impl<T> Table<T> {
     pub fn abort(&mut self, id: SessionId) {
         if let Some(session) = self.get(id) {
             let key = session.key;
-            self.by_key.remove(&key);
+            self.take_no_more(id.slot, key);
             self.remove(id.slot);
         }
     }
@@ -236,7 +250,8 @@ impl<T> Table<T> {
             session.reply_bytes = bytes;
         }
         let (key, listener) = (session.key, session.listener);
-        if rules.responses > 0 && session.is_answered(rules.responses) {
+        let takes_more = session.is_active() && session.requests < rules.requests;
+        if rules.responses > 0 && session.is_answered(rules.responses) && !takes_more {
             if session.is_active() {
                 ended(session, EndReason::Responses);
                 self.retire(now, id.slot, false);
@@ -444,11 +459,11 @@ impl<T> Table<T> {
             return;
         };
         self.unanswered.remove(slot, session.bounded_client());
-        if let Entry::Occupied(entry) = self.by_key.entry(session.key)
-            && *entry.get() == slot
-        {
-            entry.remove();
-        }
+        let key = session.key;
+        self.take_no_more(slot, key);
+        let Some(session) = self.sessions.get_mut(slot as usize) else {
+            return;
+        };
         if !(self.afterlife)(&session.link).rests() {
             self.remove(slot);
             return;
@@ -465,6 +480,23 @@ impl<T> Table<T> {
         self.wheel.arm(slot, now + LINGER + SPARE);
         while self.retired > self.max_retired {
             self.reclaim();
+        }
+    }
+
+    /// Has the client's datagrams go to another of its sessions, if there is one.
+    fn take_no_more(&mut self, slot: u32, key: Key) {
+        let other = self.rings.leave(slot);
+        let Entry::Occupied(mut current) = self.by_key.entry(key) else {
+            return;
+        };
+        if *current.get() == slot {
+            match other {
+                Some(other) => {
+                    current.insert(other);
+                    self.set_state(other, State::Live);
+                }
+                None => _ = current.remove(),
+            }
         }
     }
 

@@ -540,3 +540,45 @@ fn replies_beyond_what_the_client_sent_are_told() {
         assert_eq!(passed, if enforce { 400 } else { 600 });
     }
 }
+
+#[test]
+fn with_a_number_of_requests_a_session_ends_once_all_are_answered() {
+    let rules = Rules {
+        requests: 3,
+        responses: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 10, 10);
+    let id = bench.datagram(key(1)).unwrap();
+    for _ in 0..2 {
+        bench.reply(id).unwrap();
+        assert_eq!(bench.datagram(key(1)), Some(id));
+    }
+    assert_eq!(bench.ended, []);
+    bench.reply(id).unwrap();
+    assert_eq!(bench.ended, [(key(1), EndReason::Responses)]);
+    assert_ne!(bench.datagram(key(1)), Some(id));
+}
+
+#[test]
+fn sessions_out_of_requests_take_turns_for_want_of_another() {
+    let rules = Rules {
+        requests: 1,
+        ..RULES
+    };
+    let mut bench = Bench::new(rules, 3, 10);
+    let mut ids = [(); 3].map(|()| bench.datagram(key(1)).unwrap());
+    let take = |bench: &mut Bench| bench.table.overdraw(bench.now, &key(1), ONE).unwrap();
+    for _ in 0..2 {
+        assert_eq!([(); 3].map(|()| take(&mut bench)), ids);
+    }
+    // The others go on when one that took datagrams has ended.
+    bench.table.end(bench.now, ids[2], EndReason::Moved, |_| {});
+    ids[2] = bench.datagram(key(1)).unwrap();
+    let mut taken = [(); 3].map(|()| take(&mut bench));
+    taken.sort_by_key(|id| ids.iter().position(|known| known == id));
+    assert_eq!(taken, ids);
+    bench.pass(31);
+    assert_eq!(bench.table.overdraw(bench.now, &key(1), ONE), None);
+    assert_eq!(bench.ended.len(), 3);
+}

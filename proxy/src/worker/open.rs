@@ -27,6 +27,10 @@ const OWN_FOR: Duration = Duration::from_secs(1);
 /// Sessions that may turn out to be answered while one that is not is looked for.
 const READS: usize = 4;
 
+/// Sessions of a client that may turn out to have to go elsewhere while one is looked
+/// for that takes more than it may.
+const MOVES: usize = 4;
+
 /// The host's own addresses, as far as a source could be forged to be one.
 #[derive(Default)]
 pub(super) struct OwnAddresses {
@@ -206,6 +210,29 @@ impl Worker {
             }
         }
         false
+    }
+
+    /// One of the client's sessions that are to take no more, to take these datagrams as
+    /// well, since no other can be begun.
+    pub(super) fn overdraw(
+        &mut self,
+        key: &Key,
+        amount: Amount,
+        now: Instant,
+    ) -> Option<SessionId> {
+        for _ in 0..MOVES {
+            let id = self.table.overdraw(now, key, amount)?;
+            if !self.moves_any || !self.is_to_move(id) {
+                let listener = self.table.get(id)?.listener;
+                if self.listeners[listener].rules.count_requests() {
+                    let counters = &self.counters.listeners[listener];
+                    counters.overdrawn.add(amount.datagrams);
+                }
+                return Some(id);
+            }
+            self.end(now, id, EndReason::Moved);
+        }
+        None
     }
 
     /// Whether the client's rate is exceeded: that of its session, once it was answered,

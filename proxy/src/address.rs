@@ -1,7 +1,7 @@
 //! The three addresses on a datagram's way, as types that can't be swapped.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -44,9 +44,45 @@ address! {
     ServerAddr
 }
 
+/// Whether no host has this address: it is a group's, a broadcast address of every
+/// network or of loopback, or of the network 0.0.0.0/8, which names no host (RFC 1122,
+/// section 3.2.1.3). Wildcards, too, name no host.
+#[must_use]
+pub fn is_no_host(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let broadcasts = [Ipv4Addr::BROADCAST, Ipv4Addr::new(127, 255, 255, 255)];
+            ip.is_multicast() || ip.octets()[0] == 0 || broadcasts.contains(&ip)
+        }
+        IpAddr::V6(ip) => ip.is_multicast() || ip.is_unspecified(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_broadcasts_and_wildcards_are_no_hosts() {
+        for none in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.1",
+            "239.255.255.255",
+            "255.255.255.255",
+            "127.255.255.255",
+            "::",
+            "ff02::1",
+            "::ffff:224.0.0.1",
+            "::ffff:127.255.255.255",
+            "::ffff:0.0.0.0",
+        ] {
+            assert!(is_no_host(none.parse().unwrap()), "{none}");
+        }
+        for host in ["127.0.0.1", "127.255.255.254", "1.0.0.0", "::1", "fe80::1"] {
+            assert!(!is_no_host(host.parse().unwrap()), "{host}");
+        }
+    }
 
     #[test]
     fn the_prefix_cuts_ipv6_alone() {

@@ -32,7 +32,7 @@ use crate::upstream::Balance;
 use crate::worker::Pace;
 
 use check::Checker;
-pub use error::ConfigError;
+pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
 pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
 use file::{At, File};
@@ -251,8 +251,11 @@ impl Config {
     pub fn sources(&self) -> BTreeSet<IpAddr> {
         let of_servers = self.servers.iter().map(|server| &server.sources);
         let of_names = self.names.iter().map(|named| &named.sources);
-        let all = of_servers.chain(of_names);
-        all.flat_map(|sources| sources.iter().copied()).collect()
+        // The servers of an upstream share one list.
+        let mut seen = BTreeSet::new();
+        let lists = of_servers.chain(of_names);
+        let lists = lists.filter(|sources| seen.insert(sources.as_ptr()));
+        lists.flat_map(|sources| sources.iter().copied()).collect()
     }
 
     /// Every mode that a listener's server is served in, with the server.
@@ -271,6 +274,15 @@ impl Config {
         static CORES: OnceLock<usize> = OnceLock::new();
         let counted = || thread::available_parallelism().map_or(1, usize::from);
         self.workers.unwrap_or_else(|| *CORES.get_or_init(counted))
+    }
+
+    /// Whether listeners' sockets share their addresses (SO_REUSEPORT): those of several
+    /// workers, and those beside sessions that write from their client's own port, which
+    /// may be a listener's.
+    #[must_use]
+    pub fn shares_addresses(&self) -> bool {
+        let mut modes = self.listeners.iter().flat_map(Listener::modes);
+        self.reuse_port && self.worker_count() > 1 || modes.any(Mode::spoofs_ports)
     }
 
     /// Sockets that clients write to: with `reuse_port`, each worker has one for

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
-use ppv2_proxy::config::{Config, ConfigError, Flags};
+use ppv2_proxy::config::{Config, ConfigError, Flags, printable};
 use ppv2_proxy::names;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
@@ -240,13 +240,24 @@ fn end_log(log: Option<WorkerGuard>, error: Option<anyhow::Error>) {
         drop(log);
         if let Some(error) = error {
             // Nothing is left to do if standard error is gone.
-            let _ = writeln!(io::stderr(), "ppv2-proxy: {error:#}");
+            let _ = writeln!(io::stderr(), "ppv2-proxy: {}", shown(&format!("{error:#}")));
         }
         let _ = done.send(());
     };
     if thread::Builder::new().spawn(last_words).is_ok() {
         let _ = is_done.recv_timeout(LAST_WORDS);
     }
+}
+
+/// An error with its lines and tabs, but without what would do something else to a
+/// terminal: a file or an argument may hold anything.
+fn shown(error: &str) -> String {
+    let mut text = String::new();
+    for piece in error.split_inclusive(['\n', '\t']) {
+        let (words, space) = piece.split_at(piece.trim_end_matches(['\n', '\t']).len());
+        text.extend([&printable(words), space]);
+    }
+    text
 }
 
 /// A command, ready to be carried out.
@@ -290,9 +301,10 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
         }),
         Command::Whoami { listen, trusted } => Box::new(move || {
             let server = whoami::Whoami::bind(listen, &trusted).map_err(|error| match error {
-                whoami::WhoamiError::Trust(_) => usage(error),
+                whoami::WhoamiError::Trust(_) | whoami::WhoamiError::NoHost(_) => usage(error),
                 whoami::WhoamiError::Bind(..) => Failure::from(anyhow::Error::from(error)),
             })?;
+            let listen = server.address().context("the socket's address")?;
             tracing::info!(%listen, "ready");
             Ok(server.serve().context("the socket no longer works")?)
         }),
@@ -326,12 +338,21 @@ fn resolved(path: &Path) -> Result<Config, ConfigError> {
     Ok(config.expand(&resolved.answers).config)
 }
 
-fn standard_input() -> anyhow::Result<String> {
-    let mut text = String::new();
+/// What standard input has for `decode`, up to its end.
+fn standard_input() -> Result<String, Failure> {
+    let mut text = Vec::new();
     io::stdin()
-        .read_to_string(&mut text)
+        .take(decode::MAX_TEXT + 1)
+        .read_to_end(&mut text)
         .context("reading standard input")?;
-    Ok(text)
+    if text.len() as u64 > decode::MAX_TEXT {
+        return Err(usage(anyhow!(
+            "standard input has more than {} bytes, which no datagram of 65,535 bytes takes; give one datagram as hex, as in 0d0a0d0a000d0a51…",
+            decode::MAX_TEXT
+        )));
+    }
+    // What is no text is no hex, which `decode` says.
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Prints a command's result; a reader that has seen enough is no failure.

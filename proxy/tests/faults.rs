@@ -168,7 +168,9 @@ fn no_local_ports_left_costs_new_clients_only() {
 #[test]
 fn servers_that_cannot_be_connected_to_cost_those_of_others_nothing() {
     let name = "servers_that_cannot_be_connected_to_cost_those_of_others_nothing";
-    if !namespace::enter(name, "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6") {
+    let setup = "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6\n\
+                 ip address add 198.51.100.1/24 brd + dev lo";
+    if !namespace::enter(name, setup) {
         return;
     }
     let [good, bad, admin] = [(); 3].map(|()| address("127.0.0.1"));
@@ -182,7 +184,7 @@ fn servers_that_cannot_be_connected_to_cost_those_of_others_nothing() {
              [[listener]]\nname = \"bad\"\nbind = [\"{bad}\"]\nupstream = \"bad\"\n\
              [upstream.good]\nservers = [\"{}\"]\n\
              [upstream.bad]\nbalance = \"round_robin\"\n\
-             servers = [\"127.255.255.255:9\", \"[2001:db8::5]:9\"]\n",
+             servers = [\"198.51.100.255:9\", \"[2001:db8::5]:9\"]\n",
             server.local_addr().unwrap()
         ),
     );

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -310,11 +311,38 @@ fn decode_explains_from_argument_and_standard_input() {
     assert_eq!(String::from_utf8(piped.stdout).unwrap(), stdout);
 
     fails(&["decode", "xyz"], 2, &["`x` at character 1"]);
+    fails(&["decode", "\u{1b}[2J"], 2, &["`\\u{1b}` at character 1"]);
     fails(
         &["decode", "0d0a0d0a000d0a515549540a31"],
         1,
         &["not a valid header"],
     );
+}
+
+#[test]
+fn decode_reads_no_more_than_a_datagram_takes() {
+    let endless = |path: &str| {
+        // A reader without bound would take all memory.
+        let mut command = Command::new("prlimit");
+        let input = File::open(path).unwrap();
+        let limited = ["--as=1000000000", "timeout", "60", BINARY, "decode"];
+        command.args(limited).stdin(input).output()
+    };
+    let output = endless("/dev/zero").unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("more than 1048576 bytes"), "{stderr}");
+    // The longest datagram, as hexdump(1) and the like print it.
+    let folder = tempfile::tempdir().unwrap();
+    let longest = format!(
+        "0d0a0d0a000d0a515549540a20000000{}",
+        "\n  00".repeat(65_519)
+    );
+    let file = write(&folder, "hex", &longest);
+    let output = endless(file.to_str().unwrap()).unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{stdout}");
+    assert!(stdout.contains("65519 bytes"), "{stdout}");
 }
 
 #[test]
@@ -350,6 +378,28 @@ fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
         &["x"],
     );
     fails(&["whoami", "--listen", "127.0.0.1:1"], 2, &["--trusted"]);
+}
+
+#[test]
+fn whoami_names_its_port_and_takes_no_address_of_many_hosts() {
+    let whoami = |listen| ["whoami", "--listen", listen, "--trusted", "127.0.0.1/32"];
+    for many in [
+        "224.0.0.1:9000",
+        "[ff02::1]:9000",
+        "[::ffff:224.0.0.1]:9000",
+        "255.255.255.255:9000",
+        "127.255.255.255:9000",
+    ] {
+        fails(&whoami(many), 2, &[many, "is no host's address"]);
+    }
+    let mut running = Process::start(Command::new(BINARY).args(whoami("127.0.0.1:0")));
+    running.wait_for("ready");
+    let log = running.log();
+    let (_, port) = log.split_once("listen=127.0.0.1:").unwrap();
+    let port: u16 = port.split_whitespace().next().unwrap().parse().unwrap();
+    // It has just that one.
+    let held = UdpSocket::bind(("127.0.0.1", port)).unwrap_err();
+    assert_eq!(held.kind(), ErrorKind::AddrInUse);
 }
 
 /// Runs the proxy with `stderr`, which `after` may spoil once datagrams pass, and

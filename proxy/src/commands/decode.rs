@@ -5,6 +5,10 @@ use std::fmt::Write;
 use ppv2::{DecodeError, Decoder, FIXED_LEN, Header, Origin, Tlvs};
 use thiserror::Error;
 
+/// The most bytes of hexadecimal text: a datagram of 65,535 bytes takes 131,070, and the
+/// rest is for what stands between them. It bounds what standard input is read for.
+pub const MAX_TEXT: u64 = 1 << 20;
+
 /// Why there is nothing to explain, or only a part.
 #[derive(Debug, Error)]
 pub enum Undecodable {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use thiserror::Error;
 
+use crate::address::is_no_host;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet};
@@ -379,7 +380,7 @@ fn interface(name: &str) -> Result<String, String> {
 pub(super) fn unicast(text: &str) -> Result<IpAddr, String> {
     let ip: IpAddr = text.parse().map_err(|_| "give an IP address".to_owned())?;
     let ip = ip.to_canonical();
-    if ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::from([255; 4]) {
+    if is_no_host(ip) {
         return Err("no host has this address".to_owned());
     }
     Ok(ip)

@@ -1,8 +1,11 @@
 //! `whoami`: a server behind a proxy that tells each client its own address.
 
 use std::io;
+use std::net::SocketAddr;
 
 use ppv2_sdk::{Trust, TrustError, UdpSocket};
+
+use crate::address::is_no_host;
 
 /// A bound socket that has answered nobody yet.
 #[derive(Debug)]
@@ -15,11 +18,23 @@ impl Whoami {
     /// # Errors
     ///
     /// [`WhoamiError`] naming the value at fault.
-    pub fn bind(listen: std::net::SocketAddr, trusted: &[String]) -> Result<Self, WhoamiError> {
+    pub fn bind(listen: SocketAddr, trusted: &[String]) -> Result<Self, WhoamiError> {
+        if is_no_host(listen.ip()) && !listen.ip().is_unspecified() {
+            return Err(WhoamiError::NoHost(listen));
+        }
         let trust = Trust::networks(trusted.iter().map(String::as_str))?;
         UdpSocket::bind(listen, trust)
             .map(Self)
             .map_err(|error| WhoamiError::Bind(listen, error))
+    }
+
+    /// The address that it has, with the port that the kernel chose for port 0.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockname(2), of which none is known for a bound socket.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 
     /// Answers for ever.
@@ -44,7 +59,10 @@ pub enum WhoamiError {
     /// A network that is none.
     #[error("--trusted")]
     Trust(#[from] TrustError),
+    /// An address that no answer can come from.
+    #[error("--listen {0} is no host's address; give one of this host, 0.0.0.0 or [::]")]
+    NoHost(SocketAddr),
     /// The address could not be bound.
     #[error("--listen {0} can't be bound")]
-    Bind(std::net::SocketAddr, #[source] io::Error),
+    Bind(SocketAddr, #[source] io::Error),
 }

@@ -130,8 +130,29 @@ impl Checker<'_> {
             .ok_or_else(error)
     }
 
+    /// Refuses an upstream without servers, and one of more servers than a plan holds.
+    /// A name is meant to lead to one server at least.
+    pub(super) fn require_number(
+        &self,
+        span: Range<usize>,
+        name: &str,
+        number: usize,
+    ) -> Result<(), ConfigError> {
+        if number == 0 {
+            return Err(self
+                .error(span, format!("upstream `{name}` has no servers"))
+                .mend("give at least one, as in servers = [\"192.0.2.10:53\"]"));
+        }
+        if number > MAX_SERVERS {
+            return Err(self
+                .error(span, format!("upstream `{name}` has {number} servers"))
+                .mend(format!("give at most {MAX_SERVERS}")));
+        }
+        Ok(())
+    }
+
     /// Refuses an upstream none of whose servers would ever be meant to take
-    /// sessions, and one of more servers than a plan holds.
+    /// sessions.
     pub(super) fn require_serving(
         &self,
         span: Range<usize>,
@@ -140,12 +161,6 @@ impl Checker<'_> {
         names: &[Named],
     ) -> Result<(), ConfigError> {
         let error = |what: String, mend: &str| Err(self.error(span, what).mend(mend));
-        // A name is meant to lead to one server at least.
-        let number = servers.len() + names.len();
-        if number > MAX_SERVERS {
-            let what = format!("upstream `{name}` has {number} servers");
-            return error(what, &format!("give at most {MAX_SERVERS}"));
-        }
         let all = |of_server: fn(&Server) -> bool, of_name: fn(&Named) -> bool| {
             servers.iter().all(of_server) && names.iter().all(of_name)
         };

@@ -1,7 +1,7 @@
 //! What values mean, and which can't be: the one place where a configuration is
 //! checked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::error::nearest;
 use super::expand::of_family;
 use super::file::{self, At, File};
-use super::loops::overlap;
+use super::loops::Bound;
 use super::modes::{Wanted, Whole};
 use super::{Config, ConfigError, Listener, Name, Named, Server, nowhere};
-use crate::address::ServerAddr;
+use crate::address::{ServerAddr, is_no_host};
 use crate::mode::{Emit, Mode};
 use crate::session::Rules;
 use crate::upstream::Balance;
@@ -63,6 +63,20 @@ pub(super) struct CheckedName {
     pub(super) span: Range<usize>,
     /// Its own mode, rather than the listener's.
     mode: Option<Mode>,
+}
+
+/// The listeners that have been checked, with the one that is being checked last.
+#[derive(Default)]
+struct Others {
+    names: HashSet<String>,
+    bound: Bound,
+}
+
+/// An upstream's `source` addresses, which all its servers share.
+struct Sources {
+    all: Arc<[IpAddr]>,
+    v4: Arc<[IpAddr]>,
+    v6: Arc<[IpAddr]>,
 }
 
 /// What an upstream adds to the configuration if a listener uses it.
@@ -116,12 +130,13 @@ impl<'a> Checker<'a> {
             upstreams.insert(name, checked);
         }
         let mut listeners: Vec<Listener> = Vec::new();
+        let mut others = Others::default();
         for listener in file.listener {
             self.add_pace(listener.get_ref())?;
-            let listener = self.listener(listener, &upstreams, &listeners)?;
+            let listener = self.listener(listener, &upstreams, &mut others)?;
             listeners.push(listener);
         }
-        self.refuse_loops(&self.servers, &listeners, &upstreams)?;
+        self.refuse_loops(&self.servers, &listeners, &others.bound, &upstreams)?;
         self.require_sources(&listeners, &upstreams)?;
         let peers = self.peers(file.peers, &listeners)?;
         let admin = file
@@ -166,21 +181,22 @@ impl<'a> Checker<'a> {
         &mut self,
         listener: At<file::Listener>,
         upstreams: &BTreeMap<String, CheckedUpstream>,
-        others: &[Listener],
+        others: &mut Others,
     ) -> Result<Listener, ConfigError> {
         let span = listener.span();
         let listener = listener.into_inner();
         let name = match &listener.name {
             Some(name) => name.get_ref().clone(),
-            None => format!("listener{}", others.len() + 1),
+            None => format!("listener{}", others.names.len() + 1),
         };
         let span = listener.name.as_ref().map_or(span, At::span);
+        self.refuse_hidden("listener", &span, &name)?;
         if name.trim().is_empty() {
             return Err(self
                 .error(span, format!("a listener's name is \"{name}\""))
                 .mend("give it one that logs and metrics can show, or leave `name` out"));
         }
-        if others.iter().any(|other| other.name == name) {
+        if !others.names.insert(name.clone()) {
             return Err(self
                 .error(span, format!("a second listener named `{name}`"))
                 .mend("give each listener a `name` of its own: metrics tell them apart by it"));
@@ -207,11 +223,14 @@ impl<'a> Checker<'a> {
             .idle_timeout
             .unwrap_or_else(|| nowhere(DEFAULT_IDLE_TIMEOUT.to_owned()));
         let allow = self.networks("allow", listener.allow)?;
+        let allows = |v4: bool| allow.iter().any(|net| net.addr().is_ipv4() == v4);
+        let (allows_v4, allows_v6) = (allows(true), allows(false));
         for address in &bind {
-            if !allow
-                .iter()
-                .any(|net| net.addr().is_ipv4() == address.is_ipv4())
-            {
+            if !(if address.is_ipv4() {
+                allows_v4
+            } else {
+                allows_v6
+            }) {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 self.warnings.push(format!(
                     "listener `{name}`: no client of {address} can be served: `allow` has no {family} network"
@@ -271,17 +290,16 @@ impl<'a> Checker<'a> {
     fn bind(
         &self,
         bind: &At<Vec<At<String>>>,
-        others: &[Listener],
+        others: &mut Others,
     ) -> Result<Vec<SocketAddr>, ConfigError> {
+        let number = others.names.len() - 1;
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for value in bind.get_ref() {
             let address = self.address("listener address", value)?;
-            let taken = others.iter().flat_map(|other| &other.bind);
-            if let Some(other) = taken.chain(&addresses).find(|a| overlap(**a, address)) {
-                return Err(self
-                    .error(value.span(), format!("{address} overlaps with {other}"))
-                    .mend("bind each address once; a wildcard covers all of its family"));
-            }
+            others.bound.add(address, number).map_err(|other| {
+                self.error(value.span(), format!("{address} overlaps with {other}"))
+                    .mend("bind each address once; a wildcard covers all of its family")
+            })?;
             addresses.push(address);
         }
         if addresses.is_empty() {
@@ -300,6 +318,7 @@ impl<'a> Checker<'a> {
         upstream: At<file::Upstream>,
     ) -> Result<(CheckedUpstream, Members), ConfigError> {
         let span = upstream.span();
+        self.refuse_hidden("upstream", &span, name)?;
         let upstream = upstream.into_inner();
         let balance = self.balance(name, &upstream)?;
         let emit = match &upstream.header.emit {
@@ -310,11 +329,7 @@ impl<'a> Checker<'a> {
                 _ => return Err(self.unknown_value("emit", emit, &["every", "first"])),
             },
         };
-        if upstream.servers.is_empty() {
-            return Err(self
-                .error(span, format!("upstream `{name}` has no servers"))
-                .mend("give at least one, as in servers = [\"192.0.2.10:53\"]"));
-        }
+        self.require_number(span.clone(), name, upstream.servers.len())?;
         if let Some(gone) = upstream.share_sockets {
             return Err(self
                 .error(gone.span(), "`share_sockets` no longer exists")
@@ -333,6 +348,7 @@ impl<'a> Checker<'a> {
         let lame_duck = self.upstream_time("lame_duck", upstream.lame_duck, DEFAULT_LAME_DUCK)?;
         let sources = self.sources(&upstream.source)?;
         let mut members = Members::default();
+        let (mut known, mut known_names) = (BTreeSet::new(), BTreeSet::new());
         for server in upstream.servers {
             let span = server.span();
             let server = server.into_inner();
@@ -340,7 +356,7 @@ impl<'a> Checker<'a> {
             let weight = self.weight(server.weight.as_ref())?;
             if let Some(wanted) = self.name(&span, &server.address)? {
                 self.refuse_weight(&wanted, server.weight.as_ref())?;
-                if members.names.iter().any(|known| known.name == wanted) {
+                if !known_names.insert(wanted.clone()) {
                     return Err(self.twice(span, &wanted.to_string(), name));
                 }
                 checked.names.push(CheckedName {
@@ -357,13 +373,13 @@ impl<'a> Checker<'a> {
                     drain: server.drain,
                     slow_start,
                     lame_duck,
-                    sources: sources.clone().into(),
+                    sources: Arc::clone(&sources.all),
                     health: health.clone(),
                 });
                 continue;
             }
             let address = self.resolve(span.clone(), &server.address)?;
-            if members.servers.iter().any(|known| known.address == address) {
+            if !known.insert(address) {
                 return Err(self.twice(span, &address.to_string(), name));
             }
             let sources = self.sources_for(&span, address, &sources)?;
@@ -397,9 +413,9 @@ impl<'a> Checker<'a> {
             .mend("name each server once")
     }
 
-    /// The addresses to send from, of both families.
-    fn sources(&self, sources: &[At<String>]) -> Result<Vec<IpAddr>, ConfigError> {
-        let mut usable = Vec::new();
+    /// The addresses to send from.
+    fn sources(&self, sources: &[At<String>]) -> Result<Sources, ConfigError> {
+        let (mut usable, mut known) = (Vec::new(), HashSet::new());
         for source in sources {
             let text = source.get_ref();
             let ip: IpAddr = text.parse().map_err(|_| {
@@ -410,16 +426,20 @@ impl<'a> Checker<'a> {
                 .mend("write an address of this host, without a port")
             })?;
             let ip = ip.to_canonical();
-            if ip.is_unspecified() || ip.is_multicast() {
+            if is_no_host(ip) {
                 return Err(self
                     .error(source.span(), format!("can't send from {ip}"))
                     .mend("write an address of this host"));
             }
-            if !usable.contains(&ip) {
+            if known.insert(ip) {
                 usable.push(ip);
             }
         }
-        Ok(usable)
+        Ok(Sources {
+            v4: of_family(&usable, true),
+            v6: of_family(&usable, false),
+            all: usable.into(),
+        })
     }
 
     /// The source addresses that can reach a server: those of its family.
@@ -427,10 +447,13 @@ impl<'a> Checker<'a> {
         &self,
         server: &Range<usize>,
         address: ServerAddr,
-        sources: &[IpAddr],
+        sources: &Sources,
     ) -> Result<Arc<[IpAddr]>, ConfigError> {
-        let usable = of_family(sources, address.0.ip());
-        if usable.is_empty() && !sources.is_empty() {
+        let usable = match address.0.is_ipv4() {
+            true => Arc::clone(&sources.v4),
+            false => Arc::clone(&sources.v6),
+        };
+        if usable.is_empty() && !sources.all.is_empty() {
             return Err(self
                 .error(
                     server.clone(),

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration, shown where it stands.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -27,7 +28,7 @@ impl Place {
     /// Whether the line is worth showing: somebody may have named a file that is none
     /// of ours.
     fn is_printable(&self) -> bool {
-        let is_odd = |c: char| c.is_control() && c != '\t';
+        let is_odd = |c: char| is_hidden(c) && c != '\t';
         self.text.chars().nth(LONGEST).is_none() && !self.text.contains(is_odd)
     }
 }
@@ -99,11 +100,12 @@ impl std::error::Error for ConfigError {}
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.place {
-            write!(f, "{}:{}:{}: ", place.file, place.line, place.column)?;
+            let file = printable(&place.file);
+            write!(f, "{file}:{}:{}: ", place.line, place.column)?;
         }
         match self.message.char_indices().nth(LONGEST) {
-            Some((end, _)) => write!(f, "{}…", &self.message[..end])?,
-            None => f.write_str(&self.message)?,
+            Some((end, _)) => write!(f, "{}…", printable(&self.message[..end]))?,
+            None => f.write_str(&printable(&self.message))?,
         }
         if let Some(place) = self.place.as_ref().filter(|place| place.is_printable()) {
             let number = place.line.to_string();
@@ -115,10 +117,34 @@ impl fmt::Display for ConfigError {
         }
         if let Some(mend) = &self.mend {
             let separator = if self.place.is_some() { "\n  = " } else { "; " };
-            write!(f, "{separator}{mend}")?;
+            write!(f, "{separator}{}", printable(mend))?;
         }
         Ok(())
     }
+}
+
+/// Whether a character does something to a terminal or a log rather than show: controls,
+/// and what turns the direction of text or has no width.
+pub(crate) fn is_hidden(c: char) -> bool {
+    let is_format = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || is_format
+}
+
+/// `text` with controls, and what turns or hides text, as Rust and TOML escape them, for a
+/// terminal or a log.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_hidden(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
 }
 
 /// Of `known`, the word that `word` was probably meant to be.

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::loops::Host;
+use super::loops::{Bound, Host};
 use super::names::{Name, Named};
-use super::values::{canonical, is_group, is_link_local, scope};
+use super::values::{canonical, is_link_local, scope};
 use super::{Config, Listener, Server};
-use crate::address::ServerAddr;
+use crate::address::{ServerAddr, is_no_host};
 use crate::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
 /// The most servers that one name leads to. It bounds what whoever answers for a
@@ -70,7 +70,11 @@ impl Config {
             let of_upstream = known.entry(&server.upstream).or_default();
             of_upstream.insert(server.address);
         }
-        let host = Host::default();
+        let (host, bound) = (Host::default(), Bound::of(&self.listeners));
+        let arrives_at = |address| {
+            let (number, at) = bound.arrives_at(address, &host)?;
+            Some((&self.listeners[number], at))
+        };
         let mut numbers = Vec::new();
         for named in &self.names {
             let of_upstream = known.entry(&named.upstream).or_default();
@@ -82,7 +86,7 @@ impl Config {
                 if of_upstream.contains(&address) {
                     continue;
                 }
-                match named.server(answer, &self.listeners, &host) {
+                match named.server(answer, arrives_at) {
                     Err(reason) => left_out.add(reason, address),
                     Ok(_) if taken == MAX_ADDRESSES => left_out.add(
                         format!("no more than {MAX_ADDRESSES} servers of a name are used"),
@@ -145,16 +149,15 @@ pub(crate) fn in_order(mut answers: Vec<Answer>) -> Vec<Answer> {
 }
 
 impl Named {
-    /// The server that an answer means.
+    /// The server that an answer means, unless a listener is there.
     ///
     /// # Errors
     ///
     /// Why it can't be one.
-    fn server(
+    fn server<'l>(
         &self,
         answer: Answer,
-        listeners: &[Listener],
-        host: &Host,
+        arrives_at: impl Fn(SocketAddr) -> Option<(&'l Listener, SocketAddr)>,
     ) -> Result<Server, String> {
         let Answer {
             address,
@@ -162,19 +165,19 @@ impl Named {
             backup,
         } = answer;
         let ip = address.ip();
-        if ip.is_unspecified() || is_group(ip) || address.port() == 0 {
+        if is_no_host(ip) || address.port() == 0 {
             return Err("no server has such an address".to_owned());
         }
         if is_link_local(ip) && scope(address) == 0 {
             return Err("it is link-local and names no interface".to_owned());
         }
-        if let Some((listener, bound)) = host.listener_at(listeners, address) {
+        if let Some((listener, bound)) = arrives_at(address) {
             return Err(format!(
                 "listener `{}` is there, at {bound}: datagrams would go round",
                 listener.name
             ));
         }
-        let sources = of_family(&self.sources, ip);
+        let sources = of_family(&self.sources, ip.is_ipv4());
         if sources.is_empty() && !self.sources.is_empty() {
             return Err("`source` has no address of its family".to_owned());
         }
@@ -199,11 +202,9 @@ impl Named {
     }
 }
 
-/// Of these addresses, those that can send to `ip`.
-pub(super) fn of_family(sources: &[IpAddr], ip: IpAddr) -> Arc<[IpAddr]> {
-    let same = sources
-        .iter()
-        .filter(|source| source.is_ipv4() == ip.is_ipv4());
+/// Of these addresses, those of IPv4 or of IPv6.
+pub(super) fn of_family(sources: &[IpAddr], v4: bool) -> Arc<[IpAddr]> {
+    let same = sources.iter().filter(|source| source.is_ipv4() == v4);
     same.copied().collect()
 }
 

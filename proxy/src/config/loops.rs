@@ -2,8 +2,8 @@
 //! comes back to this proxy, and other proxies that take each other for clients.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -19,19 +19,21 @@ impl Checker<'_> {
         &self,
         servers: &[Server],
         listeners: &[Listener],
+        bound: &Bound,
         upstreams: &BTreeMap<String, CheckedUpstream>,
     ) -> Result<(), ConfigError> {
         let host = Host::default();
-        let used = listeners.iter().map(|listener| &listener.upstream);
+        let used: BTreeSet<_> = listeners.iter().map(|l| l.upstream.as_str()).collect();
         for listed in used
+            .into_iter()
             .filter_map(|name| upstreams.get(name))
             .flat_map(|u| &u.servers)
         {
             let server = &servers[listed.number];
-            if let Some((listener, bound)) = host.listener_at(listeners, server.address.0) {
+            if let Some((number, at)) = bound.arrives_at(server.address.0, &host) {
                 let message = format!(
-                    "server `{}` is listener `{}` at {bound}, this proxy's own address: datagrams would go round",
-                    server.name, listener.name
+                    "server `{}` is listener `{}` at {at}, this proxy's own address: datagrams would go round",
+                    server.name, listeners[number].name
                 );
                 return Err(self
                     .error(listed.span.clone(), message)
@@ -120,6 +122,74 @@ fn sign_of_peers(ip: IpAddr, own: &BTreeMap<IpAddr, String>) -> Option<String> {
     }
 }
 
+/// The addresses of all listeners, none of which overlaps with another. All are
+/// canonical, so that the same address is the same value.
+#[derive(Default)]
+pub(super) struct Bound {
+    /// The number of the listener that has each address.
+    listeners: HashMap<SocketAddr, usize>,
+    /// The first address of each family and port.
+    of_port: HashMap<(bool, u16), SocketAddr>,
+}
+
+impl Bound {
+    pub(super) fn of(listeners: &[Listener]) -> Self {
+        let mut bound = Self::default();
+        for (number, listener) in listeners.iter().enumerate() {
+            for address in &listener.bind {
+                bound.insert(*address, number);
+            }
+        }
+        bound
+    }
+
+    /// Adds an address of listener `number`, unless some datagrams would arrive at
+    /// both it and another address, which is returned.
+    pub(super) fn add(&mut self, address: SocketAddr, number: usize) -> Result<(), SocketAddr> {
+        let same_port = (address.is_ipv4(), address.port());
+        let other = match address.ip().is_unspecified() {
+            true => self.of_port.get(&same_port).copied(),
+            false => [address, wildcard_of(address)]
+                .into_iter()
+                .find(|other| self.listeners.contains_key(other)),
+        };
+        match other {
+            Some(other) => Err(other),
+            None => {
+                self.insert(address, number);
+                Ok(())
+            }
+        }
+    }
+
+    fn insert(&mut self, address: SocketAddr, number: usize) {
+        let port = (address.is_ipv4(), address.port());
+        self.listeners.insert(address, number);
+        self.of_port.entry(port).or_insert(address);
+    }
+
+    /// The number of the listener that a datagram to `address` arrives at, and where
+    /// that is bound.
+    pub(super) fn arrives_at(
+        &self,
+        address: SocketAddr,
+        host: &Host,
+    ) -> Option<(usize, SocketAddr)> {
+        let wildcard = wildcard_of(address);
+        let at = |bound| Some((*self.listeners.get(&bound)?, bound));
+        at(address).or_else(|| at(wildcard).filter(|_| host.is_own(address)))
+    }
+}
+
+/// The wildcard that covers `address`.
+fn wildcard_of(address: SocketAddr) -> SocketAddr {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, address.port())
+}
+
 /// This host, as far as it tells which addresses are its own. Asked but once, and
 /// only if that matters.
 #[derive(Default)]
@@ -129,22 +199,6 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// The listener that a datagram to `address` arrives at, and where it is bound.
-    pub(super) fn listener_at<'a>(
-        &self,
-        listeners: &'a [Listener],
-        address: SocketAddr,
-    ) -> Option<(&'a Listener, SocketAddr)> {
-        let arrives = |bound: SocketAddr| {
-            let wildcard = bound.ip().is_unspecified();
-            covers(bound, address) && (!wildcard || self.is_own(address))
-        };
-        listeners.iter().find_map(|listener| {
-            let bound = listener.bind.iter().find(|bound| arrives(**bound))?;
-            Some((listener, *bound))
-        })
-    }
-
     fn is_own(&self, address: SocketAddr) -> bool {
         let (ip, scope) = (address.ip(), scope(address));
         let same = |(own, index): &(IpAddr, Option<u32>)| {
@@ -161,15 +215,4 @@ fn own_addresses() -> Vec<(IpAddr, Option<u32>)> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let address = |interface: &if_addrs::Interface| (interface.ip(), interface.index);
     interfaces.iter().map(address).collect()
-}
-
-/// Whether a datagram to `b` arrives at a socket bound to `a`.
-fn covers(a: SocketAddr, b: SocketAddr) -> bool {
-    let same = a.ip() == b.ip() && scope(a) == scope(b);
-    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (same || a.ip().is_unspecified())
-}
-
-/// Whether some datagrams would arrive at sockets bound to either.
-pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    covers(a, b) || covers(b, a)
 }

@@ -240,13 +240,17 @@ impl Checker<'_> {
             return Ok(());
         }
         let (bind, span) = &listener.bind;
+        let reaches = |v6: bool| {
+            let mut servers = upstream.servers.iter().zip(servers);
+            servers.any(|(server, (_, mode))| mode.reaches(server.address, v6))
+        };
+        let (reaches_v4, reaches_v6) = (reaches(false), reaches(true));
         for address in *bind {
-            let reachable = upstream
-                .servers
-                .iter()
-                .zip(servers)
-                .any(|(server, (_, mode))| mode.reaches(server.address, address.is_ipv6()));
-            if !reachable {
+            if !(if address.is_ipv4() {
+                reaches_v4
+            } else {
+                reaches_v6
+            }) {
                 let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
                 return Err(self
                     .error(
@@ -313,9 +317,11 @@ impl Checker<'_> {
         servers: &[(usize, Mode)],
     ) -> Result<(), ConfigError> {
         let (bind, _) = &listener.bind;
+        let has_clients = |v4: bool| bind.iter().any(|a| a.is_ipv4() == v4);
+        let (has_v4, has_v6) = (has_clients(true), has_clients(false));
         for (number, mode) in servers {
             let server = self.servers[*number].address.0;
-            let has_clients = bind.iter().any(|a| a.is_ipv4() == server.is_ipv4());
+            let has_clients = if server.is_ipv4() { has_v4 } else { has_v6 };
             if !mode.spoofs() || !has_clients {
                 continue;
             }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::check::Checker;
 use super::file::{self, At};
-use super::values::{is_group, is_link_local};
+use super::values::is_link_local;
 use super::{ConfigError, nowhere};
+use crate::address::is_no_host;
 
 /// More than resolv.conf(5) takes, and all that anybody waits for.
 const MAX_SERVERS: usize = 8;
@@ -85,7 +86,7 @@ impl Checker<'_> {
                     .mend("write it as 192.0.2.1:53 or [2001:db8::1]:53")
             })?;
             let ip = server.ip().to_canonical();
-            if server.port() == 0 || ip.is_unspecified() || is_group(ip) || is_link_local(ip) {
+            if server.port() == 0 || is_no_host(ip) || is_link_local(ip) {
                 return Err(error("can't be asked").mend(
                     "give a DNS server's address, that of no link or group, with its port: 53",
                 ));

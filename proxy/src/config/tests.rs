@@ -5,7 +5,9 @@ use std::net::IpAddr;
 mod coming_and_going;
 mod guards;
 mod health;
+mod large;
 mod modes;
+mod names;
 
 use super::*;
 use crate::mode::Emit;

@@ -9,9 +9,9 @@ use ipnet::IpNet;
 
 use super::ConfigError;
 use super::check::Checker;
-use super::error::nearest;
+use super::error::{is_hidden, nearest};
 use super::file::At;
-use crate::address::ServerAddr;
+use crate::address::{ServerAddr, is_no_host};
 
 /// The longest that a worker may look for datagrams, or let them gather.
 const MAX_PAUSE: Duration = Duration::from_millis(10);
@@ -74,13 +74,31 @@ impl Checker<'_> {
                 )
                 .mend(format!("write it as {plain}")));
         }
-        if is_group(plain.ip()) {
+        if is_no_host(plain.ip()) && !plain.ip().is_unspecified() {
             return Err(self
                 .error(value.span(), format!("can't listen on {plain}"))
                 .mend("give an address of this host, or a wildcard: 0.0.0.0, [::]"));
         }
         self.require_scope(value.span(), &format!("{what} `{text}`"), plain)?;
         Ok(plain)
+    }
+
+    /// Refuses a name that could not be told from another in a log, or would do
+    /// something to the terminal that shows it.
+    pub(super) fn refuse_hidden(
+        &self,
+        what: &str,
+        span: &Range<usize>,
+        name: &str,
+    ) -> Result<(), ConfigError> {
+        let Some(hidden) = name.chars().find(|c| is_hidden(*c)) else {
+            return Ok(());
+        };
+        let message = format!("the name of {what} `{name}` has a character that can't be shown");
+        Err(self.error(span.clone(), message).mend(format!(
+            "leave {} out: logs and metrics show the name",
+            hidden.escape_default()
+        )))
     }
 
     /// Refuses a link-local address that doesn't say of which interface.
@@ -127,7 +145,7 @@ impl Checker<'_> {
         let address = steady(addresses.map(canonical))
             .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))?;
         let ip = address.ip();
-        if ip.is_unspecified() || is_group(ip) {
+        if is_no_host(ip) {
             return Err(
                 error(format!("server `{text}`: {ip} is the address of no server"))
                     .mend("write the address that the server itself has, such as 127.0.0.1"),
@@ -256,11 +274,6 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 
 pub(super) fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-}
-
-/// No single host's.
-pub(super) fn is_group(ip: IpAddr) -> bool {
-    ip.is_multicast() || ip == IpAddr::from([255; 4])
 }
 
 /// An IPv4 network in IPv6 clothes, undressed.

@@ -423,8 +423,14 @@ fn what_can_not_be_a_server_is_left_out_and_told() {
         srv("_a._udp.example"),
         &[
             "0.0.0.0:53",
+            "0.1.2.3:53",
             "224.0.0.1:53",
             "255.255.255.255:53",
+            "127.255.255.255:53",
+            "[::]:53",
+            "[ff02::1]:53",
+            "[::ffff:127.255.255.255]:53",
+            "[::ffff:224.0.0.2]:53",
             "192.0.2.2:0",
             "[fe80::1]:53",
             "127.0.0.1:5353",
@@ -445,7 +451,7 @@ fn what_can_not_be_a_server_is_left_out_and_told() {
             format!(
                 "{leads} 127.0.0.1:5353, left out: listener `a` is there, at 127.0.0.1:5353: datagrams would go round"
             ),
-            format!("{leads} 0.0.0.0:53 and 3 more, left out: no server has such an address"),
+            format!("{leads} 0.0.0.0:53 and 8 more, left out: no server has such an address"),
         ]
     );
 }

@@ -87,6 +87,8 @@ pub mod host;
 #[cfg(feature = "control")]
 pub mod limits;
 #[cfg(feature = "control")]
+pub mod memory;
+#[cfg(feature = "control")]
 pub mod metrics;
 pub mod mode;
 #[cfg(feature = "control")]

@@ -1,11 +1,12 @@
-//! How many sessions this host can bear: each takes a file descriptor and a
-//! local port, and both end before memory does.
+//! How many sessions this host allows: each takes a file descriptor, a local port and
+//! some kilobytes of memory.
 
 use std::fs;
 
 use crate::admin;
 use crate::config::{Config, Listener};
 use crate::health;
+use crate::memory::{self, MemoryLimit};
 use crate::mode::Mode;
 use crate::names;
 
@@ -31,6 +32,18 @@ const HOST_SHARE: usize = 32;
 /// kilobytes, as long as whoever forges its client's address likes.
 const IN_CLIENTS_NAMES: usize = 100_000;
 
+/// Memory that a session takes, in bytes, most of it the kernel's for its socket:
+/// 3,500 to 3,800 were measured.
+const SESSION_BYTES: u64 = 4096;
+
+/// Memory that the process takes without sessions, in bytes, and what each worker adds.
+/// About a half was measured; lists of thousands of servers take some of the rest.
+const PROCESS_BYTES: u64 = 12 << 20;
+const WORKER_BYTES: u64 = 2 << 20;
+
+/// One in so many bytes of memory is left to datagrams that wait in sockets.
+const QUEUES_SHARE: u64 = 4;
+
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Sockets that sessions can have at the most, and how they are used.
@@ -40,7 +53,12 @@ pub struct Ceiling {
     pub descriptors: usize,
     /// What local ports leave; `None` if no session takes one of the host's own.
     pub ports: Option<usize>,
-    /// The most sessions, by configuration or by this ceiling.
+    /// What memory leaves, about; `None` if the kernel doesn't tell how much there is.
+    pub memory: Option<usize>,
+    /// What the configuration says, which may be more than there can be.
+    pub configured: Option<usize>,
+    /// The most sessions, by configuration or by this ceiling, and never more than
+    /// descriptors allow.
     pub max_sessions: usize,
     /// The most sockets, of sessions and of ended ones whose ports rest.
     pub max_sockets: usize,
@@ -72,18 +90,29 @@ impl Ceiling {
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let in_clients_names = modes.all(Mode::spoofs);
         let ports = (!in_clients_names).then_some(ports * sources);
-        Self::new(config.max_sessions, descriptors, ports)
+        let memory = memory::limit().map(|limit| sessions_in(&limit, config.worker_count()));
+        Self::new(config.max_sessions, descriptors, ports, memory)
     }
 
-    fn new(configured: Option<usize>, descriptors: usize, ports: Option<usize>) -> Self {
+    fn new(
+        configured: Option<usize>,
+        descriptors: usize,
+        ports: Option<usize>,
+        memory: Option<usize>,
+    ) -> Self {
         let by_ports = ports.map_or(IN_CLIENTS_NAMES, |ports| ports - ports / HOST_SHARE);
-        let sockets = descriptors.min(by_ports).max(1);
+        let by_memory = memory.unwrap_or(usize::MAX);
+        let sockets = descriptors.min(by_ports).min(by_memory).max(1);
         let running = (sockets - sockets / RETIRED_SHARE).max(1);
-        let max_sessions = configured.unwrap_or(running);
+        // With more, sessions would take the descriptors that the admin address needs.
+        let allowed = configured.map(|wanted| wanted.min(descriptors).max(1));
+        let max_sessions = allowed.unwrap_or(running);
         let max_sockets = sockets.max(max_sessions);
         Self {
             descriptors,
             ports,
+            memory,
+            configured,
             max_sessions,
             max_sockets,
             max_retired: max_sockets,
@@ -94,21 +123,38 @@ impl Ceiling {
     /// in words for the operator.
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
-        let max = self.max_sessions;
+        let wanted = self.configured.unwrap_or(self.max_sessions);
         let descriptors = self.descriptors;
         let ports = self.ports.unwrap_or(usize::MAX);
-        if max > descriptors {
+        let memory = self.memory.unwrap_or(usize::MAX);
+        if wanted > descriptors {
             Some(format!(
-                "max_sessions is {max}, open files allow {descriptors}; raise the hard limit (LimitNOFILE)"
+                "max_sessions is {wanted}, open files allow {descriptors}, so {} apply; raise the hard limit (LimitNOFILE)",
+                self.max_sessions
             ))
-        } else if max > ports {
+        } else if wanted > memory {
             Some(format!(
-                "max_sessions is {max}, local ports allow {ports}; widen net.ipv4.ip_local_port_range or add addresses to `source`"
+                "max_sessions is {wanted}, memory allows about {memory}, and the kernel ends a process that exceeds its limit; raise that (MemoryMax, docker run --memory) or lower max_sessions"
+            ))
+        } else if wanted > ports {
+            Some(format!(
+                "max_sessions is {wanted}, local ports allow {ports}; widen net.ipv4.ip_local_port_range or add addresses to `source`"
             ))
         } else {
             None
         }
     }
+}
+
+/// About how many sessions there is memory for.
+fn sessions_in(limit: &MemoryLimit, workers: usize) -> usize {
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+    let process = WORKER_BYTES
+        .saturating_mul(workers)
+        .saturating_add(PROCESS_BYTES);
+    let left = limit.bytes.saturating_sub(process);
+    let sessions = (left - left / QUEUES_SHARE) / SESSION_BYTES;
+    usize::try_from(sessions).unwrap_or(usize::MAX)
 }
 
 fn ports_in(range: &str) -> Option<usize> {
@@ -124,24 +170,66 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scarcer_resource_decides() {
-        let by_descriptors = Ceiling::new(None, 1600, Some(28_232));
+    fn the_scarcest_resource_decides() {
+        let of = |descriptors, ports, memory| Ceiling::new(None, descriptors, ports, memory);
+        let by_descriptors = of(1600, Some(28_232), Some(2000));
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
-        assert_eq!(Ceiling::new(None, 1_000_000, Some(1600)).max_sockets, 1550);
-        assert_eq!(by_descriptors.shortfall(), None);
+        assert_eq!(of(1_000_000, Some(1600), None).max_sockets, 1550);
+        let by_memory = of(1_000_000, Some(28_232), Some(1600));
+        assert_eq!(
+            (by_memory.max_sessions, by_memory.max_sockets),
+            (1500, 1600)
+        );
+        for ceiling in [by_descriptors, by_memory] {
+            assert_eq!(ceiling.shortfall(), None);
+        }
     }
 
     #[test]
     fn a_configured_number_stands_and_its_shortfall_is_named() {
-        let ceiling = Ceiling::new(Some(30_000), 100_000, Some(28_232));
+        let of = |configured, descriptors, memory| {
+            let ceiling = Ceiling::new(Some(configured), descriptors, Some(28_232), memory);
+            (ceiling, ceiling.shortfall().unwrap_or_default())
+        };
+        let (ceiling, shortfall) = of(30_000, 100_000, None);
         assert_eq!(
             (ceiling.max_sessions, ceiling.max_sockets),
             (30_000, 30_000)
         );
-        assert!(ceiling.shortfall().unwrap().contains("ip_local_port_range"));
-        let ceiling = Ceiling::new(Some(2000), 1000, Some(28_232));
-        assert!(ceiling.shortfall().unwrap().contains("LimitNOFILE"));
+        assert!(shortfall.contains("ip_local_port_range"), "{shortfall}");
+        let (ceiling, shortfall) = of(3000, 100_000, Some(2000));
+        assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (3000, 3000));
+        assert!(shortfall.contains("about 2000"), "{shortfall}");
+        assert!(of(2000, 2000, Some(2000)).1.is_empty());
+    }
+
+    #[test]
+    fn no_configured_number_takes_the_spare_descriptors() {
+        for (configured, applies) in [(2000, 1000), (1000, 1000), (usize::MAX, 1000)] {
+            let ceiling = Ceiling::new(Some(configured), 1000, None, None);
+            assert_eq!(
+                (ceiling.max_sessions, ceiling.max_sockets),
+                (applies, applies)
+            );
+            let shortfall = ceiling.shortfall().unwrap_or_default();
+            assert_eq!(configured > applies, shortfall.contains("LimitNOFILE"));
+            assert_eq!(configured > applies, shortfall.contains("so 1000 apply"));
+        }
+        assert_eq!(Ceiling::new(Some(5), 0, None, None).max_sessions, 1);
+    }
+
+    #[test]
+    fn memory_is_for_the_process_first_and_then_for_sessions() {
+        let of = |megabytes: u64, workers| {
+            let bytes = megabytes << 20;
+            let said_by = "memory.max".into();
+            sessions_in(&MemoryLimit { bytes, said_by }, workers)
+        };
+        assert_eq!((of(0, 1), of(14, 1), of(15, 1)), (0, 0, 192));
+        // Three quarters of 48 MiB, at 4 KiB each.
+        assert_eq!(of(64, 2), 9216);
+        assert_eq!(of(1, usize::MAX), 0);
     }
 
     #[test]

@@ -161,7 +161,7 @@ struct Run {
     #[arg(long, value_name = "N", default_value_t = 0)]
     requests: u64,
 
-    /// The most sessions [default: what open files and local ports allow]
+    /// The most sessions [default: what open files, local ports and memory allow]
     #[arg(long, value_name = "N")]
     max_sessions: Option<usize>,
 
@@ -327,6 +327,9 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     })?;
     Ok(Box::new(move || {
         tracing::info!(user, ?capabilities, "privileges");
+        if let Some(warning) = privilege::shared_user(&config) {
+            tracing::warn!("{warning}");
+        }
         Ok(runtime::run(config, file).map_err(anyhow::Error::from)?)
     }))
 }

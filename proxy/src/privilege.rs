@@ -15,6 +15,10 @@ use thiserror::Error;
 use crate::config::{Config, Listener};
 use crate::mode::Mode;
 
+mod shared_user;
+
+pub use shared_user::shared_user;
+
 /// Whom a process becomes that was started as root and told nobody else.
 const DEFAULT_USER: &str = "nobody";
 

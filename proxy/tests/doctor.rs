@@ -384,8 +384,12 @@ fn ppv2_needs_nothing() {
     let (status, stdout, stderr) = output(&["doctor", "--config", file.to_str().unwrap()]);
     assert_eq!(status, Some(0), "{stdout}{stderr}");
     assert!(stdout.contains("the header takes 28 bytes"), "{stdout}");
-    let shortfall = "advice  sessions (open files and local ports): max_sessions is 1000000";
+    let shortfall =
+        "advice  sessions (open files, local ports and memory): max_sessions is 1000000";
     assert!(stdout.contains(shortfall), "{stdout}");
+    // Of this machine or of a control group.
+    assert!(stdout.contains("ok      memory: "), "{stdout}");
+    assert!(stdout.contains(" MiB, by /"), "{stdout}");
 }
 
 #[test]

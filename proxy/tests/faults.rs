@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -105,16 +105,25 @@ fn a_flood_of_new_clients_is_refused_and_old_sessions_go_on() {
 fn no_descriptors_left_costs_new_clients_only() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
-    let script = format!(
-        "ulimit -n 40; exec {BINARY} run --workers 1 --max-sessions 1000 \
-         --listen {listener} --upstream {} --admin {admin}",
-        server.local_addr().unwrap()
-    );
-    let mut proxy = Process::start(Command::new("sh").args(["-c", &script]));
-    proxy.wait_for("ready");
-    assert!(proxy.log().contains("open files allow"), "{}", proxy.log());
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
     // Asked for before descriptors run out, since asking takes one.
     assert_eq!(dropped(admin, "no_descriptors"), 0);
+    // Only the user that it has become may lower its limit.
+    let pid = proxy.pid().to_string();
+    let lower = ["prlimit", "--nofile=40", "--pid", &pid];
+    let become_nobody = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let lower = match rustix::process::geteuid().is_root() {
+        true => [&become_nobody[..], &lower].concat(),
+        false => lower.to_vec(),
+    };
+    let lowered = Command::new(lower[0]).args(&lower[1..]).status();
+    assert!(lowered.unwrap().success());
     let clients: Vec<_> = (0..60).map(|_| socket("127.0.0.1")).collect();
     for client in &clients {
         client.send_to(b"hello", listener).unwrap();
@@ -127,6 +136,45 @@ fn no_descriptors_left_costs_new_clients_only() {
     served(&clients[0], listener, &server);
     proxy.wait_for("reason=\"no_descriptors\"");
     assert!(!proxy.has_ended());
+}
+
+/// However many sessions are configured, the admin address has the descriptors for all its
+/// connections.
+#[test]
+fn sessions_leave_the_admin_address_its_descriptors() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let script = format!(
+        "ulimit -n 200; exec {BINARY} run --workers 1 --max-sessions 1000 \
+         --listen {listener} --upstream {} --admin {admin}",
+        server.local_addr().unwrap()
+    );
+    let mut proxy = Process::start(Command::new("sh").args(["-c", &script]));
+    proxy.wait_for("ready");
+    let allowed = metric(admin, "ppv2_sessions_max");
+    let told = format!("max_sessions is 1000, open files allow {allowed}, so {allowed} apply");
+    assert!(proxy.log().contains(&told), "{told}\n{}", proxy.log());
+    let clients: Vec<_> = (0..200).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"hello", listener).unwrap();
+    }
+    eventually("a refusal of each beyond", || {
+        dropped(admin, "max_sessions") == 200 - allowed
+    });
+    // As many as it takes at a time, of which each waits for a request.
+    let waiting: Vec<_> = (0..31)
+        .map(|_| TcpStream::connect(admin).unwrap())
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(dropped(admin, "no_descriptors"), 0);
+    }
+    assert_eq!(
+        metric(admin, "ppv2_sessions{listener=\"listener1\"}"),
+        allowed
+    );
+    drop(waiting);
+    assert_eq!(count_waiting(&server), allowed);
+    served(&clients[0], listener, &server);
 }
 
 #[test]

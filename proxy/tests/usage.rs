@@ -486,6 +486,25 @@ fn a_reader_of_standard_error_that_stalls_stops_nothing() {
     serves_with_standard_error(OwnedFd::from(writer).into(), || ());
 }
 
+/// Where workers share addresses, the kernel lets other processes of the same user in.
+#[test]
+fn a_user_that_runs_other_processes_is_warned_of() {
+    // For an ordinary user; root's proxy is `nobody`.
+    let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+    let warns = |more: &[&str]| {
+        let (listener, upstream) = (address("127.0.0.1"), address("127.0.0.1"));
+        let log = proxy_between(listener, upstream, more).log();
+        log.contains("run the proxy as a user of its own")
+    };
+    assert!(warns(&["--workers", "2"]));
+    assert!(!warns(&["--workers", "1"]));
+    if rustix::process::geteuid().is_root() {
+        assert!(!warns(&["--workers", "2", "--user", "54321"]));
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
 #[test]
 fn nobody_runs_it_as_root() {
     let (listener, upstream) = (address("127.0.0.1").to_string(), "127.0.0.1:1");

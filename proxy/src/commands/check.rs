@@ -88,11 +88,15 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     let ceiling = Ceiling::of(config);
     let _ = writeln!(
         text,
-        "sessions: at most {} (open files allow {}{})",
+        "sessions: at most {} (open files allow {}{}{})",
         ceiling.max_sessions,
         ceiling.descriptors,
         match ceiling.ports {
             Some(ports) => format!(", local ports {ports}"),
+            None => String::new(),
+        },
+        match ceiling.memory {
+            Some(memory) => format!(", memory about {memory}"),
             None => String::new(),
         }
     );
@@ -148,6 +152,7 @@ servers = [
             );
         }
         assert!(text.contains("warning: max_sessions is 3000000"));
+        assert!(text.contains(", memory about "), "{text}");
     }
 
     #[test]

@@ -9,11 +9,13 @@ use super::Finding;
 use crate::config::Config;
 use crate::host;
 use crate::limits::Ceiling;
+use crate::memory;
 use crate::mode::{Mode, RewriteOn};
 use crate::net::LISTENER_BUFFER;
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![sessions(config), buffer()];
+    findings.extend(memory());
     findings.extend(pieces(config));
     if let Some(value) = host::parameter("net/ipv4/udp_early_demux") {
         findings.push(Finding::right(
@@ -26,15 +28,28 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
 
 fn sessions(config: &Config) -> Finding {
     let ceiling = Ceiling::of(config);
-    let what = "sessions (open files and local ports)";
+    let what = "sessions (open files, local ports and memory)";
     match ceiling.shortfall() {
         Some(shortfall) => Finding::advice(
             what,
             shortfall,
-            "LimitNOFILE= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
+            "LimitNOFILE= or MemoryMax= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
         ),
         None => Finding::right(what, format!("at most {}", ceiling.max_sessions)),
     }
+}
+
+/// The limit of the process that looks, which may be another than the proxy's: a service
+/// has a control group of its own.
+fn memory() -> Option<Finding> {
+    let limit = memory::limit()?;
+    let (megabytes, said_by) = (limit.bytes >> 20, limit.said_by.display());
+    Some(Finding::right(
+        "memory",
+        format!(
+            "{megabytes} MiB, by {said_by}; a session takes about 4 kB, most of it the kernel's"
+        ),
+    ))
 }
 
 /// What the kernel grants is asked of it: in a network namespace there may be no

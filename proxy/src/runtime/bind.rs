@@ -10,7 +10,6 @@ use super::RunError;
 use super::settings::entrance_options;
 use crate::config::{Config, Listener};
 use crate::holder;
-use crate::mode::Mode;
 use crate::net::{self, Socket};
 
 /// Finds out whether every listener's address is free. Sockets that share an
@@ -70,9 +69,7 @@ pub(super) fn listeners(
         let all = all.flat_map(|listener| listener.bind.iter().map(move |a| (listener, *a)));
         all.filter(|(_, address)| !held.contains(address))
     };
-    // A session that writes from its client's own port may need that of a listener.
-    let own_ports = |listener: &Listener| listener.modes().any(Mode::spoofs_ports);
-    let shared = config.reuse_port && workers > 1 || config.listeners.iter().any(own_ports);
+    let shared = config.shares_addresses();
     let bind_one = |(listener, address): (&Listener, SocketAddr)| {
         Socket::listen(address, shared, entrance_options(listener))
             .map_err(|error| bind_error(listener, address, &error, held))

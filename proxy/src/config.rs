@@ -109,6 +109,8 @@ pub struct Listener {
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN.
     pub dscp: bool,
+    /// Also serve addresses that this host does not have yet.
+    pub freebind: bool,
 }
 
 /// What each client may have, an IPv6 one being a network.
@@ -338,6 +340,7 @@ impl From<Flags> for File {
                 allow: (!flags.allow.is_empty()).then(|| strings(flags.allow)),
                 df: false,
                 dscp: false,
+                freebind: false,
                 busy_poll: flags.busy_poll.map(nowhere),
                 coalesce: flags.coalesce.map(nowhere),
             })],

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rustix::net::{AddressFamily, SocketType, netdevice};
@@ -22,6 +22,41 @@ const ANYONE: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
 #[must_use]
 pub fn is_own(ip: IpAddr) -> bool {
     ip.is_loopback() || own_addresses().is_ok_and(|own| own.contains(&ip))
+}
+
+/// What keeps an IPv6 address of this host's from being used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It is tentative: duplicate address detection goes on, which takes some seconds
+    /// (RFC 4862, section 5.4).
+    Tentative,
+    /// Duplicate address detection has found another host with it.
+    Duplicate,
+}
+
+/// What keeps `ip` from being used; `None` if nothing does, or it isn't this host's.
+#[must_use]
+pub fn unusable(ip: IpAddr) -> Option<Unusable> {
+    let IpAddr::V6(ip) = ip else {
+        return None;
+    };
+    unusable_by(&fs::read_to_string("/proc/net/if_inet6").ok()?, ip)
+}
+
+/// `table` has a line for each address: it, its interface's number, its prefix's length,
+/// scope, flags, all hexadecimal, and the interface.
+fn unusable_by(table: &str, ip: Ipv6Addr) -> Option<Unusable> {
+    // IFA_F_DADFAILED and IFA_F_tentative of linux/if_addr.h.
+    let (dad_failed, tentative) = (0x08, 0x40);
+    let ip = format!("{:032x}", ip.to_bits());
+    let line = table.lines().find(|line| line.starts_with(&ip))?;
+    let flags = line.split_whitespace().nth(4)?;
+    let flags = u32::from_str_radix(flags, 16).ok()?;
+    if flags & dad_failed != 0 {
+        Some(Unusable::Duplicate)
+    } else {
+        (flags & tentative != 0).then_some(Unusable::Tentative)
+    }
 }
 
 /// The name of the interface that has `ip`.
@@ -173,6 +208,25 @@ mod tests {
         }
         // Others' may be among them.
         assert!(datagrams_without_socket().unwrap() >= before + 2);
+    }
+
+    #[test]
+    fn an_address_is_unusable_until_no_other_host_has_it() {
+        let table = "20010db8000000000000000000000001 02 40 00 c0     eth0\n\
+                     20010db8000000000000000000000002 02 40 00 c8     eth0\n\
+                     20010db8000000000000000000000003 02 40 00 80     eth0\n";
+        let all = (1..=4).map(|last| {
+            let ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+            unusable_by(table, ip)
+        });
+        let expected = [
+            Some(Unusable::Tentative),
+            Some(Unusable::Duplicate),
+            None,
+            None,
+        ];
+        assert!(all.eq(expected));
+        assert_eq!(unusable("::1".parse().unwrap()), None);
     }
 
     #[test]

@@ -272,6 +272,15 @@ pub struct Options {
     pub bursts: bool,
 }
 
+/// How a listener's socket is bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Together with other sockets of the same user at the same address.
+    pub shared: bool,
+    /// Also to an address that is not this host's, yet.
+    pub free: bool,
+}
+
 /// A non-blocking UDP socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -296,13 +305,12 @@ impl Socket {
         }
     }
 
-    /// A socket that clients write to. `shared` lets the sockets of several
-    /// workers bind the same address.
+    /// A socket that clients write to.
     ///
     /// # Errors
     ///
     /// Those of `socket`, `setsockopt` and `bind`.
-    pub fn listen(address: SocketAddr, shared: bool, options: Options) -> io::Result<Self> {
+    pub fn listen(address: SocketAddr, binding: Binding, options: Options) -> io::Result<Self> {
         let inner = open(address, options)?;
         let wildcard = address.ip().is_unspecified();
         if address.is_ipv6() {
@@ -310,8 +318,11 @@ impl Socket {
             // IPv4 client appears under a mapped address.
             inner.set_only_v6(true)?;
         }
-        if shared {
+        if binding.shared {
             inner.set_reuse_port(true)?;
+        }
+        if binding.free {
+            options::allow_missing_address(&inner, address.is_ipv6())?;
         }
         // Best effort: small buffers work, they only overflow earlier.
         let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ppv2_proxy::address::ServerAddr;
 use ppv2_proxy::counters::WorkerCounters;
 use ppv2_proxy::mode::{Emit, Mode};
-use ppv2_proxy::net::{Options, Socket};
+use ppv2_proxy::net::{Binding, Options, Socket};
 use ppv2_proxy::session::{Budget, Rules};
 use ppv2_proxy::upstream::{Balance, ByFamily, Member, Plan, Server, ServerName, State, Steering};
 use ppv2_proxy::worker::{Command, ListenerSettings, Pace, Setup, Share, Worker};
@@ -109,7 +109,8 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
 /// clients and so many servers.
 fn allocations(rounds: usize, servers: usize) -> u64 {
     let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
-    let listener = Socket::listen("127.0.0.1:0".parse().unwrap(), false, OPTIONS).unwrap();
+    let listener =
+        Socket::listen("127.0.0.1:0".parse().unwrap(), Binding::default(), OPTIONS).unwrap();
     let address = listener.bound();
     let (commands, receiver) = mpsc::channel();
     let counters = Arc::new(WorkerCounters::new(1, servers.len()));

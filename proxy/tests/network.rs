@@ -5,10 +5,11 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Instant;
 
 use common::lab::{Client, Echo, Family, Lab, Proxy, Scheme, Side, Way, listener, listeners};
-use common::{TIMEOUT, eventually};
+use common::{BINARY, Process, TIMEOUT, eventually, namespace};
 
 /// What the proxy's host gets instead of its address on the server's side.
 fn next_address(family: Family) -> IpAddr {
@@ -52,13 +53,15 @@ fn restore_address(lab: &Lab, family: Family) {
 #[track_caller]
 fn ask_until_answered(client: &Client) -> SocketAddr {
     let deadline = Instant::now() + TIMEOUT;
-    for number in 0.. {
+    let seen = loop {
         assert!(Instant::now() < deadline, "never answered again");
-        if let Some(seen) = client.try_ask(format!("again {number}").as_bytes()) {
-            return seen;
+        if let Some(seen) = client.try_ask(b"again") {
+            break seen;
         }
-    }
-    unreachable!("it ends by an answer or the deadline")
+    };
+    // What waited for a neighbour's address may be answered, too.
+    client.pass_over_answers();
+    seen
 }
 
 fn followed(proxy: &Proxy<'_>, family: Family) -> u64 {
@@ -215,7 +218,7 @@ fn sessions_go_on_from_another_source_when_one_is_gone() {
         change(&lab, "add", old, family);
         proxy
             .process
-            .wait_for(&format!("address {old} (source) is on this host again"));
+            .wait_for(&format!("address {old} (source) is on this host now"));
         for client in &clients {
             assert_eq!(client.ask(b"still there").ip(), new);
         }
@@ -272,8 +275,72 @@ fn a_listener_serves_again_once_its_address_is_back() {
         );
         assert_eq!(ask_until_answered(&client), before);
         proxy.process.wait_for(&format!(
-            "address {ip} (listener `{family:?}`) is on this host again"
+            "address {ip} (listener `{family:?}`) is on this host now"
         ));
         assert_eq!(followed(&proxy, family), 0);
     }
+}
+
+/// The address of a VRRP standby: by the listener's own option, or by the host's.
+#[test]
+fn a_listener_starts_before_its_address_comes() {
+    let name = "a_listener_starts_before_its_address_comes";
+    let Some(lab) = Lab::enter(name, Side::Private) else {
+        return;
+    };
+    let sysctls = |value: u8| {
+        let ipv4 = format!("echo {value} >/proc/sys/net/ipv4/ip_nonlocal_bind");
+        let ipv6 = format!("echo {value} >/proc/sys/net/ipv6/ip_nonlocal_bind");
+        lab.sh("proxy", &format!("{ipv4}; {ipv6}"));
+    };
+    for freebind in [true, false] {
+        sysctls(u8::from(!freebind));
+        let mut config = listeners(&format!("mode = \"plain\"\nfreebind = {freebind}"));
+        for family in Family::BOTH {
+            let to_come = SocketAddr::new(address_to_come(family), family.listener().port());
+            config = config.replace(&family.listener().to_string(), &to_come.to_string());
+        }
+        let mut proxy = lab.proxy_with(&config);
+        for family in Family::BOTH {
+            let ip = address_to_come(family);
+            proxy.process.wait_for(&format!(
+                "address {ip} (listener `{family:?}`) is not on this host yet"
+            ));
+            let _server = Echo::new(&lab, family, Way::Back);
+            let mut client = Client::new(&lab, family, 1, 0);
+            client.listener.set_ip(ip);
+            assert_eq!(client.try_ask(b"again"), None);
+            for _ in 0..2 {
+                let prefix = prefix(family);
+                lab.sh("proxy", &format!("ip addr add {ip}/{prefix} dev pub"));
+                ask_until_answered(&client);
+                lab.sh("proxy", &format!("ip addr del {ip}/{prefix} dev pub"));
+            }
+        }
+    }
+    sysctls(0);
+}
+
+fn address_to_come(family: Family) -> IpAddr {
+    let ip = match family {
+        Family::V4 => "198.51.100.77",
+        Family::V6 => "2001:db8:a::77",
+    };
+    ip.parse().unwrap()
+}
+
+/// At boot, the proxy starts while duplicate address detection goes on.
+#[test]
+fn a_tentative_address_is_waited_for() {
+    let name = "a_tentative_address_is_waited_for";
+    let setup = "ip link add name va type veth peer name vb; ip link set va up; ip link set vb up";
+    if !namespace::enter(name, setup) {
+        return;
+    }
+    let script = format!(
+        "ip addr add 2001:db8::1/64 dev va; grep -q '^20010db8.* [4c]0 *va' /proc/net/if_inet6
+         exec {BINARY} run --listen [2001:db8::1]:9000 --upstream [2001:db8::2]:9000"
+    );
+    let mut proxy = Process::start(Command::new("sh").args(["-ec", &script]));
+    proxy.wait_for("ready");
 }

@@ -272,6 +272,7 @@ impl<'a> Checker<'a> {
             per_client: self.per_client(listener.per_client)?,
             dont_fragment: listener.df,
             dscp: listener.dscp,
+            freebind: listener.freebind,
         })
     }
 

@@ -75,6 +75,8 @@ pub(crate) struct Listener {
     pub(crate) df: bool,
     #[serde(default)]
     pub(crate) dscp: bool,
+    #[serde(default)]
+    pub(crate) freebind: bool,
     pub(crate) busy_poll: Option<At<String>>,
     pub(crate) coalesce: Option<At<String>>,
 }

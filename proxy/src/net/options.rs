@@ -21,6 +21,16 @@ pub(super) fn set_fragmentation(
     Ok(set?)
 }
 
+/// Lets the socket be bound to an address that this host does not have yet, which takes
+/// no privilege (IP_FREEBIND in ip(7)).
+pub(super) fn allow_missing_address(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+    if v6 {
+        socket.set_freebind_v6(true)
+    } else {
+        socket.set_freebind_v4(true)
+    }
+}
+
 /// Lets the socket be bound to an address that is not this host's. Over IPv4 that
 /// takes CAP_NET_RAW or CAP_NET_ADMIN (IP_TRANSPARENT in ip(7)), over IPv6
 /// nothing (IPV6_FREEBIND, of which ipv6(7) does not tell).

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::{Options, Socket, sys};
+use super::{Binding, Options, Socket, sys};
 
 /// The addresses of this host's interfaces; loopback's whole range is its own
 /// besides.
@@ -22,23 +22,31 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
 }
 
 /// Whether binding `address` alone, shared with nobody, is possible: the way to
-/// learn that another process holds it, which binding shared would hide.
+/// learn that another process holds it, which binding shared would hide. If `free`, it
+/// may be an address that this host does not have yet.
 ///
 /// # Errors
 ///
 /// Those of `socket` and `bind`.
-pub fn probe(address: SocketAddr) -> io::Result<()> {
+pub fn probe(address: SocketAddr, free: bool) -> io::Result<()> {
     let options = Options {
         dont_fragment: false,
         bursts: false,
     };
-    let socket = Socket::listen(address, false, options)?;
-    if !address.ip().is_unspecified() {
-        // Connecting to oneself is refused for broadcast addresses alone, from
-        // which no reply could leave.
-        socket.inner.connect(&SockAddr::from(socket.bound))?;
+    let binding = Binding {
+        shared: false,
+        free,
+    };
+    let socket = Socket::listen(address, binding, options)?;
+    // From a broadcast address no reply could leave. Nothing else is asked: there is no
+    // way yet to an address that is still to come.
+    match socket.inner.connect(&SockAddr::from(socket.bound)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io::Error::new(
+            error.kind(),
+            "it is a broadcast address, which no reply can leave from",
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether sessions can be sent from `source`.
@@ -47,7 +55,7 @@ pub fn probe(address: SocketAddr) -> io::Result<()> {
 ///
 /// Those of `socket` and `bind`: this host doesn't have the address.
 pub fn probe_source(source: IpAddr) -> io::Result<()> {
-    probe(SocketAddr::new(source, 0))
+    probe(SocketAddr::new(source, 0), false)
 }
 
 /// The address that this host writes to `server` from, by its routes of this moment.

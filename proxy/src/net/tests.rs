@@ -26,7 +26,7 @@ const OPTIONS: Options = Options {
 };
 
 fn listen(address: &str) -> Socket {
-    Socket::listen(address.parse().unwrap(), false, OPTIONS).unwrap()
+    Socket::listen(address.parse().unwrap(), Binding::default(), OPTIONS).unwrap()
 }
 
 fn connect(server: &UdpSocket) -> Socket {
@@ -173,8 +173,8 @@ fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
 
 #[test]
 fn a_broadcast_address_is_none_to_listen_on() {
-    assert!(probe("127.0.0.1:0".parse().unwrap()).is_ok());
-    let error = probe("127.255.255.255:0".parse().unwrap()).unwrap_err();
+    assert!(probe("127.0.0.1:0".parse().unwrap(), false).is_ok());
+    let error = probe("127.255.255.255:0".parse().unwrap(), true).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
 }
 

@@ -2,15 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
 use super::settings::entrance_options;
 use crate::config::{Config, Listener};
 use crate::holder;
-use crate::net::{self, Socket};
+use crate::host::{self, Unusable};
+use crate::net::{self, Binding, Socket};
+
+/// How long a start waits for duplicate address detection, which takes a second or two
+/// from when an interface comes up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often to look whether it has ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Finds out whether every listener's address is free. Sockets that share an
 /// address would also share it with another process of the same user, and each
@@ -21,40 +32,64 @@ use crate::net::{self, Socket};
 ///
 /// [`RunError::Bind`], with whoever holds the address.
 pub fn probe(config: &Config) -> Result<(), RunError> {
-    probe_but(config, &BTreeSet::new())
+    probe_but(config, &BTreeSet::new(), PATIENCE)?;
+    probe_sources(config, PATIENCE)
 }
 
-/// As [`probe`], but for addresses that this process holds itself.
-pub(super) fn probe_but(config: &Config, held: &BTreeSet<SocketAddr>) -> Result<(), RunError> {
+/// As [`probe`], but for addresses that this process holds itself. Tentative addresses
+/// are waited for so long.
+pub(super) fn probe_but(
+    config: &Config,
+    held: &BTreeSet<SocketAddr>,
+    patience: Duration,
+) -> Result<(), RunError> {
+    let deadline = Instant::now() + patience;
     for listener in &config.listeners {
-        for address in listener
-            .bind
-            .iter()
-            .filter(|address| !held.contains(address))
-        {
-            net::probe(*address).map_err(|error| bind_error(listener, *address, &error, held))?;
+        let new = listener.bind.iter().filter(|ip| !held.contains(ip));
+        for address in new {
+            let probed = patiently(address.ip(), deadline, || {
+                net::probe(*address, listener.freebind)
+            });
+            probed.map_err(|error| bind_error(listener, *address, &error, held))?;
         }
     }
     Ok(())
 }
 
 /// Whether all source addresses of sessions are this host's. One whose ports are all
-/// taken is.
-pub(super) fn probe_sources(config: &Config) -> Result<(), RunError> {
+/// taken is. Tentative ones are waited for so long.
+pub(super) fn probe_sources(config: &Config, patience: Duration) -> Result<(), RunError> {
+    let deadline = Instant::now() + patience;
     for source in config.sources() {
-        match net::probe_source(source) {
+        match patiently(source, deadline, || net::probe_source(source)) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
                 return Err(RunError::Bind {
                     what: "source".to_owned(),
                     address: SocketAddr::new(source, 0),
-                    reason: reason_of(&error),
-                    mend: mend_of(&error),
+                    reason: reason_of(source, &error),
+                    mend: mend_of(source, &error),
                 });
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Binds to `ip`, again and again while it is tentative.
+fn patiently(ip: IpAddr, deadline: Instant, bind: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match bind() {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable
+                    && host::unusable(ip) == Some(Unusable::Tentative)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(LOOK);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// One socket per worker for every address of every listener that is not `held`,
@@ -71,7 +106,11 @@ pub(super) fn listeners(
     };
     let shared = config.shares_addresses();
     let bind_one = |(listener, address): (&Listener, SocketAddr)| {
-        Socket::listen(address, shared, entrance_options(listener))
+        let binding = Binding {
+            shared,
+            free: listener.freebind,
+        };
+        Socket::listen(address, binding, entrance_options(listener))
             .map_err(|error| bind_error(listener, address, &error, held))
     };
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
@@ -94,8 +133,8 @@ pub(super) async fn admin(address: SocketAddr) -> Result<TcpListener, RunError> 
         .map_err(|error| RunError::Bind {
             what: "admin address".to_owned(),
             address,
-            reason: reason_of(&error),
-            mend: mend_of(&error),
+            reason: reason_of(address.ip(), &error),
+            mend: mend_of(address.ip(), &error),
         })
 }
 
@@ -106,8 +145,8 @@ fn bind_error(
     error: &io::Error,
     held: &BTreeSet<SocketAddr>,
 ) -> RunError {
-    let mut reason = reason_of(error);
-    let mut mend = mend_of(error);
+    let mut reason = reason_of(address.ip(), error);
+    let mut mend = mend_of(address.ip(), error);
     let overlaps = |own: &&SocketAddr| {
         let wildcard = own.ip().is_unspecified() || address.ip().is_unspecified();
         wildcard && own.port() == address.port() && own.is_ipv4() == address.is_ipv4()
@@ -136,23 +175,44 @@ fn bind_error(
 
 /// The kernel's own text for an address in use contains the word that a
 /// supervisor waits for, at the end of "already".
-fn reason_of(error: &io::Error) -> String {
+fn reason_of(ip: IpAddr, error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::AddrInUse {
-        "it is in use".to_owned()
-    } else {
-        error.to_string()
+        return "it is in use".to_owned();
+    }
+    let is_missing = error.kind() == io::ErrorKind::AddrNotAvailable;
+    match host::unusable(ip).filter(|_| is_missing) {
+        Some(Unusable::Tentative) => {
+            "it is tentative, since duplicate address detection goes on".to_owned()
+        }
+        Some(Unusable::Duplicate) => {
+            "duplicate address detection has found another host that has it".to_owned()
+        }
+        None => error.to_string(),
     }
 }
 
-fn mend_of(error: &io::Error) -> &'static str {
-    let kind = error.kind();
-    if kind == io::ErrorKind::AddrInUse {
-        "stop that process or choose another port"
-    } else if kind == io::ErrorKind::AddrNotAvailable {
-        "use an address that this host has (ip address)"
-    } else if kind == io::ErrorKind::PermissionDenied {
-        "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
-    } else {
-        "check that this host has the address family (net.ipv6.conf.all.disable_ipv6)"
+fn mend_of(ip: IpAddr, error: &io::Error) -> &'static str {
+    let no_ipv6 = || ip.is_ipv6() && host::parameter("net/ipv6/conf/all/disable_ipv6") == Some(1);
+    let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    match Errno::from_io_error(error) {
+        Some(Errno::ADDRINUSE) => "stop that process or choose another port",
+        Some(Errno::ADDRNOTAVAIL) => match host::unusable(ip) {
+            Some(Unusable::Tentative) => "try again in a second, or add the address with `nodad`",
+            Some(Unusable::Duplicate) => "give one of the two another address",
+            None if no_ipv6() => "switch IPv6 on (sysctl net.ipv6.conf.all.disable_ipv6=0)",
+            None => {
+                "use an address that this host has (ip address), or for a listener whose address comes later set `freebind = true`"
+            }
+        },
+        Some(Errno::ACCESS) => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
+        }
+        Some(Errno::AFNOSUPPORT) => {
+            "use addresses of a family that this host's kernel has: it is without this one"
+        }
+        Some(Errno::INVAL) if is_link_local => {
+            "name its interface by the number that `ip link` shows, as in [fe80::1%2]:53"
+        }
+        _ => "use an address of one interface of this host (ip address)",
     }
 }

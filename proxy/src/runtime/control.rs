@@ -102,7 +102,7 @@ impl Control {
             tracing::warn!("{warning}");
         }
         let now = Instant::now();
-        bind::probe_sources(&config)?;
+        bind::probe_sources(&config, Duration::ZERO)?;
         let network = Network::watch(&config).await;
         let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
         let wanted = config.access_log.clone();

@@ -53,6 +53,12 @@ impl Network {
             known: State::default(),
         };
         network.follow(config).await;
+        let names = Wanted::of(config).own;
+        let missing = network.known.own.iter().filter(|(_, is_own)| !**is_own);
+        for (ip, _) in missing {
+            let of = names.get(ip).map_or("", String::as_str);
+            tracing::warn!("address {ip} ({of}) is not on this host yet: it is used once it comes");
+        }
         network
     }
 
@@ -251,7 +257,7 @@ impl Changes {
         for (ip, is_own) in &self.own {
             let of = names.get(ip).map_or("", String::as_str);
             if *is_own {
-                tracing::info!("address {ip} ({of}) is on this host again");
+                tracing::info!("address {ip} ({of}) is on this host now");
             } else {
                 tracing::warn!(
                     "address {ip} ({of}) is gone from this host: nothing is sent from it until it is back"

@@ -161,8 +161,9 @@ fn read(
     if let Some(why) = takes_restart(before, &config) {
         return Err(why);
     }
-    bind::probe_but(&config, held).map_err(|error| error.to_string())?;
-    bind::probe_sources(&config).map_err(|error| error.to_string())?;
+    // Whoever asked for the reload can ask again when a tentative address is not.
+    bind::probe_but(&config, held, Duration::ZERO).map_err(|error| error.to_string())?;
+    bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
     doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
     let log = another.map(Log::open).transpose();

@@ -246,6 +246,15 @@ impl Client {
         Some(self.check(&datagram[..len], from, payload))
     }
 
+    /// Reads past answers that come within a moment.
+    pub fn pass_over_answers(&self) {
+        let moment = Some(Duration::from_millis(300));
+        self.socket.set_read_timeout(moment).unwrap();
+        let mut datagram = vec![0; 65_536];
+        while self.socket.recv(&mut datagram).is_ok() {}
+        self.socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    }
+
     /// Asks, and gets nothing at all, not even an empty datagram.
     #[track_caller]
     pub fn unanswered(&self, payload: &[u8]) {

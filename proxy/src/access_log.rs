@@ -1,12 +1,13 @@
 //! The access log: a line for each session that has ended. Workers hand over what
-//! is to be told and never wait; a thread of its own writes, and what it has no
-//! time for is lost and counted.
+//! is to be told and never wait; a thread of its own writes. What it has no time for
+//! is lost and counted, and so is what can't be written.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,8 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use crate::config::{AccessLog, LogFormat};
+use crate::files;
 use crate::upstream::ServerName;
 use crate::worker::Ended;
+
+/// Ended sessions whose lines could not be written.
+pub type Unlogged = Arc<AtomicU64>;
 
 /// Ended sessions that may wait to be written: what a busy proxy ends within a
 /// fraction of a second, and about two megabytes.
@@ -23,6 +28,12 @@ const QUEUE: usize = 16_384;
 
 /// How long lines may wait before they are in the file.
 const FLUSH: Duration = Duration::from_millis(500);
+
+/// Bytes that may wait until then.
+const BUFFER: usize = 8192;
+
+/// How long to say nothing more of lines that can't be written.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// How long the last lines may hold up the end of the process.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -53,13 +64,15 @@ struct Line<'a> {
 }
 
 impl Writer {
-    /// Opens the log and starts the thread that writes it. Workers get the sender.
+    /// Opens the log and starts the thread that writes it. Workers get the sender;
+    /// sessions whose lines can't be written are added to `unlogged`.
     ///
     /// # Errors
     ///
-    /// Those of opening the file and of starting a thread.
-    pub fn start(log: &AccessLog) -> io::Result<(Self, SyncSender<Ended>)> {
-        let mut output = Output::open(log.path.clone())?;
+    /// Those of opening the file, which must be one, a pipe that is read or a character
+    /// device, and of starting a thread.
+    pub fn start(log: &AccessLog, unlogged: Unlogged) -> io::Result<(Self, SyncSender<Ended>)> {
+        let mut output = Output::open(log.path.clone(), unlogged)?;
         let format = log.format;
         let (sender, ended) = mpsc::sync_channel(QUEUE);
         let (tell, done) = mpsc::channel();
@@ -150,64 +163,139 @@ impl<'e> Line<'e> {
     }
 }
 
-/// Where lines go. What can't be written is told once, until something can.
+/// Where lines go, in bursts. What can't be written is lost and counted, and told of
+/// when that begins and ends.
 struct Output {
     path: Option<PathBuf>,
-    file: Box<dyn Write + Send>,
-    failed: bool,
+    file: File,
+    /// Lines that wait to be written.
+    buffer: Vec<u8>,
+    waiting: u64,
+    /// The file ends in the middle of a line, since there was no room for the rest.
+    is_torn: bool,
+    unlogged: Unlogged,
+    /// Lines lost since one was written.
+    lost: u64,
+    warned: Option<Instant>,
 }
 
 impl Output {
-    fn open(path: Option<PathBuf>) -> io::Result<Self> {
-        let file: Box<dyn Write + Send> = match &path {
-            Some(path) => Box::new(BufWriter::new(append_to(path)?)),
-            None => Box::new(BufWriter::new(io::stdout())),
+    fn open(path: Option<PathBuf>, unlogged: Unlogged) -> io::Result<Self> {
+        let file = match &path {
+            Some(path) => files::append_to(path)?,
+            None => io::stdout().as_fd().try_clone_to_owned()?.into(),
         };
         Ok(Self {
             path,
             file,
-            failed: false,
+            buffer: Vec::new(),
+            waiting: 0,
+            is_torn: false,
+            unlogged,
+            lost: 0,
+            warned: None,
         })
     }
 
     fn write(&mut self, line: &str) {
-        let result = writeln!(self.file, "{line}");
-        self.note(result);
+        if self.is_torn && self.buffer.is_empty() {
+            self.buffer.push(b'\n');
+        }
+        self.buffer.extend_from_slice(line.as_bytes());
+        self.buffer.push(b'\n');
+        self.waiting += 1;
+        if self.buffer.len() >= BUFFER {
+            self.flush();
+        }
     }
 
     fn flush(&mut self) {
-        let result = self.file.flush();
-        self.note(result);
+        if self.buffer.is_empty() {
+            return;
+        }
+        let (written, result) = write_to(&mut self.file, &self.buffer);
+        let (written, rest) = self.buffer.split_at(written);
+        let lost = match result {
+            Ok(()) => 0,
+            Err(_) => count_lines(rest).min(self.waiting),
+        };
+        if let Some(last) = written.last() {
+            self.is_torn = *last != b'\n';
+        }
+        let is_any_written = lost < self.waiting;
+        self.buffer.clear();
+        self.waiting = 0;
+        if is_any_written {
+            self.tell_of_end();
+        }
+        if let Err(error) = result {
+            self.tell_of_loss(lost, &error);
+        }
     }
 
+    fn tell_of_loss(&mut self, lost: u64, error: &io::Error) {
+        self.unlogged.fetch_add(lost, Ordering::Relaxed);
+        let is_news = self.lost == 0;
+        self.lost += lost;
+        // A disk that is nearly full takes a line now and then.
+        if is_news && self.warned.is_none_or(|told| told.elapsed() >= QUIET) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(
+                path = %self.name(),
+                %error,
+                "the access log can't be written; its lines are lost, and counted as ppv2_sessions_unlogged_total, until it can"
+            );
+        }
+    }
+
+    fn tell_of_end(&mut self) {
+        let lost = std::mem::take(&mut self.lost);
+        if lost > 0 {
+            tracing::info!(path = %self.name(), lost, "the access log is written again");
+        }
+    }
+
+    /// Opens the file anew. The old one goes on if that fails.
     fn reopen(&mut self) {
         self.flush();
-        if let Some(path) = &self.path {
-            // Better the old file than none.
-            let result = append_to(path).map(|file| self.file = Box::new(BufWriter::new(file)));
-            self.note(result);
+        let Some(path) = &self.path else {
+            return;
+        };
+        match files::append_to(path) {
+            Ok(file) => {
+                self.file = file;
+                self.is_torn = false;
+            }
+            Err(error) => tracing::warn!(
+                path = %self.name(),
+                %error,
+                "the access log can't be opened anew; the file that was open is written on"
+            ),
         }
     }
 
-    fn note(&mut self, result: io::Result<()>) {
-        match result {
-            Ok(()) => self.failed = false,
-            Err(error) => {
-                if !std::mem::replace(&mut self.failed, true) {
-                    let path = self.path.as_deref().unwrap_or(Path::new("standard output"));
-                    tracing::warn!(
-                        path = %path.display(),
-                        %error,
-                        "the access log can't be written; its lines are lost until it can"
-                    );
-                }
-            }
-        }
+    fn name(&self) -> std::path::Display<'_> {
+        let path = self.path.as_deref();
+        path.unwrap_or(Path::new("standard output")).display()
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+/// Writes all of `bytes`, or as many as it can, and says how many these are.
+fn write_to(file: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(ErrorKind::WriteZero.into())),
+            Ok(some) => written += some,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    text.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 #[cfg(test)]
@@ -253,5 +341,38 @@ mod tests {
         assert_eq!(json["client"], "[2001:db8::1]:5000");
         assert_eq!(json["reply_bytes"], 400);
         assert_eq!(json["seconds"], 1.235);
+    }
+    /// A disk with room for so many bytes.
+    struct Disk {
+        holds: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let fits = bytes.len().min(self.room);
+            if fits == 0 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            self.holds.extend_from_slice(&bytes[..fits]);
+            self.room -= fits;
+            Ok(fits)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_has_room_is_written_and_the_rest_is_told() {
+        let mut disk = Disk {
+            holds: Vec::new(),
+            room: 9,
+        };
+        let (written, result) = write_to(&mut disk, b"first\nsecond\nthird\n");
+        assert_eq!((written, disk.holds.as_slice()), (9, &b"first\nsec"[..]));
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(count_lines(b"ond\nthird\n"), 2);
     }
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::address::ServerAddr;
+use crate::files;
 use crate::mode::Mode;
 use crate::session::Rules;
 use crate::upstream::Balance;
@@ -124,6 +125,9 @@ pub struct PerClient {
     pub ipv6_prefix: u8,
 }
 
+/// The most bytes that a configuration has: some thousands of servers, at length.
+const MAX_BYTES: u64 = 16 << 20;
+
 /// Where ended sessions are told of, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLog {
@@ -219,9 +223,9 @@ impl Config {
     /// [`ConfigError`] with file, line, value and mend.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let content = std::fs::read_to_string(path).map_err(|error| {
+        let content = files::read(path, MAX_BYTES).map_err(|error| {
             ConfigError::new(format!("{name}: {error}"))
-                .mend("--config takes the path of a readable TOML file")
+                .mend("--config takes the path of a readable TOML file of 16 MiB at most")
         })?;
         Self::from_toml(&name, &content)
     }

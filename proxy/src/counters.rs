@@ -295,7 +295,8 @@ pub struct OwnCounters {
     /// Sessions that ended and had to give up their socket before its port had
     /// rested.
     pub reclaimed: Counter,
-    /// Ended sessions that the access log had no time for.
+    /// Ended sessions that the access log had no time for. Those that it could not
+    /// write are counted beside (`access_log::Unlogged`).
     pub unlogged: Counter,
 }
 

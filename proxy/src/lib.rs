@@ -79,6 +79,8 @@ pub mod counters;
 #[cfg(feature = "control")]
 pub mod doctor;
 #[cfg(feature = "control")]
+mod files;
+#[cfg(feature = "control")]
 pub mod health;
 #[cfg(feature = "control")]
 pub mod holder;

@@ -2,6 +2,7 @@
 //! Prometheus reads.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus_client::collector::Collector;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::access_log::Unlogged;
 use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters};
 use crate::health::Traffic;
 use crate::session::Budget;
@@ -23,6 +25,8 @@ pub struct Metrics {
     counted: RwLock<Arc<Counted>>,
     /// Sessions that may be, and are.
     pub budget: Arc<Budget>,
+    /// Ended sessions that the access log could not write.
+    pub unlogged: Unlogged,
 }
 
 /// The workers' counters, under the names that operators gave.
@@ -41,12 +45,13 @@ pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
 pub(crate) type Samples<'a> = Vec<(Labels<'a>, u64)>;
 
 impl Metrics {
-    /// What is counted, and the sessions that may be.
+    /// What workers and the access log count, and the sessions that may be.
     #[must_use]
-    pub fn new(counted: Counted, budget: Arc<Budget>) -> Self {
+    pub fn new(counted: Counted, budget: Arc<Budget>, unlogged: Unlogged) -> Self {
         Self {
             counted: RwLock::new(Arc::new(counted)),
             budget,
+            unlogged,
         }
     }
 
@@ -189,6 +194,11 @@ impl Counted {
         samples
     }
 
+    fn unlogged(&self) -> u64 {
+        let workers = self.workers.iter();
+        workers.map(|worker| worker.own.unlogged.get()).sum()
+    }
+
     /// What no listener and no server counts, of all workers together.
     fn own(&self, read: fn(&OwnCounters) -> u64) -> Samples<'_> {
         let sum = self.workers.iter().map(|worker| read(&worker.own)).sum();
@@ -263,8 +273,11 @@ impl Collector for Metrics {
         count(
             to,
             "sessions_unlogged",
-            "Ended sessions that the access log had no time for",
-            counted.own(|c| c.unlogged.get()),
+            "Ended sessions that are not in the access log, which was full or too slow",
+            vec![(
+                vec![],
+                counted.unlogged() + self.unlogged.load(Ordering::Relaxed),
+            )],
         )?;
         gauge(
             to,
@@ -416,7 +429,11 @@ mod tests {
             servers: vec![Some(("group".into(), "192.0.2.1:53".into())), None],
             workers,
         };
-        let metrics = Arc::new(Metrics::new(counted, Budget::new(7, 7)));
+        let metrics = Arc::new(Metrics::new(
+            counted,
+            Budget::new(7, 7),
+            Unlogged::default(),
+        ));
         let text = metrics.text([]).unwrap();
         for line in [
             "# TYPE ppv2_client_datagrams counter",

@@ -58,7 +58,7 @@ pub enum RunError {
     },
     /// The access log can't be written.
     #[error(
-        "access log {} can't be opened: {error}; name a file that the proxy's user may write, or \"-\"",
+        "access log {} can't be opened: {error}; name a file that the proxy's user may write, a pipe that is read, or \"-\" for standard output",
         path.display()
     )]
     AccessLog {

@@ -220,6 +220,7 @@ fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_log::Unlogged;
     use crate::counters::WorkerCounters;
     use crate::session::Budget;
 
@@ -231,7 +232,7 @@ mod tests {
             servers: vec![Some(("u".into(), "s".into()))],
             workers: vec![Arc::clone(&worker)],
         };
-        let metrics = Metrics::new(counted, Budget::new(1, 1));
+        let metrics = Metrics::new(counted, Budget::new(1, 1), Unlogged::default());
         let mut watch = Watch::new(Arc::new(metrics));
         let mut now = Instant::now();
         assert_eq!(watch.notices(now, PAUSE), []);
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn sessions_around_the_mark_are_one_warning_a_minute() {
         let budget = Budget::new(10, 10);
-        let metrics = Metrics::new(Counted::default(), Arc::clone(&budget));
+        let metrics = Metrics::new(Counted::default(), Arc::clone(&budget), Unlogged::default());
         let mut watch = Watch::new(Arc::new(metrics));
         let start = Instant::now();
         let mut seats: Vec<_> = (0..7).map(|_| budget.take().unwrap()).collect();

@@ -5,7 +5,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 
 use common::*;
 
@@ -228,6 +230,137 @@ fn the_access_log_has_a_line_for_each_session_that_ended() {
     assert_eq!(lines(&old).len(), 1);
     assert_eq!(lines(&file)[0]["reason"], "stopped");
     assert_eq!(lines(&file)[0]["replies"], 0);
+}
+
+const UNLOGGED: &str = "ppv2_sessions_unlogged_total";
+
+/// The lines that are whole.
+fn whole_lines(file: &Path) -> u64 {
+    let text = fs::read_to_string(file).unwrap();
+    let lines = text.lines();
+    let whole = lines.filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+    whole.count() as u64
+}
+
+#[test]
+fn what_a_full_disk_keeps_from_the_access_log_is_counted_and_told_once() {
+    let name = "what_a_full_disk_keeps_from_the_access_log_is_counted_and_told_once";
+    if !namespace::enter(name, "mount -t tmpfs -o size=64k,mode=777 tmpfs /mnt") {
+        return;
+    }
+    let it = guarded(
+        "[access_log]\npath = \"/mnt/access.log\"\nformat = \"json\"",
+        "responses = 1",
+    );
+    let end = |sessions: u64| {
+        for _ in 0..sessions {
+            served(&socket("127.0.0.1"), it.listener, &it.server);
+        }
+    };
+    let unlogged = || metric(it.admin, UNLOGGED);
+    let file = Path::new("/mnt/access.log");
+    let filler = Path::new("/mnt/filler");
+    // All but a page, in the middle of a line.
+    let mut other = fs::File::create(filler).unwrap();
+    while other.write_all(&[0; 4096]).is_ok() {}
+    let len = other.metadata().unwrap().len();
+    other.set_len(len - 4096).unwrap();
+
+    let mut ended = 0;
+    for _ in 0..3 {
+        end(40);
+        ended += 40;
+        eventually("each line to be there or counted", || {
+            whole_lines(file) + unlogged() == ended
+        });
+    }
+    let lost = unlogged();
+    assert!((80..120).contains(&lost), "{lost}");
+    fs::remove_file(filler).unwrap();
+    drop(other);
+    end(10);
+    eventually("all lines that came later", || {
+        whole_lines(file) == ended - lost + 10
+    });
+    assert_eq!(unlogged(), lost);
+    let told = |words| it.proxy.log().matches(words).count();
+    eventually("the end to be told", || {
+        told("the access log is written again") == 1
+    });
+    assert_eq!(told("the access log can't be written"), 1);
+}
+
+#[test]
+fn lines_that_no_device_takes_are_counted_as_often_as_they_are_lost() {
+    let it = guarded("[access_log]\npath = \"/dev/full\"", "responses = 1");
+    for lost in 1..4 {
+        served(&socket("127.0.0.1"), it.listener, &it.server);
+        eventually("a loss", || metric(it.admin, UNLOGGED) == lost);
+    }
+    let mut proxy = it.proxy;
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success(), "{log}");
+    assert_eq!(log.matches("can't be written").count(), 1, "{log}");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_any_more_holds_up_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo")
+        .args(["-m", "666"])
+        .arg(&pipe)
+        .status();
+    assert!(made.unwrap().success());
+    // Neither as a log nor as a configuration.
+    let log = format!("[access_log]\npath = \"{}\"", pipe.display());
+    let (listener, of_listener) = (address("127.0.0.1"), "upstream = \"u\"\n");
+    let config = format!(
+        "{log}\n[[listener]]\nbind = [\"{listener}\"]\n{of_listener}[upstream.u]\n\
+         servers = [\"192.0.2.1:53\"]\n"
+    );
+    let file = write(&folder, "proxy.toml", &config);
+    for (command, file, code, said) in [
+        ("run", &file, 1, "it is a pipe that nobody reads"),
+        ("run", &pipe, 2, "it is a pipe to which nobody writes"),
+        ("check", &pipe, 2, "it is a pipe to which nobody writes"),
+    ] {
+        let (ended, _, log) = output(&[command, "--config", file.to_str().unwrap()]);
+        assert_eq!(ended, Some(code), "{log}");
+        assert!(log.contains(said), "{log}");
+    }
+
+    let mut reader = std::process::Command::new("cat")
+        .arg(&pipe)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has it open once somebody can write to it.
+    let opened = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    let it = guarded(&log, "responses = 1");
+    drop(opened);
+    served(&socket("127.0.0.1"), it.listener, &it.server);
+    let mut line = String::new();
+    BufReader::new(reader.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.contains("reason=responses"), "{line}");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    served(&socket("127.0.0.1"), it.listener, &it.server);
+    eventually("a loss", || metric(it.admin, UNLOGGED) == 1);
+    // Nobody waits for a reader when it is opened anew.
+    let mut proxy = it.proxy;
+    proxy.signal("HUP");
+    eventually("a word of it", || {
+        proxy.log().contains("can't be opened anew")
+    });
+    served(&socket("127.0.0.1"), it.listener, &it.server);
+    eventually("another loss", || metric(it.admin, UNLOGGED) == 2);
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success(), "{log}");
 }
 
 #[test]

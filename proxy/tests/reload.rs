@@ -562,6 +562,7 @@ fn a_pipe_in_the_file_s_place_is_refused_at_once() {
     let mut proxy = Proxy::start(&content);
     std::fs::remove_file(&proxy.file).unwrap();
     let made = std::process::Command::new("mkfifo")
+        .args(["-m", "666"])
         .arg(&proxy.file)
         .status();
     assert!(made.unwrap().success());
@@ -569,15 +570,22 @@ fn a_pipe_in_the_file_s_place_is_refused_at_once() {
     assert_eq!(status, 422, "{said}");
     assert!(said.contains("is no regular file"), "{said}");
 
-    // Nor is one waited for where the log should be.
+    // Nor is one waited for where the log should be: that nobody reads it is said.
     let log = proxy.folder.path().join("access.log");
     std::fs::rename(&proxy.file, &log).unwrap();
     let with_log = format!("{content}[access_log]\npath = \"{}\"\n", log.display());
     proxy.write(&with_log);
-    proxy.process.signal("HUP");
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(http_get(proxy.admin, "/healthz").0, 200);
+    let (status, said) = http(proxy.admin, "POST /reload", "");
+    assert_eq!(status, 422, "{said}");
+    assert!(said.contains("it is a pipe that nobody reads"), "{said}");
+    // Once somebody does, it is written.
+    let reader = std::thread::spawn(move || std::fs::read_to_string(log).unwrap());
+    eventually("a reload", || {
+        http(proxy.admin, "POST /reload", "").0 == 200
+    });
+    ask(&socket("127.0.0.1"), a);
     proxy.process.signal("TERM");
+    assert!(reader.join().unwrap().contains("reason=stopped"));
     let (status, log) = proxy.process.wait();
     assert!(status.success(), "{log}");
 }

@@ -5,6 +5,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use super::*;
+use crate::access_log::Unlogged;
 use crate::config::Config;
 use crate::metrics::Counted;
 use crate::roster::Roster;
@@ -12,7 +13,11 @@ use crate::session::Budget;
 use crate::upstream::State;
 
 fn metrics() -> Arc<Metrics> {
-    Arc::new(Metrics::new(Counted::default(), Budget::new(1, 1)))
+    Arc::new(Metrics::new(
+        Counted::default(),
+        Budget::new(1, 1),
+        Unlogged::default(),
+    ))
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::reload::{self, Beside, FIRST_ANSWERS, Ready, Reloads};
 use super::settings::settings;
 use super::setups::{Log, Setups, bound, counted};
 use super::{RunError, bind, plans};
+use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
 use crate::counters::WorkerCounters;
@@ -106,7 +107,11 @@ impl Control {
         let network = Network::watch(&config).await;
         let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
         let wanted = config.access_log.clone();
-        let opened = spawn_blocking(move || wanted.as_ref().map(Log::open).transpose());
+        let unlogged = Unlogged::default();
+        let opened = spawn_blocking({
+            let unlogged = Arc::clone(&unlogged);
+            move || wanted.map(|log| Log::open(&log, &unlogged)).transpose()
+        });
         let log = opened.await.map_err(io::Error::other)??;
         let mut roster = Roster::default();
         let roll = Arc::new(roster.enroll(config));
@@ -116,7 +121,7 @@ impl Control {
             .collect();
         let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
         let counted = counted(&roll, &roster, &counters);
-        let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget)));
+        let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget), unlogged));
         let mut health = Health::new(Arc::clone(&metrics));
         health.follow(&roll, now);
         let standings = health.board().standings(&roll, now);
@@ -230,6 +235,7 @@ impl Control {
             held: self.held(),
             names: self.names.running(),
             log: self.log.as_ref().map(|log| log.of.clone()),
+            unlogged: Arc::clone(&self.metrics.unlogged),
         }));
     }
 

@@ -13,6 +13,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::bind;
 use super::leaving::identity;
 use super::setups::Log;
+use crate::access_log::Unlogged;
 use crate::admin::ReloadRequest;
 use crate::config::{AccessLog, Answers, Config, Expanded, Listener};
 use crate::doctor;
@@ -25,9 +26,6 @@ pub(super) const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How long reading a configuration may take, with the plain names in it.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The most bytes that a configuration has: some thousands of servers, at length.
-const MAX_BYTES: u64 = 16 << 20;
 
 /// What came of a reload, in words.
 pub(super) type Outcome = Result<String, String>;
@@ -95,6 +93,7 @@ pub(super) struct Beside {
     pub(super) names: Running,
     /// The access log that is open.
     pub(super) log: Option<AccessLog>,
+    pub(super) unlogged: Unlogged,
 }
 
 /// A configuration that can be gone by.
@@ -117,7 +116,8 @@ pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
     };
     let (held, roll, open) = (beside.held, beside.roll, beside.log);
     let name = file.display().to_string();
-    let read = spawn_blocking(move || read(&file, &roll.config, &held, open.as_ref()));
+    let unlogged = beside.unlogged;
+    let read = spawn_blocking(move || read(&file, &roll.config, &held, open.as_ref(), &unlogged));
     let Ok(read) = tokio::time::timeout(PATIENCE, read).await else {
         return Err(format!(
             "{name} could not be read within {} s; see that its file system and DNS answer",
@@ -143,18 +143,13 @@ fn read(
     before: &Config,
     held: &BTreeSet<SocketAddr>,
     open: Option<&AccessLog>,
+    unlogged: &Unlogged,
 ) -> Result<(Config, Option<Log>), String> {
     let name = file.display();
     let metadata = fs::metadata(file).map_err(|error| format!("{name}: {error}"))?;
     if !metadata.is_file() {
         return Err(format!(
             "{name} is no regular file, which alone can be read again; put one there"
-        ));
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(format!(
-            "{name} has {} bytes, and a configuration {MAX_BYTES} at the most; name servers by `dns:`",
-            metadata.len()
         ));
     }
     let config = Config::from_file(file).map_err(|error| error.to_string())?;
@@ -166,7 +161,7 @@ fn read(
     bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
     doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
-    let log = another.map(Log::open).transpose();
+    let log = another.map(|log| Log::open(log, unlogged)).transpose();
     let log = log.map_err(|error| error.to_string())?;
     Ok((config, log))
 }

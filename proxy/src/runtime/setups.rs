@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use super::RunError;
-use crate::access_log;
+use crate::access_log::{self, Unlogged};
 use crate::config::AccessLog;
 use crate::counters::WorkerCounters;
 use crate::limits::Ceiling;
@@ -23,8 +23,9 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn open(of: &AccessLog) -> Result<Self, RunError> {
-        let started = access_log::Writer::start(of);
+    /// Opens it. Sessions that don't get into it are counted by `unlogged`.
+    pub(super) fn open(of: &AccessLog, unlogged: &Unlogged) -> Result<Self, RunError> {
+        let started = access_log::Writer::start(of, Arc::clone(unlogged));
         let (writer, sender) = started.map_err(|error| RunError::AccessLog {
             path: of.path.clone().unwrap_or_default(),
             error,

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::health::Board;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{Format, Metrics};
 use crate::names;
 use crate::net::Waker;
 use crate::worker::{Command, SessionReport};
@@ -225,13 +225,14 @@ async fn converse(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
     let _ = tokio::time::timeout(LIFETIME, connection).await;
 }
 
-async fn metrics_text(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics_text(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let format = Format::accepted_by(&headers);
     let others: [Box<dyn Collector>; 2] = [
         Box::new(Arc::clone(&admin.health)),
         Box::new(Arc::clone(&admin.names)),
     ];
-    match admin.metrics.text(others) {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+    match admin.metrics.text(format, others) {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

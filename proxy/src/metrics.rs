@@ -1,11 +1,13 @@
-//! Metrics: the workers' counters summed and written as OpenMetrics text, which
-//! Prometheus reads.
+//! Metrics: the workers' counters summed and written as text for scrapers.
+
+mod format;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -16,8 +18,7 @@ use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters,
 use crate::health::Traffic;
 use crate::session::Budget;
 
-/// The media type of what [`Metrics::text`] returns.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use format::Format;
 
 /// Everything that is counted.
 #[derive(Debug)]
@@ -70,13 +71,14 @@ impl Metrics {
         Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The metrics as text, with those of `others`.
+    /// The metrics as text of this format, with those of `others`.
     ///
     /// # Errors
     ///
     /// Only if the encoder of the metrics library fails.
     pub fn text(
         self: &Arc<Self>,
+        format: Format,
         others: impl IntoIterator<Item = Box<dyn Collector>>,
     ) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("ppv2");
@@ -85,7 +87,11 @@ impl Metrics {
             registry.register_collector(other);
         }
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        encode_registry(&mut text, &registry)?;
+        match format {
+            Format::Classic => text = format::classic(&text),
+            Format::OpenMetrics => encode_eof(&mut text)?,
+        }
         Ok(text)
     }
 }
@@ -434,7 +440,7 @@ mod tests {
             Budget::new(7, 7),
             Unlogged::default(),
         ));
-        let text = metrics.text([]).unwrap();
+        let text = metrics.text(Format::OpenMetrics, []).unwrap();
         for line in [
             "# TYPE ppv2_client_datagrams counter",
             "ppv2_client_datagrams_total{listener=\"a\"} 0",

@@ -7,7 +7,7 @@ mod common;
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::*;
 
@@ -59,6 +59,82 @@ fn counters_add_up_by_listener_and_server() {
     assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(http_get(admin, "/readyz"), (200, "ready\n".to_owned()));
     assert_eq!(http_get(admin, "/nothing").0, 404);
+}
+
+/// Reads metrics in the format named first, as the official client library does, and
+/// prints what it read.
+const SCRAPER: &str = "
+import sys
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics
+reader = {'openmetrics': openmetrics, 'classic': parser}[sys.argv[1]]
+for family in reader.text_string_to_metric_families(sys.stdin.read()):
+    print(family.type, family.name, family.documentation)
+    for sample in family.samples:
+        print(sample.name, sorted(sample.labels.items()), float(sample.value))
+";
+
+fn scraped(format: &str, text: &str) -> String {
+    let mut scraper = Command::new("/usr/bin/python3")
+        .args(["-c", SCRAPER, format])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = scraper.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let output = scraper.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{format}: the Debian package python3-prometheus-client can't read\n{text}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn metrics_are_in_the_format_that_the_scraper_asks_for() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[admin]\nlisten = \"{admin}\"\n[[listener]]\nname = 'a \\ \"quoted\" name'\n\
+         bind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{}\"]\nhealth = {{ every = \"1h\" }}\n",
+        server.local_addr().unwrap()
+    );
+    let _proxy = proxy_with(&folder, &config);
+    served(&socket("127.0.0.1"), listener, &server);
+    let metrics = |accept: &str| {
+        let (head, text) = http_whole(admin, "GET /metrics", accept);
+        let kind = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-type: "));
+        (kind.unwrap().to_owned(), text)
+    };
+    let name = "ppv2_reply_datagrams_total{listener=\"a \\\\ \\\"quoted\\\" name\"}";
+    eventually("the reply to be counted", || metric(admin, name) == 1);
+
+    let (kind, text) = metrics("accept: application/openmetrics-text;q=0.6,text/plain;q=0.5\r\n");
+    assert!(
+        kind.starts_with("application/openmetrics-text; version=1.0.0"),
+        "{kind}"
+    );
+    let open_metrics = scraped("openmetrics", &text);
+    assert!(
+        open_metrics.contains("counter ppv2_reply_datagrams "),
+        "{open_metrics}"
+    );
+    for accept in [
+        "",
+        "accept: text/plain;version=0.0.4\r\n",
+        "accept: */*\r\n",
+    ] {
+        let (kind, text) = metrics(accept);
+        assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+        // The names of families, their types and all samples.
+        assert_eq!(scraped("classic", &text), open_metrics);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::access_log::Unlogged;
 use crate::config::Config;
-use crate::metrics::Counted;
+use crate::metrics::{Counted, Format};
 use crate::roster::Roster;
 use crate::session::Budget;
 use crate::upstream::State;
@@ -33,7 +33,9 @@ fn servers_of_one_name_are_told_apart_and_drained_together() {
     let roll = Roster::default().enroll(config);
     let board = Arc::new(Board::default());
     board.follow(&roll, Instant::now());
-    let text = metrics().text([Box::new(Arc::clone(&board)) as _]).unwrap();
+    let text = metrics()
+        .text(Format::OpenMetrics, [Box::new(Arc::clone(&board)) as _])
+        .unwrap();
     let series: Vec<_> = text
         .lines()
         .filter(|line| line.starts_with("ppv2_upstream_up{"))
@@ -91,7 +93,9 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
         }
         // Three probes of the dead server do not wait until each of a thousand that
         // hang, 64 at a time, has had one.
-        let text = metrics().text([Box::new(Arc::clone(&board)) as _]).unwrap();
+        let text = metrics()
+            .text(Format::OpenMetrics, [Box::new(Arc::clone(&board)) as _])
+            .unwrap();
         let timeouts = text
             .lines()
             .filter(|line| line.contains("result=\"timeout\"} 1"));

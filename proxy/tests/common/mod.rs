@@ -252,6 +252,13 @@ pub fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
 
 /// As [`http_get`], of a request with any method and more header lines.
 pub fn http(address: SocketAddr, request: &str, headers: &str) -> (u16, String) {
+    let (head, body) = http_whole(address, request, headers);
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body)
+}
+
+/// The head of the answer to a request, and the body.
+pub fn http_whole(address: SocketAddr, request: &str, headers: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     write!(
@@ -262,8 +269,7 @@ pub fn http(address: SocketAddr, request: &str, headers: &str) -> (u16, String) 
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
+    (head.to_owned(), body.to_owned())
 }
 
 /// The value of a metric, labels included in `name`.

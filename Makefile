@@ -17,7 +17,7 @@ help:
 	@echo 'make test    every test: lint, unit, interop, Python, fuzz'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
 	@echo 'make lint    formatting, lints, docs, licences'
-	@echo 'make unit    tests of all Rust crates, with Unbound, dnsdist and quinn'
+	@echo 'make unit    tests of all Rust crates, with DNS servers and quinn'
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'

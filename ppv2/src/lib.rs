@@ -51,7 +51,8 @@
 //! # Where the facts come from
 //!
 //! Section numbers in this crate's documentation are those of HAProxy's
-//! [`proxy-protocol.txt`](https://www.haproxy.org/download/3.3/doc/proxy-protocol.txt).
+//! [`proxy-protocol.txt`](https://www.haproxy.org/download/3.4/doc/proxy-protocol.txt) of
+//! 2026-04-27.
 //! Addresses and the fixed part are parsed by the [`ppp`] crate; this crate
 //! adds what a datagram receiver needs beyond it: LOCAL headers of any shape,
 //! the table of permitted family and transport pairs, TLV framing, checksums,

@@ -6,6 +6,8 @@ SHELL := /bin/sh
 TOOLS := $(CURDIR)/target/tools
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
+# Each test binary is run by what ends it when a test runs for too long.
+LIMITED := target."cfg(all())".runner = "$(CURDIR)/.ci/limited"
 
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
@@ -55,10 +57,12 @@ lint: $(CARGO_DENY)
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked -p ppv2-sdk --all-features --no-deps --quiet
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
-# Most tests wait for most of their time.
+# Most tests wait for most of their time. One that waits for three minutes fails, and
+# whatever escapes that ends with the last limit.
 unit: export RUST_TEST_THREADS := 8
 unit: packages
-	cargo test --locked --workspace --no-fail-fast
+	timeout --kill-after=60 3600 \
+		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
 
 python:
 	sdk-python/run-tests

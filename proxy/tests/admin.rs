@@ -260,9 +260,9 @@ fn who_asks_is_answered_at_once_however_many_are_silent() {
     let mut silent: Vec<_> = (0..400)
         .map(|_| TcpStream::connect(admin).unwrap())
         .collect();
-    // Some have asked once, and stay.
+    // Some have asked once, and stay, unless they have had to make room by now.
     for stream in &mut silent[360..] {
-        write!(stream, "GET / HTTP/1.1\r\nhost: {admin}\r\n\r\n").unwrap();
+        let _ = write!(stream, "GET / HTTP/1.1\r\nhost: {admin}\r\n\r\n");
     }
     assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
 }

@@ -1,6 +1,7 @@
 //! What each mode asks of the hosts, by hand, and its removal. Replies of the
 //! server reach the client by one of these and no other way.
 
+use super::super::eventually;
 use super::Lab;
 
 /// How the server's replies reach the client.
@@ -129,7 +130,7 @@ impl Lab {
             Scheme::SdkByProxy => SDK_BY_PROXY,
             Scheme::Sdk => SDK,
         };
-        let before = self.everything();
+        let before = self.settled();
         for (host, set_up, _) in steps {
             self.sh(host, set_up);
         }
@@ -138,6 +139,16 @@ impl Lab {
             steps,
             before,
         }
+    }
+
+    /// Everything, once what the kernel does by itself to a new interface is done.
+    fn settled(&self) -> [String; 2] {
+        let mut seen = self.everything();
+        eventually("the hosts to settle", || {
+            let before = std::mem::replace(&mut seen, self.everything());
+            seen == before && !seen.iter().any(|host| host.contains("tentative"))
+        });
+        seen
     }
 
     fn everything(&self) -> [String; 2] {

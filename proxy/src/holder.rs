@@ -1,9 +1,14 @@
 //! Who holds a UDP address that could not be bound, as far as /proc tells.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use procfs::net::UdpNetEntry;
 use procfs::process::{FDTarget, Process};
+
+/// Looks at /proc at most: each can miss a socket or a process while others come and
+/// go. The next one that finds nothing new is the last.
+const LOOKS: usize = 5;
 
 /// The processes that have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +23,24 @@ pub struct Holders {
 /// `None` if the sockets belong to processes that we may not look into.
 #[must_use]
 pub fn of(address: SocketAddr) -> Option<Holders> {
+    let mut found = BTreeMap::new();
+    for _ in 0..LOOKS {
+        let before = found.len();
+        found.extend(look(address)?);
+        if before > 0 && found.len() == before {
+            break;
+        }
+    }
+    let ours = i32::try_from(std::process::id()).ok()?;
+    let names: Vec<_> = found.values().map(String::as_str).collect();
+    (!names.is_empty()).then(|| Holders {
+        names: names.join(", "),
+        with_us: found.contains_key(&ours),
+    })
+}
+
+/// The processes that one look finds, by number, and what they are called.
+fn look(address: SocketAddr) -> Option<BTreeMap<i32, String>> {
     let entries = if address.is_ipv4() {
         procfs::net::udp()
     } else {
@@ -29,17 +52,10 @@ pub fn of(address: SocketAddr) -> Option<Holders> {
         .filter(|entry| conflicts(entry, address))
         .map(|entry| entry.inode)
         .collect();
-    let holders: Vec<_> = procfs::process::all_processes()
-        .ok()?
-        .flatten()
-        .filter(|process| has_socket(process, &inodes))
-        .collect();
-    let names: Vec<_> = holders.iter().map(describe).collect();
-    let ours = i64::from(std::process::id());
-    (!names.is_empty()).then(|| Holders {
-        names: names.join(", "),
-        with_us: holders.iter().any(|holder| i64::from(holder.pid) == ours),
-    })
+    let processes = procfs::process::all_processes().ok()?.flatten();
+    let holders = processes.filter(|process| has_socket(process, &inodes));
+    let named = holders.map(|holder| (holder.pid, describe(&holder)));
+    Some(named.collect())
 }
 
 fn conflicts(entry: &UdpNetEntry, address: SocketAddr) -> bool {
@@ -69,19 +85,39 @@ fn describe(process: &Process) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
 
     use super::*;
 
     #[test]
-    fn our_own_socket_is_found_under_our_pid() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let socket = UdpSocket::bind(address).unwrap();
-            let address = socket.local_addr().unwrap();
-            let pid = format!("(pid {})", std::process::id());
-            // What /proc lists may leave one out while others come and go.
-            let is_us = |holders: Holders| holders.with_us && holders.names.contains(&pid);
-            let found = |_| of(address).is_some_and(is_us);
-            assert!((0..10).any(found), "{:?}", of(address));
+    fn our_own_socket_is_found_under_our_pid_while_others_come_and_go() {
+        let is_over = AtomicBool::new(false);
+        let come_and_go = || {
+            while !is_over.load(Ordering::Relaxed) {
+                let _few = [(); 16].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+            }
+        };
+        let found: Vec<_> = thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(come_and_go);
+            }
+            let looks = ["127.0.0.1:0", "[::1]:0"].repeat(50).into_iter();
+            let found = looks.map(|address| {
+                let socket = UdpSocket::bind(address).unwrap();
+                of(socket.local_addr().unwrap())
+            });
+            let found = found.collect();
+            is_over.store(true, Ordering::Relaxed);
+            found
+        });
+        let pid = format!("(pid {})", std::process::id());
+        for holders in found {
+            let holders = holders.unwrap();
+            assert!(
+                holders.with_us && holders.names.contains(&pid),
+                "{holders:?}"
+            );
         }
     }
 }

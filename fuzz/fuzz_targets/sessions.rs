@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Amount, Budget, Full, Key, LINGER, Rules, SessionId, Table};
+use ppv2_proxy::session::{Amount, Budget, Full, Key, MAX_REST, Need, Rules, Session, SessionId, Table};
 
 const ONE: Amount = Amount {
     datagrams: 1,
@@ -23,7 +23,6 @@ struct Input {
     requests: u8,
     idle_seconds: u8,
     max_sessions: u8,
-    max_retired: u8,
     max_sockets: u8,
     steps: Vec<Step>,
 }
@@ -34,9 +33,13 @@ enum Step {
     Reply { session: u8 },
     Abort { session: u8 },
     Pass { millis: u16 },
-    Reclaim,
-    TakeRested,
-    TakeResting,
+    Close { need: u8 },
+    TakeOver { need: u8 },
+    SetAside,
+}
+
+fn need(of: u8) -> Need {
+    [Need::None, Need::Supply, Need::Now][usize::from(of % 3)]
 }
 
 fn key(client: u8, local: bool) -> Key {
@@ -67,7 +70,10 @@ impl Bench {
         }
         let seat = match self.budget.take() {
             Err(Full::Sockets) => {
-                assert!(self.table.reclaim(), "sockets are with ended sessions");
+                assert!(self.table.retired() > 0, "sockets are with ended sessions");
+                if !self.close(Need::Now) {
+                    return;
+                }
                 self.budget.take().ok()
             }
             taken => taken.ok(),
@@ -95,9 +101,16 @@ impl Bench {
         }
     }
 
-    fn check(&self, idle: Duration, max_retired: usize) {
+    fn close(&mut self, need: Need) -> bool {
+        let id = self.table.closable(self.now, need, |_| true);
+        id.is_some_and(|id| self.table.take(self.now, id).is_some())
+    }
+
+    fn check(&self, idle: Duration) {
         assert_eq!(self.table.active(), self.budget.taken());
-        assert!(self.table.retired() <= max_retired);
+        let sockets = self.table.active() + self.table.retired();
+        assert_eq!(sockets, self.budget.sockets());
+        assert!(sockets <= self.budget.max_sockets());
         for (_, session) in self.table.iter_from(0) {
             assert_eq!(session.key, session.link);
             assert!(self.now - session.last_active <= idle + Duration::from_millis(100));
@@ -114,9 +127,8 @@ fuzz_target!(|input: Input| {
         amplification: None,
     };
     let now = Instant::now();
-    let max_retired = usize::from(input.max_retired % 8);
     let mut bench = Bench {
-        table: Table::new(now, vec![rules], max_retired),
+        table: Table::new(now, vec![rules]),
         budget: Budget::new(
             usize::from(input.max_sessions % 16) + 1,
             usize::from(input.max_sessions % 16) + 1 + usize::from(input.max_sockets % 8),
@@ -150,30 +162,29 @@ fuzz_target!(|input: Input| {
             }
             Step::Pass { millis } => {
                 bench.now += Duration::from_millis(u64::from(millis));
-                bench.table.expire(bench.now, |session, _| {
+                let ended = |session: &Session<Key>, _| {
                     assert!(bench.now - session.last_active >= idle);
-                });
+                };
+                bench.table.expire(bench.now, ended, |_| true);
             }
-            Step::Reclaim => {
+            Step::Close { need: of } => {
                 let before = bench.table.retired();
-                assert_eq!(bench.table.reclaim(), before > 0);
+                assert_eq!(bench.close(need(of)), bench.table.retired() < before);
             }
-            Step::TakeRested => {
+            Step::TakeOver { need: of } => {
                 let before = bench.table.retired();
-                let taken = bench.table.take_rested(bench.now, 0, 0);
-                assert!(taken.is_none() || bench.table.retired() < before);
-            }
-            Step::TakeResting => {
-                let before = bench.table.retired();
-                let taken = bench.table.take_resting(0, 0);
+                let id = bench.table.reusable(bench.now, 0, 0, need(of));
+                let taken = id.and_then(|id| bench.table.take(bench.now, id));
                 assert_eq!(taken.is_some(), bench.table.retired() < before);
             }
+            Step::SetAside => bench.table.set_aside(0, 0),
         }
-        bench.check(idle, max_retired);
+        bench.check(idle);
     }
-    bench.now += idle + Duration::from_secs(60);
-    bench.table.expire(bench.now, |_, _| {});
-    bench.now += LINGER + Duration::from_secs(60);
-    bench.table.expire(bench.now, |_, _| {});
+    // A few at a time.
+    for passes in [idle, MAX_REST, MAX_REST, MAX_REST] {
+        bench.now += passes + Duration::from_secs(60);
+        bench.table.expire(bench.now, |_, _| {}, |_| true);
+    }
     assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
 });

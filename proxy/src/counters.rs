@@ -92,9 +92,6 @@ drop_reasons! {
     MaxSessions, "max_sessions",
         "a new client while all sessions are taken",
         "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";
-    MaxSockets, "max_sockets",
-        "a new client while all sockets that open files and local ports allow are taken",
-        "raise the limit of open files, widen net.ipv4.ip_local_port_range, or shorten `idle_timeout`";
     Newcomer, "newcomer",
         "a new client whose address was not answered lately and has not asked before, or too many of them ask, while sessions never answered hold most sockets, as in a flood of forged sources",
         "nothing, if clients ask again; raise the limit of open files, widen net.ipv4.ip_local_port_range or add addresses to `source`, and look for forged sources";
@@ -102,8 +99,8 @@ drop_reasons! {
         "a new client while the process has no file descriptor left",
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
     NoPorts, "no_ports",
-        "a new client while the host has no local port left for its session",
-        "widen net.ipv4.ip_local_port_range, add addresses to `source`, or shorten `idle_timeout`";
+        "a new client while no local port is free for its session: others have it, or it rests so that a late reply reaches nobody else",
+        "add addresses to `source`; end sessions sooner by `responses` or `idle_timeout`; or widen net.ipv4.ip_local_port_range, and the limit of open files if `check` names it";
     NoPrivilege, "no_privilege",
         "a new client whose address the proxy may not write from",
         "give it CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; `ppv2-proxy doctor` says how";
@@ -292,9 +289,11 @@ pub struct OwnCounters {
     pub oversize: Mutex<Option<Oversize>>,
     /// Sessions that ended and still hold their socket.
     pub retired: Counter,
-    /// Sessions that ended and had to give up their socket before its port had
+    /// Sessions that ended, all answered, and gave up their socket before its port had
     /// rested.
     pub reclaimed: Counter,
+    /// Late replies that began the rest of a port anew.
+    pub renewed: Counter,
     /// Ended sessions that the access log had no time for. Those that it could not
     /// write are counted beside (`access_log::Unlogged`).
     pub unlogged: Counter,

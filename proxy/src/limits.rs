@@ -62,8 +62,6 @@ pub struct Ceiling {
     pub max_sessions: usize,
     /// The most sockets, of sessions and of ended ones whose ports rest.
     pub max_sockets: usize,
-    /// The most ended sessions that rest.
-    pub max_retired: usize,
 }
 
 impl Ceiling {
@@ -115,7 +113,6 @@ impl Ceiling {
             configured,
             max_sessions,
             max_sockets,
-            max_retired: max_sockets,
         }
     }
 

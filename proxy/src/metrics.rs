@@ -318,8 +318,14 @@ impl Collector for Metrics {
         count(
             to,
             "sessions_reclaimed",
-            "Sessions that ended and gave up their port before it had rested",
+            "Sessions that ended, all answered, and gave up their port before it had rested",
             counted.own(|c| c.reclaimed.get()),
+        )?;
+        count(
+            to,
+            "rests_renewed",
+            "Times that a late reply began the rest of an ended session's port anew",
+            counted.own(|c| c.renewed.get()),
         )?;
         count(
             to,

@@ -349,6 +349,10 @@ impl Socket {
     ) -> io::Result<Self> {
         let inner = open(server, options)?;
         let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
+        if server.is_ipv6() {
+            // Its port is then none of those of IPv4.
+            inner.set_only_v6(true)?;
+        }
         if let Some(source) = source {
             inner.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
         }
@@ -387,6 +391,16 @@ impl Socket {
             inner.connect(&SockAddr::from(server))?;
         }
         Ok(Self::new(inner, server, false))
+    }
+
+    /// The address and port of this host, or of the client, that a session's socket sends
+    /// from.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getsockname`: none is known to occur here.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        local_address(&self.inner)
     }
 
     /// Nobody will receive from the socket: what comes all the same is dropped by
@@ -428,15 +442,6 @@ impl Socket {
     #[must_use]
     pub fn bound(&self) -> SocketAddr {
         self.bound
-    }
-
-    /// The address of this host, or of the client, that a session's socket sends from.
-    ///
-    /// # Errors
-    ///
-    /// Those of `getsockname`: none is known to occur here.
-    pub fn source(&self) -> io::Result<IpAddr> {
-        Ok(local_address(&self.inner)?.ip())
     }
 
     /// Receives into the slots of `batch` from `first` up to, not including,

@@ -7,18 +7,19 @@
 //!
 //! ```text
 //!            responses reached, idle, moved, unanswered
-//!   Live ──────────────────────────────▶ Retired ── LINGER ──▶ rested ── SPARE ──▶ gone
-//!     │ requests reached                    ▲                     │
-//!     └────────▶ Detached ──────────────────┘                     └─▶ a new session's
+//!   Live ──────────────────────────────▶ Retired ── MIN_REST ‥ MAX_REST ──▶ gone
+//!     │ requests reached                    ▲                         └──▶ a new session's
+//!     └────────▶ Detached ──────────────────┘
 //!          (passes replies, takes no requests)
 //! ```
 //!
 //! A retired session delivers nothing, unless it was moved or gave way unanswered: then
-//! replies in flight still pass while it rests. It keeps what it owns for a while: were
-//! its socket closed at once, the kernel could hand the same local port to
-//! another client's session, and a late reply of the server would reach that
-//! other client. Once it has rested, a new session may have what it owns. Where no
-//! other client can get the port, or no reply comes, a session is gone at its end.
+//! replies in flight still pass for [`MIN_REST`]. It keeps its socket, because a late reply to its port
+//! would otherwise reach another client's session that was given that port. The port
+//! rests for [`MAX_REST`] while there are enough others, and at least for [`MIN_REST`]
+//! unless every request was answered and nothing came since. A late reply begins the
+//! rest anew. Where no other client can get the port, or no reply comes, a session is
+//! gone at its end.
 
 mod budget;
 mod clients;
@@ -34,19 +35,38 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr};
+use rest::{Class, Lane};
 
 pub use budget::{Budget, Full, Seat};
 pub use clients::{ClientSeat, Clients, Network, Rates};
 pub use table::Table;
 use unanswered::Client;
 
-/// How long a session that ended keeps what it owns. Longer than a server takes
-/// to answer what it was asked last, or a network to deliver a duplicate.
-pub const LINGER: Duration = Duration::from_secs(10);
+/// How long the port of an ended session rests at least, since its end or the latest
+/// reply to it: longer than a server takes to answer, or a network to deliver a
+/// duplicate. Our SDKs send to a client for as long after another one has taken its
+/// port over.
+pub const MIN_REST: Duration = Duration::from_secs(10);
 
-/// How long a session that has rested keeps what it owns for another one to take
-/// over, which costs half of what making a socket does.
-pub const SPARE: Duration = Duration::from_secs(5);
+/// How long the port of an ended session rests while there are enough others: as long
+/// as our SDKs remember a client unless told otherwise.
+pub const MAX_REST: Duration = Duration::from_secs(120);
+
+/// How long a socket that has rested for [`MAX_REST`] is kept for a new session, which
+/// saves it half of what making one costs.
+const SPARE: Duration = Duration::from_secs(5);
+
+/// How much new sessions need the ports of ended ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// There are enough others: ports rest for [`MAX_REST`].
+    None,
+    /// Half of all sockets rest: ports may be used again after [`MIN_REST`].
+    Supply,
+    /// There is no other port: one may be used again before if every request was
+    /// answered and nothing came since.
+    Now,
+}
 
 /// What makes a session this session and no other. Never to be confused with
 /// what a balancer hashes: two clients behind one IP have a key each.
@@ -203,28 +223,26 @@ pub struct Summary {
 /// What becomes of what a session owned when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Afterlife {
-    /// It rests, lest a late reply reach another client.
+    /// It rests, because a late reply could otherwise reach another client; then a new
+    /// session of the same listener and server may have it.
     Rest,
-    /// It is let go at once: no other client can get the same port.
+    /// It rests, and is then let go: a new session would be given another kind.
+    RestUnused,
+    /// It rests although no reply ought to come to it: one could, from a server that
+    /// knows no better.
+    RestUnheard,
+    /// It is let go, as soon as what waits in it has been read: no other client can get
+    /// the same port.
     None,
     /// It is let go at once: no reply ever comes to it.
     Unheard,
-    /// No reply ought to come to it, but one could, late, from a server that knows
-    /// no better: it rests.
-    RestUnheard,
 }
 
 impl Afterlife {
-    /// Whether it is kept for a while.
-    #[must_use]
-    pub fn rests(self) -> bool {
-        matches!(self, Self::Rest | Self::RestUnheard)
-    }
-
     /// Whether replies are waited for.
     #[must_use]
     pub fn is_heard(self) -> bool {
-        matches!(self, Self::Rest | Self::None)
+        matches!(self, Self::Rest | Self::RestUnused | Self::None)
     }
 }
 
@@ -232,10 +250,14 @@ impl Afterlife {
 enum State {
     Live,
     Detached,
-    /// Until it has rested, it may still pass replies.
     Retired {
+        ended: Instant,
+        /// When its rest began: at its end, or with the latest reply to it.
         since: Instant,
+        /// It still passes replies for a while.
         passes: bool,
+        /// `None` if it is let go without rest.
+        class: Option<Class>,
     },
 }
 
@@ -290,8 +312,8 @@ impl<T> Session<T> {
     fn passes_replies(&self, now: Instant) -> bool {
         match self.state {
             State::Live | State::Detached => true,
-            State::Retired { since, passes } => {
-                passes && now.saturating_duration_since(since) < LINGER
+            State::Retired { ended, passes, .. } => {
+                passes && now.saturating_duration_since(ended) < MIN_REST
             }
         }
     }
@@ -315,6 +337,19 @@ impl<T> Session<T> {
     fn bounded_client(&self) -> Option<Client> {
         let network = self.seat.network()?;
         Some((self.listener, network))
+    }
+
+    /// How long it has rested, and among which; `None` if it doesn't rest.
+    fn rest(&self, now: Instant) -> Option<(Lane, Duration)> {
+        let State::Retired { since, class, .. } = self.state else {
+            return None;
+        };
+        let lane = Lane {
+            listener: self.listener,
+            server: self.server,
+            class: class?,
+        };
+        Some((lane, now.saturating_duration_since(since)))
     }
 
     /// What it came to, if it ends now.

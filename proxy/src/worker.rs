@@ -23,6 +23,7 @@ mod open;
 mod replies;
 mod settings;
 mod source;
+mod supply;
 mod tally;
 
 use std::cell::Cell;
@@ -44,9 +45,10 @@ use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
 use link::{Exit, Link};
 use onward::Onward;
-use open::{Exhausted, OwnAddresses, ServerAddresses, refused};
+use open::{OwnAddresses, ServerAddresses, refused};
 use replies::Replies;
 use source::Source;
+use supply::{Exhausted, Shortages};
 use tally::{Ends, amount_of, newly_lost};
 
 pub use claims::Claims;
@@ -65,6 +67,10 @@ const ALONE: usize = 2;
 /// How long after the last reply a stopping worker waits for another one, when
 /// no session is known to await any.
 const QUIET: Duration = Duration::from_millis(200);
+
+/// How long a worker with ended sessions sleeps at most: others could need the sockets
+/// that these hold.
+const REST_LOOK: Duration = Duration::from_secs(1);
 
 /// A socket that clients write to.
 struct Entrance {
@@ -107,11 +113,10 @@ pub struct Worker {
     moves_any: bool,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
-    /// Why there was no socket for a new session, and until when not to try.
-    shortage: Option<(DropReason, Instant)>,
+    /// Where there was no socket for a new session.
+    shortages: Shortages,
     own: OwnAddresses,
     servers: ServerAddresses,
-    exhausted: Exhausted,
     /// Servers to which another socket would be sent from the same address.
     settled: Exhausted,
     /// When a datagram was last noted as oversize.
@@ -151,7 +156,6 @@ impl Worker {
             listeners,
             steering,
             pace,
-            max_retired,
             counters,
             log,
         } = setup;
@@ -178,13 +182,12 @@ impl Worker {
             moves_any: steering.moves_any(),
             steering,
             next_source: number,
-            shortage: None,
+            shortages: Shortages::default(),
             own: OwnAddresses::default(),
             servers,
-            exhausted: Exhausted::default(),
             settled: Exhausted::default(),
             oversize_noted: Cell::default(),
-            table: Table::new(now, rules, max_retired).with_afterlife(Link::afterlife),
+            table: Table::new(now, rules).with_afterlife(Link::afterlife),
             budget,
             claims,
             inbound: Batch::new(),
@@ -230,7 +233,7 @@ impl Worker {
             for key in ready.drain(..) {
                 match Source::of_key(key) {
                     Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
-                    Source::Server(id) => self.take_from_server(id, now),
+                    Source::Server(id) => _ = self.take_from_server(id, now),
                 }
                 if at_once {
                     self.replies.send(&self.entrances, &self.counters);
@@ -242,7 +245,7 @@ impl Worker {
                 self.expire(now);
             }
             if self.obey(now) || self.is_drained(now) {
-                self.end_all();
+                self.end_all(now);
                 return Ok(());
             }
         }
@@ -259,10 +262,13 @@ impl Worker {
                 }
             }
         }
+        let left = due.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = if self.draining {
             Some(QUIET / 4)
+        } else if self.table.retired() > 0 {
+            left.map(|left| left.min(REST_LOOK))
         } else {
-            due.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+            left
         };
         self.readiness.wait(timeout, ready)?;
         if !self.pace.coalesce.is_zero() && (1..FEW).contains(&ready.len()) {
@@ -423,16 +429,16 @@ impl Worker {
     }
 
     /// Takes some replies from a session's own socket, to leave at the end of the
-    /// round.
-    fn take_from_server(&mut self, id: SessionId, now: Instant) {
+    /// round. Returns how many, bursts counted as one.
+    fn take_from_server(&mut self, id: SessionId, now: Instant) -> usize {
         if self.replies.is_full() {
             self.replies.send(&self.entrances, &self.counters);
         }
         let Some(session) = self.table.get_mut(id) else {
-            return;
+            return 0;
         };
         let Exit::Own(from) = &mut session.link.exit else {
-            return;
+            return 0;
         };
         let listener = session.listener;
         let server = &self.counters.servers[session.server];
@@ -441,9 +447,10 @@ impl Worker {
         if server.refusals.get() != refusals {
             session.link.prefix.forgotten();
         }
-        for slot in slots {
+        for slot in slots.clone() {
             self.pass(slot, id, listener, now);
         }
+        slots.len()
     }
 
     /// Has the replies in `slot`, which came to a socket of this listener's, go to
@@ -494,11 +501,17 @@ impl Worker {
 
     fn expire(&mut self, now: Instant) {
         let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
-        self.table
-            .expire(now, |session, reason| ends.note(session, reason));
+        self.table.expire(
+            now,
+            |session, reason| ends.note(session, reason),
+            |session| self.replies.are_none_late(session, &self.counters),
+        );
+        self.close_leaving(now);
+        self.close_rested(now);
         let counters = &self.counters.own;
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
+        counters.renewed.set(self.table.renewed());
     }
 }
 

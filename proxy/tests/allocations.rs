@@ -121,7 +121,6 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
             listeners: vec![Arc::new(settings(&servers))],
             steering: Arc::new(steering(&servers)),
             pace: Pace::default(),
-            max_retired: 10,
             counters: Arc::clone(&counters),
             log: None,
         },

@@ -70,7 +70,9 @@ pub fn source_towards(server: IpAddr) -> io::Result<IpAddr> {
         bursts: false,
     };
     // Any port but 0, which can't be connected to everywhere.
-    Socket::connect(SocketAddr::new(server, 9), None, options)?.source()
+    Socket::connect(SocketAddr::new(server, 9), None, options)?
+        .local()
+        .map(|local| local.ip())
 }
 
 /// Whether this kernel hands over and takes bursts in one piece.

@@ -132,7 +132,6 @@ impl Control {
             settings: &settings,
             counters: &counters,
             steering: &steering,
-            ceiling,
             log: log.as_ref(),
         };
         let bound = bound(&roll);
@@ -409,7 +408,6 @@ impl Control {
             settings: &self.settings,
             counters: &self.counters,
             steering: &self.steering,
-            ceiling: self.ceiling,
             log: self.log.as_ref(),
         }
     }

@@ -9,7 +9,6 @@ use super::RunError;
 use crate::access_log::{self, Unlogged};
 use crate::config::AccessLog;
 use crate::counters::WorkerCounters;
-use crate::limits::Ceiling;
 use crate::metrics::Counted;
 use crate::roster::{Roll, Roster};
 use crate::upstream::Steering;
@@ -44,7 +43,6 @@ pub(super) struct Setups<'c> {
     pub(super) settings: &'c [Arc<ListenerSettings>],
     pub(super) counters: &'c [Arc<WorkerCounters>],
     pub(super) steering: &'c Arc<Steering>,
-    pub(super) ceiling: Ceiling,
     pub(super) log: Option<&'c Log>,
 }
 
@@ -54,7 +52,6 @@ impl Setups<'_> {
             listeners: self.settings.to_vec(),
             steering: Arc::clone(self.steering),
             pace: self.roll.config.pace,
-            max_retired: self.ceiling.max_retired.div_ceil(self.counters.len()),
             counters: Arc::clone(&self.counters[worker]),
             log: self.log.map(|log| log.sender.clone()),
         }

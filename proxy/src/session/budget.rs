@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::newcomers::Newcomers;
-use super::{ClientSeat, Network};
+use super::{ClientSeat, Need, Network};
 
 /// What all workers together may hold: sessions, and the sockets of sessions
 /// that are or were. Bounds what a flood of client addresses can take in
@@ -28,8 +28,8 @@ pub enum Full {
     /// All sessions are taken.
     #[error("all sessions are taken")]
     Sessions,
-    /// Sessions are free, but the sockets for them are with ended ones;
-    /// [`Table::reclaim`](super::Table::reclaim) can free one.
+    /// Sessions are free, but the sockets for them are with ended ones, whose ports
+    /// rest.
     #[error("all sockets are with sessions and ended ones")]
     Sockets,
 }
@@ -68,6 +68,12 @@ impl Budget {
         self.sessions.load(Ordering::Relaxed)
     }
 
+    /// Whether there may be another socket.
+    #[must_use]
+    pub fn has_sockets(&self) -> bool {
+        self.sockets() < self.max_sockets()
+    }
+
     /// How many sockets are with sessions, running and ended ones.
     #[must_use]
     pub fn sockets(&self) -> usize {
@@ -78,6 +84,28 @@ impl Budget {
     #[must_use]
     pub fn max_sockets(&self) -> usize {
         self.max_sockets.load(Ordering::Relaxed)
+    }
+
+    /// Which ports of ended sessions may be used again while so many sockets are
+    /// taken.
+    #[must_use]
+    pub fn need(&self) -> Need {
+        let resting = self.sockets().saturating_sub(self.taken());
+        if resting.saturating_mul(2) < self.max_sockets() {
+            Need::None
+        } else {
+            Need::Supply
+        }
+    }
+
+    /// Whether ended sessions hold so many sockets that they should be closed even
+    /// though no new session of their server takes them over: those of another one, or
+    /// of another worker, could need them.
+    #[must_use]
+    pub fn is_nearly_used_up(&self) -> bool {
+        let (sockets, max) = (self.sockets(), self.max_sockets());
+        let resting = sockets.saturating_sub(self.taken());
+        resting.saturating_mul(8) > max.saturating_mul(5) || sockets >= max - max / 16
     }
 
     /// Whether half of all sockets are with sessions that were never answered, by

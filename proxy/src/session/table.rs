@@ -1,23 +1,23 @@
 //! The table of one worker's sessions: finds, counts, limits and ends them.
 
+mod resting;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::time::Instant;
 
 use slab::Slab;
 
-use super::rest::{Rest, Resting};
+use super::rest::{Class, Rest};
 use super::rings::Rings;
 use super::unanswered::Unanswered;
 use super::wheel::Wheel;
 use super::{
-    Afterlife, Amount, EndReason, Key, LINGER, Network, Reply, Rules, SPARE, Seat, Session,
+    Afterlife, Amount, EndReason, Key, MAX_REST, Network, Reply, Rules, SPARE, Seat, Session,
     SessionId, State,
 };
 
-/// Sessions that a new one lets go at the most while it looks for one to take
-/// over from, since each costs the closing of a socket.
-const LET_GO: usize = 4;
+use resting::silent_class;
 
 /// Sessions that are let go at the most before datagrams have their turn again,
 /// since each costs the closing of a socket.
@@ -37,18 +37,19 @@ pub struct Table<T> {
     wheel: Wheel,
     unanswered: Unanswered,
     rest: Rest,
+    /// To be let go as soon as what waits for them has been read.
+    leaving: Vec<SessionId>,
     retired: usize,
-    max_retired: usize,
     reclaimed: u64,
+    renewed: u64,
     generation: u32,
     afterlife: fn(&T) -> Afterlife,
 }
 
 impl<T> Table<T> {
-    /// A table for listeners with these `rules`, which keeps at most
-    /// `max_retired` sessions beyond their end.
+    /// A table for listeners with these `rules`.
     #[must_use]
-    pub fn new(now: Instant, rules: Vec<Rules>, max_retired: usize) -> Self {
+    pub fn new(now: Instant, rules: Vec<Rules>) -> Self {
         Self {
             rules,
             sessions: Slab::new(),
@@ -57,9 +58,10 @@ impl<T> Table<T> {
             wheel: Wheel::new(now),
             unanswered: Unanswered::new(),
             rest: Rest::default(),
+            leaving: Vec::new(),
             retired: 0,
-            max_retired,
             reclaimed: 0,
+            renewed: 0,
             generation: 0,
             afterlife: |_| Afterlife::Rest,
         }
@@ -72,10 +74,8 @@ impl<T> Table<T> {
         Self { afterlife, ..self }
     }
 
-    /// Goes by other rules from now on, for as many listeners as before or more,
-    /// and keeps so many sessions beyond their end.
-    pub fn follow(&mut self, now: Instant, rules: Vec<Rules>, max_retired: usize) {
-        self.max_retired = max_retired;
+    /// Goes by other rules from now on, for as many listeners as before or more.
+    pub fn follow(&mut self, now: Instant, rules: Vec<Rules>) {
         let sooner = |(new, old): (&Rules, &Rules)| new.idle_timeout < old.idle_timeout;
         let ends_sooner = rules.iter().zip(&self.rules).any(sooner);
         self.rules = rules;
@@ -221,7 +221,8 @@ impl<T> Table<T> {
 
     /// Counts replies that came for session `id` and says whose they are. If it
     /// waited for no more, `ended` is told, and it ends. `None` if it had ended
-    /// before, unless it was moved or gave way just now: then nobody may have them.
+    /// before, unless it was moved or gave way just now: then nobody may have them, and
+    /// its rest begins anew.
     pub fn reply(
         &mut self,
         now: Instant,
@@ -230,7 +231,11 @@ impl<T> Table<T> {
         ended: impl FnOnce(&Session<T>, EndReason),
     ) -> Option<Reply> {
         let session = self.sessions.get_mut(id.slot as usize)?;
-        if session.generation != id.generation || !session.passes_replies(now) {
+        if session.generation != id.generation {
+            return None;
+        }
+        if !session.passes_replies(now) {
+            self.hear(now, id);
             return None;
         }
         let rules = self.rules[session.listener];
@@ -240,6 +245,7 @@ impl<T> Table<T> {
             self.unanswered.note_answer(session.server, took);
             session.seat.note_answer(session.key.client.0.ip());
         }
+        let was_answered = session.is_answered(rules.responses.max(1));
         session.replies += amount.datagrams;
         session.last_active = now;
         let bytes = session.reply_bytes + amount.bytes;
@@ -250,14 +256,22 @@ impl<T> Table<T> {
             session.reply_bytes = bytes;
         }
         let (key, listener) = (session.key, session.listener);
+        let is_answered = session.is_answered(rules.responses.max(1));
         let takes_more = session.is_active() && session.requests < rules.requests;
-        if rules.responses > 0 && session.is_answered(rules.responses) && !takes_more {
-            if session.is_active() {
-                ended(session, EndReason::Responses);
-                self.retire(now, id.slot, false);
-            } else {
+        let is_over = rules.responses > 0 && is_answered && !takes_more;
+        if !session.is_active() {
+            if is_over {
                 session.silence();
             }
+            let class = if is_answered && !was_answered {
+                silent_class((self.afterlife)(&session.link))
+            } else {
+                Class::Owing
+            };
+            self.rest_anew(now, id.slot, class);
+        } else if is_over {
+            ended(session, EndReason::Responses);
+            self.retire(now, id.slot, false);
         }
         Some(Reply {
             to: key.client,
@@ -331,18 +345,24 @@ impl<T> Table<T> {
     }
 
     /// Ends the sessions whose time is up, and tells `ended` of each; lets go
-    /// of what retired sessions owned. If that is of many, the others wait for the
-    /// next time, which [`next_deadline`](Self::next_deadline) says is due.
-    pub fn expire(&mut self, now: Instant, mut ended: impl FnMut(&Session<T>, EndReason)) {
-        let before = self.sessions.len();
-        while before - self.sessions.len() < LET_GO_AT_ONCE
+    /// of what has rested for long enough, if `is_silent` says so after it has read what
+    /// waits there. If that is of many, the others wait for the next time, which
+    /// [`next_deadline`](Self::next_deadline) says is due.
+    pub fn expire(
+        &mut self,
+        now: Instant,
+        mut ended: impl FnMut(&Session<T>, EndReason),
+        mut is_silent: impl FnMut(&mut Session<T>) -> bool,
+    ) {
+        let mut let_go = 0;
+        while let_go < LET_GO_AT_ONCE
             && let Some(slot) = self.wheel.pop(now)
         {
-            let Some(session) = self.sessions.get(slot as usize) else {
+            let Some(session) = self.sessions.get_mut(slot as usize) else {
                 continue;
             };
             let deadline = match session.state {
-                State::Retired { since, .. } => since + LINGER + SPARE,
+                State::Retired { since, .. } => since + MAX_REST + SPARE,
                 State::Live | State::Detached => {
                     session.last_active + self.rules[session.listener].idle_timeout
                 }
@@ -353,7 +373,13 @@ impl<T> Table<T> {
                 ended(session, EndReason::Idle);
                 self.retire(now, slot, false);
             } else {
-                self.remove(slot);
+                let_go += 1;
+                if is_silent(session) {
+                    self.remove(slot);
+                } else {
+                    self.renew(now, slot);
+                    self.wheel.arm(slot, now + MAX_REST + SPARE);
+                }
             }
         }
     }
@@ -362,56 +388,6 @@ impl<T> Table<T> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.wheel.next()
-    }
-
-    /// Takes the seat and what was kept with a session of this listener and
-    /// server that has ended, was answered and has rested for [`LINGER`], if there
-    /// is one, for a new session to use. One that owes its client an answer is let
-    /// go instead: that answer may come yet, however late.
-    pub fn take_rested(
-        &mut self,
-        now: Instant,
-        listener: usize,
-        server: usize,
-    ) -> Option<(Seat, T)> {
-        for _ in 0..LET_GO {
-            let resting = self.front(server)?;
-            let rested = now.saturating_duration_since(resting.since) >= LINGER;
-            if !rested || self.get(resting.id)?.listener != listener {
-                return None;
-            }
-            let session = self.remove(resting.id.slot)?;
-            if session.is_answered(1) {
-                return Some((session.seat, session.link));
-            }
-        }
-        None
-    }
-
-    /// As [`take_rested`](Self::take_rested), but of the session that has rested
-    /// for longest, if not for so long.
-    pub fn take_resting(&mut self, listener: usize, server: usize) -> Option<(Seat, T)> {
-        let id = self.front(server)?.id;
-        self.get(id)
-            .filter(|session| session.listener == listener && session.is_answered(1))?;
-        let session = self.remove(id.slot)?;
-        self.reclaimed += 1;
-        Some((session.seat, session.link))
-    }
-
-    fn front(&mut self, server: usize) -> Option<Resting> {
-        let sessions = &self.sessions;
-        self.rest.front(server, |id| find(sessions, id).is_some())
-    }
-
-    /// Lets go of the session that has been retired for longest, to free what
-    /// it owns for a new one. False if there is none.
-    pub fn reclaim(&mut self) -> bool {
-        let sessions = &self.sessions;
-        let oldest = self.rest.oldest(|id| find(sessions, id).is_some());
-        let gone = oldest.and_then(|resting| self.remove(resting.id.slot));
-        self.reclaimed += u64::from(gone.is_some());
-        gone.is_some()
     }
 
     /// Sessions that take or pass datagrams.
@@ -424,13 +400,6 @@ impl<T> Table<T> {
     #[must_use]
     pub fn retired(&self) -> usize {
         self.retired
-    }
-
-    /// Sessions that so far had to give up what they owned before [`LINGER`] was
-    /// over.
-    #[must_use]
-    pub fn reclaimed(&self) -> u64 {
-        self.reclaimed
     }
 
     /// Whether any session has had fewer replies than its datagrams should get:
@@ -464,22 +433,39 @@ impl<T> Table<T> {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
-        if !(self.afterlife)(&session.link).rests() {
-            self.remove(slot);
-            return;
-        }
-        session.state = State::Retired { since: now, passes };
-        session.seat.rest();
-        let id = SessionId {
-            slot,
-            generation: session.generation,
+        let each = self.rules[session.listener].responses.max(1);
+        let class = match (self.afterlife)(&session.link) {
+            Afterlife::Unheard => {
+                self.remove(slot);
+                return;
+            }
+            Afterlife::None => None,
+            kept @ (Afterlife::Rest | Afterlife::RestUnused | Afterlife::RestUnheard) => {
+                let is_answered = session.is_answered(each);
+                Some(if is_answered {
+                    silent_class(kept)
+                } else {
+                    Class::Owing
+                })
+            }
         };
-        let server = session.server;
+        session.state = State::Retired {
+            ended: now,
+            since: now,
+            passes,
+            class,
+        };
+        session.seat.rest();
         self.retired += 1;
-        self.rest.push(server, Resting { id, since: now });
-        self.wheel.arm(slot, now + LINGER + SPARE);
-        while self.retired > self.max_retired {
-            self.reclaim();
+        if let Some((lane, _)) = session.rest(now) {
+            self.rest.push(lane, slot);
+            self.wheel.arm(slot, now + MAX_REST + SPARE);
+        } else {
+            self.wheel.disarm(slot);
+            self.leaving.push(SessionId {
+                slot,
+                generation: session.generation,
+            });
         }
     }
 
@@ -504,10 +490,11 @@ impl<T> Table<T> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
         self.unanswered.remove(slot, session.bounded_client());
-        if !session.is_active() {
+        if let State::Retired { since, .. } = session.state {
             self.retired -= 1;
-            // Here, lest names of what is gone pile up.
-            self.front(session.server);
+            if let Some((lane, _)) = session.rest(since) {
+                self.rest.remove(lane, slot);
+            }
         }
         Some(session)
     }

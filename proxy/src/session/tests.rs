@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod resting;
 mod unanswered;
 
 const ONE: Amount = Amount {
@@ -28,11 +29,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(rules: Rules, max_sessions: usize, max_retired: usize) -> Self {
+    fn new(rules: Rules, max_sessions: usize, more_sockets: usize) -> Self {
         let now = Instant::now();
         Self {
-            table: Table::new(now, vec![rules], max_retired),
-            budget: Budget::new(max_sessions, max_sessions + max_retired),
+            table: Table::new(now, vec![rules]),
+            budget: Budget::new(max_sessions, max_sessions + more_sockets),
             now,
             ended: Vec::new(),
         }
@@ -41,9 +42,15 @@ impl Bench {
     fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         let ended = &mut self.ended;
-        self.table.expire(self.now, |session, reason| {
-            ended.push((session.key, reason))
-        });
+        self.table.expire(
+            self.now,
+            |session, reason| ended.push((session.key, reason)),
+            |_| true,
+        );
+    }
+
+    fn close_one(&mut self, need: Need) -> bool {
+        close_one(&mut self.table, self.now, need)
     }
 
     /// A datagram from a client: the session that took it, or none for want of
@@ -51,7 +58,7 @@ impl Bench {
     fn datagram(&mut self, key: Key) -> Option<SessionId> {
         self.table.request(self.now, &key, ONE).or_else(|| {
             let seat = match self.budget.take() {
-                Err(Full::Sockets) if self.table.reclaim() => self.budget.take().ok()?,
+                Err(Full::Sockets) if self.close_one(Need::Now) => self.budget.take().ok()?,
                 taken => taken.ok()?,
             };
             let opened = self.table.open(self.now, key, 0, 0, seat, "socket");
@@ -66,6 +73,23 @@ impl Bench {
             ended.push((session.key, reason))
         })
     }
+}
+
+/// Closes the ended session that may go best; false if there is none.
+fn close_one<T>(table: &mut Table<T>, now: Instant, need: Need) -> bool {
+    let id = table.closable(now, need, |_| true);
+    id.is_some_and(|id| table.take(now, id).is_some())
+}
+
+/// Has a new session take over what one with this listener and server has left.
+fn take_over<T>(
+    table: &mut Table<T>,
+    now: Instant,
+    pair: (usize, usize),
+    need: Need,
+) -> Option<(Seat, T)> {
+    let id = table.reusable(now, pair.0, pair.1, need)?;
+    table.take(now, id)
 }
 
 fn key(client: u16) -> Key {
@@ -126,7 +150,7 @@ fn an_ended_session_delivers_nothing_and_holds_its_socket_for_a_while() {
     assert_eq!(bench.table.get(id).unwrap().link, "socket");
     assert_eq!(bench.reply(id), None);
     assert_eq!(bench.budget.taken(), 0);
-    bench.pass(LINGER.as_secs() + SPARE.as_secs() + 1);
+    bench.pass((MAX_REST + SPARE).as_secs() + 1);
     assert!(bench.table.get(id).is_none());
     assert_eq!(bench.table.retired(), 0);
 }
@@ -140,7 +164,7 @@ fn many_sessions_give_back_their_sockets_a_few_at_a_time() {
     bench.pass(31);
     assert_eq!((bench.table.active(), bench.table.retired()), (0, 1000));
     // None is closed before its time.
-    bench.pass(LINGER.as_secs() + SPARE.as_secs() - 1);
+    bench.pass((MAX_REST + SPARE).as_secs() - 1);
     assert_eq!(bench.table.retired(), 1000);
     bench.pass(2);
     for left in (0..1000).rev().step_by(64).skip(1) {
@@ -162,7 +186,7 @@ fn a_session_that_was_moved_passes_replies_until_it_has_rested() {
     };
     let moved = end(&mut bench, EndReason::Moved);
     assert_ne!(bench.datagram(key(1)), Some(moved));
-    bench.pass(LINGER.as_secs() - 1);
+    bench.pass(MIN_REST.as_secs() - 1);
     assert_eq!(bench.reply(moved).unwrap().to, key(1).client);
     bench.pass(1);
     assert_eq!(bench.reply(moved), None);
@@ -187,32 +211,10 @@ fn a_session_that_was_moved_passes_replies_until_it_has_rested() {
     assert_eq!((bench.table.retired(), bench.ended), (1, vec![]));
 }
 
-#[test]
-fn held_sockets_are_bounded_and_given_back_oldest_first() {
-    let rules = Rules {
-        responses: 1,
-        ..RULES
-    };
-    let mut bench = Bench::new(rules, 10, 3);
-    let ids: Vec<_> = (0..5)
-        .map(|client| {
-            let id = bench.datagram(key(client)).unwrap();
-            bench.reply(id).unwrap();
-            id
-        })
-        .collect();
-    assert_eq!(bench.table.retired(), 3);
-    let held = |bench: &Bench| -> Vec<_> {
-        ids.iter()
-            .map(|id| bench.table.get(*id).is_some())
-            .collect()
-    };
-    assert_eq!(held(&bench), [false, false, true, true, true]);
-    assert!(bench.table.reclaim());
-    assert_eq!(held(&bench), [false, false, false, true, true]);
-    assert!(bench.table.reclaim() && bench.table.reclaim());
-    assert!(!bench.table.reclaim());
-}
+const ONE_RESPONSE: Rules = Rules {
+    responses: 1,
+    ..RULES
+};
 
 #[test]
 fn responses_count_for_each_datagram_of_the_client() {
@@ -288,108 +290,6 @@ fn a_stop_waits_for_as_many_replies_as_there_were_requests() {
 }
 
 #[test]
-fn sockets_of_ended_sessions_count_until_they_are_given_back() {
-    let rules = Rules {
-        responses: 1,
-        ..RULES
-    };
-    let budget = Budget::new(2, 3);
-    let mut table = Table::new(Instant::now(), vec![rules], 10);
-    let now = Instant::now();
-    for client in 0..3 {
-        let seat = budget.take().unwrap();
-        let id = table.open(now, key(client), 0, 0, seat, "socket");
-        table.request(now, &key(client), ONE).unwrap();
-        table.reply(now, id, ONE, |_, _| {}).unwrap();
-    }
-    assert_eq!(budget.taken(), 0);
-    assert_eq!(budget.take().err(), Some(Full::Sockets));
-    assert!(table.reclaim());
-    assert_eq!(table.reclaimed(), 1);
-    let _seat = budget.take().unwrap();
-}
-
-#[test]
-fn what_a_session_owned_is_taken_over_once_it_has_rested() {
-    let rules = Rules {
-        responses: 1,
-        ..RULES
-    };
-    let budget = Budget::new(2, 3);
-    let begun = Instant::now();
-    let mut table = Table::new(begun, vec![rules, rules], 10);
-    for (client, server) in [(1, 0), (2, 1)] {
-        let seat = budget.take().unwrap();
-        let id = table.open(begun, key(client), 0, server, seat, client);
-        table.request(begun, &key(client), ONE).unwrap();
-        table.reply(begun, id, ONE, |_, _| {}).unwrap();
-    }
-    let rested = begun + LINGER;
-    let early = rested - Duration::from_millis(1);
-    assert!(table.take_rested(early, 0, 1).is_none());
-    // Another listener's sockets have other options, another server's another
-    // address.
-    assert!(table.take_rested(rested, 1, 1).is_none());
-    assert!(table.take_rested(rested, 0, 2).is_none());
-    let (seat, link) = table.take_rested(rested, 0, 1).unwrap();
-    assert_eq!((link, table.retired(), table.reclaimed()), (2, 1, 0));
-    assert!(table.take_rested(rested, 0, 1).is_none());
-
-    // The seat counts as a session again, and its socket did all along.
-    assert_eq!(budget.taken(), 0);
-    let _seat = seat.renew().unwrap();
-    assert_eq!(budget.taken(), 1);
-    let _second = budget.take().unwrap();
-    assert_eq!(budget.take().err(), Some(Full::Sessions));
-
-    let (seat, link) = table.take_resting(0, 0).unwrap();
-    assert_eq!((link, table.retired(), table.reclaimed()), (1, 0, 1));
-    assert_eq!(seat.renew().err(), Some(Full::Sessions));
-}
-
-#[test]
-fn what_a_session_owned_is_not_taken_over_while_an_answer_may_come() {
-    let budget = Budget::new(10, 10);
-    let begun = Instant::now();
-    let mut table = Table::new(begun, vec![RULES], 10);
-    let mut now = begun;
-    for (client, answered) in [(1, false), (2, true), (3, false)] {
-        // They end in their order.
-        now += 2 * wheel::TICK;
-        let seat = budget.take().unwrap();
-        let id = table.open(now, key(client), 0, 0, seat, client);
-        table.request(now, &key(client), ONE).unwrap();
-        if answered {
-            table.reply(now, id, ONE, |_, _| {}).unwrap();
-        }
-    }
-    let ended = now + RULES.idle_timeout + 2 * wheel::TICK;
-    table.expire(ended, |_, _| {});
-    assert_eq!(table.retired(), 3);
-    assert!(table.take_resting(0, 0).is_none());
-    let rested = ended + LINGER;
-    let (_, link) = table.take_rested(rested, 0, 0).unwrap();
-    assert_eq!(link, 2);
-    assert!(table.take_rested(rested, 0, 0).is_none());
-    assert_eq!((table.retired(), table.reclaimed()), (0, 0));
-}
-
-#[test]
-fn what_rested_and_nobody_takes_is_let_go() {
-    let rules = Rules {
-        responses: 1,
-        ..RULES
-    };
-    let mut bench = Bench::new(rules, 10, 10);
-    let id = bench.datagram(key(1)).unwrap();
-    bench.reply(id).unwrap();
-    bench.pass(LINGER.as_secs() + SPARE.as_secs() - 1);
-    assert_eq!(bench.table.retired(), 1);
-    bench.pass(2);
-    assert_eq!(bench.table.retired(), 0);
-}
-
-#[test]
 fn an_aborted_session_leaves_nothing() {
     let mut bench = Bench::new(RULES, 1, 10);
     let id = bench.datagram(key(1)).unwrap();
@@ -414,8 +314,12 @@ enum Step {
     Datagram(u16),
     Reply(usize),
     Pass(u64),
-    Reclaim,
-    TakeRested,
+    Close(Need),
+    TakeOver(Need),
+}
+
+fn needs() -> impl Strategy<Value = Need> {
+    prop_oneof![Just(Need::None), Just(Need::Supply), Just(Need::Now)]
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -423,8 +327,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0u16..12).prop_map(Step::Datagram),
         4 => (0usize..64).prop_map(Step::Reply),
         2 => (0u64..50).prop_map(Step::Pass),
-        1 => Just(Step::Reclaim),
-        1 => Just(Step::TakeRested),
+        1 => needs().prop_map(Step::Close),
+        1 => needs().prop_map(Step::TakeOver),
     ];
     proptest::collection::vec(step, 0..200)
 }
@@ -439,10 +343,10 @@ proptest! {
         responses in 0u64..3,
         requests in 0u64..4,
         max_sessions in 1usize..6,
-        max_retired in 0usize..4,
+        more_sockets in 0usize..4,
     ) {
         let rules = Rules { responses, requests, ..RULES };
-        let mut bench = Bench::new(rules, max_sessions, max_retired);
+        let mut bench = Bench::new(rules, max_sessions, more_sockets);
         let mut opened: Vec<(SessionId, Key)> = Vec::new();
         for step in steps {
             match step {
@@ -462,15 +366,15 @@ proptest! {
                 }
                 Step::Reply(_) => {}
                 Step::Pass(seconds) => bench.pass(seconds),
-                Step::Reclaim => {
-                    bench.table.reclaim();
-                }
-                Step::TakeRested => {
-                    bench.table.take_rested(bench.now, 0, 0);
+                Step::Close(need) => _ = bench.close_one(need),
+                Step::TakeOver(need) => {
+                    take_over(&mut bench.table, bench.now, (0, 0), need);
                 }
             }
             prop_assert!(bench.table.active() <= max_sessions);
-            prop_assert!(bench.table.retired() <= max_retired);
+            let sockets = bench.table.active() + bench.table.retired();
+            prop_assert_eq!(sockets, bench.budget.sockets());
+            prop_assert!(sockets <= max_sessions + more_sockets);
             prop_assert_eq!(bench.table.active(), bench.budget.taken());
             for (_, session) in bench.table.iter_from(0) {
                 let idle = bench.now - session.last_active;
@@ -478,7 +382,7 @@ proptest! {
             }
         }
         bench.pass(60);
-        bench.pass(60);
+        bench.pass((MAX_REST + SPARE).as_secs() + 1);
         prop_assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
         prop_assert_eq!(bench.table.next_deadline(), None);
     }
@@ -492,7 +396,7 @@ fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
         ..RULES
     };
     let budget = Budget::new(10, 10);
-    let mut table = Table::new(now, vec![rules], 10).with_afterlife(|kept: &Afterlife| *kept);
+    let mut table = Table::new(now, vec![rules]).with_afterlife(|kept: &Afterlife| *kept);
     let ids = [Afterlife::None, Afterlife::Unheard, Afterlife::Rest].map(|kept| {
         let key = key(kept as u16);
         let id = table.open(now, key, 0, 0, budget.take().unwrap(), kept);
@@ -501,7 +405,10 @@ fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
     });
     assert!(table.awaits_replies());
     table.reply(now, ids[0], ONE, |_, _| {}).unwrap();
-    assert!(table.get(ids[0]).is_none());
+    // Once what waits there has been read.
+    assert_eq!(table.next_leaving(), Some(ids[0]));
+    assert!(table.take(now, ids[0]).is_some());
+    assert_eq!((table.next_leaving(), table.reclaimed()), (None, 0));
     table.reply(now, ids[2], ONE, |_, _| {}).unwrap();
     assert!(table.get(ids[2]).is_some());
     // Of the one that is left, nobody will hear.
@@ -509,9 +416,10 @@ fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
     assert!(!table.awaits_replies());
     let mut ended = Vec::new();
     let later = now + rules.idle_timeout;
-    table.expire(later, |session, reason| ended.push((session.link, reason)));
+    let mut end = |session: &Session<_>, reason| ended.push((session.link, reason));
+    table.expire(later, &mut end, |_| true);
     assert_eq!(ended, [(Afterlife::Unheard, EndReason::Idle)]);
-    assert_eq!((table.active(), budget.sockets()), (0, 0));
+    assert_eq!((table.active(), budget.sockets()), (0, 1));
     assert_eq!(
         table.request(later, &key(Afterlife::Unheard as u16), ONE),
         None

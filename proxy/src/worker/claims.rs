@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::address::{ListenerAddr, ServerAddr};
-use crate::session::{Key, LINGER};
+use crate::session::{Key, MIN_REST};
 
-/// Ports that rest at the most, so that clients that come and go take no memory
-/// without end. Beyond it those that have rested for longest may be used again.
-const MAX_RESTING: usize = 65_536;
+/// Ports that are held or rest at most, so that clients that come and go take no memory
+/// without end. Beyond it new ones are refused.
+const MAX_HELD: usize = 262_144;
 
 /// Client and server.
 type Pair = (SocketAddr, SocketAddr);
@@ -49,7 +49,7 @@ pub(super) struct Claim {
 
 impl Claims {
     /// Takes the right; `None` if another session has it, or had it within
-    /// [`LINGER`] at another local address.
+    /// [`MIN_REST`] at another local address.
     pub(super) fn claim(
         self: &Arc<Self>,
         now: Instant,
@@ -63,7 +63,8 @@ impl Claims {
             .holders
             .get(&pair)
             .is_none_or(|holder| holder.since.is_some() && holder.local == key.local);
-        if !is_free {
+        let is_known = state.holders.contains_key(&pair);
+        if !is_free || !is_known && state.holders.len() >= MAX_HELD {
             return None;
         }
         let holder = Holder {
@@ -77,6 +78,14 @@ impl Claims {
         })
     }
 
+    /// Whether a session writes to `server` from this address and port, as a client's
+    /// own, or did within [`MIN_REST`].
+    pub(super) fn is_taken(&self, now: Instant, source: SocketAddr, server: ServerAddr) -> bool {
+        let mut state = self.lock();
+        state.forget_rested(now);
+        state.holders.contains_key(&(source, server.0))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +94,7 @@ impl Claims {
 impl State {
     fn forget_rested(&mut self, now: Instant) {
         while let Some((pair, since)) = self.resting.front().copied()
-            && (self.resting.len() > MAX_RESTING || now.saturating_duration_since(since) >= LINGER)
+            && now.saturating_duration_since(since) >= MIN_REST
         {
             self.resting.pop_front();
             // It may have been taken again, and given back later.
@@ -150,27 +159,28 @@ mod tests {
         assert!(claim(now, 54).is_none());
         // Its own may go on, and rests anew.
         drop(claim(now, 53).unwrap());
-        assert!(claim(now + LINGER / 2, 54).is_none());
-        assert!(claim(Instant::now() + LINGER, 54).is_some());
+        assert!(claim(now + MIN_REST / 2, 54).is_none());
+        assert!(claim(Instant::now() + MIN_REST, 54).is_some());
     }
 
     #[test]
-    fn what_rests_is_bounded_and_forgotten() {
-        let mut state = State::default();
+    fn new_ports_are_refused_when_as_many_rest_as_there_may() {
+        let claims = Arc::new(Claims::default());
+        let claim = |now, ip: u32| {
+            let client = ClientAddr((ip.to_be_bytes(), 1).into());
+            let local = key(1, 53).local;
+            claims.claim(now, &Key { client, local }, server(1))
+        };
         let now = Instant::now();
-        for n in 0..MAX_RESTING + 10 {
-            let n = u32::try_from(n).unwrap();
-            let pair = (SocketAddr::from((n.to_be_bytes(), 1)), server(1).0);
-            let holder = Holder {
-                local: key(1, 53).local,
-                since: None,
-            };
-            state.holders.insert(pair, holder);
-            state.give_back(now, pair);
-        }
-        assert_eq!(state.resting.len(), MAX_RESTING);
-        assert_eq!(state.holders.len(), MAX_RESTING);
-        state.forget_rested(now + LINGER);
-        assert!(state.holders.is_empty() && state.resting.is_empty());
+        let most = u32::try_from(MAX_HELD).unwrap();
+        assert!((0..most).all(|ip| claim(now, ip).is_some()));
+        assert!(claim(now, most).is_none());
+        // One that rests may be its own client's again.
+        assert!(claim(now, 0).is_some());
+        assert!(claims.is_taken(now, ([0, 0, 0, 0], 1).into(), server(1)));
+        let rested = Instant::now() + MIN_REST;
+        assert!(!claims.is_taken(rested, ([0, 0, 0, 0], 1).into(), server(1)));
+        assert!(claims.lock().holders.is_empty());
+        assert!(claim(rested, most).is_some());
     }
 }

@@ -97,14 +97,13 @@ impl Worker {
             listeners,
             steering,
             pace,
-            max_retired,
             counters,
             log,
         } = setup;
         let old = std::mem::replace(&mut self.listeners, listeners);
         (self.pace, self.counters, self.log) = (pace, counters, log);
         let rules = self.listeners.iter().map(|listener| listener.rules);
-        self.table.follow(now, rules.collect(), max_retired);
+        self.table.follow(now, rules.collect());
         self.servers = ServerAddresses::of(&self.listeners);
 
         let mut differences = Differences::between(&old, &self.listeners);
@@ -166,6 +165,9 @@ impl Worker {
         if changed.is_empty() && outdated.is_empty() && barred.is_empty() && passed.is_empty() {
             return;
         }
+        for (listener, server) in outdated {
+            self.table.set_aside(*listener, *server);
+        }
         let mut ends = Vec::new();
         for (id, session) in self.table.iter_mut() {
             let pair = (session.listener, session.server);
@@ -207,16 +209,15 @@ impl Worker {
             // What came in time is still taken, and what has come since is counted.
             self.take_waiting(*key, now);
         }
-        self.replies.send(&self.entrances, &self.counters);
-        let mut ends = Vec::new();
-        for (id, session) in self.table.iter_mut() {
-            if closing.contains(&session.link.via) {
-                // Of one that was moved, replies could still come.
-                session.silence();
-                ends.push(id);
-            }
-        }
+        let ends = self.table.iter_mut();
+        let ends = ends.filter(|(_, session)| closing.contains(&session.link.via));
+        let ends: Vec<_> = ends.map(|(id, _)| id).collect();
+        self.take_last_replies(&ends, now);
         for id in ends {
+            // Of one that was moved, replies could still come.
+            if let Some(session) = self.table.get_mut(id) {
+                session.silence();
+            }
             self.end(now, id, EndReason::Stopped);
         }
         for key in closing {

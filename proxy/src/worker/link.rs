@@ -1,20 +1,23 @@
 //! What a session has on its server's side: a socket of its own, connected, so
-//! that a reply can only come from the server that was asked. It is new, or that of a session that
-//! ended long enough ago.
+//! that a reply can only come from the server that was asked. It is new, or that of a
+//! session that ended and whose port has rested.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::at_once::AtOnce;
 use super::claims::{Claim, Claims};
-use crate::address::ServerAddr;
+use crate::address::{ClientAddr, ServerAddr};
 use crate::counters::DropReason;
 use crate::mode::{Mode, Prefix};
 use crate::net::{Cause, Options, Socket};
-use crate::session::{Afterlife, Budget, Full, Key, Seat, Table};
+use crate::session::{Afterlife, Key};
 use crate::upstream::{Server, ServerName};
+
+/// Ports of the kernel's choice that are tried of a client's address, since each could
+/// be one that the client itself had a moment ago.
+const CHOICES: usize = 4;
 
 /// What a worker keeps with a session.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl Link {
     pub(super) fn afterlife(&self) -> Afterlife {
         match &self.exit {
             Exit::Own(own) if own.claim.is_some() => Afterlife::None,
+            Exit::Own(_) if self.is_outdated || self.mode.spoofs() => Afterlife::RestUnused,
             Exit::Own(_) => Afterlife::Rest,
             // On a port of this host's, which another session could get.
             Exit::Unheard { is_connected, .. } if *is_connected => Afterlife::RestUnheard,
@@ -56,7 +60,46 @@ pub(super) enum Exit {
     /// A socket of the session's own, connected to its server.
     Own(ServerSocket),
     /// A socket of the session's own by which no replies come.
-    Unheard { socket: Socket, is_connected: bool },
+    Unheard {
+        socket: Socket,
+        is_connected: bool,
+        ports: Ports,
+    },
+}
+
+/// The local ports that the kernel chooses a socket's port from: each address has its
+/// own, and where the kernel chooses the address as well, each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ports {
+    address: Option<IpAddr>,
+    v6: bool,
+}
+
+impl Ports {
+    /// Those of the address `source` of this host, or of all, towards `server`.
+    pub(super) fn of_host(source: Option<IpAddr>, server: ServerAddr) -> Self {
+        Self {
+            address: source,
+            v6: server.0.is_ipv6(),
+        }
+    }
+
+    /// Those that sockets to `server` have, by its sources.
+    pub(super) fn of_server(server: &Server) -> impl Iterator<Item = Self> {
+        let sources = server.sources.iter().copied().map(Some);
+        let any = server.sources.is_empty().then_some(None);
+        sources
+            .chain(any)
+            .map(|source| Self::of_host(source, server.address))
+    }
+
+    /// Those of a client's address.
+    pub(super) fn of_client(client: ClientAddr) -> Self {
+        Self {
+            address: Some(client.0.ip()),
+            v6: client.0.is_ipv6(),
+        }
+    }
 }
 
 /// A socket that servers are written to, and reply to.
@@ -71,16 +114,18 @@ pub(super) struct ServerSocket {
     pub(super) is_clients: bool,
     /// The client's own port is the socket's.
     pub(super) claim: Option<Claim>,
+    pub(super) ports: Ports,
 }
 
 impl ServerSocket {
-    pub(super) fn new(socket: Socket) -> Self {
+    pub(super) fn new(socket: Socket, ports: Ports) -> Self {
         Self {
             socket,
             overflows: 0,
             at_once: AtOnce::default(),
             is_clients: false,
             claim: None,
+            ports,
         }
     }
 }
@@ -94,7 +139,7 @@ impl Exit {
         if is_clients || !is_connected {
             return None;
         }
-        socket.source().ok()
+        socket.local().ok().map(|local| local.ip())
     }
 
     /// The socket, and whether it is connected to the server.
@@ -104,169 +149,78 @@ impl Exit {
             Self::Unheard {
                 socket,
                 is_connected,
+                ..
             } => (socket, *is_connected),
         }
     }
-}
 
-/// Sessions that a new one makes give up their sockets before they have rested,
-/// at the most.
-const RECLAIMS: usize = 16;
-
-/// A seat for a session, and perhaps what one with the same listener and server
-/// has left that ended and rested. For want of another socket, one gives up its
-/// own before it has rested. One in the name
-/// of its client `takes_over` from nobody.
-pub(super) fn seat(
-    table: &mut Table<Link>,
-    budget: &Arc<Budget>,
-    now: Instant,
-    (listener, server): (usize, usize),
-    takes_over: bool,
-) -> Result<(Seat, Option<Link>), DropReason> {
-    let mut kept = None;
-    if takes_over {
-        kept = table.take_rested(now, listener, server).filter(is_current);
-    }
-    if kept.is_none() {
-        match budget.take() {
-            Ok(seat) => return Ok((seat, None)),
-            Err(Full::Sessions) => return Err(DropReason::MaxSessions),
-            Err(Full::Sockets) if takes_over => {
-                kept = table.take_resting(listener, server).filter(is_current);
-            }
-            Err(Full::Sockets) => {}
+    /// What its port is one of.
+    pub(super) fn ports(&self) -> Ports {
+        match self {
+            Self::Own(own) => own.ports,
+            Self::Unheard { ports, .. } => *ports,
         }
     }
-    if let Some((seat, link)) = kept {
-        let seat = seat.renew().map_err(why_full)?;
-        return Ok((seat, Some(link)));
-    }
-    let seat = with_reclaims(table, || budget.take().map_err(why_full))?;
-    Ok((seat, None))
 }
 
-/// Whether what a session has left is what would be made for it now. The seat goes
-/// with the socket: another kind of one takes another kind of seat.
-pub(super) fn is_current((_, link): &(Seat, Link)) -> bool {
-    !link.is_outdated
-}
-
-/// Opens a session's own socket. When descriptors, ports or memory have run out,
-/// sessions that have ended give back theirs, the oldest first.
-pub(super) fn connect(
-    server: &Server,
-    turn: &mut usize,
-    options: Options,
-    table: &mut Table<Link>,
-) -> Result<ServerSocket, DropReason> {
-    let socket = with_reclaims(table, || {
-        let address = server.address.0;
-        from_sources(server, turn, |from| Socket::connect(address, from, options))
-    })?;
-    Ok(ServerSocket::new(socket))
-}
-
-/// Opens the socket of a session whose server sees `client` as the source, or is
-/// not to answer the proxy: one that sends, and takes replies if they come back.
-pub(super) fn speak_for(
+/// Opens the socket of a session whose server sees `client` as the source: one that
+/// sends, and takes replies if they come back.
+pub(super) fn in_name_of(
     (now, key): (Instant, &Key),
     server: &Server,
     claims: &Arc<Claims>,
-    turn: &mut usize,
     options: Options,
-    table: &mut Table<Link>,
 ) -> Result<Exit, DropReason> {
-    let Some(from) = server.mode.source(key.client) else {
-        let own = connect(server, turn, options, table)?;
-        own.socket.ignore_replies();
-        return Ok(Exit::Unheard {
-            socket: own.socket,
-            is_connected: true,
-        });
-    };
-    let to = server.address;
+    let (client, to) = (key.client, server.address);
+    let source = server.mode.source(client).unwrap_or(client.0);
+    let ports = Ports::of_client(client);
     let takes_replies = server.mode.takes_replies();
-    let claim = if takes_replies && from.port() != 0 {
-        let claim = claims.claim(now, key, to);
-        Some(claim.ok_or(DropReason::NoClientPort)?)
-    } else {
-        None
-    };
-    let socket = with_reclaims(table, || {
-        Socket::in_name_of(from, to.0, takes_replies, options)
+    let open = || {
+        Socket::in_name_of(source, to.0, takes_replies, options)
             .map_err(|error| why_not_in_its_name(Cause::of(&error)))
-    })?;
+    };
     if !takes_replies {
+        let socket = open()?;
         socket.ignore_replies();
         return Ok(Exit::Unheard {
             socket,
             is_connected: false,
+            ports,
         });
     }
-    Ok(Exit::Own(ServerSocket {
-        is_clients: true,
-        claim,
-        ..ServerSocket::new(socket)
-    }))
-}
-
-/// Tries anew as long as a session that has ended could give what is lacking,
-/// but not for ever.
-pub(super) fn with_reclaims<T>(
-    table: &mut Table<Link>,
-    mut attempt: impl FnMut() -> Result<T, DropReason>,
-) -> Result<T, DropReason> {
-    let mut reclaims = 0;
-    loop {
-        match attempt() {
-            Err(reason) if is_shortage(reason) && reclaims < RECLAIMS && table.reclaim() => {
-                reclaims += 1;
-            }
-            result => return result,
+    if source.port() != 0 {
+        let claim = claims.claim(now, key, to);
+        let claim = Some(claim.ok_or(DropReason::NoClientPort)?);
+        let own = ServerSocket::new(open()?, ports);
+        return Ok(Exit::Own(ServerSocket {
+            is_clients: true,
+            claim,
+            ..own
+        }));
+    }
+    for _ in 0..CHOICES {
+        let socket = open()?;
+        let is_taken = |source| claims.is_taken(now, source, to);
+        if !socket.local().is_ok_and(is_taken) {
+            return Ok(Exit::Own(ServerSocket {
+                is_clients: true,
+                ..ServerSocket::new(socket, ports)
+            }));
         }
     }
+    Err(DropReason::NoClientPort)
 }
 
-/// Opens a socket from the server's source addresses in turn.
-fn from_sources(
-    server: &Server,
-    turn: &mut usize,
-    open: impl Fn(Option<IpAddr>) -> io::Result<Socket>,
-) -> Result<Socket, DropReason> {
-    *turn = turn.wrapping_add(1);
-    let choices = server.sources.len().max(1);
-    let mut reason = DropReason::Unreachable;
-    for choice in 0..choices {
-        let number = turn.wrapping_add(choice) % choices;
-        match open(server.sources.get(number).copied()) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => reason = why_unopened(Cause::of(&error)),
-        }
-        // Another source has ports of its own, and perhaps a route.
-        if [DropReason::NoDescriptors, DropReason::NoMemory].contains(&reason) {
-            break;
-        }
-    }
-    Err(reason)
-}
-
-/// Whether a session that has ended could give what is lacking.
-pub(super) fn is_shortage(reason: DropReason) -> bool {
-    use DropReason::{MaxSockets, NoDescriptors, NoMemory, NoPorts};
-    [MaxSockets, NoDescriptors, NoMemory, NoPorts].contains(&reason)
-}
-
-pub(super) fn why_full(full: Full) -> DropReason {
-    match full {
-        Full::Sessions => DropReason::MaxSessions,
-        Full::Sockets => DropReason::MaxSockets,
-    }
+/// Whether a session that has ended could give what is lacking towards `server`. A
+/// client's own port is no other session's to give.
+pub(super) fn is_shortage(reason: DropReason, server: &Server) -> bool {
+    use DropReason::{NoClientPort, NoDescriptors, NoMemory, NoPorts};
+    [NoDescriptors, NoMemory, NoPorts].contains(&reason)
+        || reason == NoClientPort && !server.mode.spoofs_ports()
 }
 
 fn why_not_in_its_name(cause: Cause) -> DropReason {
     match cause {
-        // Others' sessions could give up no port of this client's.
         Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
         Cause::NotPermitted => DropReason::NoPrivilege,
         Cause::NoDescriptors
@@ -277,7 +231,7 @@ fn why_not_in_its_name(cause: Cause) -> DropReason {
     }
 }
 
-fn why_unopened(cause: Cause) -> DropReason {
+pub(super) fn why_unopened(cause: Cause) -> DropReason {
     match cause {
         Cause::NoDescriptors => DropReason::NoDescriptors,
         // Binding to a port of the kernel's choice would block, it says.

@@ -2,13 +2,13 @@
 //! one that its server is written to from, gets another socket at its client's next
 //! datagram, and keeps its server.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::link::{Link, why_full, with_reclaims};
-use super::open::Exhausted;
+use super::link::Link;
+use super::supply::Exhausted;
 use crate::counters::DropReason;
 use crate::net;
 use crate::session::{EndReason, Key, SessionId};
@@ -32,7 +32,7 @@ impl Worker {
             servers.map(move |server| ((number, server.number), &server.sources))
         });
         let sources: HashMap<_, _> = servers.collect();
-        let mut routes = Routes::default();
+        let (mut routes, mut outdated) = (Routes::default(), BTreeSet::new());
         for (_, session) in self.table.iter_mut() {
             let Some(source) = session.link.exit.own_source() else {
                 continue;
@@ -46,7 +46,11 @@ impl Worker {
             if !is_right {
                 session.needs_socket = session.is_active();
                 session.link.is_outdated = true;
+                outdated.insert((session.listener, session.server));
             }
+        }
+        for (listener, server) in outdated {
+            self.table.set_aside(listener, server);
         }
     }
 
@@ -67,7 +71,7 @@ impl Worker {
         let server = servers.iter().find(|server| server.number == number);
         let server = server.cloned()?;
         let exit = self
-            .is_short_of_sockets(now)
+            .is_short(&key, &server, now)
             .and_then(|()| self.exit(&key, listener, &server, now));
         let exit = match exit {
             Ok(exit) => exit,
@@ -84,8 +88,7 @@ impl Worker {
         let Some(client) = client.map_or(Some(None), |seat| seat.map(Some)) else {
             return Some(Err(DropReason::ClientSessions));
         };
-        let budget = &self.budget;
-        let seat = with_reclaims(&mut self.table, || budget.take().map_err(why_full));
+        let seat = self.seat(now);
         let link = self.link(exit, entrance, &key, &server);
         Some(seat.and_then(|seat| {
             let numbers = (listener, number);

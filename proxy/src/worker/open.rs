@@ -5,21 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::link::{Exit, Link, ServerSocket, connect, is_shortage, seat, speak_for};
+use super::link::{Exit, Link};
 use super::source::Source;
 use super::{ListenerSettings, Worker};
 use crate::counters::DropReason;
-use crate::net::{self, Options, Received};
+use crate::net::{self, Received};
 use crate::session::{Amount, ClientSeat, EndReason, Key, Network, Seat, SessionId};
 use crate::upstream::Server;
-
-/// How long new clients are refused at once after there was no socket for one.
-/// To find out that all ports are taken costs the kernel a millisecond, which
-/// the clients that have a session would wait for.
-const SHORTAGE: Duration = Duration::from_millis(20);
-
-/// How long no other port is looked for of a client that has used up its own.
-const EXHAUSTED: Duration = Duration::from_millis(500);
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -71,27 +63,6 @@ impl ServerAddresses {
     }
 }
 
-/// Addresses with which something is not to be tried again, and until when: that of
-/// clients of which all ports are taken, where to find out that there is none costs the
-/// kernel milliseconds. As many as can have used up their ports at a time.
-#[derive(Default)]
-pub(super) struct Exhausted {
-    addresses: [Option<(IpAddr, Instant)>; 16],
-    next: usize,
-}
-
-impl Exhausted {
-    pub(super) fn contains(&self, address: IpAddr, now: Instant) -> bool {
-        let is_it = |(ip, until): &(IpAddr, Instant)| *ip == address && now < *until;
-        self.addresses.iter().flatten().any(is_it)
-    }
-
-    pub(super) fn note(&mut self, address: IpAddr, until: Instant) {
-        self.addresses[self.next] = Some((address, until));
-        self.next = (self.next + 1) % self.addresses.len();
-    }
-}
-
 impl Worker {
     /// Begins a session for a client that has none, unless there is a reason
     /// not to.
@@ -101,6 +72,7 @@ impl Worker {
         key: Key,
         now: Instant,
     ) -> Result<SessionId, DropReason> {
+        self.close_leaving(now);
         let old = self.table.find(&key);
         if let Some(renewed) = old.and_then(|old| self.renew(old, entrance, key, now)) {
             return renewed;
@@ -131,21 +103,8 @@ impl Worker {
             self.make_room_for_all(now);
         }
         let numbers = (number, server.number);
-        self.is_short_of_sockets(now)?;
-        let (seat, kept) = seat(
-            &mut self.table,
-            &self.budget,
-            now,
-            numbers,
-            !server.mode.spoofs() && server.mode.takes_replies(),
-        )?;
+        let (seat, exit, is_kept) = self.supply(&key, number, &server, now)?;
         let seat = seat.of_client(client_seat);
-        let kept = kept.filter(|link| self.read_out(&link.exit, numbers));
-        let is_kept = kept.is_some();
-        let exit = match kept.map(|link| link.exit) {
-            Some(own) => own,
-            None => self.exit(&key, number, &server, now)?,
-        };
         let link = self.link(exit, entrance, &key, &server);
         self.begin(now, key, numbers, seat, link, is_kept)
     }
@@ -270,52 +229,6 @@ impl Worker {
         }
     }
 
-    /// Whether there was no socket for another session a moment ago.
-    pub(super) fn is_short_of_sockets(&self, now: Instant) -> Result<(), DropReason> {
-        match self.shortage {
-            Some((reason, until)) if now < until => Err(reason),
-            _ => Ok(()),
-        }
-    }
-
-    /// Notes that there was no socket for anybody. What only one server or client
-    /// lacks must not keep others waiting.
-    fn note_shortage(&mut self, reason: DropReason, now: Instant) {
-        if is_shortage(reason) {
-            self.shortage = Some((reason, now + SHORTAGE));
-        }
-    }
-
-    /// Reads past what waits for a session that has ended, lest it reach the one
-    /// that takes over from it. False if there is no end of it.
-    fn read_out(&mut self, exit: &Exit, (listener, server): (usize, usize)) -> bool {
-        match exit {
-            Exit::Own(own) => {
-                if self.replies.is_full() {
-                    self.replies.send(&self.entrances, &self.counters);
-                }
-                let server = &self.counters.servers[server];
-                let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
-                self.replies.drain(&own.socket, server, late)
-            }
-            Exit::Unheard { .. } => false,
-        }
-    }
-
-    /// What the datagrams of a session to `server` leave by.
-    pub(super) fn exit(
-        &mut self,
-        key: &Key,
-        listener: usize,
-        server: &Server,
-        now: Instant,
-    ) -> Result<Exit, DropReason> {
-        if server.mode.spoofs() || !server.mode.takes_replies() {
-            return self.speak_for(key, listener, server, now);
-        }
-        Ok(Exit::Own(self.connect(listener, server, now)?))
-    }
-
     pub(super) fn link(&self, exit: Exit, entrance: usize, key: &Key, server: &Server) -> Link {
         Link {
             exit,
@@ -329,52 +242,6 @@ impl Worker {
         }
     }
 
-    /// A socket of its own for a session to `server`.
-    fn connect(
-        &mut self,
-        listener: usize,
-        server: &Server,
-        now: Instant,
-    ) -> Result<ServerSocket, DropReason> {
-        let options = self.options(listener);
-        connect(server, &mut self.next_source, options, &mut self.table)
-            .inspect_err(|reason| self.note_shortage(*reason, now))
-    }
-
-    /// A socket for a session to `server`, which sees the client as the source or
-    /// does not answer the proxy.
-    fn speak_for(
-        &mut self,
-        key: &Key,
-        listener: usize,
-        server: &Server,
-        now: Instant,
-    ) -> Result<Exit, DropReason> {
-        let options = self.options(listener);
-        let ip = key.client.0.ip();
-        let any_port = server
-            .mode
-            .source(key.client)
-            .is_some_and(|source| source.port() == 0);
-        if any_port && self.exhausted.contains(ip, now) {
-            return Err(DropReason::NoClientPort);
-        }
-        speak_for(
-            (now, key),
-            server,
-            &self.claims,
-            &mut self.next_source,
-            options,
-            &mut self.table,
-        )
-        .inspect_err(|reason| {
-            self.note_shortage(*reason, now);
-            if any_port && *reason == DropReason::NoClientPort {
-                self.exhausted.note(ip, now + EXHAUSTED);
-            }
-        })
-    }
-
     /// Whether a server can be written to from this address: it must be able to
     /// answer it, and that answer must find its way out of this host.
     fn can_speak_for(&mut self, client: IpAddr, now: Instant) -> bool {
@@ -386,10 +253,6 @@ impl Worker {
             && !client.is_multicast()
             && !self.servers.ips.contains(&client)
             && !self.own.contains(client, now)
-    }
-
-    fn options(&self, listener: usize) -> Options {
-        self.listeners[listener].exit_options()
     }
 
     /// Whether replies to this client would come back to the proxy or to one of

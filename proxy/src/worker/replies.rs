@@ -7,17 +7,19 @@ use std::ops::Range;
 use slab::Slab;
 
 use super::Entrance;
-use super::link::ServerSocket;
+use super::link::{Exit, Link, ServerSocket};
 use super::onward::note_report;
 use super::tally::newly_lost;
-use crate::counters::{Counter, DropReason, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault, Socket};
+use crate::counters::{DropReason, ServerCounters, WorkerCounters};
+use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault};
+use crate::session::Session;
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.
 const ERRORS_AT_ONCE: usize = 4;
 
-/// Late replies to read past before a socket is given up.
+/// Late replies and errors to read at most from a socket before it is closed or taken
+/// over.
 const LATE: usize = 64;
 
 /// A reply that may go to its client.
@@ -85,25 +87,33 @@ impl Replies {
         self.filled..self.filled
     }
 
-    /// Reads past what waits in the `socket` of a session that has ended: `late`
-    /// replies, and errors. False if there is no end of them. The batch must not
-    /// be full.
-    pub(super) fn drain(
+    /// Reads past what waits in the socket of a session that has ended, which are late
+    /// replies, and errors. True if there is no reply. The batch must not be full.
+    pub(super) fn are_none_late(
         &mut self,
-        socket: &Socket,
-        server: &ServerCounters,
-        late: &Counter,
+        session: &Session<Link>,
+        counters: &WorkerCounters,
     ) -> bool {
+        let Exit::Own(own) = &session.link.exit else {
+            return true;
+        };
+        let server = &counters.servers[session.server];
+        let late = counters.listeners[session.listener].dropped(DropReason::ReplyLate);
+        let mut are_none = true;
         for _ in 0..LATE {
-            match socket.receive(&mut self.batch, self.filled, self.filled + 1) {
+            match own
+                .socket
+                .receive(&mut self.batch, self.filled, self.filled + 1)
+            {
                 Ok(_) => {
                     let reply = self.batch.received(self.filled);
                     let (datagrams, len) = reply.map_or((0, 0), |r| (r.datagrams(), r.len));
                     server.replies.add(datagrams as u64);
                     server.reply_bytes.add(len as u64);
                     late.add(datagrams as u64);
+                    are_none = false;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return are_none,
                 Err(report) => note_report(server, &report),
             }
         }

@@ -102,8 +102,6 @@ pub struct Setup {
     pub steering: Arc<Steering>,
     /// How it spends its time between datagrams.
     pub pace: Pace,
-    /// The most ended sessions whose ports it keeps.
-    pub max_retired: usize,
     /// Where it counts.
     pub counters: Arc<WorkerCounters>,
     /// Where it tells of each session that has ended.

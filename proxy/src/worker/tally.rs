@@ -11,6 +11,10 @@ use crate::net::Received;
 use crate::session::{Amount, EndReason, Session, SessionId, Summary};
 use crate::upstream::ServerName;
 
+/// How often replies are taken from one session's socket before it is closed: enough for
+/// all that its buffer holds of small ones. More come meanwhile.
+const LAST_TAKES: usize = 1024;
+
 /// Datagrams that a socket has lost since it was last asked. The kernel's count
 /// is of all that it ever lost, and goes round.
 pub(super) fn newly_lost(known: &mut u32, latest: &Received) -> u64 {
@@ -95,8 +99,21 @@ impl Worker {
             .end(now, id, reason, |session| ends.note(session, reason));
     }
 
-    /// Tells of the sessions that are there at the end.
-    pub(super) fn end_all(&self) {
+    /// Takes the replies that wait for these sessions, which are about to end: what came
+    /// in time still passes.
+    pub(super) fn take_last_replies(&mut self, ids: &[SessionId], now: Instant) {
+        for id in ids {
+            let mut takes = 0..LAST_TAKES;
+            while takes.next().is_some() && self.take_from_server(*id, now) > 0 {}
+        }
+        self.replies.send(&self.entrances, &self.counters);
+    }
+
+    /// Takes what waits in all sockets at the end, late replies too, and tells of the
+    /// sessions that are there.
+    pub(super) fn end_all(&mut self, now: Instant) {
+        let ids: Vec<_> = self.table.iter_mut().map(|(id, _)| id).collect();
+        self.take_last_replies(&ids, now);
         let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
         for (_, session) in self.table.iter_from(0) {
             ends.note(session, EndReason::Stopped);

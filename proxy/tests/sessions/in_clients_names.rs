@@ -252,3 +252,31 @@ fn one_client_port_serves_one_session_to_a_server() {
         assert_eq!(client.ask(b"again"), client.address);
     }
 }
+
+#[test]
+fn replies_that_wait_when_a_session_ends_are_counted() {
+    let name = "replies_that_wait_when_a_session_ends_are_counted";
+    let Some(lab) = Lab::enter(name, Side::Private) else {
+        return;
+    };
+    lab.set_up(Scheme::Transparent);
+    let proxy = lab.proxy(&format!("responses = 1\n{OWN_PORT}"));
+    for family in Family::BOTH {
+        let server = lab.at("server", || bind(family.server()));
+        let client = Client::new(&lab, family, 1, 0);
+        client.send(b"question");
+        let (_, session) = receive(&server);
+        // Its socket is closed with the first, and the client may begin anew.
+        proxy.process.pause();
+        for _ in 0..4 {
+            server.send_to(b"answer", session).unwrap();
+        }
+        proxy.process.signal("CONT");
+        assert_eq!(receive(&client.socket).0, b"answer");
+        eventually("the others to be counted", || {
+            proxy.dropped(family, "reply_late") == 3
+        });
+        client.send(b"question");
+        assert_eq!(receive(&server).1, session);
+    }
+}

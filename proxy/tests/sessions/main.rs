@@ -9,4 +9,5 @@ mod flood;
 mod give_way;
 mod in_clients_names;
 mod own_replies;
+mod soak;
 mod spoofed_sessions;

@@ -44,7 +44,7 @@ fn the_oldest_unanswered_session_gives_way_and_answered_ones_stay() {
     assert_eq!(bench.give_way(), Some(key(5).client));
     // Its answer still reaches it, and it alone.
     assert_eq!(bench.reply(ids[1]).unwrap().to, key(4).client);
-    bench.pass(LINGER.as_secs());
+    bench.pass(MIN_REST.as_secs());
     assert_eq!(bench.reply(ids[2]), None);
     assert_eq!(bench.give_way(), Some(key(6).client));
     assert_eq!(bench.give_way(), None);

@@ -1,0 +1,208 @@
+//! Ports of ended sessions: how long they rest, and which are used again first.
+
+use super::*;
+
+/// Ends a session by its one answer, as others do after it.
+fn answered(bench: &mut Bench, client: u16) -> SessionId {
+    let id = bench.datagram(key(client)).unwrap();
+    bench.reply(id).unwrap();
+    id
+}
+
+/// Ends a session that owes its client an answer.
+fn unanswered(bench: &mut Bench, client: u16) -> SessionId {
+    let id = bench.datagram(key(client)).unwrap();
+    bench.table.end(bench.now, id, EndReason::Denied, |_| {});
+    id
+}
+
+#[test]
+fn a_port_rests_for_as_long_as_there_are_enough_others() {
+    let budget = Budget::new(10, 10);
+    assert_eq!(budget.need(), Need::None);
+    let mut seats: Vec<_> = (0..10).map(|_| budget.take().unwrap()).collect();
+    // All are with sessions that run.
+    assert_eq!(budget.need(), Need::None);
+    seats[..4].iter_mut().for_each(Seat::rest);
+    assert_eq!(budget.need(), Need::None);
+    seats[4].rest();
+    assert_eq!(budget.need(), Need::Supply);
+    assert!(budget.is_nearly_used_up());
+    seats.truncate(5);
+    assert!(!budget.is_nearly_used_up());
+
+    for (need, rest) in [(Need::None, MAX_REST), (Need::Supply, MIN_REST)] {
+        let mut bench = Bench::new(ONE_RESPONSE, 10, 10);
+        answered(&mut bench, 1);
+        unanswered(&mut bench, 2);
+        bench.pass(rest.as_secs() - 1);
+        assert_eq!(bench.table.reusable(bench.now, 0, 0, need), None);
+        assert!(!bench.close_one(need));
+        bench.pass(1);
+        assert!(bench.table.reusable(bench.now, 0, 0, need).is_some());
+        assert!(bench.close_one(need) && bench.close_one(need));
+        assert_eq!((bench.table.retired(), bench.table.reclaimed()), (0, 0));
+    }
+}
+
+#[test]
+fn a_port_that_owes_an_answer_rests_whatever_is_needed() {
+    let mut bench = Bench::new(ONE_RESPONSE, 2, 0);
+    unanswered(&mut bench, 1);
+    answered(&mut bench, 2);
+    // The answered one gives way; then there is none.
+    let third = bench.datagram(key(3)).unwrap();
+    assert_eq!(bench.table.reclaimed(), 1);
+    assert_eq!(bench.datagram(key(4)), None);
+    bench.table.end(bench.now, third, EndReason::Denied, |_| {});
+    bench.pass(MIN_REST.as_secs() - 1);
+    assert_eq!(bench.datagram(key(4)), None);
+    bench.pass(1);
+    assert!(bench.datagram(key(4)).is_some());
+    assert!(bench.datagram(key(5)).is_some());
+    assert_eq!(bench.table.reclaimed(), 1);
+}
+
+#[test]
+fn a_late_reply_begins_the_rest_anew() {
+    let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
+    let id = answered(&mut bench, 1);
+    for _ in 0..3 {
+        bench.pass(MIN_REST.as_secs() - 1);
+        assert_eq!(bench.reply(id), None);
+        assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+        assert!(!bench.close_one(Need::Now));
+    }
+    assert_eq!(bench.table.renewed(), 3);
+    bench.pass(MIN_REST.as_secs());
+    // It may be closed, and its port is another's with some luck; it is not handed on.
+    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+    assert_eq!(
+        bench.table.closable(bench.now, Need::Now, |_| true),
+        Some(id)
+    );
+    // What waits there when its time is up is read first.
+    bench.now += MAX_REST + SPARE;
+    bench.table.expire(bench.now, |_, _| {}, |_| false);
+    assert_eq!((bench.table.retired(), bench.table.renewed()), (1, 4));
+    bench.now += MAX_REST + SPARE;
+    bench.pass(1);
+    assert_eq!(bench.table.retired(), 0);
+}
+
+#[test]
+fn a_moved_session_that_gets_its_answer_owes_nothing() {
+    let mut bench = Bench::new(RULES, 10, 0);
+    let id = bench.datagram(key(1)).unwrap();
+    bench.table.end(bench.now, id, EndReason::Moved, |_| {});
+    assert!(!bench.close_one(Need::Now));
+    assert!(bench.reply(id).is_some());
+    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), Some(id));
+    // Its server sends more than it was asked for.
+    assert!(bench.reply(id).is_some());
+    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+    assert!(!bench.close_one(Need::Now));
+}
+
+#[test]
+fn what_rested_for_longest_goes_first_and_what_owes_goes_last() {
+    let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
+    let owing = unanswered(&mut bench, 1);
+    bench.pass(1);
+    let old = answered(&mut bench, 2);
+    bench.pass(1);
+    let young = answered(&mut bench, 3);
+    let order = |bench: &mut Bench, need| {
+        let mut order = Vec::new();
+        while let Some(id) = bench.table.closable(bench.now, need, |_| true) {
+            order.push(id);
+            bench.table.take(bench.now, id);
+        }
+        order
+    };
+    bench.pass(MIN_REST.as_secs() - 1);
+    // The youngest has not rested, and is still silent.
+    assert_eq!(order(&mut bench, Need::Now), [old, owing, young]);
+    assert_eq!(bench.table.reclaimed(), 1);
+
+    let matching = answered(&mut bench, 4);
+    answered(&mut bench, 5);
+    let is_fifth = |session: &Session<_>| session.key == key(5);
+    let fifth = bench.table.closable(bench.now, Need::Now, is_fifth);
+    assert_ne!(fifth, Some(matching));
+    assert_eq!(bench.table.get(fifth.unwrap()).unwrap().key, key(5));
+}
+
+#[test]
+fn what_is_set_aside_rests_and_is_not_taken_over() {
+    let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
+    let first = answered(&mut bench, 1);
+    bench.pass(1);
+    answered(&mut bench, 2);
+    bench.table.set_aside(0, 0);
+    let third = answered(&mut bench, 3);
+    let reusable = |bench: &Bench| bench.table.reusable(bench.now, 0, 0, Need::Now);
+    assert_eq!(reusable(&bench), Some(third));
+    assert_eq!(
+        bench.table.closable(bench.now, Need::Now, |_| true),
+        Some(first)
+    );
+    assert_eq!(bench.table.retired(), 3);
+    bench.pass((MAX_REST + SPARE).as_secs() + 1);
+    assert_eq!(bench.table.retired(), 0);
+}
+
+#[test]
+fn sockets_of_ended_sessions_count_until_they_are_given_back() {
+    let budget = Budget::new(2, 3);
+    let mut table = Table::new(Instant::now(), vec![ONE_RESPONSE]);
+    let now = Instant::now();
+    for client in 0..3 {
+        let seat = budget.take().unwrap();
+        let id = table.open(now, key(client), 0, 0, seat, "socket");
+        table.request(now, &key(client), ONE).unwrap();
+        table.reply(now, id, ONE, |_, _| {}).unwrap();
+    }
+    assert_eq!(budget.taken(), 0);
+    assert_eq!(budget.take().err(), Some(Full::Sockets));
+    assert!(close_one(&mut table, now, Need::Now));
+    assert_eq!(table.reclaimed(), 1);
+    let _seat = budget.take().unwrap();
+}
+
+#[test]
+fn what_a_session_owned_is_taken_over_once_it_has_rested() {
+    let budget = Budget::new(2, 3);
+    let begun = Instant::now();
+    let mut table = Table::new(begun, vec![ONE_RESPONSE, ONE_RESPONSE]);
+    for (client, server) in [(1, 0), (2, 1)] {
+        let seat = budget.take().unwrap();
+        let id = table.open(begun, key(client), 0, server, seat, client);
+        table.request(begun, &key(client), ONE).unwrap();
+        table.reply(begun, id, ONE, |_, _| {}).unwrap();
+    }
+    let rested = begun + MIN_REST;
+    let early = rested - Duration::from_millis(1);
+    let mut taken =
+        |now, listener, server, need| take_over(&mut table, now, (listener, server), need);
+    assert!(taken(early, 0, 1, Need::Supply).is_none());
+    // Another listener's sockets have other options, another server's another
+    // address.
+    assert!(taken(rested, 1, 1, Need::Supply).is_none());
+    assert!(taken(rested, 0, 2, Need::Supply).is_none());
+    let (seat, link) = taken(rested, 0, 1, Need::Supply).unwrap();
+    assert_eq!(link, 2);
+    assert!(taken(rested, 0, 1, Need::Supply).is_none());
+
+    // The seat counts as a session again, and its socket did all along.
+    assert_eq!(budget.taken(), 0);
+    let _seat = seat.renew().unwrap();
+    assert_eq!(budget.taken(), 1);
+    let _second = budget.take().unwrap();
+    assert!(budget.is_full());
+    assert_eq!(budget.take().err(), Some(Full::Sessions));
+
+    let (seat, link) = taken(early, 0, 0, Need::Now).unwrap();
+    assert_eq!((link, table.retired(), table.reclaimed()), (1, 0, 1));
+    assert_eq!(seat.renew().err(), Some(Full::Sessions));
+}

@@ -61,7 +61,7 @@ lint: $(CARGO_DENY)
 # whatever escapes that ends with the last limit.
 unit: export RUST_TEST_THREADS := 8
 unit: packages
-	timeout --kill-after=60 3600 \
+	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
 
 python:

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::env;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::UdpSocket;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const LIMITED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../.ci/limited");
 
@@ -54,6 +54,25 @@ fn a_test_that_waits_for_ever_fails_and_shows_what_it_waits_for() {
     ] {
         assert!(said.contains(word), "{word} is missing:\n{said}");
     }
+}
+
+#[test]
+fn without_whoever_started_it_a_test_ends_too() {
+    let script = "\"$0\" sh -c 'echo begun; exec sleep 1000' & read line";
+    let mut shell = Command::new("sh")
+        .args(["-c", script, LIMITED])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(shell.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "begun\n");
+    // The shell ends, and the pipe once all that could write to it has.
+    drop(shell.stdin.take());
+    assert!(!shell.wait().unwrap().success());
+    assert_eq!(said.read_line(&mut line).unwrap(), 0);
 }
 
 #[test]

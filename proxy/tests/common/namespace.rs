@@ -8,6 +8,12 @@ use std::process::Command;
 
 const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 
+/// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
+/// has returned, and what is sent there before is lost.
+const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
+    until ip -6 route show table local | grep -q "^local ${address%/*} "; do sleep 0.01; done
+done"#;
+
 /// Whether the calling test runs inside its namespace. If not, the test is run
 /// again inside a new one, after the shell commands `setup`, and its success is
 /// asserted; the caller then has nothing left to do.
@@ -21,7 +27,9 @@ pub fn enter(test: &str, setup: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let script = format!("ip link set lo up\n{setup}\nexec \"$0\" --exact {test} --nocapture");
+    let script = format!(
+        "ip link set lo up\n{setup}\n{AWAIT_ROUTES}\nexec \"$0\" --exact {test} --nocapture"
+    );
     let this = std::env::current_exe().unwrap();
     let output = Command::new("unshare")
         .args(unshare_flags())

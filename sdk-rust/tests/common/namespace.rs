@@ -5,6 +5,12 @@ use std::process::Command;
 
 const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 
+/// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
+/// has returned, and what is sent there before is lost.
+const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
+    until ip -6 route show table local | grep -q "^local ${address%/*} "; do sleep 0.01; done
+done"#;
+
 /// The rights that a test has in its namespace.
 #[derive(Clone, Copy, PartialEq)]
 #[allow(dead_code, reason = "each test crate uses its part of it")]
@@ -25,8 +31,10 @@ pub(crate) fn enter(test: &str, setup: &str, rights: Rights) -> bool {
         Rights::All => "",
         Rights::None => "setpriv --bounding-set=-all --inh-caps=-all",
     };
-    let script =
-        format!("ip link set lo up\n{setup}\nexec {drop} \"$0\" --exact {test} --nocapture");
+    let script = format!(
+        "ip link set lo up\n{setup}\n{AWAIT_ROUTES}\n\
+         exec {drop} \"$0\" --exact {test} --nocapture"
+    );
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "sh", "-ec", &script])
         .arg(std::env::current_exe().unwrap())

@@ -93,6 +93,13 @@ def test_misuse_is_exit_code_2() -> None:
         (["whoami", "--listen", "::1:9000", "--trusted", "::1"], "got '::1:9000'"),
         (["whoami", "--listen", "0.0.0.0:65536", "--trusted", "::1"], "got '0.0.0.0:65536'"),
         (["whoami", "--listen", "127.0.0.1:0", "--trusted", "all"], '--trusted: trusted network "'),
+        (["whoami", "--listen", "224.0.0.1:0", "--trusted", "::1"], "is no host's address"),
+        (
+            ["whoami", "--listen", "[::ffff:224.0.0.1]:0", "--trusted", "::1"],
+            "is no host's address",
+        ),
+        (["whoami", "--listen", "[ff02::1]:0", "--trusted", "::1"], "is no host's address"),
+        (["whoami", "--listen", "255.255.255.255:0", "--trusted", "::1"], "is no host's address"),
     ):
         result = run(*arguments)
         assert result.returncode == 2
@@ -107,6 +114,17 @@ def test_a_datagram_that_is_not_in_hex_is_misuse() -> None:
     assert result.returncode == 2
     assert b"expected hex digits, got" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+def test_no_more_than_a_datagram_is_read() -> None:
+    # A reader without bound would take all memory.
+    command = ["prlimit", "--as=2000000000", sys.executable, "-I", "-m", "ppv2", "decode"]
+    with open("/dev/zero", "rb") as endless:
+        result = subprocess.run(
+            command, stdin=endless, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert result.returncode == 2
+    assert "standard input has more than 1048576 bytes" in result.stderr
 
 
 def test_help_and_version_say_what_there_is() -> None:

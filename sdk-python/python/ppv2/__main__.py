@@ -13,6 +13,9 @@ import ppv2
 # Whatever a sender made is worth an explanation: no header is longer.
 _LONGEST = 65551
 
+# The longest header's digits take 131,102 bytes; the rest is for what stands between them.
+_MAX_TEXT = 1 << 20
+
 _GETTERS = (
     "alpn",
     "authority",
@@ -95,7 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _decode(decode: argparse.ArgumentParser, text: str) -> int:
     if text == "-":
         # Whoever pipes in the datagram itself is told that hex is expected.
-        text = sys.stdin.buffer.read().decode(errors="replace")
+        data = sys.stdin.buffer.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            decode.error(
+                f"standard input has more than {_MAX_TEXT} bytes, which no datagram takes; "
+                "give one datagram as hex digits"
+            )
+        text = data.decode(errors="replace")
     try:
         datagram = _bytes_of_hex(text)
     except ValueError as error:
@@ -116,6 +125,8 @@ def _whoami(whoami: argparse.ArgumentParser, options: argparse.Namespace) -> int
         family, address = _bindable(listen)
     except ValueError:
         whoami.error(f"--listen: expected an address such as 0.0.0.0:9000, got {listen!r}")
+    if _is_no_host(address[0]):
+        whoami.error(f"--listen: {listen} is no host's address; give one of this host, or 0.0.0.0")
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind(address)
@@ -151,6 +162,16 @@ def _bindable(listen: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
         raise ValueError(listen)
     family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     return family, (str(ip), int(port))
+
+
+def _is_no_host(host: str) -> bool:
+    """Whether no answer can come from there: a group's, or a broadcast, address."""
+    ip = ipaddress.ip_address(host)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    broadcasts = ("255.255.255.255", "127.255.255.255")
+    return not ip.is_unspecified and (
+        ip.is_multicast or str(ip) in broadcasts or str(ip).startswith("0.")
+    )
 
 
 def _bytes_of_hex(text: str) -> bytes:

@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::config::{Answers, Config, Expanded};
 use crate::returns::{self, By, Return};
 
+mod forged;
 mod limits;
 mod privilege;
 mod probe;
@@ -154,6 +155,7 @@ pub fn examine_proxy(config: &Config, told: &Told) -> Vec<Finding> {
         findings.extend(replies::examine_gateway(config, &returns, told.client));
     }
     findings.extend(rewriting::examine_proxy(&returns));
+    findings.extend(forged::examine(config, told.client));
     findings.extend(limits::examine(config));
     findings
 }

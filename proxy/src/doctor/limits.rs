@@ -17,12 +17,6 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![sessions(config), buffer()];
     findings.extend(memory());
     findings.extend(pieces(config));
-    if let Some(value) = host::parameter("net/ipv4/udp_early_demux") {
-        findings.push(Finding::right(
-            "net.ipv4.udp_early_demux",
-            format!("{value}; either does, since no socket that replies of mode dsr could match is connected"),
-        ));
-    }
     findings
 }
 

@@ -314,19 +314,27 @@ impl WorkerCounters {
     /// Zeroes for so many listeners and servers.
     #[must_use]
     pub fn new(listeners: usize, servers: usize) -> Self {
-        Self::default().with(listeners, servers, &[])
+        Self::default().with((listeners, servers), &[], &[])
     }
 
-    /// The same counters, with room for so many listeners and servers, and zeroes
-    /// for those servers that have a number which was another's before.
+    /// The same counters, with room for so many listeners and servers, and zeroes for
+    /// those listeners and servers that have a number which was another's before.
     #[must_use]
-    pub fn with(&self, listeners: usize, servers: usize, anew: &[usize]) -> Self {
+    pub fn with(
+        &self,
+        (listeners, servers): (usize, usize),
+        listeners_anew: &[usize],
+        servers_anew: &[usize],
+    ) -> Self {
         let mut grown = self.clone();
         grown
             .listeners
             .resize_with(listeners, || Arc::new(ListenerCounters::new()));
         grown.servers.resize_with(servers, Arc::default);
-        for number in anew {
+        for number in listeners_anew {
+            grown.listeners[*number] = Arc::new(ListenerCounters::new());
+        }
+        for number in servers_anew {
             grown.servers[*number] = Arc::default();
         }
         grown

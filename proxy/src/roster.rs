@@ -6,22 +6,37 @@
 //! with its server, by upstream and address, for as long as anybody goes by it; a
 //! server that comes back meanwhile is the same one. Numbers that nobody goes by any
 //! more are given out again, so that there are never more of them than servers in
-//! use, however often a name leads elsewhere.
+//! use, however often a name leads elsewhere. That of a listener which is gone rests
+//! before, since sockets of its sessions do.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::config::{Config, Listener, Server};
 use crate::upstream::ServerName;
 
+/// How long the number of a listener that is gone is no other's: longer than the sockets
+/// of its sessions rest, on which late replies are counted.
+const LISTENER_REST: Duration = Duration::from_secs(600);
+
 /// All numbers that were given out.
 #[derive(Debug, Default)]
 pub struct Roster {
-    /// Names of listeners, by number. As many as operators have ever written.
-    listeners: Vec<String>,
+    /// Listeners, by number. As many as there have been within [`LISTENER_REST`].
+    listeners: Vec<Listed>,
     /// Servers, by number.
     servers: Vec<Enrolled>,
+}
+
+/// Whose the number of a listener is.
+#[derive(Debug)]
+enum Listed {
+    /// A listener's, by name, which is there or not yet forgotten.
+    Held(String),
+    /// Nobody's, since then. It may be the same listener's again at any time.
+    Rests(String, Instant),
 }
 
 #[derive(Debug)]
@@ -45,6 +60,8 @@ pub struct Roll {
     pub labels: Vec<String>,
     /// Numbers that were another server's before.
     pub anew: Vec<usize>,
+    /// Numbers that were another listener's before.
+    pub listeners_anew: Vec<usize>,
     /// How many numbers listeners and servers have.
     pub counts: (usize, usize),
 }
@@ -65,9 +82,7 @@ impl Roll {
 impl Roster {
     /// Gives numbers to all listeners and servers of `config`.
     pub fn enroll(&mut self, config: Config) -> Roll {
-        let listeners = config.listeners.iter();
-        let listeners = listeners.map(|listener| self.listener(&listener.name));
-        let listeners = listeners.collect();
+        let (listeners, listeners_anew) = self.enlist(&config, Instant::now());
         let known: HashMap<_, _> = self
             .servers
             .iter()
@@ -112,14 +127,31 @@ impl Roster {
             servers,
             labels,
             anew,
+            listeners_anew,
             counts: (self.listeners.len(), self.servers.len()),
         }
     }
 
-    /// The names of all listeners, by number.
+    /// The names of listeners, by number; `None` for those that were forgotten.
     #[must_use]
-    pub fn listeners(&self) -> &[String] {
-        &self.listeners
+    pub fn listeners(&self) -> Vec<Option<String>> {
+        let listeners = self.listeners.iter();
+        listeners
+            .map(|listed| match listed {
+                Listed::Held(name) => Some(name.clone()),
+                Listed::Rests(..) => None,
+            })
+            .collect()
+    }
+
+    /// Forgets a listener that no configuration has and nobody goes by any more. In some
+    /// minutes, another one gets its number.
+    pub fn forget_listener(&mut self, number: usize, now: Instant) {
+        if let Some(listed) = self.listeners.get_mut(number)
+            && let Listed::Held(name) = listed
+        {
+            *listed = Listed::Rests(std::mem::take(name), now);
+        }
     }
 
     /// Servers' upstreams and what metrics call them, by number; `None` for those that
@@ -157,12 +189,53 @@ impl Roster {
         }
     }
 
-    fn listener(&mut self, name: &str) -> usize {
-        let known = self.listeners.iter().position(|known| known == name);
-        known.unwrap_or_else(|| {
-            self.listeners.push(name.to_owned());
-            self.listeners.len() - 1
-        })
+    /// The numbers of the listeners of `config`, and those of them that begin anew.
+    fn enlist(&mut self, config: &Config, now: Instant) -> (Vec<usize>, Vec<usize>) {
+        let names: Vec<_> = config.listeners.iter().map(|l| l.name.as_str()).collect();
+        let wanted: HashSet<_> = names.iter().copied().collect();
+        let known = self.listeners.iter().enumerate();
+        let known: HashMap<_, _> = known
+            .map(|(number, listed)| (listed.name().to_owned(), number))
+            .collect();
+        let is_free = |listed: &Listed| match listed {
+            Listed::Held(_) => false,
+            Listed::Rests(name, since) => {
+                let rested = now.saturating_duration_since(*since) >= LISTENER_REST;
+                rested && !wanted.contains(name.as_str())
+            }
+        };
+        let listed = self.listeners.iter().enumerate().rev();
+        let mut free: Vec<_> = listed
+            .filter(|(_, one)| is_free(one))
+            .map(|(n, _)| n)
+            .collect();
+        let mut anew = Vec::new();
+        let mut number_of = |name: &str| {
+            let known = known.get(name).copied();
+            let number = known.or_else(|| free.pop()).unwrap_or(self.listeners.len());
+            let held = Listed::Held(name.to_owned());
+            match self.listeners.get_mut(number) {
+                None => self.listeners.push(held),
+                Some(Listed::Held(_)) => {}
+                Some(rests) => {
+                    if rests.name() != name {
+                        anew.push(number);
+                    }
+                    *rests = held;
+                }
+            }
+            number
+        };
+        let numbers = names.into_iter().map(&mut number_of).collect();
+        (numbers, anew)
+    }
+}
+
+impl Listed {
+    fn name(&self) -> &str {
+        match self {
+            Self::Held(name) | Self::Rests(name, _) => name,
+        }
     }
 }
 
@@ -233,6 +306,26 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_listeners_that_are_gone_are_given_out_again() {
+        let mut roster = Roster::default();
+        let mut now = Instant::now();
+        let named = |name: String| {
+            let mut config = config(&["192.0.2.1:53"]);
+            config.listeners[0].name = name;
+            config
+        };
+        // A name of its own with each reload, once a minute.
+        for reload in 0..1000 {
+            let (numbers, _) = roster.enlist(&named(format!("listener {reload}")), now);
+            assert!(numbers[0] <= 10, "{numbers:?} at reload {reload}");
+            assert_eq!(roster.listeners().iter().flatten().count(), 1);
+            roster.forget_listener(numbers[0], now);
+            now += Duration::from_secs(60);
+        }
+        assert_eq!(roster.listeners.len(), 10);
+    }
+
+    #[test]
     fn metrics_call_no_two_servers_the_same() {
         // A name that leads elsewhere each time that the file is read.
         let led_to = |last: u8| {
@@ -265,6 +358,61 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever listeners come, go and are forgotten: a number means one of them until
+        /// it has rested, and there are no more numbers than listeners within that time.
+        #[test]
+        fn a_number_means_one_listener(
+            steps in prop::collection::vec(
+                (prop::collection::btree_set(1..9u8, 1..4), 0..700u64, any::<bool>()), 1..40),
+        ) {
+            let mut roster = Roster::default();
+            let mut now = Instant::now();
+            // Whose each number is or was last, since when nobody's, and what was counted.
+            let mut last: Vec<(String, Option<Instant>)> = Vec::new();
+            for (listeners, seconds, forgets) in steps {
+                let names: Vec<_> = listeners.iter().map(|n| format!("l{n}")).collect();
+                let mut wanted = config(&["192.0.2.1:53"]);
+                let one = wanted.listeners.remove(0);
+                wanted.listeners.extend(names.iter().map(|name| Listener {
+                    name: name.clone(),
+                    ..one.clone()
+                }));
+                let (numbers, anew) = roster.enlist(&wanted, now);
+                let distinct: HashSet<_> = numbers.iter().collect();
+                prop_assert_eq!(distinct.len(), names.len());
+                for (number, name) in numbers.iter().zip(&names) {
+                    let begins_anew = match last.get(*number) {
+                        None => false,
+                        Some((before, None)) => {
+                            prop_assert_eq!(before, name);
+                            false
+                        }
+                        Some((before, Some(since))) => {
+                            prop_assert!(before == name || now - *since >= LISTENER_REST);
+                            before != name
+                        }
+                    };
+                    prop_assert_eq!(anew.contains(number), begins_anew);
+                    if *number == last.len() {
+                        last.push((name.clone(), None));
+                    } else {
+                        last[*number] = (name.clone(), None);
+                    }
+                }
+                let shown = roster.listeners();
+                for (number, (name, since)) in last.iter_mut().enumerate() {
+                    prop_assert_eq!(shown[number].as_ref(), since.is_none().then_some(&*name));
+                    if forgets && since.is_none() && !numbers.contains(&number) {
+                        roster.forget_listener(number, now);
+                        *since = Some(now);
+                    }
+                }
+                // Eight names are all that there are.
+                prop_assert!(roster.listeners.len() <= 8);
+                now += Duration::from_secs(seconds);
+            }
+        }
+
         /// Whatever configurations follow each other and whoever goes on by a name of
         /// an earlier one: a number means one server, and there are no more numbers
         /// than servers that anybody goes by, and those of one configuration more.

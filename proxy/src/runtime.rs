@@ -239,8 +239,11 @@ async fn until_told(
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
             _ = interval.tick() => {
-                watch.log(Instant::now());
-                control.forget_gone();
+                let now = Instant::now();
+                let gone = control.gone_listeners();
+                watch.log(now);
+                watch.log_gone(&gone, now);
+                control.forget_gone(&gone, now);
             }
             event = control.event() => match event {
                 Event::Failed(failure) => return Err(failure),

@@ -1,6 +1,7 @@
 //! Tells the operator what is being dropped, and which servers refuse or answer from
 //! elsewhere: within a second of its beginning, then at most once a minute for each
-//! reason and server, however many datagrams it concerns, and what is left at a stop.
+//! reason and server, however many datagrams it concerns, and what is left at a stop or
+//! when a listener is gone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -57,12 +58,21 @@ impl Told {
     }
 }
 
+/// What was told of one listener.
+#[derive(Debug, Default)]
+struct Drops {
+    /// Its name: another one's number begins anew.
+    name: String,
+    /// By reason.
+    told: HashMap<&'static str, Told>,
+}
+
 /// Compares counters over time. Takes the time as an argument.
 #[derive(Debug)]
 pub struct Watch {
     metrics: Arc<Metrics>,
-    /// By number of the listener, and reason.
-    drops: HashMap<(usize, &'static str), Told>,
+    /// By number of the listener.
+    drops: HashMap<usize, Drops>,
     /// By number of the server, with the name that it had: another one's number
     /// begins anew.
     refusals: HashMap<usize, (String, Told)>,
@@ -85,15 +95,25 @@ impl Watch {
         }
     }
 
-    /// What drops should be told now, if none are to be told twice within
-    /// `patience`.
-    fn notices(&mut self, now: Instant, patience: Duration) -> Vec<Notice> {
+    /// What drops of the listeners that `of` chooses should be told now, if none are to
+    /// be told twice within `patience`.
+    fn notices(
+        &mut self,
+        now: Instant,
+        patience: Duration,
+        of: impl Fn(usize) -> bool,
+    ) -> Vec<Notice> {
         let mut notices = Vec::new();
         let counted = self.metrics.counted();
-        for (listener, _) in counted.listeners() {
+        for (listener, name) in counted.listeners().filter(|(number, _)| of(*number)) {
+            let known = self.drops.entry(listener).or_default();
+            if known.name != name {
+                *known = Drops::default();
+                known.name.push_str(name);
+            }
             for reason in DropReason::ALL {
                 let total = counted.dropped(listener, *reason);
-                let told = self.drops.entry((listener, reason.label())).or_default();
+                let told = known.told.entry(reason.label()).or_default();
                 let news = told.news(total, now, patience);
                 notices.extend(news.map(|count| Notice {
                     listener,
@@ -138,9 +158,22 @@ impl Watch {
         self.log_counts(now, Duration::ZERO);
     }
 
+    /// Logs all that has not been told of listeners that are gone, by number.
+    pub fn log_gone(&mut self, listeners: &[usize], now: Instant) {
+        let is_gone = |number: usize| listeners.contains(&number);
+        let notices = self.notices(now, Duration::ZERO, is_gone);
+        self.log_drops(notices);
+    }
+
     fn log_counts(&mut self, now: Instant, patience: Duration) {
+        let notices = self.notices(now, patience, |_| true);
+        self.log_drops(notices);
+        self.log_servers(now, patience);
+    }
+
+    fn log_drops(&self, notices: Vec<Notice>) {
         let counted = self.metrics.counted();
-        for notice in self.notices(now, patience) {
+        for notice in notices {
             let Notice {
                 listener,
                 reason,
@@ -163,6 +196,10 @@ impl Watch {
                 reason.mend(),
             );
         }
+    }
+
+    fn log_servers(&mut self, now: Instant, patience: Duration) {
+        let counted = self.metrics.counted();
         let servers: HashMap<_, _> = counted.servers().collect();
         let is_there =
             |number, name: &str| servers.get(&number).is_some_and(|(_, now)| *now == name);
@@ -235,7 +272,8 @@ mod tests {
         let metrics = Metrics::new(counted, Budget::new(1, 1), Unlogged::default());
         let mut watch = Watch::new(Arc::new(metrics));
         let mut now = Instant::now();
-        assert_eq!(watch.notices(now, PAUSE), []);
+        let all = |_| true;
+        assert_eq!(watch.notices(now, PAUSE, all), []);
         let mut told = Vec::new();
         for _ in 0..121 {
             worker.listeners[0]
@@ -243,7 +281,7 @@ mod tests {
                 .add(1_000_000);
             told.extend(
                 watch
-                    .notices(now, PAUSE)
+                    .notices(now, PAUSE, all)
                     .into_iter()
                     .map(|notice| notice.count),
             );
@@ -251,9 +289,52 @@ mod tests {
         }
         assert_eq!(told, [1_000_000, 60_000_000, 60_000_000]);
         worker.listeners[0].dropped(DropReason::ReplyLate).add(1);
-        let notices = watch.notices(now, PAUSE);
+        let notices = watch.notices(now, PAUSE, all);
         assert_eq!(notices.len(), 1);
         assert_eq!(notices[0].reason, DropReason::ReplyLate);
+    }
+
+    #[test]
+    fn another_listener_with_the_number_of_one_that_is_gone_begins_anew() {
+        let named = |name: &str| {
+            let worker = Arc::new(WorkerCounters::new(2, 1));
+            let counted = Counted {
+                listeners: vec![Some(name.into()), Some("b".into())],
+                servers: vec![Some(("u".into(), "s".into()))],
+                workers: vec![Arc::clone(&worker)],
+            };
+            (worker, counted)
+        };
+        let drop = |worker: &WorkerCounters, listener: usize, count| {
+            let counter = worker.listeners[listener].dropped(DropReason::NoPorts);
+            counter.add(count);
+        };
+        let (worker, counted) = named("a");
+        let metrics = Arc::new(Metrics::new(
+            counted,
+            Budget::new(1, 1),
+            Unlogged::default(),
+        ));
+        let mut watch = Watch::new(Arc::clone(&metrics));
+        let now = Instant::now();
+        for listener in [0, 1] {
+            drop(&worker, listener, 100);
+        }
+        watch.log(now);
+        for listener in [0, 1] {
+            drop(&worker, listener, 50);
+        }
+        watch.log_gone(&[0], now);
+        // All of the one is told, and what came within the pause of the other is not.
+        let rest = watch.notices(now + PAUSE, PAUSE, |_| true);
+        let rest: Vec<_> = rest.iter().map(|n| (n.listener, n.count)).collect();
+        assert_eq!(rest, [(1, 50)]);
+        let (worker, counted) = named("c");
+        metrics.follow(counted);
+        drop(&worker, 0, 7);
+        let told = watch.notices(now, PAUSE, |number| number == 0);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].count, 7);
     }
 
     #[test]

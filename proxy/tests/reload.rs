@@ -191,6 +191,41 @@ fn listeners_come_and_go() {
     assert_eq!(proxy.metric(ended), 2);
 }
 
+/// What was dropped shortly before a listener is gone is told, though drops for the same
+/// reason have just been.
+#[test]
+fn drops_before_a_listener_is_gone_are_told() {
+    let server = Server::start();
+    let [a, b] = [(); 2].map(|()| address("127.0.0.1"));
+    let upstream = format!("[upstream.u]\nservers = [{}]\n", list(&[&server]));
+    let denying = listener("b", b, "u") + "deny = [\"127.0.0.0/8\"]\n";
+    let mut proxy = Proxy::start(&(listener("a", a, "u") + &denying + &upstream));
+    let client = socket("127.0.0.1");
+    client.send_to(b"?", b).unwrap();
+    proxy.process.wait_for("reason=\"not_allowed\"");
+    for _ in 0..5 {
+        client.send_to(b"?", b).unwrap();
+    }
+    let dropped = || {
+        let drops =
+            |reason| format!("ppv2_dropped_datagrams_total{{listener=\"b\",reason=\"{reason}\"}}");
+        proxy.metric(&drops("not_allowed")) + proxy.metric(&drops("stopping"))
+    };
+    eventually("six drops", || dropped() == 6);
+    proxy.reload(&(listener("a", a, "u") + &upstream));
+    // It counts for as long as it has a socket.
+    client.send_to(b"?", b).unwrap();
+    eventually("the drop of a listener that closes", || dropped() == 7);
+    eventually("its metrics to go", || !proxy.has_metric("listener=\"b\""));
+    let log = proxy.process.log();
+    let drops = |line: &&str| line.contains("datagrams dropped") && line.contains("listener=\"b\"");
+    let told = log.lines().filter(drops).map(|line| {
+        let (_, count) = line.split_once("count=").unwrap();
+        count.split(' ').next().unwrap().parse::<u64>().unwrap()
+    });
+    assert_eq!(told.sum::<u64>(), 7, "{log}");
+}
+
 #[test]
 fn a_bad_file_changes_nothing_and_says_why() {
     let server = Server::start();

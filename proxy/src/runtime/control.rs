@@ -58,6 +58,8 @@ pub(super) struct Control {
     /// Addresses that no listener has any more: the number of the one that had it
     /// last, and when their sessions end.
     closing: BTreeMap<SocketAddr, (usize, Instant)>,
+    /// Numbers of listeners that have no socket in any worker any more.
+    closed: BTreeSet<usize>,
     /// By number of the listener.
     settings: Vec<Arc<ListenerSettings>>,
     /// By worker.
@@ -120,7 +122,7 @@ impl Control {
             .map(|_| Arc::new(WorkerCounters::new(listeners, servers)))
             .collect();
         let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
-        let counted = counted(&roll, &roster, &counters);
+        let counted = counted(&roster, &counters);
         let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget), unlogged));
         let mut health = Health::new(Arc::clone(&metrics));
         health.follow(&roll, now);
@@ -161,6 +163,7 @@ impl Control {
             roll,
             leaving: Leaving::default(),
             closing: BTreeMap::new(),
+            closed: BTreeSet::new(),
             settings,
             counters,
             steering,
@@ -347,16 +350,16 @@ impl Control {
             .budget
             .resize(ceiling.max_sessions, ceiling.max_sockets);
         self.ceiling = ceiling;
+        self.closed.clear();
         self.close_later(&config, now);
         self.leaving.follow(&mut config, Some(&self.roll), now);
         let roll = Arc::new(self.roster.enroll(config));
         self.settings = settings(&roll, Some((&self.roll, &self.settings)));
         self.let_go_of_listeners(&roll);
-        let (listeners, servers) = roll.counts;
-        let counters = self.counters.iter();
-        self.counters = counters
-            .map(|counters| Arc::new(counters.with(listeners, servers, &roll.anew)))
-            .collect();
+        let grown = |counters: &Arc<WorkerCounters>| {
+            Arc::new(counters.with(roll.counts, &roll.listeners_anew, &roll.anew))
+        };
+        self.counters = self.counters.iter().map(grown).collect();
         self.roll = roll;
         self.count();
         self.health.follow(&self.roll, now);
@@ -372,7 +375,12 @@ impl Control {
                 done,
             }))
         };
-        if !self.crew.tell_and_wait(change).await {
+        if self.crew.tell_and_wait(change).await {
+            // They were told to close what is not held before.
+            let held = self.held_listeners(&self.roll);
+            self.closed = (0..self.roll.counts.0).collect();
+            self.closed.retain(|number| !held.contains(number));
+        } else {
             tracing::warn!("a worker is busy, and goes by the configuration as soon as it is not");
         }
         Ok(())
@@ -393,13 +401,31 @@ impl Control {
 
     /// Lets go of what listeners hold that are gone and have no sessions any more.
     fn let_go_of_listeners(&mut self, roll: &Roll) {
-        let closing = self.closing.values().map(|(number, _)| *number);
-        let held: BTreeSet<_> = roll.listeners.iter().copied().chain(closing).collect();
+        let held = self.held_listeners(roll);
         for (number, settings) in self.settings.iter_mut().enumerate() {
             if !held.contains(&number) && !settings.servers.is_empty() {
                 *settings = Arc::new(settings.emptied());
             }
         }
+    }
+
+    /// The numbers of listeners that have sockets.
+    fn held_listeners(&self, roll: &Roll) -> BTreeSet<usize> {
+        let closing = self.closing.values().map(|(number, _)| *number);
+        roll.listeners.iter().copied().chain(closing).collect()
+    }
+
+    /// The numbers of listeners that are gone and have no sessions any more: what is
+    /// counted of them doesn't change again, and was not forgotten yet.
+    pub(super) fn gone_listeners(&self) -> Vec<usize> {
+        let shown = self.metrics.counted();
+        let has_sessions = |number: usize| {
+            let counters = self.counters.iter().map(|worker| &worker.listeners[number]);
+            counters.map(|counters| counters.sessions()).sum::<u64>() > 0
+        };
+        let gone = shown.listeners().map(|(number, _)| number);
+        gone.filter(|number| self.closed.contains(number) && !has_sessions(*number))
+            .collect()
     }
 
     fn setups(&self) -> Setups<'_> {
@@ -413,16 +439,16 @@ impl Control {
     }
 
     fn count(&self) {
-        self.metrics
-            .follow(counted(&self.roll, &self.roster, &self.counters));
+        self.metrics.follow(counted(&self.roster, &self.counters));
     }
 
-    /// Stops counting servers and listeners that nobody goes by any more.
-    pub(super) fn forget_gone(&self) {
-        let shown = self.metrics.counted();
-        let (listeners, servers) = (shown.listeners().count(), shown.servers().count());
-        let roll = &self.roll;
-        if listeners > roll.listeners.len() || servers > roll.servers.len() {
+    /// Stops counting these listeners, and servers that nobody goes by any more.
+    pub(super) fn forget_gone(&mut self, listeners: &[usize], now: Instant) {
+        for number in listeners {
+            self.roster.forget_listener(*number, now);
+        }
+        let servers = self.metrics.counted().servers().count();
+        if !listeners.is_empty() || servers > self.roll.servers.len() {
             self.count();
         }
     }

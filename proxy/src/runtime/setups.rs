@@ -66,19 +66,10 @@ pub(super) fn bound(roll: &Roll) -> BTreeMap<SocketAddr, usize> {
         .collect()
 }
 
-/// The counters, under the names of those who are there or have sessions still.
-pub(super) fn counted(roll: &Roll, roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Counted {
-    let has_sessions = |number: usize| {
-        let counters = workers.iter().map(|worker| &worker.listeners[number]);
-        counters.map(|counters| counters.sessions()).sum::<u64>() > 0
-    };
-    let listeners = roster.listeners().iter().enumerate();
-    let listeners = listeners.map(|(number, name)| {
-        let is_there = roll.listeners.contains(&number) || has_sessions(number);
-        is_there.then(|| name.clone())
-    });
+/// The counters, under the names of those who were not forgotten.
+pub(super) fn counted(roster: &Roster, workers: &[Arc<WorkerCounters>]) -> Counted {
     Counted {
-        listeners: listeners.collect(),
+        listeners: roster.listeners(),
         servers: roster.servers(),
         workers: workers.to_vec(),
     }

@@ -23,14 +23,7 @@ pub struct Holders {
 /// `None` if the sockets belong to processes that we may not look into.
 #[must_use]
 pub fn of(address: SocketAddr) -> Option<Holders> {
-    let mut found = BTreeMap::new();
-    for _ in 0..LOOKS {
-        let before = found.len();
-        found.extend(look(address)?);
-        if before > 0 && found.len() == before {
-            break;
-        }
-    }
+    let found = all_of(|| look(address))?;
     let ours = i32::try_from(std::process::id()).ok()?;
     let names: Vec<_> = found.values().map(String::as_str).collect();
     (!names.is_empty()).then(|| Holders {
@@ -39,8 +32,24 @@ pub fn of(address: SocketAddr) -> Option<Holders> {
     })
 }
 
-/// The processes that one look finds, by number, and what they are called.
-fn look(address: SocketAddr) -> Option<BTreeMap<i32, String>> {
+/// Processes by number, and what they are called.
+type Found = BTreeMap<i32, String>;
+
+/// What several looks find together.
+fn all_of(mut look: impl FnMut() -> Option<Found>) -> Option<Found> {
+    let mut found = Found::new();
+    for _ in 0..LOOKS {
+        let before = found.len();
+        found.extend(look()?);
+        if before > 0 && found.len() == before {
+            break;
+        }
+    }
+    Some(found)
+}
+
+/// The processes that one look finds.
+fn look(address: SocketAddr) -> Option<Found> {
     let entries = if address.is_ipv4() {
         procfs::net::udp()
     } else {
@@ -85,39 +94,35 @@ fn describe(process: &Process) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::thread;
 
     use super::*;
 
     #[test]
-    fn our_own_socket_is_found_under_our_pid_while_others_come_and_go() {
-        let is_over = AtomicBool::new(false);
-        let come_and_go = || {
-            while !is_over.load(Ordering::Relaxed) {
-                let _few = [(); 16].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-            }
-        };
-        let found: Vec<_> = thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(come_and_go);
-            }
-            let looks = ["127.0.0.1:0", "[::1]:0"].repeat(50).into_iter();
-            let found = looks.map(|address| {
-                let socket = UdpSocket::bind(address).unwrap();
-                of(socket.local_addr().unwrap())
-            });
-            let found = found.collect();
-            is_over.store(true, Ordering::Relaxed);
-            found
-        });
-        let pid = format!("(pid {})", std::process::id());
-        for holders in found {
-            let holders = holders.unwrap();
-            assert!(
-                holders.with_us && holders.names.contains(&pid),
-                "{holders:?}"
-            );
+    fn our_own_socket_is_found_under_our_pid() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = UdpSocket::bind(address).unwrap();
+            let found = of(socket.local_addr().unwrap()).unwrap();
+            let pid = format!("(pid {})", std::process::id());
+            assert!(found.with_us && found.names.contains(&pid), "{found:?}");
         }
+    }
+
+    /// What looks find that see these processes, one after the other.
+    fn found(looks: &[&[i32]]) -> Vec<i32> {
+        let mut looks = looks.iter();
+        let look = || {
+            let seen = looks.next().expect("a look").iter();
+            Some(seen.map(|pid| (*pid, String::new())).collect())
+        };
+        all_of(look).unwrap().into_keys().collect()
+    }
+
+    #[test]
+    fn a_process_that_a_look_misses_is_found_by_the_next() {
+        assert_eq!(found(&[&[], &[1], &[1]]), [1]);
+        assert_eq!(found(&[&[1], &[1, 2], &[2]]), [1, 2]);
+        // Those that we may not look into are never found.
+        assert!(found(&[[].as_slice(); LOOKS]).is_empty());
+        assert_eq!(all_of(|| None), None);
     }
 }

@@ -128,6 +128,9 @@ drop_reasons! {
     ReplyWrongSource, "reply_wrong_source",
         "came to a session's socket from another address than its server",
         "have the server answer from the address that it was asked at";
+    ReplyWrongInterface, "reply_wrong_interface",
+        "came in by an interface that this host's strict rp_filter allows no datagram of that server on, past the kernel's own check (net.ipv4.udp_early_demux)",
+        "look for forged sources; where the server rightly answers by that interface, set its rp_filter to 2";
     ReplyLate, "reply_late",
         "a reply to a session that had ended",
         "raise `idle_timeout` or `responses` if it should have been passed on";

@@ -124,6 +124,21 @@ pub fn datagrams_without_socket() -> Option<u64> {
     Some(v4.parse::<u64>().ok()? + v6.ok()?)
 }
 
+/// The numbers of interfaces, but loopback, whose `rp_filter` is strict: nothing comes in
+/// there but from where it would be answered by the same way.
+#[must_use]
+pub fn strict_interfaces() -> Vec<u32> {
+    let Ok(folders) = fs::read_dir("/proc/sys/net/ipv4/conf") else {
+        return Vec::new();
+    };
+    let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
+    let names = names.filter(|name| !["all", "default", "lo"].contains(&name.as_str()));
+    let strict = names.filter(|name| larger_of_all_and(name, "rp_filter") == Some(1));
+    strict
+        .filter_map(|name| interface_index(&name).ok())
+        .collect()
+}
+
 /// What counts of an IPv4 parameter of which the larger of all interfaces' and
 /// one interface's is used, such as `rp_filter`.
 #[must_use]

@@ -85,6 +85,8 @@ pub struct Received {
     /// It was sent to a multicast or broadcast address, from which no reply
     /// can leave.
     pub group: bool,
+    /// Number of the interface that it came in by; 0 where nobody asked for it.
+    pub interface: u32,
     /// Traffic class that it came with.
     pub class: TrafficClass,
     /// Datagrams that this socket has lost so far because its buffer was full.
@@ -442,6 +444,15 @@ impl Socket {
     #[must_use]
     pub fn bound(&self) -> SocketAddr {
         self.bound
+    }
+
+    /// Has the interface told that each datagram comes in by, over IPv4.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`: none is known to occur here.
+    pub fn report_interface(&self) -> io::Result<()> {
+        sys::report_local_address(&self.inner, false)
     }
 
     /// Receives into the slots of `batch` from `first` up to, not including,

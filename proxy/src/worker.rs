@@ -53,6 +53,7 @@ use tally::{Ends, amount_of, newly_lost};
 
 pub use claims::Claims;
 pub use command::{Command, SessionReport};
+pub use network::WrongInterfaces;
 pub use settings::{Change, ListenerSettings, Pace, Setup, Share};
 pub use tally::Ended;
 
@@ -119,6 +120,7 @@ pub struct Worker {
     servers: ServerAddresses,
     /// Servers to which another socket would be sent from the same address.
     settled: Exhausted,
+    wrong_interfaces: Arc<WrongInterfaces>,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Link>,
@@ -186,6 +188,7 @@ impl Worker {
             own: OwnAddresses::default(),
             servers,
             settled: Exhausted::default(),
+            wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, rules).with_afterlife(Link::afterlife),
             budget,
@@ -468,6 +471,13 @@ impl Worker {
         self.last_reply = now;
         let (asked, via) = (session.link.server, session.link.via);
         let listener = &self.counters.listeners[session.listener];
+        if reply.interface != session.link.ingress {
+            if network::is_wrong(&self.wrong_interfaces, asked, reply.interface) {
+                let wrong = listener.dropped(DropReason::ReplyWrongInterface);
+                return wrong.add(datagrams);
+            }
+            session.link.ingress = reply.interface;
+        }
         let server = &self.counters.servers[session.server];
         server.replies.add(datagrams);
         server.reply_bytes.add(amount.bytes);

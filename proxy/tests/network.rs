@@ -6,10 +6,13 @@ mod common;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use common::lab::{Client, Echo, Family, Lab, Proxy, Scheme, Side, Way, listener, listeners};
+use common::lab::{
+    Client, Echo, Family, Lab, Proxy, Scheme, Side, Way, forged_v4, listener, listeners,
+};
 use common::{BINARY, Process, TIMEOUT, eventually, namespace};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// What the proxy's host gets instead of its address on the server's side.
 fn next_address(family: Family) -> IpAddr {
@@ -143,7 +146,11 @@ fn sessions_follow_a_route_that_prefers_another_address() {
             Family::V4 => "10.9.9.9".parse().unwrap(),
             Family::V6 => "fd00:9::9".parse().unwrap(),
         };
-        lab.sh("server", &format!("ip addr add {ip} dev lo"));
+        let usable_at_once = if ip.is_ipv4() { "" } else { "nodad" };
+        lab.sh(
+            "server",
+            &format!("ip addr add {ip} dev lo {usable_at_once}"),
+        );
         change(&lab, "add", next_address(family), family);
         let prefer = |source: IpAddr| {
             let via = family.server().ip();
@@ -343,4 +350,85 @@ fn a_tentative_address_is_waited_for() {
     );
     let mut proxy = Process::start(Command::new("sh").args(["-ec", &script]));
     proxy.wait_for("ready");
+}
+
+/// The kernel hands over what matches a connected socket before it looks at its source:
+/// where rp_filter is strict, the proxy looks. Where it is not, a server may answer by
+/// another way.
+#[test]
+fn forged_replies_come_in_where_rp_filter_lets_them() {
+    let name = "forged_replies_come_in_where_rp_filter_lets_them";
+    let Some(lab) = Lab::enter(name, Side::Private) else {
+        return;
+    };
+    let family = Family::V4;
+    let early_demux = lab.sh("proxy", "cat /proc/sys/net/ipv4/udp_early_demux");
+    assert_eq!(early_demux.trim(), "1");
+    let setup = lab.set_up(Scheme::Transparent);
+    // The attacker is the proxy's neighbour on the clients' side, and sends it what it likes.
+    let to_proxy = format!(
+        "ip rule add fwmark 7 lookup 77; ip route add default via {} table 77",
+        family.listener().ip()
+    );
+    lab.sh("router", &to_proxy);
+    let attacker = lab.at("router", || {
+        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+        raw.set_header_included_v4(true).unwrap();
+        raw.set_mark(7).unwrap();
+        raw
+    });
+    let _server = Echo::new(&lab, family, Way::Back);
+    for mode in ["plain", "transparent"] {
+        let strict = |strict: bool| {
+            let value = u8::from(strict);
+            let path = "/proc/sys/net/ipv4/conf/pub/rp_filter";
+            lab.sh("proxy", &format!("echo {value} >{path}"));
+        };
+        strict(true);
+        let proxy = lab.proxy_with(&listener(family, &format!("mode = \"{mode}\"")));
+        let client = Client::new(&lab, family, 1, 0);
+        let session = client.ask(b"question");
+        let forge = || {
+            let (SocketAddr::V4(from), SocketAddr::V4(to)) = (family.server(), session) else {
+                panic!("IPv4 only");
+            };
+            let target = SocketAddr::new(session.ip(), 0);
+            let datagram = forged_v4(from, to, b"forged");
+            attacker.send_to(&datagram, &target.into()).unwrap();
+        };
+        let dropped = || proxy.dropped(family, "reply_wrong_interface");
+        for number in 1..=3 {
+            forge();
+            eventually("the drop", || dropped() == number);
+            client.ask(b"the server's own replies pass");
+        }
+
+        strict(false);
+        eventually("replies by another way to pass", || {
+            forge();
+            let passed = receive_soon(&client);
+            assert!(passed.as_deref().is_none_or(|reply| reply == b"forged"));
+            passed.is_some()
+        });
+        client.pass_over_answers();
+        strict(true);
+        eventually("them to be dropped again", || {
+            let before = dropped();
+            forge();
+            client.pass_over_answers();
+            dropped() > before
+        });
+        client.ask(b"the server's own replies pass");
+    }
+    setup.undo();
+}
+
+/// What comes within a moment.
+fn receive_soon(client: &Client) -> Option<Vec<u8>> {
+    let moment = Some(Duration::from_millis(100));
+    client.socket.set_read_timeout(moment).unwrap();
+    let mut datagram = [0; 2048];
+    let received = client.socket.recv(&mut datagram);
+    client.socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    Some(datagram[..received.ok()?].to_vec())
 }

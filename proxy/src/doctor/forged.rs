@@ -4,7 +4,8 @@
 //!
 //! Strict `rp_filter` doesn't do on its own: for a datagram to a connected socket the
 //! kernel takes the route of an earlier one and leaves the check of its source out
-//! (`udp_early_demux`).
+//! (`udp_early_demux`). The proxy makes up for that unless routing rules go by more than it
+//! can know of a datagram.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +13,8 @@ use std::net::IpAddr;
 use super::Finding;
 use super::replies::sample;
 use crate::config::Config;
-use crate::host::{self, route::Packet};
+use crate::host;
+use crate::host::route::{Packet, rules_look_deeper};
 
 /// The most servers that a rule names.
 const MOST_NAMED: usize = 16;
@@ -94,10 +96,14 @@ fn finding(v4: bool, from: &str, servers: &BTreeSet<IpAddr>) -> Finding {
             what,
             format!("are dropped: rp_filter is 1 on {from}, and net.ipv4.udp_early_demux is 0"),
         ),
+        (1, _) if !rules_look_deeper(true).unwrap_or(true) => Finding::right(
+            what,
+            format!("are dropped by the proxy as reply_wrong_interface: rp_filter is 1 on {from}"),
+        ),
         (1, _) => Finding::advice(
             what,
             format!(
-                "reach sessions past rp_filter, unless a firewall drops them: net.ipv4.udp_early_demux is {early}"
+                "reach sessions past rp_filter, unless a firewall drops them: net.ipv4.udp_early_demux is {early}, and routing rules go by marks, users or destination ports, so that the proxy can't tell them either"
             ),
             format!("sysctl -w net.ipv4.udp_early_demux=0, or {rule}"),
         ),

@@ -202,6 +202,46 @@ pub fn marks_in_rules(v4: bool) -> io::Result<Vec<u32>> {
     Ok(marks)
 }
 
+/// Whether routing rules go by what a [`Packet`] does not tell, or not rightly of all:
+/// marks, users, the port that it goes to.
+///
+/// # Errors
+///
+/// Those of asking the kernel.
+pub fn rules_look_deeper(v4: bool) -> io::Result<bool> {
+    use RuleAttribute::{
+        Destination, Goto, Iifname, IpProtocol, L3MDev, Oifname, Priority, Protocol, Source,
+        SourcePortRange, SuppressIfGroup, SuppressPrefixLen, Table,
+    };
+    let mut question = RuleMessage::default();
+    question.header.family = family(v4);
+    let answers = ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
+    let is_plain = |found: &RuleAttribute| {
+        matches!(
+            found,
+            Destination(_)
+                | Goto(_)
+                | Iifname(_)
+                | IpProtocol(_)
+                | L3MDev(_)
+                | Oifname(_)
+                | Priority(_)
+                | Protocol(_)
+                | Source(_)
+                | SourcePortRange(_)
+                | SuppressIfGroup(_)
+                | SuppressPrefixLen(_)
+                | Table(_)
+        )
+    };
+    Ok(answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewRule(rule) => {
+            rule.header.tos != 0 || !rule.attributes.iter().all(is_plain)
+        }
+        _ => false,
+    }))
+}
+
 fn family(v4: bool) -> AddressFamily {
     if v4 {
         AddressFamily::Inet

@@ -153,6 +153,10 @@ impl Control {
                 commands,
             }
         })?;
+        let wrong = network.wrong_interfaces();
+        if !wrong.is_empty() {
+            crew.tell_all(|| Command::FollowNetwork(Arc::clone(&wrong)));
+        }
         Ok(Self {
             file,
             written,
@@ -363,7 +367,9 @@ impl Control {
         self.roll = roll;
         self.count();
         self.health.follow(&self.roll, now);
-        self.network.follow(&self.roll.config).await;
+        if self.network.follow(&self.roll.config).await {
+            self.tell_network();
+        }
         self.plan().await;
 
         let (setups, bound) = (self.setups(), bound(&self.roll));
@@ -461,8 +467,14 @@ impl Control {
     /// Looks at what has changed of the network, and has sessions follow.
     pub(super) async fn look(&mut self, told: Told) {
         if self.network.look(told, &self.roll.config).await {
-            self.crew.tell_all(|| Command::FollowNetwork);
+            self.tell_network();
         }
+    }
+
+    fn tell_network(&self) {
+        let wrong = self.network.wrong_interfaces();
+        let command = || Command::FollowNetwork(Arc::clone(&wrong));
+        self.crew.tell_all(command);
     }
 
     /// Plans where sessions go, as servers stand now.

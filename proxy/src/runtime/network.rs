@@ -1,26 +1,30 @@
 //! Changes of this host's network: the kernel tells of addresses, links, routes and
 //! rules that come and go (rtnetlink(7)), and workers hear of those that change which
-//! address a server is written to from.
+//! address a server is written to from, or by which interfaces it may answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use crate::config::Config;
+use crate::host;
+use crate::host::route::{NoRoute, Packet, rules_look_deeper};
 use crate::net::{own_addresses, source_towards};
+use crate::worker::WrongInterfaces;
 
-/// The groups of rtnetlink.h that tell of links, and of addresses, routes and rules of
-/// both families.
-const GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
+/// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both
+/// families, and of `rp_filter`.
+const GROUPS: [u32; 8] = [1, 5, 7, 8, 9, 11, 19, 24];
 
 /// How long to let changes gather: an address rarely comes or goes alone.
 const GATHER: Duration = Duration::from_millis(20);
@@ -62,8 +66,9 @@ impl Network {
         network
     }
 
-    /// Knows of the addresses in `config` from now on, and of no others.
-    pub(super) async fn follow(&mut self, config: &Config) {
+    /// Knows of the addresses in `config` from now on, and of no others. Whether other
+    /// [interfaces](Self::wrong_interfaces) are wrong then.
+    pub(super) async fn follow(&mut self, config: &Config) -> bool {
         let mut wanted = Wanted::of(config);
         let known = &mut self.known;
         known.sources.retain(|to, _| wanted.servers.contains(to));
@@ -71,9 +76,21 @@ impl Network {
         // What has changed of the others is still to be found.
         wanted.servers.retain(|to| !known.sources.contains_key(to));
         wanted.own.retain(|ip, _| !known.own.contains_key(ip));
-        let State { sources, own } = wanted.look().await;
+        let State {
+            sources,
+            own,
+            wrong,
+        } = wanted.look().await;
         self.known.sources.extend(sources);
         self.known.own.extend(own);
+        let is_other = self.known.wrong != wrong;
+        self.known.wrong = wrong;
+        is_other
+    }
+
+    /// The interfaces that servers may not answer by.
+    pub(super) fn wrong_interfaces(&self) -> Arc<WrongInterfaces> {
+        Arc::clone(&self.known.wrong)
     }
 
     /// Waits until something changes, for ever if nobody tells. Nothing is lost if the
@@ -95,10 +112,11 @@ impl Network {
         let names = wanted.own.clone();
         let state = wanted.look().await;
         let changes = self.known.changes_to(&state);
+        let is_other = self.known.wrong != state.wrong;
         self.known = state;
         changes.log(&names);
         // An address may have been gone for a moment that no look shows.
-        told == Told::Addresses || !changes.is_empty()
+        told == Told::Addresses || is_other || !changes.is_empty()
     }
 }
 
@@ -113,7 +131,7 @@ pub(super) enum Told {
 /// Has a thread wait for changes. It ends some time after nobody wants to hear of them.
 fn listen() -> io::Result<mpsc::Receiver<Told>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind(&SocketAddr::new(0, 0))?;
+    socket.bind(&NetlinkAddr::new(0, 0))?;
     for group in GROUPS {
         socket.add_membership(group)?;
     }
@@ -168,6 +186,8 @@ fn read_past(socket: &Socket, count: usize, flags: RecvFlags) -> Option<Told> {
 struct Wanted {
     /// Servers that are written to from an address of the kernel's choice.
     servers: BTreeSet<IpAddr>,
+    /// IPv4 servers that answer the proxy.
+    answering: BTreeSet<SocketAddr>,
     /// What should be this host's, and what for.
     own: BTreeMap<IpAddr, String>,
 }
@@ -176,15 +196,19 @@ impl Wanted {
     fn of(config: &Config) -> Self {
         let mut wanted = Self::default();
         for listener in &config.listeners {
-            let concrete = listener.bind.iter().map(std::net::SocketAddr::ip);
+            let concrete = listener.bind.iter().map(SocketAddr::ip);
             for ip in concrete.filter(|ip| !ip.is_unspecified()) {
                 let name = format!("listener `{}`", listener.name);
                 wanted.own.entry(ip).or_insert(name);
             }
             for (index, mode) in listener.servers.iter().chain(&listener.leaving) {
                 let server = &config.servers[*index];
+                let ip = server.address.0.ip();
+                if ip.is_ipv4() && mode.takes_replies() {
+                    wanted.answering.insert(server.address.0);
+                }
                 if server.sources.is_empty() && !mode.spoofs() {
-                    wanted.servers.insert(server.address.0.ip());
+                    wanted.servers.insert(ip);
                 }
             }
         }
@@ -206,6 +230,11 @@ impl Wanted {
             State {
                 sources: servers.map(|to| (to, source_towards(to).ok())).collect(),
                 own: self.own.into_keys().map(|ip| (ip, is_own(ip))).collect(),
+                wrong: Arc::new(wrong_interfaces(
+                    self.answering
+                        .into_iter()
+                        .filter(|server| !is_own(server.ip())),
+                )),
             }
         });
         // It fails only where the runtime is ending.
@@ -220,6 +249,32 @@ struct State {
     sources: BTreeMap<IpAddr, Option<IpAddr>>,
     /// Whether this host has an address.
     own: BTreeMap<IpAddr, bool>,
+    wrong: Arc<WrongInterfaces>,
+}
+
+/// The interfaces by which the kernel takes nothing in of each server, by its own check of
+/// the source (rp_filter in ip-sysctl). Where that is off or loose, or rules go by more
+/// than addresses, no interface is wrong: replies may come by another way than requests go.
+fn wrong_interfaces(servers: impl Iterator<Item = SocketAddr>) -> WrongInterfaces {
+    let strict = host::strict_interfaces();
+    if strict.is_empty() || rules_look_deeper(true).unwrap_or(true) {
+        return HashMap::new();
+    }
+    let wrong = servers.filter_map(|server| {
+        let own = source_towards(server.ip()).ok()?;
+        let is_wrong = |interface: &&u32| {
+            let reply = Packet {
+                from: Some(server.ip()),
+                port: Some(server.port()),
+                comes_in_by: Some(**interface),
+                ..Packet::sent_to(own)
+            };
+            matches!(reply.route(), Err(NoRoute::BadSource(_)))
+        };
+        let wrong: Vec<_> = strict.iter().filter(is_wrong).copied().collect();
+        (!wrong.is_empty()).then_some((server, wrong))
+    });
+    wrong.collect()
 }
 
 /// What is otherwise than before.
@@ -297,12 +352,14 @@ mod tests {
         let before = State {
             sources: [(ip(1), Some(ip(10))), (ip(2), Some(ip(10))), (ip(3), None)].into(),
             own: [(ip(10), true), (ip(11), true)].into(),
+            wrong: Arc::default(),
         };
         assert!(before.changes_to(&before).is_empty());
         let now = State {
             // Of one that is new, nothing was known.
             sources: [(ip(1), Some(ip(11))), (ip(3), None), (ip(4), None)].into(),
             own: [(ip(10), false), (ip(11), true), (ip(12), false)].into(),
+            wrong: Arc::default(),
         };
         let expected = Changes {
             sources: [((Some(ip(10)), Some(ip(11))), vec![ip(1)])].into(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::link::Link;
+use super::network::WrongInterfaces;
 use super::{Change, QUIET, Worker};
 use crate::session::{Key, Session};
 use crate::upstream::{ServerName, Steering};
@@ -28,8 +29,9 @@ pub enum Command {
     Steer(Arc<Steering>),
     /// Go by another setup from now on.
     Follow(Box<Change>),
-    /// Have sessions send from the address that this host's routes now say.
-    FollowNetwork,
+    /// Have sessions send from the address that this host's routes now say, and take no
+    /// replies by wrong interfaces.
+    FollowNetwork(Arc<WrongInterfaces>),
     /// End the sessions at those of these addresses that no setup has listeners
     /// for, and take no more there.
     Close(Vec<SocketAddr>),
@@ -87,7 +89,7 @@ impl Worker {
                 } => reply(self.report(first, limit, now)),
                 Command::Steer(steering) => self.steer(steering),
                 Command::Follow(change) => self.follow(*change, now),
-                Command::FollowNetwork => self.follow_network(),
+                Command::FollowNetwork(wrong) => self.follow_network(wrong),
                 Command::Close(addresses) => self.close(&addresses, now),
                 Command::Drain => {
                     let entrances: Vec<_> = self.entrances.iter().map(|(key, _)| key).collect();

@@ -36,6 +36,9 @@ pub(super) struct Link {
     pub(super) name: Arc<ServerName>,
     /// The version of the steering by which it is where it belongs.
     pub(super) steered: u64,
+    /// Number of the interface that its latest reply came in by, 0 if that is not asked
+    /// for.
+    pub(super) ingress: u32,
     /// Its socket is not what one would be made for now.
     pub(super) is_outdated: bool,
 }

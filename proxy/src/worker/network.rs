@@ -1,14 +1,17 @@
 //! Sessions follow the network: one whose source address is gone, or is no longer the
 //! one that its server is written to from, gets another socket at its client's next
-//! datagram, and keeps its server.
+//! datagram, and keeps its server. Replies by interfaces that they can't rightly come in
+//! by are told apart from others.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Worker;
-use super::link::Link;
+use super::link::{Exit, Link};
 use super::supply::Exhausted;
+use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::net;
 use crate::session::{EndReason, Key, SessionId};
@@ -16,6 +19,28 @@ use crate::session::{EndReason, Key, SessionId};
 /// How long no other socket is tried to a server after one would have been sent from
 /// the same address: a server that is switched off must not cost one for each datagram.
 const SETTLED: Duration = Duration::from_millis(100);
+
+/// By server, the numbers of interfaces that the kernel takes nothing of it in by. It
+/// checks that of each datagram but of those for connected sockets, which it hands over
+/// before it looks at their source (early demultiplexing).
+pub type WrongInterfaces = HashMap<SocketAddr, Vec<u32>>;
+
+/// Whether nothing of `server` may come in by `interface`.
+pub(super) fn is_wrong(wrong: &WrongInterfaces, server: ServerAddr, interface: u32) -> bool {
+    wrong
+        .get(&server.0)
+        .is_some_and(|wrong| wrong.contains(&interface))
+}
+
+/// Has the interface of replies told where there are wrong ones.
+pub(super) fn ask_for_interface(wrong: &WrongInterfaces, exit: &Exit, server: ServerAddr) {
+    if let Exit::Own(own) = exit
+        && wrong.contains_key(&server.0)
+    {
+        // Best effort: without it nothing is told apart, as by other means.
+        let _ = own.socket.report_interface();
+    }
+}
 
 /// Whether another socket could send what this session's could not.
 pub(super) fn may_need_socket(link: &Link, settled: &Exhausted) -> bool {
@@ -25,7 +50,8 @@ pub(super) fn may_need_socket(link: &Link, settled: &Exhausted) -> bool {
 impl Worker {
     /// Notes which sessions need another socket. Those that have ended are not taken over
     /// from.
-    pub(super) fn follow_network(&mut self) {
+    pub(super) fn follow_network(&mut self, wrong: Arc<WrongInterfaces>) {
+        self.wrong_interfaces = wrong;
         let servers = self.listeners.iter().enumerate();
         let servers = servers.flat_map(|(number, listener)| {
             let servers = listener.servers.iter();
@@ -34,6 +60,9 @@ impl Worker {
         let sources: HashMap<_, _> = servers.collect();
         let (mut routes, mut outdated) = (Routes::default(), BTreeSet::new());
         for (_, session) in self.table.iter_mut() {
+            let Link { exit, server, .. } = &session.link;
+            ask_for_interface(&self.wrong_interfaces, exit, *server);
+            session.link.ingress = 0;
             let Some(source) = session.link.exit.own_source() else {
                 continue;
             };

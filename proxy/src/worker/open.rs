@@ -238,6 +238,7 @@ impl Worker {
             prefix: server.mode.prefix(key.client, key.local),
             name: Arc::clone(&server.name),
             steered: self.steering.version,
+            ingress: 0,
             is_outdated: false,
         }
     }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Worker;
 use super::link::{Exit, Link, Ports, ServerSocket, in_name_of, is_shortage, why_unopened};
+use super::{Worker, network};
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
 use crate::net::{Cause, Socket};
@@ -304,19 +304,23 @@ impl Worker {
         now: Instant,
     ) -> Result<Exit, DropReason> {
         let options = self.listeners[listener].exit_options();
-        if server.mode.spoofs() {
-            return in_name_of((now, key), server, &self.claims, options);
-        }
-        let (socket, ports) = self.connect(listener, server, now)?;
-        if server.mode.takes_replies() {
-            return Ok(Exit::Own(ServerSocket::new(socket, ports)));
-        }
-        socket.ignore_replies();
-        Ok(Exit::Unheard {
-            socket,
-            is_connected: true,
-            ports,
-        })
+        let exit = if server.mode.spoofs() {
+            in_name_of((now, key), server, &self.claims, options)?
+        } else {
+            let (socket, ports) = self.connect(listener, server, now)?;
+            if server.mode.takes_replies() {
+                Exit::Own(ServerSocket::new(socket, ports))
+            } else {
+                socket.ignore_replies();
+                Exit::Unheard {
+                    socket,
+                    is_connected: true,
+                    ports,
+                }
+            }
+        };
+        network::ask_for_interface(&self.wrong_interfaces, &exit, server.address);
+        Ok(exit)
     }
 
     /// Opens a socket from the server's source addresses in turn.

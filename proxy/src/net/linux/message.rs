@@ -28,6 +28,7 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
             .unwrap_or(socket.bound),
         local: socket.bound,
         group: false,
+        interface: 0,
         overflows: 0,
         class: TrafficClass::default(),
         len: (message.msg_len as usize).min(CAPACITY),
@@ -60,6 +61,7 @@ pub(super) unsafe fn read_received(socket: &Socket, message: &mmsghdr) -> Receiv
                     let written_to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
                     let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
                     received.note_local_v4(written_to, local);
+                    received.interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = ptr::read_unaligned(data.cast());

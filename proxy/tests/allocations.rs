@@ -1,5 +1,6 @@
-//! Steady state allocates nothing: a worker that moves a hundred times as many
-//! datagrams allocates not once more.
+//! A worker without the rest of the proxy. Steady state allocates nothing: one that moves
+//! a hundred times as many datagrams allocates not once more. When it is told to stop,
+//! replies that have come still pass.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::net::{SocketAddr, UdpSocket};
@@ -105,10 +106,15 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
     }
 }
 
-/// Allocations of a worker that moves datagrams for so many rounds, between its
-/// clients and so many servers.
-fn allocations(rounds: usize, servers: usize) -> u64 {
-    let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
+/// A worker between its clients and servers, and what tells it to stop.
+struct Running {
+    worker: Worker,
+    address: SocketAddr,
+    counters: Arc<WorkerCounters>,
+    stop: Box<dyn FnOnce()>,
+}
+
+fn worker(servers: &[UdpSocket], pace: Pace) -> Running {
     let listener =
         Socket::listen("127.0.0.1:0".parse().unwrap(), Binding::default(), OPTIONS).unwrap();
     let address = listener.bound();
@@ -118,9 +124,9 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
         number: 0,
         entrances: vec![(listener, 0)],
         setup: Setup {
-            listeners: vec![Arc::new(settings(&servers))],
-            steering: Arc::new(steering(&servers)),
-            pace: Pace::default(),
+            listeners: vec![Arc::new(settings(servers))],
+            steering: Arc::new(steering(servers)),
+            pace,
             counters: Arc::clone(&counters),
             log: None,
         },
@@ -129,6 +135,28 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
         commands: receiver,
     })
     .unwrap();
+    let stop = Box::new(move || {
+        commands.send(Command::Stop).unwrap();
+        waker.wake().unwrap();
+    });
+    Running {
+        worker,
+        address,
+        counters,
+        stop,
+    }
+}
+
+/// Allocations of a worker that moves datagrams for so many rounds, between its
+/// clients and so many servers.
+fn allocations(rounds: usize, servers: usize) -> u64 {
+    let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
+    let Running {
+        worker,
+        address,
+        counters,
+        stop,
+    } = worker(&servers, Pace::default());
     let running = thread::spawn(move || {
         let mut result = Ok(());
         let measured = allocation_counter::measure(|| result = worker.run());
@@ -136,8 +164,7 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
         measured.count_total
     });
     exchange(address, &servers, rounds);
-    commands.send(Command::Stop).unwrap();
-    waker.wake().unwrap();
+    stop();
     let allocations = running.join().unwrap();
     assert!(counters.listeners[0].received.get() >= (CLIENTS * rounds) as u64);
     allocations
@@ -150,4 +177,33 @@ fn a_hundred_times_the_datagrams_take_no_allocation_more() {
         assert!(few > 0, "beginning sessions allocates, and is counted");
         assert_eq!(allocations(3000, servers), few);
     }
+}
+
+#[test]
+fn replies_that_wait_at_a_stop_are_passed_on() {
+    let server = [socket()];
+    // They and the order to stop come in the pause after the first.
+    let pace = Pace {
+        coalesce: Duration::from_millis(300),
+        ..Pace::default()
+    };
+    let running = worker(&server, pace);
+    let worker = running.worker;
+    let worker = thread::spawn(move || worker.run().unwrap());
+    let client = socket();
+    client.send_to(b"question", running.address).unwrap();
+    let (_, session) = server[0].recv_from(&mut [0; 100]).unwrap();
+    for number in 0..100 {
+        server[0].send_to(&[number], session).unwrap();
+    }
+    (running.stop)();
+    for number in 0..100 {
+        let mut reply = [0; 100];
+        let len = client.recv(&mut reply).unwrap();
+        assert_eq!(reply[..len], [number]);
+    }
+    worker.join().unwrap();
+    let counters = &running.counters;
+    assert_eq!(counters.servers[0].replies.get(), 100);
+    assert_eq!(counters.listeners[0].replied.get(), 100);
 }

@@ -71,28 +71,6 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
-fn replies_that_wait_are_passed_on_at_a_stop() {
-    let server = socket("127.0.0.1");
-    let listener = address("127.0.0.1");
-    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &[]);
-    let client = socket("127.0.0.1");
-    client.send_to(b"question", listener).unwrap();
-    let (_, session) = receive(&server);
-    // They and both signals wait for the process to go on.
-    proxy.pause();
-    for number in 0..100 {
-        server.send_to(&[number], session).unwrap();
-    }
-    proxy.signal("TERM");
-    proxy.signal("INT");
-    proxy.signal("CONT");
-    for number in 0..100 {
-        assert_eq!(receive(&client), (vec![number], listener));
-    }
-    assert!(proxy.wait().0.success());
-}
-
-#[test]
 fn a_client_that_writes_the_moment_it_reads_ready_is_served_on_every_address() {
     for _ in 0..10 {
         let server = socket("127.0.0.1");

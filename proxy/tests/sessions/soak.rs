@@ -183,7 +183,7 @@ fn no_answer_goes_astray_while_modes_flap() {
         return;
     }
     // Most are under way when their session has to move.
-    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 40);
+    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
     let keys = |turn: u32| {
         let mode = ["ppv2", "plain"][turn as usize % 2];
         format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
@@ -191,7 +191,7 @@ fn no_answer_goes_astray_while_modes_flap() {
     let expects = |admin, opened| {
         let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
         let moved = metric(admin, ended);
-        assert!(moved > 1000, "{moved} of {opened}");
+        assert!(moved > 500, "{moved} of {opened}");
     };
     soak(keys, delay, expects, true);
 }

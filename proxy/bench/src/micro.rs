@@ -183,7 +183,7 @@ fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
         amplification: None,
     };
     let budget = Budget::new(keys.len(), keys.len());
-    let mut table = Table::new(now, vec![rules], 0);
+    let mut table = Table::new(now, vec![rules]);
     for key in keys {
         let seat = budget.take().context("a seat for each session")?;
         table.open(now, *key, 0, 0, seat, ());

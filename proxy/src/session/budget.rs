@@ -2,11 +2,17 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::newcomers::Newcomers;
 use super::{ClientSeat, Need, Network};
+
+/// Fewer sessions that were never answered are no flood, however few sockets there are.
+const FLOOD: usize = 32;
+
+/// Servers, by their number, whose answer times workers tell each other.
+const SERVERS: usize = 1024;
 
 /// What all workers together may hold: sessions, and the sockets of sessions
 /// that are or were. Bounds what a flood of client addresses can take in
@@ -19,6 +25,9 @@ pub struct Budget {
     sockets: AtomicUsize,
     /// Sockets whose sessions were never answered, by servers that answer.
     unanswered: AtomicUsize,
+    /// Within how many microseconds servers usually answer; 0 for those that were not seen
+    /// to.
+    answer_times: Box<[AtomicU32]>,
     newcomers: Newcomers,
 }
 
@@ -45,6 +54,7 @@ impl Budget {
             max_sockets: AtomicUsize::new(max_sockets),
             sockets: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            answer_times: (0..SERVERS).map(|_| AtomicU32::new(0)).collect(),
             newcomers: Newcomers::new(Instant::now()),
         })
     }
@@ -109,10 +119,11 @@ impl Budget {
     }
 
     /// Whether half of all sockets are with sessions that were never answered, by
-    /// servers that answer others. It takes a flood of forged sources.
+    /// servers that answer others or are to. It takes a flood of forged sources.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed) >= self.max_sockets().div_ceil(2)
+        let half = self.max_sockets().div_ceil(2);
+        self.unanswered.load(Ordering::Relaxed) >= half.max(FLOOD)
     }
 
     /// Whether a new client gets a socket while they are [crowded](Self::is_crowded):
@@ -196,6 +207,21 @@ impl Seat {
     pub(super) fn note_answer(&mut self, client: IpAddr) {
         self.forget_answer();
         self.budget.newcomers.note_answer(client);
+    }
+
+    /// Tells other workers the time within which a server usually answers.
+    pub(super) fn tell_answer_time(&self, server: usize, usual: Duration) {
+        if let Some(told) = self.budget.answer_times.get(server) {
+            let micros = u32::try_from(usual.as_micros()).unwrap_or(u32::MAX);
+            told.store(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// What was told last of the server.
+    pub(super) fn answer_time(&self, server: usize) -> Option<Duration> {
+        let micros = self.budget.answer_times.get(server)?;
+        let micros = micros.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros.into()))
     }
 
     fn forget_answer(&mut self) {

@@ -203,7 +203,8 @@ impl<T> Table<T> {
             .arm(slot, now + self.rules[listener].idle_timeout);
         if is_heard && let Some(session) = self.sessions.get_mut(slot as usize) {
             self.unanswered.push(slot, session.bounded_client());
-            if self.unanswered.is_answering(server) {
+            let is_answering = self.rules[listener].responses > 0;
+            if is_answering || self.unanswered.usual(session).is_some() {
                 session.seat.await_answer();
             }
         }
@@ -241,8 +242,7 @@ impl<T> Table<T> {
         let rules = self.rules[session.listener];
         if session.is_unanswered() {
             self.unanswered.remove(id.slot, session.bounded_client());
-            let took = now.saturating_duration_since(session.started);
-            self.unanswered.note_answer(session.server, took);
+            self.unanswered.note_answer(now, session);
             session.seat.note_answer(session.key.client.0.ip());
         }
         let was_answered = session.is_answered(rules.responses.max(1));

@@ -66,21 +66,25 @@ impl Unanswered {
         }
     }
 
-    /// Notes how long the server took for the first answer of a session.
-    pub(super) fn note_answer(&mut self, server: usize, took: Duration) {
+    /// Notes that a session has its first answer.
+    pub(super) fn note_answer<T>(&mut self, now: Instant, session: &Session<T>) {
+        let server = session.server;
         if self.answer_times.len() <= server {
             self.answer_times.resize(server + 1, AnswerTime::default());
         }
-        self.answer_times[server].note(took);
+        let time = &mut self.answer_times[server];
+        time.note(now.saturating_duration_since(session.started));
+        if let Some(usual) = time.usual() {
+            session.seat.tell_answer_time(server, usual);
+        }
     }
 
-    /// Whether the server was seen to answer.
-    pub(super) fn is_answering(&self, server: usize) -> bool {
-        self.usual(server).is_some()
-    }
-
-    fn usual(&self, server: usize) -> Option<Duration> {
-        self.answer_times.get(server)?.usual()
+    /// The time within which the session's server usually answers, as this worker saw it
+    /// or another; `None` if none did.
+    pub(super) fn usual<T>(&self, session: &Session<T>) -> Option<Duration> {
+        let own = self.answer_times.get(session.server);
+        own.and_then(|time| time.usual())
+            .or_else(|| session.seat.answer_time(session.server))
     }
 
     /// The oldest that has had the time that its server usually takes, of all sessions
@@ -94,7 +98,7 @@ impl Unanswered {
     ) -> Option<u32> {
         let had_its_time = |slot: &u32| {
             let session = &sessions[*slot as usize];
-            let (since, usual) = match self.usual(session.server) {
+            let (since, usual) = match self.usual(session) {
                 Some(usual) => (session.started, usual),
                 None => (session.last_active, AnswerTime::MOST),
             };
@@ -103,7 +107,7 @@ impl Unanswered {
         let found = self.iter(client).take(LOOKS).find(had_its_time);
         let oldest = self.iter(client).next()?;
         let session = &sessions[oldest as usize];
-        if found.is_none() && !self.is_answering(session.server) {
+        if found.is_none() && self.usual(session).is_none() {
             // It stays while it is used, and must not hide those behind it.
             self.remove(oldest, session.bounded_client());
             self.push(oldest, session.bounded_client());

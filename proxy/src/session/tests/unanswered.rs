@@ -71,6 +71,46 @@ fn a_session_is_given_the_time_that_its_server_takes() {
 }
 
 #[test]
+fn workers_tell_each_other_how_long_servers_take() {
+    let (bench, usual) = two_servers();
+    let mut other = Bench {
+        budget: Arc::clone(&bench.budget),
+        ..Bench::new(RULES, 100, 100)
+    };
+    other.open_at(3, 1);
+    other.open_at(4, 2);
+    other.now += usual;
+    assert_eq!(other.give_way(), Some(key(3).client));
+    assert_eq!(other.give_way(), None);
+}
+
+#[test]
+fn sockets_are_crowded_by_sessions_that_are_to_be_answered() {
+    // With a number of responses, servers are taken to answer; others must have done so.
+    for (responses, answers, crowded) in [(1, false, true), (0, true, true), (0, false, false)] {
+        let rules = Rules { responses, ..RULES };
+        let mut bench = Bench::new(rules, 50, 50);
+        let first = bench.open_at(1, 0);
+        if answers {
+            bench.reply(first).unwrap();
+        }
+        for client in 2..=49 {
+            bench.open_at(client, 0);
+        }
+        assert!(!bench.budget.is_crowded());
+        for client in 2..=49 {
+            let id = bench.table.find(&key(client)).unwrap();
+            bench
+                .table
+                .end(bench.now, id, EndReason::Unanswered, |_| {});
+        }
+        bench.open_at(50, 0);
+        bench.open_at(51, 0);
+        assert_eq!(bench.budget.is_crowded(), crowded, "{responses}");
+    }
+}
+
+#[test]
 fn sessions_of_a_server_that_never_answers_stay_while_they_are_used() {
     let mut bench = Bench::new(RULES, 100, 100);
     for client in 0..40 {
@@ -126,4 +166,81 @@ fn within_a_clients_bound_its_own_unanswered_sessions_give_way() {
         .end(bench.now, of_victim[1], EndReason::Unanswered, |_| {});
     assert_eq!(bench.table.giving_way(bench.now, Some((0, network))), None);
     assert!(clients.take(victim).is_some());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Datagram(u16),
+    Reply(usize),
+    Pass(u64),
+    GiveWay,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0u16..6).prop_map(Step::Datagram),
+        3 => (0usize..64).prop_map(Step::Reply),
+        3 => (0u64..20_000).prop_map(Step::Pass),
+        2 => Just(Step::GiveWay),
+    ];
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// Whatever happens in whatever order: datagrams beyond the number of requests go to
+    /// sessions of their own client, replies as well, only what is active and was never
+    /// answered gives way, and nothing is left at the end.
+    #[test]
+    fn clients_share_nothing_when_sessions_run_out(
+        steps in steps(),
+        responses in 0u64..3,
+        requests in 0u64..3,
+        max_sessions in 1usize..6,
+    ) {
+        let rules = Rules { responses, requests, ..RULES };
+        let mut bench = Bench::new(rules, max_sessions, 100);
+        let mut opened: Vec<(SessionId, Key)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Datagram(client) => {
+                    let key = key(client);
+                    let taken = bench.datagram(key);
+                    let taken = taken.or_else(|| bench.table.overdraw(bench.now, &key, ONE));
+                    let has_any = bench.table.iter_from(0).any(|(_, session)| session.key == key);
+                    prop_assert_eq!(taken.is_some(), has_any);
+                    if let Some(id) = taken {
+                        let session = bench.table.get(id).unwrap();
+                        prop_assert!(session.key == key && session.is_active());
+                        opened.push((id, key));
+                    }
+                }
+                Step::Reply(nth) if !opened.is_empty() => {
+                    let (id, owner) = opened[nth % opened.len()];
+                    if let Some(reply) = bench.reply(id) {
+                        prop_assert_eq!((reply.to, reply.from), (owner.client, owner.local));
+                    }
+                }
+                Step::Reply(_) => {}
+                Step::Pass(millis) => {
+                    bench.now += Duration::from_millis(millis);
+                    bench.pass(0);
+                }
+                Step::GiveWay => {
+                    if let Some(id) = bench.table.giving_way(bench.now, None) {
+                        let session = bench.table.get(id).unwrap();
+                        prop_assert!(session.is_active() && session.replies == 0);
+                        bench.table.end(bench.now, id, EndReason::Unanswered, |_| {});
+                    }
+                }
+            }
+            prop_assert_eq!(bench.table.active(), bench.budget.taken());
+        }
+        for _ in 0..4 {
+            bench.pass(60);
+        }
+        prop_assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
+        prop_assert_eq!(bench.table.giving_way(bench.now, None), None);
+        prop_assert_eq!(bench.table.next_deadline(), None);
+        prop_assert!(!bench.budget.is_crowded());
+    }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, ioctl_fionbio};
 
 /// How long whoever writes to a pipe may be silent before reading is given up.
@@ -73,7 +74,8 @@ fn await_writer(pipe: &File) -> io::Result<()> {
 
 /// Opens without waiting. The file doesn't wait either.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, FileType)> {
-    let options = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let options = options.custom_flags(without_waiting.bits().cast_signed());
     let file = options.open(path).map_err(|error| reason(path, error))?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() || kind.is_fifo() || kind.is_char_device() {

@@ -172,7 +172,6 @@ fn no_answer_goes_astray_while_ports_run_out() {
     let expects = |admin, opened| {
         let reclaimed = metric(admin, "ppv2_sessions_reclaimed_total");
         assert!(opened > 2000 && reclaimed > 100, "{opened}, {reclaimed}");
-        assert!(dropped(admin, "reply_late") > 10);
     };
     soak(keys, delay, expects, false);
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Amount, Budget, Full, Key, MAX_REST, Need, Rules, Session, SessionId, Table};
+use ppv2_proxy::session::{
+    Amount, Budget, Full, Key, MAX_REST, Need, Rules, Session, SessionId, Table,
+};
 
 const ONE: Amount = Amount {
     datagrams: 1,

@@ -13,6 +13,7 @@
 //! worker.
 
 mod at_once;
+mod catch_up;
 mod claims;
 mod command;
 mod follow;
@@ -43,6 +44,7 @@ use crate::net::{
 };
 use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
+use catch_up::CatchUp;
 use link::{Exit, Link};
 use onward::Onward;
 use open::{OwnAddresses, ServerAddresses, refused};
@@ -82,14 +84,6 @@ struct Entrance {
     /// Sessions go on, none begins.
     is_closing: bool,
 }
-
-/// A wake-up that comes so much later than it was to: the process was stopped, or got no
-/// CPU.
-const LATE: Duration = Duration::from_millis(100);
-
-/// How long sessions go on after a late wake-up at the most, while datagrams that have
-/// come meanwhile are received.
-const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// Datagrams of a batch that go to one session. Those that follow each other leave
 /// in one call.
@@ -133,8 +127,7 @@ pub struct Worker {
     log: Option<SyncSender<Ended>>,
     commands: Receiver<Command>,
     draining: bool,
-    /// Until when datagrams are received before sessions expire.
-    catches_up: Option<Instant>,
+    catch_up: CatchUp,
     last_reply: Instant,
 }
 
@@ -203,7 +196,7 @@ impl Worker {
             log,
             commands,
             draining: false,
-            catches_up: None,
+            catch_up: CatchUp::new(now),
             last_reply: now,
         };
         Ok((worker, waker))
@@ -216,20 +209,11 @@ impl Worker {
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(READY);
-        let mut before = Instant::now();
         loop {
             let due = self.table.next_deadline();
             self.wait(&mut ready, due)?;
             let now = Instant::now();
-            // A wait that was interrupted says nothing of what has come: not this one, but
-            // the next that brings nothing is the end.
-            self.catches_up
-                .take_if(|until| ready.is_empty() || now >= *until);
-            let is_late = |due: Instant| now.saturating_duration_since(due.max(before)) >= LATE;
-            if due.is_some_and(is_late) {
-                self.catches_up.get_or_insert(now + CATCH_UP);
-            }
-            before = now;
+            let may_expire = self.catch_up.may_expire(now, due, ready.is_empty());
 
             // Whatever is not taken to its end is reported again.
             let at_once = ready.len() <= ALONE;
@@ -244,7 +228,7 @@ impl Worker {
             }
             self.replies.send(&self.entrances, &self.counters);
             // What has come for a session may wait yet.
-            if self.catches_up.is_none() {
+            if may_expire {
                 self.expire(now);
             }
             if self.obey(now) || self.is_drained(now) {

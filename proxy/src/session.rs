@@ -17,7 +17,7 @@
 //! replies in flight still pass for [`MIN_REST`]. It keeps its socket, because a late reply to its port
 //! would otherwise reach another client's session that was given that port. The port
 //! rests for [`MAX_REST`] while there are enough others, and at least for [`MIN_REST`]
-//! unless every request was answered and nothing came since. A late reply begins the
+//! unless every request was answered and nothing more came. A late reply begins the
 //! rest anew. Where no other client can get the port, or no reply comes, a session is
 //! gone at its end.
 
@@ -64,7 +64,7 @@ pub enum Need {
     /// Half of all sockets rest: ports may be used again after [`MIN_REST`].
     Supply,
     /// There is no other port: one may be used again before if every request was
-    /// answered and nothing came since.
+    /// answered, and nothing more came within the time that its server usually takes.
     Now,
 }
 
@@ -368,6 +368,12 @@ impl<T> Session<T> {
             lasted: self.last_active.saturating_duration_since(self.started),
             reason,
         }
+    }
+
+    /// Whether its server sends more than it was asked for, and did so lately.
+    fn is_streamed_to(&self, now: Instant, each: u64) -> bool {
+        self.replies > each.saturating_mul(self.requests)
+            && now.saturating_duration_since(self.last_active) < MIN_REST
     }
 
     /// Whether as many replies have come as `each` request is to have.

@@ -14,8 +14,17 @@ pub(super) enum Class {
     Reusable,
     /// As silent, but the socket is not what a new session would be given.
     Silent,
-    /// An answer is owed, or a late reply came.
+    /// An answer is owed, or the server sends what it wasn't asked for.
     Owing,
+    /// No answer came at all.
+    Unanswered,
+}
+
+impl Class {
+    /// Whether something may come to the port yet.
+    pub(super) fn owes(self) -> bool {
+        matches!(self, Self::Owing | Self::Unanswered)
+    }
 }
 
 /// Sessions that rest side by side.

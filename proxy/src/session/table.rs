@@ -441,8 +441,9 @@ impl<T> Table<T> {
             }
             Afterlife::None => None,
             kept @ (Afterlife::Rest | Afterlife::RestUnused | Afterlife::RestUnheard) => {
-                let is_answered = session.is_answered(each);
-                Some(if is_answered {
+                Some(if session.is_unanswered() && session.requests > 0 {
+                    Class::Unanswered
+                } else if session.is_answered(each) && !session.is_streamed_to(now, each) {
                     silent_class(kept)
                 } else {
                     Class::Owing

@@ -87,6 +87,11 @@ impl Unanswered {
             .or_else(|| session.seat.answer_time(session.server))
     }
 
+    /// As [`usual`](Self::usual), or as long as the slowest may take if none did.
+    pub(super) fn time_for_answer<T>(&self, session: &Session<T>) -> Duration {
+        self.usual(session).unwrap_or(AnswerTime::MOST)
+    }
+
     /// The oldest that has had the time that its server usually takes, of all sessions
     /// or of one client's. Where the server was never seen to answer, it must have had no
     /// datagram for as long as the slowest may take.

@@ -7,6 +7,10 @@ use super::Table;
 use crate::session::rest::{Class, Lane};
 use crate::session::{Afterlife, MAX_REST, MIN_REST, Need, Seat, Session, SessionId, State};
 
+/// Sessions of a lane that are looked at for one that matches: there may be tens of
+/// thousands that don't.
+const LOOKS: usize = 64;
+
 impl<T> Table<T> {
     /// The session of this listener and server that has rested for longest, if a new
     /// one may have its socket. [`take`](Self::take) it once what waits in it has been
@@ -25,13 +29,14 @@ impl<T> Table<T> {
             class: Class::Reusable,
         };
         let slot = self.rest.first(lane)?;
-        let (id, rested) = self.resting(now, slot)?;
-        may_go(lane.class, rested, need).then_some(id)
+        let (session, id, rested) = self.resting(now, slot)?;
+        self.may_go(session, lane.class, rested, need).then_some(id)
     }
 
     /// Of the resting sessions that match, the one whose port may be used again best:
     /// those that have rested for [`MIN_REST`] come first, then those that owe nothing,
-    /// then those that have rested for longer. To be taken as in
+    /// then those that have rested for longer. Of each listener and server, a few dozen
+    /// of each kind are asked whether they match. To be taken as in
     /// [`reusable`](Self::reusable).
     pub fn closable(
         &self,
@@ -41,13 +46,14 @@ impl<T> Table<T> {
     ) -> Option<SessionId> {
         let of_lane = |(lane, first): (Lane, u32)| {
             let ripe = self.rest.from(first).map_while(|slot| {
-                let (id, rested) = self.resting(now, slot)?;
-                may_go(lane.class, rested, need).then_some((id, rested))
+                let (session, id, rested) = self.resting(now, slot)?;
+                let may_go = self.may_go(session, lane.class, rested, need);
+                may_go.then_some((session, id, rested))
             });
-            let mut ripe = ripe.filter(|(id, _)| self.get(*id).is_some_and(&matches));
-            let (id, rested) = ripe.next()?;
+            let mut ripe = ripe.take(LOOKS).filter(|(session, ..)| matches(session));
+            let (_, id, rested) = ripe.next()?;
             let is_early = rested < MIN_REST;
-            Some(((is_early, lane.class == Class::Owing, Reverse(rested)), id))
+            Some(((is_early, lane.class.owes(), Reverse(rested)), id))
         };
         let best = self.rest.lanes().filter_map(of_lane);
         best.min_by_key(|(rank, _)| *rank).map(|(_, id)| id)
@@ -96,7 +102,7 @@ impl<T> Table<T> {
     }
 
     /// Sessions whose port was used again before it had rested for [`MIN_REST`]. All
-    /// had been answered, and nothing had come since.
+    /// had been answered, and nothing more had come.
     #[must_use]
     pub fn reclaimed(&self) -> u64 {
         self.reclaimed
@@ -109,7 +115,12 @@ impl<T> Table<T> {
     }
 
     pub(super) fn renew(&mut self, now: Instant, slot: u32) {
-        self.renewed += u64::from(self.rest_anew(now, slot, Class::Owing));
+        let session = self.sessions.get(slot as usize);
+        let class = match session.is_some_and(Session::is_unanswered) {
+            true => Class::Unanswered,
+            false => Class::Owing,
+        };
+        self.renewed += u64::from(self.rest_anew(now, slot, class));
     }
 
     /// Begins the rest of a session anew, if it rests.
@@ -128,11 +139,24 @@ impl<T> Table<T> {
         true
     }
 
-    fn resting(&self, now: Instant, slot: u32) -> Option<(SessionId, Duration)> {
+    fn resting(&self, now: Instant, slot: u32) -> Option<(&Session<T>, SessionId, Duration)> {
         let session = self.sessions.get(slot as usize)?;
         let (_, rested) = session.rest(now)?;
         let generation = session.generation;
-        Some((SessionId { slot, generation }, rested))
+        Some((session, SessionId { slot, generation }, rested))
+    }
+
+    /// Whether a port may be used again.
+    fn may_go(&self, session: &Session<T>, class: Class, rested: Duration, need: Need) -> bool {
+        match need {
+            Need::None => rested >= MAX_REST,
+            Need::Supply => rested >= MIN_REST,
+            // Another answer would have come by then.
+            Need::Now => {
+                let silent = || rested >= self.unanswered.time_for_answer(session);
+                rested >= MIN_REST || !class.owes() && silent()
+            }
+        }
     }
 }
 
@@ -143,14 +167,5 @@ pub(super) fn silent_class(afterlife: Afterlife) -> Class {
         Afterlife::RestUnused | Afterlife::RestUnheard | Afterlife::None | Afterlife::Unheard => {
             Class::Silent
         }
-    }
-}
-
-/// Whether a port may be used again.
-fn may_go(class: Class, rested: Duration, need: Need) -> bool {
-    match need {
-        Need::None => rested >= MAX_REST,
-        Need::Supply => rested >= MIN_REST,
-        Need::Now => rested >= MIN_REST || class != Class::Owing,
     }
 }

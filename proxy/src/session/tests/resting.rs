@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What a server that answers at once is taken to need for an answer.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
+
 /// Ends a session by its one answer, as others do after it.
 fn answered(bench: &mut Bench, client: u16) -> SessionId {
     let id = bench.datagram(key(client)).unwrap();
@@ -50,7 +53,10 @@ fn a_port_that_owes_an_answer_rests_whatever_is_needed() {
     let mut bench = Bench::new(ONE_RESPONSE, 2, 0);
     unanswered(&mut bench, 1);
     answered(&mut bench, 2);
-    // The answered one gives way; then there is none.
+    // The answered one gives way, once no other answer is to be expected; then there is
+    // none.
+    assert_eq!(bench.datagram(key(3)), None);
+    bench.now += ANSWER_TIME;
     let third = bench.datagram(key(3)).unwrap();
     assert_eq!(bench.table.reclaimed(), 1);
     assert_eq!(bench.datagram(key(4)), None);
@@ -61,6 +67,83 @@ fn a_port_that_owes_an_answer_rests_whatever_is_needed() {
     assert!(bench.datagram(key(4)).is_some());
     assert!(bench.datagram(key(5)).is_some());
     assert_eq!(bench.table.reclaimed(), 1);
+}
+
+#[test]
+fn a_port_is_used_early_only_after_another_answer_would_have_come() {
+    let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
+    let reusable = |bench: &Bench| bench.table.reusable(bench.now, 0, 0, Need::Now);
+    let id = answered(&mut bench, 1);
+    // A server that sends two answers has sent one so far.
+    bench.now += ANSWER_TIME - Duration::from_millis(1);
+    assert_eq!(reusable(&bench), None);
+    assert!(!bench.close_one(Need::Now));
+    bench.now += Duration::from_millis(1);
+    assert_eq!(reusable(&bench), Some(id));
+    assert!(bench.close_one(Need::Now));
+
+    // It has become slow.
+    for client in 2..100 {
+        let id = bench.datagram(key(client)).unwrap();
+        bench.now += Duration::from_secs(1);
+        bench.reply(id).unwrap();
+        bench.table.end(bench.now, id, EndReason::Responses, |_| {});
+        bench.table.take(bench.now, id);
+    }
+    answered(&mut bench, 100);
+    bench.now += ANSWER_TIME;
+    assert_eq!(reusable(&bench), None);
+    bench.pass(2);
+    assert!(reusable(&bench).is_some());
+}
+
+#[test]
+fn a_port_that_was_streamed_to_up_to_its_end_is_not_used_early() {
+    let mut bench = Bench::new(RULES, 10, 0);
+    let ids = [1, 2, 3].map(|client| bench.datagram(key(client)).unwrap());
+    for id in ids {
+        bench.reply(id).unwrap();
+    }
+    bench.reply(ids[0]).unwrap();
+    bench.reply(ids[1]).unwrap();
+    let silent = |bench: &Bench| bench.table.closable(bench.now, Need::Now, |_| true);
+    bench
+        .table
+        .end(bench.now, ids[0], EndReason::Denied, |_| {});
+    bench.pass(MIN_REST.as_secs() - 1);
+    assert_eq!(silent(&bench), None);
+    // The stream to this one has been over for long.
+    bench.pass(1);
+    bench.table.take(bench.now, ids[0]);
+    bench
+        .table
+        .end(bench.now, ids[1], EndReason::Denied, |_| {});
+    bench.now += ANSWER_TIME;
+    assert_eq!(silent(&bench), Some(ids[1]));
+}
+
+#[test]
+fn what_matches_is_not_looked_for_among_all_that_rest() {
+    let mut bench = Bench::new(ONE_RESPONSE, 3000, 0);
+    for client in 0..2000 {
+        answered(&mut bench, client);
+    }
+    let owing: Vec<_> = (2000..2003)
+        .map(|client| unanswered(&mut bench, client))
+        .collect();
+    // A late reply does not make it an answered one.
+    assert_eq!(bench.reply(owing[0]), None);
+    bench.pass(MIN_REST.as_secs());
+    for expected in [Some(owing[1]), Some(owing[2]), Some(owing[0]), None] {
+        let looks = std::cell::Cell::new(0);
+        let found = bench.table.closable(bench.now, Need::Supply, |session| {
+            looks.set(looks.get() + 1);
+            session.replies == 0
+        });
+        assert_eq!(found, expected);
+        assert!(looks.get() < 200, "{} looks", looks.get());
+        found.and_then(|id| bench.table.take(bench.now, id));
+    }
 }
 
 #[test]
@@ -97,9 +180,11 @@ fn a_moved_session_that_gets_its_answer_owes_nothing() {
     bench.table.end(bench.now, id, EndReason::Moved, |_| {});
     assert!(!bench.close_one(Need::Now));
     assert!(bench.reply(id).is_some());
+    bench.now += ANSWER_TIME;
     assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), Some(id));
     // Its server sends more than it was asked for.
     assert!(bench.reply(id).is_some());
+    bench.now += ANSWER_TIME;
     assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
     assert!(!bench.close_one(Need::Now));
 }
@@ -127,6 +212,7 @@ fn what_rested_for_longest_goes_first_and_what_owes_goes_last() {
 
     let matching = answered(&mut bench, 4);
     answered(&mut bench, 5);
+    bench.now += ANSWER_TIME;
     let is_fifth = |session: &Session<_>| session.key == key(5);
     let fifth = bench.table.closable(bench.now, Need::Now, is_fifth);
     assert_ne!(fifth, Some(matching));
@@ -141,6 +227,7 @@ fn what_is_set_aside_rests_and_is_not_taken_over() {
     answered(&mut bench, 2);
     bench.table.set_aside(0, 0);
     let third = answered(&mut bench, 3);
+    bench.now += ANSWER_TIME;
     let reusable = |bench: &Bench| bench.table.reusable(bench.now, 0, 0, Need::Now);
     assert_eq!(reusable(&bench), Some(third));
     assert_eq!(
@@ -165,7 +252,7 @@ fn sockets_of_ended_sessions_count_until_they_are_given_back() {
     }
     assert_eq!(budget.taken(), 0);
     assert_eq!(budget.take().err(), Some(Full::Sockets));
-    assert!(close_one(&mut table, now, Need::Now));
+    assert!(close_one(&mut table, now + ANSWER_TIME, Need::Now));
     assert_eq!(table.reclaimed(), 1);
     let _seat = budget.take().unwrap();
 }

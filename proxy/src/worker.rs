@@ -114,6 +114,8 @@ pub struct Worker {
     servers: ServerAddresses,
     /// Servers to which another socket would be sent from the same address.
     settled: Exhausted,
+    /// Servers that no other socket has a route to.
+    routeless: Exhausted,
     wrong_interfaces: Arc<WrongInterfaces>,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
@@ -181,6 +183,7 @@ impl Worker {
             own: OwnAddresses::default(),
             servers,
             settled: Exhausted::default(),
+            routeless: Exhausted::default(),
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, rules).with_afterlife(Link::afterlife),

@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet, rules_look_deeper};
-use crate::net::{own_addresses, source_towards};
+use crate::net::{Cause, own_addresses, source_towards};
 use crate::worker::WrongInterfaces;
 
 /// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both
@@ -228,7 +228,7 @@ impl Wanted {
             let is_own = |ip: IpAddr| ip.is_loopback() || own.contains(&ip);
             let servers = self.servers.into_iter();
             State {
-                sources: servers.map(|to| (to, source_towards(to).ok())).collect(),
+                sources: servers.filter_map(|to| Some((to, source(to)?))).collect(),
                 own: self.own.into_keys().map(|ip| (ip, is_own(ip))).collect(),
                 wrong: Arc::new(wrong_interfaces(
                     self.answering
@@ -239,6 +239,15 @@ impl Wanted {
         });
         // It fails only where the runtime is ending.
         looked.await.unwrap_or_default()
+    }
+}
+
+/// The address that `server` is written to from, `None` within if there is no route;
+/// `None` if that can't be told now, for want of ports or descriptors.
+fn source(server: IpAddr) -> Option<Option<IpAddr>> {
+    match source_towards(server) {
+        Ok(source) => Some(Some(source)),
+        Err(error) => (Cause::of(&error) == Cause::Unreachable).then_some(None),
     }
 }
 

@@ -26,7 +26,8 @@ pub struct Claims(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     holders: HashMap<Pair, Holder, ahash::RandomState>,
-    /// In the order in which they were given back.
+    /// Pairs that rest or rested, each once, and since when; one that was taken again since
+    /// is looked at once more.
     resting: VecDeque<(Pair, Instant)>,
 }
 
@@ -37,6 +38,16 @@ struct Holder {
     /// When the claim was given back, if it was. A late reply would reach the next
     /// session, which may be the client's at the same local address alone.
     since: Option<Instant>,
+    /// Whether it is in `resting`.
+    is_queued: bool,
+}
+
+impl Holder {
+    /// Whether a late reply may still come for the session that had it.
+    fn rests(&self, now: Instant) -> bool {
+        let is_young = |since| now.saturating_duration_since(since) < MIN_REST;
+        self.since.is_some_and(is_young)
+    }
 }
 
 /// The right to write to a server from a client's own port, given back when
@@ -59,17 +70,18 @@ impl Claims {
         let pair = (key.client.0, server.0);
         let mut state = self.lock();
         state.forget_rested(now);
-        let is_free = state
-            .holders
-            .get(&pair)
-            .is_none_or(|holder| holder.since.is_some() && holder.local == key.local);
-        let is_known = state.holders.contains_key(&pair);
-        if !is_free || !is_known && state.holders.len() >= MAX_HELD {
+        let known = state.holders.get(&pair);
+        let is_free = known.is_none_or(|holder| {
+            holder.since.is_some() && (holder.local == key.local || !holder.rests(now))
+        });
+        let is_queued = known.is_some_and(|holder| holder.is_queued);
+        if !is_free || known.is_none() && state.holders.len() >= MAX_HELD {
             return None;
         }
         let holder = Holder {
             local: key.local,
             since: None,
+            is_queued,
         };
         state.holders.insert(pair, holder);
         Some(Claim {
@@ -83,7 +95,8 @@ impl Claims {
     pub(super) fn is_taken(&self, now: Instant, source: SocketAddr, server: ServerAddr) -> bool {
         let mut state = self.lock();
         state.forget_rested(now);
-        state.holders.contains_key(&(source, server.0))
+        let holder = state.holders.get(&(source, server.0));
+        holder.is_some_and(|holder| holder.since.is_none() || holder.rests(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,11 +110,14 @@ impl State {
             && now.saturating_duration_since(since) >= MIN_REST
         {
             self.resting.pop_front();
+            let Entry::Occupied(mut entry) = self.holders.entry(pair) else {
+                continue;
+            };
             // It may have been taken again, and given back later.
-            if let Entry::Occupied(entry) = self.holders.entry(pair)
-                && entry.get().since == Some(since)
-            {
-                entry.remove();
+            match entry.get().since {
+                Some(later) if entry.get().rests(now) => self.resting.push_back((pair, later)),
+                Some(_) => _ = entry.remove(),
+                None => entry.get_mut().is_queued = false,
             }
         }
     }
@@ -109,7 +125,9 @@ impl State {
     fn give_back(&mut self, now: Instant, pair: Pair) {
         if let Some(holder) = self.holders.get_mut(&pair) {
             holder.since = Some(now);
-            self.resting.push_back((pair, now));
+            if !std::mem::replace(&mut holder.is_queued, true) {
+                self.resting.push_back((pair, now));
+            }
         }
         self.forget_rested(now);
     }
@@ -161,6 +179,24 @@ mod tests {
         drop(claim(now, 53).unwrap());
         assert!(claim(now + MIN_REST / 2, 54).is_none());
         assert!(claim(Instant::now() + MIN_REST, 54).is_some());
+    }
+
+    #[test]
+    fn a_port_that_is_given_back_again_and_again_is_noted_once() {
+        let claims = Arc::new(Claims::default());
+        let now = Instant::now();
+        for _ in 0..1000 {
+            drop(claims.claim(now, &key(1, 53), server(1)).unwrap());
+        }
+        assert_eq!(claims.lock().resting.len(), 1);
+        // Taken again when it is looked at, and given back after that.
+        let later = Instant::now() + MIN_REST;
+        let claim = claims.claim(later, &key(1, 53), server(1)).unwrap();
+        assert!(claims.is_taken(later + MIN_REST, key(1, 53).client.0, server(1)));
+        drop(claim);
+        assert_eq!(claims.lock().resting.len(), 1);
+        assert!(!claims.is_taken(Instant::now() + MIN_REST, key(1, 53).client.0, server(1)));
+        assert!(claims.lock().holders.is_empty());
     }
 
     #[test]

@@ -13,11 +13,12 @@ use super::link::{Exit, Link};
 use super::supply::Exhausted;
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
-use crate::net;
+use crate::net::{self, Cause};
 use crate::session::{EndReason, Key, SessionId};
 
-/// How long no other socket is tried to a server after one would have been sent from
-/// the same address: a server that is switched off must not cost one for each datagram.
+/// How long no other socket is tried to a server after one would have sent from the same
+/// address, or had no route: a server that is switched off must not cost one for each
+/// datagram.
 const SETTLED: Duration = Duration::from_millis(100);
 
 /// By server, the numbers of interfaces that the kernel takes nothing of it in by. It
@@ -99,15 +100,24 @@ impl Worker {
         let servers = &self.listeners[listener].servers;
         let server = servers.iter().find(|server| server.number == number);
         let server = server.cloned()?;
+        let to = server.address.0.ip();
+        if self.routeless.contains(to, now) {
+            return Some(Err(DropReason::Unreachable));
+        }
         let exit = self
             .is_short(&key, &server, now)
             .and_then(|()| self.exit(&key, listener, &server, now));
         let exit = match exit {
             Ok(exit) => exit,
-            Err(reason) => return Some(Err(reason)),
+            Err(reason) => {
+                if reason == DropReason::Unreachable {
+                    self.routeless.note(to, now + SETTLED);
+                }
+                return Some(Err(reason));
+            }
         };
         if exit.own_source() == source {
-            self.settled.note(server.address.0.ip(), now + SETTLED);
+            self.settled.note(to, now + SETTLED);
             self.table.get_mut(old)?.needs_socket = false;
             return Some(Ok(old));
         }
@@ -142,9 +152,11 @@ impl Routes {
         found.is_none_or(|found| found == source)
     }
 
-    /// Whether this host has `source`.
+    /// Whether this host has `source`. A shortage of ports or descriptors says nothing of
+    /// that.
     fn has(&mut self, source: IpAddr) -> bool {
+        let is_gone = |error| Cause::of(&error) == Cause::Unreachable;
         let found = self.own.entry(source);
-        *found.or_insert_with(|| net::probe_source(source).is_ok())
+        *found.or_insert_with(|| !net::probe_source(source).is_err_and(is_gone))
     }
 }

@@ -36,6 +36,10 @@ const CLOSES_AT_ONCE: usize = 64;
 /// How long ended sessions are not looked through again after none could be closed.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often a socket that is about to be closed is read, some dozens of replies each
+/// time: as many as its buffer can hold.
+const LOOKS_AT_LEAVING: usize = 48;
+
 /// Where sockets have run out, and until when not to try there again.
 #[derive(Default)]
 pub(super) struct Shortages {
@@ -239,7 +243,7 @@ impl Worker {
     /// Closes what has ended and doesn't rest, once what waits there has been read.
     pub(super) fn close_leaving(&mut self, now: Instant) {
         while let Some(id) = self.table.next_leaving() {
-            self.is_silent(id, now);
+            (0..LOOKS_AT_LEAVING).any(|_| self.is_silent(id, now));
             self.table.take(now, id);
         }
     }

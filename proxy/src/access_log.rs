@@ -255,7 +255,7 @@ impl Output {
         }
     }
 
-    /// Opens the file anew. The old one goes on if that fails.
+    /// Reopens the file. The old one stays in use if that fails.
     fn reopen(&mut self) {
         self.flush();
         let Some(path) = &self.path else {
@@ -269,7 +269,7 @@ impl Output {
             Err(error) => tracing::warn!(
                 path = %self.name(),
                 %error,
-                "the access log can't be opened anew; the file that was open is written on"
+                "the access log can't be reopened; lines still go to the file that was open"
             ),
         }
     }

@@ -295,7 +295,7 @@ pub struct OwnCounters {
     /// Sessions that ended, all answered, and gave up their socket before its port had
     /// rested.
     pub reclaimed: Counter,
-    /// Late replies that began the rest of a port anew.
+    /// Late replies that restarted the rest of a port.
     pub renewed: Counter,
     /// Ended sessions that the access log had no time for. Those that it could not
     /// write are counted beside (`access_log::Unlogged`).

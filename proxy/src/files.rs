@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ioctl_fionbio};
 
-/// How long whoever writes to a pipe may be silent before reading is given up.
+/// How long the writer of a pipe may be silent before reading is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens `path` for lines to be appended, and creates it if there is nothing. Writes to
@@ -38,7 +38,7 @@ pub(crate) fn append_to(path: &Path) -> io::Result<File> {
 pub(crate) fn read(path: &Path, max: u64) -> io::Result<String> {
     let (file, kind) = open(path, OpenOptions::new().read(true))?;
     if kind.is_char_device() {
-        // Whoever types may take their time.
+        // A person at a terminal may take their time.
         ioctl_fionbio(&file, false)?;
     }
     let mut bytes = Vec::new();

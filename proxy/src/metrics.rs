@@ -324,7 +324,7 @@ impl Collector for Metrics {
         count(
             to,
             "rests_renewed",
-            "Times that a late reply began the rest of an ended session's port anew",
+            "Times that a late reply restarted the rest of an ended session's port",
             counted.own(|c| c.renewed.get()),
         )?;
         count(

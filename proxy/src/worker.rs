@@ -114,8 +114,9 @@ pub struct Worker {
     servers: ServerAddresses,
     /// Servers to which another socket would be sent from the same address.
     settled: Exhausted,
-    /// Servers that no other socket has a route to.
-    routeless: Exhausted,
+    /// Listeners and servers for which no other socket has a route. The sources of one
+    /// listener say nothing of another's.
+    routeless: Exhausted<(usize, usize)>,
     wrong_interfaces: Arc<WrongInterfaces>,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,

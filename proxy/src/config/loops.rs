@@ -59,7 +59,7 @@ impl Checker<'_> {
             let own = interfaces.iter().map(|one| (one.ip(), name(&one.name)));
             let own: BTreeMap<_, _> = own.collect();
             let shared = listeners.iter().find_map(|listener| {
-                let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), &own);
+                let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), listener.freebind, &own);
                 Some((listener, listener.bind.iter().find_map(sign)?))
             });
             if let Some((listener, sign)) = shared {
@@ -103,7 +103,7 @@ impl Checker<'_> {
 
 /// What about a listener's address says that other proxies have it, too. `own` has
 /// the addresses of this host with their interfaces.
-fn sign_of_peers(ip: IpAddr, own: &BTreeMap<IpAddr, String>) -> Option<String> {
+fn sign_of_peers(ip: IpAddr, freebind: bool, own: &BTreeMap<IpAddr, String>) -> Option<String> {
     if ip.is_unspecified() || ip.is_loopback() {
         return None;
     }
@@ -112,6 +112,9 @@ fn sign_of_peers(ip: IpAddr, own: &BTreeMap<IpAddr, String>) -> Option<String> {
             "{ip} is an address of lo, as anycast addresses are"
         )),
         Some(_) => None,
+        None if freebind => Some(format!(
+            "{ip} is not an address of this host now, and `freebind` is on"
+        )),
         None => {
             let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
             let is_set = host::parameter(&format!("net/{family}/ip_nonlocal_bind")) == Some(1);

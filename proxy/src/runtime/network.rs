@@ -243,7 +243,7 @@ impl Wanted {
 }
 
 /// The address that `server` is written to from, `None` within if there is no route;
-/// `None` if that can't be told now, for want of ports or descriptors.
+/// `None` if that can't be told now, since ports or descriptors have run out.
 fn source(server: IpAddr) -> Option<Option<IpAddr>> {
     match source_towards(server) {
         Ok(source) => Some(Some(source)),

@@ -100,8 +100,7 @@ impl Worker {
         let servers = &self.listeners[listener].servers;
         let server = servers.iter().find(|server| server.number == number);
         let server = server.cloned()?;
-        let to = server.address.0.ip();
-        if self.routeless.contains(to, now) {
+        if self.routeless.contains((listener, number), now) {
             return Some(Err(DropReason::Unreachable));
         }
         let exit = self
@@ -111,13 +110,13 @@ impl Worker {
             Ok(exit) => exit,
             Err(reason) => {
                 if reason == DropReason::Unreachable {
-                    self.routeless.note(to, now + SETTLED);
+                    self.routeless.note((listener, number), now + SETTLED);
                 }
                 return Some(Err(reason));
             }
         };
         if exit.own_source() == source {
-            self.settled.note(to, now + SETTLED);
+            self.settled.note(server.address.0.ip(), now + SETTLED);
             self.table.get_mut(old)?.needs_socket = false;
             return Some(Ok(old));
         }

@@ -26,7 +26,7 @@ pub(super) struct Onward<'a> {
     pub(super) all: &'a OwnCounters,
     pub(super) listener: &'a ListenerCounters,
     pub(super) server: &'a ServerCounters,
-    /// Something could not be sent for want of a route, or of the source address.
+    /// Something could not be sent because there is no route, or the source address is gone.
     pub(super) lacks_route: Cell<bool>,
 }
 

@@ -66,24 +66,32 @@ impl Shortages {
     }
 }
 
-/// Addresses with which something is not to be tried again, and until when: that of
-/// clients of which all ports are taken, where to find out that there is none costs the
-/// kernel milliseconds. As many as can have used up their ports at a time.
-#[derive(Default)]
-pub(super) struct Exhausted {
-    addresses: [Option<(IpAddr, Instant)>; 16],
+/// What is not to be tried again, and until when: such as addresses of clients of which
+/// all ports are taken, where to find out that there is none costs the kernel
+/// milliseconds. As many as can have used up their ports at a time.
+pub(super) struct Exhausted<T = IpAddr> {
+    noted: [Option<(T, Instant)>; 16],
     next: usize,
 }
 
-impl Exhausted {
-    pub(super) fn contains(&self, address: IpAddr, now: Instant) -> bool {
-        let is_it = |(ip, until): &(IpAddr, Instant)| *ip == address && now < *until;
-        self.addresses.iter().flatten().any(is_it)
+impl<T: Copy> Default for Exhausted<T> {
+    fn default() -> Self {
+        Self {
+            noted: [None; 16],
+            next: 0,
+        }
+    }
+}
+
+impl<T: Copy + PartialEq> Exhausted<T> {
+    pub(super) fn contains(&self, what: T, now: Instant) -> bool {
+        let is_it = |(noted, until): &(T, Instant)| *noted == what && now < *until;
+        self.noted.iter().flatten().any(is_it)
     }
 
-    pub(super) fn note(&mut self, address: IpAddr, until: Instant) {
-        self.addresses[self.next] = Some((address, until));
-        self.next = (self.next + 1) % self.addresses.len();
+    pub(super) fn note(&mut self, what: T, until: Instant) {
+        self.noted[self.next] = Some((what, until));
+        self.next = (self.next + 1) % self.noted.len();
     }
 }
 
@@ -249,7 +257,7 @@ impl Worker {
     }
 
     /// Reads and counts what waits in the socket of a session that has ended, whose
-    /// rest begins anew if that is anything. True if it is nothing.
+    /// rest restarts if that is anything. True if it is nothing.
     pub(super) fn is_silent(&mut self, id: SessionId, now: Instant) -> bool {
         if self.replies.is_full() {
             self.replies.send(&self.entrances, &self.counters);

@@ -26,6 +26,28 @@ fn an_upstream_that_nobody_uses_is_a_warning() {
 }
 
 #[test]
+fn freebind_for_an_address_that_is_elsewhere_asks_for_peers() {
+    let asks = |config: String| {
+        let config = Config::from_toml("proxy.toml", &config).unwrap();
+        config
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("`freebind` is on"))
+    };
+    for address in ["203.0.113.77:5300", "[2001:db8:77::1]:5300"] {
+        let config = |more: &str| {
+            format!(
+                "{more}\n[[listener]]\nname = \"vip\"\nbind = [\"{address}\"]\nfreebind = true\n\
+                 upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.10:53\"]\n"
+            )
+        };
+        assert!(asks(config("")));
+        assert!(!asks(config("peers = []")));
+        assert!(!asks(config("").replace("freebind = true", "")));
+    }
+}
+
+#[test]
 fn peers_that_are_all_clients_of_a_listener_are_a_warning() {
     let config = format!("peers = [\"192.0.0.0/16\", \"2001:db8::/32\"]\n{GOOD}");
     let config = Config::from_toml("proxy.toml", &config).unwrap();

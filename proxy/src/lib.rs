@@ -72,6 +72,8 @@ pub mod address;
 #[cfg(feature = "control")]
 pub mod admin;
 #[cfg(feature = "control")]
+pub mod cli;
+#[cfg(feature = "control")]
 pub mod commands;
 #[cfg(feature = "control")]
 pub mod config;

@@ -2,17 +2,17 @@
 //! configuration.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Parser;
+use ppv2_proxy::cli::{Arguments, Command, LogFormat, Run};
 use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
-use ppv2_proxy::config::{Config, ConfigError, Flags, printable};
+use ppv2_proxy::config::{Config, ConfigError, printable};
 use ppv2_proxy::names;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
@@ -23,186 +23,6 @@ use tracing_subscriber::filter::Directive;
 /// How long the last lines on standard error may hold up the end. More than the
 /// log's own thread waits for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// UDP reverse proxy that tells servers who their clients are, without root
-#[derive(Parser)]
-#[command(version, max_term_width = 100)]
-struct Arguments {
-    /// How log lines are written, on standard error
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
-
-    /// What is logged: error, warn, info, debug, trace, or a tracing filter
-    #[arg(
-        long,
-        global = true,
-        value_name = "LEVEL",
-        env = "PPV2_LOG",
-        default_value = "info"
-    )]
-    log_level: String,
-
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the proxy, from flags or from a file
-    #[command(
-        after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; a second \
-                      one stops it at once.\nSIGHUP has the file read again, and the access log \
-                      opened anew."
-    )]
-    Run(Box<Run>),
-    /// Check a configuration file, resolve its names and say what it comes to
-    Check {
-        /// The TOML file
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
-    /// Tell what this host lacks for a configuration, and how to mend it
-    #[command(after_help = "Exit code 1 if anything fatal was found, 0 otherwise.")]
-    Doctor(Box<doctor::Options>),
-    /// Print the commands that a host needs for modes transparent and dsr, as a shell script
-    HostSetup(Box<host_setup::Options>),
-    /// Show a server, the proxy and a client on loopback, and what each saw
-    Demo,
-    /// Explain a datagram with a PROXY v2 header, byte range by byte range
-    Decode {
-        /// The datagram in hexadecimal digits; - reads them from standard input
-        #[arg(value_name = "HEX", default_value = "-")]
-        hex: String,
-    },
-    /// Run a server that answers each client with its own address and port
-    Whoami {
-        /// Address to listen on
-        #[arg(long, value_name = "ADDR")]
-        listen: SocketAddr,
-        /// Network of the proxies, whose datagrams must carry a header; repeatable
-        #[arg(long, value_name = "NET", required = true)]
-        trusted: Vec<String>,
-    },
-}
-
-#[derive(Args)]
-struct Run {
-    /// TOML file; all other settings are then made there
-    // Not `exclusive`, which refuses the global flags for the log too.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with_all = [
-            "listen", "upstream", "mode", "rewrite_on", "source_port", "balance", "user", "workers",
-            "admin", "idle_timeout", "responses", "requests", "max_sessions", "busy_poll",
-            "coalesce", "allow",
-        ]
-    )]
-    config: Option<PathBuf>,
-
-    /// Address that clients write to; repeatable
-    #[arg(
-        long,
-        value_name = "ADDR",
-        required_unless_present = "config",
-        requires = "upstream"
-    )]
-    listen: Vec<String>,
-
-    /// Server to pass datagrams on to, as IP:PORT, HOST:PORT, dns:HOST:PORT or
-    /// srv:_SERVICE._udp.NAME; repeatable
-    #[arg(long, value_name = "ADDR", required_unless_present = "config")]
-    upstream: Vec<String>,
-
-    /// How servers are told of the client: ppv2, transparent, dsr or plain [default: ppv2]
-    #[arg(long)]
-    mode: Option<String>,
-
-    /// Mode dsr: who makes replies come from the listener: proxy, server or sdk [default: proxy]
-    #[arg(long, value_name = "WHERE")]
-    rewrite_on: Option<String>,
-
-    /// Mode transparent: from which port of the client's address: any or client [default: any]
-    #[arg(long, value_name = "PORT")]
-    source_port: Option<String>,
-
-    /// Whom to run as, if started as root [default: nobody]
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-
-    /// How sessions are spread over servers: maglev, round_robin, least_sessions or random_two
-    /// [default: maglev]
-    #[arg(long)]
-    balance: Option<String>,
-
-    /// Worker threads [default: one per core]
-    #[arg(long, value_name = "N")]
-    workers: Option<usize>,
-
-    /// Address for /metrics, /healthz, /readyz and /sessions [default: none]
-    #[arg(long, value_name = "ADDR")]
-    admin: Option<String>,
-
-    /// End a session after this long without a datagram [default: 30s]
-    #[arg(long, value_name = "DURATION")]
-    idle_timeout: Option<String>,
-
-    /// End a session after N replies to each datagram; 0 for never
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    responses: u64,
-
-    /// Begin a new session after N client datagrams; 0 for never
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    requests: u64,
-
-    /// The most sessions [default: what open files, local ports and memory allow]
-    #[arg(long, value_name = "N")]
-    max_sessions: Option<usize>,
-
-    /// Look for datagrams for this long before sleeping: latency for CPU [default: 0us]
-    #[arg(long, value_name = "DURATION")]
-    busy_poll: Option<String>,
-
-    /// Let datagrams gather for this long after a wake-up: CPU for latency [default: 0us]
-    #[arg(long, value_name = "DURATION")]
-    coalesce: Option<String>,
-
-    /// Network whose clients are served; repeatable [default: everybody]
-    #[arg(long, value_name = "NET")]
-    allow: Vec<String>,
-}
-
-impl Run {
-    fn config(self) -> Result<Config, ConfigError> {
-        match self.config {
-            Some(path) => Config::from_file(&path),
-            None => Config::from_flags(Flags {
-                listen: self.listen,
-                upstream: self.upstream,
-                mode: self.mode,
-                rewrite_on: self.rewrite_on,
-                source_port: self.source_port,
-                user: self.user,
-                balance: self.balance,
-                workers: self.workers,
-                admin: self.admin,
-                idle_timeout: self.idle_timeout,
-                max_sessions: self.max_sessions,
-                responses: self.responses,
-                requests: self.requests,
-                allow: self.allow,
-                busy_poll: self.busy_poll,
-                coalesce: self.coalesce,
-            }),
-        }
-    }
-}
 
 /// An error and the exit code that it ends with.
 struct Failure(ExitCode, anyhow::Error);

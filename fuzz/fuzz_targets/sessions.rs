@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{
+use ppv2_engine::address::{ClientAddr, ListenerAddr};
+use ppv2_engine::session::{
     Amount, Budget, Full, Key, MAX_REST, Need, Rules, Session, SessionId, Table,
 };
 

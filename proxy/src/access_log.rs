@@ -16,8 +16,8 @@ use serde::Serialize;
 
 use crate::config::{AccessLog, LogFormat};
 use crate::files;
-use crate::upstream::ServerName;
-use crate::worker::Ended;
+use ppv2_engine::upstream::ServerName;
+use ppv2_engine::worker::Ended;
 
 /// Ended sessions whose lines could not be written.
 pub type Unlogged = Arc<AtomicU64>;
@@ -301,8 +301,8 @@ fn count_lines(text: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::{ClientAddr, ListenerAddr};
-    use crate::session::{Amount, EndReason, Key, Summary};
+    use ppv2_engine::address::{ClientAddr, ListenerAddr};
+    use ppv2_engine::session::{Amount, EndReason, Key, Summary};
 
     #[test]
     fn a_line_tells_all_of_a_session() {

@@ -32,8 +32,8 @@ use tokio::task::AbortHandle;
 use crate::health::Board;
 use crate::metrics::{Format, Metrics};
 use crate::names;
-use crate::net::Waker;
-use crate::worker::{Command, SessionReport};
+use ppv2_engine::worker::{Command, SessionReport};
+use ppv2_udp::Waker;
 
 /// How long a worker may take to answer before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -25,12 +25,12 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::address::ServerAddr;
 use crate::files;
-use crate::mode::Mode;
-use crate::session::Rules;
-use crate::upstream::Balance;
-use crate::worker::Pace;
+use ppv2_engine::address::ServerAddr;
+use ppv2_engine::mode::Mode;
+use ppv2_engine::session::Rules;
+use ppv2_engine::upstream::Balance;
+use ppv2_engine::worker::Pace;
 
 use check::Checker;
 pub use error::{ConfigError, printable};

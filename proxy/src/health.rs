@@ -1,6 +1,6 @@
 //! Which servers serve: asks them, watches what clients' traffic shows, and says
 //! when one goes down or comes back. All of it in the control path; the data path
-//! learns of it by a [`Steering`](crate::upstream::Steering) alone.
+//! learns of it by a [`Steering`](ppv2_engine::upstream::Steering) alone.
 
 mod board;
 mod drains;
@@ -17,8 +17,8 @@ use tokio::task::JoinSet;
 
 use crate::config;
 use crate::metrics::Metrics;
-use crate::mode::{Mode, RewriteOn};
 use crate::roster::Roll;
+use ppv2_engine::mode::{Mode, RewriteOn};
 
 pub use board::{Board, Standing, UpstreamReport};
 use probe::Target;

@@ -35,11 +35,13 @@
 //!
 //! # Where things live
 //!
-//! The control path knows the configuration and the operating system. The data
-//! path knows neither, and imports downward only; `tests/architecture.rs` holds
-//! it to that.
+//! | crate | |
+//! |---|---|
+//! | `ppv2-udp` | batches, sockets, every system call of the data path; all unsafe code |
+//! | `ppv2-engine` | the data path; it knows neither the configuration nor tokio |
+//! | this one | the command line, the configuration, and all that runs beside the data path |
 //!
-//! | control path | |
+//! | module | |
 //! |---|---|
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
 //! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
@@ -53,61 +55,23 @@
 //! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
-//!
-//! | data path | imports |
-//! |---|---|
-//! | [`worker`]: the story of a datagram | all below |
-//! | … `open`, `link`: a new session and its socket; `network`: another socket for one; `onward`: to the server; `replies`: to clients | |
-//! | [`session`]: whose datagram is this, and when a session ends; no I/O, `now` is an argument | `address` |
-//! | [`upstream`]: which server | `address`, `mode` |
-//! | [`mode`]: what is put in front | `address`, `net` (for the length of a header) |
-//! | [`counters`]: what is counted, and every reason for a drop | |
-//! | [`net`]: batches, sockets, every system call; all unsafe code | |
-//! | [`address`]: client, listener, server, as types of their own | |
 
-// The data path stands alone where the control path is not asked for.
-#[cfg(feature = "control")]
 pub mod access_log;
-pub mod address;
-#[cfg(feature = "control")]
 pub mod admin;
-#[cfg(feature = "control")]
 pub mod cli;
-#[cfg(feature = "control")]
 pub mod commands;
-#[cfg(feature = "control")]
 pub mod config;
-pub mod counters;
-#[cfg(feature = "control")]
 pub mod doctor;
-#[cfg(feature = "control")]
 mod files;
-#[cfg(feature = "control")]
 pub mod health;
-#[cfg(feature = "control")]
 pub mod holder;
-#[cfg(feature = "control")]
 pub mod host;
-#[cfg(feature = "control")]
 pub mod limits;
-#[cfg(feature = "control")]
 pub mod memory;
-#[cfg(feature = "control")]
 pub mod metrics;
-pub mod mode;
-#[cfg(feature = "control")]
 pub mod names;
-pub mod net;
-#[cfg(feature = "control")]
 pub mod privilege;
-#[cfg(feature = "control")]
 pub mod returns;
-#[cfg(feature = "control")]
 pub mod roster;
-#[cfg(feature = "control")]
 pub mod runtime;
-pub mod session;
-pub mod upstream;
-#[cfg(feature = "control")]
 pub mod watch;
-pub mod worker;

@@ -7,8 +7,8 @@ use crate::admin;
 use crate::config::{Config, Listener};
 use crate::health;
 use crate::memory::{self, MemoryLimit};
-use crate::mode::Mode;
 use crate::names;
+use ppv2_engine::mode::Mode;
 
 /// Descriptors for everything that is no session and no worker's: every admin
 /// connection that there can be, and as many again for the admin listener,

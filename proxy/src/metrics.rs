@@ -14,9 +14,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
-use crate::counters::{DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters};
 use crate::health::Traffic;
-use crate::session::Budget;
+use ppv2_engine::counters::{
+    DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters,
+};
+use ppv2_engine::session::Budget;
 
 pub use format::Format;
 

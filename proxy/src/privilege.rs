@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 use thiserror::Error;
 
 use crate::config::{Config, Listener};
-use crate::mode::Mode;
+use ppv2_engine::mode::Mode;
 
 mod shared_user;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use crate::config::{Config, Listener, Named};
-use crate::mode::{Mode, RewriteOn};
+use ppv2_engine::mode::{Mode, RewriteOn};
 
 /// Who has a reply come from the listener's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, Listener, Server};
-use crate::upstream::ServerName;
+use ppv2_engine::upstream::ServerName;
 
 /// How long the number of a listener that is gone is no other's: longer than the sockets
 /// of its sessions rest, on which late replies are counted.

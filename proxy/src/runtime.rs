@@ -31,7 +31,6 @@ use crate::admin::{self, Admin, ReloadRequest};
 use crate::config::Config;
 use crate::doctor;
 use crate::limits::Ceiling;
-use crate::net;
 use crate::watch::{self, Watch};
 use control::{Control, Event};
 
@@ -165,7 +164,7 @@ fn warn_of_reloads(file: &Path) {
 
 async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
-    if let Err(error) = net::probe_bursts() {
+    if let Err(error) = ppv2_udp::probe_bursts() {
         tracing::warn!(
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
         );

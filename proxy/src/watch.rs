@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::counters::{DropReason, Oversize};
 use crate::host;
 use crate::metrics::{Counted, Metrics};
+use ppv2_engine::counters::{DropReason, Oversize};
 
 use silence::Silence;
 
@@ -258,8 +258,8 @@ fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
 mod tests {
     use super::*;
     use crate::access_log::Unlogged;
-    use crate::counters::WorkerCounters;
-    use crate::session::Budget;
+    use ppv2_engine::counters::WorkerCounters;
+    use ppv2_engine::session::Budget;
 
     #[test]
     fn a_million_drops_are_one_notice_a_minute() {

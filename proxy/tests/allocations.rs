@@ -8,13 +8,13 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use ppv2_proxy::address::ServerAddr;
-use ppv2_proxy::counters::WorkerCounters;
-use ppv2_proxy::mode::{Emit, Mode};
-use ppv2_proxy::net::{Binding, Options, Socket};
-use ppv2_proxy::session::{Budget, Rules};
-use ppv2_proxy::upstream::{Balance, ByFamily, Member, Plan, Server, ServerName, State, Steering};
-use ppv2_proxy::worker::{Command, ListenerSettings, Pace, Setup, Share, Worker};
+use ppv2_engine::address::ServerAddr;
+use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::mode::{Emit, Mode};
+use ppv2_engine::session::{Budget, Rules};
+use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, Server, ServerName, State, Steering};
+use ppv2_engine::worker::{Command, ListenerSettings, Pace, Setup, Share, Worker};
+use ppv2_udp::{Binding, Options, Socket};
 
 const CLIENTS: usize = 8;
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ppv2_proxy::address::{ClientAddr, ServerAddr};
-use ppv2_proxy::counters::WorkerCounters;
-use ppv2_proxy::upstream::{Balance, Balancer, HashOn, MAX_WEIGHT, Member, Plan, State};
+use ppv2_engine::address::{ClientAddr, ServerAddr};
+use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::upstream::{Balance, Balancer, HashOn, MAX_WEIGHT, Member, Plan, State};
 
 use crate::micro::time;
 use crate::outcome::Spread;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ppv2_proxy::address::{ClientAddr, ListenerAddr};
-use ppv2_proxy::session::{Amount, Budget, Key, Rules, Table};
+use ppv2_engine::address::{ClientAddr, ListenerAddr};
+use ppv2_engine::session::{Amount, Budget, Key, Rules, Table};
 use serde::Serialize;
 
 use crate::outcome::Spread;

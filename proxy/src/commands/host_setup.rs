@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use thiserror::Error;
 
-use crate::address::is_no_host;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet};
 use crate::returns::{self, Return};
+use ppv2_engine::address::is_no_host;
 
 use script::Script;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use ppv2_sdk::{Trust, TrustError, UdpSocket};
 
-use crate::address::is_no_host;
+use ppv2_engine::address::is_no_host;
 
 /// A bound socket that has answered nobody yet.
 #[derive(Debug)]

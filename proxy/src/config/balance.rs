@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::check::Checker;
 use super::file::{self, At};
 use super::{ConfigError, Named, Server, nowhere};
-use crate::upstream::{Balance, HashOn, MAX_SERVERS, MAX_WEIGHT};
+use ppv2_engine::upstream::{Balance, HashOn, MAX_SERVERS, MAX_WEIGHT};
 
 /// What one subscriber gets at the least (RFC 6177): a host can take any address
 /// of its network, and with privacy extensions takes new ones every day.

@@ -12,11 +12,11 @@ use super::file::{self, At, File};
 use super::loops::Bound;
 use super::modes::{Wanted, Whole};
 use super::{Config, ConfigError, Listener, Name, Named, Server, nowhere};
-use crate::address::{ServerAddr, is_no_host};
-use crate::mode::{Emit, Mode};
-use crate::session::Rules;
-use crate::upstream::Balance;
-use crate::worker::Pace;
+use ppv2_engine::address::{ServerAddr, is_no_host};
+use ppv2_engine::mode::{Emit, Mode};
+use ppv2_engine::session::Rules;
+use ppv2_engine::upstream::Balance;
+use ppv2_engine::worker::Pace;
 
 const DEFAULT_IDLE_TIMEOUT: &str = "30s";
 const DEFAULT_DRAIN_TIMEOUT: &str = "5s";

@@ -11,8 +11,8 @@ use super::loops::{Bound, Host};
 use super::names::{Name, Named};
 use super::values::{canonical, is_link_local, scope};
 use super::{Config, Listener, Server};
-use crate::address::{ServerAddr, is_no_host};
-use crate::upstream::{MAX_SERVERS, MAX_WEIGHT};
+use ppv2_engine::address::{ServerAddr, is_no_host};
+use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
 /// The most servers that one name leads to. It bounds what whoever answers for a
 /// name can have the proxy hold, check and count.
@@ -27,7 +27,7 @@ pub struct Answer {
     /// Where it listens.
     pub address: SocketAddr,
     /// Of SRV records, its share of the sessions, from 1 to
-    /// [`MAX_WEIGHT`](crate::upstream::MAX_WEIGHT). Those of `dns:` have what the
+    /// [`MAX_WEIGHT`](ppv2_engine::upstream::MAX_WEIGHT). Those of `dns:` have what the
     /// configuration says.
     pub weight: u16,
     /// Of SRV records, whether others of the name are to be preferred.

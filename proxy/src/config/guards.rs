@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::check::Checker;
 use super::file::{self, At};
 use super::{AccessLog, ConfigError, LogFormat, PerClient};
-use crate::session::Amplification;
+use ppv2_engine::session::Amplification;
 
 /// What one subscriber, or host, is commonly given (RFC 6177, RFC 7421).
 const DEFAULT_IPV6_PREFIX: u8 = 64;

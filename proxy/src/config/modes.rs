@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::check::{CheckedUpstream, Checker};
 use super::file::{self, At};
 use super::{ConfigError, Expect, Listener, Probe, Server};
-use crate::mode::{Emit, Mode, RewriteOn, SourcePort};
+use ppv2_engine::mode::{Emit, Mode, RewriteOn, SourcePort};
 
 /// Whether rules on a host, the proxy's or the server's, rewrite the replies.
 pub(super) fn is_rewritten(mode: Mode) -> bool {

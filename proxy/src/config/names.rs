@@ -11,7 +11,7 @@ use hickory_resolver::proto::rr;
 
 use super::check::Checker;
 use super::{Config, ConfigError, Health, Listener};
-use crate::mode::Mode;
+use ppv2_engine::mode::Mode;
 
 /// A name that leads to servers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,7 +8,7 @@ use super::check::Checker;
 use super::file::{self, At};
 use super::values::is_link_local;
 use super::{ConfigError, nowhere};
-use crate::address::is_no_host;
+use ppv2_engine::address::is_no_host;
 
 /// More than resolv.conf(5) takes, and all that anybody waits for.
 const MAX_SERVERS: usize = 8;

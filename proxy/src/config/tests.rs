@@ -10,7 +10,7 @@ mod modes;
 mod names;
 
 use super::*;
-use crate::mode::Emit;
+use ppv2_engine::mode::Emit;
 
 mod warnings;
 

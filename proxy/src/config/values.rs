@@ -11,7 +11,7 @@ use super::ConfigError;
 use super::check::Checker;
 use super::error::{is_hidden, nearest};
 use super::file::At;
-use crate::address::{ServerAddr, is_no_host};
+use ppv2_engine::address::{ServerAddr, is_no_host};
 
 /// The longest that a worker may look for datagrams, or let them gather.
 const MAX_PAUSE: Duration = Duration::from_millis(10);

@@ -10,8 +10,8 @@ use crate::config::Config;
 use crate::host;
 use crate::limits::Ceiling;
 use crate::memory;
-use crate::mode::{Mode, RewriteOn};
-use crate::net::LISTENER_BUFFER;
+use ppv2_engine::mode::{Mode, RewriteOn};
+use ppv2_udp::LISTENER_BUFFER;
 
 pub(super) fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![sessions(config), buffer()];

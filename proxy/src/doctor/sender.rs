@@ -10,7 +10,7 @@ use std::thread;
 use super::Finding;
 use super::probe::{PATIENCE, QUESTION};
 use crate::config::{Config, Expect, Header, Probe, Server};
-use crate::mode::Mode;
+use ppv2_engine::mode::Mode;
 
 /// Servers that are asked at a time.
 const AT_ONCE: usize = 64;

@@ -13,11 +13,11 @@ use tokio::sync::Notify;
 use super::drains::{Asked, Drains, is_meant};
 use super::probe::Outcome;
 use super::state::{Seen, Streak};
-use crate::address::ServerAddr;
 use crate::config::{Name, Passive};
 use crate::metrics::{Labels, Metrics, Samples, count, gauge};
 use crate::roster::Roll;
-use crate::upstream::State;
+use ppv2_engine::address::ServerAddr;
+use ppv2_engine::upstream::State;
 
 /// In so many steps a server gets its share.
 const STEPS: u32 = 10;

@@ -1,6 +1,6 @@
 //! What operators asked of servers that are gone, until they are back.
 
-use crate::address::ServerAddr;
+use ppv2_engine::address::ServerAddr;
 
 /// Servers that are gone whose drain is remembered. It bounds what a name costs that
 /// leads elsewhere all the time; the one that left first is forgotten.

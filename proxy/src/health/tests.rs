@@ -9,8 +9,8 @@ use crate::access_log::Unlogged;
 use crate::config::Config;
 use crate::metrics::{Counted, Format};
 use crate::roster::Roster;
-use crate::session::Budget;
-use crate::upstream::State;
+use ppv2_engine::session::Budget;
+use ppv2_engine::upstream::State;
 
 fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new(

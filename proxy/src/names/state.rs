@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::config::{Answer, MAX_ADDRESSES, Resolver, in_order};
-use crate::upstream::MAX_WEIGHT;
+use ppv2_engine::upstream::MAX_WEIGHT;
 
 /// Servers of a name that are remembered: more than are used, so that it can be told
 /// how many are left out, and a bound on what an answer takes.

@@ -14,7 +14,7 @@ use super::settings::entrance_options;
 use crate::config::{Config, Listener};
 use crate::holder;
 use crate::host::{self, Unusable};
-use crate::net::{self, Binding, Socket};
+use ppv2_udp::{Binding, Socket};
 
 /// How long a start waits for duplicate address detection, which takes a second or two
 /// from when an interface comes up.
@@ -48,7 +48,7 @@ pub(super) fn probe_but(
         let new = listener.bind.iter().filter(|ip| !held.contains(ip));
         for address in new {
             let probed = patiently(address.ip(), deadline, || {
-                net::probe(*address, listener.freebind)
+                ppv2_udp::probe(*address, listener.freebind)
             });
             probed.map_err(|error| bind_error(listener, *address, &error, held))?;
         }
@@ -61,7 +61,7 @@ pub(super) fn probe_but(
 pub(super) fn probe_sources(config: &Config, patience: Duration) -> Result<(), RunError> {
     let deadline = Instant::now() + patience;
     for source in config.sources() {
-        match patiently(source, deadline, || net::probe_source(source)) {
+        match patiently(source, deadline, || ppv2_udp::probe_source(source)) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
                 return Err(RunError::Bind {
                     what: "source".to_owned(),

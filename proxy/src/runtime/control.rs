@@ -20,17 +20,17 @@ use super::{RunError, bind, plans};
 use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
-use crate::counters::WorkerCounters;
 use crate::doctor;
 use crate::health::{Board, Health};
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
 use crate::names::{self, Names};
-use crate::net::Socket;
 use crate::roster::{Roll, Roster};
-use crate::session::Budget;
-use crate::upstream::Steering;
-use crate::worker::{Change, Command, ListenerSettings, Share};
+use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::session::Budget;
+use ppv2_engine::upstream::Steering;
+use ppv2_engine::worker::{Change, Command, ListenerSettings, Share};
+use ppv2_udp::Socket;
 
 /// The time between two plans, whatever servers do: building one takes up to 50 ms.
 const PLAN_PAUSE: Duration = Duration::from_millis(100);

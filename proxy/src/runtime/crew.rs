@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::RunError;
 use crate::admin::WorkerHandle;
-use crate::worker::{Command, Share, Worker};
+use ppv2_engine::worker::{Command, Share, Worker};
 
 /// How long workers may take to go by another setup before nobody waits for them
 /// any longer.

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::config::{Config, Server};
-use crate::mode::Mode;
 use crate::roster::Roll;
+use ppv2_engine::mode::Mode;
 
 /// Servers found by names that may be leaving a listener at once. It bounds what a
 /// name costs that leads elsewhere all the time; the ones that have to be gone soonest

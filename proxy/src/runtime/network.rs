@@ -19,8 +19,8 @@ use tokio::task::spawn_blocking;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet, rules_look_deeper};
-use crate::net::{Cause, own_addresses, source_towards};
-use crate::worker::WrongInterfaces;
+use ppv2_engine::worker::WrongInterfaces;
+use ppv2_udp::{Cause, own_addresses, source_towards};
 
 /// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both
 /// families, and of `rp_filter`.

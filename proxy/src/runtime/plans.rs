@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::config::{Config, Listener};
 use crate::health::Standing;
-use crate::mode::Mode;
 use crate::roster::Roll;
-use crate::upstream::{Balance, ByFamily, MAX_WEIGHT, Member, Plan, Route, State, Steering};
+use ppv2_engine::mode::Mode;
+use ppv2_engine::upstream::{Balance, ByFamily, MAX_WEIGHT, Member, Plan, Route, State, Steering};
 
 /// By how much weights are multiplied where servers start slowly, if they are small
 /// enough: in so many steps a server of weight 1 gets its share.
@@ -123,9 +123,9 @@ fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::ClientAddr;
     use crate::roster::Roster;
-    use crate::upstream::Balancer;
+    use ppv2_engine::address::ClientAddr;
+    use ppv2_engine::upstream::Balancer;
 
     fn roll(keys: &str, servers: &str) -> Roll {
         let text = format!(

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{Listener, PerClient};
-use crate::net::Options;
 use crate::roster::Roll;
-use crate::session::{Clients, Rates};
-use crate::upstream::Server;
-use crate::worker::ListenerSettings;
+use ppv2_engine::session::{Clients, Rates};
+use ppv2_engine::upstream::Server;
+use ppv2_engine::worker::ListenerSettings;
+use ppv2_udp::Options;
 
 /// The settings of all listeners, by number. Those that are no longer there stay as
 /// they were `before`, which is nothing at the start; what is counted of clients

@@ -8,11 +8,11 @@ use std::sync::mpsc::SyncSender;
 use super::RunError;
 use crate::access_log::{self, Unlogged};
 use crate::config::AccessLog;
-use crate::counters::WorkerCounters;
 use crate::metrics::Counted;
 use crate::roster::{Roll, Roster};
-use crate::upstream::Steering;
-use crate::worker::{Ended, ListenerSettings, Setup};
+use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::upstream::Steering;
+use ppv2_engine::worker::{Ended, ListenerSettings, Setup};
 
 /// The access log that is being written.
 pub(super) struct Log {

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use crate::common::*;
-use ppv2_proxy::session::MIN_REST;
+use ppv2_engine::session::MIN_REST;
 
 /// Sends a question, and returns the port that the server was asked from.
 fn ask(client: &UdpSocket, listener: SocketAddr, server: &UdpSocket) -> SocketAddr {

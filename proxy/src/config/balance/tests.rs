@@ -1,7 +1,7 @@
 //! What can be said of balancing, and what can't.
 
 use crate::config::Config;
-use crate::upstream::{Balance, HashOn};
+use ppv2_engine::upstream::{Balance, HashOn};
 
 fn config(upstream: &str) -> Result<Config, String> {
     let content = format!(

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
-use crate::upstream::{MAX_SERVERS, MAX_WEIGHT};
+use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
 const LISTENER: &str =
     "[[listener]]\nname = \"a\"\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\n";

@@ -1,7 +1,7 @@
 //! Modes that write in the client's name, and what can't go with them.
 
 use super::super::*;
-use crate::mode::{RewriteOn, SourcePort};
+use ppv2_engine::mode::{RewriteOn, SourcePort};
 
 const GOOD: &str = r#"
 [[listener]]

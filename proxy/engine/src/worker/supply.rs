@@ -11,9 +11,9 @@ use super::link::{Exit, Link, Ports, ServerSocket, in_name_of, is_shortage, why_
 use super::{Worker, network};
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
-use crate::net::{Cause, Socket};
 use crate::session::{Full, Key, Need, Seat, Session, SessionId};
 use crate::upstream::Server;
+use ppv2_udp::{Cause, Socket};
 
 /// How long no socket is looked for where there was none. To find out that all ports
 /// are taken costs the kernel a millisecond, which the clients that have a session

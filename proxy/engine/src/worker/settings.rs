@@ -11,9 +11,9 @@ use ipnet::IpNet;
 
 use super::{Claims, Command, Ended};
 use crate::counters::{DropReason, WorkerCounters};
-use crate::net::{Options, Socket};
 use crate::session::{Budget, Clients, Rates, Rules};
 use crate::upstream::{Server, Steering};
+use ppv2_udp::{Options, Socket};
 
 /// How a worker spends its time between datagrams.
 #[derive(Clone, Copy, Debug, Default)]

@@ -292,9 +292,9 @@ mod tests {
 
     use super::*;
     use crate::address::ServerAddr;
-    use crate::net::Options;
     use crate::session::Rules;
     use crate::upstream::ServerName;
+    use ppv2_udp::Options;
 
     fn listener(servers: impl Iterator<Item = usize>) -> Arc<ListenerSettings> {
         let name = Arc::new(ServerName {

@@ -13,8 +13,8 @@ use super::link::{Exit, Link};
 use super::supply::Exhausted;
 use crate::address::ServerAddr;
 use crate::counters::DropReason;
-use crate::net::{self, Cause};
 use crate::session::{EndReason, Key, SessionId};
+use ppv2_udp::Cause;
 
 /// How long no other socket is tried to a server after one would have sent from the same
 /// address, or had no route: a server that is switched off must not cost one for each
@@ -147,7 +147,7 @@ impl Routes {
     /// Whether `server` is written to from `source`. Without a route, nothing is better.
     fn leave_from(&mut self, server: IpAddr, source: IpAddr) -> bool {
         let found = self.sources.entry(server);
-        let found = found.or_insert_with(|| net::source_towards(server).ok());
+        let found = found.or_insert_with(|| ppv2_udp::source_towards(server).ok());
         found.is_none_or(|found| found == source)
     }
 
@@ -156,6 +156,6 @@ impl Routes {
     fn has(&mut self, source: IpAddr) -> bool {
         let is_gone = |error| Cause::of(&error) == Cause::Unreachable;
         let found = self.own.entry(source);
-        *found.or_insert_with(|| !net::probe_source(source).is_err_and(is_gone))
+        *found.or_insert_with(|| !ppv2_udp::probe_source(source).is_err_and(is_gone))
     }
 }

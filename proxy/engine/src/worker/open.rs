@@ -9,9 +9,9 @@ use super::link::{Exit, Link};
 use super::source::Source;
 use super::{ListenerSettings, Worker};
 use crate::counters::DropReason;
-use crate::net::{self, Received};
 use crate::session::{Amount, ClientSeat, EndReason, Key, Network, Seat, SessionId};
 use crate::upstream::Server;
+use ppv2_udp::Received;
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ impl OwnAddresses {
         if !self.asked.is_some_and(fresh) {
             self.asked = Some(now);
             // Better the addresses of a moment ago than none.
-            if let Ok(known) = net::own_addresses() {
+            if let Ok(known) = ppv2_udp::own_addresses() {
                 self.known = known;
             }
         }

@@ -39,15 +39,15 @@ use slab::Slab;
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, WorkerCounters};
-use crate::net::{
-    BATCH, Batch, Outgoing, Part, READY, Readiness, Received, Socket, TrafficClass, Waker,
-};
 use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
 use crate::upstream::{Balancer, ByFamily, Steering};
 use catch_up::CatchUp;
 use link::{Exit, Link};
 use onward::Onward;
 use open::{OwnAddresses, ServerAddresses, refused};
+use ppv2_udp::{
+    BATCH, Batch, Outgoing, Part, READY, Readiness, Received, Socket, TrafficClass, Waker,
+};
 use replies::Replies;
 use source::Source;
 use supply::{Exhausted, Shortages};

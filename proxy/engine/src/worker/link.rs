@@ -11,9 +11,9 @@ use super::claims::{Claim, Claims};
 use crate::address::{ClientAddr, ServerAddr};
 use crate::counters::DropReason;
 use crate::mode::{Mode, Prefix};
-use crate::net::{Cause, Options, Socket};
 use crate::session::{Afterlife, Key};
 use crate::upstream::{Server, ServerName};
+use ppv2_udp::{Cause, Options, Socket};
 
 /// Ports of the kernel's choice that are tried of a client's address, since each could
 /// be one that the client itself had a moment ago.

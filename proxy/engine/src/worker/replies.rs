@@ -11,8 +11,8 @@ use super::link::{Exit, Link, ServerSocket};
 use super::onward::note_report;
 use super::tally::newly_lost;
 use crate::counters::{DropReason, ServerCounters, WorkerCounters};
-use crate::net::{BATCH, Batch, Cause, Outgoing, SendFault};
 use crate::session::Session;
+use ppv2_udp::{BATCH, Batch, Cause, Outgoing, SendFault};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.

@@ -62,7 +62,7 @@ struct Post<'a, 'h> {
     sent: Sent,
 }
 
-pub(in crate::net) fn send<'h>(
+pub(crate) fn send<'h>(
     socket: &Socket,
     batch: &Batch,
     parts: impl Iterator<Item = Part>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::class_of;
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, ListenerCounters, Oversize, OwnCounters, ServerCounters};
-use crate::net::{Batch, Cause, Outgoing, Part, SendFault, Socket, TrafficClass};
+use ppv2_udp::{Batch, Cause, Outgoing, Part, SendFault, Socket, TrafficClass};
 
 /// How long no other datagram is noted as oversize, which takes a lock.
 const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);

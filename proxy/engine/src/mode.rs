@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
-use crate::net::MAX_HEADER;
+use ppv2_udp::MAX_HEADER;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

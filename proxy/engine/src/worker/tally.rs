@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::link::Link;
 use super::{ListenerSettings, Worker};
 use crate::counters::WorkerCounters;
-use crate::net::Received;
 use crate::session::{Amount, EndReason, Session, SessionId, Summary};
 use crate::upstream::ServerName;
+use ppv2_udp::Received;
 
 /// How often replies are taken from one session's socket before it is closed: enough for
 /// all that its buffer holds of small ones. More come meanwhile.

@@ -11,8 +11,7 @@ use ppv2_engine::address::{ClientAddr, ServerAddr};
 use ppv2_engine::counters::WorkerCounters;
 use ppv2_engine::upstream::{Balance, Balancer, HashOn, MAX_WEIGHT, Member, Plan, State};
 
-use crate::micro::time;
-use crate::outcome::Spread;
+use crate::measure::{Bounded, CALLS, Spread, time};
 
 /// Clients in turn: more than any cache would remember the slots of.
 const CLIENTS: u32 = 1 << 16;
@@ -25,16 +24,7 @@ const MOST_NANOSECONDS: f64 = 100.0;
 const MANY: usize = 1_000;
 const MOST_MILLISECONDS: f64 = 50.0;
 
-/// Something measured, in a unit.
-pub(crate) struct Figure {
-    pub(crate) what: String,
-    pub(crate) unit: &'static str,
-    pub(crate) spread: Spread,
-    /// What it must not exceed.
-    pub(crate) at_most: f64,
-}
-
-pub(crate) fn run(rounds: usize) -> Result<Vec<Figure>> {
+pub(crate) fn run(rounds: usize) -> Result<Vec<Bounded>> {
     let maglev = Balance::Maglev(HashOn::ClientIp { ipv6_prefix: 64 });
     let mut figures = Vec::new();
     for balance in [
@@ -43,7 +33,7 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<Figure>> {
         Balance::LeastSessions,
         Balance::RandomTwo,
     ] {
-        figures.push(Figure {
+        figures.push(Bounded {
             what: format!("balance: pick of {FEW} by {balance}"),
             unit: "ns",
             spread: pick(balance, rounds)?,
@@ -51,7 +41,7 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<Figure>> {
         });
     }
     for (weights, heaviest) in [("equal", 1), ("all", MAX_WEIGHT)] {
-        figures.push(Figure {
+        figures.push(Bounded {
             what: format!("balance: build of maglev for {MANY}, {weights} weights"),
             unit: "ms",
             spread: build(maglev, heaviest, rounds)?,
@@ -78,7 +68,7 @@ fn pick(balance: Balance, rounds: usize) -> Result<Spread> {
     };
     call().context("a server for each client")?;
     // As many as `time` calls.
-    let each = |()| time(&mut call).as_secs_f64() * 1e9 / f64::from(crate::micro::CALLS);
+    let each = |()| time(&mut call).as_secs_f64() * 1e9 / f64::from(CALLS);
     Spread::of(std::iter::repeat_n((), rounds).map(each).collect()).context("no rounds")
 }
 

@@ -8,6 +8,7 @@ mod echo;
 mod host;
 mod hosts;
 mod load;
+mod measure;
 mod micro;
 mod outcome;
 mod output;

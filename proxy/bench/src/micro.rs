@@ -11,29 +11,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ppv2_engine::address::{ClientAddr, ListenerAddr};
 use ppv2_engine::session::{Amount, Budget, Key, Rules, Table};
-use serde::Serialize;
 
-use crate::outcome::Spread;
+use crate::measure::{Ratio, Spread, time};
 use crate::{balance, output, report};
-
-/// Calls between two looks at the clock.
-pub(crate) const CALLS: u32 = 10_000;
-
-/// Looks of which the shortest counts: what others did meanwhile only adds.
-const LOOKS: u32 = 20;
 
 /// Sessions in the table.
 const SESSIONS: u16 = 10_000;
-
-/// Something of ours, divided by the same of somebody else.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Micro {
-    pub(crate) ours: &'static str,
-    pub(crate) other: &'static str,
-    pub(crate) ratio: Spread,
-    /// What the ratio must not exceed.
-    pub(crate) at_most: Option<f64>,
-}
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -52,7 +35,7 @@ pub(crate) fn print(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn run(rounds: usize) -> Result<Vec<Micro>> {
+pub(crate) fn run(rounds: usize) -> Result<Vec<Ratio>> {
     let client: SocketAddr = "203.0.113.11:54321".parse()?;
     let listener: SocketAddr = "198.51.100.10:9000".parse()?;
     let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
@@ -198,7 +181,7 @@ fn compare<A, B>(
     rounds: usize,
     mut one: impl FnMut() -> Option<A>,
     mut two: impl FnMut() -> Option<B>,
-) -> Result<Micro> {
+) -> Result<Ratio> {
     one().with_context(|| format!("{ours} failed"))?;
     two().with_context(|| format!("{other} failed"))?;
     let ratios = (0..=rounds)
@@ -207,21 +190,10 @@ fn compare<A, B>(
         .skip(1)
         .collect();
     let ratio = Spread::of(ratios).context("no rounds")?;
-    Ok(Micro {
+    Ok(Ratio {
         ours,
         other,
         ratio,
         at_most,
     })
-}
-
-pub(crate) fn time<T>(call: &mut impl FnMut() -> Option<T>) -> Duration {
-    let looks = (0..LOOKS).map(|_| {
-        let start = Instant::now();
-        for _ in 0..CALLS {
-            black_box(call());
-        }
-        start.elapsed()
-    });
-    looks.min().unwrap_or_default()
 }

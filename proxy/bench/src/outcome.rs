@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::host::{Machine, Priority};
-use crate::micro::Micro;
+use crate::measure::{Ratio, Spread};
 use crate::peer::Peer;
 use crate::stage::Sample;
 use crate::work::{Figure, Goal};
@@ -18,7 +18,7 @@ pub(crate) struct Outcome {
     pub(crate) priority: Priority,
     pub(crate) receive_buffers: &'static str,
     pub(crate) works: Vec<Measured>,
-    pub(crate) micro: Vec<Micro>,
+    pub(crate) micro: Vec<Ratio>,
 }
 
 /// A work, and what it came to.
@@ -38,34 +38,6 @@ pub(crate) struct Series {
     pub(crate) samples: Vec<Sample>,
     /// Why there are no more.
     pub(crate) failure: Option<String>,
-}
-
-/// A median, and the lowest and highest of what it is the median of.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) low: f64,
-    pub(crate) high: f64,
-}
-
-impl Spread {
-    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (low, high) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Self { median, low, high })
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.2} [{:.2}–{:.2}]", self.median, self.low, self.high)
-    }
 }
 
 impl Measured {
@@ -120,18 +92,5 @@ impl Outcome {
     pub(crate) fn ratio(&self, goal: &Goal) -> Option<Spread> {
         self.work(goal.work)?
             .ratio(goal.ours, goal.peer, goal.figure)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_of_even_and_odd_counts() {
-        let odd = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
-        assert_eq!((odd.low, odd.median, odd.high), (1.0, 2.0, 3.0));
-        assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);
-        assert_eq!(Spread::of(Vec::new()), None);
     }
 }

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::balance;
-use crate::micro::Micro;
-use crate::outcome::{Measured, Outcome, Series, Spread};
+use crate::measure::{Bounded, Ratio, Spread};
+use crate::outcome::{Measured, Outcome, Series};
 use crate::peer::Peer;
 use crate::work::{Figure, Limit, goals};
 
@@ -92,7 +91,7 @@ fn goal_rows(outcome: &Outcome) -> Vec<String> {
     rows
 }
 
-pub(crate) fn micro_row(micro: &Micro) -> String {
+pub(crate) fn micro_row(micro: &Ratio) -> String {
     let what = format!("{} ÷ {}", micro.ours, micro.other);
     match micro.at_most {
         Some(limit) => verdict(&what, Some(micro.ratio), Limit::AtMost(limit)),
@@ -100,7 +99,7 @@ pub(crate) fn micro_row(micro: &Micro) -> String {
     }
 }
 
-pub(crate) fn figure_row(figure: &balance::Figure) -> String {
+pub(crate) fn figure_row(figure: &Bounded) -> String {
     let what = format!("{}, {}", figure.what, figure.unit);
     verdict(&what, Some(figure.spread), Limit::AtMost(figure.at_most))
 }

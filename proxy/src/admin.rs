@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::health::Board;
+use crate::health::Status;
 use crate::metrics::{Format, Metrics};
 use crate::names;
 use ppv2_engine::worker::{Command, SessionReport};
@@ -129,7 +129,7 @@ pub struct Admin {
     /// The workers, by number.
     pub workers: Vec<WorkerHandle>,
     /// What is known of the servers.
-    pub health: Arc<Board>,
+    pub health: Arc<Status>,
     /// What is known of servers that are names.
     pub names: Arc<names::Board>,
     /// Whether every listener takes datagrams.

@@ -1,54 +1,62 @@
-//! Which servers serve: asks them, watches what clients' traffic shows, and says
-//! when one goes down or comes back. All of it in the control path; the data path
-//! learns of it by a [`Steering`](ppv2_engine::upstream::Steering) alone.
+//! Health checks: probes servers, watches their clients' traffic, and says when one goes
+//! down or comes back. The data path learns of it only by a
+//! [`Steering`](ppv2_engine::upstream::Steering).
 
-mod board;
-mod drains;
-mod probe;
-mod search;
-mod state;
+mod check;
+mod dns;
+mod passive;
+mod status;
+mod tcp;
+mod udp;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
-use crate::config;
+use crate::config::{self, Probe};
 use crate::metrics::Metrics;
 use crate::roster::Roll;
 use ppv2_engine::mode::{Mode, RewriteOn};
 
-pub use board::{Board, Standing, UpstreamReport};
-use probe::Target;
-pub use state::Traffic;
+use check::{HealthCheck, Target};
+use dns::Dns;
+use passive::Passive;
+use status::Key;
+pub use status::{Standing, Status, UpstreamReport};
+use tcp::{Http, Tcp};
+use udp::Udp;
 
-/// Probes at once. It bounds the descriptors and ports that they take from
-/// sessions; where more servers hang than that, some are asked later.
+/// Probes at once. It bounds the descriptors and ports that they take from sessions.
 pub(crate) const MAX_PROBES: usize = 256;
 
-/// Probes at once of one upstream. It bounds what its servers, when all hang, keep
-/// from those of others.
+/// Probes at once of one upstream. It bounds how long its servers, when all hang, keep
+/// those of others from being probed.
 const MAX_UPSTREAM_PROBES: usize = 64;
 
 /// The running checks. They end with the value.
 pub struct Health {
-    board: Arc<Board>,
+    status: Arc<Status>,
     metrics: Arc<Metrics>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     /// By upstream.
-    shares: HashMap<String, Arc<Semaphore>>,
-    /// By number of the server.
-    checks: HashMap<usize, Checks>,
+    upstream_permits: HashMap<String, Arc<Semaphore>>,
+    /// The tasks of each server, and what they check.
+    running: HashMap<Key, (Checked, JoinSet<()>)>,
 }
 
-/// The checks of one server, and what they were made of.
-struct Checks {
+/// A server that is checked, and how.
+#[derive(Clone, PartialEq)]
+struct Checked {
     health: Arc<config::Health>,
     target: Target,
-    is_looked_at: bool,
-    _tasks: JoinSet<()>,
+    /// Whether its replies pass the proxy.
+    replies_pass: bool,
+    /// Its number in the metrics.
+    number: usize,
 }
 
 impl Health {
@@ -56,163 +64,185 @@ impl Health {
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
-            board: Arc::default(),
+            status: Arc::default(),
             metrics,
-            places: Arc::new(Semaphore::new(MAX_PROBES)),
-            shares: HashMap::new(),
-            checks: HashMap::new(),
+            permits: Arc::new(Semaphore::new(MAX_PROBES)),
+            upstream_permits: HashMap::new(),
+            running: HashMap::new(),
         }
     }
 
-    /// Checks the servers of `roll` from now on. All that are new count as up until
-    /// they fail; those that stay stand as they did, and their checks go on. To be
-    /// called within a tokio runtime.
-    pub fn follow(&mut self, roll: &Roll, now: Instant) {
-        self.board.follow(roll, now);
-        let config = &roll.config;
-        let mut modes = HashMap::<_, Vec<_>>::new();
-        for listener in &config.listeners {
+    /// Checks the servers of `roll` from now on. New ones count as up until they fail;
+    /// those that stay keep their status, and their checks go on. Must be called within
+    /// a tokio runtime.
+    pub fn reconfigure(&mut self, roll: &Roll, now: Instant) {
+        self.status.reconfigure(roll, now);
+        let (mut read_header, mut bypassed) = (HashSet::new(), HashSet::new());
+        for listener in &roll.config.listeners {
             for (server, mode) in listener.servers.iter().chain(&listener.leaving) {
-                modes.entry(*server).or_default().push(*mode);
+                if matches!(mode, Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. })) {
+                    read_header.insert(*server);
+                }
+                if !mode.takes_replies() {
+                    bypassed.insert(*server);
+                }
             }
         }
-        let mut before = std::mem::take(&mut self.checks);
-        for (index, server) in config.servers.iter().enumerate() {
-            let (Some(health), number) = (&server.health, roll.server(index)) else {
+        let mut before = std::mem::take(&mut self.running);
+        for (index, server) in roll.config.servers.iter().enumerate() {
+            let Some(health) = &server.health else {
                 continue;
             };
-            let modes = modes.get(&index).map_or(&[][..], Vec::as_slice);
-            let target = Target {
-                address: server.address.0,
-                source: server.sources.first().copied(),
-                reads_header: modes.iter().any(|mode| reads_header(*mode)),
+            let checked = Checked {
+                health: Arc::clone(health),
+                target: Target {
+                    address: server.address.0,
+                    source: server.sources.first().copied(),
+                    reads_header: read_header.contains(&index),
+                },
+                replies_pass: !bypassed.contains(&index),
+                number: roll.server(index),
             };
-            // Where replies don't come by here, nothing is known of them.
-            let is_looked_at = modes.iter().all(|mode| mode.takes_replies());
-            let same = |checks: &Checks| {
-                checks.health == *health
-                    && checks.target == target
-                    && checks.is_looked_at == is_looked_at
-            };
-            let checks = match before.remove(&number).filter(same) {
-                Some(checks) => checks,
-                None => {
-                    let places = self.places(&server.upstream);
-                    self.check(number, Arc::clone(health), target, is_looked_at, places)
-                }
-            };
-            self.checks.insert(number, checks);
+            let key = status::key(server);
+            let same = before.remove(&key).filter(|(before, _)| *before == checked);
+            let running = same.unwrap_or_else(|| (checked.clone(), self.start(&key, checked)));
+            self.running.insert(key, running);
         }
-        self.shares.retain(|_, share| Arc::strong_count(share) > 1);
+        self.upstream_permits
+            .retain(|_, permits| Arc::strong_count(permits) > 1);
     }
 
-    fn places(&mut self, upstream: &str) -> Places {
-        let share = self.shares.entry(upstream.to_owned());
-        let share = share.or_insert_with(|| Arc::new(Semaphore::new(MAX_UPSTREAM_PROBES)));
-        Places {
-            share: Arc::clone(share),
-            all: Arc::clone(&self.places),
-        }
-    }
-
-    fn check(
-        &self,
-        number: usize,
-        health: Arc<config::Health>,
-        target: Target,
-        is_looked_at: bool,
-        places: Places,
-    ) -> Checks {
-        let mut tasks = JoinSet::new();
-        let watched = Watched {
-            number,
-            health: Arc::clone(&health),
-            board: Arc::clone(&self.board),
-        };
-        if let Some(probe) = health.probe.clone() {
-            tasks.spawn(watched.clone().probe(probe, target.clone(), places));
-        }
-        if let Some(passive) = health.passive
-            && is_looked_at
-        {
-            tasks.spawn(watched.look(passive, Arc::clone(&self.metrics)));
-        }
-        Checks {
+    /// Starts the checks of a server.
+    fn start(&mut self, key: &Key, checked: Checked) -> JoinSet<()> {
+        let Checked {
             health,
             target,
-            is_looked_at,
-            _tasks: tasks,
+            replies_pass,
+            number,
+        } = checked;
+        let upstream = self.upstream_permits.entry(key.0.clone());
+        let upstream = upstream.or_insert_with(|| Arc::new(Semaphore::new(MAX_UPSTREAM_PROBES)));
+        let runner = Runner {
+            key: key.clone(),
+            health: Arc::clone(&health),
+            status: Arc::clone(&self.status),
+            permits: [Arc::clone(upstream), Arc::clone(&self.permits)],
+        };
+        let mut tasks = JoinSet::new();
+        if let Some(config) = health.passive.filter(|_| replies_pass) {
+            let metrics = Arc::clone(&self.metrics);
+            let before = metrics.counted().traffic(number);
+            let passive = Passive {
+                config,
+                metrics,
+                server: number,
+                before,
+            };
+            tasks.spawn(runner.clone().watch(passive));
         }
+        match health.probe.clone() {
+            None => {}
+            Some(Probe::Udp {
+                payload,
+                expect,
+                header,
+            }) => {
+                let datagram = target.datagram(header, &payload);
+                tasks.spawn(runner.probe(Udp {
+                    target,
+                    datagram,
+                    expect,
+                }));
+            }
+            Some(Probe::Dns { query, header }) => {
+                tasks.spawn(runner.probe(Dns {
+                    target,
+                    query,
+                    header,
+                }));
+            }
+            Some(Probe::Tcp { port }) => {
+                tasks.spawn(runner.probe(Tcp { target, port }));
+            }
+            Some(Probe::Http { port, path }) => {
+                let tcp = Tcp { target, port };
+                tasks.spawn(runner.probe(Http { tcp, path }));
+            }
+        }
+        tasks
     }
 
-    /// What is known of the servers.
+    /// How the servers stand.
     #[must_use]
-    pub fn board(&self) -> Arc<Board> {
-        Arc::clone(&self.board)
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
     }
 }
 
-fn reads_header(mode: Mode) -> bool {
-    matches!(mode, Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. }))
-}
-
-/// Places for probes of one upstream.
-struct Places {
-    share: Arc<Semaphore>,
-    all: Arc<Semaphore>,
-}
-
-impl Places {
-    /// Waits for one. `None` if there will be none any more.
-    async fn take(&self) -> Option<[SemaphorePermit<'_>; 2]> {
-        // Whoever waits for its upstream's keeps nobody else's.
-        let own = self.share.acquire().await.ok()?;
-        Some([own, self.all.acquire().await.ok()?])
-    }
-}
-
-/// A server that is being checked.
+/// Runs the checks of one server.
 #[derive(Clone)]
-struct Watched {
-    number: usize,
+struct Runner {
+    key: Key,
     health: Arc<config::Health>,
-    board: Arc<Board>,
+    status: Arc<Status>,
+    /// Its upstream's, and those of all.
+    permits: [Arc<Semaphore>; 2],
 }
 
-impl Watched {
-    async fn probe(self, probe: config::Probe, target: Target, places: Places) {
-        // Servers are asked one after the other, not all in the same moment.
-        tokio::time::sleep(self.health.every.mul_f64(share())).await;
+impl Runner {
+    async fn probe(self, mut check: impl HealthCheck) {
+        // Spread over time, so that servers aren't all probed at the same moment.
+        tokio::time::sleep(self.health.every.mul_f64(random_share())).await;
         loop {
             let begun = tokio::time::Instant::now();
-            let Some(place) = places.take().await else {
+            let Some(permits) = self.permits().await else {
                 return;
             };
-            let outcome = probe::ask(&probe, &target, self.health.timeout).await;
-            drop(place);
-            let (fall, rise) = (self.health.fall, self.health.rise);
-            self.board
-                .probed(self.number, outcome, fall, rise, Instant::now());
-            tokio::time::sleep_until(begun + state::pause(&self.health, share())).await;
+            let deadline = tokio::time::Instant::now() + self.health.timeout;
+            let outcome = check.check(deadline).await;
+            drop(permits);
+            self.status.probed(&self.key, outcome, Instant::now());
+            tokio::time::sleep_until(begun + pause(&self.health, random_share())).await;
         }
     }
 
-    async fn look(self, passive: config::Passive, metrics: Arc<Metrics>) {
-        let mut before = metrics.counted().traffic(self.number);
+    /// Waits for a turn. `None` if there will be none any more.
+    async fn permits(&self) -> Option<[SemaphorePermit<'_>; 2]> {
+        let [upstream, all] = &self.permits;
+        // In this order, so that a check waiting for its upstream blocks no other one.
+        let upstream = upstream.acquire().await.ok()?;
+        Some([upstream, all.acquire().await.ok()?])
+    }
+
+    async fn watch(self, mut check: Passive) {
+        let config = check.config;
         loop {
-            tokio::time::sleep(passive.window).await;
-            let after = metrics.counted().traffic(self.number);
-            let verdict = state::judge(&passive, before, after);
-            before = after;
-            let (fall, now) = (self.health.fall, Instant::now());
-            self.board.seen(self.number, verdict, &passive, fall, now);
+            tokio::time::sleep(config.window).await;
+            let outcome = check.check(tokio::time::Instant::now()).await;
+            self.status
+                .seen(&self.key, outcome, &config, Instant::now());
         }
     }
 }
 
-/// A share from 0 to 1, by lot.
-fn share() -> f64 {
-    f64::from(u16::try_from(probe::lot() & 0xffff).unwrap_or(0)) / 65_536.0
+/// The time from the start of one probe to the start of the next. A little less than
+/// `every`, so that `fall` of them, the last of which has to wait out its timeout, are
+/// over within `fall × every`. `share` is from 0 to 1.
+fn pause(health: &config::Health, share: f64) -> Duration {
+    let full = health.every.saturating_sub(health.timeout / health.fall);
+    let full = full.max(health.every / 2);
+    full.mul_f64(1.0 - share * f64::from(health.jitter) / 100.0)
+}
+
+/// A number that nobody can foretell.
+fn random_u16() -> u16 {
+    let [a, b, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    u16::from_ne_bytes([a, b])
+}
+
+/// A random number from 0 to 1.
+fn random_share() -> f64 {
+    f64::from(random_u16()) / 65_536.0
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
-use crate::health::Traffic;
 use ppv2_engine::counters::{
     DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters,
 };
@@ -42,6 +41,17 @@ pub struct Counted {
     pub servers: Vec<Option<(String, String)>>,
     /// By worker.
     pub workers: Vec<Arc<WorkerCounters>>,
+}
+
+/// What was counted of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams sent to it.
+    pub sent: u64,
+    /// Datagrams received from it.
+    pub replies: u64,
+    /// Errors that the network reported for datagrams sent to it.
+    pub refusals: u64,
 }
 
 pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;

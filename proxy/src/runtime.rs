@@ -188,7 +188,7 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         let admin = Admin {
             metrics: control.metrics(),
             workers: control.workers(),
-            health: control.board(),
+            health: control.status(),
             names: control.names(),
             ready: Arc::clone(&ready),
             reload: ask,
@@ -219,7 +219,7 @@ async fn until_told(
 ) -> Result<(), RunError> {
     let mut interval = tokio::time::interval(watch::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (board, names) = (control.board(), control.names());
+    let (status, names) = (control.status(), control.names());
     loop {
         let next = control.next_deadline();
         let deadline = async {
@@ -234,7 +234,7 @@ async fn until_told(
             _ = signals.hangup.recv() => control.hang_up(),
             // Without an admin address nobody ever asks.
             Some(asker) = reloads.recv() => control.reload(Some(asker)),
-            () = board.changed() => control.plan_soon(Instant::now()),
+            () = status.changed() => control.plan_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
             _ = interval.tick() => {

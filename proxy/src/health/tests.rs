@@ -1,4 +1,6 @@
-//! Servers as a whole configuration has them.
+//! Checks and status of the servers of whole configurations.
+
+mod checks;
 
 use std::collections::HashSet;
 use std::net::UdpSocket;
@@ -21,7 +23,7 @@ fn metrics() -> Arc<Metrics> {
 }
 
 #[test]
-fn servers_of_one_name_are_told_apart_and_drained_together() {
+fn servers_of_one_name_have_distinct_labels_and_are_drained_together() {
     let text = "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
                 [upstream.u]\nservers = [\"192.0.2.1:53\", \"192.0.2.2:53\", \"192.0.2.3:53\"]\n";
     let mut config = Config::from_toml("test.toml", text).unwrap();
@@ -31,10 +33,10 @@ fn servers_of_one_name_are_told_apart_and_drained_together() {
     // It stands before the one that the name leads to now.
     config.servers[1].leaving = true;
     let roll = Roster::default().enroll(config);
-    let board = Arc::new(Board::default());
-    board.follow(&roll, Instant::now());
+    let status = Arc::new(Status::default());
+    status.reconfigure(&roll, Instant::now());
     let text = metrics()
-        .text(Format::OpenMetrics, [Box::new(Arc::clone(&board)) as _])
+        .text(Format::OpenMetrics, [Box::new(Arc::clone(&status)) as _])
         .unwrap();
     let series: Vec<_> = text
         .lines()
@@ -46,18 +48,18 @@ fn servers_of_one_name_are_told_apart_and_drained_together() {
     assert!(series.contains(&leaving), "{text}");
 
     let states = || -> Vec<_> {
-        let standings = board.standings(&roll, Instant::now());
+        let standings = status.standings(&roll, Instant::now());
         standings.iter().map(|standing| standing.state).collect()
     };
-    assert!(board.drain("u", "srv.lan:53", true));
+    assert!(status.drain("u", "srv.lan:53", true));
     assert_eq!(states(), [State::Up, State::Draining, State::Draining]);
-    assert!(board.drain("u", "192.0.2.3:53", false));
+    assert!(status.drain("u", "192.0.2.3:53", false));
     assert_eq!(states(), [State::Up, State::Draining, State::Up]);
-    assert!(!board.drain("u", "192.0.2.4:53", true));
+    assert!(!status.drain("u", "192.0.2.4:53", true));
 }
 
 #[test]
-fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
+fn an_upstream_whose_servers_hang_delays_no_probes_of_another() {
     // On all addresses of loopback, and silent.
     let hangs = UdpSocket::bind("0.0.0.0:0").unwrap();
     let port = hangs.local_addr().unwrap().port();
@@ -82,10 +84,10 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
         .unwrap();
     runtime.block_on(async {
         let mut health = Health::new(metrics());
-        health.follow(&roll, Instant::now());
-        let board = health.board();
+        health.reconfigure(&roll, Instant::now());
+        let status = health.status();
         let is_down = || {
-            let standings = board.standings(&roll, Instant::now());
+            let standings = status.standings(&roll, Instant::now());
             standings.last().map(|standing| standing.state) == Some(State::Down)
         };
         while !is_down() {
@@ -94,7 +96,7 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
         // Three probes of the dead server do not wait until each of a thousand that
         // hang, 64 at a time, has had one.
         let text = metrics()
-            .text(Format::OpenMetrics, [Box::new(Arc::clone(&board)) as _])
+            .text(Format::OpenMetrics, [Box::new(Arc::clone(&status)) as _])
             .unwrap();
         let timeouts = text
             .lines()
@@ -102,4 +104,75 @@ fn an_upstream_whose_servers_hang_keeps_no_probes_from_another() {
         let asked = timeouts.count();
         assert!(asked < 1000, "{asked}");
     });
+}
+
+/// Configurations of an upstream `u` with these servers, each with whether it drains.
+fn with_servers(roster: &mut Roster, servers: &[(u16, bool)]) -> Roll {
+    let servers: Vec<_> = servers
+        .iter()
+        .map(|(port, drain)| format!("{{ address = \"192.0.2.1:{port}\", drain = {drain} }}"))
+        .collect();
+    let text = format!(
+        "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [{}]\n",
+        servers.join(", ")
+    );
+    roster.enroll(Config::from_toml("test.toml", &text).unwrap())
+}
+
+fn drains(status: &Status, roll: &Roll) -> Vec<bool> {
+    let standings = status.standings(roll, Instant::now());
+    let states = standings.iter().map(|standing| standing.state);
+    states.map(|state| state == State::Draining).collect()
+}
+
+#[test]
+fn a_drain_request_survives_its_servers_absence_until_the_configuration_changes() {
+    let (mut roster, status) = (Roster::default(), Status::default());
+    let mut reconfigure = |servers: &[(u16, bool)]| {
+        let roll = with_servers(&mut roster, servers);
+        status.reconfigure(&roll, Instant::now());
+        drains(&status, &roll)
+    };
+    let all = [
+        (1, false),
+        (2, false),
+        (3, true),
+        (4, false),
+        (5, false),
+        (9, false),
+    ];
+    reconfigure(&all);
+    for port in [1, 2, 4, 5] {
+        assert!(status.drain("u", &format!("192.0.2.1:{port}"), true));
+    }
+    assert!(status.drain("u", "192.0.2.1:3", false));
+    assert!(!status.drain("v", "192.0.2.1:1", true));
+    assert_eq!(reconfigure(&[(9, false)]), [false]);
+    // Requests while they are gone.
+    assert!(!status.drain("u", "192.0.2.1:6", false));
+    assert!(status.drain("u", "192.0.2.1:4", true));
+    assert!(status.drain("u", "192.0.2.1:5", false));
+    // The configuration now says so of the second.
+    let all = [(1, false), (2, true), (3, true), (4, false), (5, false)];
+    assert_eq!(reconfigure(&all), [true, true, false, true, false]);
+    let all = [(1, false), (2, false), (3, true), (4, true), (5, false)];
+    assert_eq!(reconfigure(&all), [true, false, false, true, false]);
+    let all = [(4, false)];
+    assert_eq!(reconfigure(&all), [false]);
+}
+
+#[test]
+fn drain_requests_of_servers_that_left_first_are_forgotten_first() {
+    let (mut roster, status) = (Roster::default(), Status::default());
+    for port in 1..=1026 {
+        // The one before leaves.
+        let roll = with_servers(&mut roster, &[(port, false)]);
+        status.reconfigure(&roll, Instant::now());
+        assert!(status.drain("u", &format!("192.0.2.1:{port}"), true));
+    }
+    for (port, is_known) in [(1, false), (2, true), (1025, true)] {
+        let server = format!("192.0.2.1:{port}");
+        assert_eq!(status.drain("u", &server, true), is_known, "{port}");
+    }
 }

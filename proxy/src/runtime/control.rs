@@ -21,7 +21,7 @@ use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
 use crate::doctor;
-use crate::health::{Board, Health};
+use crate::health::{Health, Status};
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
 use crate::names::{self, Names};
@@ -125,8 +125,8 @@ impl Control {
         let counted = counted(&roster, &counters);
         let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget), unlogged));
         let mut health = Health::new(Arc::clone(&metrics));
-        health.follow(&roll, now);
-        let standings = health.board().standings(&roll, now);
+        health.reconfigure(&roll, now);
+        let standings = health.status().standings(&roll, now);
         let steering = Arc::new(plans::steer(&roll, &standings, 0));
         let settings = settings(&roll, None);
         let setups = Setups {
@@ -192,8 +192,8 @@ impl Control {
         Arc::clone(&self.metrics)
     }
 
-    pub(super) fn board(&self) -> Arc<Board> {
-        self.health.board()
+    pub(super) fn status(&self) -> Arc<Status> {
+        self.health.status()
     }
 
     pub(super) fn ceiling(&self) -> Ceiling {
@@ -366,7 +366,7 @@ impl Control {
         self.counters = self.counters.iter().map(grown).collect();
         self.roll = roll;
         self.count();
-        self.health.follow(&self.roll, now);
+        self.health.reconfigure(&self.roll, now);
         if self.network.follow(&self.roll.config).await {
             self.tell_network();
         }
@@ -481,14 +481,14 @@ impl Control {
     async fn plan(&mut self) {
         let now = Instant::now();
         let (roll, version) = (Arc::clone(&self.roll), self.steering.version + 1);
-        let standings = self.health.board().standings(&roll, now);
+        let standings = self.health.status().standings(&roll, now);
         let made = spawn_blocking(move || plans::steer(&roll, &standings, version));
         // It fails only where the runtime is ending.
         if let Ok(steering) = made.await {
             self.steering = Arc::new(steering);
         }
         self.plan_after = Instant::now() + PLAN_PAUSE;
-        let step = self.health.board().next_step(now);
+        let step = self.health.status().next_step(now);
         self.plan_at = step.map(|step| step.max(self.plan_after));
     }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::health::Traffic;
+use crate::metrics::Traffic;
 
 /// Unanswered datagrams from which on a server's silence says something.
 const AT_LEAST: u64 = 10;

@@ -1,0 +1,212 @@
+//! What a health check is, and what it can find out about a server.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use rustix::io::Errno;
+use tokio::time::Instant;
+
+use crate::config::Header;
+
+/// Finds out whether one server serves.
+pub(super) trait HealthCheck: Send + 'static {
+    /// Checks once, until `deadline` at the latest.
+    fn check(&mut self, deadline: Instant) -> impl Future<Output = Outcome> + Send;
+}
+
+/// The result of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Passed,
+    Refused,
+    Timeout,
+    WrongAnswer,
+    Unreachable,
+    /// The check says nothing about the server: this host could not ask (no descriptor,
+    /// no memory, no such source address, its own firewall) or had no time to search the
+    /// answer, or too few clients sent datagrams.
+    Unknown,
+}
+
+impl Outcome {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Passed,
+        Self::Refused,
+        Self::Timeout,
+        Self::WrongAnswer,
+        Self::Unreachable,
+        Self::Unknown,
+    ];
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::WrongAnswer => "wrong_answer",
+            Self::Unreachable => "unreachable",
+            Self::Unknown => "not_sent",
+        }
+    }
+
+    /// The meaning of an error before a datagram was sent, or of a connection.
+    pub(super) fn of(error: &io::Error) -> Self {
+        match Errno::from_io_error(error) {
+            // A server may close a connection before it has read the request.
+            Some(Errno::CONNREFUSED | Errno::CONNRESET | Errno::CONNABORTED | Errno::PIPE) => {
+                Self::Refused
+            }
+            Some(Errno::TIMEDOUT) => Self::Timeout,
+            Some(
+                Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::AGAIN
+                | Errno::PERM,
+            )
+            | None => Self::Unknown,
+            // Clients' datagrams can't be sent to such an address either.
+            Some(_) => Self::Unreachable,
+        }
+    }
+
+    /// The meaning of an error after a datagram was sent, if it has one: most are ICMP
+    /// errors (`icmp_err_convert` of Linux).
+    pub(super) fn of_sent(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::CONNREFUSED => Some(Self::Refused),
+            Errno::NETUNREACH
+            | Errno::HOSTUNREACH
+            | Errno::NETDOWN
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::NOPROTOOPT => Some(Self::Unreachable),
+            _ => None,
+        }
+    }
+}
+
+/// The server to check, and the address to check it from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    pub(super) source: Option<IpAddr>,
+    /// Whether clients' datagrams to it have a header.
+    pub(super) reads_header: bool,
+}
+
+impl Target {
+    /// The local address to bind, of the server's family.
+    pub(super) fn local(&self) -> SocketAddr {
+        let any: IpAddr = match self.address {
+            SocketAddr::V4(_) => [0; 4].into(),
+            SocketAddr::V6(_) => [0u16; 8].into(),
+        };
+        SocketAddr::new(self.source.unwrap_or(any), 0)
+    }
+
+    /// The server's address with another port, if one is configured for the check.
+    pub(super) fn at(&self, port: Option<u16>) -> SocketAddr {
+        let mut address = self.address;
+        address.set_port(port.unwrap_or(address.port()));
+        address
+    }
+
+    /// `payload` behind a PROXY header of command LOCAL, if `header` asks for one.
+    pub(super) fn datagram(&self, header: Header, payload: &[u8]) -> Vec<u8> {
+        let with_header = match header {
+            Header::Auto => self.reads_header,
+            Header::Local => true,
+            Header::None => false,
+        };
+        let mut buffer = [0; 16];
+        let mut datagram = match ppv2::Encoder::local(&mut buffer) {
+            Ok(encoder) if with_header => encoder.finish().to_vec(),
+            _ => Vec::new(),
+        };
+        datagram.extend_from_slice(payload);
+        datagram
+    }
+}
+
+/// Hides the error number of a failed bind, which would count against the server.
+pub(super) fn own(error: io::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+/// Results in a row: how one kind of check stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Streak {
+    is_down: bool,
+    /// Results in a row that contradict it.
+    against: u32,
+}
+
+impl Streak {
+    pub(super) fn is_down(self) -> bool {
+        self.is_down
+    }
+
+    /// Adds a result: `fall` failures in a row turn it down, `rise` successes up.
+    /// Returns whether it turned.
+    pub(super) fn add(&mut self, passed: bool, fall: u32, rise: u32) -> bool {
+        if passed != self.is_down {
+            self.against = 0;
+            return false;
+        }
+        self.against += 1;
+        let turns = self.against >= if self.is_down { rise } else { fall };
+        if turns {
+            self.is_down = !self.is_down;
+            self.against = 0;
+        }
+        turns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_streak_turns_after_fall_or_rise_in_a_row_and_no_sooner(
+            results in proptest::collection::vec(any::<bool>(), 0..200),
+            fall in 1u32..6,
+            rise in 1u32..6,
+        ) {
+            let mut streak = Streak::default();
+            let (mut down, mut changes) = (false, 0u32);
+            for n in 0..results.len() {
+                let needed = if down { rise } else { fall };
+                let changed = streak.add(results[n], fall, rise);
+                if changed {
+                    let row = &results[n + 1 - needed as usize..=n];
+                    prop_assert!(row.iter().all(|good| *good == down));
+                    down = !down;
+                    changes += 1;
+                }
+                prop_assert_eq!(streak.is_down(), down);
+            }
+            // Flapping is bounded by the shorter row.
+            let most = results.len() / fall.min(rise) as usize;
+            prop_assert!(changes as usize <= most);
+        }
+    }
+
+    #[test]
+    fn fall_failures_take_a_server_down_and_rise_successes_bring_it_back() {
+        let mut streak = Streak::default();
+        let added = |streak: &mut Streak, results: &[bool]| -> Vec<bool> {
+            results.iter().map(|good| streak.add(*good, 3, 2)).collect()
+        };
+        let results = [false, false, true, false, false];
+        assert_eq!(added(&mut streak, &results), [false; 5]);
+        assert_eq!(added(&mut streak, &[false]), [true]);
+        let results = [true, false, true, true];
+        assert_eq!(added(&mut streak, &results), [false, false, false, true]);
+    }
+}

@@ -1,0 +1,431 @@
+//! How servers stand, for workers, metrics and operators.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::check::{Outcome, Streak};
+use super::passive::Trial;
+use crate::config::Server;
+use crate::metrics::{Labels, Metrics, Samples, count, gauge};
+use crate::roster::Roll;
+use ppv2_engine::address::ServerAddr;
+use ppv2_engine::upstream::State;
+
+/// Steps in which a server that starts slowly gets its share.
+const STEPS: u32 = 10;
+
+/// Servers that left whose drain requests are remembered, the last ones to leave. It
+/// bounds the memory of a name that leads elsewhere all the time.
+const MAX_LEFT: usize = 1024;
+
+/// How a server stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Whether it takes new sessions.
+    pub state: State,
+    /// The part of its weight that it has, from 0 to 1: less than 1 during its slow
+    /// start.
+    pub share: f64,
+    /// Whether it was down and is up again.
+    pub has_returned: bool,
+}
+
+impl Standing {
+    /// A server of which nothing is known yet.
+    pub const UP: Self = Self {
+        state: State::Up,
+        share: 1.0,
+        has_returned: false,
+    };
+}
+
+/// How all servers stand.
+#[derive(Debug, Default)]
+pub struct Status {
+    known: Mutex<Known>,
+    /// Notified when workers must know.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    servers: BTreeMap<Key, Entry>,
+    /// Servers that left while an operator's drain request contradicted the
+    /// configuration, in the order in which they left.
+    left: VecDeque<Entry>,
+}
+
+/// A server's identity: its upstream and address.
+pub(super) type Key = (String, ServerAddr);
+
+pub(super) fn key(server: &Server) -> Key {
+    (server.upstream.clone(), server.address)
+}
+
+#[derive(Debug)]
+struct Entry {
+    server: Server,
+    /// Its number in the metrics.
+    number: usize,
+    /// Its name in the metrics.
+    label: String,
+    /// The last drain request of an operator, unless the configuration changed since.
+    drain_asked: Option<bool>,
+    /// When it came, or came back, unless it was there at the start.
+    came: Option<Instant>,
+    has_returned: bool,
+    probes: Streak,
+    traffic: Trial,
+    why: String,
+    since: SystemTime,
+    results: [u64; Outcome::ALL.len()],
+}
+
+impl Entry {
+    fn new(server: &Server, came: Option<Instant>) -> Self {
+        Self {
+            server: server.clone(),
+            number: 0,
+            label: String::new(),
+            drain_asked: None,
+            came,
+            has_returned: false,
+            probes: Streak::default(),
+            traffic: Trial::default(),
+            why: "not judged yet".to_owned(),
+            since: SystemTime::now(),
+            results: Default::default(),
+        }
+    }
+
+    /// Whether an operator who writes `server` means it: by name or by address.
+    fn is(&self, upstream: &str, server: &str) -> bool {
+        let own = &self.server;
+        own.upstream == upstream && (own.name == server || server.parse() == Ok(own.address.0))
+    }
+
+    fn is_checked(&self) -> bool {
+        self.server.health.is_some()
+    }
+
+    fn is_down(&self) -> bool {
+        self.probes.is_down() || self.traffic.is_down()
+    }
+
+    fn drain(&self) -> bool {
+        self.drain_asked.unwrap_or(self.server.drain)
+    }
+
+    fn is_draining(&self) -> bool {
+        self.server.leaving || self.drain()
+    }
+
+    fn state(&self) -> State {
+        match (self.is_down(), self.is_draining()) {
+            (true, _) => State::Down,
+            (false, true) => State::Draining,
+            (false, false) => State::Up,
+        }
+    }
+
+    /// How much of its slow start is over, from 0 to 1; `None` if all of it is.
+    fn started(&self, now: Instant) -> Option<f64> {
+        let (since, whole) = (
+            now.saturating_duration_since(self.came?),
+            self.server.slow_start,
+        );
+        let is_starting = since < whole && self.state() == State::Up;
+        is_starting.then(|| since.as_secs_f64() / whole.as_secs_f64())
+    }
+
+    fn standing(&self, now: Instant) -> Standing {
+        Standing {
+            state: self.state(),
+            share: self.started(now).unwrap_or(1.0),
+            has_returned: self.has_returned,
+        }
+    }
+
+    /// Notes and logs that the server went down or came up, if it did.
+    fn settle(&mut self, was_down: bool, why: &dyn fmt::Display, now: Instant) -> bool {
+        if self.is_down() == was_down {
+            return false;
+        }
+        self.has_returned = was_down;
+        (self.why, self.since) = (why.to_string(), SystemTime::now());
+        let (upstream, server) = (&self.server.upstream, &self.server.name);
+        if was_down {
+            self.came = Some(now);
+            tracing::info!(upstream, server, %why, "server is up");
+        } else {
+            tracing::warn!(upstream, server, %why, "server is down");
+        }
+        true
+    }
+}
+
+/// An upstream as operators see it.
+#[derive(Debug, Serialize)]
+pub struct UpstreamReport {
+    upstream: String,
+    servers: Vec<ServerReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerReport {
+    server: String,
+    address: String,
+    /// The name that leads to it, if one does.
+    found_by: Option<String>,
+    state: &'static str,
+    checked: bool,
+    weight: u16,
+    backup: bool,
+    drain: bool,
+    why: String,
+    since_unix_seconds: u64,
+    sessions: u64,
+}
+
+impl Status {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // No panic can leave half of a change behind.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until workers must know how servers stand. No change between two calls is
+    /// missed.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// When the next step of a slow start is due, if there is one.
+    #[must_use]
+    pub fn next_step(&self, now: Instant) -> Option<Instant> {
+        let known = self.known();
+        let starting = known
+            .servers
+            .values()
+            .filter(|entry| entry.started(now).is_some());
+        starting
+            .map(|entry| now + entry.server.slow_start / STEPS)
+            .min()
+    }
+
+    /// Drains a server, or ends that, until the process ends or the configuration says
+    /// otherwise, also if the server leaves for a while. `server` is its address, or what
+    /// is written in the configuration, which may have led to several servers. Returns
+    /// false if there is no such server.
+    pub fn drain(&self, upstream: &str, server: &str, drain: bool) -> bool {
+        let mut known = self.known();
+        let Known { servers, left } = &mut *known;
+        let entries = servers.values_mut().chain(left.iter_mut());
+        let mut is_known = false;
+        for entry in entries.filter(|entry| entry.is(upstream, server)) {
+            is_known = true;
+            if entry.drain() != drain {
+                tracing::info!(upstream, server, drain, "an operator asked for it");
+                self.changed.notify_one();
+            }
+            entry.drain_asked = Some(drain);
+        }
+        left.retain(|entry| entry.server.drain != drain || !entry.is(upstream, server));
+        is_known
+    }
+
+    /// Takes over the servers of `roll`. Those that stay keep what is known of them.
+    pub(super) fn reconfigure(&self, roll: &Roll, now: Instant) {
+        let mut known = self.known();
+        let Known { servers, left } = &mut *known;
+        let is_start = servers.is_empty();
+        let mut before = std::mem::take(servers);
+        let servers_of_roll = roll.config.servers.iter().zip(&roll.servers);
+        for ((server, (number, _)), label) in servers_of_roll.zip(&roll.labels) {
+            let key = key(server);
+            let old = before.remove(&key);
+            let at = left
+                .iter()
+                .position(|entry| self::key(&entry.server) == key);
+            let returned = at.and_then(|at| left.remove(at));
+            let drain_asked = old.as_ref().or(returned.as_ref()).and_then(|entry| {
+                // A changed configuration ends an operator's request.
+                entry
+                    .drain_asked
+                    .filter(|_| entry.server.drain == server.drain)
+            });
+            let came = old
+                .as_ref()
+                .map_or((!is_start).then_some(now), |old| old.came);
+            let mut entry = old
+                .filter(|old| old.is_checked() == server.health.is_some())
+                .unwrap_or_else(|| Entry::new(server, came));
+            if !server.is_probed() {
+                entry.probes = Streak::default();
+            }
+            if server
+                .health
+                .as_ref()
+                .is_none_or(|health| health.passive.is_none())
+            {
+                entry.traffic = Trial::default();
+            }
+            entry.server = server.clone();
+            entry.number = *number;
+            entry.label.clone_from(label);
+            entry.drain_asked = drain_asked;
+            servers.insert(key, entry);
+        }
+        for mut entry in before.into_values() {
+            entry.server.leaving = false;
+            if entry.drain() != entry.server.drain {
+                left.push_back(entry);
+            }
+        }
+        while left.len() > MAX_LEFT
+            && let Some(Entry { server, .. }) = left.pop_front()
+        {
+            tracing::warn!(
+                upstream = server.upstream,
+                server = server.name,
+                "an operator's drain request is forgotten: this server left, and so did \
+                 {MAX_LEFT} others since"
+            );
+        }
+    }
+
+    /// How each server of `roll` stands, by its place in the configuration.
+    #[must_use]
+    pub fn standings(&self, roll: &Roll, now: Instant) -> Vec<Standing> {
+        let known = self.known();
+        let standing = |server| {
+            let entry = known.servers.get(&key(server));
+            entry.map_or(Standing::UP, |entry| entry.standing(now))
+        };
+        roll.config.servers.iter().map(standing).collect()
+    }
+
+    /// Adds the outcome of a probe.
+    pub(super) fn probed(&self, server: &Key, outcome: Outcome, now: Instant) {
+        self.add(server, now, |entry, fall, rise| {
+            entry.results[outcome as usize] += 1;
+            let passed = outcome == Outcome::Passed;
+            if outcome != Outcome::Unknown {
+                entry.probes.add(passed, fall, rise);
+            }
+            let times = if passed { rise } else { fall };
+            format!("probe {}, {times} in a row", outcome.label())
+        });
+    }
+
+    /// Adds the outcome of a window of clients' traffic.
+    pub(super) fn seen(
+        &self,
+        server: &Key,
+        outcome: Outcome,
+        passive: &crate::config::Passive,
+        now: Instant,
+    ) {
+        self.add(server, now, |entry, fall, _| {
+            entry.traffic.add(outcome, passive, fall, now);
+            let why = match (entry.traffic.is_down(), outcome) {
+                (false, _) => "on trial after its hold",
+                (true, Outcome::Refused) => "clients' datagrams refused, no replies",
+                (true, _) => "clients' datagrams unanswered",
+            };
+            why.to_owned()
+        });
+    }
+
+    /// Has a server's entry changed, which returns the reason.
+    fn add(&self, server: &Key, now: Instant, change: impl FnOnce(&mut Entry, u32, u32) -> String) {
+        let mut known = self.known();
+        let Some(entry) = known.servers.get_mut(server) else {
+            return;
+        };
+        let Some((fall, rise)) = entry.server.health.as_ref().map(|h| (h.fall, h.rise)) else {
+            return;
+        };
+        let was_down = entry.is_down();
+        let why = change(entry, fall, rise);
+        if entry.settle(was_down, &why, now) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// All upstreams, with the sessions that `metrics` count.
+    #[must_use]
+    pub fn report(&self, metrics: &Metrics) -> Vec<UpstreamReport> {
+        let counted = metrics.counted();
+        let report = |entry: &Entry| {
+            let since = entry.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let server = &entry.server;
+            ServerReport {
+                server: server.name.clone(),
+                address: server.address.to_string(),
+                found_by: server.found_by.as_ref().map(ToString::to_string),
+                state: match entry.state() {
+                    State::Up => "up",
+                    State::Draining if server.leaving => "leaving",
+                    State::Draining => "draining",
+                    State::Down => "down",
+                },
+                checked: entry.is_checked(),
+                weight: server.weight,
+                backup: server.backup,
+                drain: entry.drain(),
+                why: entry.why.clone(),
+                since_unix_seconds: since.as_secs(),
+                sessions: counted.sessions(entry.number),
+            }
+        };
+        let known = self.known();
+        let entries: Vec<_> = known.servers.values().collect();
+        let upstreams = entries.chunk_by(|a, b| a.server.upstream == b.server.upstream);
+        upstreams
+            .map(|servers| UpstreamReport {
+                upstream: servers[0].server.upstream.clone(),
+                servers: servers.iter().map(|entry| report(entry)).collect(),
+            })
+            .collect()
+    }
+}
+
+impl Collector for Status {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        fn labels(entry: &Entry) -> Labels<'_> {
+            vec![
+                ("upstream", &entry.server.upstream),
+                ("server", &entry.label),
+            ]
+        }
+        let known = self.known();
+        let up = |entry| (labels(entry), u64::from(!entry.is_down()));
+        gauge(
+            &mut encoder,
+            "upstream_up",
+            "Whether servers are up; without health checks they always are",
+            known.servers.values().map(up).collect(),
+        )?;
+        let mut results = Samples::new();
+        for entry in known.servers.values().filter(|entry| entry.is_checked()) {
+            for outcome in Outcome::ALL {
+                let mut labels = labels(entry);
+                labels.push(("result", outcome.label()));
+                results.push((labels, entry.results[outcome as usize]));
+            }
+        }
+        count(
+            &mut encoder,
+            "upstream_health_checks",
+            "Probes of servers, by result",
+            results,
+        )
+    }
+}

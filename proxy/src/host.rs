@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 
 use crate::config::Config;
-use ppv2_udp::own_addresses;
+use ppv2_engine::address::own_addresses;
 use route::{NoRoute, Packet};
 
 pub mod route;

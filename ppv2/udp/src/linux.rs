@@ -1,10 +1,7 @@
-//! The Linux side of [`net`](super): recvmmsg, sendmmsg and socket options.
+//! Linux: recvmmsg, sendmmsg, their control messages, and the socket options that no other
+//! crate sets.
 //!
 //! Facts from socket(7), ip(7), ipv6(7), udp(7), recvmmsg(2), sendmmsg(2).
-#![expect(
-    unsafe_code,
-    reason = "the kernel's batch calls and control messages have no safe interface"
-)]
 
 mod call;
 mod message;
@@ -13,122 +10,170 @@ mod send;
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
-use libc::{c_int, c_void, iovec, mmsghdr, msghdr, sockaddr_storage};
+use libc::{c_int, iovec, mmsghdr, msghdr};
 
-use super::{BATCH, Batch, CAPACITY, STRIDE, Socket};
-use message::{Control, len_of, read_received};
+use crate::Received;
+use message::{ControlIn, Name, len_of, read_received};
 
-pub use readiness::{Readiness, Waker};
-pub(super) use send::send;
+pub use readiness::{READY, Readiness, Waker};
+pub(crate) use send::send;
 
-/// What the kernel is pointed at during one receive call. Nothing in it
-/// outlives the call, so it stays on the stack and is filled only as far as it
-/// is used.
+/// Messages of one system call.
+const MESSAGES: usize = 64;
+
+/// What the kernel is pointed at during one receive call. Nothing in it outlives the call,
+/// so it stays on the stack and is filled only as far as it is used.
 struct Scratch {
-    names: [sockaddr_storage; BATCH],
-    controls: [Control; BATCH],
-    vectors: [iovec; BATCH],
-    headers: [mmsghdr; BATCH],
+    names: [Name; MESSAGES],
+    controls: [ControlIn; MESSAGES],
+    vectors: [iovec; MESSAGES],
+    headers: [mmsghdr; MESSAGES],
 }
 
-pub(super) fn receive(
-    socket: &Socket,
-    batch: &mut Batch,
-    first: usize,
-    end: usize,
+/// Fills `buffers` from the first on, and notes in `received` what is in each.
+pub(crate) fn receive<'b>(
+    socket: BorrowedFd<'_>,
+    bound: SocketAddr,
+    mut buffers: impl Iterator<Item = &'b mut [u8]>,
+    received: &mut [Option<Received>],
+    wait: bool,
 ) -> io::Result<usize> {
-    let end = end.min(BATCH);
-    let count = end.saturating_sub(first);
-    let bytes = batch.bytes.as_mut_ptr();
+    let mut filled = 0;
+    for received in received.chunks_mut(MESSAGES) {
+        match receive_once(socket, bound, &mut buffers, received, wait && filled == 0) {
+            Ok(count) => filled += count,
+            Err(error) if filled == 0 => return Err(error),
+            // It is reported again, or is about an earlier datagram: what was received
+            // matters more.
+            Err(_) => break,
+        }
+        if filled % MESSAGES != 0 {
+            break;
+        }
+    }
+    Ok(filled)
+}
+
+/// As `receive`, for at most [`MESSAGES`] of `received`.
+fn receive_once<'b>(
+    socket: BorrowedFd<'_>,
+    bound: SocketAddr,
+    buffers: &mut impl Iterator<Item = &'b mut [u8]>,
+    received: &mut [Option<Received>],
+    wait: bool,
+) -> io::Result<usize> {
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let scratch = scratch.as_mut_ptr();
-    for i in 0..count {
-        let offset = (first + i) * STRIDE;
-        // SAFETY: `i < BATCH` indexes the arrays of `scratch`, which lives until
-        // the function returns; fields are written before anything reads them.
-        // `offset + CAPACITY <= BATCH * STRIDE`, the length of `batch.bytes`,
-        // since `first + i < BATCH`.
+    let mut count = 0;
+    for (i, buffer) in buffers.take(received.len().min(MESSAGES)).enumerate() {
+        // SAFETY: `i < MESSAGES` indexes the arrays of `scratch`, which lives until the
+        // function returns; fields are written before anything reads them.
         unsafe {
             (*scratch).vectors[i] = iovec {
-                iov_base: bytes.add(offset).cast(),
-                iov_len: CAPACITY,
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
             };
             let mut header: msghdr = mem::zeroed();
             header.msg_name = (&raw mut (*scratch).names[i]).cast();
-            header.msg_namelen = len_of::<sockaddr_storage>();
+            header.msg_namelen = len_of::<Name>();
             header.msg_iov = &raw mut (*scratch).vectors[i];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut (*scratch).controls[i]).cast();
-            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_controllen = size_of::<ControlIn>() as _;
             (*scratch).headers[i] = mmsghdr {
                 msg_hdr: header,
                 msg_len: 0,
             };
         }
+        count = i + 1;
     }
-    let received = loop {
-        // SAFETY: the first `count` headers are initialised, and point at
-        // names, vectors, control buffers and `batch.bytes`, all of which stay
-        // in place and untouched by others during the call.
-        let result =
-            unsafe { call::receive(socket.fd(), (&raw mut (*scratch).headers).cast(), count) };
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => break result?,
-        }
-    };
-    for i in 0..received {
-        // SAFETY: the kernel has filled the first `received` headers and what
-        // they point at.
-        let read = unsafe { read_received(socket, &(*scratch).headers[i]) };
-        batch.received[first + i] = Some(read);
+    // SAFETY: the first `count` headers are initialised, and point at names, vectors,
+    // control buffers in `scratch` and at the buffers, which are borrowed for `'b`; all of
+    // them stay in place and untouched by others during the call.
+    let filled =
+        unsafe { call::receive(socket, (&raw mut (*scratch).headers).cast(), count, wait)? };
+    for (i, received) in received.iter_mut().enumerate().take(filled) {
+        // SAFETY: the kernel has filled the first `filled` headers and what they point at.
+        *received = Some(unsafe { read_received(bound, &(*scratch).headers[i]) });
     }
-    Ok(received)
+    Ok(filled)
 }
 
-/// Asks with every datagram for the number that the socket has lost.
-pub(super) fn report_overflows(socket: &socket2::Socket) -> io::Result<()> {
+/// Has each datagram report the number that the socket has lost.
+pub(crate) fn report_overflows(socket: BorrowedFd<'_>) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
-/// Asks for bursts in one piece, with a control message that tells the size. There
-/// is no way back: the kernel cuts a burst when it comes, by the option of then, and
-/// tells the size when it is received, by that of now.
-pub(super) fn receive_bursts(socket: &socket2::Socket) -> io::Result<()> {
-    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+/// Has each datagram report the address that it was sent to, and the interface that it
+/// arrived on.
+pub(crate) fn report_packet_info(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
+    // On a socket for both families, what arrives by IPv4 has both forms then.
+    let v4 = set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1);
+    if v6 {
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+    } else {
+        v4
+    }
 }
 
-/// Whether the kernel knows the option by which bursts are sent. Setting it to 0
-/// changes nothing.
-pub(super) fn can_send_bursts(socket: &socket2::Socket) -> io::Result<()> {
-    set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0)
+/// Whether the kernel joins what arrives at the socket.
+pub(crate) fn has_gro(socket: BorrowedFd<'_>) -> bool {
+    let (mut value, mut len): (c_int, _) = (0, len_of::<c_int>());
+    // SAFETY: the option value is an int, and it and its length outlive the call.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_GRO,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    status == 0 && value != 0
+}
+
+/// Has the kernel join what arrives; `false` if it can't.
+pub(crate) fn enable_gro(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    match set(socket, libc::SOL_UDP, libc::UDP_GRO, 1) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// Bytes of the longest datagram in a burst: any, or 0 where the kernel knows no bursts.
+/// One before 4.18 would send a burst as one datagram.
+pub(crate) fn longest_in_burst() -> usize {
+    static LONGEST: OnceLock<usize> = OnceLock::new();
+    *LONGEST.get_or_init(|| match can_send_bursts() {
+        Ok(()) => usize::MAX,
+        Err(_) => 0,
+    })
+}
+
+/// Whether the kernel knows the option by which bursts are sent.
+pub(crate) fn can_send_bursts() -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    set(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0)
 }
 
 /// Sends without UDP checksums, with which the kernel takes no bursts.
 #[cfg(test)]
-pub(super) fn switch_checksums_off(socket: &socket2::Socket) -> io::Result<()> {
+pub(crate) fn switch_checksums_off(socket: BorrowedFd<'_>) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
 }
 
-/// Asks for the local address of every received datagram.
-pub(super) fn report_local_address(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
-    if v6 {
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
-    } else {
-        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
-    }
-}
-
-fn set(socket: &socket2::Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     // SAFETY: the option value is an int that outlives the call.
     let status = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             name,
-            (&raw const value).cast::<c_void>(),
+            (&raw const value).cast(),
             len_of::<c_int>(),
         )
     };

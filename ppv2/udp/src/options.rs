@@ -1,4 +1,4 @@
-//! Socket options that safe calls set.
+//! Socket options of the proxy's sockets, set by safe calls.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 /// Never fragment, or fragment wherever it is needed, IPv4 routers included (ip(7),
 /// ipv6(7)). Either way the outgoing interface's MTU decides here: what ICMP says of
 /// a path's MTU can be forged, and the kernel would believe it for ten minutes.
-pub(super) fn set_fragmentation(
+pub(crate) fn set_fragmentation(
     socket: &socket2::Socket,
     v6: bool,
     dont_fragment: bool,
@@ -23,7 +23,7 @@ pub(super) fn set_fragmentation(
 
 /// Lets the socket be bound to an address that this host does not have yet, which takes
 /// no privilege (IP_FREEBIND in ip(7)).
-pub(super) fn allow_missing_address(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+pub(crate) fn allow_missing_address(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
     if v6 {
         socket.set_freebind_v6(true)
     } else {
@@ -33,8 +33,8 @@ pub(super) fn allow_missing_address(socket: &socket2::Socket, v6: bool) -> io::R
 
 /// Lets the socket be bound to an address that is not this host's. Over IPv4 that
 /// takes CAP_NET_RAW or CAP_NET_ADMIN (IP_TRANSPARENT in ip(7)), over IPv6
-/// nothing (IPV6_FREEBIND, of which ipv6(7) does not tell).
-pub(super) fn allow_foreign_source(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+/// nothing (IPV6_FREEBIND, which ipv6(7) does not mention).
+pub(crate) fn allow_foreign_source(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
     if v6 {
         socket.set_freebind_v6(true)
     } else {

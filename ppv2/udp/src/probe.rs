@@ -1,46 +1,30 @@
-//! What this host and its kernel can do, asked at start and by new clients.
+//! What this host and its kernel can do.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
-use socket2::{Domain, Protocol, SockAddr, Type};
+use socket2::{Domain, SockAddr, Type};
 
-use super::{Binding, Options, Socket, sys};
+use crate::{Binding, Options, Socket, linux};
 
-/// The addresses of this host's interfaces; loopback's whole range is its own
-/// besides.
+/// Binds `address`, shared with nobody, and releases it again: so it is known that another
+/// process holds it, which binding it shared would hide. If `free`, it may be an address
+/// that this host does not have yet.
 ///
 /// # Errors
 ///
-/// Those of asking the kernel for them.
-pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
-    let interfaces = if_addrs::get_if_addrs()?;
-    Ok(interfaces
-        .into_iter()
-        .map(|interface| interface.ip())
-        .collect())
-}
-
-/// Whether binding `address` alone, shared with nobody, is possible: the way to
-/// learn that another process holds it, which binding shared would hide. If `free`, it
-/// may be an address that this host does not have yet.
-///
-/// # Errors
-///
-/// Those of `socket` and `bind`.
+/// Those of `socket` and `bind`; [`io::ErrorKind::PermissionDenied`] for a broadcast
+/// address.
 pub fn probe(address: SocketAddr, free: bool) -> io::Result<()> {
-    let options = Options {
-        dont_fragment: false,
-        bursts: false,
-    };
     let binding = Binding {
         shared: false,
         free,
     };
-    let socket = Socket::listen(address, binding, options)?;
+    let socket = Socket::listen(address, binding, Options::default())?;
     // From a broadcast address no reply could leave. Nothing else is asked: there is no
     // way yet to an address that is still to come.
-    match socket.inner.connect(&SockAddr::from(socket.bound)) {
+    match socket.inner.connect(&SockAddr::from(socket.bound())) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io::Error::new(
             error.kind(),
             "it is a broadcast address, which no reply can leave from",
@@ -49,7 +33,7 @@ pub fn probe(address: SocketAddr, free: bool) -> io::Result<()> {
     }
 }
 
-/// Whether sessions can be sent from `source`.
+/// Whether a socket can send from `source`.
 ///
 /// # Errors
 ///
@@ -58,30 +42,28 @@ pub fn probe_source(source: IpAddr) -> io::Result<()> {
     probe(SocketAddr::new(source, 0), false)
 }
 
-/// The address that this host writes to `server` from, by its routes of this moment.
+/// The source address of what this host sends to `server`, by its routes at this moment.
 /// Nothing is sent.
 ///
 /// # Errors
 ///
 /// Those of `socket` and `connect`: there is no route.
 pub fn source_towards(server: IpAddr) -> io::Result<IpAddr> {
-    let options = Options {
-        dont_fragment: false,
-        bursts: false,
-    };
     // Any port but 0, which can't be connected to everywhere.
-    Socket::connect(SocketAddr::new(server, 9), None, options)?
+    Socket::connect(SocketAddr::new(server, 9), None, Options::default())?
         .local()
         .map(|local| local.ip())
 }
 
-/// Whether this kernel hands over and takes bursts in one piece.
+/// Whether this kernel receives and sends bursts in one piece.
 ///
 /// # Errors
 ///
-/// What it says if not.
+/// What it reports if not.
 pub fn probe_bursts() -> io::Result<()> {
-    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    sys::receive_bursts(&socket)?;
-    sys::can_send_bursts(&socket)
+    let socket = socket2::Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    if !linux::enable_gro(socket.as_fd())? {
+        return Err(io::Error::other("it has no UDP_GRO"));
+    }
+    linux::can_send_bursts()
 }

@@ -1,11 +1,14 @@
 //! Sockets and batches over loopback: addresses, headers, bursts, refusals.
 
-use std::net::UdpSocket;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use super::*;
+use crate::*;
 
 mod bursts;
+mod joined;
+mod one_by_one;
 
 fn receive(socket: &Socket, batch: &mut Batch, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -56,13 +59,13 @@ fn no_fault(slot: usize, fault: SendFault) {
 }
 
 #[test]
-fn a_wildcard_socket_knows_the_address_written_to_and_answers_from_it() {
+fn a_wildcard_socket_reports_the_address_sent_to_and_answers_from_it() {
     for (wildcard, addresses) in [
         ("0.0.0.0:0", vec!["127.0.0.1", "127.0.0.2", "127.77.1.9"]),
         ("[::]:0", vec!["::1"]),
     ] {
         let socket = listen(wildcard);
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         for ip in addresses {
             let ip: IpAddr = ip.parse().unwrap();
             let target = SocketAddr::new(ip, socket.bound().port());
@@ -82,7 +85,7 @@ fn a_wildcard_socket_knows_the_address_written_to_and_answers_from_it() {
 }
 
 #[test]
-fn a_header_is_sent_in_front_of_the_payload_of_its_own_slot() {
+fn each_slot_is_sent_with_its_own_header() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let listener = listen("127.0.0.1:0");
     let upstream = connect(&server);
@@ -91,13 +94,13 @@ fn a_header_is_sent_in_front_of_the_payload_of_its_own_slot() {
     for payload in payloads {
         client.send_to(payload, listener.bound()).unwrap();
     }
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     receive(&listener, &mut batch, payloads.len());
     let headers = [b"a".to_vec(), Vec::new(), vec![b'h'; MAX_HEADER]];
     let outgoing = |slot: usize| onward(&headers[slot]);
     let sent = upstream.send(&batch, &[0, 1, 2], outgoing, no_fault);
     assert_eq!((sent.datagrams, sent.bytes), (3, 1 + 3 + 64 + 40_000));
-    let mut datagram = vec![0; CAPACITY];
+    let mut datagram = vec![0; MAX_DATAGRAM];
     for (header, payload) in headers.iter().zip(payloads) {
         let len = server.recv(&mut datagram).unwrap();
         assert!(datagram[..len] == [header, payload].concat());
@@ -105,14 +108,14 @@ fn a_header_is_sent_in_front_of_the_payload_of_its_own_slot() {
 }
 
 #[test]
-fn what_does_not_fit_is_reported_and_the_rest_is_sent() {
+fn an_oversize_datagram_is_reported_and_the_rest_is_sent() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let listener = listen("127.0.0.1:0");
     let upstream = connect(&server);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.send_to(&[1; 65_507], listener.bound()).unwrap();
     client.send_to(b"behind it", listener.bound()).unwrap();
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     receive(&listener, &mut batch, 2);
     assert_eq!(batch.received(0).unwrap().len, 65_507);
     let mut lost = Vec::new();
@@ -137,7 +140,7 @@ fn what_does_not_fit_is_reported_and_the_rest_is_sent() {
 }
 
 #[test]
-fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
+fn an_icmp_refusal_does_not_lose_the_next_datagram() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = closed.local_addr().unwrap();
     drop(closed);
@@ -146,7 +149,7 @@ fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.send_to(b"first", listener.bound()).unwrap();
     client.send_to(b"second", listener.bound()).unwrap();
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     receive(&listener, &mut batch, 2);
     let sent = upstream.send(&batch, &[0], |_| onward(&[]), no_fault);
     assert_eq!(sent.datagrams, 1);
@@ -172,21 +175,14 @@ fn a_refusal_neither_loses_the_next_datagram_nor_shows_up_as_one() {
 }
 
 #[test]
-fn a_broadcast_address_is_none_to_listen_on() {
+fn a_listener_on_a_broadcast_address_is_refused() {
     assert!(probe("127.0.0.1:0".parse().unwrap(), false).is_ok());
     let error = probe("127.255.255.255:0".parse().unwrap(), true).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
 }
 
 #[test]
-fn loopback_is_among_the_hosts_own_addresses() {
-    let own = own_addresses().unwrap();
-    assert!(own.contains(&"127.0.0.1".parse().unwrap()), "{own:?}");
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_listener_may_share_its_port_with_clients_once_it_is_bound() {
+fn a_bound_listener_can_share_its_port() {
     let listener = listen("[::]:0");
     let client = SocketAddr::new("2001:db8::77".parse().unwrap(), listener.bound().port());
     let server = "[::1]:9".parse().unwrap();

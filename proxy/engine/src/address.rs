@@ -1,7 +1,18 @@
 //! The three addresses on a datagram's way, as types that can't be swapped.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// The addresses of this host's interfaces; all of 127.0.0.0/8 is this host's besides.
+///
+/// # Errors
+///
+/// Those of asking the kernel for them.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let interfaces = if_addrs::get_if_addrs()?.into_iter();
+    Ok(interfaces.map(|interface| interface.ip()).collect())
+}
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -96,5 +107,11 @@ mod tests {
         let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
         assert_eq!(network_bits(v4, 0), network_bits(mapped, 64));
         assert_eq!(network_bits(v4, 0), 0xffff_c000_0201);
+    }
+
+    #[test]
+    fn loopback_is_among_the_hosts_own_addresses() {
+        let own = own_addresses().unwrap();
+        assert!(own.contains(&"127.0.0.1".parse().unwrap()), "{own:?}");
     }
 }

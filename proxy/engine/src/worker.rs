@@ -190,7 +190,7 @@ impl Worker {
             table: Table::new(now, rules).with_afterlife(Link::afterlife),
             budget,
             claims,
-            inbound: Batch::new(),
+            inbound: Batch::default(),
             run: Run {
                 session: None,
                 parts: Vec::with_capacity(BATCH),

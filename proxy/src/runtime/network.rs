@@ -20,7 +20,8 @@ use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet, rules_look_deeper};
 use ppv2_engine::worker::WrongInterfaces;
-use ppv2_udp::{Cause, own_addresses, source_towards};
+use ppv2_engine::address::own_addresses;
+use ppv2_udp::{Cause, source_towards};
 
 /// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both
 /// families, and of `rp_filter`.

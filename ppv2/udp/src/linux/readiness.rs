@@ -11,19 +11,20 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::fd::OwnedFd;
 
-use super::super::{READY, Socket};
+/// Sockets that one wait reports; more are reported by the next.
+pub const READY: usize = 1024;
 
-/// What the waker is registered under.
+/// The waker's key.
 const WAKER: u64 = u64::MAX;
 
-/// Knows which of the sockets registered with it have something to receive. A
-/// socket leaves when it is closed.
+/// Reports which of the sockets registered with it have something to receive. A socket that
+/// is closed is no longer registered.
 #[derive(Debug)]
 pub struct Readiness {
     epoll: OwnedFd,
@@ -35,14 +36,14 @@ pub struct Readiness {
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
-    /// Ends the wait that goes on, or else the next one.
+    /// Ends the current wait, or else the next one.
     ///
     /// # Errors
     ///
     /// Those of writing to an eventfd: none is known to occur here.
     pub fn wake(&self) -> io::Result<()> {
         match rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
-            // As many wakes wait already as there are numbers.
+            // The counter is at its limit, so that a wake-up waits already.
             Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -50,7 +51,7 @@ impl Waker {
 }
 
 impl Readiness {
-    /// Knows no socket yet.
+    /// No socket is registered yet.
     ///
     /// # Errors
     ///
@@ -58,7 +59,7 @@ impl Readiness {
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Each write is an edge of its own, so that nobody need read.
+        // Each write is an edge of its own, so that it is never read.
         let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &waker, epoll::EventData::new_u64(WAKER), edges)?;
         Ok(Self {
@@ -67,23 +68,23 @@ impl Readiness {
         })
     }
 
-    /// What wakes whoever waits here.
+    /// A handle that ends a [`wait`](Self::wait) from another thread.
     #[must_use]
     pub fn waker(&self) -> Waker {
         Waker(Arc::clone(&self.waker))
     }
 
-    /// Reports `socket` under `key` from now on, whenever it has something.
-    /// `u64::MAX` is taken.
+    /// Reports `socket` under `key` from now on, whenever it has something. `u64::MAX` is
+    /// reserved.
     ///
     /// # Errors
     ///
     /// Those of `epoll_ctl`: no memory, or too many registrations.
-    pub fn register(&self, socket: &Socket, key: u64) -> io::Result<()> {
+    pub fn register(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
         let data = epoll::EventData::new_u64(key);
         Ok(epoll::add(
             &self.epoll,
-            &socket.inner,
+            socket,
             data,
             epoll::EventFlags::IN,
         )?)
@@ -94,25 +95,25 @@ impl Readiness {
     /// # Errors
     ///
     /// Those of `epoll_ctl`: none is known to occur here.
-    pub fn rename(&self, socket: &Socket, key: u64) -> io::Result<()> {
+    pub fn rename(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
         let data = epoll::EventData::new_u64(key);
         Ok(epoll::modify(
             &self.epoll,
-            &socket.inner,
+            socket,
             data,
             epoll::EventFlags::IN,
         )?)
     }
 
-    /// Waits until a socket has something, the waker is used, or `timeout` is
-    /// over (`None`: without end), and adds to `ready` the keys of sockets that
-    /// have something. True if anything happened but the timeout.
+    /// Waits until a socket has something, the waker is used, or `timeout` is over (`None`:
+    /// forever), and adds to `ready` the keys of at most [`READY`] sockets that have
+    /// something. True if anything but the timeout ended the wait.
     ///
     /// # Errors
     ///
     /// Those of `epoll_wait`, after which nothing can go on.
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<bool> {
-        // Beyond what can be told is as good as without end.
+        // A timeout beyond the range of the kernel's type is as good as none.
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let mut room = [MaybeUninit::<epoll::Event>::uninit(); READY];
         let events = match epoll::wait(&self.epoll, &mut room[..], timeout.as_ref()) {

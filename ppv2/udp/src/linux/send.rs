@@ -1,281 +1,360 @@
-//! sendmmsg: what the slots of a batch hold, as few messages as can be, with a
-//! header in front of each datagram that is never copied.
+//! sendmmsg: as few messages as can be, with a header in front of each datagram that is
+//! never copied.
 //!
-//! A burst leaves as one message, a list of header, datagram, header, datagram,
-//! …, which the kernel cuts again at the given size (UDP_SEGMENT, udp(7)). It
-//! refuses that where a piece exceeds the interface's MTU, or where the device can't
-//! compute checksums; then each datagram goes as a message of its own, and
-//! longer ones are not tried again on that socket.
+//! A burst leaves as one message, a list of header, datagram, header, datagram, …, which
+//! the kernel splits again at the given size (UDP_SEGMENT, udp(7)). It refuses that where a
+//! datagram exceeds the interface's MTU, or where the device can't compute checksums; then
+//! each datagram leaves as a message of its own, and longer ones are not tried again on
+//! that socket.
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit};
-use std::ops::Range;
+use std::ops::ControlFlow;
+use std::os::fd::BorrowedFd;
 
-use libc::{iovec, mmsghdr, msghdr, sockaddr_storage};
+use libc::{iovec, mmsghdr, msghdr};
 
-use super::super::{
-    Batch, MAX_BURST, MAX_BURST_BYTES, Outgoing, Part, SendFault, Sent, Socket, datagram,
-};
-use super::call;
-use super::message::{Control, Extras, write_control, write_name};
+use super::message::{ControlOut, Extras, Name, name_of, write_control};
+use super::{MESSAGES, call};
+use crate::{Outgoing, SendFault, Sent, SocketState, Transmit};
 
-/// Messages of one call.
-const MESSAGES: usize = 64;
+/// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux before 6.9,
+/// which raised it).
+const MAX_BURST: usize = 64;
 
-/// Pieces that the messages of one call are made of; a burst has at most two
-/// for each of its datagrams.
+/// Bytes that a burst may have, headers included: what fits one IP packet, less the longest
+/// IP and UDP headers.
+const MAX_BURST_BYTES: usize = 65_535 - 48;
+
+/// Pieces of memory that the messages of one call consist of; a burst has at most two for
+/// each of its datagrams.
 const PIECES: usize = 4 * MAX_BURST;
 
-/// How often to try a message whose failure may be an earlier one's. More than
-/// one report can be waiting; someone who forges them must not keep us here.
+/// How often to try a message again whose failure may be an earlier one's. More than one
+/// report can be waiting; someone who forges them must not keep us here.
 const TRIES: u32 = 3;
 
-/// What the kernel is pointed at during one call, filled as far as it is used.
-struct Scratch {
-    names: [sockaddr_storage; MESSAGES],
-    controls: [Control; MESSAGES],
-    pieces: [iovec; PIECES],
-    headers: [mmsghdr; MESSAGES],
-    letters: [Letter; MESSAGES],
-}
-
-/// What a message carries: some datagrams of a slot, all of one length but for
-/// the last.
+/// What a message carries: consecutive datagrams, all of one length but for the last.
 #[derive(Clone, Copy)]
-struct Letter {
-    slot: usize,
-    /// Number of its first datagram within the slot.
-    first: usize,
-    count: usize,
+struct Message {
+    first: Position,
+    datagrams: usize,
     /// Bytes of the first datagram with its header.
     len: usize,
     /// Bytes of all of them with their headers.
     bytes: usize,
 }
 
-/// One call of [`Socket::send`].
-struct Post<'a, 'h> {
-    socket: &'a Socket,
-    batch: &'a Batch,
-    outgoing: &'a dyn Fn(usize) -> Outgoing<'h>,
-    fault: &'a mut dyn FnMut(usize, SendFault),
+/// A datagram to send: its index within the transmit of the given index.
+#[derive(Clone, Copy)]
+struct Position {
+    transmit: usize,
+    datagram: usize,
+}
+
+/// One call of [`send`].
+struct Sending<'a, 'd> {
+    state: &'a SocketState,
+    socket: BorrowedFd<'a>,
+    count: usize,
+    transmit: &'a dyn Fn(usize) -> Transmit<'d>,
+    fault: &'a mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
+    /// Datagrams of several transmits may leave in one burst.
+    join: bool,
     sent: Sent,
 }
 
-pub(crate) fn send<'h>(
-    socket: &Socket,
-    batch: &Batch,
-    parts: impl Iterator<Item = Part>,
-    outgoing: impl Fn(usize) -> Outgoing<'h>,
-    mut fault: impl FnMut(usize, SendFault),
+/// Sends what `transmit` returns for the indices up to `count`, until `fault` says to stop.
+pub(crate) fn send<'d>(
+    state: &SocketState,
+    socket: BorrowedFd<'_>,
+    count: usize,
+    transmit: &dyn Fn(usize) -> Transmit<'d>,
+    fault: &mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
+    join: bool,
 ) -> Sent {
-    let mut post = Post {
+    let mut sending = Sending {
+        state,
         socket,
-        batch,
-        outgoing: &outgoing,
-        fault: &mut fault,
+        count,
+        transmit,
+        fault,
+        join,
         sent: Sent::default(),
     };
-    post.send(parts.map(|part| (part.slot, part.first..part.end)));
-    post.sent
+    let start = Position {
+        transmit: 0,
+        datagram: 0,
+    };
+    // Where it was told to stop, there is nothing left to do.
+    let _ = sending.send(start, usize::MAX);
+    sending.sent
 }
 
-impl Post<'_, '_> {
-    /// Sends the given datagrams of the given slots.
-    fn send(&mut self, what: impl Iterator<Item = (usize, Range<usize>)>) {
-        let mut scratch = MaybeUninit::<Scratch>::uninit();
-        let scratch = scratch.as_mut_ptr();
-        let (mut messages, mut pieces) = (0, 0);
-        for (slot, mut rest) in what {
-            let outgoing = (self.outgoing)(slot);
-            while !rest.is_empty() {
-                let letter = self.cut(slot, &mut rest, &outgoing);
-                let needed = 2 * letter.count;
-                if messages == MESSAGES || pieces + needed > PIECES {
-                    self.flush(scratch, messages);
-                    (messages, pieces) = (0, 0);
-                }
-                // SAFETY: `messages < MESSAGES` and `pieces + needed <= PIECES`,
-                // and `scratch` lives until this function returns.
-                unsafe {
-                    pieces += self.write(scratch, messages, pieces, letter, &outgoing);
-                }
-                messages += 1;
+impl<'d> Sending<'_, 'd> {
+    /// Sends `left` datagrams, or all, from `at` on.
+    fn send(&mut self, mut at: Position, mut left: usize) -> ControlFlow<()> {
+        let mut scratch = MaybeUninit::uninit();
+        let mut outbox = Outbox::new(&mut scratch);
+        while at.transmit < self.count && left > 0 {
+            let one = (self.transmit)(at.transmit);
+            let len = one.outgoing.header.len() + one.slice(at.datagram, 1).len();
+            let most = if len == 0 || len > self.state.burst_limit() {
+                1
+            } else {
+                left.min(MAX_BURST).min((MAX_BURST_BYTES / len).max(1))
+            };
+            let room = if self.join { most } else { one.datagrams() };
+            if !outbox.has_room_for(room.min(most)) {
+                self.flush(&mut outbox)?;
             }
+            let message = self.write(&mut at, one, len, most, &mut outbox);
+            left -= message.datagrams;
+            outbox.end_message(message, &one.outgoing, self.state.bound().is_ipv6());
         }
-        self.flush(scratch, messages);
+        self.flush(&mut outbox)
     }
 
-    /// Takes off the front of `rest` what can go in one message.
-    fn cut(&self, slot: usize, rest: &mut Range<usize>, outgoing: &Outgoing<'_>) -> Letter {
-        let first = rest.start;
-        let header = outgoing.header.len();
-        let len = header + datagram(self.batch, slot, first).len();
-        let count = if len == 0 || len > self.socket.burst_limit.get() {
-            1
-        } else {
-            rest.len()
-                .min(MAX_BURST)
-                .min((MAX_BURST_BYTES / len).max(1))
-        };
-        rest.start = first + count;
-        let last = header + datagram(self.batch, slot, rest.start - 1).len();
-        Letter {
-            slot,
-            first,
-            count,
-            len,
-            bytes: len * (count - 1) + last,
-        }
-    }
-
-    /// Describes `letter` to the kernel as message number `at`, from piece
-    /// number `piece` on. Returns the pieces that it took.
-    ///
-    /// # Safety
-    ///
-    /// `scratch` is valid for writes, `at < MESSAGES`, and there are two pieces
-    /// for each datagram from `piece` on.
-    unsafe fn write(
+    /// Adds to `outbox` up to `most` datagrams of `one`, which are `len` bytes long with
+    /// their headers, and moves `at` behind them. What joins of the next is added, too.
+    fn write(
         &self,
-        scratch: *mut Scratch,
-        at: usize,
-        piece: usize,
-        letter: Letter,
-        outgoing: &Outgoing<'_>,
-    ) -> usize {
-        let mut used = 0;
-        let mut add = |bytes: &[u8]| {
-            // SAFETY: the caller vouches for room for all pieces. The kernel
-            // only reads what they point at, which `batch` and the header's
-            // owner keep in place during the call.
-            unsafe {
-                (*scratch).pieces[piece + used] = iovec {
-                    iov_base: bytes.as_ptr().cast_mut().cast(),
-                    iov_len: bytes.len(),
-                };
-            }
-            used += 1;
+        at: &mut Position,
+        mut one: Transmit<'d>,
+        len: usize,
+        most: usize,
+        outbox: &mut Outbox<'_, 'd>,
+    ) -> Message {
+        let outgoing = one.outgoing;
+        let mut message = Message {
+            first: *at,
+            datagrams: 0,
+            len,
+            bytes: 0,
         };
-        for number in letter.first..letter.first + letter.count {
-            if !outgoing.header.is_empty() {
-                add(outgoing.header);
+        loop {
+            let datagrams = (one.datagrams() - at.datagram).min(most - message.datagrams);
+            message.bytes += outbox.add(&one, at.datagram, datagrams);
+            message.datagrams += datagrams;
+            at.datagram += datagrams;
+            if at.datagram < one.datagrams() {
+                break;
             }
-            add(datagram(self.batch, letter.slot, number));
-        }
-        let segment = u16::try_from(letter.len).ok();
-        let extras = Extras {
-            from: outgoing.from.filter(|_| self.socket.wildcard),
-            class: outgoing.class,
-            segment: segment.filter(|_| letter.count > 1),
-        };
-        // SAFETY: `at < MESSAGES`, by the caller's promise; every field is
-        // written before the kernel reads it.
-        unsafe {
-            let mut header: msghdr = mem::zeroed();
-            if let Some(to) = outgoing.to {
-                let name = &raw mut (*scratch).names[at];
-                header.msg_name = name.cast();
-                header.msg_namelen = write_name(to, name);
-            }
-            header.msg_iov = &raw mut (*scratch).pieces[piece];
-            header.msg_iovlen = used as _;
-            if !extras.is_empty() {
-                (*scratch).controls[at] = Control::default();
-                header.msg_control = (&raw mut (*scratch).controls[at]).cast();
-                header.msg_controllen = size_of::<Control>() as _;
-                write_control(&mut header, &extras, self.socket.bound.is_ipv6());
-            }
-            (*scratch).headers[at] = mmsghdr {
-                msg_hdr: header,
-                msg_len: 0,
+            *at = Position {
+                transmit: at.transmit + 1,
+                datagram: 0,
             };
-            (*scratch).letters[at] = letter;
+            let is_full = message.datagrams == most || message.bytes < message.datagrams * len;
+            if !self.join || is_full || at.transmit == self.count {
+                break;
+            }
+            one = (self.transmit)(at.transmit);
+            let fits = 1..=len - outgoing.header.len();
+            if one.outgoing != outgoing || one.datagrams() > 1 || !fits.contains(&one.payload.len())
+            {
+                break;
+            }
         }
-        used
+        message
     }
 
-    /// Hands the first `count` messages to the kernel, until each is sent or
-    /// reported. They must have been written.
-    fn flush(&mut self, scratch: *mut Scratch, count: usize) {
+    /// Hands the messages in `outbox` to the kernel, until each is sent or reported.
+    fn flush(&mut self, outbox: &mut Outbox<'_, 'd>) -> ControlFlow<()> {
         let mut next = 0;
-        // Error of the message at `next` that may speak of an earlier one, and
-        // how often that has been hoped for.
-        let mut hoped: Option<(io::Error, u32)> = None;
-        while next < count {
-            // SAFETY: messages `next..count` and their letters have been written,
-            // and what they point at is borrowed by `self` or lives in `scratch`.
-            let (letters, result) = unsafe {
-                let messages = (&raw mut (*scratch).headers).cast::<mmsghdr>().add(next);
-                let result = call::send(self.socket.fd(), messages, count - next);
-                let first = (&raw const (*scratch).letters).cast::<Letter>().add(next);
-                (std::slice::from_raw_parts(first, count - next), result)
-            };
-            let letter = letters[0];
-            let error = match result {
+        // Error of the message at `next` that may be about an earlier one, and how often the
+        // message was tried again.
+        let mut doubted: Option<(io::Error, u32)> = None;
+        while next < outbox.messages {
+            let message = outbox.message(next);
+            let error = match outbox.send(self.socket, next) {
                 Ok(taken) => {
-                    if let Some((error, _)) = hoped.take() {
-                        (self.fault)(letter.slot, SendFault::Earlier(error));
-                    }
-                    for letter in &letters[..taken] {
-                        self.sent.datagrams += letter.count;
-                        self.sent.bytes += letter.bytes;
+                    for message in (next..next + taken).map(|index| outbox.message(index)) {
+                        self.sent.datagrams += message.datagrams;
+                        self.sent.bytes += message.bytes;
                     }
                     next += taken;
+                    if let Some((error, _)) = doubted.take() {
+                        (self.fault)(message.first.transmit, SendFault::Earlier(error))?;
+                    }
                     continue;
                 }
                 Err(error) => error,
             };
-            let tries = hoped.as_ref().map_or(0, |(_, tries)| *tries);
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            } else if tries < TRIES && may_be_of_an_earlier_one(&error) {
-                hoped = Some((error, tries + 1));
+            let tries = doubted.as_ref().map_or(0, |(_, tries)| *tries);
+            if tries < TRIES && may_be_of_an_earlier_one(&error) {
+                doubted = Some((error, tries + 1));
                 continue;
             }
-            if let Some((earlier, _)) = hoped.take()
+            if let Some((earlier, _)) = doubted.take()
                 && earlier.raw_os_error() != error.raw_os_error()
             {
-                (self.fault)(letter.slot, SendFault::Earlier(earlier));
+                (self.fault)(message.first.transmit, SendFault::Earlier(earlier))?;
             }
             next += 1;
-            if letter.count > 1 && refuses_bursts(&error) {
-                self.send_one_by_one(letter);
+            if message.datagrams > 1 && refuses_bursts(&error) {
+                // EIO: the device can't compute checksums, whatever the length.
+                let is_any_length = error.raw_os_error() == Some(libc::EIO);
+                self.state
+                    .limit_bursts(if is_any_length { 0 } else { message.len - 1 });
+                self.send(message.first, message.datagrams)?;
             } else {
                 let lost = SendFault::Lost {
                     error,
-                    datagrams: letter.count,
-                    len: letter.len,
+                    datagrams: message.datagrams,
+                    len: message.len,
                 };
-                (self.fault)(letter.slot, lost);
+                (self.fault)(message.first.transmit, lost)?;
             }
         }
-    }
-
-    fn send_one_by_one(&mut self, letter: Letter) {
-        let limit = self.socket.burst_limit.get();
-        self.socket.burst_limit.set(limit.min(letter.len - 1));
-        let datagrams = letter.first..letter.first + letter.count;
-        self.send(std::iter::once((letter.slot, datagrams)));
+        outbox.clear();
+        ControlFlow::Continue(())
     }
 }
 
-/// Whether an error may be one that ICMP left on a connected socket: those speak
-/// of something sent before, and reading them clears them (ip(7), `IP_RECVERR`).
-/// Nearly all can also be this message's own, which trying again tells; want of
-/// room is always its own.
+/// Whether an error may be one that ICMP left on the socket: those are about something sent
+/// before, and reading them clears them (ip(7), `IP_RECVERR`). Nearly all can also be this
+/// message's own, which trying again tells; a lack of room is always its own.
 fn may_be_of_an_earlier_one(error: &io::Error) -> bool {
     !matches!(
         error.raw_os_error(),
-        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINVAL)
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM | libc::EINVAL)
     )
 }
 
-/// Errors of a burst that its datagrams may not have one by one: longer than
-/// the interface's MTU, no checksums by the device, no such option.
+/// Errors of a burst that its datagrams may not have one by one: longer than the
+/// interface's MTU, no checksums by the device, no such option.
 fn refuses_bursts(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
     )
+}
+
+/// What the kernel is pointed at during one call, filled as far as it is used.
+struct Scratch {
+    names: [Name; MESSAGES],
+    controls: [ControlOut; MESSAGES],
+    pieces: [iovec; PIECES],
+    headers: [mmsghdr; MESSAGES],
+    messages: [Message; MESSAGES],
+}
+
+/// Messages for one call. It borrows what they consist of.
+struct Outbox<'s, 'd> {
+    /// Borrowed, so that it does not move: the headers point into it.
+    scratch: &'s mut MaybeUninit<Scratch>,
+    /// Messages that have been written.
+    messages: usize,
+    /// Pieces that have been written, and the first of the message that has not ended.
+    pieces: usize,
+    first_piece: usize,
+    datagrams: PhantomData<&'d [u8]>,
+}
+
+impl<'s, 'd> Outbox<'s, 'd> {
+    fn new(scratch: &'s mut MaybeUninit<Scratch>) -> Self {
+        Self {
+            scratch,
+            messages: 0,
+            pieces: 0,
+            first_piece: 0,
+            datagrams: PhantomData,
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.messages, self.pieces, self.first_piece) = (0, 0, 0);
+    }
+
+    /// Whether there is room for a message of so many datagrams.
+    fn has_room_for(&self, datagrams: usize) -> bool {
+        self.messages < MESSAGES && self.pieces + 2 * datagrams <= PIECES
+    }
+
+    /// Adds `datagrams` datagrams of `one` to the message, from index `first` on, each with
+    /// its header. Returns their bytes.
+    fn add(&mut self, one: &Transmit<'d>, first: usize, datagrams: usize) -> usize {
+        let header = one.outgoing.header;
+        let payload = one.slice(first, datagrams);
+        if header.is_empty() {
+            self.add_piece(payload);
+        } else {
+            for number in first..first + datagrams {
+                self.add_piece(header);
+                self.add_piece(one.slice(number, 1));
+            }
+        }
+        payload.len() + datagrams * header.len()
+    }
+
+    fn add_piece(&mut self, bytes: &'d [u8]) {
+        assert!(self.pieces < PIECES, "the caller has asked for room");
+        let piece = iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        // SAFETY: the index is within the array, and the field is valid for writes.
+        unsafe { (*self.scratch.as_mut_ptr()).pieces[self.pieces] = piece };
+        self.pieces += 1;
+    }
+
+    /// Ends `message`, which consists of the pieces added since the last one.
+    fn end_message(&mut self, message: Message, outgoing: &Outgoing<'_>, v6: bool) {
+        let at = self.messages;
+        assert!(at < MESSAGES, "the caller has asked for room");
+        let segment = u16::try_from(message.len).ok();
+        let extras = Extras {
+            from: outgoing.from,
+            class: outgoing.class,
+            segment: segment.filter(|_| message.datagrams > 1),
+        };
+        let scratch = self.scratch.as_mut_ptr();
+        // SAFETY: `at < MESSAGES` and `first_piece <= PIECES`, and every field is written
+        // before it is read. The pointers lead into `scratch`, which is borrowed for longer
+        // than `self` lives.
+        unsafe {
+            let mut header: msghdr = mem::zeroed();
+            if let Some(to) = outgoing.to {
+                let (name, len) = name_of(to, v6);
+                (*scratch).names[at] = name;
+                header.msg_name = (&raw mut (*scratch).names[at]).cast();
+                header.msg_namelen = len;
+            }
+            header.msg_iov = (&raw mut (*scratch).pieces)
+                .cast::<iovec>()
+                .add(self.first_piece);
+            header.msg_iovlen = (self.pieces - self.first_piece) as _;
+            if !extras.is_empty() {
+                write_control(&mut header, &raw mut (*scratch).controls[at], &extras, v6);
+            }
+            (*scratch).headers[at] = mmsghdr {
+                msg_hdr: header,
+                msg_len: 0,
+            };
+            (*scratch).messages[at] = message;
+        }
+        self.messages += 1;
+        self.first_piece = self.pieces;
+    }
+
+    fn message(&self, index: usize) -> Message {
+        assert!(
+            index < self.messages,
+            "only messages that were written are read"
+        );
+        // SAFETY: the first `messages` have been written.
+        unsafe { (*self.scratch.as_ptr()).messages[index] }
+    }
+
+    /// Hands the messages from index `next` on to the kernel, and returns how many it took.
+    fn send(&mut self, socket: BorrowedFd<'_>, next: usize) -> io::Result<usize> {
+        assert!(next < self.messages, "there is something to send");
+        // SAFETY: the first `messages` headers have been written, and point into `scratch`
+        // and at what is borrowed for `'d`.
+        unsafe {
+            let headers = (&raw mut (*self.scratch.as_mut_ptr()).headers).cast::<mmsghdr>();
+            call::send(socket, headers.add(next), self.messages - next)
+        }
+    }
 }

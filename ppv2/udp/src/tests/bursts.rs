@@ -1,4 +1,4 @@
-//! Bursts over loopback, where the system has them.
+//! Bursts over loopback.
 
 use super::*;
 
@@ -27,7 +27,7 @@ fn burst(len: usize, segment: usize) -> (Batch, Vec<u8>) {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     let bytes = pattern(len);
     send_burst(&client, listener.bound(), &bytes, segment);
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     receive(&listener, &mut batch, 1);
     let received = batch.received(0).unwrap();
     assert_eq!((received.len, received.segment), (len, segment));
@@ -36,7 +36,7 @@ fn burst(len: usize, segment: usize) -> (Batch, Vec<u8>) {
 }
 
 #[test]
-fn a_burst_leaves_as_one_with_a_header_on_each_datagram() {
+fn a_burst_leaves_as_one_message_with_a_header_on_each_datagram() {
     for (len, segment) in [(8 * 1200, 1200), (7 * 1200 + 1, 1200), (64 * 100, 100)] {
         let (batch, bytes) = burst(len, segment);
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -48,8 +48,8 @@ fn a_burst_leaves_as_one_with_a_header_on_each_datagram() {
             (sent.datagrams, sent.bytes),
             (count, len + count * header.len())
         );
-        assert_eq!(upstream.burst_limit.get(), usize::MAX, "sent one by one");
-        let mut datagram = vec![0; CAPACITY];
+        assert_eq!(upstream.burst_limit(), usize::MAX, "sent one by one");
+        let mut datagram = vec![0; MAX_DATAGRAM];
         for expected in bytes.chunks(segment) {
             let len = server.recv(&mut datagram).unwrap();
             assert!(datagram[..len] == [&header[..], expected].concat());
@@ -58,7 +58,7 @@ fn a_burst_leaves_as_one_with_a_header_on_each_datagram() {
 }
 
 #[test]
-fn a_burst_that_grows_too_long_by_its_headers_leaves_as_several() {
+fn a_burst_that_headers_make_too_long_leaves_as_several() {
     let (batch, bytes) = burst(54 * 1200, 1200);
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket2::SockRef::from(&server)
@@ -68,7 +68,7 @@ fn a_burst_that_grows_too_long_by_its_headers_leaves_as_several() {
     let header = [b'h'; 52];
     let sent = upstream.send(&batch, &[0], |_| onward(&header), no_fault);
     assert_eq!(sent.datagrams, 54);
-    let mut datagram = vec![0; CAPACITY];
+    let mut datagram = vec![0; MAX_DATAGRAM];
     for expected in bytes.chunks(1200) {
         let len = server.recv(&mut datagram).unwrap();
         assert!(datagram[..len] == [&header[..], expected].concat());
@@ -76,30 +76,30 @@ fn a_burst_that_grows_too_long_by_its_headers_leaves_as_several() {
 }
 
 #[test]
-fn a_burst_that_the_kernel_refuses_goes_datagram_by_datagram() {
+fn a_burst_that_the_kernel_refuses_is_sent_datagram_by_datagram() {
     let (batch, bytes) = burst(4 * 1400, 1400);
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let upstream = connect(&server);
     // Bursts need checksums; with those switched off the kernel says EINVAL.
-    sys::switch_checksums_off(&upstream.inner).unwrap();
+    linux::switch_checksums_off(upstream.as_fd()).unwrap();
     for _ in 0..2 {
         let sent = upstream.send(&batch, &[0], |_| onward(b"h"), no_fault);
         assert_eq!((sent.datagrams, sent.bytes), (4, 4 * 1401));
-        let mut datagram = vec![0; CAPACITY];
+        let mut datagram = vec![0; MAX_DATAGRAM];
         for expected in bytes.chunks(1400) {
             let len = server.recv(&mut datagram).unwrap();
             assert!(datagram[..len] == [&b"h"[..], expected].concat());
         }
     }
-    assert_eq!(upstream.burst_limit.get(), 1400);
+    assert_eq!(upstream.burst_limit(), 1400);
 }
 
 #[test]
-fn bursts_that_wait_are_told_apart_whatever_is_asked_for_meanwhile() {
+fn waiting_bursts_keep_their_datagram_size_when_options_change() {
     let listener = listen("127.0.0.1:0");
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     let bytes = pattern(4 * 100 + 1);
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     for bursts in [false, true, false] {
         send_burst(&client, listener.bound(), &bytes, 100);
         listener.adapt(Options { bursts, ..OPTIONS }).unwrap();
@@ -128,7 +128,7 @@ fn a_part_of_a_burst_is_sent_without_the_rest() {
             parts.iter().map(Part::datagrams).sum::<usize>()
         );
     }
-    let mut datagram = vec![0; CAPACITY];
+    let mut datagram = vec![0; MAX_DATAGRAM];
     for (number, expected) in bytes.chunks(100).enumerate() {
         let len = server.recv(&mut datagram).unwrap();
         let header = if number == 0 { &b"h"[..] } else { b"" };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::link::{Exit, Link};
 use super::source::Source;
 use super::{ListenerSettings, Worker};
+use crate::address::own_addresses;
 use crate::counters::DropReason;
 use crate::session::{Amount, ClientSeat, EndReason, Key, Network, Seat, SessionId};
 use crate::upstream::Server;
@@ -36,7 +37,7 @@ impl OwnAddresses {
         if !self.asked.is_some_and(fresh) {
             self.asked = Some(now);
             // Better the addresses of a moment ago than none.
-            if let Ok(known) = ppv2_udp::own_addresses() {
+            if let Ok(known) = own_addresses() {
                 self.known = known;
             }
         }

@@ -43,7 +43,7 @@ pub(super) struct Replies {
 impl Replies {
     pub(super) fn new() -> Self {
         Self {
-            batch: Batch::new(),
+            batch: Batch::default(),
             filled: 0,
             passed: Vec::with_capacity(BATCH),
             run: Vec::with_capacity(BATCH),

@@ -1,0 +1,298 @@
+//! The sockets of a proxy: its listeners, and the sockets to its servers.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use crate::{Batch, Outgoing, Part, SendFault, Sent, SocketState, Transmit, linux, options};
+
+/// Bytes of the buffers that every listener asks for. The kernel grants at most
+/// `net.core.rmem_max` and `wmem_max` (socket(7)).
+pub const LISTENER_BUFFER: usize = 4 << 20;
+
+/// Bytes of the receive buffer that every socket to a server asks for, for servers that
+/// answer in bursts. It is a limit, and takes memory only while replies wait in it.
+const SESSION_BUFFER: usize = 1 << 20;
+
+/// What a socket is made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Refuse to send what exceeds the interface's MTU, instead of fragmenting it, and
+    /// forbid routers to fragment it.
+    pub dont_fragment: bool,
+    /// Receive bursts in one piece. Off where datagrams are counted one by one, which saves
+    /// splitting them.
+    pub bursts: bool,
+}
+
+/// How a listener's socket is bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Together with other sockets of the same user at the same address (SO_REUSEPORT in
+    /// socket(7)).
+    pub shared: bool,
+    /// Also to an address that this host does not have yet (IP_FREEBIND in ip(7)).
+    pub free: bool,
+}
+
+/// A non-blocking UDP socket that reports traffic classes and overflows.
+#[derive(Debug)]
+pub struct Socket {
+    pub(crate) inner: socket2::Socket,
+    /// Of a socket to a server, it is made as if bound to the server's address.
+    state: SocketState,
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+impl Socket {
+    fn new(inner: socket2::Socket, bound: SocketAddr) -> Self {
+        Self {
+            inner,
+            state: SocketState::unasked(bound),
+        }
+    }
+
+    /// A socket that clients write to. Bound to a wildcard, it reports the address that each
+    /// datagram was sent to, and sends from the one that [`Outgoing::from`] names.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt` and `bind`.
+    pub fn listen(address: SocketAddr, binding: Binding, options: Options) -> io::Result<Self> {
+        let inner = open(address, options)?;
+        if address.is_ipv6() {
+            // A wildcard of each family can then be bound side by side, and no IPv4 client
+            // appears under a mapped address.
+            inner.set_only_v6(true)?;
+        }
+        if binding.shared {
+            inner.set_reuse_port(true)?;
+        }
+        if binding.free {
+            options::allow_missing_address(&inner, address.is_ipv6())?;
+        }
+        // Best effort: small buffers work, they only overflow earlier.
+        let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
+        let _ = inner.set_send_buffer_size(LISTENER_BUFFER);
+        if address.ip().is_unspecified() {
+            linux::report_packet_info(inner.as_fd(), address.is_ipv6())?;
+        }
+        inner.bind(&SockAddr::from(address))?;
+        let bound = local_address(&inner)?;
+        Ok(Self::new(inner, bound))
+    }
+
+    /// A session's socket, connected to `server`, from the address `source` of this host or
+    /// one of the kernel's choice.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt` and `connect`: no descriptors, no local ports, no
+    /// route.
+    pub fn connect(
+        server: SocketAddr,
+        source: Option<IpAddr>,
+        options: Options,
+    ) -> io::Result<Self> {
+        let inner = open(server, options)?;
+        let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
+        if server.is_ipv6() {
+            // Its port is then none of those of IPv4.
+            inner.set_only_v6(true)?;
+        }
+        if let Some(source) = source {
+            inner.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+        }
+        inner.connect(&SockAddr::from(server))?;
+        Ok(Self::new(inner, server))
+    }
+
+    /// A session's socket to `server` that sends from the address of a client: from
+    /// `client`, which is not this host's, and from its port, or one of the kernel's choice
+    /// if that is 0. With `takes_replies` it is connected, so that only the server can
+    /// answer. Replies that the kernel is to forward need a socket that is not connected:
+    /// those that match a connected socket are dropped without a word.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt`, `bind` and `connect`: no descriptors, the port is
+    /// taken or, as [`Cause::NotPermitted`](crate::Cause::NotPermitted), a capability is
+    /// missing: CAP_NET_RAW for IPv4, CAP_NET_BIND_SERVICE for ports below 1024.
+    pub fn in_name_of(
+        client: SocketAddr,
+        server: SocketAddr,
+        takes_replies: bool,
+        options: Options,
+    ) -> io::Result<Self> {
+        let inner = open(server, options)?;
+        options::allow_foreign_source(&inner, server.is_ipv6())?;
+        if client.port() != 0 {
+            // A listener on a wildcard has the port of clients that write from its own, and
+            // the client's port serves its sessions to other servers.
+            inner.set_reuse_port(true)?;
+        }
+        inner.bind(&SockAddr::from(client))?;
+        if takes_replies {
+            let _ = inner.set_recv_buffer_size(SESSION_BUFFER);
+            inner.connect(&SockAddr::from(server))?;
+        }
+        Ok(Self::new(inner, server))
+    }
+
+    /// The address and port of this host, or of the client, that a session's socket sends
+    /// from.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getsockname`: none is known to occur here.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        local_address(&self.inner)
+    }
+
+    /// Has the kernel drop what arrives, once that has filled the smallest buffer that there
+    /// is: nobody will receive from the socket.
+    pub fn ignore_replies(&self) {
+        // Best effort: a larger one only takes more memory.
+        let _ = self.inner.set_recv_buffer_size(0);
+    }
+
+    /// Changes the options of an open socket from the next datagram on. Receiving bursts in
+    /// one piece is never switched off: of those that wait already, the kernel would no
+    /// longer report the size of a datagram.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`: none is known to occur here on Linux.
+    pub fn adapt(&self, options: Options) -> io::Result<()> {
+        adapt(&self.inner, self.bound().is_ipv6(), options)
+    }
+
+    /// Lets other sockets share the port that this one is bound to (SO_REUSEPORT), namely
+    /// those that send from a client's own port, which is that of a wildcard here. On Linux
+    /// it works on a bound socket as well.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`.
+    pub fn share_port(&self) -> io::Result<()> {
+        self.inner.set_reuse_port(true)
+    }
+
+    /// The address that a listener's socket is bound to.
+    #[must_use]
+    pub fn bound(&self) -> SocketAddr {
+        self.state.bound()
+    }
+
+    /// Has each datagram report the interface that it arrives on, over IPv4.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`: none is known to occur here.
+    pub fn report_interface(&self) -> io::Result<()> {
+        linux::report_packet_info(self.as_fd(), false)
+    }
+
+    /// Receives into the slots of `batch` from `first` up to, not including, `end`, and
+    /// returns how many were filled. Fewer than there was room for means that nothing is
+    /// left. Room for one asks the kernel once, where more asks it once more to learn that
+    /// nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] when there is nothing; otherwise what the kernel
+    /// reports, on a connected socket also about datagrams sent earlier.
+    pub fn receive(&self, batch: &mut Batch, first: usize, end: usize) -> io::Result<usize> {
+        self.state.receive(self, batch, first..end, false)
+    }
+
+    /// Sends what `slots` hold, in order, bursts in one piece where the kernel takes them.
+    /// `outgoing` returns where each slot goes and with which header; `fault` is called for
+    /// all that could not be sent, after which the rest is tried all the same.
+    pub fn send<'h>(
+        &self,
+        batch: &'h Batch,
+        slots: &[usize],
+        outgoing: impl Fn(usize) -> Outgoing<'h>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        let part = |index: usize| batch.whole(slots[index]);
+        self.send_indexed(batch, slots.len(), part, outgoing, fault)
+    }
+
+    /// As [`send`](Self::send), for parts of slots.
+    pub fn send_parts<'h>(
+        &self,
+        batch: &'h Batch,
+        parts: &[Part],
+        outgoing: impl Fn(usize) -> Outgoing<'h>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        self.send_indexed(batch, parts.len(), |index| parts[index], outgoing, fault)
+    }
+
+    fn send_indexed<'h>(
+        &self,
+        batch: &'h Batch,
+        count: usize,
+        part: impl Fn(usize) -> Part,
+        outgoing: impl Fn(usize) -> Outgoing<'h>,
+        mut fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        let is_wildcard = self.bound().ip().is_unspecified();
+        let transmit = |index| {
+            let part = part(index);
+            let mut outgoing = outgoing(part.slot);
+            outgoing.from = outgoing.from.filter(|_| is_wildcard);
+            let segment = batch.received(part.slot).map_or(0, |one| one.segment);
+            Transmit::burst(outgoing, batch.payload_of(part), segment)
+        };
+        let fault = |index, reported| fault(part(index).slot, reported);
+        self.state.send_each(self, count, transmit, fault)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn burst_limit(&self) -> usize {
+        self.state.burst_limit()
+    }
+}
+
+/// What listeners and sessions have in common: non-blocking, reporting ECN bits.
+fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM.nonblocking(),
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_recv_tclass_v6(true)?;
+    } else {
+        socket.set_recv_tos_v4(true)?;
+    }
+    linux::report_overflows(socket.as_fd())?;
+    adapt(&socket, address.is_ipv6(), options)?;
+    Ok(socket)
+}
+
+fn adapt(socket: &socket2::Socket, v6: bool, options: Options) -> io::Result<()> {
+    options::set_fragmentation(socket, v6, options.dont_fragment)?;
+    if options.bursts {
+        // Best effort: a kernel without it hands over single datagrams.
+        let _ = linux::enable_gro(socket.as_fd());
+    }
+    Ok(())
+}
+
+fn local_address(socket: &socket2::Socket) -> io::Result<SocketAddr> {
+    socket
+        .local_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::other("the kernel bound a UDP socket to no IP address"))
+}

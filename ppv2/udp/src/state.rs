@@ -1,0 +1,215 @@
+//! Receiving and sending on a socket that somebody else owns.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::{ControlFlow, Range};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(target_os = "linux")]
+use crate::linux as sys;
+#[cfg(not(target_os = "linux"))]
+use crate::portable as sys;
+use crate::{AsFd, Batch, Received, SendFault, Sent, Transmit};
+
+/// What is known of a UDP socket, besides its descriptor.
+///
+/// The socket itself is handed to each call, and always has to be the same one. It may
+/// be shared by threads, and may block or not.
+#[derive(Debug)]
+pub struct SocketState {
+    /// The address that the socket is bound to.
+    bound: SocketAddr,
+    /// Datagrams arrive with the address that they were sent to.
+    packet_info: bool,
+    /// Datagrams arrive joined.
+    gro: bool,
+    /// Longer datagrams are not sent as a burst: the kernel refused.
+    #[cfg(target_os = "linux")]
+    burst_limit: AtomicUsize,
+}
+
+impl SocketState {
+    /// The state of `socket`, which is bound to `bound`. If that is a wildcard address,
+    /// the socket reports from now on which address each datagram was sent to, as far as
+    /// the system can (IP_PKTINFO in ip(7), IPV6_RECVPKTINFO in ipv6(7)).
+    #[must_use]
+    pub fn new(socket: &impl AsFd, bound: SocketAddr) -> Self {
+        Self {
+            packet_info: bound.ip().is_unspecified()
+                && sys::report_packet_info(socket.as_fd(), bound.is_ipv6()).is_ok(),
+            ..Self::for_sending(socket, bound)
+        }
+    }
+
+    /// As [`new`](Self::new), with the socket's options left as they are.
+    #[must_use]
+    pub fn for_sending(socket: &impl AsFd, bound: SocketAddr) -> Self {
+        Self {
+            gro: sys::has_gro(socket.as_fd()),
+            ..Self::unasked(bound)
+        }
+    }
+
+    /// As [`for_sending`](Self::for_sending), without a question to the kernel whether the
+    /// socket joins datagrams: its owner knows.
+    #[must_use]
+    pub fn unasked(bound: SocketAddr) -> Self {
+        Self {
+            bound,
+            packet_info: false,
+            gro: false,
+            #[cfg(target_os = "linux")]
+            burst_limit: AtomicUsize::new(sys::longest_in_burst()),
+        }
+    }
+
+    /// Whether datagrams arrive joined, several in a slot. Whoever receives one at a time
+    /// can't take them apart.
+    #[must_use]
+    pub fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// Whether [`Received::local`] is the address that a datagram was sent to, on a socket
+    /// that is bound to a wildcard.
+    #[must_use]
+    pub fn packet_info(&self) -> bool {
+        self.packet_info
+    }
+
+    /// The address that a reply to `received` must leave from
+    /// ([`Received::reply_from`]); `None` if the kernel is to choose, as for a socket
+    /// that is bound to one address.
+    #[must_use]
+    pub fn reply_from(&self, received: &Received) -> Option<IpAddr> {
+        received.reply_from().filter(|_| self.packet_info)
+    }
+
+    /// Has the kernel join datagrams that arrive in a row from one sender (UDP_GRO in
+    /// udp(7)); `false` if it can't. There is no way back: the kernel joins by the option
+    /// as it is when a datagram arrives, and reports the size of each datagram by the
+    /// option as it is when they are received.
+    ///
+    /// # Errors
+    ///
+    /// Those of `setsockopt`, but for "unknown option".
+    pub fn enable_gro(&mut self, socket: &impl AsFd) -> io::Result<bool> {
+        self.gro = sys::enable_gro(socket.as_fd())?;
+        Ok(self.gro)
+    }
+
+    /// Receives into the slots `slots` of `batch`, from the first on, and returns how many
+    /// it filled. Fewer than there are means that nothing is left.
+    ///
+    /// With `wait`, it waits for the first datagram as the socket does: forever, until the
+    /// socket's timeout, or not at all on a non-blocking socket. Without `wait` it never
+    /// waits; Windows has no such call, so it then reports that there is nothing.
+    ///
+    /// On Linux one system call fills up to 64 slots.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] if there is nothing, [`io::ErrorKind::Interrupted`] if
+    /// a signal ended the wait, and otherwise what the kernel reports, which may be what
+    /// became of an earlier datagram.
+    pub fn receive(
+        &self,
+        socket: &impl AsFd,
+        batch: &mut Batch,
+        slots: Range<usize>,
+        wait: bool,
+    ) -> io::Result<usize> {
+        let (buffers, received) = batch.fill(slots);
+        sys::receive(socket.as_fd(), self.bound, buffers, received, wait)
+    }
+
+    /// Receives one datagram into `buffer`, and waits as [`receive`](Self::receive) does.
+    ///
+    /// # Errors
+    ///
+    /// As [`receive`](Self::receive).
+    pub fn receive_one(
+        &self,
+        socket: &impl AsFd,
+        buffer: &mut [u8],
+        wait: bool,
+    ) -> io::Result<Received> {
+        let mut received = [None];
+        let buffers = std::iter::once(buffer);
+        sys::receive(socket.as_fd(), self.bound, buffers, &mut received, wait)?;
+        received[0].ok_or_else(|| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sends what `transmit` returns for the indices from 0 to `count`, in order, and
+    /// returns how many datagrams were sent before the first that could not be.
+    /// Consecutive datagrams of one length that go the same way leave as one burst.
+    ///
+    /// It waits for room in the socket's buffer as the socket does.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel reports, if the first datagram could not be sent.
+    pub fn send<'d>(
+        &self,
+        socket: &impl AsFd,
+        count: usize,
+        transmit: impl Fn(usize) -> Transmit<'d>,
+    ) -> io::Result<usize> {
+        let mut failed = None;
+        let mut fault = |_, fault| match fault {
+            SendFault::Earlier(_) => ControlFlow::Continue(()),
+            SendFault::Lost { error, .. } => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        };
+        let sent = sys::send(self, socket.as_fd(), count, &transmit, &mut fault, true);
+        match failed {
+            Some(error) if sent.datagrams == 0 => Err(error),
+            _ => Ok(sent.datagrams),
+        }
+    }
+
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn send_one(&self, socket: &impl AsFd, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send(socket, 1, |_| *transmit).map(drop)
+    }
+
+    /// Sends as [`send`](Self::send) does, but goes on after a fault, which it reports to
+    /// `fault` with the index that it concerns, and does not join what `transmit` returns.
+    pub fn send_each<'d>(
+        &self,
+        socket: &impl AsFd,
+        count: usize,
+        transmit: impl Fn(usize) -> Transmit<'d>,
+        mut fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        let mut fault = |index, reported| {
+            fault(index, reported);
+            ControlFlow::Continue(())
+        };
+        sys::send(self, socket.as_fd(), count, &transmit, &mut fault, false)
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn bound(&self) -> SocketAddr {
+        self.bound
+    }
+
+    /// Bytes of the longest datagram, header included, that is sent in a burst.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn burst_limit(&self) -> usize {
+        self.burst_limit.load(Ordering::Relaxed)
+    }
+
+    /// Notes that datagrams longer than `limit` are refused in bursts.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn limit_bursts(&self, limit: usize) {
+        self.burst_limit.fetch_min(limit, Ordering::Relaxed);
+    }
+}

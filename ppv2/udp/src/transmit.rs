@@ -1,0 +1,91 @@
+//! What is sent, where to, and what became of it.
+
+use std::io;
+use std::net::SocketAddr;
+
+use crate::TrafficClass;
+
+/// The longest header that the proxy writes: 52 bytes for IPv6, 7 more with a checksum,
+/// rounded up. A [`Transmit`] may have longer ones.
+pub const MAX_HEADER: usize = 64;
+
+/// Where datagrams go, and what is put in front of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outgoing<'h> {
+    /// The recipient; `None` on a connected socket.
+    pub to: Option<SocketAddr>,
+    /// The source address, for a socket that is bound to a wildcard; `None` for the
+    /// kernel's choice. Its port is ignored, its scope is used.
+    pub from: Option<SocketAddr>,
+    /// Traffic class to send with.
+    pub class: TrafficClass,
+    /// Bytes in front of each datagram. They are not copied on Linux.
+    pub header: &'h [u8],
+}
+
+/// A datagram or a burst to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit<'d> {
+    /// Where it goes.
+    pub outgoing: Outgoing<'d>,
+    /// The payload, of all datagrams of a burst.
+    pub payload: &'d [u8],
+    /// Bytes of each datagram but the last, which may have fewer.
+    segment: usize,
+}
+
+impl<'d> Transmit<'d> {
+    /// One datagram.
+    #[must_use]
+    pub fn datagram(outgoing: Outgoing<'d>, payload: &'d [u8]) -> Self {
+        Self::burst(outgoing, payload, payload.len())
+    }
+
+    /// Datagrams of `segment` bytes each; the last has what remains.
+    #[must_use]
+    pub fn burst(outgoing: Outgoing<'d>, payload: &'d [u8], segment: usize) -> Self {
+        Self {
+            outgoing,
+            payload,
+            segment: segment.max(1),
+        }
+    }
+
+    /// The number of datagrams. An empty payload is one.
+    pub(crate) fn datagrams(&self) -> usize {
+        self.payload.len().div_ceil(self.segment).max(1)
+    }
+
+    /// The payload of `count` datagrams from index `first` on.
+    pub(crate) fn slice(&self, first: usize, count: usize) -> &'d [u8] {
+        let len = self.payload.len();
+        let start = (first * self.segment).min(len);
+        &self.payload[start..(start + count * self.segment).min(len)]
+    }
+}
+
+/// Datagrams that were sent, and their bytes with headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// The number of datagrams.
+    pub datagrams: usize,
+    /// Bytes of all of them.
+    pub bytes: usize,
+}
+
+/// What went wrong while sending.
+#[derive(Debug)]
+pub enum SendFault {
+    /// The kernel reported what became of an *earlier* datagram, such as "port
+    /// unreachable". What was to be sent was sent all the same.
+    Earlier(io::Error),
+    /// Datagrams were not sent.
+    Lost {
+        /// Why.
+        error: io::Error,
+        /// The number of datagrams.
+        datagrams: usize,
+        /// Bytes of the first, with its header.
+        len: usize,
+    },
+}

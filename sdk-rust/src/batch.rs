@@ -1,34 +1,25 @@
 //! Many datagrams with one call: the buffers that they are received into, and
-//! whom those that are sent go to. The calls to the kernel stand in `offload`.
+//! the recipients of those that are sent.
 
 use std::fmt;
 use std::iter::FusedIterator;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
+use std::net::SocketAddr;
 use std::slice;
 
 use ppv2::Tlvs;
+use ppv2_udp::SocketState;
 
 use crate::clock::Tick;
 use crate::{Admitted, Datagram, Gate, ReplyTo, Way};
 
-/// No UDP datagram is longer, its length field having 16 bits; nor is what the
-/// kernel coalesces.
-pub(crate) const MAX_DATAGRAM: usize = 65_535;
-
-/// Room for one datagram, or for several that the kernel coalesced. Two cache
-/// lines over 64 KiB, since the fronts of all slots would fall into the same few
-/// sets of the cache otherwise.
-pub(crate) const SLOT: usize = MAX_DATAGRAM + 1 + 128;
-
-/// What the kernel takes in one call (UIO_MAXIOV in recvmmsg(2)).
+/// Bounds the memory of one batch: 64 MiB of address space.
 const MAX_SLOTS: usize = 1024;
 
 /// Received datagrams and the buffers that they stand in, to be used again by
 /// the next call.
 ///
-/// A batch of `n` slots takes `n` datagrams with one call to the kernel, each of
-/// up to 65,535 bytes. Once [`enable_gro`](crate::UdpSocket::enable_gro) has
+/// A batch of `n` slots takes up to `n` datagrams in one call, each of up to 65,535
+/// bytes; on Linux that is one call to the kernel for every 64. Once [`enable_gro`](crate::UdpSocket::enable_gro) has
 /// been called, a slot holds as many as the kernel coalesced, up to 64, so that
 /// a batch may hold more datagrams than it has slots.
 ///
@@ -51,7 +42,7 @@ const MAX_SLOTS: usize = 1024;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Batch {
-    buffer: Vec<u8>,
+    slots: ppv2_udp::Batch,
     received: Vec<Received>,
     heard: Tick,
     /// Datagrams that the latest call dropped.
@@ -79,7 +70,7 @@ impl Batch {
     #[must_use]
     pub fn new(slots: usize) -> Self {
         Self {
-            buffer: vec![0; slots.clamp(1, MAX_SLOTS) * SLOT],
+            slots: ppv2_udp::Batch::new(slots.clamp(1, MAX_SLOTS)),
             received: Vec::new(),
             heard: Tick::roughly_now(),
             dropped: 0,
@@ -113,8 +104,9 @@ impl Batch {
     }
 
     fn admitted(&self, one: &Received) -> Admitted<'_> {
-        let payload = &self.buffer[one.start..][..one.len];
-        let tlvs = &self.buffer[one.start - one.tlvs_len..one.start];
+        let bytes = self.slots.bytes();
+        let payload = &bytes[one.start..][..one.len];
+        let tlvs = &bytes[one.start - one.tlvs_len..one.start];
         Admitted {
             payload,
             client: one.client,
@@ -127,46 +119,39 @@ impl Batch {
         }
     }
 
-    /// Receives by `receive`, which fills slots and names what it put into each,
-    /// and keeps what `gate` lets in. Returns how many that were.
+    /// Receives by `receive`, which returns how many slots it filled, and keeps what
+    /// `gate` lets in. Returns how many datagrams that were.
     pub(crate) fn fill<E>(
         &mut self,
         gate: &Gate,
-        receive: impl FnOnce(&mut Slots<'_>) -> Result<(), E>,
+        state: &SocketState,
+        receive: impl FnOnce(&mut ppv2_udp::Batch) -> Result<usize, E>,
     ) -> Result<usize, E> {
         self.received.clear();
         self.dropped = 0;
-        let mut slots = Slots {
-            buffers: &mut self.buffer,
-            filled: FilledSlots::default(),
-        };
-        receive(&mut slots)?;
-        let FilledSlots(filled) = slots.filled;
+        let filled = receive(&mut self.slots)?;
         self.heard = Tick::roughly_now();
         let mut admission = gate.admission(self.heard);
-        for slot in &filled {
-            for range in slot.datagrams() {
-                let datagram = &self.buffer[range.clone()];
-                if let Ok(admitted) = admission.admit(slot.peer, slot.local, datagram) {
-                    self.received.push(Received {
-                        start: range.end - admitted.payload.len(),
-                        len: admitted.payload.len(),
-                        tlvs_len: admitted.tlvs.as_bytes().len(),
-                        client: admitted.client,
-                        destination: admitted.destination,
-                        proxy: admitted.proxy,
-                        way: admitted.way,
-                    });
-                } else {
-                    self.dropped += 1;
-                }
+        for (about, range) in self.slots.datagrams(filled) {
+            let datagram = &self.slots.bytes()[range.clone()];
+            let local = state.reply_from(about);
+            if let Ok(admitted) = admission.admit(about.peer, local, datagram) {
+                self.received.push(Received {
+                    start: range.end - admitted.payload.len(),
+                    len: admitted.payload.len(),
+                    tlvs_len: admitted.tlvs.as_bytes().len(),
+                    client: admitted.client,
+                    destination: admitted.destination,
+                    proxy: admitted.proxy,
+                    way: admitted.way,
+                });
+            } else {
+                self.dropped += 1;
             }
         }
         Ok(self.received.len())
     }
-}
 
-impl Batch {
     /// Datagrams that the latest call dropped.
     pub(crate) fn dropped(&self) -> usize {
         self.dropped
@@ -229,69 +214,6 @@ impl Default for Batch {
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
-    }
-}
-
-/// The slots of a batch, as those who receive see them.
-pub(crate) struct Slots<'b> {
-    buffers: &'b mut [u8],
-    filled: FilledSlots,
-}
-
-/// What was put into which slot.
-#[derive(Default)]
-pub(crate) struct FilledSlots(Vec<Filled>);
-
-struct Filled {
-    slot: usize,
-    len: usize,
-    /// Length of each datagram in the slot but the last, which may be shorter.
-    stride: usize,
-    peer: SocketAddr,
-    /// The address of this host that it was sent to, if that is asked for.
-    local: Option<IpAddr>,
-}
-
-impl Slots<'_> {
-    /// The slots, to be filled from the front, and where to note what is in them.
-    pub(crate) fn parts(&mut self) -> (impl Iterator<Item = &mut [u8]>, &mut FilledSlots) {
-        let buffers = self.buffers.chunks_exact_mut(SLOT);
-        (
-            buffers.map(|slot| &mut slot[..MAX_DATAGRAM]),
-            &mut self.filled,
-        )
-    }
-}
-
-impl FilledSlots {
-    /// Notes that the next slot holds `len` bytes from `peer`, a datagram in
-    /// every `stride`, sent to `local`.
-    pub(crate) fn push(
-        &mut self,
-        len: usize,
-        stride: usize,
-        peer: SocketAddr,
-        local: Option<IpAddr>,
-    ) {
-        self.0.push(Filled {
-            slot: self.0.len(),
-            len,
-            stride,
-            peer,
-            local,
-        });
-    }
-}
-
-impl Filled {
-    /// Where in the buffer of the whole batch each datagram stands.
-    fn datagrams(&self) -> impl Iterator<Item = Range<usize>> {
-        let front = self.slot * SLOT;
-        let (len, stride) = (self.len, self.stride.max(1));
-        // An empty datagram is one, too.
-        (0..len.max(1))
-            .step_by(stride)
-            .map(move |at| front + at..front + len.min(at + stride))
     }
 }
 

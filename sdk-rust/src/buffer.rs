@@ -5,9 +5,7 @@ use std::cell::RefCell;
 
 #[cfg(feature = "tokio")]
 use bytes::BufMut;
-
-/// No UDP datagram is longer, its length field having 16 bits.
-const MAX_DATAGRAM: usize = 65_535;
+use ppv2_udp::MAX_DATAGRAM;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };

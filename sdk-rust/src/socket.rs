@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use ppv2_udp::SocketState;
+
 use crate::clock::Tick;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
 use crate::listeners::{Listeners, Source};
-use crate::offload::{Offload, OneByOne as _, Outgoing};
+use crate::offload::Outgoing;
 use crate::patience::{Patience, until_there_is_room};
 use crate::{
     Admitted, Batch, Datagram, Direct, Gate, Recipient, Stats, Trust, Way, buffer, offload,
@@ -44,7 +46,7 @@ use crate::{
 pub struct UdpSocket {
     inner: net::UdpSocket,
     gate: Gate,
-    offload: Offload,
+    state: SocketState,
     listeners: Listeners<Sender>,
     /// Spares calls that can't time out the time that they would begin at.
     has_timeout: AtomicBool,
@@ -72,7 +74,7 @@ impl AsRawFd for UdpSocket {
 #[derive(Debug)]
 struct Sender {
     inner: net::UdpSocket,
-    offload: Offload,
+    state: SocketState,
 }
 
 impl UdpSocket {
@@ -124,19 +126,19 @@ impl UdpSocket {
     /// As [`std::net::UdpSocket::local_addr`].
     pub fn for_sending(socket: net::UdpSocket) -> io::Result<Self> {
         let everybody = Trust::ip_nets([]).direct(Direct::Accept).max_clients(1);
-        let offload = Offload::for_sending(&socket, socket.local_addr()?);
-        Self::with_offload(socket, Gate::new(everybody)?, offload)
+        let state = SocketState::for_sending(&socket, socket.local_addr()?);
+        Self::with_state(socket, Gate::new(everybody)?, state)
     }
 
     fn around(inner: net::UdpSocket, gate: Gate) -> io::Result<Self> {
-        let offload = Offload::new(&inner, inner.local_addr()?);
-        Self::with_offload(inner, gate, offload)
+        let state = SocketState::new(&inner, inner.local_addr()?);
+        Self::with_state(inner, gate, state)
     }
 
-    fn with_offload(inner: net::UdpSocket, gate: Gate, offload: Offload) -> io::Result<Self> {
+    fn with_state(inner: net::UdpSocket, gate: Gate, state: SocketState) -> io::Result<Self> {
         Ok(Self {
             has_timeout: AtomicBool::new(!matches!(inner.read_timeout(), Ok(None))),
-            offload,
+            state,
             inner,
             gate,
             listeners: Listeners::new(),
@@ -185,9 +187,10 @@ impl UdpSocket {
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
         let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
         loop {
-            let received = batch.fill(&self.gate, |slots| {
+            let received = batch.fill(&self.gate, &self.state, |slots| {
                 patience.receive(&self.inner, |wait| {
-                    offload::receive(&self.inner, &self.offload, slots, wait)
+                    let all = 0..slots.slots();
+                    self.state.receive(&self.inner, slots, all, wait)
                 })
             });
             match received {
@@ -211,7 +214,7 @@ impl UdpSocket {
     ///
     /// As the system's for setting a socket's options.
     pub fn enable_gro(&mut self) -> io::Result<bool> {
-        self.offload.enable_gro(&self.inner)
+        self.state.enable_gro(&self.inner)
     }
 
     /// Sends `payload` to a client by the way that its latest datagram came, and
@@ -382,7 +385,7 @@ impl UdpSocket {
 
     /// Receives until `take` gets a datagram.
     fn receive<T>(&self, take: impl FnOnce(&Admitted<'_>) -> T) -> io::Result<T> {
-        if self.offload.gro() {
+        if self.state.gro() {
             return Err(received_in_batches());
         }
         let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
@@ -412,11 +415,8 @@ impl UdpSocket {
         buffer: &mut [u8],
         wait: bool,
     ) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-        if self.offload.packet_info() {
-            return offload::receive_one(&self.inner, &self.offload, buffer, wait);
-        }
-        let (len, peer) = self.inner.recv_one(buffer, wait)?;
-        Ok((len, peer, None))
+        let one = self.state.receive_one(&self.inner, buffer, wait)?;
+        Ok((one.len, one.peer, self.state.reply_from(&one)))
     }
 
     fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
@@ -424,9 +424,8 @@ impl UdpSocket {
             self.send_run(&[(payload, way)])?;
             return Ok(payload.len());
         }
-        let sent = despite_echo(|| match way.local {
-            Some(ip) => offload::send_one(&self.inner, &self.offload, payload, way.to, ip),
-            None => self.inner.send_to(payload, way.to),
+        let sent = despite_echo(|| {
+            offload::send_one(&self.inner, &self.state, payload, way.to, way.local)
         })?;
         self.gate.counters().reply_sent();
         Ok(sent)
@@ -436,7 +435,7 @@ impl UdpSocket {
     /// how many were sent; an error if it is the first that can't be.
     fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
         let by_own = |source: Option<IpAddr>| {
-            despite_echo(|| offload::send(&self.inner, &self.offload, run, source))
+            despite_echo(|| offload::send(&self.inner, &self.state, run, source))
         };
         let first = run.first().map(|(_, way)| way);
         let sent = match first.and_then(|way| way.from) {
@@ -444,7 +443,7 @@ impl UdpSocket {
             Some(listener) => match self.source(listener)? {
                 Source::Own(ip) => by_own(Some(ip)),
                 Source::Bound(sender) => until_there_is_room(&sender.inner, &self.inner, || {
-                    offload::send(&sender.inner, &sender.offload, run, None)
+                    offload::send(&sender.inner, &sender.state, run, None)
                 }),
             },
         }?;
@@ -457,7 +456,7 @@ impl UdpSocket {
         let counters = self.gate.counters();
         let wrap = |inner| {
             Ok(Sender {
-                offload: Offload::new(&inner, listener),
+                state: SocketState::unasked(listener),
                 inner,
             })
         };

@@ -12,12 +12,13 @@ use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::{ToSocketAddrs, lookup_host};
 use ::tokio::runtime::Handle;
 use bytes::BufMut;
+use ppv2_udp::SocketState;
 
 use self::runs::{Sender, first_run};
 use crate::clock::Tick;
 use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
 use crate::listeners::{Listeners, Source};
-use crate::offload::{Offload, Outgoing};
+use crate::offload::Outgoing;
 use crate::patience::MOST_DROPS_IN_A_ROW;
 use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
 
@@ -49,7 +50,7 @@ use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffe
 pub struct UdpSocket {
     inner: ::tokio::net::UdpSocket,
     gate: Gate,
-    offload: Offload,
+    state: SocketState,
     listeners: Listeners<Sender>,
     /// Where sockets of listeners are registered, whoever sends first.
     runtime: Handle,
@@ -111,7 +112,7 @@ impl UdpSocket {
 
     fn around(inner: ::tokio::net::UdpSocket, gate: Gate) -> io::Result<Self> {
         Ok(Self {
-            offload: Offload::new(&inner, inner.local_addr()?),
+            state: SocketState::new(&inner, inner.local_addr()?),
             inner,
             gate,
             listeners: Listeners::new(),
@@ -285,7 +286,7 @@ impl UdpSocket {
     ///
     /// As the system's for setting a socket's options.
     pub fn enable_gro(&mut self) -> io::Result<bool> {
-        self.offload.enable_gro(&self.inner)
+        self.state.enable_gro(&self.inner)
     }
 
     /// Sends `payload` to a client by the way that its latest datagram came, and
@@ -544,7 +545,7 @@ impl UdpSocket {
 
     /// Receives one datagram without waiting; `None` if it had to be dropped.
     fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
-        if self.offload.gro() {
+        if self.state.gro() {
             return Err(received_in_batches());
         }
         buffer::with(|buffer| match self.receive_any(buffer) {
@@ -561,29 +562,25 @@ impl UdpSocket {
     /// Receives one datagram: its length, its sender, and the address that it was
     /// sent to if that has to be known.
     fn receive_any(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-        if self.offload.packet_info() {
-            return self.inner.try_io(Interest::READABLE, || {
-                offload::receive_one(&self.inner, &self.offload, buffer, false)
-            });
-        }
-        let (len, peer) = self.inner.try_recv_from(buffer)?;
-        Ok((len, peer, None))
+        // The socket is non-blocking, so this does not wait.
+        let one = self.inner.try_io(Interest::READABLE, || {
+            self.state.receive_one(&self.inner, buffer, true)
+        })?;
+        Ok((one.len, one.peer, self.state.reply_from(&one)))
     }
 
     /// Sends one datagram by this socket without waiting.
     fn try_send_one(&self, payload: &[u8], way: Way) -> io::Result<usize> {
-        match way.local {
-            Some(ip) => self.inner.try_io(Interest::WRITABLE, || {
-                offload::send_one(&self.inner, &self.offload, payload, way.to, ip)
-            }),
-            None => self.inner.try_send_to(payload, way.to),
-        }
+        self.inner.try_io(Interest::WRITABLE, || {
+            offload::send_one(&self.inner, &self.state, payload, way.to, way.local)
+        })
     }
 
     /// Receives what is there without waiting; 0 if all of it had to be dropped.
     fn receive_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        match batch.fill(&self.gate, |slots| {
-            offload::receive(&self.inner, &self.offload, slots, false)
+        match batch.fill(&self.gate, &self.state, |slots| {
+            self.state
+                .receive(&self.inner, slots, 0..slots.slots(), true)
         }) {
             Err(error) if is_echo_of_earlier_send(&error) => Ok(0),
             result => result,

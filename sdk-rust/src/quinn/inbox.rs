@@ -15,8 +15,9 @@ use std::task::{Context, Poll, ready};
 use ::quinn::AsyncUdpSocket;
 use ::quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
 
+use ppv2_udp::{MAX_DATAGRAM, SLOT};
+
 use crate::Gate;
-use crate::batch::{MAX_DATAGRAM, SLOT};
 use crate::clock::Tick;
 
 /// Receive calls of which all was dropped, after which other tasks get their

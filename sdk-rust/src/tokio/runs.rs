@@ -4,17 +4,18 @@ use std::io;
 use std::net::{self, SocketAddr};
 
 use ::tokio::io::Interest;
+use ppv2_udp::SocketState;
 
 use super::UdpSocket;
 use crate::errors::despite_echo;
 use crate::listeners::Source;
-use crate::offload::{self, Offload, Outgoing};
+use crate::offload::{self, Outgoing};
 
 /// A socket that is bound to a listener's address.
 #[derive(Debug)]
 pub(super) struct Sender {
     pub(super) inner: ::tokio::net::UdpSocket,
-    offload: Offload,
+    state: SocketState,
 }
 
 impl UdpSocket {
@@ -40,16 +41,16 @@ impl UdpSocket {
     }
 
     fn send_by(&self, source: Option<&Source<Sender>>, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let (socket, offload, ip) = match source {
+        let (socket, state, ip) = match source {
             None => (
                 &self.inner,
-                &self.offload,
+                &self.state,
                 run.first().and_then(|(_, way)| way.local),
             ),
-            Some(Source::Own(ip)) => (&self.inner, &self.offload, Some(*ip)),
-            Some(Source::Bound(sender)) => (&sender.inner, &sender.offload, None),
+            Some(Source::Own(ip)) => (&self.inner, &self.state, Some(*ip)),
+            Some(Source::Bound(sender)) => (&sender.inner, &sender.state, None),
         };
-        let sent = despite_echo(|| offload::send(socket, offload, run, ip))?;
+        let sent = despite_echo(|| offload::send(socket, state, run, ip))?;
         self.gate.counters().replies_sent_many(sent);
         Ok(sent)
     }
@@ -67,7 +68,7 @@ impl UdpSocket {
             socket.set_nonblocking(true)?;
             let inner = ::tokio::net::UdpSocket::from_std(socket)?;
             Ok(Sender {
-                offload: Offload::new(&inner, listener),
+                state: SocketState::unasked(listener),
                 inner,
             })
         };

@@ -1,0 +1,69 @@
+//! Tests that need addresses which a machine doesn't have, in a network
+//! namespace of their own.
+
+use std::process::Command;
+
+const INSIDE: &str = "PPV2_TEST_NAMESPACE";
+
+/// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
+/// has returned, and what is sent there before is lost.
+const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
+    until ip -6 route show table local | grep -q "^local ${address%/*} "; do sleep 0.01; done
+done"#;
+
+/// Whether the calling test runs inside its namespace. If not, the test is run
+/// again inside a new one, after the shell commands `setup`, and its success is
+/// asserted; the caller then has nothing left to do.
+///
+/// A user namespace gives the right to make a network namespace to everybody.
+/// Where that is forbidden, root can do without it, and others can't run such
+/// tests: they fail, saying so.
+#[track_caller]
+pub fn enter(test: &str, setup: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let script = format!(
+        "ip link set lo up\n{setup}\n{AWAIT_ROUTES}\nexec \"$0\" --exact {test} --nocapture"
+    );
+    let this = std::env::current_exe().unwrap();
+    let output = Command::new("unshare")
+        .args(unshare_flags())
+        .args(["sh", "-ec", &script])
+        .arg(this)
+        .env(INSIDE, test)
+        .output()
+        .expect("unshare(1) is in the Debian package util-linux");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (status, out, err) = (output.status, text(&output.stdout), text(&output.stderr));
+    assert!(
+        status.success() && out.contains("1 passed"),
+        "{test} failed in its namespace: {status}\n{out}\n{err}"
+    );
+    eprintln!("{out}");
+    false
+}
+
+/// The path of a test, from that of a function in it; see [`test_name!`](crate::test_name).
+pub fn test_path(of_function: &'static str) -> &'static str {
+    let (path, _) = of_function.rsplit_once("::").unwrap();
+    let (_, path) = path.split_once("::").unwrap();
+    path.trim_end_matches("::{{closure}}")
+}
+
+fn unshare_flags() -> &'static [&'static str] {
+    const CHOICES: [&[&str]; 2] = [
+        &["--user", "--map-root-user", "--net", "--mount"],
+        &["--net", "--mount"],
+    ];
+    CHOICES
+        .into_iter()
+        .find(|flags| {
+            let tried = Command::new("unshare").args(*flags).arg("true").output();
+            tried.is_ok_and(|output| output.status.success())
+        })
+        .expect(
+            "network namespaces can't be made: run as root, or allow user namespaces \
+             (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
+        )
+}

@@ -1,0 +1,80 @@
+//! UDP sockets that fail a test rather than wait for ever, and free ports.
+
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net;
+use std::time::Duration;
+
+use crate::TIMEOUT;
+
+/// A free port that no other test gets, of this process or another. It lies below the
+/// ports that the kernel gives out, so that nothing else takes it either.
+pub fn port() -> u16 {
+    loop {
+        let port = fastrand::u16(10_000..32_768);
+        // Like ports, abstract names belong to a network namespace.
+        let name = net::SocketAddr::from_abstract_name(format!("ppv2-lab-port-{port}")).unwrap();
+        let Ok(reserved) = net::UnixDatagram::bind_addr(&name) else {
+            continue;
+        };
+        let is_free = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+            && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
+        if is_free {
+            // Held until the process ends.
+            mem::forget(reserved);
+            return port;
+        }
+    }
+}
+
+/// An address of this machine that no other test uses.
+pub fn address(ip: &str) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port())
+}
+
+/// A socket that gives up waiting rather than hang.
+pub fn socket(ip: &str) -> UdpSocket {
+    bind(SocketAddr::new(ip.parse().unwrap(), 0))
+}
+
+pub fn bind(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket
+}
+
+pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut datagram = vec![0; 65_536];
+    let (len, from) = socket.recv_from(&mut datagram).unwrap();
+    datagram.truncate(len);
+    (datagram, from)
+}
+
+/// Asserts that nothing arrives within a moment.
+pub fn receive_nothing(socket: &UdpSocket) {
+    socket
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let mut datagram = [0; 65_536];
+    if let Ok((len, from)) = socket.recv_from(&mut datagram) {
+        panic!("{len} bytes from {from}: {:?}", &datagram[..len.min(100)]);
+    }
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+}
+
+/// Client, destination and payload of a datagram that must have a header.
+pub fn read_header(datagram: &[u8]) -> (SocketAddr, SocketAddr, Vec<u8>) {
+    let (header, payload) = ppv2::decode(datagram).unwrap();
+    let (client, destination) = (header.client(), header.destination());
+    (client.unwrap(), destination.unwrap(), payload.to_vec())
+}
+
+/// Sends a question, and sees that the server's answer comes back.
+pub fn served(client: &UdpSocket, listener: SocketAddr, server: &UdpSocket) {
+    client.send_to(b"question", listener).unwrap();
+    let (_, proxy) = receive(server);
+    server.send_to(b"answer", proxy).unwrap();
+    assert_eq!(receive(client), (b"answer".to_vec(), listener));
+}

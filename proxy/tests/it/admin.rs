@@ -1,0 +1,300 @@
+//! What operators see: metrics that add up, health, readiness, sessions by the
+//! page, and logs as text or JSON.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+use ppv2_lab::*;
+
+#[test]
+fn counters_add_up_by_listener_and_server() {
+    let servers = [socket("127.0.0.1"), socket("127.0.0.1")];
+    let upstreams = [&servers[0], &servers[1]].map(|s| s.local_addr().unwrap());
+    let listeners = [address("127.0.0.1"), address("127.0.0.1")];
+    let admin = address("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = format!("[admin]\nlisten = \"{admin}\"\n");
+    for (i, (listener, upstream)) in listeners.iter().zip(&upstreams).enumerate() {
+        config += &format!(
+            "[[listener]]\nname = \"l{i}\"\nbind = [\"{listener}\"]\nupstream = \"u{i}\"\n\
+             [upstream.u{i}]\nservers = [\"{upstream}\"]\n"
+        );
+    }
+    let _proxy = proxy_with(&folder, &config);
+    for (i, server) in servers.iter().enumerate() {
+        let client = socket("127.0.0.1");
+        for _ in 0..=i {
+            client.send_to(b"12345", listeners[i]).unwrap();
+            let (_, session) = receive(server);
+            server.send_to(b"1234567", session).unwrap();
+            receive(&client);
+        }
+    }
+    for (i, upstream) in upstreams.iter().enumerate() {
+        let n = i as u64 + 1;
+        let listener = format!("{{listener=\"l{i}\"}}");
+        let server = format!("{{upstream=\"u{i}\",server=\"{upstream}\"}}");
+        for (name, labels, expected) in [
+            ("ppv2_client_datagrams_total", &listener, n),
+            ("ppv2_client_bytes_total", &listener, 5 * n),
+            ("ppv2_reply_datagrams_total", &listener, n),
+            ("ppv2_reply_bytes_total", &listener, 7 * n),
+            ("ppv2_sessions", &listener, 1),
+            ("ppv2_upstream_datagrams_total", &server, n),
+            ("ppv2_upstream_bytes_total", &server, (28 + 5) * n),
+            ("ppv2_upstream_reply_datagrams_total", &server, n),
+            ("ppv2_upstream_reply_bytes_total", &server, 7 * n),
+            ("ppv2_upstream_sessions", &server, 1),
+        ] {
+            // A reply is counted once it has been sent, and may be here first.
+            let name = format!("{name}{labels}");
+            eventually(&name, || metric(admin, &name) == expected);
+        }
+    }
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(http_get(admin, "/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(http_get(admin, "/nothing").0, 404);
+}
+
+/// Reads metrics in the format named first, as the official client library does, and
+/// prints what it read.
+const SCRAPER: &str = "
+import sys
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics
+reader = {'openmetrics': openmetrics, 'classic': parser}[sys.argv[1]]
+for family in reader.text_string_to_metric_families(sys.stdin.read()):
+    print(family.type, family.name, family.documentation)
+    for sample in family.samples:
+        print(sample.name, sorted(sample.labels.items()), float(sample.value))
+";
+
+fn scraped(format: &str, text: &str) -> String {
+    let mut scraper = Command::new("/usr/bin/python3")
+        .args(["-c", SCRAPER, format])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = scraper.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let output = scraper.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{format}: the Debian package python3-prometheus-client can't read\n{text}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn metrics_are_in_the_format_that_the_scraper_asks_for() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "[admin]\nlisten = \"{admin}\"\n[[listener]]\nname = 'a \\ \"quoted\" name'\n\
+         bind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{}\"]\nhealth = {{ every = \"1h\" }}\n",
+        server.local_addr().unwrap()
+    );
+    let _proxy = proxy_with(&folder, &config);
+    served(&socket("127.0.0.1"), listener, &server);
+    let metrics = |accept: &str| {
+        let (head, text) = http_whole(admin, "GET /metrics", accept);
+        let kind = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-type: "));
+        (kind.unwrap().to_owned(), text)
+    };
+    let name = "ppv2_reply_datagrams_total{listener=\"a \\\\ \\\"quoted\\\" name\"}";
+    eventually("the reply to be counted", || metric(admin, name) == 1);
+
+    let (kind, text) = metrics("accept: application/openmetrics-text;q=0.6,text/plain;q=0.5\r\n");
+    assert!(
+        kind.starts_with("application/openmetrics-text; version=1.0.0"),
+        "{kind}"
+    );
+    let open_metrics = scraped("openmetrics", &text);
+    assert!(
+        open_metrics.contains("counter ppv2_reply_datagrams "),
+        "{open_metrics}"
+    );
+    for accept in [
+        "",
+        "accept: text/plain;version=0.0.4\r\n",
+        "accept: */*\r\n",
+    ] {
+        let (kind, text) = metrics(accept);
+        assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+        // The names of families, their types and all samples.
+        assert_eq!(scraped("classic", &text), open_metrics);
+    }
+}
+
+#[test]
+fn sessions_are_listed_page_by_page_each_once() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "2", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let clients: Vec<_> = (0..25).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"x", listener).unwrap();
+        receive(&server);
+    }
+    let mut seen = HashSet::new();
+    let mut path = "/sessions?limit=10".to_owned();
+    let mut pages = 0;
+    loop {
+        let (status, body) = http_get(admin, &path);
+        assert_eq!(status, 200);
+        let page: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let sessions = page["sessions"].as_array().unwrap();
+        assert!(sessions.len() <= 10);
+        for session in sessions {
+            assert_eq!(session["local"], listener.to_string());
+            assert_eq!(session["listener"], "listener1");
+            assert_eq!(session["server"], server.local_addr().unwrap().to_string());
+            assert_eq!(
+                (&session["requests"], &session["replies"]),
+                (&1.into(), &0.into())
+            );
+            assert!(seen.insert(session["client"].as_str().unwrap().to_owned()));
+        }
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => path = format!("/sessions?limit=10&after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(pages, 3);
+    let expected: HashSet<_> = clients
+        .iter()
+        .map(|client| client.local_addr().unwrap().to_string())
+        .collect();
+    assert_eq!(seen, expected);
+    for bad in [
+        "/sessions?after=x",
+        "/sessions?limit=x",
+        "/sessions?limit=-1",
+    ] {
+        assert_eq!(http_get(admin, bad).0, 400, "{bad}");
+    }
+}
+
+#[test]
+fn logs_can_be_json_and_keep_clients_addresses_to_themselves() {
+    let server = socket("127.0.0.1");
+    let listener = address("127.0.0.1");
+    let more = ["--log-format", "json", "--log-level", "debug"];
+    let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let client = socket("127.0.0.66");
+    client.send_to(b"x", listener).unwrap();
+    receive(&server);
+    proxy.signal("TERM");
+    let (_, log) = proxy.wait();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    assert!(lines.iter().any(|line| line["message"] == "ready"), "{log}");
+    assert!(!log.contains("127.0.0.66"), "{log}");
+}
+
+#[test]
+fn idle_connections_cost_no_session_and_make_room_for_requests() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    // Of 120 descriptors, more than the connections below would take, some 50
+    // are left to sessions.
+    let script = format!(
+        "ulimit -n 120; exec \"$0\" run --workers 1 \
+         --listen {listener} --upstream {} --admin {admin}",
+        server.local_addr().unwrap()
+    );
+    let mut proxy = Process::start(Command::new("sh").args(["-c", &script]).arg(binary()));
+    proxy.wait_for("ready");
+    let mut idle: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(admin).unwrap())
+        .collect();
+    // Some ask a little, though never enough.
+    for stream in idle.iter_mut().step_by(2) {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    }
+    let descriptors = format!("/proc/{}/fd", proxy.pid());
+    let open = || std::fs::read_dir(&descriptors).unwrap().count();
+    eventually("connections to be accepted", || open() > 32);
+    let clients: Vec<_> = (0..45).map(|_| socket("127.0.0.1")).collect();
+    for client in &clients {
+        client.send_to(b"question", listener).unwrap();
+        let (_, session) = receive(&server);
+        server.send_to(b"answer", session).unwrap();
+        assert_eq!(receive(client), (b"answer".to_vec(), listener));
+    }
+    assert!(open() < 120);
+
+    // The latest stay open, more than are served at once, so that one of them has to
+    // make room.
+    idle.drain(..160);
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    assert!(!proxy.log().contains("can't accept"), "{}", proxy.log());
+    assert_eq!(
+        metric(admin, "ppv2_sessions{listener=\"listener1\"}"),
+        clients.len() as u64
+    );
+}
+
+#[test]
+fn who_asks_is_answered_at_once_however_many_are_silent() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    // More than could all be waited for, 32 at a time and three seconds each.
+    let mut silent: Vec<_> = (0..400)
+        .map(|_| TcpStream::connect(admin).unwrap())
+        .collect();
+    // Some have asked once, and stay, unless they have had to make room by now.
+    for stream in &mut silent[360..] {
+        let _ = write!(stream, "GET / HTTP/1.1\r\nhost: {admin}\r\n\r\n");
+    }
+    assert_eq!(http_get(admin, "/healthz"), (200, "ok\n".to_owned()));
+}
+
+#[test]
+fn pages_whose_name_leads_here_are_told_nothing() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let status = |request: &str, host: &str| {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\n{host}\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer["HTTP/1.1 ".len()..][..3].parse::<u16>().unwrap()
+    };
+    let page = format!("host: evil.example:{}\r\n", admin.port());
+    for request in [
+        "GET /sessions",
+        "GET /upstreams",
+        "GET /",
+        "POST /reload",
+        "POST /drain?upstream=u&server=s",
+    ] {
+        assert_eq!(status(request, &page), 421, "{request}");
+    }
+    let both = format!("host: {admin}\r\n{page}");
+    assert_eq!(status("GET /sessions", &both), 421);
+    let own = format!("host: localhost:{}\r\n", admin.port());
+    for host in [&own, &format!("host: {admin}\r\n"), ""] {
+        assert_eq!(status("GET /sessions", host), 200, "{host}");
+    }
+    // Monitors may go by a name.
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert_eq!(status(&format!("GET {path}"), &page), 200, "{path}");
+    }
+}

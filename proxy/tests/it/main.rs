@@ -1,0 +1,33 @@
+//! Tests with the real binary and real sockets: one binary, since each would link the whole
+//! proxy. `cargo test -p ppv2-proxy --test it reload::` runs one file.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+#![allow(clippy::print_stderr, reason = "what a failed test shows")]
+#![allow(clippy::print_stdout, reason = "what was measured")]
+
+mod admin;
+mod balance;
+mod bursts;
+mod dns_servers;
+mod dnsdist;
+mod doctor;
+mod dsr;
+mod emit_first;
+mod end_to_end;
+mod examples;
+mod faults;
+mod guards;
+mod health;
+mod host_setup;
+mod limited;
+mod names;
+mod network;
+mod path_mtu;
+mod peers;
+mod quic;
+mod reload;
+mod resolving;
+mod sessions;
+mod stop;
+mod transparent;
+mod unbound;
+mod usage;

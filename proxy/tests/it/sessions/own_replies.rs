@@ -1,0 +1,106 @@
+//! A reply reaches the client whose session it is and nobody else: a hundred
+//! clients behind one address, and a hundred addresses with one port, with a
+//! thousand exchanges each, all under way at once.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread;
+
+use ppv2_lab::*;
+
+const CLIENTS: u16 = 100;
+const EXCHANGES: u32 = 1000;
+const THREADS: usize = 4;
+
+/// Answers every datagram with the client that its header names, and its payload.
+fn serve(server: &UdpSocket, total: u32) {
+    let mut datagram = [0; 2048];
+    for _ in 0..total {
+        let (len, proxy) = server.recv_from(&mut datagram).unwrap();
+        let (header, payload) = ppv2::decode(&datagram[..len]).unwrap();
+        let mut answer = header.client().unwrap().to_string().into_bytes();
+        answer.push(b' ');
+        answer.extend(payload);
+        server.send_to(&answer, proxy).unwrap();
+    }
+}
+
+/// Every client of the share asks, then each takes one answer, a thousand times.
+fn ask(clients: &[UdpSocket], target: SocketAddr) {
+    let own: Vec<_> = clients.iter().map(|c| c.local_addr().unwrap()).collect();
+    let mut answer = [0; 2048];
+    for exchange in 0..EXCHANGES {
+        for (client, own) in clients.iter().zip(&own) {
+            let question = format!("{own} {exchange}");
+            client.send_to(question.as_bytes(), target).unwrap();
+        }
+        for (client, own) in clients.iter().zip(&own) {
+            let (len, from) = client.recv_from(&mut answer).unwrap();
+            let expected = format!("{own} {own} {exchange}");
+            assert_eq!(String::from_utf8_lossy(&answer[..len]), expected);
+            assert_eq!(from, target);
+        }
+    }
+    for client in clients {
+        client.set_nonblocking(true).unwrap();
+        assert!(client.recv(&mut answer).is_err(), "an answer too many");
+    }
+}
+
+fn every_client_gets_its_own(host: &str, clients: Vec<UdpSocket>) {
+    let server = socket(host);
+    let (listener, admin) = (address(host), address(host));
+    let upstream = server.local_addr().unwrap();
+    let more = ["--workers", "2", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, upstream, &more);
+    assert_eq!(clients.len(), usize::from(CLIENTS));
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&server, u32::from(CLIENTS) * EXCHANGES));
+        for share in clients.chunks(clients.len().div_ceil(THREADS)) {
+            scope.spawn(move || ask(share, listener));
+        }
+    });
+    let total = u64::from(CLIENTS) * u64::from(EXCHANGES);
+    for (name, expected) in [
+        ("ppv2_client_datagrams_total", total),
+        ("ppv2_reply_datagrams_total", total),
+        ("ppv2_sessions_opened_total", u64::from(CLIENTS)),
+    ] {
+        let name = format!("{name}{{listener=\"listener1\"}}");
+        // The last reply may be at its client before it is counted.
+        eventually(&name, || metric(admin, &name) == expected);
+    }
+}
+
+#[test]
+fn a_hundred_ports_of_one_ipv4_address() {
+    let clients = (0..CLIENTS).map(|_| socket("127.0.0.30")).collect();
+    every_client_gets_its_own("127.0.0.1", clients);
+}
+
+#[test]
+fn one_port_of_a_hundred_ipv4_addresses() {
+    let port = port();
+    let client = |n| bind(SocketAddr::new(IpAddr::from([127, 0, 20, n]), port));
+    let clients = (1..=100).map(client).collect();
+    every_client_gets_its_own("127.0.0.1", clients);
+}
+
+#[test]
+fn a_hundred_ports_of_one_ipv6_address() {
+    let clients = (0..CLIENTS).map(|_| socket("::1")).collect();
+    every_client_gets_its_own("::1", clients);
+}
+
+#[test]
+fn one_port_of_a_hundred_ipv6_addresses() {
+    let setup =
+        "for n in $(seq 1 100); do echo addr add fd00:20::$n/128 dev lo nodad; done | ip -batch -";
+    if !namespace::enter(test_name!(), setup) {
+        return;
+    }
+    let port = port();
+    let clients = (1..=100)
+        .map(|n| bind(format!("[fd00:20::{n}]:{port}").parse().unwrap()))
+        .collect();
+    every_client_gets_its_own("::1", clients);
+}

@@ -1,0 +1,195 @@
+//! Sessions that come and go by the thousand a second with answers that come late, and
+//! modes that change all the time: no client ever gets another one's answer, also where
+//! ports run out. For a longer run, set `PPV2_SOAK_SECONDS`.
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ppv2_lab::*;
+
+const THREADS: u8 = 4;
+
+/// Clients of each thread.
+const CLIENTS: u8 = 64;
+
+fn duration() -> Duration {
+    let seconds = std::env::var("PPV2_SOAK_SECONDS");
+    let seconds = seconds.map_or(6, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// When an answer is sent, by the number of its question.
+type Delay = fn(u32) -> Duration;
+
+/// Answers each datagram with its last eight bytes, which name client and question.
+fn serve(server: &UdpSocket, delay: Delay, stop: &AtomicBool) {
+    let short = Some(Duration::from_millis(1));
+    server.set_read_timeout(short).unwrap();
+    let mut late: VecDeque<(Instant, SocketAddr, [u8; 8])> = VecDeque::new();
+    let mut datagram = [0; 200];
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok((len, session)) = server.recv_from(&mut datagram) {
+            let id: [u8; 8] = datagram[len - 8..len].try_into().unwrap();
+            let delay = delay(u32::from_be_bytes(id[4..].try_into().unwrap()));
+            if delay.is_zero() {
+                server.send_to(&id, session).unwrap();
+            } else {
+                late.push_back((Instant::now() + delay, session, id));
+            }
+        }
+        for _ in 0..late.len().min(50) {
+            let (at, session, id) = late.pop_front().unwrap();
+            if at <= Instant::now() {
+                server.send_to(&id, session).unwrap();
+            } else {
+                late.push_back((at, session, id));
+            }
+        }
+    }
+}
+
+/// What clients got.
+#[derive(Default)]
+struct Answers {
+    own: AtomicU64,
+    others: AtomicU64,
+}
+
+/// All clients of a thread ask, and take what comes, again and again.
+fn churn(thread: u8, listener: SocketAddr, end: Instant, answers: &Answers) {
+    // Each has an address of its own: no port is one of a session's.
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let socket = bind(SocketAddr::from(([127, 9, thread, client], 7000)));
+            socket.set_nonblocking(true).unwrap();
+            socket
+        })
+        .collect();
+    let mut answer = [0; 200];
+    let mut question = u32::from(thread);
+    while Instant::now() < end {
+        for (client, number) in clients.iter().zip(0u8..) {
+            question = question.wrapping_add(1);
+            let mut id = [0, 0, thread, number, 0, 0, 0, 0];
+            id[4..].copy_from_slice(&question.to_be_bytes());
+            let _ = client.send_to(&id, listener);
+        }
+        thread::sleep(Duration::from_millis(10));
+        for (client, number) in clients.iter().zip(0u8..) {
+            while let Ok(len) = client.recv(&mut answer) {
+                let is_own = len == 8 && answer[..4] == [0, 0, thread, number];
+                let count = if is_own {
+                    &answers.own
+                } else {
+                    &answers.others
+                };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Churns sessions of a listener with these keys while `meanwhile` is done again and
+/// again. Returns what the admin address counts.
+fn soak(
+    listener_keys: impl Fn(u32) -> String,
+    delay: Delay,
+    expects: impl FnOnce(SocketAddr, u64),
+    flaps: bool,
+) {
+    let server = bind(address("127.0.0.1"));
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let upstream = server.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = |turn| {
+        format!(
+            "[admin]\nlisten = \"{admin}\"\n\
+             [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n{}\n\
+             [upstream.u]\nservers = [\"{upstream}\"]\n",
+            listener_keys(turn)
+        )
+    };
+    let _proxy = proxy_with(&folder, &config(0));
+    let (stop, answers) = (AtomicBool::new(false), Answers::default());
+    let end = Instant::now() + duration();
+    thread::scope(|scope| {
+        scope.spawn(|| serve(&server, delay, &stop));
+        let churning: Vec<_> = (0..THREADS)
+            .map(|number| {
+                let answers = &answers;
+                scope.spawn(move || churn(number, listener, end, answers))
+            })
+            .collect();
+        let mut turn = 0;
+        while flaps && Instant::now() < end {
+            turn += 1;
+            write(&folder, "proxy.toml", &config(turn));
+            http(admin, "POST /reload", "");
+            thread::sleep(Duration::from_millis(100));
+        }
+        let ended: Vec<_> = churning
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        // First, or the server would outlive a failure.
+        stop.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    let (own, others) = (answers.own.into_inner(), answers.others.into_inner());
+    let opened = metric(admin, "ppv2_sessions_opened_total{listener=\"listener1\"}");
+    let count = |reason| dropped(admin, reason);
+    eprintln!(
+        "{own} own answers, {others} of others, {opened} sessions in {:?}; \
+         {} reused early, {} late replies, {} refused",
+        duration(),
+        metric(admin, "ppv2_sessions_reclaimed_total"),
+        count("reply_late"),
+        count("no_ports"),
+    );
+    assert_eq!(others, 0, "{own} were right");
+    assert!(own > 1000, "{own} answers");
+    expects(admin, opened);
+}
+
+/// So few that ports run out.
+const FEW_PORTS: &str = "echo 40000 41999 > /proc/sys/net/ipv4/ip_local_port_range";
+
+#[test]
+fn no_answer_goes_astray_while_ports_run_out() {
+    if !namespace::enter(test_name!(), FEW_PORTS) {
+        return;
+    }
+    // One in 16 answers comes when its session has ended.
+    let delay = |question: u32| match question % 16 {
+        0 => Duration::from_millis(u64::from(question / 16 % 8) * 500 + 400),
+        _ => Duration::ZERO,
+    };
+    let keys = |_| "responses = 1\nrequests = 1\nidle_timeout = \"200ms\"".to_owned();
+    let expects = |admin, opened| {
+        let reclaimed = metric(admin, "ppv2_sessions_reclaimed_total");
+        assert!(opened > 2000 && reclaimed > 100, "{opened}, {reclaimed}");
+    };
+    soak(keys, delay, expects, false);
+}
+
+#[test]
+fn no_answer_goes_astray_while_modes_flap() {
+    if !namespace::enter(test_name!(), FEW_PORTS) {
+        return;
+    }
+    // Most are under way when their session has to move.
+    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
+    let keys = |turn: u32| {
+        let mode = ["ppv2", "plain"][turn as usize % 2];
+        format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
+    };
+    let expects = |admin, opened| {
+        let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
+        let moved = metric(admin, ended);
+        assert!(moved > 500, "{moved} of {opened}");
+    };
+    soak(keys, delay, expects, true);
+}

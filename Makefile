@@ -6,13 +6,14 @@ SHELL := /bin/sh
 TOOLS := $(CURDIR)/target/tools
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
+MDBOOK := $(TOOLS)/bin/mdbook
 # Each test binary is run by what ends it when a test runs for too long.
 LIMITED := target."cfg(all())".runner = "$(CURDIR)/.ci/limited"
 
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
 
-.PHONY: help build demo test lint unit python fuzz audit packages bench bench-sdk
+.PHONY: help build demo test lint unit python fuzz audit packages docs book bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -22,6 +23,8 @@ help:
 	@echo 'make unit    tests of all Rust crates, with DNS servers and quinn'
 	@echo 'make python  tests of the Python package'
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make docs    the pages of docs/ that are made from the program'
+	@echo 'make book    docs/ as a book, target/book/index.html'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
 	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
@@ -74,14 +77,24 @@ fuzz: $(CARGO_FUZZ)
 audit: $(CARGO_DENY)
 	$(CARGO_DENY) check advisories
 
-# Nobody debugs these two: without the debuginfo, they are built sooner.
-$(CARGO_FUZZ) $(CARGO_DENY): export CARGO_PROFILE_DEV_DEBUG := 0
+# `make unit` fails when one of these pages is out of date.
+docs:
+	PPV2_WRITE_DOCS=1 cargo test --locked --quiet -p ppv2-proxy --test documentation generated
+
+book: $(MDBOOK)
+	$(MDBOOK) build docs
+
+# Nobody debugs these: without the debuginfo, they are built sooner.
+$(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK): export CARGO_PROFILE_DEV_DEBUG := 0
 
 $(CARGO_FUZZ):
 	cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
 
 $(CARGO_DENY):
 	cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+
+$(MDBOOK):
+	cargo install --debug --locked --quiet --root $(TOOLS) mdbook
 
 # Everything that is measured against is installed where it is missing; QUICK=1
 # measures nginx and the bare loop alone, in two minutes; REALTIME=1, as root,

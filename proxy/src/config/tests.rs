@@ -557,11 +557,9 @@ fn flags_are_named_by_value_and_mend() {
 }
 
 #[test]
-fn the_readme_shows_a_file_that_works() {
-    let readme = include_str!("../../../README.md");
-    let (_, rest) = readme.split_once("```toml\n").unwrap();
-    let (file, _) = rest.split_once("```").unwrap();
-    let config = Config::from_toml("README.md", file).unwrap();
+fn the_reference_shows_a_file_that_works() {
+    let file = include_str!("../../../docs/reference/ppv2-proxy.toml");
+    let config = Config::from_toml("ppv2-proxy.toml", file).unwrap();
     assert_eq!(config.listeners[0].name, "dns");
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 }

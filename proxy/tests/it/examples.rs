@@ -8,7 +8,7 @@ use ppv2_lab::*;
 
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
+        .join("..")
         .join(folder);
     let files = fs::read_dir(folder).unwrap();
     files
@@ -27,7 +27,7 @@ fn is_sound(name: &str, file: &Path) {
 
 #[test]
 fn every_configuration_is_sound() {
-    let files = files("configurations", "toml");
+    let files = files("examples/configurations", "toml");
     assert!(files.len() >= 5, "{files:?}");
     for file in files {
         is_sound(&file.display().to_string(), &file);
@@ -42,7 +42,7 @@ fn so_is_that_of_every_mode_which_its_commands_take() {
     if !enter(test_name!(), interfaces) {
         return;
     }
-    let pages = files("modes", "md");
+    let pages = files("docs/guides/modes", "md");
     assert_eq!(pages.len(), 4);
     let folder = tempfile::tempdir().unwrap();
     for page in pages {

@@ -311,9 +311,9 @@ fn the_resolver_has_bounds() {
 }
 
 #[test]
-fn the_readme_names_the_usual_times() {
-    let readme = include_str!("../../../../README.md");
-    let (_, table) = readme.split_once("\n# [resolver]").unwrap();
+fn the_reference_names_the_default_times() {
+    let reference = include_str!("../../../../docs/reference/ppv2-proxy.toml");
+    let (_, table) = reference.split_once("\n# [resolver]").unwrap();
     let (table, _) = table.split_once("\n\n").unwrap();
     let keys: Vec<_> = table.lines().filter_map(|l| l.strip_prefix("# ")).collect();
     assert_eq!(keys.len(), 5);
@@ -321,7 +321,7 @@ fn the_readme_names_the_usual_times() {
         "{LISTENER}[upstream.u]\nservers = [\"dns:a.example:53\"]\n[resolver]\n{}\n",
         keys.join("\n")
     );
-    let config = Config::from_toml("README.md", &content).unwrap();
+    let config = Config::from_toml("ppv2-proxy.toml", &content).unwrap();
     let usual = load("\"dns:a.example:53\"", "").unwrap();
     assert_eq!(config.resolver, usual.resolver);
 }

@@ -13,7 +13,7 @@ LIMITED := target."cfg(all())".runner = "$(CURDIR)/.ci/limited"
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
 
-.PHONY: help build demo test lint unit python fuzz audit packages docs book bench bench-sdk
+.PHONY: help build demo test tests lint unit python fuzz audit packages docs book bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -44,9 +44,12 @@ demo:
 		target/debug/ppv2-proxy demo; \
 	fi
 
-test: packages lint unit python fuzz demo
-# What the unit tests have built serves the others, too; alone, they build less.
+# The parts run side by side, since tests wait for most of their time, and each prints what
+# it has to say when it is done. What only computes gives way to tests.
 test: export PROXY_OF := --workspace --tests
+test:
+	@$(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target \
+		unit lint python fuzz demo
 
 packages:
 	@.ci/debian-packages
@@ -54,25 +57,28 @@ packages:
 lint: $(CARGO_DENY)
 	cargo fmt --all --check
 	cd fuzz && cargo fmt --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
-	# As docs.rs builds it.
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked -p ppv2-sdk --all-features --no-deps --quiet
+	nice -n 19 cargo clippy --locked --workspace --all-targets -- -D warnings
+	# The examples turn on all features of the SDK.
+	RUSTDOCFLAGS='-D warnings' nice -n 19 cargo doc --locked --workspace --no-deps --quiet
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 # Most tests wait for most of their time. One that waits for three minutes fails, and
 # whatever escapes that ends with the last limit.
 unit: export RUST_TEST_THREADS := 8
-unit: packages
+unit: packages tests
 	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
+
+# Builds them, which needs none of the packages.
+tests:
+	cargo test --locked --workspace --no-run --quiet
 
 python:
 	sdk-python/run-tests
 
 # Nightly flags on the one toolchain that there is; see fuzz/README.md.
 fuzz: $(CARGO_FUZZ)
-	fuzz/run $(FUZZ_SECONDS)
+	nice -n 19 fuzz/run $(FUZZ_SECONDS)
 
 audit: $(CARGO_DENY)
 	$(CARGO_DENY) check advisories
@@ -88,10 +94,10 @@ book: $(MDBOOK)
 $(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK): export CARGO_PROFILE_DEV_DEBUG := 0
 
 $(CARGO_FUZZ):
-	cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
+	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
 
 $(CARGO_DENY):
-	cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
 
 $(MDBOOK):
 	cargo install --debug --locked --quiet --root $(TOOLS) mdbook

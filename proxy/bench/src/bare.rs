@@ -8,13 +8,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use ppv2_udp::{Batch, Outgoing, Transmit};
 use rustix::event::epoll;
 
-use crate::wire::{self, BATCH, DATAGRAM_CAPACITY, Inbox, Packet};
+use crate::wire::{BATCH, DATAGRAM_CAPACITY, Socket, to, v4};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Bare {
@@ -28,7 +29,7 @@ pub(crate) struct Bare {
 }
 
 struct Session {
-    socket: UdpSocket,
+    socket: Socket,
     client: SocketAddrV4,
     header: [u8; ppv2::IPV4_HEADER_LEN],
 }
@@ -37,17 +38,17 @@ struct Session {
 const LISTENER: u64 = u64::MAX;
 
 pub(crate) fn run(bare: &Bare) -> Result<()> {
-    let listener = wire::socket(bare.listen)?;
+    let listener = Socket::bind(bare.listen)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     watch(&epoll, &listener, LISTENER)?;
     if bare.careful {
-        wire::report_traffic_class(&listener)?;
+        listener.report_traffic_class()?;
     }
     let mut sessions: Vec<Session> = Vec::new();
     let mut by_client: HashMap<SocketAddrV4, usize> = HashMap::new();
-    let mut inbox = Inbox::new(DATAGRAM_CAPACITY);
+    let mut inbox = Batch::with_capacity(BATCH, DATAGRAM_CAPACITY);
     let mut replies = vec![[0; DATAGRAM_CAPACITY]; BATCH];
-    let mut careful_replies = Inbox::new(DATAGRAM_CAPACITY);
+    let mut careful_replies = Batch::with_capacity(BATCH, DATAGRAM_CAPACITY);
     let mut events = Vec::with_capacity(BATCH);
     loop {
         events.clear();
@@ -56,13 +57,12 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
         let mut gathered = Vec::with_capacity(BATCH);
-        careful_replies.clear();
         for event in &events {
             let number = event.data.u64();
             if number == LISTENER {
-                let count = inbox.receive(&listener)?;
-                for slot in 0..count {
-                    let client = inbox.arrivals()[slot].from;
+                let count = listener.receive(&mut inbox, 0..BATCH)?;
+                for (about, range) in inbox.datagrams(count) {
+                    let client = v4(about.peer);
                     let number = match by_client.get(&client) {
                         Some(number) => *number,
                         None => {
@@ -76,62 +76,58 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
                         }
                     };
                     let session = &sessions[number];
-                    let packet = Packet {
-                        to: None,
-                        from: None,
-                        parts: [&session.header, inbox.bytes(slot)],
-                        segment: None,
+                    let outgoing = Outgoing {
+                        header: &session.header,
+                        ..Outgoing::default()
                     };
+                    let transmit = Transmit::datagram(outgoing, &inbox.bytes()[range]);
                     // What the kernel won't take is lost.
-                    let _ = wire::send(&session.socket, &[packet]);
+                    let _ = session.socket.send(&[transmit]);
                 }
                 continue;
             }
             let session = &sessions[usize::try_from(number)?];
             let place = gathered.len();
             if bare.careful {
+                let slots = place..place + 1;
+                let received = session.socket.receive(&mut careful_replies, slots);
                 // An error takes no slot.
-                let _ = careful_replies.receive_more(&session.socket, 1);
-                if let Some(reply) = careful_replies.arrivals().get(place) {
-                    ensure!(reply.from == bare.server, "a reply of {}", reply.from);
+                if let (Ok(1), Some(reply)) = (received, careful_replies.received(place)) {
+                    let from = v4(reply.peer);
+                    ensure!(from == bare.server, "a reply from {from}");
                     gathered.push((session.client, reply.len));
                 }
-            } else if let Ok(len) = session.socket.recv(&mut replies[place]) {
+            } else if let Ok(len) = session.socket.inner.recv(&mut replies[place]) {
                 gathered.push((session.client, len));
             }
         }
-        let packets: Vec<_> = gathered
+        let transmits: Vec<_> = gathered
             .iter()
             .enumerate()
-            .map(|(slot, (client, len))| Packet {
-                to: Some(*client),
-                from: None,
-                parts: if bare.careful {
-                    [&[], careful_replies.bytes(slot)]
+            .map(|(slot, (client, len))| {
+                let payload = if bare.careful {
+                    careful_replies.payload(slot)
                 } else {
-                    [&[], &replies[slot][..*len]]
-                },
-                segment: None,
+                    &replies[slot][..*len]
+                };
+                Transmit::datagram(to(*client), payload)
             })
             .collect();
-        let mut gone = 0;
-        while gone < packets.len() {
-            gone += wire::send(&listener, &packets[gone..]).unwrap_or(1);
-        }
+        let _ = listener.send(&transmits);
     }
 }
 
-fn watch(epoll: &impl std::os::fd::AsFd, socket: &UdpSocket, data: u64) -> io::Result<()> {
+fn watch(epoll: &impl std::os::fd::AsFd, socket: &Socket, data: u64) -> io::Result<()> {
     let data = epoll::EventData::new_u64(data);
     Ok(epoll::add(epoll, socket, data, epoll::EventFlags::IN)?)
 }
 
 fn open(client: SocketAddrV4, bare: &Bare) -> Result<Session> {
-    let socket = wire::socket(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = Socket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
     if bare.careful {
-        wire::report_traffic_class(&socket)?;
+        socket.report_traffic_class()?;
     }
-    socket.connect(bare.server).context("connecting")?;
+    socket.inner.connect(bare.server).context("connecting")?;
     let mut header = [0; ppv2::IPV4_HEADER_LEN];
     let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
     let written = ppv2::encode_udp(client.into(), bare.listen.into(), &mut buffer)?;

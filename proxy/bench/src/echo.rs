@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ppv2_udp::{Batch, Transmit};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::output;
 use crate::tag::{Shape, Tag};
-use crate::wire::{self, BURST_CAPACITY, Inbox, Packet};
+use crate::wire::{BATCH, Socket, to, v4};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Echo {
@@ -49,55 +50,53 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 /// Serves until standard input ends; each line there is answered with what was
 /// seen, as one line of JSON.
 pub(crate) fn run(echo: &Echo) -> Result<()> {
-    let socket = wire::socket(echo.listen).with_context(|| format!("binding {}", echo.listen))?;
-    wire::receive_bursts(&socket)?;
+    let mut socket =
+        Socket::bind(echo.listen).with_context(|| format!("binding {}", echo.listen))?;
+    socket.receive_bursts()?;
     let aside = match echo.reply_from {
-        Some(from) => Some(wire::socket(from).with_context(|| format!("binding {from}"))?),
+        Some(from) => Some(Socket::bind(from).with_context(|| format!("binding {from}"))?),
         None => None,
     };
     let exit = aside.as_ref().unwrap_or(&socket);
     std::thread::spawn(answer_questions);
     let shape = if echo.dns { Shape::Dns } else { Shape::Plain };
-    let mut inbox = Inbox::new(BURST_CAPACITY);
+    let mut inbox = Batch::new(BATCH);
     let mut replies = Vec::new();
     loop {
-        let received = inbox.receive(&socket)?;
+        let received = socket.receive(&mut inbox, 0..BATCH)?;
         if received == 0 {
             poll(&mut [PollFd::new(&socket, PollFlags::IN)], None)?;
             continue;
         }
         replies.clear();
         for slot in 0..received {
-            let segment = inbox.arrivals()[slot].segment.max(1);
+            let Some(about) = inbox.received(slot) else {
+                break;
+            };
             if echo.spoofed {
-                let from = *inbox.arrivals()[slot].from.ip();
-                let client = Tag::read(inbox.bytes(slot), shape).map(|tag| *tag.client.ip());
+                let from = *v4(about.peer).ip();
+                let client = Tag::read(inbox.payload(slot), shape).map(|tag| *tag.client.ip());
                 WRONG.fetch_add(u64::from(client != Some(from)), Ordering::Relaxed);
             }
-            let reply = turn_round(inbox.bytes_mut(slot), segment, echo.header, shape);
-            replies.push(reply);
+            let segment = about.segment.max(1);
+            let (len, segment) = turn_round(inbox.payload_mut(slot), segment, echo.header, shape);
+            replies.push((v4(about.peer), len, segment));
         }
-        let packets: Vec<_> = replies
+        let transmits: Vec<_> = replies
             .iter()
             .enumerate()
-            .filter(|(_, (len, _))| *len > 0)
-            .map(|(slot, (len, segment))| Packet {
-                to: match echo.reply_from {
-                    Some(_) => Tag::read(inbox.bytes(slot), shape).map(|tag| tag.client),
-                    None => Some(inbox.arrivals()[slot].from),
-                },
-                from: None,
-                parts: [&[], &inbox.bytes(slot)[..*len]],
-                segment: u16::try_from(*segment)
-                    .ok()
-                    .filter(|segment| usize::from(*segment) < *len),
+            .filter(|(_, (_, len, _))| *len > 0)
+            .filter_map(|(slot, (peer, len, segment))| {
+                let payload = inbox.payload(slot);
+                let client = match echo.reply_from {
+                    Some(_) => Tag::read(payload, shape)?.client,
+                    None => *peer,
+                };
+                Some(Transmit::burst(to(client), &payload[..*len], *segment))
             })
             .collect();
-        let mut gone = 0;
-        while gone < packets.len() {
-            // One that can't be sent is lost, and the client counts it.
-            gone += wire::send(exit, &packets[gone..]).unwrap_or(1);
-        }
+        // A reply that can't be sent is lost, and the client counts it.
+        let _ = exit.send(&transmits);
     }
 }
 

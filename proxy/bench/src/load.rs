@@ -12,17 +12,18 @@
 mod closed;
 mod paced;
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ppv2_udp::Batch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::output;
 use crate::tag::{self, Shape, Tag};
-use crate::wire::{self, Inbox};
+use crate::wire::{BATCH, Socket};
 
 /// Ports of the clients: outside the range that proxies get theirs from.
 const FIRST_PORT: u16 = 20_000;
@@ -115,7 +116,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
 
 /// The clients' sockets, and what is common to all loads.
 struct Clients {
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Socket>,
     target: SocketAddrV4,
     from: Ipv4Addr,
     shape: Shape,
@@ -132,10 +133,10 @@ impl Clients {
         let sockets = (0..load.ports)
             .map(|i| {
                 let bind = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, FIRST_PORT + i);
-                let socket = wire::socket(bind).with_context(|| format!("binding {bind}"))?;
-                wire::report_local_address(&socket)?;
+                let mut socket = Socket::bind(bind).with_context(|| format!("binding {bind}"))?;
+                socket.report_local_address()?;
                 if load.burst > 1 {
-                    wire::receive_bursts(&socket)?;
+                    socket.receive_bursts()?;
                 }
                 Ok(socket)
             })
@@ -167,24 +168,25 @@ impl Clients {
 
     /// Hands each reply that is there to `take`, which says whether it was
     /// waited for. Says how many were there.
-    fn receive(&mut self, inbox: &mut Inbox, mut take: impl FnMut(Tag) -> bool) -> Result<usize> {
+    fn receive(&mut self, inbox: &mut Batch, mut take: impl FnMut(Tag) -> bool) -> Result<usize> {
         let mut count = 0;
         for number in 0..self.sockets.len() {
-            let received = inbox.receive(&self.sockets[number])?;
-            for slot in 0..received {
-                let arrival = inbox.arrivals()[slot];
-                for reply in inbox.bytes(slot).chunks(arrival.segment.max(1)) {
-                    count += 1;
-                    let tag = Tag::read(reply, self.shape);
-                    if tag.is_some_and(|tag| tag.load != self.number) {
-                        continue;
-                    }
-                    let owner = SocketAddrV4::new(arrival.to, port(number));
-                    let right = arrival.from == self.target
-                        && tag::same_filling(reply, &self.template, self.shape)
-                        && tag.filter(|tag| tag.client == owner).is_some_and(&mut take);
-                    self.wrong += u64::from(!right);
+            let received = self.sockets[number].receive(inbox, 0..BATCH)?;
+            for (about, range) in inbox.datagrams(received) {
+                count += 1;
+                let reply = &inbox.bytes()[range];
+                let tag = Tag::read(reply, self.shape);
+                if tag.is_some_and(|tag| tag.load != self.number) {
+                    continue;
                 }
+                let is_owners = |tag: &Tag| {
+                    about.local.ip() == IpAddr::V4(*tag.client.ip())
+                        && tag.client.port() == port(number)
+                };
+                let right = about.peer == SocketAddr::V4(self.target)
+                    && tag::same_filling(reply, &self.template, self.shape)
+                    && tag.filter(is_owners).is_some_and(&mut take);
+                self.wrong += u64::from(!right);
             }
         }
         Ok(count)

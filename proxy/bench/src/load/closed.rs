@@ -1,15 +1,16 @@
 //! Closed loop: a client sends a datagram or a burst, and the next when all
 //! replies are there or their time is up. What comes out is throughput.
 
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use ppv2_udp::{Batch, Outgoing, Transmit};
 
 use super::{Clients, Load, Report, TIMEOUT};
 use crate::output;
 use crate::tag::Tag;
-use crate::wire::{self, BATCH, BURST_CAPACITY, Inbox, Packet};
-use std::net::SocketAddrV4;
+use crate::wire::{BATCH, to};
 
 /// Datagrams of a burst; the replies that are missing are bits of a `u64`.
 const MAX_BURST: usize = 64;
@@ -47,7 +48,7 @@ pub(super) fn run(load: &Load) -> Result<Report> {
         "a burst is at most {MAX_BURST} datagrams and 65,000 bytes"
     );
     let mut state = Loop::new(load)?;
-    let mut inbox = Inbox::new(BURST_CAPACITY);
+    let mut inbox = Batch::new(BATCH);
     let start = Instant::now();
     state.until(start + Duration::from_millis(load.warm_up), &mut inbox)?;
     let (sent_before, lost_before) = (state.sent, state.lost);
@@ -101,7 +102,7 @@ impl Loop {
         })
     }
 
-    fn until(&mut self, end: Instant, inbox: &mut Inbox) -> Result<()> {
+    fn until(&mut self, end: Instant, inbox: &mut Batch) -> Result<()> {
         let mut sweep = Instant::now() + SWEEP;
         loop {
             let sent = self.send()?;
@@ -120,7 +121,7 @@ impl Loop {
         }
     }
 
-    fn receive(&mut self, inbox: &mut Inbox) -> Result<usize> {
+    fn receive(&mut self, inbox: &mut Batch) -> Result<usize> {
         let Self { seats, ready, .. } = self;
         let mut received = 0;
         let count = self.clients.receive(inbox, |tag| {
@@ -206,22 +207,19 @@ impl Loop {
                 tag.write(payload, self.clients.shape);
             }
         }
-        let segment = (self.burst > 1).then(|| u16::try_from(size)).transpose()?;
-        let packets: Vec<_> = numbers
+        let transmits: Vec<_> = numbers
             .iter()
-            .map(|&number| Packet {
-                to: Some(self.clients.target),
-                from: Some(*self.seats[number].client.ip()),
-                parts: [&[], &self.seats[number].burst],
-                segment,
+            .map(|&number| {
+                let outgoing = Outgoing {
+                    from: Some(SocketAddr::V4(self.seats[number].client)),
+                    ..to(self.clients.target)
+                };
+                Transmit::burst(outgoing, &self.seats[number].burst, size)
             })
             .collect();
-        let mut gone = 0;
-        while gone < packets.len() {
-            gone += wire::send(&self.clients.sockets[socket], &packets[gone..])?;
-        }
-        self.sent += (gone * self.burst) as u64;
-        Ok(gone)
+        self.clients.sockets[socket].send(&transmits)?;
+        self.sent += (transmits.len() * self.burst) as u64;
+        Ok(transmits.len())
     }
 }
 

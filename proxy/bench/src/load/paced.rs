@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
+use ppv2_udp::{Batch, Outgoing, Transmit};
 
 use super::{Clients, Latency, Load, Report, TIMEOUT};
 use crate::output;
 use crate::tag::Tag;
-use crate::wire::{self, BATCH, BURST_CAPACITY, Inbox, Packet};
+use crate::wire::{BATCH, to};
 
 /// Datagrams of one run at most; each has a byte of memory.
 const MAX: u64 = 50_000_000;
@@ -32,22 +33,18 @@ fn client_of(load: &Load, number: u64) -> Result<usize> {
 /// Sends datagrams of these numbers: in one call for each socket of the clients.
 fn send(clients: &Clients, load: &Load, numbers: Range<u64>, payloads: &[Vec<u8>]) -> Result<()> {
     for (socket, from) in clients.sockets.iter().enumerate() {
-        let mut packets = Vec::with_capacity(BATCH);
+        let mut transmits = Vec::with_capacity(BATCH);
         for (number, payload) in numbers.clone().zip(payloads) {
             let (own, address) = clients.address(client_of(load, number)?);
             if own == socket {
-                packets.push(Packet {
-                    to: Some(clients.target),
-                    from: Some(*address.ip()),
-                    parts: [&[], payload],
-                    segment: None,
-                });
+                let outgoing = Outgoing {
+                    from: Some(address.into()),
+                    ..to(clients.target)
+                };
+                transmits.push(Transmit::datagram(outgoing, payload));
             }
         }
-        let mut sent = 0;
-        while sent < packets.len() {
-            sent += wire::send(from, &packets[sent..])?;
-        }
+        from.send(&transmits)?;
     }
     Ok(())
 }
@@ -56,7 +53,7 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
     let warm_up = (rate * load.warm_up / 1_000).min(MAX / 2);
     let total = warm_up + (rate * load.time / 1_000).min(MAX / 2);
     let mut clients = Clients::open(load)?;
-    let mut inbox = Inbox::new(BURST_CAPACITY);
+    let mut inbox = Batch::new(BATCH);
     let mut state = vec![0; usize::try_from(total)?];
     let mut payloads = vec![clients.template.clone(); BATCH];
     let mut latency = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;

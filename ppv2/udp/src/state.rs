@@ -4,7 +4,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{ControlFlow, Range};
 #[cfg(target_os = "linux")]
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[cfg(target_os = "linux")]
 use crate::linux as sys;
@@ -23,7 +24,7 @@ pub struct SocketState {
     /// Datagrams arrive with the address that they were sent to.
     packet_info: bool,
     /// Datagrams arrive joined.
-    gro: bool,
+    gro: AtomicBool,
     /// Longer datagrams are not sent as a burst: the kernel refused.
     #[cfg(target_os = "linux")]
     burst_limit: AtomicUsize,
@@ -46,7 +47,7 @@ impl SocketState {
     #[must_use]
     pub fn for_sending(socket: &impl AsFd, bound: SocketAddr) -> Self {
         Self {
-            gro: sys::has_gro(socket.as_fd()),
+            gro: AtomicBool::new(sys::has_gro(socket.as_fd())),
             ..Self::unasked(bound)
         }
     }
@@ -58,7 +59,7 @@ impl SocketState {
         Self {
             bound,
             packet_info: false,
-            gro: false,
+            gro: AtomicBool::new(false),
             #[cfg(target_os = "linux")]
             burst_limit: AtomicUsize::new(sys::longest_in_burst()),
         }
@@ -68,7 +69,7 @@ impl SocketState {
     /// can't take them apart.
     #[must_use]
     pub fn gro(&self) -> bool {
-        self.gro
+        self.gro.load(Ordering::Relaxed)
     }
 
     /// Whether [`Received::local`] is the address that a datagram was sent to, on a socket
@@ -94,9 +95,10 @@ impl SocketState {
     /// # Errors
     ///
     /// Those of `setsockopt`, but for "unknown option".
-    pub fn enable_gro(&mut self, socket: &impl AsFd) -> io::Result<bool> {
-        self.gro = sys::enable_gro(socket.as_fd())?;
-        Ok(self.gro)
+    pub fn enable_gro(&self, socket: &impl AsFd) -> io::Result<bool> {
+        let is_enabled = sys::enable_gro(socket.as_fd())?;
+        self.gro.store(is_enabled, Ordering::Relaxed);
+        Ok(is_enabled)
     }
 
     /// Receives into the slots `slots` of `batch`, from the first on, and returns how many

@@ -50,8 +50,7 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 /// Serves until standard input ends; each line there is answered with what was
 /// seen, as one line of JSON.
 pub(crate) fn run(echo: &Echo) -> Result<()> {
-    let mut socket =
-        Socket::bind(echo.listen).with_context(|| format!("binding {}", echo.listen))?;
+    let socket = Socket::bind(echo.listen).with_context(|| format!("binding {}", echo.listen))?;
     socket.receive_bursts()?;
     let aside = match echo.reply_from {
         Some(from) => Some(Socket::bind(from).with_context(|| format!("binding {from}"))?),

@@ -59,7 +59,7 @@ impl Socket {
     }
 
     /// Receives bursts in one piece.
-    pub(crate) fn receive_bursts(&mut self) -> io::Result<()> {
+    pub(crate) fn receive_bursts(&self) -> io::Result<()> {
         self.state.enable_gro(&self.inner).map(drop)
     }
 

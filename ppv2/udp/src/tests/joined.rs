@@ -21,7 +21,7 @@ impl Pair {
             socket2::SockRef::from(socket)
                 .set_recv_buffer_size(4 << 20)
                 .unwrap();
-            let mut state = SocketState::new(socket, socket.local_addr().unwrap());
+            let state = SocketState::new(socket, socket.local_addr().unwrap());
             assert!(state.enable_gro(socket).unwrap());
             state
         });

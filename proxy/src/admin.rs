@@ -29,9 +29,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::discovery;
 use crate::health::Status;
 use crate::metrics::{Format, Metrics};
-use crate::names;
 use ppv2_engine::worker::{Command, SessionReport};
 use ppv2_udp::Waker;
 
@@ -131,7 +131,7 @@ pub struct Admin {
     /// What is known of the servers.
     pub health: Arc<Status>,
     /// What is known of servers that are names.
-    pub names: Arc<names::Board>,
+    pub names: Arc<discovery::Status>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
     /// Asks for another configuration to be taken over.

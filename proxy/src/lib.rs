@@ -51,7 +51,7 @@
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`doctor`] | what this host lacks for a configuration |
 //! | [`returns`], [`host`] | how replies return in each mode, and what this host says of its routes |
-//! | [`names`] | looks up servers that are names, again and again |
+//! | [`discovery`] | looks up servers that are names, again and again |
 //! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
@@ -61,6 +61,7 @@ pub mod admin;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod discovery;
 pub mod doctor;
 mod files;
 pub mod health;
@@ -69,7 +70,6 @@ pub mod host;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
-pub mod names;
 pub mod privilege;
 pub mod returns;
 pub mod roster;

@@ -5,9 +5,9 @@ use std::fs;
 
 use crate::admin;
 use crate::config::{Config, Listener};
+use crate::discovery;
 use crate::health;
 use crate::memory::{self, MemoryLimit};
-use crate::names;
 use ppv2_engine::mode::Mode;
 
 /// Descriptors for everything that is no session and no worker's: every admin
@@ -77,7 +77,7 @@ impl Ceiling {
         let probes = probed.count().min(health::MAX_PROBES);
         let lookups = match config.names.is_empty() {
             true => 0,
-            false => names::MAX_SOCKETS,
+            false => discovery::MAX_SOCKETS,
         };
         let taken = SPARE_DESCRIPTORS + probes + lookups + workers + config.listening_sockets();
         let descriptors = descriptors.saturating_sub(taken);

@@ -13,7 +13,7 @@ use clap::Parser;
 use ppv2_proxy::cli::{Arguments, Command, LogFormat, Run};
 use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
 use ppv2_proxy::config::{Config, ConfigError, printable};
-use ppv2_proxy::names;
+use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::runtime;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -157,7 +157,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
 /// A configuration with the servers that its names lead to by now.
 fn resolved(path: &Path) -> Result<Config, ConfigError> {
     let config = Config::from_file(path)?;
-    let resolved = names::resolve_once(&config);
+    let resolved = discovery::resolve_once(&config);
     Ok(config.expand(&resolved.answers).config)
 }
 

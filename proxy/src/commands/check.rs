@@ -4,14 +4,14 @@
 use std::fmt::Write;
 
 use crate::config::Config;
+use crate::discovery;
 use crate::limits::Ceiling;
-use crate::names;
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
 /// servers that its names lead to by now. Must not be called within a tokio runtime.
 #[must_use]
 pub fn report(config: &Config) -> String {
-    let resolved = names::resolve_once(config);
+    let resolved = discovery::resolve_once(config);
     let expanded = config.expand(&resolved.answers);
     let remarks = [resolved.remarks(config), expanded.remarks].concat();
     describe(&expanded.config, &remarks)

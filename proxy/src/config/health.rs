@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hickory_resolver::proto::op::{Message, Query};
+use hickory_resolver::proto::rr;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::check::Checker;
@@ -435,23 +437,14 @@ impl Checker<'_> {
     }
 }
 
-/// A query for the address of `name`, with recursion asked for (RFC 1035,
-/// section 4.1).
+/// A query for the address of `name`, with recursion asked for.
 fn dns_query(name: &str) -> Option<Vec<u8>> {
-    let mut query = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    let name = name.strip_suffix('.').unwrap_or(name);
-    for label in name.split('.').filter(|_| !name.is_empty()) {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        if !(1..=63).contains(&label.len()) || !label.bytes().all(plain) {
-            return None;
-        }
-        query.push(u8::try_from(label.len()).ok()?);
-        query.extend(label.bytes());
-    }
-    query.push(0);
-    // The name takes 255 bytes at the most.
-    (query.len() <= 12 + 255).then(|| {
-        query.extend([0, 1, 0, 1]);
-        query
-    })
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+    let name = rr::Name::from_ascii(name)
+        .ok()
+        .filter(|_| name.chars().all(is_plain))?;
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(name, rr::RecordType::A));
+    query.to_vec().ok()
 }

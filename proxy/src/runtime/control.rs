@@ -20,11 +20,11 @@ use super::{RunError, bind, plans};
 use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
+use crate::discovery::{self, Names};
 use crate::doctor;
 use crate::health::{Health, Status};
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
-use crate::names::{self, Names};
 use crate::roster::{Roll, Roster};
 use ppv2_engine::counters::WorkerCounters;
 use ppv2_engine::session::Budget;
@@ -93,8 +93,7 @@ impl Control {
     /// Binds all addresses and starts the workers, after names have had a moment to
     /// be resolved.
     pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
-        let names = Names::start(&written);
-        names.first(FIRST_ANSWERS).await;
+        let names = Names::start(&written, FIRST_ANSWERS).await;
         doctor::fatal_at_start(&written)?;
         let Expanded { config, remarks } = reload::expand(&written, names.answers())
             .await
@@ -200,8 +199,8 @@ impl Control {
         self.ceiling
     }
 
-    pub(super) fn names(&self) -> Arc<names::Board> {
-        self.names.board()
+    pub(super) fn names(&self) -> Arc<discovery::Status> {
+        self.names.status()
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerHandle> {

@@ -19,8 +19,8 @@ use tokio::task::spawn_blocking;
 use crate::config::Config;
 use crate::host;
 use crate::host::route::{NoRoute, Packet, rules_look_deeper};
-use ppv2_engine::worker::WrongInterfaces;
 use ppv2_engine::address::own_addresses;
+use ppv2_engine::worker::WrongInterfaces;
 use ppv2_udp::{Cause, source_towards};
 
 /// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both

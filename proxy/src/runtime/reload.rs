@@ -16,8 +16,8 @@ use super::setups::Log;
 use crate::access_log::Unlogged;
 use crate::admin::ReloadRequest;
 use crate::config::{AccessLog, Answers, Config, Expanded, Listener};
+use crate::discovery::{Candidate, Running};
 use crate::doctor;
-use crate::names::{Candidate, Running};
 use crate::roster::Roll;
 
 /// How long names have to be resolved before the proxy starts without what they lead
@@ -125,9 +125,8 @@ pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
         ));
     };
     let (written, log) = read.map_err(|error| error.to_string())??;
-    let candidate = beside.names.candidate(&written, FIRST_ANSWERS);
-    candidate.ready().await;
-    let expanded = expand(&written, candidate.answers()).await?;
+    let candidate = beside.names.prepare(&written, FIRST_ANSWERS).await;
+    let expanded = expand(&written, candidate.answers.clone()).await?;
     Ok(Ready {
         written,
         candidate,

@@ -94,6 +94,11 @@ fn what_can_not_be_is_shown_with_its_mend() {
             "labels",
         ),
         (
+            "probe = { kind = \"dns\", name = \"a b\" }",
+            "no domain name",
+            "labels",
+        ),
+        (
             "probe = { kind = \"udp\", port = 5 }",
             "`port` is not for",
             "leave it out",

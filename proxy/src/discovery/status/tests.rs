@@ -1,7 +1,9 @@
-//! What is told of names, and to whom.
+//! What is known of several names.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use prometheus_client::registry::Registry;
 
 use super::super::state::{Failure, Record};
@@ -22,7 +24,7 @@ fn settings() -> Resolver {
     .resolver
 }
 
-fn asked(found: Option<&str>) -> Asked {
+fn lookup(found: Option<&str>) -> Found {
     let nothing = || {
         Err(Failure {
             outcome: Outcome::NoRecords,
@@ -36,40 +38,40 @@ fn asked(found: Option<&str>) -> Asked {
         port: 53,
         host: "h".to_owned(),
     };
-    Asked {
+    Found {
         records: Ok(vec![record]),
         left_out: 0,
         hosts: BTreeMap::from([("h".to_owned(), [v4, nothing()])]),
-        ttl: None,
+        ttl: Duration::MAX,
     }
 }
 
-fn note(board: &Board, of: &str, found: Option<&str>) {
-    board.note(&name(of), asked(found), &settings(), Instant::now());
+fn note(status: &Status, of: &str, found: Option<&str>) {
+    status.note(&name(of), lookup(found), &settings());
 }
 
-/// Whether the future is through at once.
-async fn is_done(future: impl Future<Output = ()>) -> bool {
-    tokio::time::timeout(Duration::from_millis(10), future)
-        .await
-        .is_ok()
+fn reconfigure(status: &Status, names: [&str; 2]) {
+    let names = names.map(name);
+    status.reconfigure(&names.iter().collect(), BTreeMap::new());
 }
 
-#[tokio::test]
-async fn a_change_is_told_once_and_not_lost() {
-    let board = Board::default();
-    board.follow(&BTreeSet::from([&name("a"), &name("b")]));
-    assert!(!is_done(board.changed()).await);
-    assert!(!is_done(board.all_asked()).await);
-    note(&board, "a", Some("192.0.2.1"));
-    note(&board, "a", Some("192.0.2.2"));
-    assert!(is_done(board.changed()).await);
-    assert!(!is_done(board.changed()).await);
-    assert!(!is_done(board.all_asked()).await);
-    note(&board, "b", None);
-    assert!(is_done(board.all_asked()).await);
-    assert!(!is_done(board.changed()).await);
-    let answers = board.answers();
+/// Whether the future completes at once.
+fn is_done(future: impl Future<Output = ()>) -> bool {
+    future.now_or_never().is_some()
+}
+
+#[test]
+fn a_change_is_notified_once_and_not_lost() {
+    let status = Status::default();
+    reconfigure(&status, ["a", "b"]);
+    assert!(is_done(status.changed()));
+    note(&status, "a", Some("192.0.2.1"));
+    note(&status, "a", Some("192.0.2.2"));
+    assert!(is_done(status.changed()));
+    assert!(!is_done(status.changed()));
+    note(&status, "b", None);
+    assert!(!is_done(status.changed()));
+    let answers = status.answers();
     assert_eq!(answers.len(), 1);
     assert_eq!(
         answers[&name("a")][0].address,
@@ -78,25 +80,25 @@ async fn a_change_is_told_once_and_not_lost() {
 }
 
 #[test]
-fn names_that_stay_are_known_and_others_forgotten() {
-    let board = Board::default();
-    board.follow(&BTreeSet::from([&name("a"), &name("b")]));
-    note(&board, "a", Some("192.0.2.1"));
-    note(&board, "b", Some("192.0.2.2"));
-    board.follow(&BTreeSet::from([&name("b"), &name("c")]));
-    assert!(board.answers().keys().eq([&name("b")]));
-    note(&board, "a", Some("192.0.2.1"));
-    assert!(board.answers().keys().eq([&name("b")]));
+fn names_that_stay_are_kept_and_others_forgotten() {
+    let status = Status::default();
+    reconfigure(&status, ["a", "b"]);
+    note(&status, "a", Some("192.0.2.1"));
+    note(&status, "b", Some("192.0.2.2"));
+    reconfigure(&status, ["b", "c"]);
+    assert!(status.answers().keys().eq([&name("b")]));
+    note(&status, "a", Some("192.0.2.1"));
+    assert!(status.answers().keys().eq([&name("b")]));
 }
 
 #[test]
-fn metrics_tell_of_each_name() {
-    let board = Arc::new(Board::default());
-    board.follow(&BTreeSet::from([&name("a"), &name("b")]));
-    note(&board, "a", Some("192.0.2.1"));
-    note(&board, "a", None);
+fn metrics_show_each_name() {
+    let status = Arc::new(Status::default());
+    reconfigure(&status, ["a", "b"]);
+    note(&status, "a", Some("192.0.2.1"));
+    note(&status, "a", None);
     let mut registry = Registry::with_prefix("ppv2");
-    registry.register_collector(Box::new(board));
+    registry.register_collector(Box::new(status));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     for line in [

@@ -1,4 +1,4 @@
-//! Answers come and go, and what is known of a name stays sound.
+//! Sequences of lookups of one name.
 
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ fn failure(outcome: Outcome) -> Failure {
     }
 }
 
-fn found(addresses: &[&str]) -> Result<Vec<IpAddr>, Failure> {
+fn ips(addresses: &[&str]) -> Result<Vec<IpAddr>, Failure> {
     match addresses {
         [] => Err(failure(Outcome::NoRecords)),
         addresses => Ok(addresses.iter().map(|ip| ip.parse().unwrap()).collect()),
@@ -37,29 +37,36 @@ fn record(priority: u16, weight: u16, host: &str) -> Record {
     }
 }
 
+/// Takes over a lookup; returns whether the answer changed, and the seconds until the next.
+fn note(state: &mut State, found: Found, now: Instant) -> (bool, u64) {
+    let changed = state.note(found, &settings(), now);
+    let pause = state.next_lookup.unwrap() - now;
+    (changed, pause.as_secs())
+}
+
 type Families = [Result<Vec<IpAddr>, Failure>; 2];
 
-fn asked(records: &[Record], hosts: Vec<(&str, Families)>) -> Asked {
+fn lookup(records: &[Record], hosts: Vec<(&str, Families)>) -> Found {
     let hosts = hosts.into_iter();
-    Asked {
+    Found {
         records: Ok(records.to_vec()),
         left_out: 0,
         hosts: hosts
             .map(|(host, found)| (host.to_owned(), found))
             .collect(),
-        ttl: Some(Duration::from_secs(30)),
+        ttl: Duration::from_secs(30),
     }
 }
 
 /// A lookup of one host.
-fn host(v4: Result<Vec<IpAddr>, Failure>, v6: Result<Vec<IpAddr>, Failure>) -> Asked {
-    asked(&[record(0, 1, "a")], vec![("a", [v4, v6])])
+fn host(v4: Result<Vec<IpAddr>, Failure>, v6: Result<Vec<IpAddr>, Failure>) -> Found {
+    lookup(&[record(0, 1, "a")], vec![("a", [v4, v6])])
 }
 
-fn failed() -> Asked {
+fn failed() -> Found {
     let timeout = || Err(failure(Outcome::Timeout));
-    Asked {
-        ttl: None,
+    Found {
+        ttl: Duration::MAX,
         ..host(timeout(), timeout())
     }
 }
@@ -72,44 +79,38 @@ fn addresses(state: &State) -> Vec<String> {
 }
 
 #[test]
-fn the_ttl_says_when_to_ask_again_within_bounds() {
-    let pause = |ttl| {
-        let asked = Asked {
-            ttl,
-            ..host(found(&["192.0.2.1"]), found(&[]))
-        };
-        let noted = State::default().note(asked, &settings(), Instant::now());
-        assert!(noted.changed);
-        noted.pause.as_secs()
-    };
+fn the_next_lookup_follows_the_ttl_within_bounds() {
     for (ttl, expected) in [(0, 5), (4, 5), (30, 30), (86_400, 300)] {
-        assert_eq!(pause(Some(Duration::from_secs(ttl))), expected);
+        let found = Found {
+            ttl: Duration::from_secs(ttl),
+            ..host(ips(&["192.0.2.1"]), ips(&[]))
+        };
+        let noted = note(&mut State::default(), found, Instant::now());
+        assert_eq!(noted, (true, expected));
     }
-    assert_eq!(pause(None), 5);
 }
 
 #[test]
-fn a_failure_keeps_the_answer_and_is_retried_ever_later() {
+fn a_failure_keeps_the_answer_and_retries_back_off() {
     let (mut state, now) = (State::default(), Instant::now());
     let mut pauses = || {
-        let pause = |_| state.note(failed(), &settings(), now).pause.as_secs();
+        let pause = |_| note(&mut state, failed(), now).1;
         (0..8).map(pause).collect::<Vec<_>>()
     };
     assert_eq!(pauses(), [1, 2, 4, 8, 16, 32, 60, 60]);
-    let good = || host(found(&["192.0.2.1"]), found(&["2001:db8::1"]));
-    assert!(state.note(good(), &settings(), now).changed);
+    let good = || host(ips(&["192.0.2.1"]), ips(&["2001:db8::1"]));
+    assert!(state.note(good(), &settings(), now));
     assert_eq!(state.failing(), None);
     assert_eq!(addresses(&state), ["192.0.2.1", "2001:db8::1"]);
-    for asked in [
+    for found in [
         failed(),
-        host(found(&[]), found(&[])),
-        Asked {
+        host(ips(&[]), ips(&[])),
+        Found {
             records: Err(failure(Outcome::Failed)),
-            ..asked(&[], Vec::new())
+            ..lookup(&[], Vec::new())
         },
     ] {
-        let noted = state.note(asked, &settings(), now);
-        assert!(!noted.changed);
+        assert!(!state.note(found, &settings(), now));
         assert!(state.failing().is_some());
         assert_eq!(addresses(&state), ["192.0.2.1", "2001:db8::1"]);
     }
@@ -118,35 +119,31 @@ fn a_failure_keeps_the_answer_and_is_retried_ever_later() {
     for _ in 0..100 {
         state.note(failed(), &settings(), now);
     }
-    assert!(!state.note(good(), &settings(), now).changed);
-    assert_eq!(state.note(failed(), &settings(), now).pause.as_secs(), 1);
+    assert!(!state.note(good(), &settings(), now));
+    assert_eq!(note(&mut state, failed(), now).1, 1);
 }
 
 #[test]
-fn one_family_may_go_while_the_other_stays() {
+fn addresses_of_one_family_may_go_while_the_other_stays() {
     let (mut state, now) = (State::default(), Instant::now());
     let mut note = |v4, v6| {
-        let noted = state.note(host(v4, v6), &settings(), now);
-        (
-            addresses(&state),
-            state.failing().is_some(),
-            noted.pause.as_secs(),
-        )
+        let (_, pause) = note(&mut state, host(v4, v6), now);
+        (addresses(&state), state.failing().is_some(), pause)
     };
     let both = ["192.0.2.1", "2001:db8::1"].map(str::to_owned).to_vec();
-    let v6 = || found(&["2001:db8::1"]);
-    assert_eq!(note(found(&["192.0.2.1"]), v6()), (both.clone(), false, 30));
+    let v6 = || ips(&["2001:db8::1"]);
+    assert_eq!(note(ips(&["192.0.2.1"]), v6()), (both.clone(), false, 30));
     // Nobody knows what became of it.
     let broken = || Err(failure(Outcome::Failed));
     assert_eq!(note(broken(), v6()), (both.clone(), true, 1));
-    assert_eq!(note(found(&[]), broken()), (both.clone(), true, 2));
+    assert_eq!(note(ips(&[]), broken()), (both.clone(), true, 2));
     // It is gone.
-    assert_eq!(note(found(&[]), v6()), (both[1..].to_vec(), false, 30));
+    assert_eq!(note(ips(&[]), v6()), (both[1..].to_vec(), false, 30));
     assert_eq!(note(broken(), broken()), (both[1..].to_vec(), true, 1));
 }
 
 #[test]
-fn records_make_primaries_and_backups_with_weights() {
+fn srv_records_become_primaries_and_backups_with_weights() {
     let mut state = State::default();
     let records = [
         record(10, 0, "a"),
@@ -156,15 +153,15 @@ fn records_make_primaries_and_backups_with_weights() {
         record(20, 0, "d"),
         record(30, 1, "a"),
     ];
-    let one = |ip| [found(&[ip]), found(&[])];
+    let one = |ip| [ips(&[ip]), ips(&[])];
     let hosts = vec![
         ("a", one("192.0.2.1")),
-        ("b", [found(&["192.0.2.2"]), found(&["2001:db8::2"])]),
+        ("b", [ips(&["192.0.2.2"]), ips(&["2001:db8::2"])]),
         ("c", one("192.0.2.3")),
         ("d", one("192.0.2.4")),
-        ("gone", [found(&[]), found(&[])]),
+        ("gone", [ips(&[]), ips(&[])]),
     ];
-    state.note(asked(&records, hosts), &settings(), Instant::now());
+    state.note(lookup(&records, hosts), &settings(), Instant::now());
     let answers = state.answers().iter();
     let answers: Vec<_> = answers
         .map(|a| (a.address.ip().to_string(), a.weight, a.backup))
@@ -182,61 +179,61 @@ fn records_make_primaries_and_backups_with_weights() {
     );
     assert_eq!(state.failing(), Some("no_records"));
     // Hosts that no record names any longer are forgotten.
-    let fewer = asked(&records[..1], vec![("a", one("192.0.2.9"))]);
+    let fewer = lookup(&records[..1], vec![("a", one("192.0.2.9"))]);
     state.note(fewer, &settings(), Instant::now());
     assert_eq!(addresses(&state), ["192.0.2.9"]);
     assert_eq!(state.hosts.len(), 1);
 }
 
 #[test]
-fn records_whose_hosts_have_no_addresses_leave_the_answer() {
+fn records_without_any_addresses_do_not_replace_the_answer() {
     let now = Instant::now();
-    let one = |ip| [found(&[ip]), found(&[])];
+    let one = |ip| [ips(&[ip]), ips(&[])];
     for outcome in [Outcome::NoRecords, Outcome::Timeout, Outcome::Failed] {
         let mut state = State::default();
-        let old = asked(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
+        let old = lookup(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
         state.note(old, &settings(), now);
         let fails = || [Err(failure(outcome)), Err(failure(outcome))];
         for _ in 0..10 {
-            let new = asked(&[record(1, 1, "new")], vec![("new", fails())]);
-            assert!(!state.note(new, &settings(), now).changed);
+            let new = lookup(&[record(1, 1, "new")], vec![("new", fails())]);
+            assert!(!state.note(new, &settings(), now));
             assert_eq!(addresses(&state), ["192.0.2.1"]);
             assert_eq!(state.failing(), Some(outcome.label()));
         }
-        let new = asked(&[record(1, 1, "new")], vec![("new", one("192.0.2.2"))]);
-        assert!(state.note(new, &settings(), now).changed);
+        let new = lookup(&[record(1, 1, "new")], vec![("new", one("192.0.2.2"))]);
+        assert!(state.note(new, &settings(), now));
         assert_eq!(addresses(&state), ["192.0.2.2"]);
         assert_eq!(state.failing(), None);
     }
 }
 
 #[test]
-fn records_wait_for_hosts_that_failed_but_not_for_long() {
+fn changed_records_wait_for_failed_hosts_but_not_for_long() {
     let (mut state, now) = (State::default(), Instant::now());
-    let one = |ip| [found(&[ip]), found(&[])];
-    let old = asked(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
+    let one = |ip| [ips(&[ip]), ips(&[])];
+    let old = lookup(&[record(1, 1, "old")], vec![("old", one("192.0.2.1"))]);
     state.note(old.clone(), &settings(), now);
     let records = [record(1, 1, "first"), record(2, 1, "second")];
     let new = |first| {
         let hosts = vec![("first", first), ("second", one("192.0.2.3"))];
-        asked(&records, hosts)
+        lookup(&records, hosts)
     };
-    let fails = || [Err(failure(Outcome::Failed)), found(&[])];
+    let fails = || [Err(failure(Outcome::Failed)), ips(&[])];
     for turn in 1..=3 {
-        assert!(!state.note(new(fails()), &settings(), now).changed);
+        assert!(!state.note(new(fails()), &settings(), now));
         assert_eq!(
             (addresses(&state).as_slice(), turn),
             (&["192.0.2.1".to_owned()][..], turn)
         );
     }
-    assert!(state.note(new(fails()), &settings(), now).changed);
+    assert!(state.note(new(fails()), &settings(), now));
     assert_eq!(addresses(&state), ["192.0.2.3"]);
     state.note(new(one("192.0.2.2")), &settings(), now);
     assert_eq!(addresses(&state), ["192.0.2.2", "192.0.2.3"]);
     // A host that is not there is not waited for.
     state.note(old, &settings(), now);
     assert_eq!(addresses(&state), ["192.0.2.1"]);
-    state.note(new([found(&[]), found(&[])]), &settings(), now);
+    state.note(new([ips(&[]), ips(&[])]), &settings(), now);
     assert_eq!(addresses(&state), ["192.0.2.3"]);
 }
 
@@ -251,53 +248,48 @@ fn weights_keep_their_proportions() {
 }
 
 #[test]
-fn the_log_is_told_once_of_each_situation() {
+fn each_change_is_logged_once() {
     let (mut state, start) = (State::default(), Instant::now());
-    let mut say = |second, asked| {
+    let mut say = |second, found| {
         let now = start + Duration::from_secs(second);
-        state.note(asked, &settings(), now).sayings
+        state.note(found, &settings(), now);
+        state.news(now)
     };
-    let good = |ips: &[&str]| host(found(ips), found(&[]));
-    let failing = |kept| Saying::Failing {
-        why: "timeout".to_owned(),
-        kept,
-    };
-    let changed = |added, removed| Saying::Changed {
-        added,
-        removed,
-        left_out: 0,
-    };
-    assert_eq!(say(0, failed()), [failing(0)]);
+    let good = |texts: &[&str]| host(ips(texts), ips(&[]));
+    let failing = || News::Failing("timeout".to_owned());
+    let changed = |added, removed| News::Changed { added, removed };
+    assert_eq!(say(0, failed()), [failing()]);
     assert_eq!(say(1, failed()), []);
     assert_eq!(
         say(3, good(&["192.0.2.1"])),
-        [Saying::Recovered, changed(1, 0)]
+        [News::Recovered, changed(1, 0)]
     );
     assert_eq!(say(4, good(&["192.0.2.1"])), []);
     assert_eq!(say(5, good(&["192.0.2.2", "192.0.2.3"])), [changed(2, 1)]);
     // The minute has had its lines.
     assert_eq!(say(6, good(&["192.0.2.2"])), []);
     assert_eq!(say(7, failed()), []);
-    assert_eq!(say(60, failed()), [failing(1)]);
+    assert_eq!(say(60, failed()), [failing()]);
     assert_eq!(
         say(63, good(&["192.0.2.2"])),
-        [Saying::Recovered, changed(0, 1)]
+        [News::Recovered, changed(0, 1)]
     );
 }
 
 #[test]
-fn an_answer_that_changes_each_second_fills_no_log() {
+fn an_answer_that_changes_each_second_does_not_fill_the_log() {
     let (mut state, start) = (State::default(), Instant::now());
     let lines: usize = (0..3600)
         .map(|second| {
             let ip = format!("10.0.{}.{}", second / 256, second % 256);
-            let asked = match second % 3 {
+            let found = match second % 3 {
                 0 => failed(),
-                _ => host(found(&[&ip]), found(&[])),
+                _ => host(ips(&[&ip]), ips(&[])),
             };
-            let noted = state.note(asked, &settings(), start + Duration::from_secs(second));
+            let now = start + Duration::from_secs(second);
+            state.note(found, &settings(), now);
             assert!(state.answers().len() <= 1 && state.hosts.len() == 1);
-            noted.sayings.len()
+            state.news(now).len()
         })
         .sum();
     assert!(lines <= 2 * 2 * 60, "{lines} lines in an hour");
@@ -307,9 +299,9 @@ fn an_answer_that_changes_each_second_fills_no_log() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
-    /// Whatever is answered in whatever order, what is known is bounded and sound.
+    /// Any answers in any order: what is known stays bounded and consistent, and an answer is never lost.
     #[test]
-    fn any_lookups_leave_something_sound(
+    fn any_sequence_of_lookups_keeps_a_bounded_answer(
         lookups in prop::collection::vec(
             (
                 prop::option::of(prop::collection::vec((0..3u16, any::<u16>(), 0..5u8), 0..6)),
@@ -338,17 +330,18 @@ proptest! {
                 });
                 (record.host.clone(), families)
             }).collect();
-            let asked = Asked {
+            let found = Found {
                 records: records.ok_or_else(|| failure(Outcome::Failed)),
                 left_out: 0,
                 hosts,
-                ttl: ttl.map(|ttl| Duration::from_secs(ttl.into())),
+                ttl: ttl.map_or(Duration::MAX, |ttl| Duration::from_secs(ttl.into())),
             };
             let before = state.answers().to_vec();
-            let noted = state.note(asked, &settings, now);
-            now += noted.pause;
-            prop_assert!(noted.pause >= settings.retry && noted.pause <= settings.max_ttl);
-            prop_assert_eq!(noted.changed, before != state.answers());
+            let changed = state.note(found, &settings, now);
+            let pause = state.next_lookup.unwrap() - now;
+            now += pause;
+            prop_assert!(pause >= settings.retry && pause <= settings.max_ttl);
+            prop_assert_eq!(changed, before != state.answers());
             prop_assert!(before.is_empty() || !state.answers().is_empty());
             prop_assert!(state.answers().len() <= MAX_KEPT);
             let weights = state.answers().iter().map(|answer| answer.weight);

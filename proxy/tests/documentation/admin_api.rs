@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::UdpSocket;
 
+use ppv2_lab::{http_get, receive, socket};
 use serde_json::Value;
 
-use super::proxy::Proxy;
 use super::root;
+use super::running::Running;
 
 /// The keys of a JSON object's or array's first entry.
 fn keys(value: &Value) -> BTreeSet<String> {
@@ -27,9 +27,10 @@ fn fields(page: &str, heading: &str) -> BTreeSet<String> {
 #[test]
 fn the_page_has_every_endpoint_and_every_field() {
     let page = fs::read_to_string(root().join("docs/reference/admin-api.md")).unwrap();
-    let proxy = Proxy::start();
+    let proxy = Running::start();
+    let get = |path| http_get(proxy.admin, path).1;
 
-    let index = proxy.get("/");
+    let index = get("/");
     let words = index
         .split_whitespace()
         .filter(|word| word.starts_with('/'));
@@ -42,15 +43,15 @@ fn the_page_has_every_endpoint_and_every_field() {
         .collect();
     assert_eq!(written, there);
 
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let client = socket("127.0.0.1");
     client.send_to(b"hello", proxy.listener).unwrap();
-    proxy.server.recv(&mut [0; 100]).unwrap();
-    let sessions: Value = serde_json::from_str(&proxy.get("/sessions")).unwrap();
+    receive(&proxy.server);
+    let sessions: Value = serde_json::from_str(&get("/sessions")).unwrap();
     assert_eq!(
         fields(&page, "### Fields of a session"),
         keys(&sessions["sessions"])
     );
-    let upstreams: Value = serde_json::from_str(&proxy.get("/upstreams")).unwrap();
+    let upstreams: Value = serde_json::from_str(&get("/upstreams")).unwrap();
     assert_eq!(
         fields(&page, "### Fields of a server"),
         keys(&upstreams[0]["servers"])

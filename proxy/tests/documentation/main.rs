@@ -6,18 +6,16 @@
 mod admin_api;
 mod markdown;
 mod pages;
-mod proxy;
+mod running;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use clap::CommandFactory;
 use markdown::{Page, commands};
+use ppv2_lab::{output, write};
 use ppv2_proxy::cli::Arguments;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_ppv2-proxy");
 
 /// Has the pages written rather than compared: what `make docs` sets.
 const WRITE: &str = "PPV2_WRITE_DOCS";
@@ -83,7 +81,7 @@ fn generated_pages_are_up_to_date() {
         ("docs/reference/configuration.md", pages::configuration()),
         (
             "docs/reference/metrics.md",
-            pages::metrics(&proxy::metrics()),
+            pages::metrics(&running::metrics()),
         ),
     ] {
         let file = root().join(path);
@@ -202,19 +200,9 @@ fn configurations_pass_check() {
     let mut wrong = Vec::new();
     let mut checked = 0;
     let mut check = |place: String, config: &str| {
-        let file = folder.path().join("proxy.toml");
-        fs::write(&file, config).unwrap();
-        let output = Command::new(BINARY)
-            .arg("check")
-            .arg("--config")
-            .arg(&file)
-            .output();
-        let output = output.unwrap();
-        let (report, error) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        if !output.status.success() {
+        let file = write(&folder, "proxy.toml", config);
+        let (code, report, error) = output(&["check", "--config", file.to_str().unwrap()]);
+        if code != Some(0) {
             wrong.push(format!("{place}: {error}"));
         }
         // A machine without DNS can test, too.

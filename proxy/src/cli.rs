@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::{doctor, host_setup};
 use crate::config::{Config, ConfigError, Flags};
 
 /// UDP reverse proxy that tells servers who their clients are, without root
@@ -53,7 +53,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Tell what this host lacks for a configuration, and how to mend it
+    /// Find what this host lacks for a configuration, and how to fix it
     #[command(after_help = "Exit code 1 if anything fatal was found, 0 otherwise.")]
     Doctor(Box<doctor::Options>),
     /// Print the commands that a host needs for modes transparent and dsr, as a shell script

@@ -4,6 +4,4 @@
 pub mod check;
 pub mod decode;
 pub mod demo;
-pub mod doctor;
-pub mod host_setup;
 pub mod whoami;

@@ -39,6 +39,7 @@
 //! |---|---|
 //! | `ppv2-udp` | batches, sockets, every system call of the data path; all unsafe code |
 //! | `ppv2-engine` | the data path; it knows neither the configuration nor tokio |
+//! | `ppv2-hosts` | `doctor` and `host-setup` |
 //! | this one | the command line, the configuration, and all that runs beside the data path |
 //!
 //! | module | |
@@ -49,12 +50,11 @@
 //! | [`roster`] | the numbers that listeners and servers go by, also after a reload |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
-//! | [`doctor`] | what this host lacks for a configuration |
-//! | [`returns`], [`host`] | how replies return in each mode, and what this host says of its routes |
+//! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
 //! | [`discovery`] | looks up servers that are names, again and again |
 //! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
-//! | [`commands`] | `check`, `decode`, `demo`, `doctor`, `host-setup`, `whoami`; `run` is [`runtime`] |
+//! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
 
 pub mod access_log;
 pub mod admin;
@@ -62,16 +62,14 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod discovery;
-pub mod doctor;
 mod files;
 pub mod health;
 pub mod holder;
-pub mod host;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod privilege;
-pub mod returns;
 pub mod roster;
 pub mod runtime;
+pub mod topology;
 pub mod watch;

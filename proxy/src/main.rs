@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
+use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{Arguments, Command, LogFormat, Run};
-use ppv2_proxy::commands::{check, decode, demo, doctor, host_setup, whoami};
+use ppv2_proxy::commands::{check, decode, demo, whoami};
 use ppv2_proxy::config::{Config, ConfigError, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
-use ppv2_proxy::runtime;
+use ppv2_proxy::{runtime, topology};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
@@ -94,7 +95,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
         }),
         Command::Doctor(options) => Box::new(move || {
             let config = resolved(&options.config).map_err(usage)?;
-            let (text, is_fatal) = doctor::report(&config, &options).map_err(usage)?;
+            let (text, is_fatal) = topology::doctor(&config, &options).map_err(usage)?;
             print(&text)?;
             if is_fatal {
                 return Err(anyhow!("this host lacks what the configuration needs").into());
@@ -106,7 +107,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
                 // It is undone as it was noted, not as a file says by now.
                 Some(path) if !options.undo => {
                     let config = resolved(path).map_err(usage)?;
-                    host_setup::script(&config, &options).map_err(usage)?
+                    host_setup::script(&topology::of(&config), &options).map_err(usage)?
                 }
                 _ => host_setup::undo(options.role),
             };

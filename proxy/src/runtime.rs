@@ -29,10 +29,10 @@ use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::config::Config;
-use crate::doctor;
 use crate::limits::Ceiling;
 use crate::watch::{self, Watch};
 use control::{Control, Event};
+use ppv2_hosts::doctor;
 
 pub use bind::probe;
 
@@ -68,7 +68,7 @@ pub enum RunError {
     },
     /// The host lacks what a configured mode needs.
     #[error(transparent)]
-    Lacking(#[from] doctor::Lacking),
+    Unfit(#[from] doctor::Unfit),
     /// The kernel refused something that every start needs.
     #[error("can't start")]
     Start(#[from] io::Error),

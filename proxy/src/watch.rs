@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::host;
 use crate::metrics::{Counted, Metrics};
 use ppv2_engine::counters::{DropReason, Oversize};
+use ppv2_hosts::kernel;
 
 use silence::Silence;
 
@@ -206,7 +206,7 @@ impl Watch {
         self.refusals
             .retain(|number, (name, _)| is_there(*number, name));
         self.silence.retain(is_there);
-        let unclaimed = host::datagrams_without_socket();
+        let unclaimed = kernel::datagrams_without_socket();
         for (number, (upstream, server)) in servers {
             let told = self.refusals.entry(number);
             let (_, told) = told.or_insert_with(|| (server.to_owned(), Told::default()));
@@ -246,8 +246,8 @@ fn oversize(counted: &Counted) -> Option<Oversize> {
 
 /// Bytes of payload that go to the server in one piece with a header of that length.
 fn fits(oversize: Oversize) -> Option<usize> {
-    let mtu = host::interface_mtu(oversize.server.ip()).ok()?;
-    Some(host::payload_of(mtu, oversize.server.ip()).saturating_sub(oversize.header))
+    let mtu = kernel::interface_mtu(oversize.server.ip())?;
+    Some(kernel::payload_of(mtu, oversize.server.ip()).saturating_sub(oversize.header))
 }
 
 fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {

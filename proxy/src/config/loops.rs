@@ -11,7 +11,7 @@ use super::check::{CheckedUpstream, Checker};
 use super::file::At;
 use super::values::{is_link_local, scope};
 use super::{ConfigError, Listener, Server};
-use crate::host;
+use ppv2_hosts::kernel;
 
 impl Checker<'_> {
     /// Refuses servers that are listeners.
@@ -117,7 +117,7 @@ fn sign_of_peers(ip: IpAddr, freebind: bool, own: &BTreeMap<IpAddr, String>) -> 
         )),
         None => {
             let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
-            let is_set = host::parameter(&format!("net/{family}/ip_nonlocal_bind")) == Some(1);
+            let is_set = kernel::parameter(&format!("net/{family}/ip_nonlocal_bind")) == Some(1);
             is_set.then(|| {
                 format!("{ip} is not an address of this host now, and net.{family}.ip_nonlocal_bind is 1")
             })

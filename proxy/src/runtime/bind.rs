@@ -13,7 +13,7 @@ use super::RunError;
 use super::settings::entrance_options;
 use crate::config::{Config, Listener};
 use crate::holder;
-use crate::host::{self, Unusable};
+use ppv2_hosts::kernel::{self, Unusable};
 use ppv2_udp::{Binding, Socket};
 
 /// How long a start waits for duplicate address detection, which takes a second or two
@@ -82,7 +82,7 @@ fn patiently(ip: IpAddr, deadline: Instant, bind: impl Fn() -> io::Result<()>) -
         match bind() {
             Err(error)
                 if error.kind() == io::ErrorKind::AddrNotAvailable
-                    && host::unusable(ip) == Some(Unusable::Tentative)
+                    && kernel::unusable(ip) == Some(Unusable::Tentative)
                     && Instant::now() < deadline =>
             {
                 thread::sleep(LOOK);
@@ -180,7 +180,7 @@ fn reason_of(ip: IpAddr, error: &io::Error) -> String {
         return "it is in use".to_owned();
     }
     let is_missing = error.kind() == io::ErrorKind::AddrNotAvailable;
-    match host::unusable(ip).filter(|_| is_missing) {
+    match kernel::unusable(ip).filter(|_| is_missing) {
         Some(Unusable::Tentative) => {
             "it is tentative, since duplicate address detection goes on".to_owned()
         }
@@ -192,11 +192,11 @@ fn reason_of(ip: IpAddr, error: &io::Error) -> String {
 }
 
 fn mend_of(ip: IpAddr, error: &io::Error) -> &'static str {
-    let no_ipv6 = || ip.is_ipv6() && host::parameter("net/ipv6/conf/all/disable_ipv6") == Some(1);
+    let no_ipv6 = || ip.is_ipv6() && kernel::parameter("net/ipv6/conf/all/disable_ipv6") == Some(1);
     let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     match Errno::from_io_error(error) {
         Some(Errno::ADDRINUSE) => "stop that process or choose another port",
-        Some(Errno::ADDRNOTAVAIL) => match host::unusable(ip) {
+        Some(Errno::ADDRNOTAVAIL) => match kernel::unusable(ip) {
             Some(Unusable::Tentative) => "try again in a second, or add the address with `nodad`",
             Some(Unusable::Duplicate) => "give one of the two another address",
             None if no_ipv6() => "switch IPv6 on (sysctl net.ipv6.conf.all.disable_ipv6=0)",

@@ -21,11 +21,11 @@ use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
 use crate::discovery::{self, Names};
-use crate::doctor;
 use crate::health::{Health, Status};
 use crate::limits::Ceiling;
 use crate::metrics::Metrics;
 use crate::roster::{Roll, Roster};
+use crate::topology;
 use ppv2_engine::counters::WorkerCounters;
 use ppv2_engine::session::Budget;
 use ppv2_engine::upstream::Steering;
@@ -94,7 +94,7 @@ impl Control {
     /// be resolved.
     pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
         let names = Names::start(&written, FIRST_ANSWERS).await;
-        doctor::fatal_at_start(&written)?;
+        topology::check_host(&written)?;
         let Expanded { config, remarks } = reload::expand(&written, names.answers())
             .await
             .map_err(io::Error::other)?;

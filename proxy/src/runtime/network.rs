@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
 use crate::config::Config;
-use crate::host;
-use crate::host::route::{NoRoute, Packet, rules_look_deeper};
 use ppv2_engine::address::own_addresses;
 use ppv2_engine::worker::WrongInterfaces;
+use ppv2_hosts::kernel;
+use ppv2_hosts::route::{NoRoute, Packet, rules_look_deeper};
 use ppv2_udp::{Cause, source_towards};
 
 /// The groups of rtnetlink.h that tell of links, of addresses, routes and rules of both
@@ -266,7 +266,7 @@ struct State {
 /// the source (rp_filter in ip-sysctl). Where that is off or loose, or rules go by more
 /// than addresses, no interface is wrong: replies may come by another way than requests go.
 fn wrong_interfaces(servers: impl Iterator<Item = SocketAddr>) -> WrongInterfaces {
-    let strict = host::strict_interfaces();
+    let strict = kernel::strict_interfaces();
     if strict.is_empty() || rules_look_deeper(true).unwrap_or(true) {
         return HashMap::new();
     }
@@ -276,7 +276,7 @@ fn wrong_interfaces(servers: impl Iterator<Item = SocketAddr>) -> WrongInterface
             let reply = Packet {
                 from: Some(server.ip()),
                 port: Some(server.port()),
-                comes_in_by: Some(**interface),
+                input: Some(**interface),
                 ..Packet::sent_to(own)
             };
             matches!(reply.route(), Err(NoRoute::BadSource(_)))

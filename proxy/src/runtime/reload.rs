@@ -17,8 +17,8 @@ use crate::access_log::Unlogged;
 use crate::admin::ReloadRequest;
 use crate::config::{AccessLog, Answers, Config, Expanded, Listener};
 use crate::discovery::{Candidate, Running};
-use crate::doctor;
 use crate::roster::Roll;
+use crate::topology;
 
 /// How long names have to be resolved before the proxy starts without what they lead
 /// to, or goes by another configuration.
@@ -158,7 +158,7 @@ fn read(
     // Whoever asked for the reload can ask again when a tentative address is not.
     bind::probe_but(&config, held, Duration::ZERO).map_err(|error| error.to_string())?;
     bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
-    doctor::fatal_at_start(&config).map_err(|error| error.to_string())?;
+    topology::check_host(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
     let log = another.map(|log| Log::open(log, unlogged)).transpose();
     let log = log.map_err(|error| error.to_string())?;
@@ -169,7 +169,7 @@ fn read(
 /// The host is asked, which may take a moment.
 pub(super) async fn expand(written: &Config, answers: Answers) -> Result<Expanded, String> {
     let written = written.clone();
-    let expanded = spawn_blocking(move || doctor::expand(&written, &answers));
+    let expanded = spawn_blocking(move || topology::expand(&written, &answers));
     // It fails only where the runtime is ending.
     expanded.await.map_err(|error| error.to_string())
 }

@@ -1,5 +1,5 @@
-//! `doctor` on hosts of the test's own: content after what `host-setup` prints, and
-//! firing at the one thing that is then broken; `run` refuses in the same words.
+//! `doctor` on hosts of the test's own: it finds nothing after `host-setup`, and just the
+//! one thing that is then broken; `run` refuses in the same words.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -13,7 +13,7 @@ const DSR: &str = "mode = \"dsr\"";
 const DSR_ON_SERVER: &str = "mode = \"dsr\"\nrewrite_on = \"server\"";
 const DSR_BY_SDK: &str = "mode = \"dsr\"\nrewrite_on = \"sdk\"";
 
-/// A setup whose one thing is broken, and found.
+/// A complete setup, of which a test breaks one thing.
 struct Case {
     _folder: tempfile::TempDir,
     config: String,
@@ -22,7 +22,7 @@ struct Case {
 }
 
 impl Case {
-    /// Sets the host up, after which nothing is missing.
+    /// Sets the host up, and asserts that nothing is missing then.
     #[track_caller]
     fn set_up(mode: &str, host: Host) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -61,17 +61,17 @@ impl Case {
         [&[command, "--config", &self.config], &self.more[..]].concat()
     }
 
-    /// Asserts that just the lines with these parts are not `ok`, and that the
-    /// exit code is that of the worst.
+    /// Asserts that exactly the lines with these parts are not `ok`, and that the exit code
+    /// is that of the worst.
     #[track_caller]
     fn finds(&self, parts: &[&str]) {
         let (status, stdout, stderr) = self.host.proxy(&self.arguments("doctor"));
-        self.told(parts, status, &stdout, &stderr);
+        self.reported(parts, status, &stdout, &stderr);
     }
 
     #[track_caller]
-    fn told(&self, parts: &[&str], status: Option<i32>, stdout: &str, stderr: &str) {
-        // Which no setup of ours drops; they have a test of their own.
+    fn reported(&self, parts: &[&str], status: Option<i32>, stdout: &str, stderr: &str) {
+        // No setup here drops them; they have a test of their own.
         let is_forged = |line: &&str| line.starts_with("advice  forged replies");
         let is_finding = |line: &&str| {
             line.starts_with("FATAL ") || line.starts_with("advice ") && !is_forged(line)
@@ -84,22 +84,22 @@ impl Case {
         }
         let fatal = lines.iter().any(|line| line.starts_with("FATAL"));
         assert_eq!(status, Some(i32::from(fatal)), "{stdout}{stderr}");
-        let mends = stdout.matches("mend: ").count() - stdout.lines().filter(is_forged).count();
-        assert_eq!(mends, lines.len(), "{stdout}");
+        let fixes = stdout.matches("fix: ").count() - stdout.lines().filter(is_forged).count();
+        assert_eq!(fixes, lines.len(), "{stdout}");
     }
 
-    /// Breaks one thing for as long as it is looked at.
+    /// Breaks one thing, asserts the finding, and fixes it.
     #[track_caller]
-    fn broken(&self, breaks: &str, mends: &str, parts: &[&str]) {
+    fn broken(&self, breaks: &str, fix: &str, parts: &[&str]) {
         self.host.shell(breaks);
         self.finds(parts);
-        self.host.shell(mends);
+        self.host.shell(fix);
         self.finds(&[]);
     }
 
-    /// Asserts what `run` says without this thing: the words of `doctor`.
+    /// Asserts that `run` refuses to start with the words of `doctor`.
     #[track_caller]
-    fn refuses_to_run(&self, breaks: &str, mends: &str) {
+    fn refuses_to_run(&self, breaks: &str, fix: &str) {
         self.host.shell(breaks);
         let (_, stdout, _) = self.host.proxy(&self.arguments("doctor"));
         let line = stdout.lines().find_map(|line| line.strip_prefix("FATAL"));
@@ -109,14 +109,14 @@ impl Case {
         assert_eq!(status, Some(1), "{stderr}");
         assert!(stderr.contains(words), "no `{words}` in\n{stderr}");
         assert!(!stderr.contains("ready"), "{stderr}");
-        self.host.shell(mends);
+        self.host.shell(fix);
         let mut running = proxy(&run[1..]);
         running.signal("TERM");
         assert!(running.wait().0.success());
     }
 }
 
-/// What stands in place of the two that a command lacks.
+/// Runs a command without some capabilities.
 fn without(capabilities: &str, command: &[&str]) -> (Option<i32>, String, String) {
     output_of(
         Command::new("setpriv")
@@ -144,7 +144,7 @@ fn transparent_on_the_proxys_host() {
         "ip -6 route add local ::/0 dev lo table 9022",
         &["FATAL … replies of server [fd00:a::2]:9001"],
     );
-    // Somebody's own rules, by a mark that a firewall sets.
+    // The operator's own rules, by a mark that a firewall sets.
     let marked = format!("{less}; ip -4 rule add pref 9022 fwmark 7 lookup 9022");
     let unmarked = format!("{less}; {more}");
     case.broken(&marked, &unmarked, &["advice … mark 7"]);
@@ -154,8 +154,8 @@ fn transparent_on_the_proxys_host() {
         &["FATAL … src_valid_mark is 1"],
     );
     let (status, stdout, stderr) = without("-net_raw,-net_admin", &case.arguments("doctor"));
-    case.told(&["FATAL … CAP_NET_RAW"], status, &stdout, &stderr);
-    assert!(stdout.contains("mend: setcap cap_net_raw+ep /"), "{stdout}");
+    case.reported(&["FATAL … CAP_NET_RAW"], status, &stdout, &stderr);
+    assert!(stdout.contains("fix: setcap cap_net_raw+ep /"), "{stdout}");
     assert!(
         stdout.contains("AmbientCapabilities=CAP_NET_RAW"),
         "{stdout}"
@@ -164,7 +164,7 @@ fn transparent_on_the_proxys_host() {
     assert_eq!(status, Some(1), "{stderr}");
     for part in [
         "CAP_NET_RAW, to write to server",
-        "mend: setcap cap_net_raw+ep /",
+        "fix: setcap cap_net_raw+ep /",
     ] {
         assert!(stderr.contains(part), "no `{part}` in\n{stderr}");
     }
@@ -197,7 +197,7 @@ fn dsr_on_the_proxys_host() {
         "ip route add default via 198.51.100.1",
         &["FATAL … 10.0.0.2:9001 … no route to 203.0.113.11"],
     );
-    let rules = "FATAL … rules that have replies of server";
+    let rules = "FATAL … rules that make replies of server";
     let (_, script, _) = case.host.proxy(&case.arguments("host-setup"));
     case.broken(
         "nft flush chain inet ppv2_dsr post",
@@ -206,9 +206,9 @@ fn dsr_on_the_proxys_host() {
     );
     let (status, stdout, stderr) = without("-net_admin", &case.arguments("doctor"));
     let unseen = "advice … rules … without CAP_NET_ADMIN";
-    case.told(&[unseen, unseen], status, &stdout, &stderr);
+    case.reported(&[unseen, unseen], status, &stdout, &stderr);
     let (status, stdout, stderr) = without("-net_bind_service", &case.arguments("doctor"));
-    case.told(&["advice … ports below 1024"], status, &stdout, &stderr);
+    case.reported(&["advice … ports below 1024"], status, &stdout, &stderr);
 }
 
 #[test]
@@ -247,12 +247,12 @@ fn servers_hosts() {
     case.broken(
         &format!("{route} 10.0.0.9 mtu lock 1280"),
         &right,
-        &["FATAL … replies of server 10.0.0.2:9001 … by 10.0.0.9 on priv, not by the proxy"],
+        &["FATAL … replies of server 10.0.0.2:9001 … via 10.0.0.9 on priv, not via the proxy"],
     );
     case.broken(
         &format!("{route} 10.0.0.1"),
         &right,
-        &["advice … 10.0.0.2:9001 … names no MTU"],
+        &["advice … 10.0.0.2:9001 … has no MTU"],
     );
     let replies = "ipproto udp sport 9001 lookup 9023";
     case.broken(
@@ -279,7 +279,7 @@ fn servers_hosts() {
     case.broken(
         "ip route del default",
         "ip route add default via 192.0.2.1",
-        // Loose as it is, rp_filter wants some route to the client.
+        // Even loose rp_filter needs some route to the client.
         &[
             "FATAL … datagrams from clients",
             "FATAL … replies of server 10.0.0.2:9001 … no route",
@@ -309,7 +309,7 @@ fn echo() -> Process {
 }
 
 #[test]
-fn a_probe_goes_around_the_loop() {
+fn probe_reports_whether_the_reply_came_back() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -318,7 +318,7 @@ fn a_probe_goes_around_the_loop() {
     let probe = |parts: &[&str]| {
         let arguments = [&case.arguments("doctor")[..], &["--probe"]].concat();
         let (status, stdout, stderr) = case.host.proxy(&arguments);
-        case.told(parts, status, &stdout, &stderr);
+        case.reported(parts, status, &stdout, &stderr);
         stdout
     };
     let refused = "advice … came back as refused";
@@ -334,7 +334,7 @@ fn a_probe_goes_around_the_loop() {
 }
 
 #[test]
-fn a_probe_of_dsr_is_told_by_counters() {
+fn probe_of_dsr_reads_the_kernels_counters() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -346,9 +346,11 @@ fn a_probe_of_dsr_is_told_by_counters() {
         case.host.proxy(&arguments)
     };
     let (status, stdout, stderr) = probe();
-    case.told(&[], status, &stdout, &stderr);
+    case.reported(&[], status, &stdout, &stderr);
     for listener in ["198.51.100.10:9000", "[2001:db8:a::10]:9000"] {
-        let passed = format!("passes on rose by 1; that the reply came from {listener}");
+        let passed = format!(
+            "forwards rose by 1; only a client can see that the reply came from {listener}"
+        );
         assert!(stdout.contains(&passed), "{stdout}");
     }
     case.host
@@ -358,11 +360,11 @@ fn a_probe_of_dsr_is_told_by_counters() {
         "FATAL … replies of server 10.0.0.2:9001",
         "FATAL … datagram to server 10.0.0.2:9001 … no reply … IpInAddrErrors",
     ];
-    case.told(&parts, status, &stdout, &stderr);
+    case.reported(&parts, status, &stdout, &stderr);
 }
 
 #[test]
-fn a_probe_needs_a_clients_name_and_the_proxys_host() {
+fn probe_needs_a_client_address_and_the_proxys_host() {
     let folder = tempfile::tempdir().unwrap();
     let content = "[[listener]]\nbind = [\"127.0.0.1:9000\"]\nmode = \"transparent\"\n\
                    upstream = \"u\"\n[upstream.u]\nservers = [\"127.0.0.2:9001\"]\n";
@@ -378,7 +380,7 @@ fn a_probe_needs_a_clients_name_and_the_proxys_host() {
     }
 }
 
-/// Sends a datagram from the router, where clients are, in the name of the server.
+/// Sends a datagram from the router, where clients are, from the address of the server.
 const FORGE: &str = "
 import socket, sys
 _, server, proxy = sys.argv
@@ -388,7 +390,7 @@ s.sendto(b'forged', (proxy, 9999))
 ";
 
 #[test]
-fn forged_replies_are_told_of_with_what_drops_them() {
+fn forged_replies_are_reported_with_what_drops_them() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -416,7 +418,7 @@ fn forged_replies_are_told_of_with_what_drops_them() {
     };
     rp_filter(2);
     let both = "[\"10.0.0.2:9001\", \"10.0.0.3:9001\", \"[fd00:a::2]:9001\"]";
-    // By IPv6, then by IPv4.
+    // IPv6, then IPv4.
     let advice = found(both);
     let [v6, v4] = &advice[..] else {
         panic!("{advice:?}")
@@ -425,7 +427,7 @@ fn forged_replies_are_told_of_with_what_drops_them() {
     assert!(v6.contains("IPv6 has no rp_filter"), "{v6}");
     assert!(v4.starts_with("advice  forged replies of server 10.0.0.2 and 1 more from pub: "));
     assert!(v4.contains("rp_filter is 2 on pub"), "{v4}");
-    // It would ask for the proxy's link address in the name of the server.
+    // It would ask for the proxy's link address from the server's address.
     Host::Proxy.shell("ip netns exec router sysctl -q -w net.ipv4.conf.proxy.arp_announce=2");
     for (advice, server, proxy) in [(v4, "10.0.0.2", "10.0.0.1"), (v6, "fd00:a::2", "fd00:a::1")] {
         let (_, rule) = advice.split_once("nft '").unwrap();
@@ -459,18 +461,18 @@ fn forged_replies_are_told_of_with_what_drops_them() {
     rp_filter(1);
     v4_says("ok      forged replies of server 10.0.0.2 from pub: are dropped by the proxy");
     Host::Proxy.shell("ip rule add fwmark 5 lookup main");
-    v4_says("past rp_filter");
-    v4_says("mend: sysctl -w net.ipv4.udp_early_demux=0, or nft");
+    v4_says("get past rp_filter");
+    v4_says("fix: sysctl -w net.ipv4.udp_early_demux=0, or nft");
     Host::Proxy.shell("sysctl -q -w net.ipv4.udp_early_demux=0");
     v4_says("ok      forged replies of server 10.0.0.2 from pub: are dropped: rp_filter is 1");
     rp_filter(2);
     v4_says("rp_filter is 2 on pub");
-    // Behind one interface they can't be told from replies.
+    // Behind one interface they can't be told apart from replies.
     assert!(found("[\"198.51.100.7:9001\"]").is_empty());
 }
 
 #[test]
-fn ppv2_needs_nothing() {
+fn ppv2_needs_no_setup() {
     let folder = tempfile::tempdir().unwrap();
     let content = "[limits]\nmax_sessions = 1000000\n[[listener]]\nbind = [\"127.0.0.1:9000\"]\n\
                    upstream = \"u\"\n[upstream.u]\nservers = [\"127.0.0.2:9001\"]\n";
@@ -481,13 +483,12 @@ fn ppv2_needs_nothing() {
     let shortfall =
         "advice  sessions (open files, local ports and memory): max_sessions is 1000000";
     assert!(stdout.contains(shortfall), "{stdout}");
-    // Of this machine or of a control group.
     assert!(stdout.contains("ok      memory: "), "{stdout}");
     assert!(stdout.contains(" MiB, by /"), "{stdout}");
 }
 
 #[test]
-fn a_probe_finds_servers_that_answer_from_elsewhere() {
+fn probe_finds_servers_that_answer_from_another_address() {
     for (ip, wildcard) in [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")] {
         let (asked, other) = (socket(ip), socket(ip));
         let [server, elsewhere] = [&asked, &other].map(|s| s.local_addr().unwrap());
@@ -514,17 +515,17 @@ fn a_probe_finds_servers_that_answer_from_elsewhere() {
             (
                 &asked,
                 "ok ",
-                "comes from where the server was asked".to_owned(),
+                "comes from the address that was asked".to_owned(),
             ),
             (&other, "FATAL ", format!("comes from {elsewhere}")),
         ] {
-            let told = doctor();
+            let report = doctor();
             let (question, from) = receive(&asked);
             let (header, payload) = ppv2::decode(&question).unwrap();
             assert_eq!((header.client(), payload), (None, &b"ping"[..]));
             assert_eq!(receive(&silent).0, b"ping");
             sender.send_to(b"pong", from).unwrap();
-            let (status, stdout, stderr) = told.join().unwrap();
+            let (status, stdout, stderr) = report.join().unwrap();
             let of_asked = line(&stdout, server);
             assert!(
                 of_asked.starts_with(word) && of_asked.contains(&part),

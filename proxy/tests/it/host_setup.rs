@@ -1,5 +1,5 @@
-//! What `host-setup` prints, run on hosts of the test's own: it does its work, twice
-//! as well as once, and its reverse leaves nothing behind.
+//! The scripts of `host-setup`, run on hosts of the test's own: they work, twice as well
+//! as once, and `--undo` leaves nothing behind.
 
 use ppv2_lab::namespace::enter;
 use ppv2_lab::two_hosts::{Host, SETUP, difference};
@@ -50,7 +50,7 @@ const OPTIONS: [(Host, &[&str]); 2] = [
 ];
 
 #[test]
-fn twice_is_once_and_undone_is_never() {
+fn running_twice_is_running_once_and_undo_leaves_nothing() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -131,13 +131,13 @@ fn undo_of(host: Host) -> String {
         Host::Proxy => "proxy",
         Host::Server => "server",
     };
-    // There is no configuration by now.
+    // It needs no configuration.
     let (status, undo, stderr) = host.proxy(&["host-setup", "--undo", "--role", role]);
     assert_eq!(status, Some(0), "{stderr}");
     undo
 }
 
-/// Parameters that a setup changes, as they are where nothing is the default.
+/// Gives parameters that a setup changes another value than the default.
 const UNUSUAL: &str = "
 for key in ipv6/conf/priv/forwarding ipv6/conf/lo/forwarding ipv4/conf/pub/forwarding; do
     echo 1 >/proc/sys/net/$key
@@ -155,7 +155,7 @@ fn undone_however_interrupted(host: Host) {
     let undo_file = file("undo", &undo);
     let cases = [
         ("set up", "", &first_file),
-        ("set up otherwise", &first, &second_file),
+        ("set up differently", &first, &second_file),
         ("undone", &first, &undo_file),
     ];
     for (what, earlier, interrupted) in cases {
@@ -187,21 +187,21 @@ fn undone_however_interrupted(host: Host) {
 }
 
 #[test]
-fn the_proxys_host_is_undone_however_interrupted() {
+fn undo_after_any_interruption_on_the_proxys_host() {
     if enter(test_name!(), SETUP) {
         undone_however_interrupted(Host::Proxy);
     }
 }
 
 #[test]
-fn a_servers_host_is_undone_however_interrupted() {
+fn undo_after_any_interruption_on_a_servers_host() {
     if enter(test_name!(), SETUP) {
         undone_however_interrupted(Host::Server);
     }
 }
 
 #[test]
-fn an_interface_that_is_gone_hinders_no_undo() {
+fn undo_works_after_an_interface_is_gone() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -245,7 +245,7 @@ fn an_interface_that_is_gone_hinders_no_undo() {
 }
 
 #[test]
-fn what_others_have_set_up_stays() {
+fn undo_keeps_rules_and_routes_of_others() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -291,7 +291,7 @@ fn route(host: Host, question: &str) -> String {
 }
 
 #[test]
-fn replies_take_the_way_that_the_mode_asks_for() {
+fn replies_take_the_path_of_the_mode() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -306,16 +306,19 @@ fn replies_take_the_way_that_the_mode_asks_for() {
             host.shell(&script(host, &config, options));
         }
         for reply in replies {
-            let way = route(Host::Proxy, reply);
-            assert!(way.contains(leads), "{mode}: {way}");
+            let found = route(Host::Proxy, reply);
+            assert!(found.contains(leads), "{mode}: {found}");
         }
         for (to, gateway) in [
             ("203.0.113.11", "10.0.0.1"),
             ("2001:db8:c::11", "fd00:a::1"),
         ] {
-            let way = route(Host::Server, &format!("{to} ipproto udp sport 9001"));
-            assert!(way.contains(&format!("via {gateway} dev priv")), "{way}");
-            assert_eq!(way.contains("1280"), mode == MODES[1], "{way}");
+            let found = route(Host::Server, &format!("{to} ipproto udp sport 9001"));
+            assert!(
+                found.contains(&format!("via {gateway} dev priv")),
+                "{found}"
+            );
+            assert_eq!(found.contains("1280"), mode == MODES[1], "{found}");
         }
         let incoming = route(Host::Server, "10.0.0.2 from 203.0.113.11 iif priv");
         assert!(incoming.starts_with("local "), "{incoming}");
@@ -326,7 +329,7 @@ fn replies_take_the_way_that_the_mode_asks_for() {
 }
 
 #[test]
-fn a_server_on_the_proxys_own_loopback_answers_the_proxy() {
+fn server_on_the_proxys_loopback_answers_the_proxy() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -358,7 +361,7 @@ fn a_server_on_the_proxys_own_loopback_answers_the_proxy() {
 }
 
 #[test]
-fn what_this_host_cannot_tell_is_asked_for_by_its_option() {
+fn unknown_facts_name_the_option_that_tells_them() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -372,7 +375,7 @@ fn what_this_host_cannot_tell_is_asked_for_by_its_option() {
     };
     fails(Host::Server, "server", "--gateway");
     fails(Host::Proxy, "server", "--server");
-    fails(Host::Server, "proxy", "this host's own");
+    fails(Host::Server, "proxy", "never forwards its own replies");
     for option in ["--public-interface", "--server-interface"] {
         let arguments = ["--config", &config, "--role", "proxy", option, "nosuch"];
         let (status, stdout, stderr) =
@@ -385,8 +388,8 @@ fn what_this_host_cannot_tell_is_asked_for_by_its_option() {
     fails(Host::Proxy, "proxy", "--server-interface");
 }
 
-/// A server that answers with as many bytes as it is told, and without a checksum
-/// if told so.
+/// A server that answers with as many bytes as the question says, and without a checksum
+/// if it says so.
 const SERVER: &str = "
 import socket, sys, threading
 def serve(family, ip):
@@ -405,7 +408,7 @@ threading.Thread(target=serve, args=(socket.AF_INET6, '::' if 'any' in sys.argv 
 serve(socket.AF_INET, '0.0.0.0' if 'any' in sys.argv else '10.0.0.2')
 ";
 
-/// A client that says who wrote to it, and how much.
+/// A client that logs what it receives.
 const CLIENT: &str = "
 import socket, sys, threading
 def listen(family, ip):
@@ -429,7 +432,7 @@ fn python(namespace: &str, script: &str, more: &str) -> Process {
     process
 }
 
-/// Writes to a server from the client's address and port, as the proxy does.
+/// Sends to a server from the client's address and port, as the proxy does.
 fn ask(client: &str, server: &str, question: &str) {
     let [client, server]: [std::net::SocketAddr; 2] = [client, server].map(|a| a.parse().unwrap());
     let domain = socket2::Domain::for_address(client);
@@ -484,7 +487,7 @@ fn the_servers_host_rewrites_whole_and_fragmented_replies() {
     let config = config(&folder, MODES[2]);
     let host = Host::Server;
     host.shell("ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8:e::1");
-    // By the route to clients, without being named.
+    // The interface is found by the route to clients.
     host.shell(&script(host, &config, &[]));
     let (_server, client) = (
         python("server", SERVER, "any"),

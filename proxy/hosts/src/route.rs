@@ -1,10 +1,9 @@
-//! Questions to the kernel about routes (RTM_GETROUTE, rtnetlink(7)), as `ip route
-//! get` asks them. With the interface that a packet comes in by, the kernel runs
-//! its own checks of incoming packets, and says what they come to.
+//! Route lookups as `ip route get` makes them (RTM_GETROUTE, rtnetlink(7)). With an
+//! input interface, the kernel runs its own checks of incoming packets, too.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the kernel says much that nobody here asked for"
+    reason = "netlink messages have many attributes that don't matter here"
 )]
 
 use std::io;
@@ -22,20 +21,20 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::io::Errno;
+use thiserror::Error;
 
 /// UDP's number among the protocols of IP.
 const UDP: u8 = 17;
 
-/// A packet whose way is asked for.
+/// A packet whose route is looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    /// Where it goes.
     pub to: IpAddr,
-    /// Where it comes from; `None` for what the kernel chooses.
+    /// `None` for the kernel's choice.
     pub from: Option<IpAddr>,
-    /// The interface that it comes in by; `None` if this host sends it.
-    pub comes_in_by: Option<u32>,
-    /// The UDP port that it comes from, for rules that ask for one.
+    /// The index of the interface that it arrives at; `None` if this host sends it.
+    pub input: Option<u32>,
+    /// Its UDP source port, for rules that match one.
     pub port: Option<u16>,
     /// Its firewall mark, 0 for none.
     pub mark: u32,
@@ -46,42 +45,43 @@ pub struct Packet {
 pub struct Route {
     /// To this host itself.
     pub is_local: bool,
-    /// The number of the interface that it leaves by.
+    /// The index of the interface that it leaves through.
     pub interface: u32,
-    /// The router that it goes to, if its destination isn't a neighbour.
+    /// The next router, if the destination isn't a neighbour.
     pub gateway: Option<IpAddr>,
-    /// The routing table that says so.
+    /// The routing table that has the route.
     pub table: u32,
-    /// The MTU that the route itself names.
+    /// The MTU of the route itself.
     pub mtu: Option<u32>,
 }
 
-/// Why a packet goes nowhere.
-#[derive(Debug)]
+/// Why a packet has no route.
+#[derive(Debug, Error)]
+#[error(transparent)]
 pub enum NoRoute {
-    /// No route leads there, or it came in and must not be passed on.
+    /// No route leads there, or this host doesn't forward what arrives there.
     Unreachable(io::Error),
-    /// It came in and failed a check of its source address: rp_filter, or an
-    /// address that can't come in there.
+    /// It arrived and failed a check of its source address: rp_filter, or an address that
+    /// can't arrive there.
     BadSource(io::Error),
-    /// The kernel could not be asked.
+    /// The lookup itself failed.
     Unknown(io::Error),
 }
 
 impl Packet {
-    /// One that this host sends.
+    /// A packet that this host sends.
     #[must_use]
     pub fn sent_to(to: IpAddr) -> Self {
         Self {
             to,
             from: None,
-            comes_in_by: None,
+            input: None,
             port: None,
             mark: 0,
         }
     }
 
-    /// Asks for its way.
+    /// Looks its route up.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl Packet {
             question.header.source_prefix_length = whole;
             attributes.push(RouteAttribute::Source(from.into()));
         }
-        if let Some(interface) = self.comes_in_by {
+        if let Some(interface) = self.input {
             attributes.push(RouteAttribute::Iif(interface));
         }
         if let Some(port) = self.port {
@@ -160,12 +160,8 @@ impl Route {
     }
 }
 
-/// The MTU of interface number `interface`, bytes.
-///
-/// # Errors
-///
-/// That there is none, or those of asking the kernel.
-pub fn mtu(interface: u32) -> io::Result<u32> {
+/// The MTU of the interface with this index, in bytes.
+pub(crate) fn mtu(interface: u32) -> io::Result<u32> {
     let mut question = LinkMessage::default();
     question.header.index = interface;
     let answers = ask(RouteNetlinkMessage::GetLink(question), 0)?;
@@ -181,41 +177,39 @@ pub fn mtu(interface: u32) -> io::Result<u32> {
     mtu.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// The firewall marks that routing rules ask for.
-///
-/// # Errors
-///
-/// Those of asking the kernel.
-pub fn marks_in_rules(v4: bool) -> io::Result<Vec<u32>> {
+fn rules(v4: bool) -> io::Result<Vec<RuleMessage>> {
     let mut question = RuleMessage::default();
     question.header.family = family(v4);
     let answers = ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
-    let mut marks = Vec::new();
-    for answer in answers {
-        if let RouteNetlinkMessage::NewRule(rule) = answer {
-            marks.extend(rule.attributes.iter().filter_map(|found| match found {
-                RuleAttribute::FwMark(mark) if *mark != 0 => Some(*mark),
-                _ => None,
-            }));
-        }
-    }
-    Ok(marks)
+    let rules = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRule(rule) => Some(rule),
+        _ => None,
+    });
+    Ok(rules.collect())
 }
 
-/// Whether routing rules go by what a [`Packet`] does not tell, or not rightly of all:
-/// marks, users, the port that it goes to.
+/// The firewall marks that routing rules match.
+pub(crate) fn marks_in_rules(v4: bool) -> io::Result<Vec<u32>> {
+    let rules = rules(v4)?;
+    let attributes = rules.iter().flat_map(|rule| &rule.attributes);
+    let marks = attributes.filter_map(|attribute| match attribute {
+        RuleAttribute::FwMark(mark) if *mark != 0 => Some(*mark),
+        _ => None,
+    });
+    Ok(marks.collect())
+}
+
+/// Whether routing rules match what a [`Packet`] doesn't have, or only some packets have:
+/// marks, users, the destination port.
 ///
 /// # Errors
 ///
-/// Those of asking the kernel.
+/// Those of the kernel.
 pub fn rules_look_deeper(v4: bool) -> io::Result<bool> {
     use RuleAttribute::{
         Destination, Goto, Iifname, IpProtocol, L3MDev, Oifname, Priority, Protocol, Source,
         SourcePortRange, SuppressIfGroup, SuppressPrefixLen, Table,
     };
-    let mut question = RuleMessage::default();
-    question.header.family = family(v4);
-    let answers = ask(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP)?;
     let is_plain = |found: &RuleAttribute| {
         matches!(
             found,
@@ -234,12 +228,10 @@ pub fn rules_look_deeper(v4: bool) -> io::Result<bool> {
                 | Table(_)
         )
     };
-    Ok(answers.iter().any(|answer| match answer {
-        RouteNetlinkMessage::NewRule(rule) => {
-            rule.header.tos != 0 || !rule.attributes.iter().all(is_plain)
-        }
-        _ => false,
-    }))
+    let rules = rules(v4)?;
+    Ok(rules
+        .iter()
+        .any(|rule| rule.header.tos != 0 || !rule.attributes.iter().all(is_plain)))
 }
 
 fn family(v4: bool) -> AddressFamily {
@@ -290,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_knows_the_way_to_itself() {
+    fn routes_to_this_host_are_local() {
         for ip in ["127.0.0.1", "::1"] {
             let route = Packet::sent_to(ip.parse().unwrap()).route().unwrap();
             assert!(route.is_local, "{route:?}");
@@ -299,23 +291,23 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_cannot_come_in_by_loopback_is_told_from_no_route() {
+    fn bad_source_is_told_apart_from_no_route() {
         let packet = Packet {
             from: Some("127.0.0.1".parse().unwrap()),
-            comes_in_by: Some(u32::MAX >> 1),
+            input: Some(u32::MAX >> 1),
             ..Packet::sent_to("127.0.0.1".parse().unwrap())
         };
         assert!(matches!(packet.route(), Err(NoRoute::Unknown(_))));
         let packet = Packet {
             from: Some("224.0.0.1".parse().unwrap()),
-            comes_in_by: Some(1),
+            input: Some(1),
             ..Packet::sent_to("192.0.2.1".parse().unwrap())
         };
         assert!(matches!(packet.route(), Err(NoRoute::BadSource(_))));
     }
 
     #[test]
-    fn rules_are_read_to_their_end() {
+    fn all_rules_are_read() {
         for v4 in [true, false] {
             assert!(marks_in_rules(v4).unwrap().iter().all(|mark| *mark != 0));
         }

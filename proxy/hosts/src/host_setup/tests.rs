@@ -1,6 +1,8 @@
 //! The scripts as they are printed, from options that leave nothing to this host.
 
 use super::*;
+use crate::reply_path::Rewriter;
+use crate::topology::Server;
 
 /// Options that ask this host for nothing.
 fn options(role: Role) -> Options {
@@ -20,18 +22,48 @@ fn options(role: Role) -> Options {
     }
 }
 
-fn config(mode: &str) -> Config {
-    let content = format!(
-        "[[listener]]\nbind = [\"198.51.100.10:9000\", \"[2001:db8:a::10]:9000\"]\n{mode}\n\
-         upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.202:9001\", \"[2001:db8:b::2]:9001\"]\n"
-    );
-    Config::from_toml("x", &content).unwrap()
+const TRANSPARENT: Option<Rewriter> = Some(Rewriter::Proxy);
+const DSR: Option<Rewriter> = Some(Rewriter::ProxyHost);
+const ON_SERVER: Option<Rewriter> = Some(Rewriter::ServerHost);
+const BY_SDK: Option<Rewriter> = Some(Rewriter::Sdk);
+
+/// A listener with these addresses and one server.
+fn server(listener: &[&str], address: &str, rewriter: Option<Rewriter>) -> Server {
+    Server {
+        address: address.parse().unwrap(),
+        upstream: "u".to_owned(),
+        listener: listener.iter().map(|ip| ip.parse().unwrap()).collect(),
+        rewriter,
+        spoofs_ports: false,
+        header_len: 0,
+        dont_fragment: false,
+        sources: Vec::new(),
+        answers_proxy: None,
+        question: Vec::new(),
+        answers_question: false,
+    }
 }
 
-/// The commands alone, without what is the same in every script.
+fn topology(servers: impl IntoIterator<Item = Server>) -> Topology {
+    let servers = Vec::from_iter(servers);
+    Topology {
+        listeners: servers.iter().flat_map(|s| s.listener.clone()).collect(),
+        servers,
+        ..Topology::default()
+    }
+}
+
+/// A listener and two servers, each of both families.
+fn both_families(rewriter: Option<Rewriter>) -> Topology {
+    let listener = ["198.51.100.10:9000", "[2001:db8:a::10]:9000"];
+    let servers = ["192.0.2.202:9001", "[2001:db8:b::2]:9001"];
+    topology(servers.map(|address| server(&listener, address, rewriter)))
+}
+
+/// The commands, without the functions and the comments.
 #[track_caller]
-fn commands(mode: &str, options: &Options) -> String {
-    let text = compose(&config(mode), options).unwrap();
+fn commands(rewriter: Option<Rewriter>, options: &Options) -> String {
+    let text = compose(&both_families(rewriter), options).unwrap();
     let (_, own) = text.split_once("\nundo\n").unwrap();
     let lines = own.lines().filter(|line| !line.is_empty());
     let lines = lines.filter(|line| !line.starts_with('#'));
@@ -39,9 +71,9 @@ fn commands(mode: &str, options: &Options) -> String {
 }
 
 #[test]
-fn transparent_takes_routes_alone() {
+fn transparent_needs_only_routes() {
     assert_eq!(
-        commands("mode = \"transparent\"", &options(Role::Proxy)),
+        commands(TRANSPARENT, &options(Role::Proxy)),
         "\
 use_table 9022
 ip -4 route replace local 0.0.0.0/0 dev lo table 9022
@@ -51,7 +83,7 @@ ip -6 rule add pref 9022 iif priv from 2001:db8:b::2/128 lookup 9022
 "
     );
     assert_eq!(
-        commands("mode = \"transparent\"", &options(Role::Server)),
+        commands(TRANSPARENT, &options(Role::Server)),
         "\
 use_table 9023
 ip -6 route replace default via 2001:db8:b::1 dev priv table 9023
@@ -67,23 +99,23 @@ ip -4 rule add pref 9023 from 192.0.2.202 lookup 9023
 }
 
 #[test]
-fn a_server_on_the_proxys_own_host_is_told_by_its_port() {
+fn a_server_on_the_proxys_host_is_matched_by_its_port() {
     let on_loopback = Options {
         server_interface: Some("lo".to_owned()),
         table: Some(7),
         ..options(Role::Proxy)
     };
-    let text = compose(&config("mode = \"transparent\""), &on_loopback).unwrap();
+    let text = compose(&both_families(TRANSPARENT), &on_loopback).unwrap();
     let rule = "ip -4 rule add pref 7 iif lo from 192.0.2.202/32 ipproto udp sport 9001 lookup 7\n";
     assert!(text.contains(rule), "{text}");
-    let dsr = compose(&config("mode = \"dsr\""), &on_loopback).unwrap_err();
+    let dsr = compose(&both_families(DSR), &on_loopback).unwrap_err();
     assert!(matches!(dsr, HostSetupError::OwnServer { .. }), "{dsr}");
 }
 
 #[test]
 fn dsr_rewrites_on_the_proxys_host() {
     assert_eq!(
-        commands("mode = \"dsr\"", &options(Role::Proxy)),
+        commands(DSR, &options(Role::Proxy)),
         r#"set_parameter net/ipv4/conf/priv/forwarding 1
 [ "$(cat /proc/sys/net/ipv6/conf/pub/accept_ra)" != 1 ] || set_parameter net/ipv6/conf/pub/accept_ra 2
 for file in /proc/sys/net/ipv6/conf/*/forwarding; do
@@ -120,7 +152,7 @@ END
 "#
     );
     // What the ICMP errors for larger replies would ask for.
-    let server = commands("mode = \"dsr\"", &options(Role::Server));
+    let server = commands(DSR, &options(Role::Server));
     for route in [
         "ip -4 route replace default via 192.0.2.1 dev priv mtu lock 1280 table 9023\n",
         "ip -6 route replace default via 2001:db8:b::1 dev priv mtu 1280 table 9023\n",
@@ -131,10 +163,9 @@ END
 
 #[test]
 fn dsr_rewrites_on_the_servers_host() {
-    let mode = "mode = \"dsr\"\nrewrite_on = \"server\"";
-    assert_eq!(commands(mode, &options(Role::Proxy)), "");
+    assert_eq!(commands(ON_SERVER, &options(Role::Proxy)), "");
     assert_eq!(
-        commands(mode, &options(Role::Server)),
+        commands(ON_SERVER, &options(Role::Server)),
         r#"set_parameter net/ipv4/conf/priv/rp_filter 2
 echo "nft ppv2_dsr_server" >>"$state"
 nft -f - <<'END'
@@ -156,15 +187,14 @@ END
 }
 
 #[test]
-fn the_sdk_takes_the_listeners_address_and_a_gateway_that_lets_it_in() {
-    let mode = "mode = \"dsr\"\nrewrite_on = \"sdk\"";
-    assert_eq!(commands(mode, &options(Role::Proxy)), "");
+fn dsr_by_the_sdk_needs_the_listeners_address_and_a_gateway_that_accepts_it() {
+    assert_eq!(commands(BY_SDK, &options(Role::Proxy)), "");
     let gateway = Options {
         is_gateway: true,
         server_interface: Some("eth0.100".to_owned()),
         ..options(Role::Proxy)
     };
-    let text = commands(mode, &gateway);
+    let text = commands(BY_SDK, &gateway);
     for line in [
         "set_parameter net/ipv4/conf/eth0.100/forwarding 1\n",
         "set_parameter net/ipv4/conf/eth0.100/accept_local 1\n",
@@ -178,11 +208,11 @@ fn the_sdk_takes_the_listeners_address_and_a_gateway_that_lets_it_in() {
         ..options(Role::Server)
     };
     assert_eq!(
-        commands(mode, &alone),
+        commands(BY_SDK, &alone),
         "add_address 198.51.100.10/32\nset_parameter net/ipv4/conf/all/arp_ignore 1\n\
          set_parameter net/ipv4/conf/all/arp_announce 2\n"
     );
-    let through = commands(mode, &options(Role::Server));
+    let through = commands(BY_SDK, &options(Role::Server));
     for line in [
         "ip -4 route replace default via 192.0.2.1 dev priv mtu lock 1280 table 9023\n",
         "ip -4 rule add pref 9023 from 198.51.100.10 lookup 9023\n",
@@ -195,14 +225,12 @@ fn the_sdk_takes_the_listeners_address_and_a_gateway_that_lets_it_in() {
 #[test]
 fn modes_that_need_nothing_get_nothing() {
     for role in [Role::Proxy, Role::Server] {
-        for mode in ["mode = \"ppv2\"", "mode = \"plain\""] {
-            assert_eq!(commands(mode, &options(role)), "", "{role:?} {mode}");
-        }
+        assert_eq!(commands(None, &options(role)), "", "{role:?}");
     }
 }
 
 #[test]
-fn what_is_not_known_names_the_option() {
+fn unknown_facts_name_the_option_that_tells_them() {
     let unnamed = |role| Options {
         public_interface: None,
         server_interface: None,
@@ -210,8 +238,8 @@ fn what_is_not_known_names_the_option() {
         server: Vec::new(),
         ..options(role)
     };
-    let error = |config: &Config, options: &Options| compose(config, options).unwrap_err();
-    let dsr = config("mode = \"dsr\"");
+    let error = |topology: &Topology, options: &Options| compose(topology, options).unwrap_err();
+    let dsr = both_families(DSR);
     let cases = [
         (
             Options {
@@ -241,12 +269,7 @@ fn what_is_not_known_names_the_option() {
         let text = error(&dsr, &options).to_string();
         assert!(text.ends_with(option), "no {option} in: {text}");
     }
-    let wildcard = Config::from_toml(
-        "x",
-        "[[listener]]\nbind = [\"0.0.0.0:9000\"]\nmode = \"dsr\"\nrewrite_on = \"sdk\"\n\
-         upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.202:9001\"]\n",
-    )
-    .unwrap();
+    let wildcard = topology([server(&["0.0.0.0:9000"], "192.0.2.202:9001", BY_SDK)]);
     let text = error(&wildcard, &options(Role::Server)).to_string();
     assert!(text.ends_with("--listener-address"), "{text}");
     let named = Options {
@@ -258,14 +281,13 @@ fn what_is_not_known_names_the_option() {
 }
 
 #[test]
-fn one_address_in_two_ways_is_refused() {
-    let config = Config::from_toml(
-        "x",
-        "[[listener]]\nbind = [\"198.51.100.10:9000\"]\nmode = \"dsr\"\nupstream = \"u\"\n[upstream.u]\n\
-         servers = [\"192.0.2.202:9001\", { address = \"192.0.2.202:9002\", mode = \"transparent\" }]\n",
-    )
-    .unwrap();
-    let error = compose(&config, &options(Role::Proxy)).unwrap_err();
+fn one_server_address_with_two_modes_is_refused() {
+    let listener = ["198.51.100.10:9000"];
+    let two = topology([
+        server(&listener, "192.0.2.202:9001", DSR),
+        server(&listener, "192.0.2.202:9002", TRANSPARENT),
+    ]);
+    let error = compose(&two, &options(Role::Proxy)).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("192.0.2.202") && text.contains("two addresses"),
@@ -274,7 +296,7 @@ fn one_address_in_two_ways_is_refused() {
 }
 
 #[test]
-fn a_name_that_a_shell_would_take_apart_is_refused() {
+fn interface_names_that_are_unsafe_in_a_script_are_refused() {
     for name in ["eth0", "eth0.100", "br-1a2b"] {
         assert_eq!(interface(name).as_deref(), Ok(name));
     }
@@ -302,24 +324,17 @@ fn the_kernels_own_tables_are_refused() {
     }
 }
 
-/// Two listeners of IPv4 or IPv6, whose servers the keys `more` are for.
-fn two(servers: [&str; 2], modes: [&str; 2], more: &str) -> Config {
-    let listeners = [0, 1].map(|n| {
-        let [server, mode] = [servers[n], modes[n]];
-        let bind = if server.starts_with('[') {
-            format!("[2001:db8:a::1{n}]:9001")
-        } else {
-            format!("198.51.100.1{n}:9001")
+/// Two listeners, each with one server.
+fn two(servers: [&str; 2], rewriters: [Option<Rewriter>; 2]) -> Topology {
+    let v6 = servers[0].starts_with('[');
+    topology([0, 1].map(|n| {
+        let listener = match v6 {
+            true => format!("[2001:db8:a::1{n}]:9001"),
+            false => format!("198.51.100.1{n}:9001"),
         };
-        format!(
-            "[[listener]]\nname = \"l{n}\"\nbind = [\"{bind}\"]\n{mode}\nupstream = \"u{n}\"\n\
-             [upstream.u{n}]\nservers = [\"{server}\"]\n{more}\n"
-        )
-    });
-    Config::from_toml("x", &listeners.concat()).unwrap()
+        server(&[&listener], servers[n], rewriters[n])
+    }))
 }
-
-const ON_SERVER: &str = "mode = \"dsr\"\nrewrite_on = \"server\"";
 
 /// The options of a host with two servers.
 fn two_servers() -> Options {
@@ -338,37 +353,33 @@ fn two_servers() -> Options {
 }
 
 #[test]
-fn one_port_of_a_host_is_rewritten_for_one_listener_alone() {
+fn one_port_of_a_host_is_rewritten_for_one_listener_only() {
     for servers in [
         ["192.0.2.202:9001", "192.0.2.203:9001"],
         ["[2001:db8:b::2]:9001", "[2001:db8:b::3]:9001"],
     ] {
-        for other in [ON_SERVER, "mode = \"dsr\"", "mode = \"transparent\""] {
-            let config = two(servers, [ON_SERVER, other], "");
-            let error = compose(&config, &two_servers()).unwrap_err();
-            assert!(matches!(error, HostSetupError::OnePort { .. }), "{error}");
-            // The proxy's host knows servers by their addresses.
-            compose(&config, &options(Role::Proxy)).unwrap();
+        for other in [ON_SERVER, DSR, TRANSPARENT] {
+            let two = two(servers, [ON_SERVER, other]);
+            let error = compose(&two, &two_servers()).unwrap_err();
+            assert!(matches!(error, HostSetupError::SamePort { .. }), "{error}");
+            // The proxy's host recognizes servers by their addresses.
+            compose(&two, &options(Role::Proxy)).unwrap();
         }
     }
     // One listener, whose server has two addresses.
-    let content = format!(
-        "[[listener]]\nbind = [\"198.51.100.10:9000\"]\n{ON_SERVER}\nupstream = \"u\"\n\
-         [upstream.u]\nservers = [\"192.0.2.202:9001\", \"192.0.2.203:9001\"]\n"
-    );
-    let config = Config::from_toml("x", &content).unwrap();
-    let text = compose(&config, &two_servers()).unwrap();
+    let both = ["192.0.2.202:9001", "192.0.2.203:9001"];
+    let one = both.map(|address| server(&["198.51.100.10:9000"], address, ON_SERVER));
+    let text = compose(&topology(one), &two_servers()).unwrap();
     assert_eq!(text.matches("ip saddr set 198.51.100.10 accept").count(), 1);
 }
 
 #[test]
 fn replies_of_the_sdk_and_to_the_proxy_are_not_rewritten() {
-    let config = two(
+    let by_sdk = two(
         ["192.0.2.202:9001", "192.0.2.203:9002"],
-        [ON_SERVER, "mode = \"dsr\"\nrewrite_on = \"sdk\""],
-        "",
+        [ON_SERVER, BY_SDK],
     );
-    let text = compose(&config, &two_servers()).unwrap();
+    let text = compose(&by_sdk, &two_servers()).unwrap();
     let chain = [
         "        ip daddr { 192.0.2.1, 198.51.100.10, 198.51.100.11 } accept\n",
         "        ip saddr 198.51.100.11 udp sport 9001 accept\n",
@@ -377,19 +388,21 @@ fn replies_of_the_sdk_and_to_the_proxy_are_not_rewritten() {
     assert!(text.contains(&chain.concat()), "{text}");
     // The same port at another address of the host.
     let servers = ["192.0.2.202:9001", "192.0.2.203:9001"];
-    let modes = [ON_SERVER, "mode = \"plain\""];
+    let mut plain = two(servers, [ON_SERVER, None]);
+    plain.servers[1].answers_proxy = Some("mode plain");
     let without_gateway = Options {
         gateway: Vec::new(),
         ..two_servers()
     };
-    let config = two(servers, modes, "");
-    let error = compose(&config, &without_gateway).unwrap_err().to_string();
+    let error = compose(&plain, &without_gateway).unwrap_err().to_string();
     for part in ["192.0.2.203:9001", "mode plain", "--gateway"] {
         assert!(error.contains(part), "no {part} in: {error}");
     }
-    compose(&config, &two_servers()).unwrap();
-    let config = two(servers, modes, "source = [\"192.0.2.9\"]");
-    let text = compose(&config, &without_gateway).unwrap();
+    compose(&plain, &two_servers()).unwrap();
+    let source = "192.0.2.9".parse().unwrap();
+    plain.sources.insert(source);
+    plain.servers[1].sources.push(source);
+    let text = compose(&plain, &without_gateway).unwrap();
     let proxy = "ip daddr { 192.0.2.9, 198.51.100.10, 198.51.100.11 } accept\n";
     assert!(text.contains(proxy), "{text}");
 }
@@ -397,12 +410,12 @@ fn replies_of_the_sdk_and_to_the_proxy_are_not_rewritten() {
 #[test]
 fn addresses_that_no_other_host_has_are_refused() {
     for text in ["192.0.2.1", "2001:db8::1", "fe80::1"] {
-        assert_eq!(gateway(text), Ok(text.parse().unwrap()));
+        assert_eq!(other_host(text), Ok(text.parse().unwrap()));
         assert_eq!(unicast(text), Ok(text.parse().unwrap()));
     }
     assert!(unicast("127.0.0.1").is_ok() && unicast("::1").is_ok());
     for text in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
-        assert!(gateway(text).is_err(), "{text}");
+        assert!(other_host(text).is_err(), "{text}");
     }
     for text in [
         "0.0.0.0",
@@ -413,17 +426,33 @@ fn addresses_that_no_other_host_has_are_refused() {
         "::ffff:0.0.0.0",
         "x",
     ] {
-        assert!(unicast(text).is_err() && gateway(text).is_err(), "{text}");
+        assert!(
+            unicast(text).is_err() && other_host(text).is_err(),
+            "{text}"
+        );
     }
 }
 
 #[test]
-fn an_interface_whose_name_a_script_can_not_hold_is_named() {
-    assert_eq!(plain("eth0.100".to_owned()).unwrap(), "eth0.100");
-    let error = plain("v@if5\"".to_owned()).unwrap_err().to_string();
+fn an_error_names_an_interface_that_is_unsafe_in_a_script() {
+    assert_eq!(safe("eth0.100".to_owned()).unwrap(), "eth0.100");
+    let error = safe("v@if5\"".to_owned()).unwrap_err().to_string();
     assert!(
         error.contains(r#"interface "v@if5\"" has a name"#),
         "{error}"
     );
     assert!(error.contains("rename it"), "{error}");
+}
+
+#[test]
+fn client_addresses_reach_servers_of_their_family_and_headers_reach_all() {
+    assert!(both_families(None).reply_paths().is_empty());
+    for rewriter in [TRANSPARENT, DSR, ON_SERVER] {
+        let paths = both_families(rewriter).reply_paths();
+        let mut families = paths
+            .iter()
+            .map(|p| (p.server.is_ipv4(), p.listener.is_ipv4()));
+        assert!(paths.len() == 2 && families.all(|(server, listener)| server == listener));
+    }
+    assert_eq!(both_families(BY_SDK).reply_paths().len(), 4);
 }

@@ -1,0 +1,379 @@
+//! `host-setup`: the commands that a proxy's or a server's host needs for the modes
+//! `transparent` and `dsr`, as a shell script. It is printed and never run here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use thiserror::Error;
+
+use crate::kernel;
+use crate::reply_path::ReplyPath;
+use crate::route::Packet;
+use crate::topology::Topology;
+
+use script::Script;
+
+mod proxy;
+mod script;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use server::is_here;
+
+/// The MTU of replies that the proxy's host forwards. ICMP errors from hops beyond it
+/// never reach the server; IPv6 passes this MTU everywhere (RFC 8200, 5).
+const DSR_MTU: u32 = 1280;
+
+/// The host that is checked or set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// That of the proxy
+    Proxy,
+    /// That of a server
+    Server,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Server => "server",
+        }
+    }
+
+    /// The number of the routing table, and the preference of the rules that lead to it.
+    /// Each role has its own, since a host may have both.
+    fn table(self) -> u32 {
+        match self {
+            Self::Proxy => 9022,
+            Self::Server => 9023,
+        }
+    }
+
+    /// How an operator sets such a host up.
+    pub(crate) fn set_up(self) -> String {
+        let (role, more) = match self {
+            Self::Proxy => ("proxy", ""),
+            Self::Server => ("server", " --gateway PROXY"),
+        };
+        format!(
+            "as root, run the output of `ppv2-proxy host-setup --config FILE --role {role}{more}`"
+        )
+    }
+}
+
+/// Options of the command.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The proxy's TOML file; not read for --undo
+    #[arg(long, value_name = "FILE", required_unless_present = "undo")]
+    pub config: Option<PathBuf>,
+
+    /// The host that the script is for
+    #[arg(long)]
+    pub role: Role,
+
+    /// Print the script that reverts all changes; all other options but --role are ignored
+    #[arg(long)]
+    pub undo: bool,
+
+    /// Interface towards clients [default: the one with the listener's address; for servers the one of the route to clients]
+    #[arg(long, value_name = "NAME", value_parser = interface)]
+    pub public_interface: Option<String>,
+
+    /// Interface between proxy and server [default: that of this host's route to the server, or the one with the server's address]
+    #[arg(long, value_name = "NAME", value_parser = interface)]
+    pub server_interface: Option<String>,
+
+    /// Role server: the proxy's address, which replies are routed to; replies to this address
+    /// itself are not rewritten; one for each family
+    #[arg(long, value_name = "IP", value_parser = other_host)]
+    pub gateway: Vec<IpAddr>,
+
+    /// Role server: address of a server that the script is for, repeatable [default: those that this host has]
+    #[arg(long, value_name = "IP", value_parser = unicast)]
+    pub server: Vec<IpAddr>,
+
+    /// Mode dsr by the SDK: address that clients write to, if the listener is bound to a wildcard; repeatable
+    #[arg(long, value_name = "IP", value_parser = unicast)]
+    pub listener_address: Vec<IpAddr>,
+
+    /// Role proxy, mode dsr by the SDK: servers route their replies through this host
+    #[arg(long)]
+    pub is_gateway: bool,
+
+    /// Role server: MTU of the route through the proxy's host [default: 1280 in mode dsr, else the interface's]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
+    pub mtu: Option<u32>,
+
+    /// Routing table and preference of its rules [default: 9022 for the proxy, 9023 for a server]
+    #[arg(long, value_name = "N", value_parser = table)]
+    pub table: Option<u32>,
+}
+
+/// Why there is no script.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostSetupError {
+    /// This host can't tell something.
+    #[error("{what} is not known: {why}; name it with {option}")]
+    Unknown {
+        what: String,
+        why: String,
+        /// The option that tells it.
+        option: &'static str,
+    },
+    /// There is no such interface.
+    #[error("{option} {name}: {error}; `ip link` shows this host's interfaces")]
+    NoInterface {
+        option: &'static str,
+        name: String,
+        error: std::io::Error,
+    },
+    /// An interface's name isn't safe in a script.
+    #[error(
+        "interface {0:?} has a name that is not safe in a script: letters, digits, and . _ - are; rename it (ip link set … name …)"
+    )]
+    UnsafeName(String),
+    /// One host can't do both.
+    #[error(
+        "replies of server {server} would take two paths, by {first} and by {second}, but the host tells paths apart by the server's address; give the server two addresses, or one mode"
+    )]
+    TwoPaths {
+        server: IpAddr,
+        first: &'static str,
+        second: &'static str,
+    },
+    /// Two servers of one host have the same port.
+    #[error(
+        "servers {} ({}) and {} ({}) of this host have the same port, by which it recognizes their replies, but these are for listeners {} and {}; let one of them listen on another port",
+        both[0].server, both[0].rewriter.mode(), both[1].server, both[1].rewriter.mode(), both[0].listener, both[1].listener
+    )]
+    SamePort { both: Box<[ReplyPath; 2]> },
+    /// A server on the proxy's own host in mode dsr.
+    #[error(
+        "server {server} is on this host, which never forwards its own replies, as {mode} needs; use mode transparent or ppv2 for it"
+    )]
+    OwnServer {
+        server: SocketAddr,
+        mode: &'static str,
+    },
+    /// None of the servers is on this host.
+    #[error(
+        "none of the servers in mode transparent or dsr ({servers}) has an address of this host; name the one that the script is for with --server"
+    )]
+    NoServerHere { servers: String },
+}
+
+fn unknown(
+    what: impl Into<String>,
+    why: impl Into<String>,
+    option: &'static str,
+) -> HostSetupError {
+    HostSetupError::Unknown {
+        what: what.into(),
+        why: why.into(),
+        option,
+    }
+}
+
+/// The script for `topology`.
+///
+/// # Errors
+///
+/// [`HostSetupError`], with the option that tells what this host can't.
+pub fn script(topology: &Topology, options: &Options) -> Result<String, HostSetupError> {
+    let interfaces = [
+        ("--public-interface", &options.public_interface),
+        ("--server-interface", &options.server_interface),
+    ];
+    for (option, name) in interfaces {
+        let Some(name) = name else { continue };
+        if let Err(error) = kernel::interface_index(name) {
+            let name = name.clone();
+            return Err(HostSetupError::NoInterface {
+                option,
+                name,
+                error,
+            });
+        }
+    }
+    compose(topology, options)
+}
+
+/// The script that reverts all changes of the script for `role`.
+#[must_use]
+pub fn undo(role: Role) -> String {
+    Script::new(role, None).undo()
+}
+
+fn compose(topology: &Topology, options: &Options) -> Result<String, HostSetupError> {
+    let mut script = Script::new(options.role, options.table);
+    let paths = topology.reply_paths();
+    refuse_two_paths(&paths)?;
+    let host = Host { topology, options };
+    match options.role {
+        Role::Proxy => proxy::set_up(&mut script, &paths, &host)?,
+        Role::Server => server::set_up(&mut script, &paths, &host)?,
+    }
+    Ok(script.set_up())
+}
+
+/// A host recognizes a server's replies by the server's address, so all must take the
+/// same path.
+fn refuse_two_paths(paths: &[ReplyPath]) -> Result<(), HostSetupError> {
+    let mut by_server = BTreeMap::new();
+    for path in paths.iter().filter(|path| path.rewriter.spoofs()) {
+        let (server, rewriter) = (path.server.ip(), path.rewriter);
+        let first = *by_server.entry(server).or_insert(rewriter);
+        if first != rewriter {
+            return Err(HostSetupError::TwoPaths {
+                server,
+                first: first.mode(),
+                second: rewriter.mode(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the options say about this host, and what the kernel says where they don't.
+struct Host<'a> {
+    topology: &'a Topology,
+    options: &'a Options,
+}
+
+impl Host<'_> {
+    /// On the proxy's host: the interface towards a server; `lo` if the server is on this
+    /// host.
+    fn interface_to(&self, server: IpAddr) -> Result<String, HostSetupError> {
+        let what = || format!("the interface towards server {server}");
+        match &self.options.server_interface {
+            Some(name) => Ok(name.clone()),
+            None if kernel::is_own(server) => Ok("lo".to_owned()),
+            None => interface_of_route(server)
+                .map_err(|why| unknown(what(), why, "--server-interface"))
+                .and_then(safe),
+        }
+    }
+
+    /// On a server's host: the interface that the proxy's datagrams arrive at.
+    fn interface_of(&self, server: IpAddr) -> Result<String, HostSetupError> {
+        let named = self.options.server_interface.clone();
+        let found = named.or_else(|| kernel::interface_with(server));
+        let what = || format!("the interface with the server's address {server}");
+        found
+            .ok_or_else(|| unknown(what(), "this host doesn't have it", "--server-interface"))
+            .and_then(safe)
+    }
+
+    /// On the proxy's host: the interface that clients' datagrams to `listener` arrive at.
+    fn public_interface(&self, listener: IpAddr) -> Result<String, HostSetupError> {
+        if let Some(name) = &self.options.public_interface {
+            return Ok(name.clone());
+        }
+        let why = match kernel::interface_with(listener) {
+            Some(name) if name != "lo" => return safe(name),
+            Some(_) => format!("{listener} is on lo"),
+            None => format!("this host doesn't have the listener's address {listener}"),
+        };
+        Err(unknown(
+            "the interface towards clients",
+            why,
+            "--public-interface",
+        ))
+    }
+
+    /// On a server's host: the interface towards clients.
+    fn interface_to_clients(&self, v4: bool) -> Result<String, HostSetupError> {
+        if let Some(name) = &self.options.public_interface {
+            return Ok(name.clone());
+        }
+        interface_of_route(self.topology.sample_client(v4, None))
+            .map_err(|why| unknown("the interface towards clients", why, "--public-interface"))
+            .and_then(safe)
+    }
+
+    /// The proxy's address of the same family as `ip`.
+    fn gateway(&self, ip: IpAddr) -> Option<IpAddr> {
+        let mut gateways = self.options.gateway.iter();
+        gateways
+            .find(|gateway| gateway.is_ipv4() == ip.is_ipv4())
+            .copied()
+    }
+
+    /// The addresses that clients write to at a listener's address.
+    fn listener_addresses(&self, listener: IpAddr) -> Result<Vec<IpAddr>, HostSetupError> {
+        if !listener.is_unspecified() {
+            return Ok(vec![listener]);
+        }
+        let mut named = self.options.listener_address.clone();
+        named.retain(|ip| ip.is_ipv4() == listener.is_ipv4());
+        if named.is_empty() {
+            let why = format!("the listener is bound to the wildcard {listener}");
+            let what = "the address that clients write to";
+            return Err(unknown(what, why, "--listener-address"));
+        }
+        Ok(named)
+    }
+}
+
+fn interface_of_route(to: IpAddr) -> Result<String, String> {
+    let route = Packet::sent_to(to).route();
+    let index = route
+        .map_err(|error| format!("no route to {to} ({error})"))?
+        .interface;
+    kernel::interface_name(index).ok_or_else(|| format!("interface number {index} is gone"))
+}
+
+/// Takes a name of the kernel's if it is safe in a shell script and in nft's rules.
+fn safe(name: String) -> Result<String, HostSetupError> {
+    match kernel::is_plain_name(&name) {
+        true => Ok(name),
+        false => Err(HostSetupError::UnsafeName(name)),
+    }
+}
+
+/// Parses the number of a routing table: those from 253 to 255 are the kernel's own
+/// (ip-route(8)), and rules have preferences below 32,766.
+fn table(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(number @ (1..=252 | 256..=32_765)) => Ok(number),
+        _ => Err("give a number from 1 to 252 or from 256 to 32765".to_owned()),
+    }
+}
+
+/// Parses an interface's name that is safe in a shell script and in nft's rules.
+fn interface(name: &str) -> Result<String, String> {
+    match kernel::is_plain_name(name) {
+        true => Ok(name.to_owned()),
+        false => Err("give a name as `ip link` shows it, such as eth0".to_owned()),
+    }
+}
+
+/// Parses an address that a host can have.
+pub(crate) fn unicast(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| "give an IP address".to_owned())?;
+    let ip = ip.to_canonical();
+    let broadcasts = [Ipv4Addr::BROADCAST, Ipv4Addr::new(127, 255, 255, 255)];
+    let is_no_host = match ip {
+        // 0.0.0.0/8 has no hosts (RFC 1122, section 3.2.1.3).
+        IpAddr::V4(ip) => ip.octets()[0] == 0 || broadcasts.contains(&ip),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    };
+    if is_no_host || ip.is_multicast() {
+        return Err("no host has this address".to_owned());
+    }
+    Ok(ip)
+}
+
+/// Parses the address of another host.
+pub(crate) fn other_host(text: &str) -> Result<IpAddr, String> {
+    match unicast(text)? {
+        ip if ip.is_loopback() => Err("a loopback address leads to no other host".to_owned()),
+        ip => Ok(ip),
+    }
+}

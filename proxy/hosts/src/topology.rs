@@ -1,0 +1,128 @@
+//! The input of this crate: what the proxy's configuration says about hosts.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::reply_path::{ReplyPath, Rewriter};
+
+/// Stand for clients anywhere: addresses kept for documentation (RFC 5737, RFC 3849),
+/// which only default routes lead to.
+const ANYWHERE: [&str; 2] = ["203.0.113.1", "2001:db8:ffff::1"];
+
+/// Listeners and the servers behind them.
+#[derive(Clone, Debug, Default)]
+pub struct Topology {
+    /// Addresses that clients write to.
+    pub listeners: BTreeSet<SocketAddr>,
+    /// Networks of the clients that may use a listener, in the order of the configuration.
+    pub allow: Vec<IpNet>,
+    /// Each server of each listener. A server of two listeners is here twice.
+    pub servers: Vec<Server>,
+    /// Addresses that the proxy is configured to write to servers from.
+    pub sources: BTreeSet<IpAddr>,
+    /// Bytes that the proxy asks the kernel for as the receive buffer of a listener.
+    pub receive_buffer: usize,
+}
+
+/// A server as one listener uses it.
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub address: SocketAddr,
+    /// The name of its upstream.
+    pub upstream: String,
+    /// The addresses of its listener.
+    pub listener: Vec<SocketAddr>,
+    /// Who gives its replies the listener's address; `None` if they go to the proxy's own.
+    pub rewriter: Option<Rewriter>,
+    /// Whether it sees the client's own port as the source.
+    pub spoofs_ports: bool,
+    /// Bytes of the header in front of each datagram, 0 without one.
+    pub header_len: usize,
+    /// Whether datagrams that are too long are dropped rather than fragmented.
+    pub dont_fragment: bool,
+    /// Addresses that the proxy writes to it from; empty for the kernel's choice.
+    pub sources: Vec<IpAddr>,
+    /// Why it sends datagrams to the proxy's own address, if it does.
+    pub answers_proxy: Option<&'static str>,
+    /// A datagram that it may answer.
+    pub question: Vec<u8>,
+    /// Whether the configuration says that it answers `question`.
+    pub answers_question: bool,
+}
+
+impl Server {
+    /// Whether the server is written to from clients' addresses.
+    pub(crate) fn sees_clients(&self) -> bool {
+        self.rewriter.is_some_and(Rewriter::spoofs)
+    }
+
+    /// Whether replies come to the proxy's process.
+    pub(crate) fn answers_to_proxy(&self) -> bool {
+        matches!(self.rewriter, None | Some(Rewriter::Proxy))
+    }
+}
+
+impl Topology {
+    /// The paths of all replies that don't go to the proxy's own address. A client's
+    /// address reaches servers of its own family alone; a header reaches any.
+    pub(crate) fn reply_paths(&self) -> Vec<ReplyPath> {
+        let mut paths = Vec::new();
+        for server in &self.servers {
+            let Some(rewriter) = server.rewriter else {
+                continue;
+            };
+            let reached = server.listener.iter().filter(|listener| {
+                !rewriter.spoofs() || listener.is_ipv4() == server.address.is_ipv4()
+            });
+            paths.extend(reached.map(|listener| ReplyPath {
+                rewriter,
+                server: server.address,
+                listener: *listener,
+                spoofs_ports: server.spoofs_ports,
+            }));
+        }
+        paths
+    }
+
+    /// An address of a client: the named one, or one of the first network that a listener
+    /// allows. `None` if neither is of that family and everybody is allowed.
+    pub(crate) fn client(&self, v4: bool, named: Option<IpAddr>) -> Option<IpAddr> {
+        let narrow = |net: &&IpNet| net.prefix_len() > 0 && net.addr().is_ipv4() == v4;
+        let allowed = || self.allow.iter().find(narrow)?.hosts().next();
+        named.filter(|ip| ip.is_ipv4() == v4).or_else(allowed)
+    }
+
+    /// As [`client`](Self::client), or an address that stands for clients anywhere.
+    pub(crate) fn sample_client(&self, v4: bool, named: Option<IpAddr>) -> IpAddr {
+        let anywhere = || ANYWHERE[usize::from(!v4)].parse();
+        self.client(v4, named)
+            .unwrap_or_else(|| anywhere().expect("it is an address"))
+    }
+}
+
+/// Whether `client` stands for clients anywhere.
+pub(crate) fn is_anywhere(client: IpAddr) -> bool {
+    ANYWHERE.iter().any(|ip| ip.parse() == Ok(client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sample_client_is_one_that_a_listener_allows() {
+        let topology = Topology {
+            allow: ["198.51.100.0/24", "::/0"]
+                .map(|n| n.parse().unwrap())
+                .into(),
+            ..Topology::default()
+        };
+        let allowed = Some("198.51.100.1".parse().unwrap());
+        assert_eq!(topology.client(true, None), allowed);
+        assert_eq!(Some(topology.sample_client(true, None)), allowed);
+        assert_eq!(topology.client(false, None), None);
+        assert!(topology.sample_client(false, None).is_ipv6());
+    }
+}

@@ -1,0 +1,197 @@
+//! The part of a configuration that concerns hosts, as [`ppv2_hosts`] takes it for
+//! `doctor`, `host-setup` and the check at a start.
+
+use std::net::SocketAddr;
+
+use ppv2_engine::mode::{Mode, RewriteOn};
+use ppv2_hosts::Topology;
+use ppv2_hosts::doctor::{self, Finding, Options, ProbeError, QUESTION, Unfit};
+use ppv2_hosts::host_setup::Role;
+use ppv2_hosts::reply_path::Rewriter;
+use ppv2_hosts::topology::Server;
+use ppv2_udp::LISTENER_BUFFER;
+
+use crate::config::{Answers, Config, Expanded, Expect, Header, Health, Listener, Probe};
+use crate::limits::Ceiling;
+use crate::memory;
+
+/// What `config` says about hosts.
+#[must_use]
+pub fn of(config: &Config) -> Topology {
+    let servers = config.served().map(|(listener, found, mode)| Server {
+        upstream: found.upstream.clone(),
+        sources: found.sources.to_vec(),
+        answers_proxy: found.answers_proxy(mode),
+        ..server(listener, found.address.0, mode, found.health.as_deref())
+    });
+    Topology {
+        servers: servers.collect(),
+        sources: config.sources(),
+        ..listeners(config)
+    }
+}
+
+fn listeners(config: &Config) -> Topology {
+    let listeners = config.listeners.iter();
+    Topology {
+        listeners: listeners.clone().flat_map(|l| &l.bind).copied().collect(),
+        allow: listeners.flat_map(|l| &l.allow).copied().collect(),
+        receive_buffer: LISTENER_BUFFER,
+        ..Topology::default()
+    }
+}
+
+fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&Health>) -> Server {
+    let crc32c = match mode {
+        Mode::Ppv2 { crc32c, .. } | Mode::Dsr(RewriteOn::Sdk { crc32c }) => Some(crc32c),
+        Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => None,
+    };
+    // The header's length depends on the client's family, which is the listener's.
+    let longest = match listener.bind.iter().any(SocketAddr::is_ipv6) {
+        true => ppv2::IPV6_HEADER_LEN,
+        false => ppv2::IPV4_HEADER_LEN,
+    };
+    let (question, answers_question) = question(mode, health);
+    Server {
+        address,
+        upstream: String::new(),
+        listener: listener.bind.clone(),
+        rewriter: match mode {
+            Mode::Ppv2 { .. } | Mode::Plain => None,
+            Mode::Transparent { .. } => Some(Rewriter::Proxy),
+            Mode::Dsr(RewriteOn::Proxy) => Some(Rewriter::ProxyHost),
+            Mode::Dsr(RewriteOn::Server) => Some(Rewriter::ServerHost),
+            Mode::Dsr(RewriteOn::Sdk { .. }) => Some(Rewriter::Sdk),
+        },
+        spoofs_ports: mode.spoofs_ports(),
+        header_len: crc32c.map_or(0, |crc32c| longest + if crc32c { 7 } else { 0 }),
+        dont_fragment: listener.dont_fragment,
+        sources: Vec::new(),
+        answers_proxy: None,
+        question,
+        answers_question,
+    }
+}
+
+/// The datagram of the health check if it sends one, and whether it is answered.
+fn question(mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
+    let probe = health.and_then(|health| health.probe.as_ref());
+    let (payload, header, is_answered) = match probe {
+        Some(Probe::Udp {
+            payload,
+            expect,
+            header,
+        }) => (&payload[..], *header, *expect != Expect::Silence),
+        Some(Probe::Dns { query, header }) => (&query[..], *header, true),
+        Some(Probe::Tcp { .. } | Probe::Http { .. }) | None => (QUESTION, Header::Auto, false),
+    };
+    let has_header = match header {
+        Header::Auto => matches!(mode, Mode::Ppv2 { .. }),
+        Header::Local => true,
+        Header::None => false,
+    };
+    let mut buffer = [0; ppv2::IPV6_HEADER_LEN];
+    let local = has_header.then(|| ppv2::Encoder::local(&mut buffer));
+    let local = local.and_then(Result::ok).map(ppv2::Encoder::finish);
+    ([local.unwrap_or_default(), payload].concat(), is_answered)
+}
+
+/// Checks this host for what is certain to leave clients without replies. Servers that
+/// names lead to don't matter here: see [`expand`].
+///
+/// # Errors
+///
+/// [`Unfit`] with each fatal finding.
+pub fn check_host(config: &Config) -> Result<(), Unfit> {
+    doctor::check_proxy_host(&of(&config.as_written()))
+}
+
+/// The configuration with the servers that its names lead to, without those that this
+/// host is not set up for: DNS answers must not be able to keep the proxy from starting.
+#[must_use]
+pub fn expand(config: &Config, answers: &Answers) -> Expanded {
+    config.expand_but(answers, |name, address| {
+        let named = config.named().filter(|(_, n, _)| std::ptr::eq(*n, name));
+        let servers = named.map(|(listener, _, mode)| server(listener, address, mode, None));
+        let topology = Topology {
+            servers: servers.collect(),
+            ..listeners(config)
+        };
+        let unfit = doctor::check_proxy_host(&topology).err()?;
+        Some(format!(
+            "this host lacks what its mode needs; fix: {}",
+            unfit.fix()
+        ))
+    })
+}
+
+/// The report of `doctor`, and whether anything in it is fatal.
+///
+/// # Errors
+///
+/// [`ProbeError`].
+pub fn doctor(config: &Config, options: &Options) -> Result<(String, bool), ProbeError> {
+    let more = match options.role {
+        Role::Proxy => capacity(config),
+        Role::Server => Vec::new(),
+    };
+    doctor::report(&of(config), options, more)
+}
+
+fn capacity(config: &Config) -> Vec<Finding> {
+    let ceiling = Ceiling::of(config);
+    let what = "sessions (open files, local ports and memory)";
+    let sessions = match ceiling.shortfall() {
+        Some(shortfall) => Finding::advice(
+            what,
+            shortfall,
+            "LimitNOFILE= or MemoryMax= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
+        ),
+        None => Finding::ok(what, format!("at most {}", ceiling.max_sessions)),
+    };
+    // A service has a control group of its own, so its limit may be another.
+    let memory = memory::limit().map(|limit| {
+        let (megabytes, said_by) = (limit.bytes >> 20, limit.said_by.display());
+        let found = format!(
+            "{megabytes} MiB, by {said_by}; a session takes about 4 kB, most of it the kernel's"
+        );
+        Finding::ok("memory", found)
+    });
+    [sessions].into_iter().chain(memory).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewriter_and_header_follow_from_the_mode() {
+        let servers = |mode: &str| {
+            let content = format!(
+                "[[listener]]\nbind = [\"198.51.100.10:9000\", \"[2001:db8:a::10]:9000\"]\n\
+                 mode = {mode}\nupstream = \"u\"\n[upstream.u]\n\
+                 servers = [\"192.0.2.2:9001\", \"[2001:db8:b::2]:9001\"]\n"
+            );
+            of(&Config::from_toml("x", &content).unwrap()).servers
+        };
+        for (mode, rewriter, spoofs_ports, header_len) in [
+            ("\"ppv2\"", None, false, ppv2::IPV6_HEADER_LEN),
+            ("\"plain\"", None, false, 0),
+            ("\"transparent\"", Some(Rewriter::Proxy), false, 0),
+            ("\"dsr\"", Some(Rewriter::ProxyHost), true, 0),
+            (
+                "\"dsr\"\nrewrite_on = \"sdk\"",
+                Some(Rewriter::Sdk),
+                false,
+                ppv2::IPV6_HEADER_LEN,
+            ),
+        ] {
+            let servers = servers(mode);
+            assert_eq!(servers.len(), 2, "{mode}");
+            for server in servers {
+                let is = (server.rewriter, server.spoofs_ports, server.header_len);
+                assert_eq!(is, (rewriter, spoofs_ports, header_len), "{mode}");
+            }
+        }
+    }
+}

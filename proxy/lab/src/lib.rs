@@ -10,17 +10,24 @@ use std::time::{Duration, Instant};
 mod admin;
 pub mod dig;
 pub mod dns_server;
+pub mod fake_proxy;
 pub mod namespace;
+#[cfg(target_os = "linux")]
 pub mod network;
 mod process;
 mod proxy;
+pub mod quic;
+#[cfg(target_os = "linux")]
 pub mod service;
+#[cfg(target_os = "linux")]
 mod sockets;
+#[cfg(target_os = "linux")]
 pub mod two_hosts;
 
 pub use admin::{dropped, http, http_get, http_whole, metric};
 pub use process::Process;
 pub use proxy::{binary, output, output_of, proxy, proxy_between, proxy_with, write};
+#[cfg(target_os = "linux")]
 pub use sockets::{address, bind, port, read_header, receive, receive_nothing, served, socket};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.

@@ -20,11 +20,23 @@ done"#;
 /// tests: they fail, saying so.
 #[track_caller]
 pub fn enter(test: &str, setup: &str) -> bool {
+    enter_by("", test, setup)
+}
+
+/// As [`enter`], with no more rights inside than an ordinary user has.
+#[track_caller]
+pub fn enter_without_rights(test: &str, setup: &str) -> bool {
+    enter_by("setpriv --bounding-set=-all --inh-caps=-all", test, setup)
+}
+
+#[track_caller]
+fn enter_by(command: &str, test: &str, setup: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     let script = format!(
-        "ip link set lo up\n{setup}\n{AWAIT_ROUTES}\nexec \"$0\" --exact {test} --nocapture"
+        "ip link set lo up\n{setup}\n{AWAIT_ROUTES}\n\
+         exec {command} \"$0\" --exact {test} --nocapture"
     );
     let this = std::env::current_exe().unwrap();
     let output = Command::new("unshare")
@@ -33,7 +45,7 @@ pub fn enter(test: &str, setup: &str) -> bool {
         .arg(this)
         .env(INSIDE, test)
         .output()
-        .expect("unshare(1) is in the Debian package util-linux");
+        .expect("unshare(1) and setpriv(1) are in the Debian package util-linux");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (status, out, err) = (output.status, text(&output.stdout), text(&output.stderr));
     assert!(

@@ -5,27 +5,17 @@
 //! it has received; and none is lost at all while the windows fit the kernel's
 //! receive buffers, which QUIC otherwise overruns to find out what they hold.
 
-use std::fmt;
-use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ppv2_lab::quic::{Counting, NAME, Traffic, configs};
 use ppv2_lab::*;
-use quinn::rustls::RootCertStore;
-use quinn::rustls::pki_types::PrivatePkcs8KeyDer;
-use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{
-    AsyncUdpSocket, ClientConfig, Connection, Endpoint, EndpointConfig, RecvStream, Runtime,
-    SendStream, ServerConfig, TokioRuntime, TransportConfig, UdpPoller,
+    Connection, Endpoint, EndpointConfig, RecvStream, Runtime, SendStream, ServerConfig,
+    TokioRuntime, TransportConfig,
 };
 use tokio::sync::{mpsc, watch};
-
-/// Name in the server's certificate.
-const NAME: &str = "server.ppv2.test";
 
 /// A whole test that takes longer hangs.
 const GUARD: Duration = Duration::from_secs(120);
@@ -35,108 +25,13 @@ const CONNECTIONS: u64 = 4;
 /// Bytes of each connection's streams, the same in both directions.
 const STREAMS: [usize; 4] = [300_000, 700_000, 1_500_000, 3_000_000];
 
-/// Datagrams by ECN mark.
-#[derive(Debug, Default)]
-struct Marks {
-    none: AtomicU64,
-    ect0: AtomicU64,
-    /// ECT(1), which quinn never sends, and "congestion experienced", for which
-    /// loopback has no cause.
-    others: AtomicU64,
-}
-
-impl Marks {
-    fn add(&self, ecn: Option<EcnCodepoint>, bytes: usize, each: usize) {
-        let counter = match ecn {
-            None => &self.none,
-            Some(EcnCodepoint::Ect0) => &self.ect0,
-            Some(EcnCodepoint::Ect1 | EcnCodepoint::Ce) => &self.others,
-        };
-        let datagrams = bytes.div_ceil(each.max(1)) as u64;
-        counter.fetch_add(datagrams, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> [u64; 3] {
-        [&self.none, &self.ect0, &self.others].map(|counter| counter.load(Ordering::Relaxed))
-    }
-}
-
-impl fmt::Display for Marks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [none, ect0, others] = self.read();
-        write!(
-            f,
-            "{ect0} with ECT(0), {none} without, {others} with others"
-        )
-    }
-}
-
-/// The datagrams of one end. quinn doesn't tell whether it still believes in
-/// ECN, but it marks what it sends only as long as it does.
-#[derive(Debug, Default)]
-struct Traffic {
-    sent: Marks,
-    received: Marks,
-}
-
-/// One of quinn's sockets, with a count of its datagrams.
-#[derive(Debug)]
-struct Counting {
-    socket: Arc<dyn AsyncUdpSocket>,
-    traffic: Arc<Traffic>,
-}
-
-impl Counting {
-    fn bind(ip: &str, traffic: &Arc<Traffic>) -> Arc<Self> {
-        Arc::new(Self {
-            socket: TokioRuntime.wrap_udp_socket(socket(ip)).unwrap(),
-            traffic: Arc::clone(traffic),
-        })
-    }
-}
-
-impl AsyncUdpSocket for Counting {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)?;
-        let len = transmit.contents.len();
-        let each = transmit.segment_size.unwrap_or(len);
-        self.traffic.sent.add(transmit.ecn, len, each);
-        Ok(())
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = ready!(self.socket.poll_recv(cx, bufs, meta))?;
-        for meta in &meta[..received] {
-            // The kernel merges datagrams of equal marks alone.
-            self.traffic.received.add(meta.ecn, meta.len, meta.stride);
-        }
-        Poll::Ready(Ok(received))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
-    }
+/// A socket of quinn's own that counts.
+fn counting(ip: &str, traffic: &Arc<Traffic>) -> Arc<Counting> {
+    Arc::new(Counting {
+        socket: TokioRuntime.wrap_udp_socket(socket(ip)).unwrap(),
+        traffic: Arc::clone(traffic),
+        to: None,
+    })
 }
 
 /// A server, the proxy in front of it and a client.
@@ -155,14 +50,7 @@ impl Ends {
     /// `window`: bytes in flight of one connection and direction, where they
     /// shall be fewer than quinn would have.
     fn start(ip: &str, window: Option<u32>) -> Self {
-        let certified = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-        let certificate = certified.cert.der().clone();
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let mut server_config =
-            ServerConfig::with_single_cert(vec![certificate.clone()], key.into()).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate).unwrap();
-        let mut client_config = ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
+        let (mut server_config, mut client_config) = configs();
         if let Some(window) = window {
             let mut transport = TransportConfig::default();
             transport.receive_window(window.into());
@@ -265,7 +153,7 @@ impl Ends {
 
 fn endpoint(ip: &str, config: Option<ServerConfig>) -> (Endpoint, Arc<Traffic>) {
     let traffic = Arc::new(Traffic::default());
-    let socket = Counting::bind(ip, &traffic);
+    let socket = counting(ip, &traffic);
     let endpoint = Endpoint::new_with_abstract_socket(
         EndpointConfig::default(),
         config,
@@ -409,7 +297,7 @@ async fn a_client_migrates(ip: &str) {
     for number in 1..=MOVES {
         let here = LEN * number / (MOVES + 1);
         progressed.wait_for(|at| *at >= here).await.unwrap();
-        let socket = Counting::bind(ip, &ends.client_traffic);
+        let socket = counting(ip, &ends.client_traffic);
         ends.client.rebind_abstract(socket).unwrap();
         // The server has taken note when it sees another socket of the proxy.
         while peers.last() == Some(&accepted.remote_address()) {

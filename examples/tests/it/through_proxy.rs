@@ -1,29 +1,11 @@
 //! Every example behind the real proxy, for real clients.
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
 
-mod common;
-mod http3;
-
-use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use common::{Example, Proxy};
+use ppv2_lab::{receive, socket};
 
-/// Longer than anything takes that is going to happen at all.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn client(ip: &str) -> UdpSocket {
-    let socket = UdpSocket::bind((ip, 0)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
-}
-
-/// The next reply and its sender.
-fn receive(client: &UdpSocket) -> (Vec<u8>, SocketAddr) {
-    let mut buffer = [0; 2048];
-    let (len, from) = client.recv_from(&mut buffer).expect("a reply");
-    (buffer[..len].to_vec(), from)
-}
+use crate::http3;
+use crate::running::{Example, Proxy};
 
 fn behind_proxy(path: &str, listeners: usize) -> (Example, Proxy) {
     let example = Example::start(path);
@@ -40,7 +22,7 @@ fn echo_and_whoami_answer_every_client_its_own() {
         (env!("CARGO_BIN_EXE_whoami_tokio"), false),
     ] {
         let (_example, proxy) = behind_proxy(path, 1);
-        let clients = ["127.0.0.1", "127.0.0.2", "127.0.0.2"].map(client);
+        let clients = ["127.0.0.1", "127.0.0.2", "127.0.0.2"].map(socket);
         for client in &clients {
             client.send_to(b"hello", proxy.listener()).unwrap();
         }
@@ -61,7 +43,7 @@ fn one_client_at_two_listeners_and_two_proxies_gets_each_answer_from_where_it_as
     ] {
         let (example, proxy) = behind_proxy(path, 2);
         let other = Proxy::start(example.address, 1);
-        let client = client("127.0.0.2");
+        let client = socket("127.0.0.2");
         let mut asked = [&proxy.listeners[..], &other.listeners].concat();
         for listener in &asked {
             client.send_to(b"who am I?", *listener).unwrap();
@@ -96,7 +78,7 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 fn dns_tells_every_client_its_address() {
     let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1);
     for (id, ip) in [(1, "127.0.0.2"), (2, "127.0.0.3")] {
-        let client = client(ip);
+        let client = socket(ip);
         let question = question(id, "whoami.example");
         client.send_to(b"no question", proxy.listener()).unwrap();
         client.send_to(&question, proxy.listener()).unwrap();
@@ -120,14 +102,14 @@ fn dns_tells_every_client_its_address() {
 #[test]
 fn http3_sees_the_client_and_where_it_moves_to() {
     let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_http3_quinn"), 1);
-    http3::move_about(proxy.listener(), PATIENCE);
+    http3::move_about(proxy.listener());
 }
 
 #[test]
 fn game_pushes_to_its_players_unasked() {
     let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_game_tokio"), 1);
-    let players = ["127.0.0.2", "127.0.0.3"].map(client);
-    let onlooker = client("127.0.0.4");
+    let players = ["127.0.0.2", "127.0.0.3"].map(socket);
+    let onlooker = socket("127.0.0.4");
     onlooker.send_to(b"move", proxy.listener()).unwrap();
     for player in &players {
         player.send_to(b"join", proxy.listener()).unwrap();
@@ -153,7 +135,7 @@ fn rate_limit_tells_clients_apart() {
     const FLOOD: usize = 150;
 
     let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1);
-    let (flooding, modest) = (client("127.0.0.2"), client("127.0.0.3"));
+    let (flooding, modest) = (socket("127.0.0.2"), socket("127.0.0.3"));
     for _ in 0..FLOOD {
         flooding.send_to(b"flood", proxy.listener()).unwrap();
     }

@@ -1,7 +1,4 @@
 //! The tokio socket against real ones on this host.
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-
-mod common;
 
 use std::future::{Future, poll_fn};
 use std::io::ErrorKind;
@@ -11,7 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use common::*;
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
 use ppv2_sdk::tokio::UdpSocket;
 use ppv2_sdk::{Batch, Direct, DropReason, ReplyFrom, Trust};
 use tokio::io::ReadBuf;
@@ -25,7 +23,7 @@ async fn server(trust: Trust) -> (UdpSocket, SocketAddr) {
 
 /// What `future` returns, or a failed test instead of one that hangs.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.expect("to be done by now")
+    timeout(TIMEOUT, future).await.expect("to be done by now")
 }
 
 async fn echo(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {

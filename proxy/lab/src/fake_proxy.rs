@@ -1,47 +1,44 @@
-//! A proxy of a few lines, for tests that run a server against real sockets.
-#![allow(dead_code, reason = "each test crate uses its part of it")]
+//! A proxy of a few lines that sends any header, right or wrong, for tests of the SDK.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
 
 use ppv2::Encoder;
 use ppv2_sdk::Trust;
 
-pub(crate) const CLIENT: &str = "203.0.113.11:54321";
-pub(crate) const OTHER_CLIENT: &str = "203.0.113.12:54321";
-pub(crate) const CLIENT_V6: &str = "[2001:db8::11]:54321";
-pub(crate) const LISTENER: &str = "198.51.100.10:9000";
+use crate::TIMEOUT;
 
-/// Longer than anything takes that is going to happen at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub const CLIENT: &str = "203.0.113.11:54321";
+pub const OTHER_CLIENT: &str = "203.0.113.12:54321";
+pub const CLIENT_V6: &str = "[2001:db8::11]:54321";
+pub const LISTENER: &str = "198.51.100.10:9000";
 
-pub(crate) fn addr(text: &str) -> SocketAddr {
+pub fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
 /// Trust in this host.
-pub(crate) fn loopback() -> Trust {
+pub fn loopback() -> Trust {
     Trust::networks(["127.0.0.0/8", "::1"]).unwrap()
 }
 
 /// Trust in one address of this host, 127.0.0.1, so that 127.0.0.2 is a stranger.
-pub(crate) fn one_address() -> Trust {
+pub fn one_address() -> Trust {
     Trust::networks(["127.0.0.1"]).unwrap()
 }
 
-pub(crate) fn from_client(client: &str, payload: &[u8]) -> Vec<u8> {
+pub fn from_client(client: &str, payload: &[u8]) -> Vec<u8> {
     from_client_at(addr(client), addr(LISTENER), payload)
 }
 
 /// What a proxy sends of a client that wrote to `listener`.
-pub(crate) fn from_client_at(client: SocketAddr, listener: SocketAddr, payload: &[u8]) -> Vec<u8> {
+pub fn from_client_at(client: SocketAddr, listener: SocketAddr, payload: &[u8]) -> Vec<u8> {
     let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
     let header = ppv2::encode_udp(client, listener, &mut buffer).unwrap();
     [header, payload].concat()
 }
 
-pub(crate) fn from_client_with_host(client: &str, host: &str, payload: &[u8]) -> Vec<u8> {
+pub fn from_client_with_host(client: &str, host: &str, payload: &[u8]) -> Vec<u8> {
     let mut buffer = [0; 256];
     let header = Encoder::udp(&mut buffer, addr(client), addr(LISTENER))
         .and_then(|encoder| encoder.authority(host))
@@ -51,7 +48,7 @@ pub(crate) fn from_client_with_host(client: &str, host: &str, payload: &[u8]) ->
 }
 
 /// Datagrams that a trusted peer must not send.
-pub(crate) fn hostile() -> Vec<Vec<u8>> {
+pub fn hostile() -> Vec<Vec<u8>> {
     let path = [b'a'; 108];
     let mut buffer = [0; 256];
     let tcp = Encoder::tcp(&mut buffer, addr(CLIENT), addr(LISTENER)).unwrap();
@@ -78,29 +75,29 @@ pub(crate) fn hostile() -> Vec<Vec<u8>> {
 }
 
 /// The proxy's socket towards servers.
-pub(crate) struct Proxy(UdpSocket);
+pub struct Proxy(UdpSocket);
 
 impl Proxy {
-    pub(crate) fn bind(address: &str) -> Self {
+    pub fn bind(address: &str) -> Self {
         let socket = UdpSocket::bind(address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self(socket)
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.0.local_addr().unwrap()
     }
 
-    pub(crate) fn socket(&self) -> &UdpSocket {
+    pub fn socket(&self) -> &UdpSocket {
         &self.0
     }
 
-    pub(crate) fn send(&self, server: SocketAddr, datagram: &[u8]) {
+    pub fn send(&self, server: SocketAddr, datagram: &[u8]) {
         self.0.send_to(datagram, server).unwrap();
     }
 
     /// The next reply and its sender.
-    pub(crate) fn receive(&self) -> (Vec<u8>, SocketAddr) {
+    pub fn receive(&self) -> (Vec<u8>, SocketAddr) {
         let mut buffer = [0; 65_535];
         let (len, from) = self.0.recv_from(&mut buffer).expect("a reply");
         (buffer[..len].to_vec(), from)
@@ -109,7 +106,7 @@ impl Proxy {
     /// Asserts that no reply came. What a server sent before on this host has
     /// arrived already.
     #[track_caller]
-    pub(crate) fn receives_nothing(&self) {
+    pub fn receives_nothing(&self) {
         self.0.set_nonblocking(true).unwrap();
         let error = self.0.recv_from(&mut [0; 1]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
@@ -118,7 +115,7 @@ impl Proxy {
 }
 
 /// A socket that receives IPv4 and IPv6 alike.
-pub(crate) fn dual_stack() -> UdpSocket {
+pub fn dual_stack() -> UdpSocket {
     use socket2::{Domain, Socket, Type};
 
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
@@ -128,6 +125,6 @@ pub(crate) fn dual_stack() -> UdpSocket {
 }
 
 /// The address of this host at which a wildcard socket is reached by `ip`.
-pub(crate) fn reached_by(ip: &str, socket: SocketAddr) -> SocketAddr {
+pub fn reached_by(ip: &str, socket: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), socket.port())
 }

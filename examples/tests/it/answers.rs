@@ -1,23 +1,17 @@
 //! Runs each example and speaks to it as a proxy does.
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
 
-mod common;
-
-use std::net::UdpSocket;
 use std::process::Command;
-use std::time::Duration;
 
-use common::Example;
+use ppv2_lab::socket;
+
+use crate::running::Example;
 
 const CLIENT: &str = "203.0.113.11:54321";
 
 /// The example's answer to a client's `hello` that comes through a proxy.
 fn answer(path: &str) -> String {
     let example = Example::start(path);
-    let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
-    proxy
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    let proxy = socket("127.0.0.1");
     let mut buffer = [0; 64];
     let client = CLIENT.parse().unwrap();
     let header = ppv2::encode_udp(client, example.address, &mut buffer).unwrap();

@@ -2,9 +2,9 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Buf;
+use ppv2_lab::TIMEOUT;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
@@ -16,13 +16,13 @@ use quinn::{ClientConfig, Endpoint};
 
 /// Asks the server at `address` who the client is, from one port after the other
 /// and over one connection.
-pub(crate) fn move_about(address: SocketAddr, patience: Duration) {
+pub(crate) fn move_about(address: SocketAddr) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime
-        .block_on(async { tokio::time::timeout(patience, ask_and_move(address)).await })
+        .block_on(async { tokio::time::timeout(TIMEOUT, ask_and_move(address)).await })
         .expect("to be done by now");
 }
 

@@ -1,7 +1,4 @@
 //! The blocking socket against real ones on this host.
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-
-mod common;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -10,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::*;
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
 use ppv2_sdk::{Direct, DropReason, Trust, UdpSocket};
 
 fn server(trust: Trust) -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0", trust).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
@@ -278,7 +276,7 @@ fn a_read_timeout_bounds_the_call_whatever_is_dropped() {
         for (kind, took) in results {
             assert_eq!(kind, ErrorKind::WouldBlock);
             // The kernel counts in ticks of its own, and the machine may be busy.
-            assert!((timeout / 2..PATIENCE).contains(&took), "{took:?}");
+            assert!((timeout / 2..TIMEOUT).contains(&took), "{took:?}");
         }
     });
     assert!(socket.stats().dropped(DropReason::NoHeader) > 1);
@@ -295,7 +293,7 @@ fn a_read_timeout_ends_a_call_amid_a_flood_without_a_gap() {
         let flood = scope.spawn(|| {
             let proxy = Proxy::bind("127.0.0.1:0");
             let started = Instant::now();
-            while !stop.load(Ordering::Relaxed) && started.elapsed() < PATIENCE {
+            while !stop.load(Ordering::Relaxed) && started.elapsed() < TIMEOUT {
                 proxy.send(server, b"no header");
             }
             stop.load(Ordering::Relaxed)
@@ -348,7 +346,7 @@ fn without_blocking_it_returns_at_once_behind_what_is_dropped() {
         let started = Instant::now();
         let error = socket.recv_from(&mut [0; 16]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
-        assert!(started.elapsed() < PATIENCE / 2);
+        assert!(started.elapsed() < TIMEOUT / 2);
     };
     would_block(&socket);
     for bad in hostile() {

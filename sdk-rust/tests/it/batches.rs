@@ -1,21 +1,18 @@
 //! Batches on both kinds of socket against real ones on this host.
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-#![cfg(target_os = "linux")]
-
-mod common;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::*;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
 use ppv2_sdk::{Batch, Direct, DropReason, Gate, Recipient, UdpSocket};
 
 fn server() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0", loopback()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
@@ -263,7 +260,7 @@ fn a_coalesced_burst_is_taken_apart_client_by_client() {
 #[test]
 fn a_burst_from_a_stranger_is_dropped_datagram_by_datagram() {
     let mut socket = UdpSocket::bind("127.0.0.1:0", one_address()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert!(socket.enable_gro().unwrap());
     let server = socket.local_addr().unwrap();
     let forged: Vec<_> = (0..8u8).map(|n| from_client(CLIENT, &[n])).collect();

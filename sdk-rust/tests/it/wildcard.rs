@@ -1,17 +1,13 @@
 //! A server that is bound to all addresses of a host answers each proxy from the
 //! address that this one wrote to.
-#![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-
-mod common;
-#[path = "common/namespace.rs"]
-mod namespace;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
 use std::time::Instant;
 
-use common::*;
-use namespace::{Rights, enter};
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
+use ppv2_lab::namespace::enter_without_rights;
+use ppv2_lab::test_name;
 use ppv2_sdk::{Batch, Gate, Recipient, Trust, UdpSocket};
 
 /// The server's host, beside 127.0.0.0/8.
@@ -47,13 +43,12 @@ fn proxies(addresses: &[&str], bound: SocketAddr) -> Vec<(Proxy, SocketAddr)> {
 
 #[test]
 fn replies_leave_from_the_address_that_was_written_to() {
-    let test = "replies_leave_from_the_address_that_was_written_to";
-    if !enter(test, HOST, Rights::None) {
+    if !enter_without_rights(test_name!(), HOST) {
         return;
     }
     for (socket, addresses) in sockets() {
         let socket = UdpSocket::from_std(socket, trust()).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let proxies = proxies(&addresses, socket.local_addr().unwrap());
         let client = addr(CLIENT);
         let mut kept = Vec::new();
@@ -81,8 +76,7 @@ fn replies_leave_from_the_address_that_was_written_to() {
 
 #[test]
 fn batches_are_answered_from_the_addresses_that_were_written_to() {
-    let test = "batches_are_answered_from_the_addresses_that_were_written_to";
-    if !enter(test, HOST, Rights::None) {
+    if !enter_without_rights(test_name!(), HOST) {
         return;
     }
     for gro in [false, true] {
@@ -134,8 +128,7 @@ fn a_socket_for_sending_keeps_to_the_ways_of_another_gate() {
 #[cfg(feature = "tokio")]
 #[test]
 fn a_tokio_socket_answers_from_the_address_that_was_written_to() {
-    let test = "a_tokio_socket_answers_from_the_address_that_was_written_to";
-    if !enter(test, HOST, Rights::None) {
+    if !enter_without_rights(test_name!(), HOST) {
         return;
     }
     let mut builder = tokio::runtime::Builder::new_current_thread();

@@ -1,16 +1,12 @@
 //! Replies that go straight to clients, from the listener's address.
-#![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-
-mod common;
-#[path = "common/namespace.rs"]
-mod namespace;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 
-use common::*;
-use namespace::{Rights, enter};
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
+use ppv2_lab::namespace::{enter, enter_without_rights};
+use ppv2_lab::test_name;
 use ppv2_sdk::{Batch, Direct, ReplyFrom, Trust, UdpSocket};
 
 /// Addresses of this host that play the parts of others.
@@ -32,7 +28,7 @@ fn from_listener(trust: Trust) -> Trust {
 
 fn server(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind(address, from_listener(loopback())).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -203,7 +199,7 @@ fn a_client_that_is_gone_fails_no_later_reply() {
 
 #[test]
 fn the_right_to_any_address_serves_ipv4() {
-    if enter("the_right_to_any_address_serves_ipv4", HOSTS, Rights::All) {
+    if enter(test_name!(), HOSTS) {
         let client = Proxy::bind("203.0.113.11:0");
         for address in ["0.0.0.0:9000", "10.0.0.2:9000", "127.0.0.1:9001"] {
             let socket = UdpSocket::bind(
@@ -218,7 +214,7 @@ fn the_right_to_any_address_serves_ipv4() {
 
 #[test]
 fn ipv6_needs_no_right() {
-    if enter("ipv6_needs_no_right", HOSTS, Rights::None) {
+    if enter_without_rights(test_name!(), HOSTS) {
         let client = Proxy::bind("[2001:db8:c::11]:0");
         for address in ["[::1]:9000", "[::1]:9002", "127.0.0.1:9000", "0.0.0.0:9001"] {
             answers(
@@ -235,11 +231,7 @@ fn an_address_of_the_host_needs_no_right() {
     let setup = format!(
         "{HOSTS}; ip addr add 198.51.100.10/32 dev lo; ip addr add 198.51.100.11/32 dev lo"
     );
-    if enter(
-        "an_address_of_the_host_needs_no_right",
-        &setup,
-        Rights::None,
-    ) {
+    if enter_without_rights(test_name!(), &setup) {
         let client = Proxy::bind("203.0.113.11:0");
         for address in ["0.0.0.0:9000", "127.0.0.1:9002"] {
             answers(&server(address), &client, &[FOREIGN, OTHER_FOREIGN]);
@@ -249,12 +241,8 @@ fn an_address_of_the_host_needs_no_right() {
 
 #[test]
 fn without_a_right_the_error_names_what_would_mend_it() {
-    if !enter(
-        "without_a_right_the_error_names_what_would_mend_it",
-        // Binding is allowed then, and sending is not.
-        &format!("{HOSTS}; echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind"),
-        Rights::None,
-    ) {
+    let setup = format!("{HOSTS}; echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind");
+    if !enter_without_rights(test_name!(), &setup) {
         return;
     }
     let through = Proxy::bind("127.0.0.1:0");

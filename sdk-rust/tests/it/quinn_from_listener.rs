@@ -1,8 +1,4 @@
 //! A QUIC server that answers from the listener's address.
-#![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, reason = "a failed test is the right answer")]
-
-mod common;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,30 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::*;
+use ppv2_lab::TIMEOUT;
+use ppv2_lab::fake_proxy::*;
+use ppv2_lab::quic::{NAME, configs};
 use ppv2_sdk::quinn::Runtime;
 use ppv2_sdk::{ReplyFrom, Trust};
-use quinn::rustls::RootCertStore;
-use quinn::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
+use quinn::{Endpoint, EndpointConfig};
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::Builder;
 use tokio::time::timeout;
 
-const NAME: &str = "localhost";
 const BYTES: usize = 1 << 20;
-
-fn configs() -> (ServerConfig, ClientConfig) {
-    let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-    let certificate = CertificateDer::from(made.cert);
-    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate.clone()).unwrap();
-    (
-        ServerConfig::with_single_cert(vec![certificate], key.into()).unwrap(),
-        ClientConfig::with_root_certificates(Arc::new(roots)).unwrap(),
-    )
-}
 
 /// The proxy's socket for clients, at `listener`. It shares the address, as one
 /// on the server's host has to.
@@ -98,7 +81,7 @@ fn serve(port: Option<u16>) {
             }
         };
         scope.spawn(forward);
-        let served = tokio.block_on(async { timeout(PATIENCE, both).await });
+        let served = tokio.block_on(async { timeout(TIMEOUT, both).await });
         done.store(true, Ordering::Relaxed);
         served.expect("to be done by now");
     });

@@ -73,85 +73,85 @@ macro_rules! drop_reasons {
 drop_reasons! {
     NotAllowed, "not_allowed",
         "the client's address is not in the listener's `allow` list, or is in `deny`",
-        "extend `allow`, or shorten `deny`, if it should be served";
+        "add it to `allow` or remove it from `deny` if it should be served";
     ClientRate, "client_rate",
-        "the client sends more datagrams a second than `per_client.rate`",
-        "raise `per_client.rate` or `burst` if clients do so rightly";
+        "the client sends more datagrams a second than `per_client.rate` allows",
+        "raise `per_client.rate` or `per_client.burst` if such clients are legitimate";
     ClientSessions, "client_sessions",
-        "a new session of a client that has `per_client.sessions` of them",
-        "raise `per_client.sessions` if many share an address rightly";
-    GroupDestination, "group_destination",
-        "sent to a multicast or broadcast address, from which no reply can leave",
-        "have clients write to an address of this host";
+        "the client already has as many sessions as `per_client.sessions` allows",
+        "raise `per_client.sessions` if many clients share an address";
+    GroupDestination, "multicast_destination",
+        "it was sent to a multicast or broadcast address, which no reply can come from",
+        "let clients send to an address of this host";
     BadSource, "bad_source",
-        "the client's port is 0, its address is the proxy's, a server's or in `peers`, or no server can be written to from it (loopback, multicast, link-local): an answer would go astray or in circles",
-        "look for forged sources; have servers not ask through their own proxy; list no network with clients in `peers`";
+        "a reply would be lost or loop: the client's port is 0, its address belongs to the proxy, a server or `peers`, or no server can be reached from it (loopback, multicast, link-local)",
+        "look for forged sources; do not let servers send through their own proxy; list no network with clients in `peers`";
     ForgedHeader, "forged_header",
-        "with `emit = \"first\"`, a client's datagram that itself begins as a PROXY header does, which the server could believe",
-        "look for clients that pretend to be others; use `emit = \"every\"` if they rightly send such datagrams";
+        "with `emit = \"first\"`, the client's datagram itself starts like a PROXY header, which the server could believe",
+        "look for clients that impersonate others; use `emit = \"every\"` if legitimate datagrams start like this";
     MaxSessions, "max_sessions",
-        "a new client while all sessions are taken",
-        "set `responses` where a question has so many answers, shorten `idle_timeout`, or raise `limits.max_sessions`";
-    Newcomer, "newcomer",
-        "a new client whose address was not answered lately and has not asked before, or too many of them ask, while sessions never answered hold most sockets, as in a flood of forged sources",
-        "nothing, if clients ask again; raise the limit of open files, widen net.ipv4.ip_local_port_range or add addresses to `source`, and look for forged sources";
+        "the client is new, and all sessions are in use",
+        "set `responses` if each request has a known number of replies, shorten `idle_timeout`, or raise `limits.max_sessions`";
+    Newcomer, "unverified_client",
+        "sessions that were never answered hold most sockets, as in a flood of forged sources, and the client was not answered lately and sends for the first time, or too many such clients send",
+        "nothing, if clients send again; raise the limit of open files, widen net.ipv4.ip_local_port_range or add addresses to `source`, and look for forged sources";
     NoDescriptors, "no_descriptors",
-        "a new client while the process has no file descriptor left",
+        "the client is new, and the process has no file descriptor left",
         "raise the limit of open files (ulimit -Hn, LimitNOFILE)";
     NoPorts, "no_ports",
-        "a new client while no local port is free for its session: others have it, or it rests so that a late reply reaches nobody else",
+        "the client is new, and no local port is free: other sessions use them, or they rest so that a late reply reaches no other client",
         "add addresses to `source`; end sessions sooner by `responses` or `idle_timeout`; or widen net.ipv4.ip_local_port_range, and the limit of open files if `check` names it";
     NoPrivilege, "no_privilege",
-        "a new client whose address the proxy may not write from",
-        "give it CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; `ppv2-proxy doctor` says how";
-    NoClientPort, "no_client_port",
-        "a new session in a client's name whose port, or all ports of whose address, other sessions to the server have",
-        "have clients write to one address of the listener, or set `source_port` to any";
+        "the client is new, and the proxy lacks the privilege to send from its address",
+        "grant CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; see `ppv2-proxy doctor`";
+    NoClientPort, "client_port_in_use",
+        "the client's source port, or every port of its address, is already in use towards this server",
+        "let clients send to one address of the listener, or set `source_port` to any";
     NoMemory, "no_memory",
-        "a new client while the kernel has no memory for its socket",
-        "lower `limits.max_sessions` to what the host can bear";
+        "the client is new, and the kernel has no memory for its socket",
+        "lower `limits.max_sessions` to what the host can hold";
     NoServer, "no_server",
-        "a new session while no server may take one: all are down by their health checks and `fail_open` is off, or no name leads to one",
-        "mend the servers, or the `probe` if they serve, or the name; `/upstreams` and the log say why";
+        "no server may take a new session: health checks report all as down and `fail_open` is off, or no DNS name resolves to a server",
+        "fix the servers, the `probe` if they work, or the DNS name; see `/upstreams` and the log";
     Unreachable, "unreachable",
-        "there is no route to the server, or the address that it was written to from is gone",
+        "there is no route to the server, or this host no longer has the address to send from",
         "check the server's address, and this host's addresses and routes";
     Oversize, "oversize",
-        "with its header longer than what may be sent",
-        "have clients send at most `fits` bytes; up to UDP's limit it is fragmented if `df` is off";
+        "with its header it is too long to be sent",
+        "let clients send at most `fits` bytes; without `dont_fragment`, datagrams up to UDP's limit are fragmented";
     SendBufferFull, "send_buffer_full",
-        "the socket to the server took no more",
+        "the send buffer of the socket to the server was full",
         "look for a slow network, or raise net.core.wmem_default";
     SendFailed, "send_failed",
         "the kernel refused to send it to the server",
-        "look for a firewall rule of this host";
+        "check this host's firewall rules";
     ReplyWrongSource, "reply_wrong_source",
-        "came to a session's socket from another address than its server",
+        "the reply came from another address than the session's server",
         "have the server answer from the address that it was asked at";
     ReplyWrongInterface, "reply_wrong_interface",
-        "came in by an interface that this host's strict rp_filter allows no datagram of that server on, past the kernel's own check (net.ipv4.udp_early_demux)",
-        "look for forged sources; where the server rightly answers by that interface, set its rp_filter to 2";
+        "the reply arrived at an interface where strict rp_filter allows no datagram of that server, and the kernel's own check missed it (net.ipv4.udp_early_demux)",
+        "look for forged sources; if the server answers through that interface, set its rp_filter to 2";
     ReplyLate, "reply_late",
-        "a reply to a session that had ended",
-        "raise `idle_timeout` or `responses` if it should have been passed on";
+        "the reply came after its session had ended",
+        "raise `idle_timeout` or `responses` if it should have been forwarded";
     ReplyAmplified, "reply_amplified",
-        "a reply beyond `amplification.limit` times the bytes that its client sent in the session",
-        "look for forged sources; raise the limit if servers rightly answer at such length";
+        "the reply exceeds `amplification.limit` times the bytes that the client sent in the session",
+        "look for forged sources; raise the limit if servers legitimately send such long replies";
     ReplyOversize, "reply_oversize",
-        "a reply longer than what may be sent to the client",
-        "have the server send less; up to UDP's limit it is fragmented if `df` is off";
+        "the reply is too long to be sent to the client",
+        "let the server send less; without `dont_fragment`, datagrams up to UDP's limit are fragmented";
     ReplyBufferFull, "reply_buffer_full",
-        "the listener's socket took no more",
+        "the send buffer of the listener's socket was full",
         "look for a slow network, or raise net.core.wmem_default";
     ReplyFailed, "reply_failed",
-        "the kernel refused to send a reply to the client",
-        "check the route to the client and firewall rules of this host";
+        "the kernel refused to send the reply to the client",
+        "check the route to the client and this host's firewall rules";
     Stopping, "stopping",
-        "came while the proxy was stopping",
-        "nothing: clients ask again";
+        "it arrived while the proxy was shutting down",
+        "nothing: clients send again";
     Truncated, "truncated",
-        "received in part only",
-        "report it: buffers hold every datagram that UDP can carry";
+        "only a part of it was received",
+        "report this as a bug: buffers hold every UDP datagram";
 }
 
 /// Counts of one listener in one worker, apart from what other workers write.

@@ -170,7 +170,7 @@ to find out which it was.
 
 Reasons that begin with `reply_` concern replies of servers; the others concern datagrams of clients.
 
-| reason | the datagram | what to do |
+| reason | what happened | what to do |
 |---|---|---|
 "
     );

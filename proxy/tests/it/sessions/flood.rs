@@ -87,7 +87,7 @@ fn a_flood_of_forged_sources_leaves_clients_their_answers() {
                 .count();
             scope.spawn(|| flood(listener, &stop));
             eventually("clients to be refused", || {
-                dropped(admin, "newcomer") > 1000
+                dropped(admin, "unverified_client") > 1000
             });
             let known = (0..60)
                 .filter(|_| is_answered("127.0.0.2", listener))

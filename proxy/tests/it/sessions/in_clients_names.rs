@@ -227,7 +227,7 @@ fn one_client_port_serves_one_session_to_a_server() {
 
         client.listener = SocketAddr::new(ip, 9002);
         client.unanswered(b"by another address");
-        assert_eq!(proxy.dropped(family, "no_client_port"), 1);
+        assert_eq!(proxy.dropped(family, "client_port_in_use"), 1);
         for number in 0..20 {
             for port in [9000, 9004] {
                 client.listener = SocketAddr::new(ip, port);
@@ -243,7 +243,7 @@ fn one_client_port_serves_one_session_to_a_server() {
         // at the same address.
         client.listener = SocketAddr::new(ip, 9002);
         client.unanswered(b"too soon");
-        assert_eq!(proxy.dropped(family, "no_client_port"), 2);
+        assert_eq!(proxy.dropped(family, "client_port_in_use"), 2);
         client.listener = SocketAddr::new(ip, 9000);
         assert_eq!(client.ask(b"again"), client.address);
     }

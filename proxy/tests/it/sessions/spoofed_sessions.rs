@@ -228,7 +228,7 @@ fn no_late_reply_reaches_another_port_of_the_address() {
         // they given on at once, late answers would reach others.
         let opened = proxy.of(family, "ppv2_sessions_opened_total");
         assert!(opened > 80, "{opened} sessions");
-        assert!(proxy.dropped(family, "no_client_port") > 0);
+        assert!(proxy.dropped(family, "client_port_in_use") > 0);
         assert!(proxy.dropped(family, "reply_late") > 20);
         let right = right.into_inner();
         assert!(right > 20, "{right} answers were in time");

@@ -72,7 +72,7 @@ impl Writer {
     /// Those of opening the file, which must be one, a pipe that is read or a character
     /// device, and of starting a thread.
     pub fn start(log: &AccessLog, unlogged: Unlogged) -> io::Result<(Self, SyncSender<Ended>)> {
-        let mut output = Output::open(log.path.clone(), unlogged)?;
+        let mut output = Output::open(log.file(), unlogged)?;
         let format = log.format;
         let (sender, ended) = mpsc::sync_channel(QUEUE);
         let (tell, done) = mpsc::channel();

@@ -5,17 +5,23 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::config::{Config, ConfigError, Flags};
+use crate::config::{Config, ConfigError, Flags, LogFormat};
 
-/// UDP reverse proxy that tells servers who their clients are, without root
+/// UDP reverse proxy that passes each client's real address to your servers
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Arguments {
     /// How log lines are written, on standard error
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     pub log_format: LogFormat,
 
     /// What is logged: error, warn, info, debug, trace, or a tracing filter
@@ -32,26 +38,23 @@ pub struct Arguments {
     pub command: Command,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 #[derive(Subcommand)]
 pub enum Command {
     /// Run the proxy, from flags or from a file
     #[command(
-        after_help = "SIGTERM and SIGINT stop it once the replies in flight are through; a second \
-                      one stops it at once.\nSIGHUP has the file read again, and the access log \
-                      opened anew."
+        after_help = "SIGTERM and SIGINT stop it after outstanding replies; a second one stops it at \
+                      once.\nSIGHUP reloads the file and reopens the access log."
     )]
     Run(Box<Run>),
-    /// Check a configuration file, resolve its names and say what it comes to
+    /// Check a configuration file, resolve its names and print the resulting setup
     Check {
         /// The TOML file
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
+        #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+        config: Option<PathBuf>,
+
+        /// Print the JSON Schema of the file instead: every key with type, default and description
+        #[arg(long, conflicts_with = "config")]
+        schema: bool,
     },
     /// Find what this host lacks for a configuration, and how to fix it
     #[command(after_help = "Exit code 1 if anything fatal was found, 0 otherwise.")]
@@ -79,89 +82,13 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Run {
-    /// TOML file; all other settings are then made there
+    /// TOML file; it replaces all flags but those of the log
     // Not `exclusive`, which refuses the global flags for the log too.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with_all = [
-            "listen", "upstream", "mode", "rewrite_on", "source_port", "balance", "user", "workers",
-            "admin", "idle_timeout", "responses", "requests", "max_sessions", "busy_poll",
-            "coalesce", "allow",
-        ]
-    )]
+    #[arg(long, value_name = "FILE", conflicts_with_all = Flags::GROUPS)]
     pub config: Option<PathBuf>,
 
-    /// Address that clients write to; repeatable
-    #[arg(
-        long,
-        value_name = "ADDR",
-        required_unless_present = "config",
-        requires = "upstream"
-    )]
-    pub listen: Vec<String>,
-
-    /// Server to pass datagrams on to, as IP:PORT, HOST:PORT, dns:HOST:PORT or
-    /// srv:_SERVICE._udp.NAME; repeatable
-    #[arg(long, value_name = "ADDR", required_unless_present = "config")]
-    pub upstream: Vec<String>,
-
-    /// How servers are told of the client: ppv2, transparent, dsr or plain [default: ppv2]
-    #[arg(long)]
-    pub mode: Option<String>,
-
-    /// Mode dsr: who makes replies come from the listener: proxy, server or sdk [default: proxy]
-    #[arg(long, value_name = "WHERE")]
-    pub rewrite_on: Option<String>,
-
-    /// Mode transparent: from which port of the client's address: any or client [default: any]
-    #[arg(long, value_name = "PORT")]
-    pub source_port: Option<String>,
-
-    /// Whom to run as, if started as root [default: nobody]
-    #[arg(long, value_name = "NAME")]
-    pub user: Option<String>,
-
-    /// How sessions are spread over servers: maglev, round_robin, least_sessions or random_two
-    /// [default: maglev]
-    #[arg(long)]
-    pub balance: Option<String>,
-
-    /// Worker threads [default: one per core]
-    #[arg(long, value_name = "N")]
-    pub workers: Option<usize>,
-
-    /// Address for /metrics, /healthz, /readyz and /sessions [default: none]
-    #[arg(long, value_name = "ADDR")]
-    pub admin: Option<String>,
-
-    /// End a session after this long without a datagram [default: 30s]
-    #[arg(long, value_name = "DURATION")]
-    pub idle_timeout: Option<String>,
-
-    /// End a session after N replies to each datagram; 0 for never
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub responses: u64,
-
-    /// Begin a new session after N client datagrams; 0 for never
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub requests: u64,
-
-    /// The most sessions [default: what open files, local ports and memory allow]
-    #[arg(long, value_name = "N")]
-    pub max_sessions: Option<usize>,
-
-    /// Look for datagrams for this long before sleeping: latency for CPU [default: 0us]
-    #[arg(long, value_name = "DURATION")]
-    pub busy_poll: Option<String>,
-
-    /// Let datagrams gather for this long after a wake-up: CPU for latency [default: 0us]
-    #[arg(long, value_name = "DURATION")]
-    pub coalesce: Option<String>,
-
-    /// Network whose clients are served; repeatable [default: everybody]
-    #[arg(long, value_name = "NET")]
-    pub allow: Vec<String>,
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 impl Run {
@@ -173,24 +100,7 @@ impl Run {
     pub fn config(self) -> Result<Config, ConfigError> {
         match self.config {
             Some(path) => Config::from_file(&path),
-            None => Config::from_flags(Flags {
-                listen: self.listen,
-                upstream: self.upstream,
-                mode: self.mode,
-                rewrite_on: self.rewrite_on,
-                source_port: self.source_port,
-                user: self.user,
-                balance: self.balance,
-                workers: self.workers,
-                admin: self.admin,
-                idle_timeout: self.idle_timeout,
-                max_sessions: self.max_sessions,
-                responses: self.responses,
-                requests: self.requests,
-                allow: self.allow,
-                busy_poll: self.busy_poll,
-                coalesce: self.coalesce,
-            }),
+            None => Config::from_flags(self.flags),
         }
     }
 }

@@ -1,19 +1,16 @@
-//! Configuration: TOML or flags, turned once into a [`Config`] in which
-//! everything is valid and resolved. Nothing behind this module checks it again.
+//! Configuration: TOML or flags, turned once into a [`Config`] in which everything is
+//! valid and resolved. Nothing outside this module checks it again.
 
-mod balance;
-mod check;
 mod error;
 mod expand;
-mod file;
-mod guards;
 mod health;
 mod loops;
 mod modes;
 mod names;
-mod resolver;
+mod options;
 #[cfg(test)]
 mod tests;
+mod validate;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,209 +20,85 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use clap::Args;
 
 use crate::files;
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::mode::Mode;
-use ppv2_engine::session::Rules;
-use ppv2_engine::upstream::Balance;
+use ppv2_engine::session::{Amplification, Rules};
 use ppv2_engine::worker::Pace;
 
-use check::Checker;
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
 pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
-use file::{At, File};
 pub use health::{Expect, Header, Health, Passive, Probe};
 pub use names::{Name, Named};
-pub use resolver::Resolver;
-
-/// A valid configuration.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Whom to run as, if started as root; `None` for `nobody`.
-    pub user: Option<String>,
-    /// Worker threads; `None` for one per core.
-    pub workers: Option<usize>,
-    /// How long to wait at a stop for replies in flight.
-    pub drain_timeout: Duration,
-    /// Whether all workers bind every address, which the kernel then spreads
-    /// clients over; otherwise each address is one worker's.
-    pub reuse_port: bool,
-    /// Networks of the other proxies, whose datagrams are never a client's.
-    pub peers: Vec<IpNet>,
-    /// Where ended sessions are told of.
-    pub access_log: Option<AccessLog>,
-    /// The most sessions; `None` for what descriptors and ports allow.
-    pub max_sessions: Option<usize>,
-    /// Where metrics and health are served.
-    pub admin: Option<SocketAddr>,
-    /// How workers spend their time between datagrams. A worker serves all
-    /// listeners, so the longest that any of them asks for applies.
-    pub pace: Pace,
-    /// At least one.
-    pub listeners: Vec<Listener>,
-    /// All servers of all upstreams that a listener uses.
-    pub servers: Vec<Server>,
-    /// All names among the servers of these upstreams, in the order of the
-    /// configuration; [`expand`](Self::expand) adds the servers that they lead to.
-    pub names: Vec<Named>,
-    /// Who is asked for them.
-    pub resolver: Resolver,
-    /// What works but is probably not meant.
-    pub warnings: Vec<String>,
-}
-
-/// Addresses that clients write to, and what becomes of their datagrams.
-#[derive(Clone, Debug)]
-pub struct Listener {
-    /// Its name in logs and metrics.
-    pub name: String,
-    /// At least one, none with port 0.
-    pub bind: Vec<SocketAddr>,
-    /// Name of its upstream.
-    pub upstream: String,
-    /// Its upstream's servers, by their place in [`Config::servers`], with the mode
-    /// that each is served in.
-    pub servers: Vec<(usize, Mode)>,
-    /// Servers that it had before and that its sessions may stay with for a while.
-    pub leaving: Vec<(usize, Mode)>,
-    /// Whether sessions go back to a server that has come back.
-    pub returns: bool,
-    /// Numbers of its upstream's names, with the mode that the servers of each are
-    /// served in.
-    pub names: Vec<(usize, Mode)>,
-    /// How new sessions are spread over them.
-    pub balance: Balance,
-    /// When its sessions end.
-    pub rules: Rules,
-    /// Clients that may use it; at least one network.
-    pub allow: Vec<IpNet>,
-    /// Those of them that may not.
-    pub deny: Vec<IpNet>,
-    /// What each client may have.
-    pub per_client: PerClient,
-    /// Refuse rather than fragment.
-    pub dont_fragment: bool,
-    /// Pass DSCP as well as ECN.
-    pub dscp: bool,
-    /// Also serve addresses that this host does not have yet.
-    pub freebind: bool,
-}
-
-/// What each client may have, an IPv6 one being a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PerClient {
-    /// The most sessions.
-    pub sessions: Option<u32>,
-    /// Datagrams a second, and how many of them at once.
-    pub rate: Option<(u32, u32)>,
-    /// Leading bits that the addresses of an IPv6 client have in common.
-    pub ipv6_prefix: u8,
-}
+pub use options::{
+    AccessLog, Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upstream,
+};
+pub use values::{Network, Number, OnByDefault, Time};
 
 /// The most bytes that a configuration has: some thousands of servers, at length.
 const MAX_BYTES: u64 = 16 << 20;
-
-/// Where ended sessions are told of, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLog {
-    /// A file to append to; `None` for standard output.
-    pub path: Option<PathBuf>,
-    /// How lines are written.
-    pub format: LogFormat,
-}
-
-/// How lines of the access log are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people: values in an order, with names.
-    #[default]
-    Text,
-    /// An object a line.
-    Json,
-}
 
 /// A server of an upstream.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Name of the upstream.
     pub upstream: String,
-    /// As it was written; its address if a name leads to it.
+    /// As it was written; its address if a name resolves to it.
     pub name: String,
     /// As it was resolved.
     pub address: ServerAddr,
-    /// The name that leads to it, if it was not written itself.
+    /// The name that resolves to it, if it was not written itself.
     pub found_by: Option<Name>,
     /// Addresses of this host to send to it from; empty for the kernel's choice.
     pub sources: Arc<[IpAddr]>,
-    /// Whether its sessions may share sockets with sessions to other servers.
     /// Its share of the sessions beside the others'.
     pub weight: u16,
     /// Whether it only stands in for the others.
     pub backup: bool,
     /// Whether it gets no new sessions.
     pub drain: bool,
-    /// Whether no listener has it any more but for sessions that stay a while.
+    /// Whether it is removed, and listeners have it only for the sessions that stay a
+    /// while.
     pub leaving: bool,
     /// How long it takes to get its whole share of sessions once it comes, or comes
     /// back.
     pub slow_start: Duration,
-    /// How long its sessions may stay when it is taken out.
+    /// How long its sessions may stay when it is removed.
     pub lame_duck: Duration,
     /// How to find out whether it serves, if at all.
     pub health: Option<Arc<Health>>,
 }
 
-/// The one-listener case, from the command line.
-#[derive(Clone, Debug, Default)]
+/// The options that `run` takes as flags: those of one listener and its upstream.
+#[derive(Args, Clone, Debug, Default)]
 pub struct Flags {
-    /// Addresses to bind.
-    pub listen: Vec<String>,
-    /// Servers.
-    pub upstream: Vec<String>,
-    /// Mode's name.
-    pub mode: Option<String>,
-    /// As the keys of the same names.
-    pub rewrite_on: Option<String>,
-    /// As the key of the same name.
-    pub source_port: Option<String>,
-    /// As the key of the same name.
-    pub user: Option<String>,
-    /// Balancer's name.
-    pub balance: Option<String>,
-    /// Worker threads.
-    pub workers: Option<usize>,
-    /// Admin's address.
-    pub admin: Option<String>,
-    /// As the keys of the same names.
-    pub idle_timeout: Option<String>,
-    /// As the key of the same name.
-    pub max_sessions: Option<usize>,
-    /// As the key of the same name.
-    pub responses: u64,
-    /// As the key of the same name.
-    pub requests: u64,
-    /// As the key of the same name; empty for everybody.
-    pub allow: Vec<String>,
-    /// As the key of the same name.
-    pub busy_poll: Option<String>,
-    /// As the key of the same name.
-    pub coalesce: Option<String>,
+    #[command(flatten)]
+    config: Config,
+    #[command(flatten)]
+    listener: Listener,
+    #[command(flatten)]
+    upstream: Upstream,
+}
+
+impl Flags {
+    /// The groups of flags, all of which a file replaces.
+    pub const GROUPS: [&str; 5] = ["Config", "Limits", "Admin", "Listener", "Upstream"];
 }
 
 impl Config {
-    /// Reads and checks a TOML file, and resolves the names in it.
+    /// Reads and checks a TOML file, and resolves the host names in it.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with file, line, value and mend.
+    /// [`ConfigError`] with file, line, value and what to write instead.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let content = files::read(path, MAX_BYTES).map_err(|error| {
             ConfigError::new(format!("{name}: {error}"))
-                .mend("--config takes the path of a readable TOML file of 16 MiB at most")
+                .hint("--config takes the path of a readable TOML file of at most 16 MiB")
         })?;
         Self::from_toml(&name, &content)
     }
@@ -234,20 +107,31 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with file, line, value and mend.
+    /// [`ConfigError`] with file, line, value and what to write instead.
     pub fn from_toml(name: &str, content: &str) -> Result<Self, ConfigError> {
-        let file: File =
+        let config: Self =
             toml::from_str(content).map_err(|error| ConfigError::of_toml(&error, name, content))?;
-        Checker::new(Some((name, content))).config(file)
+        let checked = validate::validate(config);
+        checked.map_err(|error| error.located(name, content))
     }
 
     /// Checks the values of command line flags.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with flag, value and mend.
+    /// [`ConfigError`] with value and what to write instead.
     pub fn from_flags(flags: Flags) -> Result<Self, ConfigError> {
-        Checker::new(None).config(flags.into())
+        let mut config = flags.config;
+        config.listeners = vec![flags.listener];
+        config.upstreams = BTreeMap::from([("upstream".to_owned(), flags.upstream)]);
+        validate::validate(config)
+    }
+
+    /// The JSON Schema of the file: every key with its type, its range, its default and
+    /// its description.
+    #[must_use]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
     }
 }
 
@@ -256,7 +140,7 @@ impl Config {
     #[must_use]
     pub fn sources(&self) -> BTreeSet<IpAddr> {
         let of_servers = self.servers.iter().map(|server| &server.sources);
-        let of_names = self.names.iter().map(|named| &named.sources);
+        let of_names = self.names.iter().map(|named| &named.server.sources);
         // The servers of an upstream share one list.
         let mut seen = BTreeSet::new();
         let lists = of_servers.chain(of_names);
@@ -279,7 +163,25 @@ impl Config {
         // Cores come and go with quotas and affinities, and workers don't.
         static CORES: OnceLock<usize> = OnceLock::new();
         let counted = || thread::available_parallelism().map_or(1, usize::from);
-        self.workers.unwrap_or_else(|| *CORES.get_or_init(counted))
+        let workers = self.workers.map(|workers| *workers);
+        workers.unwrap_or_else(|| *CORES.get_or_init(counted))
+    }
+
+    /// Where metrics and health are served.
+    #[must_use]
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.listen)
+    }
+
+    /// How workers spend their time between datagrams. A worker serves all listeners,
+    /// so the longest that any of them asks for applies.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        let longest = |times: fn(&Listener) -> Duration| self.listeners.iter().map(times).max();
+        Pace {
+            busy_poll: longest(|listener| *listener.busy_poll).unwrap_or_default(),
+            coalesce: longest(|listener| *listener.coalesce).unwrap_or_default(),
+        }
     }
 
     /// Whether listeners' sockets share their addresses (SO_REUSEPORT): those of several
@@ -288,7 +190,7 @@ impl Config {
     #[must_use]
     pub fn shares_addresses(&self) -> bool {
         let mut modes = self.listeners.iter().flat_map(Listener::modes);
-        self.reuse_port && self.worker_count() > 1 || modes.any(Mode::spoofs_ports)
+        self.reuse_port.0 && self.worker_count() > 1 || modes.any(Mode::spoofs_ports)
     }
 
     /// Sockets that clients write to: with `reuse_port`, each worker has one for
@@ -296,7 +198,7 @@ impl Config {
     #[must_use]
     pub fn listening_sockets(&self) -> usize {
         let addresses = self.listeners.iter().map(|listener| listener.bind.len());
-        let for_each = if self.reuse_port {
+        let for_each = if self.reuse_port.0 {
             self.worker_count()
         } else {
             1
@@ -305,65 +207,60 @@ impl Config {
     }
 }
 
-fn nowhere<T>(value: T) -> At<T> {
-    At::new(0..0, value)
+impl Listener {
+    /// When its sessions end.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        use options::AmplificationAction::{Enforce, Off};
+        let amplification = self.amplification.filter(|bound| bound.action != Off);
+        Rules {
+            idle_timeout: *self.idle_timeout,
+            responses: self.responses,
+            requests: self.requests,
+            amplification: amplification.map(|bound| Amplification {
+                limit: *bound.limit,
+                enforce: bound.action == Enforce,
+            }),
+        }
+    }
 }
 
-impl From<Flags> for File {
-    fn from(flags: Flags) -> Self {
-        let strings = |values: Vec<String>| nowhere(values.into_iter().map(nowhere).collect());
-        let servers = flags.upstream.into_iter();
-        let servers = servers.map(file::Server::at).map(nowhere).collect();
-        Self {
-            user: flags.user.map(nowhere),
-            workers: flags.workers.map(nowhere),
-            drain_timeout: None,
-            reuse_port: None,
-            peers: None,
-            access_log: None,
-            resolver: None,
-            limits: file::Limits {
-                max_sessions: flags.max_sessions.map(nowhere),
-            },
-            admin: flags.admin.map(|listen| file::Admin {
-                listen: nowhere(listen),
-            }),
-            listener: vec![nowhere(file::Listener {
-                name: None,
-                bind: strings(flags.listen),
-                upstream: nowhere("upstream".to_owned()),
-                mode: flags.mode.map(nowhere),
-                rewrite_on: flags.rewrite_on.map(nowhere),
-                source_port: flags.source_port.map(nowhere),
-                idle_timeout: flags.idle_timeout.map(nowhere),
-                responses: flags.responses,
-                requests: flags.requests,
-                deny: None,
-                per_client: None,
-                amplification: None,
-                allow: (!flags.allow.is_empty()).then(|| strings(flags.allow)),
-                df: false,
-                dscp: false,
-                freebind: false,
-                busy_poll: flags.busy_poll.map(nowhere),
-                coalesce: flags.coalesce.map(nowhere),
-            })],
-            upstream: BTreeMap::from([(
-                "upstream".to_owned(),
-                nowhere(file::Upstream {
-                    balance: flags.balance.map(nowhere),
-                    hash_on: None,
-                    hash_ipv6_prefix: None,
-                    source: Vec::new(),
-                    share_sockets: None,
-                    slow_start: None,
-                    lame_duck: None,
-                    on_return: None,
-                    header: file::Header::default(),
-                    health: None,
-                    servers,
-                }),
-            )]),
-        }
+impl PerClient {
+    /// Datagrams per second, and how many of them at once.
+    #[must_use]
+    pub fn rate(&self) -> Option<(u32, u32)> {
+        let rate = self.rate?;
+        Some((*rate, *self.burst.unwrap_or(rate)))
+    }
+}
+
+impl AccessLog {
+    /// The file to append to; `None` for standard output.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        (self.path != Path::new("-")).then(|| self.path.clone())
+    }
+}
+
+impl Resolver {
+    /// The longest pause after a failure.
+    pub const MAX_RETRY: Duration = Duration::from_secs(60);
+
+    /// The shortest time between two lookups of a name, whatever its TTL.
+    #[must_use]
+    pub fn min_ttl(&self) -> Duration {
+        let usual = Duration::from_secs(5).min(*self.max_ttl);
+        self.min_ttl.map_or(usual, |time| *time)
+    }
+}
+
+impl Server {
+    /// What of its settings is unlike most servers', in words.
+    #[must_use]
+    pub fn remarks(&self) -> Vec<String> {
+        let weight = (self.weight != 1).then(|| format!("weight {}", self.weight));
+        let backup = self.backup.then(|| "backup".to_owned());
+        let drain = self.drain.then(|| "drain".to_owned());
+        [weight, backup, drain].into_iter().flatten().collect()
     }
 }

@@ -198,7 +198,7 @@ impl Runner {
             let Some(permits) = self.permits().await else {
                 return;
             };
-            let deadline = tokio::time::Instant::now() + self.health.timeout;
+            let deadline = tokio::time::Instant::now() + self.health.timeout();
             let outcome = check.check(deadline).await;
             drop(permits);
             self.status.probed(&self.key, outcome, Instant::now());
@@ -217,7 +217,7 @@ impl Runner {
     async fn watch(self, mut check: Passive) {
         let config = check.config;
         loop {
-            tokio::time::sleep(config.window).await;
+            tokio::time::sleep(*config.window).await;
             let outcome = check.check(tokio::time::Instant::now()).await;
             self.status
                 .seen(&self.key, outcome, &config, Instant::now());
@@ -229,9 +229,9 @@ impl Runner {
 /// `every`, so that `fall` of them, the last of which has to wait out its timeout, are
 /// over within `fall × every`. `share` is from 0 to 1.
 fn pause(health: &config::Health, share: f64) -> Duration {
-    let full = health.every.saturating_sub(health.timeout / health.fall);
-    let full = full.max(health.every / 2);
-    full.mul_f64(1.0 - share * f64::from(health.jitter) / 100.0)
+    let full = health.every.saturating_sub(health.timeout() / *health.fall);
+    let full = full.max(*health.every / 2);
+    full.mul_f64(1.0 - share * f64::from(*health.jitter_percent) / 100.0)
 }
 
 /// A number that nobody can foretell.

@@ -89,7 +89,8 @@ impl Ceiling {
         let in_clients_names = modes.all(Mode::spoofs);
         let ports = (!in_clients_names).then_some(ports * sources);
         let memory = memory::limit().map(|limit| sessions_in(&limit, config.worker_count()));
-        Self::new(config.max_sessions, descriptors, ports, memory)
+        let max_sessions = config.limits.max_sessions.map(|most| *most);
+        Self::new(max_sessions, descriptors, ports, memory)
     }
 
     fn new(

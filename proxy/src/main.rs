@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
-use ppv2_proxy::cli::{Arguments, Command, LogFormat, Run};
+use ppv2_proxy::cli::{Arguments, Command, Run};
 use ppv2_proxy::commands::{check, decode, demo, whoami};
-use ppv2_proxy::config::{Config, ConfigError, printable};
+use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
 use ppv2_proxy::{runtime, topology};
@@ -89,9 +89,12 @@ type Task = Box<dyn FnOnce() -> Result<(), Failure>>;
 fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
     let task = match arguments.command {
         Command::Run(run) => prepare(*run)?,
-        Command::Check { config } => Box::new(move || {
-            let config = Config::from_file(&config).map_err(usage)?;
-            Ok(print(&check::report(&config))?)
+        Command::Check { config, .. } => Box::new(move || {
+            let text = match config {
+                Some(path) => check::report(&Config::from_file(&path).map_err(usage)?),
+                None => format!("{:#}\n", Config::schema()),
+            };
+            Ok(print(&text)?)
         }),
         Command::Doctor(options) => Box::new(move || {
             let config = resolved(&options.config).map_err(usage)?;

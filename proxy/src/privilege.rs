@@ -79,8 +79,11 @@ impl Needs {
         // A name may lead to IPv4 servers at any time.
         let net_raw = served.any(|(_, server, mode)| mode.spoofs() && server.address.0.is_ipv4())
             || config.named().any(|(_, _, mode)| mode.spoofs());
-        let bound = config.listeners.iter().flat_map(|listener| &listener.bind);
-        let mut bound = bound.chain(&config.admin);
+        let bound = config
+            .listeners
+            .iter()
+            .flat_map(|listener| listener.bind.clone());
+        let mut bound = bound.chain(config.admin());
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let own_ports = modes.any(Mode::spoofs_ports);
         Self {

@@ -172,11 +172,11 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
     if let Some(file) = &file {
         warn_of_reloads(file);
     }
-    let admin_listener = match config.admin {
+    let admin_listener = match config.admin() {
         Some(address) => Some(bind::admin(address).await?),
         None => None,
     };
-    let admin = config.admin;
+    let admin = config.admin();
     let mut control = tokio::select! {
         started = Control::start(config, file) => started?,
         // Names may take their time.

@@ -35,7 +35,7 @@ fn listeners(config: &Config) -> Topology {
     let listeners = config.listeners.iter();
     Topology {
         listeners: listeners.clone().flat_map(|l| &l.bind).copied().collect(),
-        allow: listeners.flat_map(|l| &l.allow).copied().collect(),
+        allow: listeners.flat_map(|l| &l.allow).map(|net| net.0).collect(),
         receive_buffer: LISTENER_BUFFER,
         ..Topology::default()
     }

@@ -1,5 +1,5 @@
-//! `check`: what a configuration comes to, without binding anything. Names are
-//! looked up, but once.
+//! `check`: prints what a configuration sets up, without binding anything. Names are
+//! looked up once.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use crate::discovery;
 use crate::limits::Ceiling;
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
-/// servers that its names lead to by now. Must not be called within a tokio runtime.
+/// servers that its names resolve to now. Must not be called within a tokio runtime.
 #[must_use]
 pub fn report(config: &Config) -> String {
     let resolved = discovery::resolve_once(config);
@@ -22,12 +22,8 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     for listener in &config.listeners {
         let bind: Vec<_> = listener.bind.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "listener {}: {}", listener.name, bind.join(" "));
-        let rules = listener.rules;
-        let _ = write!(
-            text,
-            "  sessions end after {}",
-            humantime::format_duration(rules.idle_timeout)
-        );
+        let rules = listener.rules();
+        let _ = write!(text, "  sessions end after {}", listener.idle_timeout);
         if rules.responses > 0 {
             let _ = write!(text, ", or {} replies a datagram", rules.responses);
         }
@@ -36,29 +32,24 @@ fn describe(config: &Config, remarks: &[String]) -> String {
         }
         let _ = writeln!(text);
         if listener.servers.len() + listener.names.len() > 1 {
-            let returns = if listener.returns {
-                "; sessions return with their server"
-            } else {
-                ""
+            let returns = match listener.returns {
+                true => "; sessions return with their server",
+                false => "",
             };
             let _ = writeln!(text, "  balance {}{returns}", listener.balance);
         }
-        // They are all treated alike.
-        let servers = listener.servers.iter().map(|(index, _)| {
-            let server = &config.servers[*index];
-            (&server.health, server.slow_start)
-        });
-        let names = listener.names.iter().map(|(index, _)| {
-            let named = &config.names[*index];
-            (&named.health, named.slow_start)
-        });
-        if let Some((health, slow_start)) = servers.chain(names).next() {
-            if let Some(health) = health {
+        // The options of an upstream are the same for all of its servers.
+        let servers = listener.servers.iter();
+        let servers = servers.map(|(index, _)| &config.servers[*index]);
+        let names = listener.names.iter();
+        let names = names.map(|(index, _)| &config.names[*index].server);
+        if let Some(server) = servers.chain(names).next() {
+            if let Some(health) = &server.health {
                 let _ = writeln!(text, "  health: {health}");
             }
-            if !slow_start.is_zero() {
-                let slow_start = humantime::format_duration(slow_start);
-                let _ = writeln!(text, "  servers that come start slowly, in {slow_start}");
+            if !server.slow_start.is_zero() {
+                let slow_start = humantime::format_duration(server.slow_start);
+                let _ = writeln!(text, "  slow start: {slow_start}");
             }
         }
         for (number, mode) in &listener.servers {
@@ -78,11 +69,15 @@ fn describe(config: &Config, remarks: &[String]) -> String {
             let _ = writeln!(text, "{}", said.join(", "));
         }
     }
-    if !config.peers.is_empty() {
-        let peers: Vec<_> = config.peers.iter().map(ToString::to_string).collect();
-        let _ = writeln!(text, "peers, which are no clients: {}", peers.join(" "));
+    if let Some(peers) = config.peers.as_ref().filter(|peers| !peers.is_empty()) {
+        let peers: Vec<_> = peers.iter().map(ToString::to_string).collect();
+        let _ = writeln!(
+            text,
+            "peers (other proxies, not clients): {}",
+            peers.join(" ")
+        );
     }
-    if let Some(admin) = config.admin {
+    if let Some(admin) = config.admin() {
         let _ = writeln!(text, "admin: {admin}");
     }
     let ceiling = Ceiling::of(config);
@@ -143,7 +138,7 @@ servers = [
             "  -> dns 192.0.2.2:53 plain, weight 3, drain",
             "  -> dns 192.0.2.3:53 ppv2, backup",
             "  balance maglev, hash_on client_ip (IPv6 by /56)",
-            "peers, which are no clients: 192.0.2.7/32 2001:db8::/64",
+            "peers (other proxies, not clients): 192.0.2.7/32 2001:db8::/64",
             "admin: 127.0.0.1:9901",
         ] {
             assert!(

@@ -77,7 +77,7 @@ impl Config {
         };
         let mut numbers = Vec::new();
         for named in &self.names {
-            let of_upstream = known.entry(&named.upstream).or_default();
+            let of_upstream = known.entry(&named.server.upstream).or_default();
             let mut left_out = LeftOut::default();
             let first = config.servers.len();
             let mut taken = 0;
@@ -177,27 +177,22 @@ impl Named {
                 listener.name
             ));
         }
-        let sources = of_family(&self.sources, ip.is_ipv4());
-        if sources.is_empty() && !self.sources.is_empty() {
+        let sources = of_family(&self.server.sources, ip.is_ipv4());
+        if sources.is_empty() && !self.server.sources.is_empty() {
             return Err("`source` has no address of its family".to_owned());
         }
         let weight = match self.name {
-            Name::Dns { .. } => self.weight,
+            Name::Dns { .. } => self.server.weight,
             Name::Srv { .. } => weight.clamp(1, MAX_WEIGHT),
         };
         Ok(Server {
-            upstream: self.upstream.clone(),
             name: address.to_string(),
             address: ServerAddr(address),
             found_by: Some(self.name.clone()),
             sources,
             weight,
-            backup: self.backup || backup,
-            drain: self.drain,
-            leaving: false,
-            slow_start: self.slow_start,
-            lame_duck: self.lame_duck,
-            health: self.health.clone(),
+            backup: self.server.backup || backup,
+            ..self.server.clone()
         })
     }
 }
@@ -219,7 +214,7 @@ impl LeftOut {
     }
 
     fn remarks(self, of: &Named) -> impl Iterator<Item = String> {
-        let (upstream, name) = (of.upstream.clone(), of.name.clone());
+        let (upstream, name) = (of.server.upstream.clone(), of.name.clone());
         self.0.into_iter().map(move |(reason, (first, count))| {
             let more = match count {
                 1 => String::new(),

@@ -1,47 +1,57 @@
-//! Health checks as they are configured: how servers are probed, what is seen of
-//! their traffic, and how much of it takes one down.
+//! Health checks: how servers are probed, what of their clients' traffic counts, and
+//! how much of it takes a server down.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::proto::op::{Message, Query};
 use hickory_resolver::proto::rr;
 use regex::bytes::{Regex, RegexBuilder};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::check::Checker;
-use super::file::{self, At};
+use super::options::words;
+use super::values::{Hex, MS, Number, OnByDefault, S, Time, WEEK, read_from_text};
 use super::{ConfigError, Server};
+use clap::ValueEnum;
 
 /// The most bytes that a regular expression may take when compiled, and each cache
 /// of its searches. It bounds how long a server's answer can make a search last:
 /// some 25 ms for the bytes that are searched.
 const REGEX_SIZE: usize = 1 << 16;
 
-/// The shortest time between probes of one server.
-const MIN_EVERY: Duration = Duration::from_millis(10);
-
 /// The longest payload of a probe: what fits into a packet nearly everywhere.
 const MAX_PAYLOAD: usize = 1200;
 
-/// How to find out whether the servers of an upstream serve.
-#[derive(Clone, Debug, PartialEq)]
+/// Health checks of an upstream's servers
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Time between probes.
-    pub every: Duration,
-    /// How long an answer may take; no more than `every`.
-    pub timeout: Duration,
-    /// So many failures in a row take a server down.
-    pub fall: u32,
-    /// So many successes in a row bring it back.
-    pub rise: u32,
-    /// By how much, in percent and drawn by lot, a probe comes earlier.
-    pub jitter: u32,
-    /// Whether all servers get sessions when all are down.
-    pub fail_open: bool,
-    /// What is asked; `None` for nothing.
+    /// Time between probes of a server
+    #[serde(default)]
+    pub every: Time<{ 10 * MS }, WEEK, { 2 * S }>,
+    /// How long an answer may take; at most `every` [default: 500ms, or `every` if that is
+    /// shorter]
+    pub(super) timeout: Option<Time<MS, WEEK>>,
+    /// So many failures in a row take a server down
+    #[serde(default)]
+    pub fall: Number<u32, 1, 1000, 3>,
+    /// So many successes in a row bring it back
+    #[serde(default)]
+    pub rise: Number<u32, 1, 1000, 2>,
+    /// By how many percent of `every`, at random, a probe comes earlier
+    #[serde(default)]
+    pub jitter_percent: Number<u32, 0, 90, 10>,
+    /// Whether all servers get sessions when all are down
+    #[serde(default)]
+    pub fail_open: OnByDefault,
+    /// What a server is asked [default: an empty datagram, which only a refusal fails]
+    #[serde(default = "Probe::usual", deserialize_with = "Probe::read")]
+    #[schemars(with = "Option<ProbeOptions>")]
     pub probe: Option<Probe>,
-    /// What clients' traffic may show.
+    /// Failures that clients' traffic shows [default: none]
     pub passive: Option<Passive>,
 }
 
@@ -102,30 +112,77 @@ impl PartialEq for Expect {
     }
 }
 
-/// Whether a probe has a PROXY header of the command LOCAL in front.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Header {
-    /// If clients' datagrams have a header.
-    Auto,
-    /// Yes.
-    Local,
-    /// No.
-    None,
+words! {
+    /// Whether a probe has a PROXY header of the command LOCAL in front
+    pub Header {
+        /// If clients' datagrams have a header
+        #[default]
+        Auto,
+        /// Yes
+        Local,
+        /// No
+        None,
+    }
+
+    /// What kind of probe a server gets
+    pub(super) ProbeKind {
+        /// A datagram
+        #[default]
+        Udp,
+        /// A DNS query
+        Dns,
+        /// A connection
+        Tcp,
+        /// A request, to be answered by 2xx or 3xx
+        Http,
+        /// No probe: `passive` alone
+        None,
+    }
 }
 
-/// What clients' traffic must show to take a server down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What of clients' traffic takes a server down
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Passive {
-    /// The time that is judged at once.
-    pub window: Duration,
-    /// Datagrams in percent without a reply from which on a window is bad, if at
-    /// all; beside that one is bad whose datagrams were refused and in which no
-    /// reply came.
-    pub unanswered: Option<u32>,
-    /// A window with fewer datagrams says nothing.
-    pub at_least: u64,
-    /// How long the server is left alone; doubled each time that it fails again.
-    pub hold: Duration,
+    /// The time that is judged at once. A window fails if at least two datagrams were refused and
+    /// none was answered
+    pub window: Time<MS, WEEK, { 10 * S }>,
+    /// A window also fails if so many percent of its datagrams have no reply [default: however
+    /// many]
+    pub unanswered_percent: Option<Number<u32, 1, 100>>,
+    /// A window with fewer datagrams is not judged
+    pub min_datagrams: Number<u64, 1, 1_000_000, 10>,
+    /// How long the server is left alone; doubled each time that it fails again
+    pub hold: Time<MS, WEEK, { 30 * S }>,
+}
+
+/// A probe
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ProbeOptions {
+    /// What kind of probe
+    kind: ProbeKind,
+    /// Kind udp: the payload as text [default: empty]
+    send: Option<String>,
+    /// Kind udp: the payload as hexadecimal digits
+    send_hex: Option<Hex>,
+    /// Kind udp: the answer as text [default: any]
+    expect: Option<String>,
+    /// Kind udp: the answer as hexadecimal digits
+    expect_hex: Option<Hex>,
+    /// Kind udp: a regular expression, over bytes, that is found in the answer
+    expect_regex: Option<Pattern>,
+    /// Kind udp: whether an answer must come; false: only a refusal fails [default: true]
+    expect_reply: Option<bool>,
+    /// Kinds udp and dns: whether there is a PROXY header of the command LOCAL in front
+    /// [default: auto]
+    header: Option<Header>,
+    /// Kind dns: the name to ask for
+    name: Option<DnsQuery>,
+    /// Kinds tcp and http: the port [default: the server's]
+    port: Option<Number<u16, 1, 65_535>>,
+    /// Kind http: the path [default: /]
+    path: Option<HttpPath>,
 }
 
 impl fmt::Display for Health {
@@ -137,16 +194,12 @@ impl fmt::Display for Health {
             Some(Probe::Http { .. }) => "http probe",
             None => "no probe",
         };
-        let every = humantime::format_duration(self.every);
-        write!(
-            f,
-            "{kind} every {every}, fall {}, rise {}",
-            self.fall, self.rise
-        )?;
+        let (every, fall, rise) = (self.every, self.fall, self.rise);
+        write!(f, "{kind} every {every}, fall {fall}, rise {rise}")?;
         if self.passive.is_some() {
             f.write_str(", passive")?;
         }
-        if !self.fail_open {
+        if !self.fail_open.0 {
             f.write_str(", no sessions when all are down")?;
         }
         Ok(())
@@ -163,279 +216,183 @@ impl Server {
     }
 }
 
-impl Checker<'_> {
-    pub(super) fn health(
-        &self,
-        wanted: Option<At<file::Health>>,
-    ) -> Result<Option<Health>, ConfigError> {
-        let Some(wanted) = wanted else {
-            return Ok(None);
-        };
-        let span = wanted.span();
-        let wanted = wanted.into_inner();
-        let every = self.time(
-            "health.every",
-            wanted.every.as_ref(),
-            Duration::from_secs(2),
-        )?;
-        if every < MIN_EVERY {
-            let span = wanted.every.map_or(span, |every| every.span());
-            return Err(self
-                .error(span, "health.every is less than \"10ms\"")
-                .mend("give at least \"10ms\": what probes more often than that is load"));
-        }
-        let usual = Duration::from_millis(500).min(every);
-        let timeout = self.time("health.timeout", wanted.timeout.as_ref(), usual)?;
-        if timeout > every {
-            let span = wanted.timeout.map_or(span, |timeout| timeout.span());
-            return Err(self
-                .error(span, "health.timeout is longer than health.every")
-                .mend("give at most the time between probes, since the next waits for the last"));
-        }
-        let number = |key: &str, value, usual: u32| {
-            let number = self.count(key, value, 1000)?;
-            Ok(number.map_or(usual, |number| u32::try_from(number).unwrap_or(u32::MAX)))
-        };
-        let jitter = match &wanted.jitter {
-            None => 10,
-            Some(jitter) if *jitter.get_ref() <= 90 => *jitter.get_ref(),
-            Some(jitter) => {
-                return Err(self
-                    .error(
-                        jitter.span(),
-                        format!("health.jitter is {}", jitter.get_ref()),
-                    )
-                    .mend("give percent of `every`, from 0 to 90"));
-            }
-        };
-        let probe = match wanted.probe {
-            None => Some(Probe::Udp {
-                payload: Vec::new(),
-                expect: Expect::Silence,
-                header: Header::Auto,
-            }),
-            Some(probe) => self.probe(&probe)?,
-        };
-        let passive = wanted.passive.map(|passive| self.passive(&passive));
-        let passive = passive.transpose()?;
-        if probe.is_none() && passive.is_none() {
-            return Err(self
-                .error(span, "health without anything to go by")
-                .mend("add `passive`, give a probe of another kind, or leave `health` out"));
-        }
-        Ok(Some(Health {
-            every,
-            timeout,
-            fall: number("health.fall", wanted.fall, 3)?,
-            rise: number("health.rise", wanted.rise, 2)?,
-            jitter: u32::try_from(jitter).unwrap_or(90),
-            fail_open: wanted.fail_open.unwrap_or(true),
-            probe,
-            passive,
-        }))
-    }
-
-    fn time(
-        &self,
-        key: &str,
-        value: Option<&At<String>>,
-        usual: Duration,
-    ) -> Result<Duration, ConfigError> {
-        value.map_or(Ok(usual), |value| self.duration(key, value))
-    }
-
-    fn passive(&self, wanted: &At<file::Passive>) -> Result<Passive, ConfigError> {
-        let wanted = wanted.get_ref();
-        let ten = Duration::from_secs(10);
-        let unanswered = self.count("passive.unanswered", wanted.unanswered.clone(), 100)?;
-        let at_least = self.count("passive.at_least", wanted.at_least.clone(), 1_000_000)?;
-        Ok(Passive {
-            window: self.time("passive.window", wanted.window.as_ref(), ten)?,
-            unanswered: unanswered.map(|share| u32::try_from(share).unwrap_or(100)),
-            at_least: at_least.map_or(10, |number| number as u64),
-            hold: self.time("passive.hold", wanted.hold.as_ref(), 3 * ten)?,
-        })
-    }
-
-    fn probe(&self, wanted: &At<file::Probe>) -> Result<Option<Probe>, ConfigError> {
-        let (span, wanted) = (wanted.span(), wanted.get_ref());
-        let kind = wanted.kind.get_ref().as_str();
-        let keys = |udp: bool, header: bool, name: bool, port: bool, path: bool| {
-            [
-                ("send", wanted.send.as_ref().map(At::span), udp),
-                ("send_hex", wanted.send_hex.as_ref().map(At::span), udp),
-                ("expect", wanted.expect.as_ref().map(At::span), udp),
-                ("expect_hex", wanted.expect_hex.as_ref().map(At::span), udp),
-                (
-                    "expect_regex",
-                    wanted.expect_regex.as_ref().map(At::span),
-                    udp,
-                ),
-                ("answer", wanted.answer.as_ref().map(At::span), udp),
-                ("header", wanted.header.as_ref().map(At::span), header),
-                ("name", wanted.name.as_ref().map(At::span), name),
-                ("port", wanted.port.as_ref().map(At::span), port),
-                ("path", wanted.path.as_ref().map(At::span), path),
-            ]
-        };
-        let keys = match kind {
-            "udp" => keys(true, true, false, false, false),
-            "dns" => keys(false, true, true, false, false),
-            "tcp" => keys(false, false, false, true, false),
-            "http" => keys(false, false, false, true, true),
-            "none" => keys(false, false, false, false, false),
-            _ => {
-                let known = ["udp", "dns", "tcp", "http", "none"];
-                return Err(self.unknown_value("probe.kind", &wanted.kind, &known));
-            }
-        };
-        for (key, span, fits) in keys {
-            if let (Some(span), false) = (span, fits) {
-                return Err(self
-                    .error(span, format!("`{key}` is not for a probe of kind {kind}"))
-                    .mend("leave it out, or give the kind that it is for"));
-            }
-        }
-        let header = match &wanted.header {
-            None => Header::Auto,
-            Some(header) => match header.get_ref().as_str() {
-                "auto" => Header::Auto,
-                "local" => Header::Local,
-                "none" => Header::None,
-                _ => {
-                    let known = ["auto", "local", "none"];
-                    return Err(self.unknown_value("probe.header", header, &known));
-                }
-            },
-        };
-        let port = self.count("probe.port", wanted.port.clone(), 65_535)?;
-        let port = port.and_then(|port| u16::try_from(port).ok());
-        Ok(match kind {
-            "udp" => Some(Probe::Udp {
-                payload: self.payload(wanted)?,
-                expect: self.expect(wanted)?,
-                header,
-            }),
-            "dns" => {
-                let Some(name) = &wanted.name else {
-                    return Err(self
-                        .error(span, "a probe of kind dns without `name`")
-                        .mend("add the name to ask for, one that the servers can always answer"));
-                };
-                let query = dns_query(name.get_ref()).ok_or_else(|| {
-                    let what = format!("probe.name `{}` is no domain name", name.get_ref());
-                    self.error(name.span(), what)
-                        .mend("write it as example.com: labels of 1 to 63 letters, digits, - and _")
-                })?;
-                Some(Probe::Dns { query, header })
-            }
-            "tcp" => Some(Probe::Tcp { port }),
-            "http" => Some(Probe::Http {
-                port,
-                path: self.path(wanted.path.as_ref())?,
-            }),
-            _ => None,
-        })
-    }
-
-    fn payload(&self, wanted: &file::Probe) -> Result<Vec<u8>, ConfigError> {
-        let (payload, span) = match (&wanted.send, &wanted.send_hex) {
-            (None, None) => return Ok(Vec::new()),
-            (Some(text), None) => (text.get_ref().clone().into_bytes(), text.span()),
-            (None, Some(hex)) => (self.hex("probe.send_hex", hex)?, hex.span()),
-            (Some(_), Some(hex)) => {
-                return Err(self
-                    .error(hex.span(), "both `send` and `send_hex`")
-                    .mend("give one of them"));
-            }
-        };
-        if payload.len() > MAX_PAYLOAD {
-            return Err(self
-                .error(span, format!("a probe of {} bytes", payload.len()))
-                .mend(format!("send at most {MAX_PAYLOAD}")));
-        }
-        Ok(payload)
-    }
-
-    fn expect(&self, wanted: &file::Probe) -> Result<Expect, ConfigError> {
-        let mut given = Vec::new();
-        if let Some(text) = &wanted.expect {
-            given.push((
-                text.span(),
-                Expect::Bytes(text.get_ref().clone().into_bytes()),
-            ));
-        }
-        if let Some(hex) = &wanted.expect_hex {
-            given.push((
-                hex.span(),
-                Expect::Bytes(self.hex("probe.expect_hex", hex)?),
-            ));
-        }
-        if let Some(pattern) = &wanted.expect_regex {
-            let regex = RegexBuilder::new(pattern.get_ref())
-                .unicode(false)
-                .size_limit(REGEX_SIZE)
-                .dfa_size_limit(REGEX_SIZE)
-                .build();
-            let regex = regex.map_err(|error| self.unusable(pattern, &error))?;
-            given.push((pattern.span(), Expect::Matching(Arc::new(regex))));
-        }
-        if let Some(answer) = &wanted.answer
-            && !answer.get_ref()
-        {
-            given.push((answer.span(), Expect::Silence));
-        }
-        if let Some((span, _)) = given.get(1) {
-            return Err(self
-                .error(span.clone(), "a probe that expects two things")
-                .mend("give one of `expect`, `expect_hex`, `expect_regex` and `answer = false`"));
-        }
-        Ok(given.pop().map_or(Expect::Any, |(_, expect)| expect))
-    }
-
-    fn unusable(&self, pattern: &At<String>, error: &regex::Error) -> ConfigError {
-        if let regex::Error::CompiledTooBig(limit) = error {
-            let what = format!("probe.expect_regex takes more than {limit} bytes when compiled");
-            return self
-                .error(pattern.span(), what)
-                .mend("repeat less, as in '[a-z]+' instead of '[a-z]{1,1000}'");
-        }
-        let reason = error.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim();
-        let what = format!("probe.expect_regex can't be used: {reason}");
-        self.error(pattern.span(), what)
-            .mend("write a regular expression over bytes, as in '^pong [0-9]+$'")
-    }
-
-    fn hex(&self, key: &str, value: &At<String>) -> Result<Vec<u8>, ConfigError> {
-        let digits = value.get_ref().chars().filter(|c| !c.is_whitespace());
-        let digits: Option<Vec<u8>> = digits
-            .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
-            .collect();
-        match digits {
-            Some(digits) if digits.len() % 2 == 0 => Ok(digits
-                .chunks(2)
-                .map(|pair| pair[0] << 4 | pair[1])
-                .collect()),
-            _ => Err(self
-                .error(value.span(), format!("{key} is not hexadecimal"))
-                .mend("write two digits for each byte, as in \"00ff 0d0a\"")),
-        }
-    }
-
-    fn path(&self, path: Option<&At<String>>) -> Result<String, ConfigError> {
-        let Some(path) = path else {
-            return Ok("/".to_owned());
-        };
-        let text = path.get_ref();
-        if text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Ok(text.clone());
-        }
-        Err(self
-            .error(path.span(), format!("probe.path `{text}` is no path"))
-            .mend("write it as /health, percent-encoded and without spaces"))
+impl Health {
+    /// How long an answer may take; at most `every`.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        let usual = Duration::from_millis(500).min(*self.every);
+        self.timeout.map_or(usual, |timeout| *timeout)
     }
 }
+
+impl Probe {
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "serde wants the type of the field"
+    )]
+    fn usual() -> Option<Self> {
+        Some(Self::Udp {
+            payload: Vec::new(),
+            expect: Expect::Silence,
+            header: Header::Auto,
+        })
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
+        let options = ProbeOptions::deserialize(deserializer)?;
+        options.probe().map_err(ConfigError::into_serde)
+    }
+}
+
+impl ProbeOptions {
+    fn probe(self) -> Result<Option<Probe>, ConfigError> {
+        use ProbeKind::{Dns, Http, Tcp, Udp};
+        let of_kinds: [(_, _, &[ProbeKind]); 10] = [
+            ("send", self.send.is_some(), &[Udp]),
+            ("send_hex", self.send_hex.is_some(), &[Udp]),
+            ("expect", self.expect.is_some(), &[Udp]),
+            ("expect_hex", self.expect_hex.is_some(), &[Udp]),
+            ("expect_regex", self.expect_regex.is_some(), &[Udp]),
+            ("expect_reply", self.expect_reply.is_some(), &[Udp]),
+            ("header", self.header.is_some(), &[Udp, Dns]),
+            ("name", self.name.is_some(), &[Dns]),
+            ("port", self.port.is_some(), &[Tcp, Http]),
+            ("path", self.path.is_some(), &[Http]),
+        ];
+        for (key, is_given, kinds) in of_kinds {
+            if is_given && !kinds.contains(&self.kind) {
+                let message = format!("`{key}` is not for a probe of this kind");
+                return Err(
+                    ConfigError::new(message).hint("leave it out, or give the kind that it is for")
+                );
+            }
+        }
+        let header = self.header.unwrap_or_default();
+        let port = self.port.map(|port| *port);
+        Ok(Some(match self.kind {
+            Udp => Probe::Udp {
+                payload: payload(self.send, self.send_hex)?,
+                expect: expect(
+                    self.expect,
+                    self.expect_hex,
+                    self.expect_regex,
+                    self.expect_reply,
+                )?,
+                header,
+            },
+            Dns => Probe::Dns {
+                query: self.name.map(|name| name.0).ok_or_else(|| {
+                    ConfigError::new("a probe of kind dns without `name`")
+                        .hint("add the name to ask for, one that the servers can always answer")
+                })?,
+                header,
+            },
+            Tcp => Probe::Tcp { port },
+            Http => Probe::Http {
+                port,
+                path: self.path.map_or_else(|| "/".to_owned(), |path| path.0),
+            },
+            ProbeKind::None => return Ok(None),
+        }))
+    }
+}
+
+fn payload(text: Option<String>, hex: Option<Hex>) -> Result<Vec<u8>, ConfigError> {
+    let (key, payload) = match (text, hex) {
+        (Some(_), Some(_)) => {
+            return Err(ConfigError::new("`send_hex` beside `send`").hint("give one of them"));
+        }
+        (Some(text), None) => ("send", text.into_bytes()),
+        (None, hex) => ("send_hex", hex.map(|hex| hex.0).unwrap_or_default()),
+    };
+    if payload.len() > MAX_PAYLOAD {
+        return Err(
+            ConfigError::new(format!("`{key}` has {} bytes", payload.len()))
+                .hint(format!("send at most {MAX_PAYLOAD}")),
+        );
+    }
+    Ok(payload)
+}
+
+fn expect(
+    text: Option<String>,
+    hex: Option<Hex>,
+    regex: Option<Pattern>,
+    reply: Option<bool>,
+) -> Result<Expect, ConfigError> {
+    let silence = reply == Some(false);
+    let mut given = [
+        text.map(|text| Expect::Bytes(text.into_bytes())),
+        hex.map(|hex| Expect::Bytes(hex.0)),
+        regex.map(|regex| Expect::Matching(regex.0)),
+        silence.then_some(Expect::Silence),
+    ]
+    .into_iter()
+    .flatten();
+    let expect = given.next();
+    if given.next().is_some() {
+        return Err(ConfigError::new("a probe that expects two things").hint(
+            "give one of `expect`, `expect_hex`, `expect_regex` and `expect_reply = false`",
+        ));
+    }
+    Ok(expect.unwrap_or(Expect::Any))
+}
+
+/// A regular expression over bytes.
+struct Pattern(Arc<Regex>);
+
+impl FromStr for Pattern {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let regex = RegexBuilder::new(text)
+            .unicode(false)
+            .size_limit(REGEX_SIZE)
+            .dfa_size_limit(REGEX_SIZE)
+            .build();
+        regex.map(|regex| Self(Arc::new(regex))).map_err(|error| {
+            if let regex::Error::CompiledTooBig(limit) = error {
+                return ConfigError::new(format!("it takes more than {limit} bytes when compiled"))
+                    .hint("repeat less, as in '[a-z]+' instead of '[a-z]{1,1000}'");
+            }
+            let reason = error.to_string();
+            let reason = reason.lines().last().unwrap_or_default().trim();
+            ConfigError::new(format!("it can't be used: {reason}"))
+                .hint("write a regular expression over bytes, as in '^pong [0-9]+$'")
+        })
+    }
+}
+
+/// A request for a path.
+struct HttpPath(String);
+
+impl FromStr for HttpPath {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        if text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(ConfigError::new(format!("`{text}` is not a path"))
+            .hint("write it as /health, percent-encoded and without spaces"))
+    }
+}
+
+/// The bytes of a DNS query for a name's address.
+struct DnsQuery(Vec<u8>);
+
+impl FromStr for DnsQuery {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        dns_query(text).map(Self).ok_or_else(|| {
+            ConfigError::new(format!("`{text}` is not a domain name"))
+                .hint("write it as example.com: labels of 1 to 63 letters, digits, - and _")
+        })
+    }
+}
+
+read_from_text!(Pattern, HttpPath, DnsQuery);
 
 /// A query for the address of `name`, with recursion asked for.
 fn dns_query(name: &str) -> Option<Vec<u8>> {

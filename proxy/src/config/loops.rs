@@ -1,108 +1,33 @@
-//! What could go round for ever: servers that are listeners, since what goes there
-//! comes back to this proxy, and other proxies that take each other for clients.
+//! What could loop for ever: servers that are listeners of this proxy, and proxies that
+//! take each other for clients.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
-
-use super::check::{CheckedUpstream, Checker};
-use super::file::At;
+use super::Listener;
 use super::values::{is_link_local, scope};
-use super::{ConfigError, Listener, Server};
 use ppv2_hosts::kernel;
 
-impl Checker<'_> {
-    /// Refuses servers that are listeners.
-    pub(super) fn refuse_loops(
-        &self,
-        servers: &[Server],
-        listeners: &[Listener],
-        bound: &Bound,
-        upstreams: &BTreeMap<String, CheckedUpstream>,
-    ) -> Result<(), ConfigError> {
-        let host = Host::default();
-        let used: BTreeSet<_> = listeners.iter().map(|l| l.upstream.as_str()).collect();
-        for listed in used
-            .into_iter()
-            .filter_map(|name| upstreams.get(name))
-            .flat_map(|u| &u.servers)
-        {
-            let server = &servers[listed.number];
-            if let Some((number, at)) = bound.arrives_at(server.address.0, &host) {
-                let message = format!(
-                    "server `{}` is listener `{}` at {at}, this proxy's own address: datagrams would go round",
-                    server.name, listeners[number].name
-                );
-                return Err(self
-                    .error(listed.span.clone(), message)
-                    .mend("give the listener or the server another port or address"));
-            }
-        }
-        Ok(())
-    }
+/// A warning where a listener's address suggests that other proxies have it, too.
+pub(super) fn suspect_peers(listeners: &[Listener]) -> Option<String> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    // An IPv4 address with a label is listed under that (ip-address(8)).
+    let name = |of: &str| of.split(':').next().unwrap_or_default().to_owned();
+    let own = interfaces.iter().map(|one| (one.ip(), name(&one.name)));
+    let own: BTreeMap<_, _> = own.collect();
+    let (listener, sign) = listeners.iter().find_map(|listener| {
+        let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), listener.freebind, &own);
+        Some((listener, listener.bind.iter().find_map(sign)?))
+    })?;
+    Some(format!(
+        "listener `{}`: {sign}, so other proxies may serve it, too: list their addresses in `peers`, since one forged datagram can have two proxies answer each other for ever; `peers = []` if there are none",
+        listener.name
+    ))
 }
 
-impl Checker<'_> {
-    /// The networks of the other proxies. Asks for them where it looks as if there
-    /// were any.
-    pub(super) fn peers(
-        &mut self,
-        wanted: Option<At<Vec<At<String>>>>,
-        listeners: &[Listener],
-    ) -> Result<Vec<IpNet>, ConfigError> {
-        let Some(wanted) = wanted else {
-            let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-            // An IPv4 address with a label is listed under that (ip-address(8)).
-            let name = |of: &str| of.split(':').next().unwrap_or_default().to_owned();
-            let own = interfaces.iter().map(|one| (one.ip(), name(&one.name)));
-            let own: BTreeMap<_, _> = own.collect();
-            let shared = listeners.iter().find_map(|listener| {
-                let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), listener.freebind, &own);
-                Some((listener, listener.bind.iter().find_map(sign)?))
-            });
-            if let Some((listener, sign)) = shared {
-                self.warnings.push(format!(
-                    "listener `{}`: {sign}, so other proxies may serve it, too: list their addresses in `peers`, since one forged datagram can have two proxies answer each other for ever; `peers = []` if there are none",
-                    listener.name
-                ));
-            }
-            return Ok(Vec::new());
-        };
-        // An empty list says that there are none.
-        if wanted.get_ref().is_empty() {
-            return Ok(Vec::new());
-        }
-        let spans: Vec<_> = wanted.get_ref().iter().map(At::span).collect();
-        let peers = self.networks("peers", Some(wanted))?;
-        if let Some((peer, span)) = peers
-            .iter()
-            .zip(spans)
-            .find(|(net, _)| net.prefix_len() == 0)
-        {
-            return Err(self
-                .error(
-                    span,
-                    format!("{peer} in `peers` takes every client for a proxy"),
-                )
-                .mend("list the other proxies' addresses alone, as in \"192.0.2.1\""));
-        }
-        for listener in listeners {
-            let is_peers = |allowed: &IpNet| peers.iter().any(|peer| peer.contains(allowed));
-            if listener.allow.iter().all(is_peers) {
-                self.warnings.push(format!(
-                    "listener `{}` serves nobody: all that `allow` lets in is in `peers`",
-                    listener.name
-                ));
-            }
-        }
-        Ok(peers)
-    }
-}
-
-/// What about a listener's address says that other proxies have it, too. `own` has
-/// the addresses of this host with their interfaces.
+/// Why other proxies may have an address, too. `own` has the addresses of this host with
+/// their interfaces.
 fn sign_of_peers(ip: IpAddr, freebind: bool, own: &BTreeMap<IpAddr, String>) -> Option<String> {
     if ip.is_unspecified() || ip.is_loopback() {
         return None;

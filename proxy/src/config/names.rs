@@ -1,19 +1,17 @@
-//! Server addresses that are names, looked up again and again while the proxy
-//! runs: how they are written, and what they stand for. Who asks is no matter here.
+//! Server addresses that are names, looked up again and again while the proxy runs:
+//! how they are written, and what they stand for.
 
 use std::fmt;
 use std::net::IpAddr;
-use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
+use std::str::FromStr;
 
 use hickory_resolver::proto::rr;
 
-use super::check::Checker;
-use super::{Config, ConfigError, Health, Listener};
+use super::values::read_from_text;
+use super::{Config, ConfigError, Listener, Server};
 use ppv2_engine::mode::Mode;
 
-/// A name that leads to servers.
+/// A name that resolves to servers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Name {
     /// `dns:HOST:PORT`: every address that the host has, with this port.
@@ -40,28 +38,14 @@ impl fmt::Display for Name {
     }
 }
 
-/// A name among the servers of an upstream, with what its servers have in common.
+/// A name among the servers of an upstream.
 #[derive(Clone, Debug)]
 pub struct Named {
-    /// Name of the upstream.
-    pub upstream: String,
     /// What is looked up.
     pub name: Name,
-    /// Each server's share of the sessions; records of `srv:` have their own.
-    pub weight: u16,
-    /// Whether they only stand in for the others.
-    pub backup: bool,
-    /// Whether they get no new sessions.
-    pub drain: bool,
-    /// How long they take to get their whole share of sessions.
-    pub slow_start: Duration,
-    /// How long their sessions may stay when the name no longer leads to them.
-    pub lame_duck: Duration,
-    /// Addresses of this host to send to them from, of both families; empty for the
-    /// kernel's choice.
-    pub sources: Arc<[IpAddr]>,
-    /// How to find out whether they serve, if at all.
-    pub health: Option<Arc<Health>>,
+    /// What its servers have in common; its address says nothing. Records of `srv:`
+    /// have their own weights, and sources are of both families.
+    pub server: Server,
 }
 
 impl Config {
@@ -83,95 +67,86 @@ impl Listener {
     }
 }
 
-impl Checker<'_> {
-    /// The name that a server's address is, if it is one that is looked up again.
+/// A server's address, as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ServerAddress {
+    /// An address, or a host that is looked up once, each with a port.
+    Host(String),
+    /// A name that is looked up again and again.
+    Name(Name),
+}
+
+read_from_text!(ServerAddress);
+
+impl FromStr for ServerAddress {
+    type Err = ConfigError;
+
     /// A host may be called `dns`: with a port alone behind it, it is that host.
-    pub(super) fn name(
-        &self,
-        span: &Range<usize>,
-        text: &str,
-    ) -> Result<Option<Name>, ConfigError> {
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
         let is_port = |rest: &str| rest.parse::<u16>().is_ok();
         match text.split_once(':') {
-            Some(("dns", rest)) if !is_port(rest) => self.dns(span, text, rest).map(Some),
-            Some(("srv", rest)) if !is_port(rest) => self.srv(span, text, rest).map(Some),
-            _ => Ok(None),
+            Some(("dns", rest)) if !is_port(rest) => dns(text, rest).map(Self::Name),
+            Some(("srv", rest)) if !is_port(rest) => srv(text, rest).map(Self::Name),
+            _ => Ok(Self::Host(text.to_owned())),
         }
     }
+}
 
-    fn dns(&self, span: &Range<usize>, text: &str, rest: &str) -> Result<Name, ConfigError> {
-        let error = |message: &str| self.error(span.clone(), format!("server `{text}` {message}"));
-        let bare = rest.trim_start_matches('[').trim_end_matches(']');
-        let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if bare.parse::<IpAddr>().is_err() => (host, port.parse()),
-            _ => (rest, "".parse()),
-        };
-        let ip = host.trim_start_matches('[').trim_end_matches(']');
-        if ip.parse::<IpAddr>().is_ok() {
-            return Err(error("has an IP address where a name belongs")
-                .mend("leave `dns:` out: an address needs no looking up"));
-        }
-        let port = match port {
-            Ok(0) => {
-                return Err(error("has port 0").mend("name the port that the servers listen on"));
-            }
-            Ok(port) => port,
-            Err(_) => {
-                return Err(error("has no port").mend("write it as dns:servers.example:53"));
-            }
-        };
-        let host = self.dns_name(span, text, host)?;
-        Ok(Name::Dns { host, port })
+fn dns(text: &str, rest: &str) -> Result<Name, ConfigError> {
+    let error = |message: &str| ConfigError::new(format!("server `{text}` {message}"));
+    let is_ip = |text: &str| {
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        bare.parse::<IpAddr>().is_ok()
+    };
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !is_ip(rest) => (host, port),
+        _ => (rest, ""),
+    };
+    if is_ip(host) {
+        return Err(error("has an IP address where a name belongs")
+            .hint("leave `dns:` out: an address needs no lookup"));
     }
+    match port.parse() {
+        Ok(0) => Err(error("has port 0").hint("name the port that the servers listen on")),
+        Ok(port) => Ok(Name::Dns {
+            host: dns_name(text, host)?,
+            port,
+        }),
+        Err(_) => Err(error("has no port").hint("write it as dns:servers.example:53")),
+    }
+}
 
-    fn srv(&self, span: &Range<usize>, text: &str, rest: &str) -> Result<Name, ConfigError> {
-        let error = |message: &str| self.error(span.clone(), format!("server `{text}` {message}"));
-        if let Some((name, _)) = rest.split_once(':') {
-            return Err(error("names a port").mend(format!(
-                "write srv:{name}: SRV records say on which port servers listen"
-            )));
-        }
-        let name = self.dns_name(span, text, rest)?;
-        let mut labels = name.splitn(3, '.');
-        let service = labels.next().filter(|label| label.starts_with('_'));
-        let protocol = labels.next().filter(|label| label.starts_with('_'));
-        let domain = labels.next().filter(|rest| !rest.is_empty());
-        let mend = "write it as srv:_service._udp.domain.example (RFC 2782)";
-        match (service, protocol, domain) {
-            (Some(_), Some("_udp"), Some(_)) => Ok(Name::Srv { name }),
-            (Some(service), Some(_), Some(domain)) => Err(error("is not of UDP").mend(format!(
-                "write srv:{service}._udp.{domain}: UDP alone is carried"
-            ))),
-            _ => Err(error("names no service, or no domain").mend(mend)),
-        }
+fn srv(text: &str, rest: &str) -> Result<Name, ConfigError> {
+    let error = |message: &str| ConfigError::new(format!("server `{text}` {message}"));
+    if let Some((name, _)) = rest.split_once(':') {
+        return Err(error("names a port").hint(format!(
+            "write srv:{name}: SRV records say on which port servers listen"
+        )));
     }
+    let name = dns_name(text, rest)?;
+    let mut labels = name.splitn(3, '.');
+    let service = labels.next().filter(|label| label.starts_with('_'));
+    let protocol = labels.next().filter(|label| label.starts_with('_'));
+    let domain = labels.next().filter(|rest| !rest.is_empty());
+    match (service, protocol, domain) {
+        (Some(_), Some("_udp"), Some(_)) => Ok(Name::Srv { name }),
+        (Some(service), Some(_), Some(domain)) => Err(error("is not of UDP").hint(format!(
+            "write srv:{service}._udp.{domain}: only UDP is carried"
+        ))),
+        _ => Err(error("names no service, or no domain")
+            .hint("write it as srv:_service._udp.domain.example (RFC 2782)")),
+    }
+}
 
-    /// A DNS name in the one form that it is kept in.
-    fn dns_name(&self, span: &Range<usize>, text: &str, name: &str) -> Result<String, ConfigError> {
-        let is_plain = |c: char| c.is_alphanumeric() || ['-', '_', '.'].contains(&c);
-        let parsed = rr::Name::from_str_relaxed(name).ok();
-        parsed
-            .filter(|parsed| name.chars().all(is_plain) && parsed.num_labels() > 0)
-            .map(|parsed| parsed.to_ascii().to_lowercase())
-            .ok_or_else(|| {
-                self.error(span.clone(), format!("server `{text}`: `{name}` is no DNS name"))
-                    .mend("write labels of letters, digits and hyphens with dots between, each of 63 bytes at the most, and 255 in all")
-            })
-    }
-
-    /// Refuses a weight where records have theirs.
-    pub(super) fn refuse_weight(
-        &self,
-        name: &Name,
-        weight: Option<&super::file::At<i64>>,
-    ) -> Result<(), ConfigError> {
-        match (name, weight) {
-            (Name::Srv { .. }, Some(weight)) => Err(self
-                .error(weight.span(), format!("`{name}` with a weight"))
-                .mend("leave `weight` out: each SRV record has its own")),
-            _ => Ok(()),
-        }
-    }
+/// A DNS name in the one form that it is kept in.
+fn dns_name(text: &str, name: &str) -> Result<String, ConfigError> {
+    let is_plain = |c: char| c.is_alphanumeric() || ['-', '_', '.'].contains(&c);
+    let parsed = rr::Name::from_str_relaxed(name).ok();
+    let parsed = parsed.filter(|parsed| name.chars().all(is_plain) && parsed.num_labels() > 0);
+    parsed.map(|parsed| parsed.to_ascii().to_lowercase()).ok_or_else(|| {
+        ConfigError::new(format!("server `{text}`: `{name}` is not a DNS name"))
+            .hint("write labels of letters, digits and hyphens with dots between, each of at most 63 bytes, and 255 in all")
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
-//! Every mistake is named with its place and its mend; what is right is kept.
+//! Every error names its place and what to write instead; what is right is kept.
 
 use std::net::IpAddr;
 
+use clap::Parser;
+
+mod balance;
 mod coming_and_going;
 mod guards;
 mod health;
@@ -10,6 +13,7 @@ mod modes;
 mod names;
 
 use super::*;
+use crate::cli::{Arguments, Command};
 use ppv2_engine::mode::Emit;
 
 mod warnings;
@@ -32,13 +36,29 @@ idle_timeout = "10s"
 responses = 1
 requests = 2
 allow = ["192.0.2.0/24", "2001:db8::1"]
-df = true
+dont_fragment = true
 
 [upstream.resolvers]
 balance = "round_robin"
 header = { emit = "first", crc32c = true }
 servers = ["192.0.2.10:53", { address = "[2001:db8::10]:53", mode = "plain" }]
 "#;
+
+/// What `run --listen … --upstream …` reads.
+fn from_flags(listen: &str, upstream: &str) -> Result<Config, ConfigError> {
+    let run = [
+        "ppv2-proxy",
+        "run",
+        "--listen",
+        listen,
+        "--upstream",
+        upstream,
+    ];
+    let Command::Run(run) = Arguments::parse_from(run).command else {
+        panic!("it is `run`");
+    };
+    run.config()
+}
 
 fn error(content: &str) -> String {
     Config::from_toml("proxy.toml", content)
@@ -55,17 +75,17 @@ fn broken(from: &str, to: &str) -> String {
 #[test]
 fn a_full_file_is_read_whole() {
     let config = Config::from_toml("proxy.toml", GOOD).unwrap();
-    assert_eq!(config.workers, Some(2));
-    assert_eq!(config.max_sessions, Some(100));
-    assert_eq!(config.drain_timeout, Duration::from_secs(1));
-    assert_eq!(config.admin, Some("127.0.0.1:9901".parse().unwrap()));
+    assert_eq!(config.worker_count(), 2);
+    assert_eq!(*config.limits.max_sessions.unwrap(), 100);
+    assert_eq!(*config.drain_timeout, Duration::from_secs(1));
+    assert_eq!(config.admin(), Some("127.0.0.1:9901".parse().unwrap()));
     let listener = &config.listeners[0];
     assert_eq!(listener.name, "dns");
     assert_eq!(listener.bind.len(), 2);
-    assert_eq!(listener.rules.idle_timeout, Duration::from_secs(10));
-    assert_eq!((listener.rules.responses, listener.rules.requests), (1, 2));
+    assert_eq!(*listener.idle_timeout, Duration::from_secs(10));
+    assert_eq!((listener.responses, listener.requests), (1, 2));
     assert!(listener.dont_fragment);
-    assert_eq!(listener.allow[1], "2001:db8::1/128".parse().unwrap());
+    assert_eq!(listener.allow[1].to_string(), "2001:db8::1/128");
     let first = Mode::Ppv2 {
         emit: Emit::First,
         crc32c: true,
@@ -77,35 +97,24 @@ fn a_full_file_is_read_whole() {
 
 #[test]
 fn defaults_are_those_that_the_readme_promises() {
-    let config = Config::from_flags(Flags {
-        listen: vec!["127.0.0.1:5300".into()],
-        upstream: vec!["127.0.0.1:53".into()],
-        ..Flags::default()
-    })
-    .unwrap();
+    let config = from_flags("127.0.0.1:5300", "127.0.0.1:53").unwrap();
     let listener = &config.listeners[0];
     let every = Mode::Ppv2 {
         emit: Emit::Every,
         crc32c: false,
     };
     assert_eq!(listener.servers, [(0, every)]);
-    assert_eq!(listener.rules.idle_timeout, Duration::from_secs(30));
-    assert_eq!(
-        (config.workers, config.max_sessions, config.admin),
-        (None, None, None)
-    );
-    assert!(
-        listener
-            .allow
-            .iter()
-            .any(|net| net.contains(&IpAddr::from([8; 4])))
-    );
-    assert!(
-        listener
-            .allow
-            .iter()
-            .any(|net| net.contains(&IpAddr::from([8u16; 8])))
-    );
+    assert_eq!(*listener.idle_timeout, Duration::from_secs(30));
+    assert!(config.workers.is_none() && config.limits.max_sessions.is_none());
+    assert_eq!(config.admin(), None);
+    for client in [IpAddr::from([8; 4]), IpAddr::from([8u16; 8])] {
+        assert!(listener.allow.iter().any(|net| net.0.contains(&client)));
+    }
+    // They are those of a file that says nothing.
+    let file = "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"upstream\"\n\
+                [upstream.upstream]\nservers = [\"127.0.0.1:53\"]\n";
+    let of_file = Config::from_toml("x", file).unwrap();
+    assert_eq!(format!("{config:?}"), format!("{of_file:?}"));
 }
 
 #[test]
@@ -124,12 +133,81 @@ fn an_unknown_key_is_shown_with_the_nearest_known_one() {
         ("crc32c", "crc", "`crc32c`"),
         ("mode =", "mod =", "`mode`"),
         ("[limits]", "[limit]", "`limits`"),
-        ("df = true", "xyzzyxyzzy = 1", "known keys here: name, bind"),
+        (
+            "dont_fragment = true",
+            "xyzzyxyzzy = 1",
+            "known keys here: name, bind",
+        ),
     ] {
         let message = broken(from, to);
         assert!(message.contains("unknown key"), "{message}");
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn a_former_key_names_what_replaced_it() {
+    for (from, to, instead) in [
+        ("dont_fragment", "df", "write `dont_fragment`"),
+        (
+            "balance =",
+            "share_sockets = true\nbalance =",
+            "source networks and tagged replies",
+        ),
+        (
+            "balance =",
+            "health = { jitter = 5 }\nbalance =",
+            "write `jitter_percent`",
+        ),
+        (
+            "balance =",
+            "health = { passive = { unanswered = 5 } }\nbalance =",
+            "write `unanswered_percent`",
+        ),
+        (
+            "balance =",
+            "health = { passive = { at_least = 5 } }\nbalance =",
+            "write `min_datagrams`",
+        ),
+        (
+            "balance =",
+            "health = { probe = { kind = \"udp\", answer = false } }\nbalance =",
+            "write `expect_reply`",
+        ),
+    ] {
+        let message = broken(from, to);
+        for part in ["proxy.toml:", "no longer exists", instead, "^^"] {
+            assert!(message.contains(part), "{to}: no {part} in {message}");
+        }
+    }
+}
+
+#[test]
+fn the_schema_describes_every_key() {
+    fn check(schema: &serde_json::Value, key: &str, all: &mut usize) {
+        for (key, of_key) in schema["properties"].as_object().into_iter().flatten() {
+            assert!(
+                of_key["description"].is_string(),
+                "{key} has no description"
+            );
+            *all += 1;
+            check(of_key, key, all);
+        }
+        for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
+            check(definition, name, all);
+        }
+        assert_ne!(schema["additionalProperties"], true, "{key}");
+    }
+    let (schema, mut all) = (Config::schema(), 0);
+    check(&schema, "", &mut all);
+    assert!(all > 70, "{all} keys");
+    let idle_timeout = &schema["$defs"]["Listener"]["properties"]["idle_timeout"];
+    assert_eq!(idle_timeout["default"], "30s", "{idle_timeout}");
+    let weights = &schema["$defs"]["PerClient"]["properties"]["ipv6_prefix"];
+    assert_eq!(
+        (&weights["maximum"], &weights["default"]),
+        (&128.into(), &64.into())
+    );
 }
 
 #[test]
@@ -139,7 +217,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "workers = 2",
             "workers = 0",
             ":2:11:",
-            "workers is 0",
+            "workers: 0 is out of range",
             "1 to 1024",
         ),
         (
@@ -149,20 +227,32 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "invalid type",
             "",
         ),
-        ("\"1s\"", "\"0s\"", ":3:17:", "must not be 0", "\"30s\""),
+        (
+            "\"1s\"",
+            "\"0s\"",
+            ":3:17:",
+            "drain_timeout: `0s` is too short",
+            "from \"1ms\"",
+        ),
         (
             "\"10s\"",
             "\"10\"",
             ":15:16:",
-            "`10` is not a duration",
+            "listener.idle_timeout: `10` is not a duration",
             "\"500ms\"",
         ),
-        ("= 100", "= 0", ":6:16:", "max_sessions is 0", "1 to"),
+        (
+            "= 100",
+            "= 0",
+            ":6:16:",
+            "limits.max_sessions: 0 is out of range",
+            "1 to",
+        ),
         (
             "127.0.0.1:9901",
             "127.0.0.1",
             ":9:10:",
-            "`127.0.0.1` is not an IP address with a port",
+            "admin.listen: this is not an IP address with a port",
             "192.0.2.1:53",
         ),
         (
@@ -218,21 +308,21 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "round_robin",
             "random",
             ":22:11:",
-            "balance `random` is not known",
+            "upstream.resolvers.balance: `random` is not known",
             "round_robin",
         ),
         (
             "\"first\"",
             "\"sometimes\"",
             ":23:19:",
-            "emit `sometimes`",
+            "header.emit: `sometimes` is not known",
             "every, first",
         ),
         (
             "\"plain\"",
             "\"direct\"",
             ":24:69:",
-            "mode `direct` is not known",
+            "mode: `direct` is not known",
             "ppv2, transparent, dsr, plain",
         ),
         (
@@ -271,24 +361,24 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "another port",
         ),
         (
-            "df = true",
+            "dont_fragment = true",
             "busy_poll = \"1s\"",
             ":19:13:",
-            "busy_poll is `1s`",
+            "busy_poll: `1s` is too long",
             "10ms",
         ),
         (
-            "df = true",
+            "dont_fragment = true",
             "coalesce = \"x\"",
             ":19:12:",
-            "coalesce is `x`",
-            "\"50us\"",
+            "coalesce: `x` is not a duration",
+            "\"500ms\"",
         ),
         (
             "balance =",
             "source = [\"10.0.0.1:5\"]\nbalance =",
             ":22:11:",
-            "source `10.0.0.1:5`",
+            "source: this is not an IP address",
             "without a port",
         ),
         (
@@ -305,7 +395,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "no source address can reach [2001:db8::10]:53",
             "family",
         ),
-        ("df = true", "df = tru", ":19:", "", ""),
+        ("dont_fragment = true", "df = tru", ":19:", "", ""),
         (
             "\"dns\"",
             "\"\"",
@@ -317,7 +407,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
             "\"10s\"",
             "\"49ms\"",
             ":15:16:",
-            "idle_timeout `49ms` is too short",
+            "idle_timeout: `49ms` is too short",
             "\"50ms\"",
         ),
         (
@@ -392,7 +482,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
 
 #[test]
 fn a_key_in_quotes_is_shown_as_it_is_written() {
-    let message = broken("df = true", "\"a`b\" = 1");
+    let message = broken("dont_fragment = true", "\"a`b\" = 1");
     assert!(message.contains(r#"unknown key "a`b""#), "{message}");
     assert!(message.contains("known keys here: name, bind"), "{message}");
     let message = broken("mode =", "\"mo`de\" =");
@@ -520,7 +610,11 @@ upstream = "resolvers"
 #[test]
 fn nothing_at_all_is_named_too() {
     assert!(error("").contains("no listener"));
-    assert!(error("[[listener]]\nbind = [\"127.0.0.1:1\"]").contains("missing field `upstream`"));
+    let message = error("[[listener]]\nbind = [\"127.0.0.1:1\"]");
+    assert!(
+        message.contains("listener `listener1` has no `upstream`"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -529,7 +623,7 @@ fn an_upstream_that_nobody_uses_is_checked_all_the_same() {
         ("[]", "has no servers"),
         ("[\"192.0.2.1\"]", "has no port"),
         ("[\"0.0.0.0:1\"]", "the address of no server"),
-        ("[{ address = \"192.0.2.1:1\", mode = \"x\" }]", "mode `x`"),
+        ("[{ address = \"192.0.2.1:1\", mode = \"x\" }]", "mode: `x`"),
     ] {
         let unused = format!("[upstream.spare]\nservers = {servers}\n");
         let message = error(&format!("{GOOD}{unused}"));
@@ -540,12 +634,8 @@ fn an_upstream_that_nobody_uses_is_checked_all_the_same() {
 #[test]
 fn flags_are_named_by_value_and_mend() {
     let flags = |listen: &str, upstream: &str| {
-        let flags = Flags {
-            listen: vec![listen.into()],
-            upstream: vec![upstream.into()],
-            ..Flags::default()
-        };
-        Config::from_flags(flags).unwrap_err().to_string()
+        let error = from_flags(listen, upstream).unwrap_err();
+        error.to_string()
     };
     let message = flags("127.0.0.1:0", "127.0.0.1:1");
     assert!(

@@ -1,265 +1,354 @@
-//! Single values: addresses, networks, durations, counts, and what can be wrong
-//! with each.
+//! Types of single values: each knows its range and its default, and refuses what is
+//! outside with the way out.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV6, ToSocketAddrs};
-use std::ops::Range;
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::ops::Deref;
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ConfigError;
-use super::check::Checker;
-use super::error::{is_hidden, nearest};
-use super::file::At;
-use ppv2_engine::address::{ServerAddr, is_no_host};
+use super::error::is_hidden;
 
-/// The longest that a worker may look for datagrams, or let them gather.
-const MAX_PAUSE: Duration = Duration::from_millis(10);
+/// Has a type read from a string, by its `FromStr`.
+macro_rules! read_from_text {
+    ($($name:ident),+) => {$(
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::config::values::from_text(deserializer)
+            }
+        }
 
-/// The shortest that a session may be idle for. Sessions end on a wheel of this
-/// order, and a reply that takes longer than the time given is dropped.
-const MIN_IDLE_TIMEOUT: Duration = Duration::from_millis(50);
+        impl schemars::JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
 
-impl Checker<'_> {
-    /// A pause of a worker: 0 for none, and never so long that clients notice.
-    pub(super) fn pause(&self, key: &str, value: &At<String>) -> Result<Duration, ConfigError> {
-        let text = value.get_ref();
-        match humantime::parse_duration(text) {
-            Ok(pause) if pause <= MAX_PAUSE => Ok(pause),
-            _ => Err(self
-                .error(value.span(), format!("{key} is `{text}`"))
-                .mend("give a duration from \"0us\" to \"10ms\", such as \"50us\"")),
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                String::json_schema(generator)
+            }
+        }
+    )+};
+}
+pub(super) use read_from_text;
+
+pub(super) fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = ConfigError>,
+{
+    struct Text<T>(PhantomData<T>);
+
+    impl<T: FromStr<Err = ConfigError>> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        // The place of an error is known only within the visitor.
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(ConfigError::into_serde)
         }
     }
 
-    pub(super) fn unknown_value(
-        &self,
-        key: &str,
-        value: &At<String>,
-        known: &[&str],
-    ) -> ConfigError {
-        let message = format!("{key} `{}` is not known", value.get_ref());
-        let known_ones = format!("this version knows {}", known.join(", "));
-        let mend = match nearest(value.get_ref(), known.iter().copied()) {
-            Some(near) => format!("did you mean `{near}`? {known_ones}"),
-            None => known_ones,
-        };
-        self.error(value.span(), message).mend(mend)
+    deserializer.deserialize_str(Text(PhantomData))
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Number<T, const MIN: u32, const MAX: u32, const DEFAULT: u32 = MIN>(T);
+
+impl<T: TryFrom<i64>, const MIN: u32, const MAX: u32, const DEFAULT: u32>
+    Number<T, MIN, MAX, DEFAULT>
+{
+    fn new(number: i64) -> Result<Self, ConfigError> {
+        let within = (i64::from(MIN)..=MAX.into()).contains(&number);
+        let inner = within.then(|| T::try_from(number).ok()).flatten();
+        inner.map(Self).ok_or_else(|| {
+            ConfigError::new(format!("{number} is out of range"))
+                .hint(format!("give a number from {MIN} to {MAX}"))
+        })
+    }
+}
+
+impl<T: TryFrom<i64>, const MIN: u32, const MAX: u32, const DEFAULT: u32> Default
+    for Number<T, MIN, MAX, DEFAULT>
+{
+    fn default() -> Self {
+        Self::new(DEFAULT.into()).expect("the default is in range")
+    }
+}
+
+impl<T: TryFrom<i64>, const MIN: u32, const MAX: u32, const DEFAULT: u32> FromStr
+    for Number<T, MIN, MAX, DEFAULT>
+{
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let number = text.parse().map_err(|_| {
+            ConfigError::new(format!("`{text}` is not a whole number"))
+                .hint(format!("give a number from {MIN} to {MAX}"))
+        });
+        Self::new(number?)
+    }
+}
+
+impl<'de, T: TryFrom<i64>, const MIN: u32, const MAX: u32, const DEFAULT: u32> Deserialize<'de>
+    for Number<T, MIN, MAX, DEFAULT>
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(i64::deserialize(deserializer)?).map_err(ConfigError::into_serde)
+    }
+}
+
+impl<T, const MIN: u32, const MAX: u32, const DEFAULT: u32> Deref for Number<T, MIN, MAX, DEFAULT> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: fmt::Display, const MIN: u32, const MAX: u32, const DEFAULT: u32> fmt::Display
+    for Number<T, MIN, MAX, DEFAULT>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T, const MIN: u32, const MAX: u32, const DEFAULT: u32> JsonSchema
+    for Number<T, MIN, MAX, DEFAULT>
+{
+    fn inline_schema() -> bool {
+        true
     }
 
-    pub(super) fn address(
-        &self,
-        what: &str,
-        value: &At<String>,
-    ) -> Result<SocketAddr, ConfigError> {
-        let text = value.get_ref();
-        let address: SocketAddr = text.parse().map_err(|_| {
-            self.error(
-                value.span(),
-                format!("{what} `{text}` is not an IP address with a port"),
-            )
-            .mend("write it as 192.0.2.1:53, [2001:db8::1]:53, 0.0.0.0:53 or [::]:53")
+    fn schema_name() -> Cow<'static, str> {
+        format!("Number{MIN}to{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+/// A duration from `MIN` to `MAX` microseconds, written as in "30s".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time<const MIN: u64, const MAX: u64, const DEFAULT: u64 = MIN>(Duration);
+
+/// Milliseconds, seconds and weeks as the bounds of [`Time`].
+pub(super) const MS: u64 = 1000;
+pub(super) const S: u64 = 1000 * MS;
+pub(super) const MINUTE: u64 = 60 * S;
+pub(super) const DAY: u64 = 24 * 60 * MINUTE;
+pub(super) const WEEK: u64 = 7 * DAY;
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Default for Time<MIN, MAX, DEFAULT> {
+    fn default() -> Self {
+        Self(Duration::from_micros(DEFAULT))
+    }
+}
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> FromStr for Time<MIN, MAX, DEFAULT> {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let time = humantime::parse_duration(text).map_err(|error| {
+            ConfigError::new(format!("`{text}` is not a duration: {error}"))
+                .hint("write it as \"30s\", \"500ms\" or \"2m\"")
         })?;
-        if address.port() == 0 {
-            return Err(self
-                .error(value.span(), format!("{what} `{text}` has port 0"))
-                .mend("name the port: clients could not know one that the kernel chose"));
+        let [min, max] = [MIN, MAX].map(Duration::from_micros);
+        if (min..=max).contains(&time) {
+            return Ok(Self(time));
         }
-        let plain = canonical(address);
-        if plain.is_ipv4() != address.is_ipv4() {
-            return Err(self
-                .error(
-                    value.span(),
-                    format!("{what} `{text}` is IPv4 written as IPv6"),
-                )
-                .mend(format!("write it as {plain}")));
-        }
-        if is_no_host(plain.ip()) && !plain.ip().is_unspecified() {
-            return Err(self
-                .error(value.span(), format!("can't listen on {plain}"))
-                .mend("give an address of this host, or a wildcard: 0.0.0.0, [::]"));
-        }
-        self.require_scope(value.span(), &format!("{what} `{text}`"), plain)?;
-        Ok(plain)
+        let what = if time < min { "short" } else { "long" };
+        let [min, max] = [min, max].map(humantime::format_duration);
+        Err(ConfigError::new(format!("`{text}` is too {what}"))
+            .hint(format!("give a time from \"{min}\" to \"{max}\"")))
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64, const DEFAULT: u64> Deserialize<'de>
+    for Time<MIN, MAX, DEFAULT>
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Serialize for Time<MIN, MAX, DEFAULT> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Deref for Time<MIN, MAX, DEFAULT> {
+    type Target = Duration;
+
+    fn deref(&self) -> &Duration {
+        &self.0
+    }
+}
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> fmt::Display for Time<MIN, MAX, DEFAULT> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Time<MIN, MAX, DEFAULT> {
+    fn inline_schema() -> bool {
+        true
     }
 
-    /// Refuses a name that could not be told from another in a log, or would do
-    /// something to the terminal that shows it.
-    pub(super) fn refuse_hidden(
-        &self,
-        what: &str,
-        span: &Range<usize>,
-        name: &str,
-    ) -> Result<(), ConfigError> {
-        let Some(hidden) = name.chars().find(|c| is_hidden(*c)) else {
-            return Ok(());
-        };
-        let message = format!("the name of {what} `{name}` has a character that can't be shown");
-        Err(self.error(span.clone(), message).mend(format!(
-            "leave {} out: logs and metrics show the name",
-            hidden.escape_default()
-        )))
+    fn schema_name() -> Cow<'static, str> {
+        format!("Time{MIN}to{MAX}").into()
     }
 
-    /// Refuses a link-local address that doesn't say of which interface.
-    pub(super) fn require_scope(
-        &self,
-        span: Range<usize>,
-        what: &str,
-        address: SocketAddr,
-    ) -> Result<(), ConfigError> {
-        if !is_link_local(address.ip()) || scope(address) != 0 {
-            return Ok(());
-        }
-        let mend = format!(
-            "add the interface's number (ip link shows it), as in [{}%2]:{}",
-            address.ip(),
-            address.port()
-        );
-        Err(self
-            .error(span, format!("{what} is link-local and names no interface"))
-            .mend(mend))
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let [min, max] = [MIN, MAX].map(|time| Self(Duration::from_micros(time)).to_string());
+        json_schema!({ "type": "string", "x-from": min, "x-to": max })
     }
+}
 
-    pub(super) fn resolve(
-        &self,
-        span: Range<usize>,
-        text: &str,
-    ) -> Result<ServerAddr, ConfigError> {
-        let mend = "write it as 192.0.2.10:53, [2001:db8::10]:53 or host.example:53";
-        let error = |message: String| self.error(span.clone(), message);
-        let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(_))) {
-            return Err(error(format!("server `{text}` has no port")).mend(mend));
-        }
-        if let Some(Ok(0)) = port {
-            return Err(error(format!("server `{text}` has port 0"))
-                .mend("name the port that the server listens on"));
-        }
-        let addresses = text.to_socket_addrs().map_err(|cause| {
-            error(format!("server `{text}` does not resolve: {cause}"))
-                .mend(format!(
-                    "check the name and this host's resolver, write the IP address, or dns:{text} to have it looked up while the proxy runs"
-                ))
+/// A switch that is on unless the configuration turns it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub struct OnByDefault(pub bool);
+
+impl Default for OnByDefault {
+    fn default() -> Self {
+        Self(true)
+    }
+}
+
+/// A network, or a single address as the network that has no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+read_from_text!(Network);
+
+impl FromStr for Network {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let single = || text.parse::<IpAddr>().map(IpNet::from);
+        let net: IpNet = text.parse().or_else(|_| single()).map_err(|_| {
+            ConfigError::new(format!("`{text}` is not a network"))
+                .hint("write it as 192.0.2.0/24 or 2001:db8::/32")
         })?;
-        let address = steady(addresses.map(canonical))
-            .ok_or_else(|| error(format!("server `{text}` resolves to nothing")).mend(mend))?;
-        let ip = address.ip();
-        if is_no_host(ip) {
+        if let Some(v4) = mapped(net) {
             return Err(
-                error(format!("server `{text}`: {ip} is the address of no server"))
-                    .mend("write the address that the server itself has, such as 127.0.0.1"),
+                ConfigError::new(format!("`{text}` is IPv4 written as IPv6"))
+                    .hint(format!("write it as {}", v4.trunc())),
             );
         }
-        self.require_scope(span.clone(), &format!("server `{text}`"), address)?;
-        Ok(ServerAddr(address))
-    }
-
-    pub(super) fn networks(
-        &self,
-        key: &str,
-        networks: Option<At<Vec<At<String>>>>,
-    ) -> Result<Vec<IpNet>, ConfigError> {
-        let Some(networks) = networks else {
-            return Ok(vec![
-                IpNet::new_assert(IpAddr::from([0; 4]), 0),
-                IpNet::new_assert(IpAddr::from([0u16; 8]), 0),
-            ]);
-        };
-        if networks.get_ref().is_empty() {
-            return Err(self
-                .error(
-                    networks.span(),
-                    format!("an empty `{key}` lets no client in"),
-                )
-                .mend("list networks, or leave the key out to allow everybody"));
+        if net != net.trunc() {
+            return Err(
+                ConfigError::new(format!("`{text}` is an address within a network")).hint(format!(
+                    "the network is {}, that address alone {}",
+                    net.trunc(),
+                    IpNet::from(net.addr())
+                )),
+            );
         }
-        let parse = |value: &At<String>| {
-            let text = value.get_ref();
-            let error = |message: String| self.error(value.span(), message);
-            let single = || text.parse::<IpAddr>().map(IpNet::from);
-            let net: IpNet = text.parse().or_else(|_| single()).map_err(|_| {
-                error(format!("`{text}` is not a network"))
-                    .mend("write it as 192.0.2.0/24 or 2001:db8::/32")
-            })?;
-            if let Some(v4) = mapped(net) {
-                return Err(error(format!("`{text}` is IPv4 written as IPv6"))
-                    .mend(format!("write it as {}", v4.trunc())));
-            }
-            if net != net.trunc() {
-                let one = IpNet::from(net.addr());
-                return Err(
-                    error(format!("`{text}` is an address within a network")).mend(format!(
-                        "the network is {}, that address alone {one}",
-                        net.trunc()
-                    )),
-                );
-            }
-            Ok(net)
-        };
-        networks.get_ref().iter().map(parse).collect()
-    }
-
-    pub(super) fn duration(&self, key: &str, value: &At<String>) -> Result<Duration, ConfigError> {
-        let text = value.get_ref();
-        let error = |message: String| {
-            self.error(value.span(), message)
-                .mend("write it as \"30s\", \"500ms\" or \"2m\"")
-        };
-        let duration = humantime::parse_duration(text)
-            .map_err(|cause| error(format!("{key} `{text}` is not a duration: {cause}")))?;
-        if duration.is_zero() {
-            return Err(error(format!("{key} must not be 0")));
-        }
-        if duration > Duration::from_secs(7 * 24 * 3600) {
-            return Err(error(format!("{key} `{text}` is more than a week")));
-        }
-        Ok(duration)
-    }
-
-    pub(super) fn idle_timeout(&self, value: &At<String>) -> Result<Duration, ConfigError> {
-        let duration = self.duration("idle_timeout", value)?;
-        if duration < MIN_IDLE_TIMEOUT {
-            let text = value.get_ref();
-            return Err(self
-                .error(value.span(), format!("idle_timeout `{text}` is too short"))
-                .mend("give at least \"50ms\", and more than the servers take to answer"));
-        }
-        Ok(duration)
-    }
-
-    pub(super) fn count(
-        &self,
-        key: &str,
-        value: Option<At<usize>>,
-        max: usize,
-    ) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = value else {
-            return Ok(None);
-        };
-        let number = *value.get_ref();
-        if (1..=max).contains(&number) {
-            return Ok(Some(number));
-        }
-        Err(self
-            .error(value.span(), format!("{key} is {number}"))
-            .mend(format!("give a number from 1 to {max}, or leave it out")))
+        Ok(Self(net))
     }
 }
 
-/// Of the addresses that a name has, in whatever order they came this time, the one
-/// that is used: of the family that came first, the lowest.
-fn steady(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
-    let addresses: Vec<_> = addresses.collect();
-    let first = addresses.first()?.is_ipv4();
-    let same = addresses
-        .into_iter()
-        .filter(|address| address.is_ipv4() == first);
-    same.min()
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
 }
 
-/// The one way to write an address: IPv4 as such, and the number of an interface
-/// only where it tells addresses apart.
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Every network: all clients.
+pub(super) fn everybody() -> Vec<Network> {
+    let [v4, v6] = [IpAddr::from([0; 4]), IpAddr::from([0u16; 8])];
+    [v4, v6].map(|ip| Network(IpNet::new_assert(ip, 0))).into()
+}
+
+/// An IPv4 network that is written as an IPv6 one.
+fn mapped(net: IpNet) -> Option<IpNet> {
+    let ip = net.addr();
+    let len = net.prefix_len().checked_sub(128 - 32)?;
+    match ip.to_canonical() {
+        v4 if v4 != ip => IpNet::new(v4, len).ok(),
+        _ => None,
+    }
+}
+
+/// Bytes, written as hexadecimal digits.
+#[derive(Clone, Debug)]
+pub(super) struct Hex(pub(super) Vec<u8>);
+read_from_text!(Hex);
+
+impl FromStr for Hex {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let digits = text.chars().filter(|c| !c.is_whitespace());
+        let digits: Option<Vec<_>> = digits.map(|c| c.to_digit(16)).collect();
+        let digits = digits.filter(|digits| digits.len().is_multiple_of(2));
+        let bytes = digits.as_deref().unwrap_or_default().chunks(2);
+        let bytes = bytes.filter_map(|pair| u8::try_from(pair[0] << 4 | pair[1]).ok());
+        digits
+            .as_ref()
+            .map(|_| Self(bytes.collect()))
+            .ok_or_else(|| {
+                ConfigError::new("it is not hexadecimal")
+                    .hint("write two digits for each byte, as in \"00ff 0d0a\"")
+            })
+    }
+}
+
+/// A listener's name, which logs and metrics can show.
+pub(super) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    refuse_hidden("listener", &name).map_err(ConfigError::into_serde::<D::Error>)?;
+    if name.trim().is_empty() {
+        let error = ConfigError::new(format!("a listener's name is \"{name}\""));
+        return Err(error
+            .hint("give it one that logs and metrics can show, or leave `name` out")
+            .into_serde());
+    }
+    Ok(name)
+}
+
+/// Refuses a name that looks like another in a log, or that controls the terminal.
+pub(super) fn refuse_hidden(what: &str, name: &str) -> Result<(), ConfigError> {
+    let Some(hidden) = name.chars().find(|c| is_hidden(*c)) else {
+        return Ok(());
+    };
+    let message = format!("the name of {what} `{name}` has a character that can't be shown");
+    Err(ConfigError::new(message).hint(format!(
+        "leave {} out: logs and metrics show the name",
+        hidden.escape_default()
+    )))
+}
+
+/// The one form of an address: IPv4 as such, and the number of an interface only for
+/// link-local addresses.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let scope = if is_link_local(address.ip()) {
         scope(address)
@@ -276,42 +365,10 @@ pub(super) fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// An IPv4 network in IPv6 clothes, undressed.
-pub(super) fn mapped(net: IpNet) -> Option<IpNet> {
-    let ip = net.addr();
-    let len = net.prefix_len().checked_sub(128 - 32)?;
-    match ip.to_canonical() {
-        v4 if v4 != ip => IpNet::new(v4, len).ok(),
-        _ => None,
-    }
-}
-
-/// The number of the interface, 0 where the address needs none.
+/// The number of the interface; 0 if the address has none.
 pub(super) fn scope(address: SocketAddr) -> u32 {
     match address {
         SocketAddr::V4(_) => 0,
         SocketAddr::V6(address) => address.scope_id(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_order_of_answers_decides_the_family_alone() {
-        let used = |texts: &[&str]| {
-            let addresses = texts.iter().map(|text| text.parse().unwrap());
-            steady(addresses).map(|address| address.to_string())
-        };
-        let lowest = Some("192.0.2.9:53".to_owned());
-        assert_eq!(used(&["192.0.2.9:53", "192.0.2.10:53"]), lowest);
-        assert_eq!(
-            used(&["192.0.2.10:53", "[2001:db8::1]:53", "192.0.2.9:53"]),
-            lowest
-        );
-        let of_ipv6 = Some("[2001:db8::1]:53".to_owned());
-        assert_eq!(used(&["[2001:db8::1]:53", "192.0.2.9:53"]), of_ipv6);
-        assert_eq!(used(&[]), None);
     }
 }

@@ -148,7 +148,7 @@ impl Resolver {
     ) -> Answered<T> {
         let _permit = self.permits.acquire().await;
         let servers = self.current().servers.clone()?;
-        let timeout = self.settings.timeout;
+        let timeout = *self.settings.timeout;
         let lookup = match tokio::time::timeout(timeout, servers.lookup(name, kind)).await {
             Ok(Ok(lookup)) => lookup,
             Err(_) | Ok(Err(NetError::Timeout)) => return Err(Failure::timeout(timeout)),
@@ -206,7 +206,7 @@ impl Resolver {
         options.num_concurrent_reqs = ASKED_AT_ONCE;
         // The library counts from the second on.
         options.attempts = ATTEMPTS - 1;
-        options.timeout = self.settings.timeout / 2;
+        options.timeout = *self.settings.timeout / 2;
         // The library would ask for the other family of a host that the file has.
         options.use_hosts_file = ResolveHosts::Never;
         builder.build()

@@ -285,7 +285,7 @@ impl State {
     }
 
     fn pause(&self, ttl: Duration, settings: &Resolver) -> Duration {
-        let ttl = ttl.clamp(settings.min_ttl, settings.max_ttl);
+        let ttl = ttl.clamp(settings.min_ttl(), *settings.max_ttl);
         let Some(repeated) = self.failures.checked_sub(1) else {
             return ttl;
         };

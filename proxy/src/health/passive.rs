@@ -37,12 +37,13 @@ fn judge(config: &config::Passive, before: Traffic, after: Traffic) -> Outcome {
     let replies = after.replies.saturating_sub(before.replies);
     let refusals = after.refusals.saturating_sub(before.refusals);
     let unanswered = u128::from(sent.saturating_sub(replies)) * 100;
-    let is_too_many = |share: u32| unanswered >= u128::from(sent) * u128::from(share);
-    if sent < config.at_least {
+    let most = config.unanswered_percent.map(|most| u128::from(*most));
+    let is_too_many = |most: u128| unanswered >= u128::from(sent) * most;
+    if sent < *config.min_datagrams {
         Outcome::Unknown
     } else if replies == 0 && refusals >= MIN_REFUSALS {
         Outcome::Refused
-    } else if config.unanswered.is_some_and(is_too_many) {
+    } else if most.is_some_and(is_too_many) {
         Outcome::Timeout
     } else if replies > 0 {
         Outcome::Passed
@@ -81,7 +82,7 @@ impl Trial {
             }
             return;
         }
-        let hold = |holds: u32| config.hold * holds.clamp(1, MAX_HOLD);
+        let hold = |holds: u32| *config.hold * holds.clamp(1, MAX_HOLD);
         let has_served =
             |since: Instant| now.saturating_duration_since(since) > 2 * hold(self.holds);
         if self.returned.is_some_and(has_served) {
@@ -101,12 +102,13 @@ mod tests {
 
     use super::*;
 
-    const PASSIVE: config::Passive = config::Passive {
-        window: Duration::from_secs(1),
-        unanswered: Some(90),
-        at_least: 10,
-        hold: Duration::from_secs(10),
-    };
+    fn passive() -> config::Passive {
+        config::Passive {
+            unanswered_percent: Some("90".parse().unwrap()),
+            hold: "10s".parse().unwrap(),
+            ..config::Passive::default()
+        }
+    }
 
     #[test]
     fn refusals_count_only_without_a_reply() {
@@ -120,8 +122,8 @@ mod tests {
             judge(passive, zero, after)
         };
         let refusals = config::Passive {
-            unanswered: None,
-            ..PASSIVE
+            unanswered_percent: None,
+            ..passive()
         };
         assert_eq!(
             judged(&refusals, 100, 0, 1),
@@ -140,8 +142,8 @@ mod tests {
             Outcome::Unknown,
             "it may never answer"
         );
-        assert_eq!(judged(&PASSIVE, 100, 10, 0), Outcome::Timeout);
-        assert_eq!(judged(&PASSIVE, 100, 11, 0), Outcome::Passed);
+        assert_eq!(judged(&passive(), 100, 10, 0), Outcome::Timeout);
+        assert_eq!(judged(&passive(), 100, 11, 0), Outcome::Passed);
     }
 
     #[test]
@@ -157,7 +159,7 @@ mod tests {
             } else {
                 Outcome::Refused
             };
-            trial.add(outcome, &PASSIVE, 3, now);
+            trial.add(outcome, &passive(), 3, now);
             if trial.is_down() && !was_down {
                 downs.push(second);
             }

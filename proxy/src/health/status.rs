@@ -349,7 +349,7 @@ impl Status {
         let Some(entry) = known.servers.get_mut(server) else {
             return;
         };
-        let Some((fall, rise)) = entry.server.health.as_ref().map(|h| (h.fall, h.rise)) else {
+        let Some((fall, rise)) = entry.server.health.as_ref().map(|h| (*h.fall, *h.rise)) else {
             return;
         };
         let was_down = entry.is_down();

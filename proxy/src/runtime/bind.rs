@@ -114,7 +114,7 @@ pub(super) fn listeners(
             .map_err(|error| bind_error(listener, address, &error, held))
     };
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    if config.reuse_port {
+    if config.reuse_port.0 {
         for sockets in &mut sockets {
             *sockets = addresses().map(bind_one).collect::<Result<_, _>>()?;
         }

@@ -396,7 +396,7 @@ impl Control {
     fn close_later(&mut self, config: &Config, now: Instant) {
         let wanted: BTreeSet<_> = config.listeners.iter().flat_map(|l| &l.bind).collect();
         self.closing.retain(|address, _| !wanted.contains(address));
-        let until = now + self.roll.config.drain_timeout;
+        let until = now + *self.roll.config.drain_timeout;
         for (address, number) in bound(&self.roll) {
             if !wanted.contains(&address) {
                 self.closing.insert(address, (number, until));
@@ -524,7 +524,7 @@ impl Control {
     /// Lets replies in flight out, for as long as `drain_timeout` or until
     /// `hurried`, and ends the workers.
     pub(super) async fn stop(mut self, hurried: impl Future<Output = ()>) -> Result<(), RunError> {
-        let drain_timeout = self.roll.config.drain_timeout;
+        let drain_timeout = *self.roll.config.drain_timeout;
         tracing::info!(
             sessions = self.metrics.budget.taken(),
             ?drain_timeout,

@@ -69,7 +69,10 @@ fn plans(config: &Config, standings: &[Standing]) -> Vec<ByFamily<Arc<Plan>>> {
             let servers = listener.servers.iter();
             let serves = |(index, mode): &(usize, Mode)| {
                 let server = &config.servers[*index];
-                let fails_open = server.health.as_ref().is_none_or(|health| health.fail_open);
+                let fails_open = server
+                    .health
+                    .as_ref()
+                    .is_none_or(|health| health.fail_open.0);
                 let may_serve = fails_open || standings[*index].state != State::Down;
                 may_serve && mode.reaches(server.address, v6)
             };

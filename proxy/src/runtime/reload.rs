@@ -183,10 +183,10 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
         })
     };
     let count = |config: &Config| config.worker_count().to_string();
-    let admin = |config: &Config| config.admin.map(|address| address.to_string());
+    let admin = |config: &Config| config.admin().map(|address| address.to_string());
     differs("workers", count(old), count(new))
         .or_else(|| {
-            let (old, new) = (old.reuse_port, new.reuse_port);
+            let (old, new) = (old.reuse_port.0, new.reuse_port.0);
             differs("reuse_port", old.to_string(), new.to_string())
         })
         .or_else(|| differs("admin.listen", shown(&admin(old)), shown(&admin(new))))

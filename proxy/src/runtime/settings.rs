@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{Listener, PerClient};
+use ipnet::IpNet;
+
+use crate::config::{Listener, Network, PerClient};
 use crate::roster::Roll;
 use ppv2_engine::session::{Clients, Rates};
 use ppv2_engine::upstream::Server;
@@ -54,10 +56,10 @@ fn of_listener(
     };
     ListenerSettings {
         name: listener.name.as_str().into(),
-        rules: listener.rules,
-        allow: listener.allow.clone(),
-        deny: listener.deny.clone(),
-        peers: config.peers.clone(),
+        rules: listener.rules(),
+        allow: networks(&listener.allow),
+        deny: networks(&listener.deny),
+        peers: networks(config.peers.as_deref().unwrap_or_default()),
         clients: clients(listener.per_client, old),
         rates: rates(listener.per_client, old),
         entrance: entrance_options(listener),
@@ -71,26 +73,30 @@ fn of_listener(
 pub(super) fn entrance_options(listener: &Listener) -> Options {
     Options {
         dont_fragment: listener.dont_fragment,
-        bursts: !listener.rules.count_requests(),
+        bursts: !listener.rules().count_requests(),
     }
 }
 
+fn networks(of: &[Network]) -> Vec<IpNet> {
+    of.iter().map(|network| network.0).collect()
+}
+
 fn clients(wanted: PerClient, old: Option<(PerClient, &ListenerSettings)>) -> Option<Arc<Clients>> {
-    let most = wanted.sessions?;
+    let most = *wanted.sessions?;
     let same = old.filter(|(old, _)| old.ipv6_prefix == wanted.ipv6_prefix);
     let Some(clients) = same.and_then(|(_, settings)| settings.clients.as_ref()) else {
-        return Some(Clients::new(most, wanted.ipv6_prefix));
+        return Some(Clients::new(most, *wanted.ipv6_prefix));
     };
     clients.resize(most);
     Some(Arc::clone(clients))
 }
 
 fn rates(wanted: PerClient, old: Option<(PerClient, &ListenerSettings)>) -> Option<Arc<Rates>> {
-    let (rate, burst) = wanted.rate?;
+    let (rate, burst) = wanted.rate()?;
     let same =
-        old.filter(|(old, _)| (old.rate, old.ipv6_prefix) == (wanted.rate, wanted.ipv6_prefix));
+        old.filter(|(old, _)| (old.rate(), old.ipv6_prefix) == (wanted.rate(), wanted.ipv6_prefix));
     let Some(rates) = same.and_then(|(_, settings)| settings.rates.as_ref()) else {
-        let rates = Rates::new(Instant::now(), rate, burst, wanted.ipv6_prefix);
+        let rates = Rates::new(Instant::now(), rate, burst, *wanted.ipv6_prefix);
         return Some(Arc::new(rates));
     };
     Some(Arc::clone(rates))

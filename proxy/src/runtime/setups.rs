@@ -26,7 +26,7 @@ impl Log {
     pub(super) fn open(of: &AccessLog, unlogged: &Unlogged) -> Result<Self, RunError> {
         let started = access_log::Writer::start(of, Arc::clone(unlogged));
         let (writer, sender) = started.map_err(|error| RunError::AccessLog {
-            path: of.path.clone().unwrap_or_default(),
+            path: of.path.clone(),
             error,
         })?;
         Ok(Self {
@@ -51,7 +51,7 @@ impl Setups<'_> {
         Setup {
             listeners: self.settings.to_vec(),
             steering: Arc::clone(self.steering),
-            pace: self.roll.config.pace,
+            pace: self.roll.config.pace(),
             counters: Arc::clone(&self.counters[worker]),
             log: self.log.map(|log| log.sender.clone()),
         }

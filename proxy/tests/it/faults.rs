@@ -327,7 +327,7 @@ fn dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit() {
             &folder,
             &format!(
                 "[admin]\nlisten = \"{admin}\"\n\
-                 [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\ndf = {df}\n\
+                 [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\ndont_fragment = {df}\n\
                  [upstream.u]\nservers = [\"10.7.0.2:9000\"]\n"
             ),
         );

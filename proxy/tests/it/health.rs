@@ -313,7 +313,7 @@ fn costly_answers_to_probes_hold_up_nothing_else() {
 #[test]
 fn one_that_answers_probes_and_no_clients_is_seen_by_their_traffic() {
     let servers = Server::four();
-    let passive = "passive = { window = \"200ms\", unanswered = 80, at_least = 5, hold = \"1m\" }";
+    let passive = "passive = { window = \"200ms\", unanswered_percent = 80, min_datagrams = 5, hold = \"1m\" }";
     let proxy = start(&servers, &format!("{PROBE}, {passive}"));
     servers[2].tell(ANSWER_PROBES_ALONE);
     let clients = clients(40);

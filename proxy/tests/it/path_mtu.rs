@@ -31,7 +31,7 @@ fn a_forged_path_mtu_neither_loses_nor_fragments_datagrams() {
     for (mode, scheme) in MODES {
         let setup = scheme.map(|scheme| lab.set_up(scheme));
         for df in [true, false] {
-            let proxy = lab.proxy(&format!("{mode}\ndf = {df}"));
+            let proxy = lab.proxy(&format!("{mode}\ndont_fragment = {df}"));
             for family in Family::BOTH {
                 let server = Echo::new(&lab, family, Way::Back);
                 let client = Client::new(&lab, family, 1, 0);

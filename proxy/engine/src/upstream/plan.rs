@@ -29,6 +29,12 @@ pub enum Balance {
     RandomTwo,
 }
 
+impl Default for Balance {
+    fn default() -> Self {
+        Self::Maglev(HashOn::ClientIp { ipv6_prefix: 64 })
+    }
+}
+
 impl fmt::Display for Balance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

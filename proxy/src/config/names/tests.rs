@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
+use super::ServerAddress;
 use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
 const LISTENER: &str =
@@ -83,8 +84,8 @@ fn names_are_kept_in_one_form() {
 #[test]
 fn a_host_named_as_a_prefix_is_a_host() {
     for host in ["dns:53", "srv:53", "dnsmasq:a:53"] {
-        let name = Checker::new(None).name(&(0..0), host).unwrap();
-        assert_eq!(name, None, "{host}");
+        let address: ServerAddress = host.parse().unwrap();
+        assert_eq!(address, ServerAddress::Host(host.to_owned()));
     }
 }
 
@@ -109,15 +110,19 @@ fn a_name_that_can_not_be_is_shown_with_its_place_and_mend() {
             "leave `dns:` out",
         ),
         ("dns:2001:db8::1", "has an IP address", "leave `dns:` out"),
-        ("dns::53", "`` is no DNS name", "labels"),
-        ("dns:.:53", "`.` is no DNS name", "labels"),
-        ("dns:a..b:53", "`a..b` is no DNS name", "labels"),
-        ("dns:*.example:53", "`*.example` is no DNS name", "labels"),
-        ("dns:a b:53", "`a b` is no DNS name", "labels"),
-        ("dns:a/b:53", "`a/b` is no DNS name", "labels"),
-        ("dns:b:c:53", "`b:c` is no DNS name", "labels"),
-        (&long, "is no DNS name", "63 bytes"),
-        (&longer, "is no DNS name", "255 in all"),
+        ("dns::53", "`` is not a DNS name", "labels"),
+        ("dns:.:53", "`.` is not a DNS name", "labels"),
+        ("dns:a..b:53", "`a..b` is not a DNS name", "labels"),
+        (
+            "dns:*.example:53",
+            "`*.example` is not a DNS name",
+            "labels",
+        ),
+        ("dns:a b:53", "`a b` is not a DNS name", "labels"),
+        ("dns:a/b:53", "`a/b` is not a DNS name", "labels"),
+        ("dns:b:c:53", "`b:c` is not a DNS name", "labels"),
+        (&long, "is not a DNS name", "63 bytes"),
+        (&longer, "is not a DNS name", "255 in all"),
         (
             "srv:_dns._tcp.a.example",
             "is not of UDP",
@@ -132,7 +137,7 @@ fn a_name_that_can_not_be_is_shown_with_its_place_and_mend() {
             "names a port",
             "write srv:_dns._udp.a.example:",
         ),
-        ("srv:", "is no DNS name", "labels"),
+        ("srv:", "is not a DNS name", "labels"),
     ] {
         let error = load(&format!("\"{written}\""), "").unwrap_err();
         for part in ["p.toml:7:12:", what, mend, "^^^"] {
@@ -178,7 +183,7 @@ fn what_does_not_go_with_a_name_is_an_error() {
         (
             name,
             "source = [\"x\"]",
-            "source `x` is not",
+            "source: this is not",
             "without a port",
         ),
     ] {
@@ -220,41 +225,33 @@ fn the_resolver_has_bounds() {
         );
         Config::from_toml("p.toml", &content).map_err(|error| error.to_string())
     };
-    let seconds = Duration::from_secs;
-    let usual = Resolver {
-        servers: Vec::new(),
-        timeout: seconds(5),
-        min_ttl: seconds(5),
-        max_ttl: seconds(300),
-        retry: seconds(1),
+    let times = |resolver: &Resolver| {
+        let Resolver {
+            timeout,
+            max_ttl,
+            retry,
+            ..
+        } = resolver;
+        [**timeout, resolver.min_ttl(), **max_ttl, **retry].map(|time| time.as_secs())
     };
-    assert_eq!(load("").unwrap().resolver, usual);
+    let usual = load("").unwrap().resolver;
+    assert_eq!(times(&usual), [5, 5, 300, 1]);
+    assert!(usual.servers.is_empty());
     assert_eq!(config("\"192.0.2.1:53\"").resolver, usual);
     let set = load(
         "servers = [\"192.0.2.1:53\", \"[2001:db8::1]:5353\"]\ntimeout = \"2s\"\nmin_ttl = \"1s\"\nmax_ttl = \"1m\"\nretry = \"3s\"",
     );
-    assert_eq!(
-        set.unwrap().resolver,
-        Resolver {
-            servers: vec![
-                "192.0.2.1:53".parse().unwrap(),
-                "[2001:db8::1]:5353".parse().unwrap()
-            ],
-            timeout: seconds(2),
-            min_ttl: seconds(1),
-            max_ttl: seconds(60),
-            retry: seconds(3),
-        }
-    );
-    assert_eq!(
-        load("max_ttl = \"2s\"").unwrap().resolver.min_ttl,
-        seconds(2)
-    );
+    let set = set.unwrap().resolver;
+    assert_eq!(times(&set), [2, 1, 60, 3]);
+    let servers: Vec<_> = set.servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:5353"]);
+    let short = load("max_ttl = \"2s\"").unwrap().resolver;
+    assert_eq!(short.min_ttl(), Duration::from_secs(2));
     let many = format!("servers = [{}]", "\"192.0.2.1:53\", ".repeat(9));
     for (keys, what, mend) in [
         (
             "servers = [\"x\"]",
-            "resolver `x` is not an IP address with a port",
+            "servers: this is not an IP address with a port",
             "192.0.2.1:53",
         ),
         (
@@ -274,25 +271,29 @@ fn the_resolver_has_bounds() {
         (&many, "has 9 addresses", "at most 8"),
         (
             "timeout = \"soon\"",
-            "resolver.timeout `soon` is not a duration",
+            "resolver.timeout: `soon` is not a duration",
             "\"30s\"",
         ),
         (
             "timeout = \"2m\"",
-            "resolver.timeout is `2m`",
+            "resolver.timeout: `2m` is too long",
             "from \"100ms\" to \"1m\"",
         ),
         (
             "min_ttl = \"1ms\"",
-            "resolver.min_ttl is `1ms`",
+            "resolver.min_ttl: `1ms` is too short",
             "from \"100ms\" to \"1day\"",
         ),
         (
             "max_ttl = \"2days\"",
-            "resolver.max_ttl is `2days`",
+            "resolver.max_ttl: `2days` is too long",
             "to \"1day\"",
         ),
-        ("retry = \"1h\"", "resolver.retry is `1h`", "to \"1m\""),
+        (
+            "retry = \"1h\"",
+            "resolver.retry: `1h` is too long",
+            "to \"1m\"",
+        ),
         (
             "min_ttl = \"6m\"",
             "min_ttl is longer than resolver.max_ttl",
@@ -305,7 +306,9 @@ fn the_resolver_has_bounds() {
             assert!(error.contains(part), "{keys}: no {part} in {error}");
         }
     }
-    let unused = format!("{LISTENER}[upstream.u]\nservers = [\"192.0.2.1:53\"]\n[resolver]\n");
+    let unused = format!(
+        "{LISTENER}[upstream.u]\nservers = [\"192.0.2.1:53\"]\n[resolver]\nretry = \"2s\"\n"
+    );
     let unused = Config::from_toml("p.toml", &unused).unwrap();
     assert!(unused.warnings[0].contains("[resolver] changes nothing"));
 }
@@ -323,7 +326,12 @@ fn the_reference_names_the_default_times() {
     );
     let config = Config::from_toml("ppv2-proxy.toml", &content).unwrap();
     let usual = load("\"dns:a.example:53\"", "").unwrap();
-    assert_eq!(config.resolver, usual.resolver);
+    assert_eq!(config.resolver.min_ttl(), usual.resolver.min_ttl());
+    let resolver = Resolver {
+        min_ttl: None,
+        ..config.resolver
+    };
+    assert_eq!(resolver, usual.resolver);
 }
 
 #[test]
@@ -490,9 +498,9 @@ proptest! {
     /// form that means the same.
     #[test]
     fn any_text_is_read(text in "(dns:|srv:)?(_[a-z]{1,3}\\.|[\\PC.:_*-]){0,20}(:[0-9]{1,6})?") {
-        let read = |text: &str| Checker::new(None).name(&(0..0), text);
-        if let Ok(Some(name)) = read(&text) {
-            prop_assert_eq!(read(&name.to_string()).unwrap(), Some(name));
+        if let Ok(ServerAddress::Name(name)) = text.parse() {
+            let again = name.to_string().parse::<ServerAddress>();
+            prop_assert_eq!(again.unwrap(), ServerAddress::Name(name));
         }
     }
 

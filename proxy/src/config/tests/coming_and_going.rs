@@ -30,15 +30,15 @@ fn sessions_stay_and_nobody_starts_slowly_unless_that_is_asked_for() {
 #[test]
 fn mistakes_are_named_with_their_mend() {
     for (of_upstream, message, mend) in [
-        ("slow_start = \"soon\"", "slow_start `soon`", "30s"),
+        ("slow_start = \"soon\"", "slow_start: `soon`", "30s"),
         (
             "lame_duck = \"8days\"",
-            "lame_duck `8days` is more than a week",
+            "lame_duck: `8days` is too long",
             "x:5",
         ),
         (
             "on_return = \"go\"",
-            "on_return `go` is not known",
+            "on_return: `go` is not known",
             "return",
         ),
         (

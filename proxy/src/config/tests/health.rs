@@ -14,10 +14,11 @@ fn with(health: &str) -> String {
 fn without_keys_health_is_as_the_readme_promises() {
     let config = Config::from_toml("proxy.toml", &with("")).unwrap();
     let health = config.servers[1].health.as_ref().unwrap();
-    assert_eq!(health.every, Duration::from_secs(2));
-    assert_eq!(health.timeout, Duration::from_millis(500));
-    assert_eq!((health.fall, health.rise, health.jitter), (3, 2, 10));
-    assert!(health.fail_open && health.passive.is_none());
+    assert_eq!(*health.every, Duration::from_secs(2));
+    assert_eq!(health.timeout(), Duration::from_millis(500));
+    assert_eq!((*health.fall, *health.rise), (3, 2));
+    assert_eq!(*health.jitter_percent, 10);
+    assert!(health.fail_open.0 && health.passive.is_none());
     let Some(Probe::Udp {
         payload, expect, ..
     }) = &health.probe
@@ -64,25 +65,25 @@ fn what_can_not_be_is_shown_with_its_mend() {
     for (health, what, mend) in [
         (
             "every = \"0s\"",
-            "health.every must not be 0",
-            "write it as",
+            "health.every: `0s` is too short",
+            "from \"10ms\"",
         ),
-        ("every = \"1ms\"", "less than \"10ms\"", "at least"),
+        ("every = \"1ms\"", "`1ms` is too short", "from \"10ms\""),
         (
             "every = \"1s\", timeout = \"2s\"",
             "longer than health.every",
             "at most",
         ),
-        ("fall = 0", "health.fall is 0", "from 1"),
-        ("rise = 0", "health.rise is 0", "from 1"),
-        ("jitter = 91", "health.jitter is 91", "from 0 to 90"),
+        ("fall = 0", "health.fall: 0 is out of range", "from 1"),
+        ("rise = 0", "health.rise: 0 is out of range", "from 1"),
+        (
+            "jitter_percent = 91",
+            "health.jitter_percent: 91 is out of range",
+            "from 0 to 90",
+        ),
         ("evry = \"1s\"", "unknown key `evry`", "`every`"),
         ("probe = { kind = \"upd\" }", "`upd` is not known", "`udp`"),
-        (
-            "probe = { kind = \"none\" }",
-            "without anything",
-            "`passive`",
-        ),
+        ("probe = { kind = \"none\" }", "check nothing", "`passive`"),
         (
             "probe = { kind = \"dns\" }",
             "without `name`",
@@ -90,12 +91,12 @@ fn what_can_not_be_is_shown_with_its_mend() {
         ),
         (
             "probe = { kind = \"dns\", name = \"a..b\" }",
-            "no domain name",
+            "not a domain name",
             "labels",
         ),
         (
             "probe = { kind = \"dns\", name = \"a b\" }",
-            "no domain name",
+            "not a domain name",
             "labels",
         ),
         (
@@ -120,28 +121,28 @@ fn what_can_not_be_is_shown_with_its_mend() {
         ),
         (
             "probe = { kind = \"udp\", expect_regex = \"(x{1000}){1000}\" }",
-            "expect_regex takes more than 65536 bytes",
+            "expect_regex: it takes more than 65536 bytes",
             "repeat less",
         ),
         (
             "probe = { kind = \"udp\", expect_regex = '([a-z]{1,100}){1,20}\\W\\W$' }",
-            "expect_regex takes more than 65536 bytes",
+            "expect_regex: it takes more than 65536 bytes",
             "repeat less",
         ),
         (
-            "probe = { kind = \"udp\", expect = \"a\", answer = false }",
+            "probe = { kind = \"udp\", expect = \"a\", expect_reply = false }",
             "expects two things",
             "one of",
         ),
         (
             "probe = { kind = \"http\", path = \"a b\" }",
-            "is no path",
+            "is not a path",
             "/health",
         ),
         (
             "passive = { window = \"0s\" }",
-            "must not be 0",
-            "write it as",
+            "passive.window: `0s` is too short",
+            "from \"1ms\"",
         ),
     ] {
         let error = error(&with(health));

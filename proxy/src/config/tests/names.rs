@@ -51,7 +51,7 @@ fn errors_show_no_control_character() {
         );
     }
     let raw = ConfigError::new("a\tb\nc\u{7f}")
-        .mend("d\u{1b}e")
+        .hint("d\u{1b}e")
         .to_string();
     assert_eq!(raw, "a\\tb\\nc\\u{7f}; d\\u{1b}e");
 }

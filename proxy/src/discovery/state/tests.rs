@@ -5,13 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn settings() -> Resolver {
-    Resolver {
-        servers: Vec::new(),
-        timeout: Duration::from_secs(5),
-        min_ttl: Duration::from_secs(5),
-        max_ttl: Duration::from_secs(300),
-        retry: Duration::from_secs(1),
-    }
+    Resolver::default()
 }
 
 fn failure(outcome: Outcome) -> Failure {
@@ -340,7 +334,7 @@ proptest! {
             let changed = state.note(found, &settings, now);
             let pause = state.next_lookup.unwrap() - now;
             now += pause;
-            prop_assert!(pause >= settings.retry && pause <= settings.max_ttl);
+            prop_assert!(pause >= *settings.retry && pause <= *settings.max_ttl);
             prop_assert_eq!(changed, before != state.answers());
             prop_assert!(before.is_empty() || !state.answers().is_empty());
             prop_assert!(state.answers().len() <= MAX_KEPT);

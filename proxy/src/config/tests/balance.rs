@@ -1,6 +1,6 @@
 //! What can be said of balancing, and what can't.
 
-use crate::config::Config;
+use super::super::Config;
 use ppv2_engine::upstream::{Balance, HashOn};
 
 fn config(upstream: &str) -> Result<Config, String> {
@@ -95,32 +95,32 @@ fn what_can_not_be_is_shown_with_its_place_and_mend() {
         (
             with("hash_ipv6_prefix = 0"),
             ":5:20:",
-            "hash_ipv6_prefix is 0",
-            "1 to 128; the nearest is 1",
+            "hash_ipv6_prefix: 0 is out of range",
+            "from 1 to 128",
         ),
         (
             with("hash_ipv6_prefix = 129"),
             ":5:20:",
-            "hash_ipv6_prefix is 129",
-            "1 to 128; the nearest is 128",
+            "hash_ipv6_prefix: 129 is out of range",
+            "from 1 to 128",
         ),
         (
             with("share_sockets = true"),
-            ":5:17:",
+            ":5:1:",
             "`share_sockets` no longer exists",
-            "add addresses to `source`",
+            "remove the key: source networks and tagged replies",
         ),
         (
             with("balance = \"magliv\""),
             ":5:11:",
-            "balance `magliv` is not known",
-            "did you mean `maglev`? this version knows maglev, round_robin, least_sessions, random_two",
+            "balance: `magliv` is not known",
+            "did you mean `maglev`? known values: maglev, round_robin, least_sessions, random_two",
         ),
         (
             with("hash_on = \"client_port\""),
             ":5:11:",
-            "hash_on `client_port` is not known",
-            "this version knows client_ip, client_addr",
+            "hash_on: `client_port` is not known",
+            "known values: client_ip, client_addr",
         ),
         (
             all("backup"),

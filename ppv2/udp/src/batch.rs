@@ -19,6 +19,16 @@ const fn stride(capacity: usize) -> usize {
     (capacity.div_ceil(64) + 5) * 64
 }
 
+/// The number of datagrams that `len` bytes are, if all but the last have `segment`. An empty
+/// datagram is one, too. Single ones are told without a division, which takes time.
+pub(crate) fn count(len: usize, segment: usize) -> usize {
+    if len <= segment {
+        1
+    } else {
+        len.div_ceil(segment.max(1))
+    }
+}
+
 /// The traffic class of an IP packet, or type of service in IPv4: six bits of DSCP (RFC
 /// 2474) and two of ECN (RFC 3168).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +91,7 @@ impl Received {
     /// The number of datagrams: more than one in a burst.
     #[must_use]
     pub fn datagrams(&self) -> usize {
-        self.len.div_ceil(self.segment.max(1)).max(1)
+        count(self.len, self.segment)
     }
 
     /// The address that a reply can leave from, an IPv4 one never in IPv6 form. `None` if
@@ -183,7 +193,11 @@ impl Batch {
 
     fn range(&self, slot: usize) -> Range<usize> {
         let start = slot * stride(self.capacity);
-        start..start + self.received[slot].map_or(0, |received| received.len)
+        start
+            ..start
+                + self.received[slot]
+                    .as_ref()
+                    .map_or(0, |received| received.len)
     }
 
     /// The datagrams in the first `slots` slots, in the order of their arrival: what is
@@ -212,7 +226,7 @@ impl Batch {
     /// All datagrams in `slot`.
     #[must_use]
     pub fn whole(&self, slot: usize) -> Part {
-        let end = self.received[slot].map_or(0, |received| received.datagrams());
+        let end = self.received[slot].as_ref().map_or(0, Received::datagrams);
         Part {
             slot,
             first: 0,
@@ -223,21 +237,28 @@ impl Batch {
     /// Bytes of payload in `part`.
     #[must_use]
     pub fn len_of(&self, part: Part) -> usize {
-        self.payload_of(part).len()
+        self.burst_of(part).0.len()
     }
 
     /// The first datagram of `part`; empty if there is none.
     #[must_use]
     pub fn first_of(&self, part: Part) -> &[u8] {
         let end = part.end.min(part.first + 1);
-        self.payload_of(Part { end, ..part })
+        self.burst_of(Part { end, ..part }).0
     }
 
-    /// The payload of the datagrams of `part`.
-    pub(crate) fn payload_of(&self, part: Part) -> &[u8] {
-        let payload = self.payload(part.slot);
-        let segment = self.received[part.slot].map_or(0, |received| received.segment);
-        &payload[(part.first * segment).min(payload.len())..(part.end * segment).min(payload.len())]
+    /// The payload of the datagrams of `part`, and the bytes of each but the last.
+    pub(crate) fn burst_of(&self, part: Part) -> (&[u8], usize) {
+        let Some(received) = &self.received[part.slot] else {
+            return (&[], 0);
+        };
+        let (len, segment) = (received.len, received.segment);
+        let start = part.slot * stride(self.capacity);
+        let (first, end) = (
+            (part.first * segment).min(len),
+            (part.end * segment).min(len),
+        );
+        (&self.bytes[start + first..start + end], segment)
     }
 
     /// Buffers of the slots in `slots`, and where to note what was received into each.

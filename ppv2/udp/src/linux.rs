@@ -27,11 +27,11 @@ const MESSAGES: usize = 64;
 
 /// What the kernel is pointed at during one receive call. Nothing in it outlives the call,
 /// so it stays on the stack and is filled only as far as it is used.
-struct Scratch {
-    names: [Name; MESSAGES],
-    controls: [ControlIn; MESSAGES],
-    vectors: [iovec; MESSAGES],
-    headers: [mmsghdr; MESSAGES],
+struct Scratch<const N: usize> {
+    names: [Name; N],
+    controls: [ControlIn; N],
+    vectors: [iovec; N],
+    headers: [mmsghdr; N],
 }
 
 /// Fills `buffers` from the first on, and notes in `received` what is in each.
@@ -42,9 +42,13 @@ pub(crate) fn receive<'b>(
     received: &mut [Option<Received>],
     wait: bool,
 ) -> io::Result<usize> {
+    if received.len() == 1 {
+        return receive_once::<1>(socket, bound, &mut buffers, received, wait);
+    }
     let mut filled = 0;
     for received in received.chunks_mut(MESSAGES) {
-        match receive_once(socket, bound, &mut buffers, received, wait && filled == 0) {
+        let wait = wait && filled == 0;
+        match receive_once::<MESSAGES>(socket, bound, &mut buffers, received, wait) {
             Ok(count) => filled += count,
             Err(error) if filled == 0 => return Err(error),
             // It is reported again, or is about an earlier datagram: what was received
@@ -58,19 +62,19 @@ pub(crate) fn receive<'b>(
     Ok(filled)
 }
 
-/// As `receive`, for at most [`MESSAGES`] of `received`.
-fn receive_once<'b>(
+/// As `receive`, for at most `N` of `received`.
+fn receive_once<'b, const N: usize>(
     socket: BorrowedFd<'_>,
     bound: SocketAddr,
     buffers: &mut impl Iterator<Item = &'b mut [u8]>,
     received: &mut [Option<Received>],
     wait: bool,
 ) -> io::Result<usize> {
-    let mut scratch = MaybeUninit::<Scratch>::uninit();
+    let mut scratch = MaybeUninit::<Scratch<N>>::uninit();
     let scratch = scratch.as_mut_ptr();
     let mut count = 0;
-    for (i, buffer) in buffers.take(received.len().min(MESSAGES)).enumerate() {
-        // SAFETY: `i < MESSAGES` indexes the arrays of `scratch`, which lives until the
+    for (i, buffer) in buffers.take(received.len().min(N)).enumerate() {
+        // SAFETY: `i < N` indexes the arrays of `scratch`, which lives until the
         // function returns; fields are written before anything reads them.
         unsafe {
             (*scratch).vectors[i] = iovec {

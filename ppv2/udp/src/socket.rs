@@ -251,8 +251,8 @@ impl Socket {
             let part = part(index);
             let mut outgoing = outgoing(part.slot);
             outgoing.from = outgoing.from.filter(|_| is_wildcard);
-            let segment = batch.received(part.slot).map_or(0, |one| one.segment);
-            Transmit::burst(outgoing, batch.payload_of(part), segment)
+            let (payload, segment) = batch.burst_of(part);
+            Transmit::burst(outgoing, payload, segment)
         };
         let fault = |index, reported| fault(part(index).slot, reported);
         self.state.send_each(self, count, transmit, fault)

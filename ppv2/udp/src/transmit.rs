@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::TrafficClass;
+use crate::batch::count;
 
 /// The longest header that the proxy writes: 52 bytes for IPv6, 7 more with a checksum,
 /// rounded up. A [`Transmit`] may have longer ones.
@@ -53,7 +54,7 @@ impl<'d> Transmit<'d> {
 
     /// The number of datagrams. An empty payload is one.
     pub(crate) fn datagrams(&self) -> usize {
-        self.payload.len().div_ceil(self.segment).max(1)
+        count(self.payload.len(), self.segment)
     }
 
     /// The payload of `count` datagrams from index `first` on.

@@ -10,10 +10,10 @@ use libc::{c_int, cmsghdr, mmsghdr, msghdr, sockaddr_in, sockaddr_in6, socklen_t
 use crate::{Received, TrafficClass};
 
 /// Room for the control messages of a received datagram: packet info for both families
-/// (72 bytes), traffic class, burst size and overflows (24 each), and as much again for
-/// what the socket's owner may have asked for. If there were too little, the kernel would
-/// leave out the burst size. `u64` for the alignment of `cmsghdr`.
-pub(super) type ControlIn = [u64; 32];
+/// (72 bytes), traffic class, burst size and overflows (24 each), and slack for what the
+/// socket's owner may have asked for. If there were too little, the kernel would leave out
+/// what comes last. `u64` for the alignment of `cmsghdr`.
+pub(super) type ControlIn = [u64; 24];
 
 /// Room for the control messages of a message to send: packet info (40 bytes), traffic
 /// class and burst size (24 each).

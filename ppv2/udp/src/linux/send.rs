@@ -53,6 +53,13 @@ struct Position {
     datagram: usize,
 }
 
+impl Position {
+    fn next_transmit(&mut self) {
+        self.transmit += 1;
+        self.datagram = 0;
+    }
+}
+
 /// One call of [`send`].
 struct Sending<'a, 'd> {
     state: &'a SocketState,
@@ -99,64 +106,70 @@ impl<'d> Sending<'_, 'd> {
         let mut outbox = Outbox::new(&mut scratch);
         while at.transmit < self.count && left > 0 {
             let one = (self.transmit)(at.transmit);
+            let rest = one.datagrams() - at.datagram;
             let len = one.outgoing.header.len() + one.slice(at.datagram, 1).len();
-            let most = if len == 0 || len > self.state.burst_limit() {
+            let most = if rest == 1 && !self.join {
                 1
             } else {
-                left.min(MAX_BURST).min((MAX_BURST_BYTES / len).max(1))
+                self.most_in_burst(len).min(left)
             };
-            let room = if self.join { most } else { one.datagrams() };
-            if !outbox.has_room_for(room.min(most)) {
+            if !outbox.has_room_for(if self.join { most } else { most.min(rest) }) {
                 self.flush(&mut outbox)?;
             }
-            let message = self.write(&mut at, one, len, most, &mut outbox);
+            let datagrams = most.min(rest);
+            let mut message = Message {
+                first: at,
+                datagrams,
+                len,
+                bytes: outbox.add(&one, at.datagram, datagrams),
+            };
+            if datagrams < rest {
+                at.datagram += datagrams;
+            } else {
+                at.next_transmit();
+                if self.join {
+                    self.join(&one.outgoing, &mut message, most, &mut at, &mut outbox);
+                }
+            }
             left -= message.datagrams;
             outbox.end_message(message, &one.outgoing, self.state.bound().is_ipv6());
         }
         self.flush(&mut outbox)
     }
 
-    /// Adds to `outbox` up to `most` datagrams of `one`, which are `len` bytes long with
-    /// their headers, and moves `at` behind them. What joins of the next is added, too.
-    fn write(
-        &self,
-        at: &mut Position,
-        mut one: Transmit<'d>,
-        len: usize,
-        most: usize,
-        outbox: &mut Outbox<'_, 'd>,
-    ) -> Message {
-        let outgoing = one.outgoing;
-        let mut message = Message {
-            first: *at,
-            datagrams: 0,
-            len,
-            bytes: 0,
-        };
-        loop {
-            let datagrams = (one.datagrams() - at.datagram).min(most - message.datagrams);
-            message.bytes += outbox.add(&one, at.datagram, datagrams);
-            message.datagrams += datagrams;
-            at.datagram += datagrams;
-            if at.datagram < one.datagrams() {
-                break;
-            }
-            *at = Position {
-                transmit: at.transmit + 1,
-                datagram: 0,
-            };
-            let is_full = message.datagrams == most || message.bytes < message.datagrams * len;
-            if !self.join || is_full || at.transmit == self.count {
-                break;
-            }
-            one = (self.transmit)(at.transmit);
-            let fits = 1..=len - outgoing.header.len();
-            if one.outgoing != outgoing || one.datagrams() > 1 || !fits.contains(&one.payload.len())
-            {
-                break;
-            }
+    /// The number of datagrams of `len` bytes that may leave in one message.
+    fn most_in_burst(&self, len: usize) -> usize {
+        if len == 0 || len > self.state.burst_limit() {
+            1
+        } else {
+            MAX_BURST.min((MAX_BURST_BYTES / len).max(1))
         }
-        message
+    }
+
+    /// Adds to `message` the single datagrams from `at` on that go the same way, while they
+    /// have its length, and a last one that is shorter. Moves `at` behind them.
+    fn join(
+        &self,
+        outgoing: &Outgoing<'_>,
+        message: &mut Message,
+        most: usize,
+        at: &mut Position,
+        outbox: &mut Outbox<'_, 'd>,
+    ) {
+        let longest = message.len - outgoing.header.len();
+        while message.datagrams < most
+            && message.bytes == message.datagrams * message.len
+            && at.transmit < self.count
+        {
+            let next = (self.transmit)(at.transmit);
+            let fits = (1..=longest).contains(&next.payload.len());
+            if !fits || next.datagrams() > 1 || next.outgoing != *outgoing {
+                break;
+            }
+            message.bytes += outbox.add(&next, 0, 1);
+            message.datagrams += 1;
+            at.next_transmit();
+        }
     }
 
     /// Hands the messages in `outbox` to the kernel, until each is sent or reported.

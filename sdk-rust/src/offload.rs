@@ -10,28 +10,6 @@ use crate::Way;
 /// One datagram to send, and how. Those of one call leave from one address.
 pub(crate) type Outgoing<'d> = (&'d [u8], Way);
 
-fn transmit(payload: &[u8], to: SocketAddr, source: Option<IpAddr>) -> Transmit<'_> {
-    let target = Target {
-        to: Some(to),
-        from: source.map(|ip| SocketAddr::new(ip, 0)),
-        ..Target::default()
-    };
-    Transmit::datagram(target, payload)
-}
-
-/// Sends one datagram from `source`, or from the address that the system chooses, and
-/// returns its length.
-pub(crate) fn send_one(
-    socket: &impl AsFd,
-    state: &SocketState,
-    payload: &[u8],
-    to: SocketAddr,
-    source: Option<IpAddr>,
-) -> io::Result<usize> {
-    state.send_one(socket, &transmit(payload, to, source))?;
-    Ok(payload.len())
-}
-
 /// Sends from the front, and returns how many datagrams were sent; an error if it is
 /// the first that can't be. They leave from `source`, or from the address that the
 /// socket is bound to.
@@ -43,6 +21,11 @@ pub(crate) fn send(
 ) -> io::Result<usize> {
     state.send(socket, datagrams.len(), |index| {
         let (payload, way) = datagrams[index];
-        transmit(payload, way.to, source)
+        let target = Target {
+            to: Some(way.to),
+            from: source.map(|ip| SocketAddr::new(ip, 0)),
+            ..Target::default()
+        };
+        Transmit::datagram(target, payload)
     })
 }

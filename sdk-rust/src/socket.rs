@@ -424,9 +424,7 @@ impl UdpSocket {
             self.send_run(&[(payload, way)])?;
             return Ok(payload.len());
         }
-        let sent = despite_echo(|| {
-            offload::send_one(&self.inner, &self.state, payload, way.to, way.local)
-        })?;
+        let sent = despite_echo(|| self.state.send_one(&self.inner, payload, way.to, way.local))?;
         self.gate.counters().reply_sent();
         Ok(sent)
     }

@@ -20,7 +20,7 @@ use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_
 use crate::listeners::{Listeners, Source};
 use crate::offload::Outgoing;
 use crate::patience::MOST_DROPS_IN_A_ROW;
-use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer, offload};
+use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer};
 
 /// Takes the place of [tokio's `UdpSocket`](::tokio::net::UdpSocket) in a server
 /// behind a proxy: the addresses that it receives from and sends to are the
@@ -572,7 +572,7 @@ impl UdpSocket {
     /// Sends one datagram by this socket without waiting.
     fn try_send_one(&self, payload: &[u8], way: Way) -> io::Result<usize> {
         self.inner.try_io(Interest::WRITABLE, || {
-            offload::send_one(&self.inner, &self.state, payload, way.to, way.local)
+            self.state.send_one(&self.inner, payload, way.to, way.local)
         })
     }
 

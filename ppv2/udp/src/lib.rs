@@ -58,7 +58,6 @@ mod cause;
 mod linux;
 #[cfg(target_os = "linux")]
 mod options;
-#[cfg(any(not(target_os = "linux"), test))]
 mod portable;
 #[cfg(target_os = "linux")]
 mod probe;

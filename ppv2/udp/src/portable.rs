@@ -1,13 +1,16 @@
-//! One datagram a system call, for systems without calls for many. Tests run it on Linux.
+//! One datagram a system call, by calls that every system has.
 
 use std::io;
 use std::net::SocketAddr;
+#[cfg(any(not(target_os = "linux"), test))]
 use std::ops::ControlFlow;
 
 use rustix::fd::BorrowedFd;
-use rustix::net::{RecvFlags, SendFlags, recvfrom, send as send_connected, sendto};
+use rustix::net::{RecvFlags, SendFlags, recvfrom, sendto};
 
-use crate::{Received, SendFault, Sent, SocketState, Transmit};
+use crate::Received;
+#[cfg(any(not(target_os = "linux"), test))]
+use crate::{SendFault, Sent, SocketState, Transmit};
 
 /// The address that a datagram was sent to is not reported.
 #[cfg(not(target_os = "linux"))]
@@ -25,6 +28,7 @@ pub(crate) fn enable_gro(_socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(false)
 }
 
+#[cfg(any(not(target_os = "linux"), test))]
 pub(crate) fn receive<'b>(
     socket: BorrowedFd<'_>,
     bound: SocketAddr,
@@ -34,8 +38,8 @@ pub(crate) fn receive<'b>(
 ) -> io::Result<usize> {
     let mut filled = 0;
     for (buffer, received) in buffers.zip(received) {
-        match receive_one(socket, buffer, wait && filled == 0) {
-            Ok((len, peer)) => *received = Some(Received::plain(peer, bound, len)),
+        match receive_one(socket, bound, buffer, wait && filled == 0) {
+            Ok(one) => *received = Some(one),
             Err(error) if filled == 0 => return Err(error),
             // It is reported again, or is about an earlier datagram: what was received
             // matters more.
@@ -46,11 +50,13 @@ pub(crate) fn receive<'b>(
     Ok(filled)
 }
 
-fn receive_one(
+/// Receives one datagram, of which only the sender is known.
+pub(crate) fn receive_one(
     socket: BorrowedFd<'_>,
+    bound: SocketAddr,
     buffer: &mut [u8],
     wait: bool,
-) -> io::Result<(usize, SocketAddr)> {
+) -> io::Result<Received> {
     #[cfg(not(windows))]
     let flags = if wait {
         RecvFlags::empty()
@@ -65,11 +71,21 @@ fn receive_one(
     }
     let (len, _, peer) = recvfrom(socket, buffer, flags)?;
     let peer = peer.ok_or_else(|| io::Error::other("a datagram without a sender"))?;
-    Ok((len, SocketAddr::try_from(peer)?))
+    Ok(Received::plain(SocketAddr::try_from(peer)?, bound, len))
+}
+
+/// Sends one datagram, and returns its length.
+pub(crate) fn send_one(
+    socket: BorrowedFd<'_>,
+    payload: &[u8],
+    to: SocketAddr,
+) -> io::Result<usize> {
+    Ok(sendto(socket, payload, SendFlags::empty(), &to)?)
 }
 
 /// Header and payload are copied together. Source address and traffic class are the
 /// system's choice.
+#[cfg(any(not(target_os = "linux"), test))]
 pub(crate) fn send<'d>(
     _state: &SocketState,
     socket: BorrowedFd<'_>,
@@ -85,8 +101,8 @@ pub(crate) fn send<'d>(
             let payload = one.slice(number, 1);
             let joined = [one.outgoing.header, payload].concat();
             let result = match one.outgoing.to {
-                Some(to) => sendto(socket, &joined, SendFlags::empty(), &to),
-                None => send_connected(socket, &joined, SendFlags::empty()),
+                Some(to) => send_one(socket, &joined, to),
+                None => rustix::net::send(socket, &joined, SendFlags::empty()).map_err(Into::into),
             };
             match result {
                 Ok(_) => {
@@ -95,7 +111,7 @@ pub(crate) fn send<'d>(
                 }
                 Err(error) => {
                     let lost = SendFault::Lost {
-                        error: error.into(),
+                        error,
                         datagrams: 1,
                         len: joined.len(),
                     };

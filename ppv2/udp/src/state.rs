@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::linux as sys;
 #[cfg(not(target_os = "linux"))]
 use crate::portable as sys;
-use crate::{AsFd, Batch, Received, SendFault, Sent, Transmit};
+use crate::{AsFd, Batch, Outgoing, Received, SendFault, Sent, Transmit, portable};
 
 /// What is known of a UDP socket, besides its descriptor.
 ///
@@ -127,6 +127,8 @@ impl SocketState {
     }
 
     /// Receives one datagram into `buffer`, and waits as [`receive`](Self::receive) does.
+    /// Unless the state was made by [`new`](Self::new) for a wildcard, only its sender and its
+    /// length are known, for which there is a cheaper system call.
     ///
     /// # Errors
     ///
@@ -137,6 +139,9 @@ impl SocketState {
         buffer: &mut [u8],
         wait: bool,
     ) -> io::Result<Received> {
+        if !self.packet_info {
+            return portable::receive_one(socket.as_fd(), self.bound, buffer, wait);
+        }
         let mut received = [None];
         let buffers = std::iter::once(buffer);
         sys::receive(socket.as_fd(), self.bound, buffers, &mut received, wait)?;
@@ -173,13 +178,32 @@ impl SocketState {
         }
     }
 
-    /// Sends one datagram.
+    /// Sends one datagram to `to`, from the address `from` or one of the kernel's choice, and
+    /// returns its length.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
-    pub fn send_one(&self, socket: &impl AsFd, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.send(socket, 1, |_| *transmit).map(drop)
+    /// What the kernel reports. It may report an earlier datagram instead of sending this one
+    /// (ip(7), IP_RECVERR).
+    pub fn send_one(
+        &self,
+        socket: &impl AsFd,
+        payload: &[u8],
+        to: SocketAddr,
+        from: Option<IpAddr>,
+    ) -> io::Result<usize> {
+        if from.is_none() && to.is_ipv6() == self.bound.is_ipv6() {
+            // Cheaper.
+            return portable::send_one(socket.as_fd(), payload, to);
+        }
+        let outgoing = Outgoing {
+            to: Some(to),
+            from: from.map(|ip| SocketAddr::new(ip, 0)),
+            ..Outgoing::default()
+        };
+        let one = Transmit::datagram(outgoing, payload);
+        self.send(socket, 1, |_| one)?;
+        Ok(payload.len())
     }
 
     /// Sends as [`send`](Self::send) does, but goes on after a fault, which it reports to

@@ -24,6 +24,17 @@ pub struct Outgoing<'h> {
     pub header: &'h [u8],
 }
 
+#[cfg(target_os = "linux")]
+impl Outgoing<'_> {
+    /// As `==`, which would have `memcmp` read at the addresses of empty headers: with
+    /// AVX-512 that takes longer than all else.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        (self.to, self.from, self.class) == (other.to, other.from, other.class)
+            && self.header.len() == other.header.len()
+            && (self.header.is_empty() || self.header == other.header)
+    }
+}
+
 /// A datagram or a burst to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Transmit<'d> {

@@ -163,7 +163,7 @@ impl<'d> Sending<'_, 'd> {
         {
             let next = (self.transmit)(at.transmit);
             let fits = (1..=longest).contains(&next.payload.len());
-            if !fits || next.datagrams() > 1 || next.outgoing != *outgoing {
+            if !fits || next.datagrams() > 1 || !next.outgoing.is_same_as(outgoing) {
                 break;
             }
             message.bytes += outbox.add(&next, 0, 1);

@@ -44,8 +44,8 @@ demo:
 		target/debug/ppv2-proxy demo; \
 	fi
 
-# The parts run side by side, since tests wait for most of their time, and each prints what
-# it has to say when it is done. What only computes gives way to tests.
+# The parts run side by side, since tests wait for most of their time, and each prints
+# its output when it is done. Builds and lints run at the lowest priority.
 test: export PROXY_OF := --workspace --tests
 test:
 	@$(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target \
@@ -90,7 +90,7 @@ docs:
 book: $(MDBOOK)
 	$(MDBOOK) build docs
 
-# Nobody debugs these: without the debuginfo, they are built sooner.
+# These are not debugged: without the debuginfo, they are built sooner.
 $(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK): export CARGO_PROFILE_DEV_DEBUG := 0
 
 $(CARGO_FUZZ):

@@ -71,7 +71,7 @@ fn config() -> ClientConfig {
     ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
 }
 
-/// The example makes up its certificate, so that nobody can know it.
+/// The example makes up its certificate, which no client can know.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

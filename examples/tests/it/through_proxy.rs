@@ -34,7 +34,7 @@ fn echo_and_whoami_answer_every_client_its_own() {
     }
 }
 
-/// `reply` answers by the way that the datagram came.
+/// `reply` answers through the proxy and the listener that the datagram came by.
 #[test]
 fn one_client_at_two_listeners_and_two_proxies_gets_each_answer_from_where_it_asked() {
     for path in [
@@ -130,7 +130,7 @@ fn game_pushes_to_its_players_unasked() {
 
 #[test]
 fn rate_limit_tells_clients_apart() {
-    // All of it would take fifteen seconds to let through; no buffer on the way
+    // All of it would take fifteen seconds to let through; no buffer
     // is too small for it.
     const FLOOD: usize = 150;
 

@@ -1,5 +1,4 @@
-//! DNS servers that others wrote, as Debian packages them, and dig as their
-//! client from many addresses.
+//! DNS servers from Debian packages, and dig as their client from many addresses.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -43,7 +42,7 @@ pub fn program(name: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing: install the Debian package {package}"))
 }
 
-/// Starts a server whose log, wherever it goes, is gathered.
+/// Starts a server and gathers its log, from standard output and standard error.
 pub fn server(program: &PathBuf, arguments: &[&str]) -> Process {
     Process::start(
         Command::new("sh")
@@ -55,7 +54,7 @@ pub fn server(program: &PathBuf, arguments: &[&str]) -> Process {
 
 /// Asks for the record of each kind (A, TXT and so on), one after the other and
 /// each but once, so that a lost datagram is a failure. `None` for a question
-/// that nobody answered within `seconds`.
+/// that was not answered within `seconds`.
 pub fn ask(from: SocketAddr, to: SocketAddr, kinds: &[&str], seconds: u64) -> Option<Vec<Answer>> {
     let mut dig = Command::new(program("dig", "bind9-dnsutils"));
     // `-r`: the user's ~/.digrc must not change what is asked.
@@ -84,7 +83,7 @@ pub fn answered(from: SocketAddr, to: SocketAddr, kinds: &[&str]) -> Vec<Answer>
         .unwrap_or_else(|| panic!("no answer to {from} from {to}"))
 }
 
-/// Asserts that nobody answers within a moment.
+/// Asserts that no answer comes within a moment.
 pub fn unanswered(from: SocketAddr, to: SocketAddr) {
     assert_eq!(ask(from, to, &["TXT"], 1), None, "an answer to {from}");
 }

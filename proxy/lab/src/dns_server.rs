@@ -209,7 +209,7 @@ impl RequestHandler for Handler {
             answers
         };
         if how == Answers::Silence {
-            // Long enough for whoever waits to have given up.
+            // By then the client has given up.
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }
         let nothing: [&Record; 0] = [];

@@ -38,7 +38,10 @@ pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;
     while !done() {
-        assert!(Instant::now() < deadline, "{what} did not come about");
+        assert!(
+            Instant::now() < deadline,
+            "{what}: has not happened within {TIMEOUT:?}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

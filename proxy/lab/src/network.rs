@@ -2,9 +2,9 @@
 //! host and the server's, with IPv4 and IPv6, for what can't be shown on one
 //! host. `hosts` has what modes ask of these hosts, `peers` clients and servers.
 
+mod mode_test;
 mod modes;
 mod peers;
-mod story;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -21,9 +21,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::dig::program;
 use crate::{Process, binary, http, http_get, metric};
 
+pub use mode_test::ModeTest;
 pub use modes::{Scheme, Setup};
-pub use peers::{Client, Echo, Way, exchange, forged_v4, raw_icmp, raw_udp, unchecked};
-pub use story::Story;
+pub use peers::{Answering, Client, Echo, exchange, forged_v4, raw_icmp, raw_udp, unchecked};
 
 /// Tells a test that it is run inside, and with which [`Rights`].
 const INSIDE: &str = "PPV2_TEST_LAB";
@@ -32,7 +32,7 @@ const INSIDE: &str = "PPV2_TEST_LAB";
 /// [`binary`](crate::binary).
 const BINARY_INSIDE: &str = "PPV2_PROXY";
 
-/// Whom ordinary users are, where root has to become one.
+/// The ordinary user that root becomes.
 const NOBODY: u32 = 65_534;
 
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9901);
@@ -41,7 +41,7 @@ const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHO
 pub const NET_BIND_SERVICE: u64 = 1 << 10;
 pub const NET_RAW: u64 = 1 << 13;
 
-/// As what a test runs inside.
+/// The user that a test runs as inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rights {
     /// As the machine's root.
@@ -88,7 +88,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether the server's host has a way to clients of its own.
+/// Which route the server's host has to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// It has none, and leaves by the proxy's host.
@@ -361,7 +361,7 @@ pub struct Proxy<'l> {
 }
 
 impl Proxy<'_> {
-    /// Has it go by another file.
+    /// Writes this configuration and has the proxy reload it.
     pub fn reload(&self, config: &str) {
         write_config(self.file.path(), config);
         let (status, said) = self.lab.at("proxy", || http(ADMIN, "POST /reload", ""));
@@ -396,7 +396,7 @@ impl Proxy<'_> {
     pub fn assert_standing(&self, capabilities: u64) {
         let user = match self.lab.rights {
             Rights::Root => NOBODY.to_string(),
-            // There is nobody else to become.
+            // The user namespace has no other user.
             Rights::Ordinary => "0".to_owned(),
         };
         let threads = format!("/proc/{}/task", self.process.pid());

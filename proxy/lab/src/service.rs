@@ -1,5 +1,5 @@
-//! A proxy with an admin address, whose configuration changes while it runs, and
-//! servers that tell which session they were asked by.
+//! A proxy with an admin address that can be reloaded, and servers that answer with the
+//! address of the session that asked.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Hosts of a test's own, as network namespaces within its own: a proxy's, in which
-//! the test itself runs, a server's behind it, and a router to clients.
+//! Two hosts and a router as network namespaces: the test runs on the proxy's host, the
+//! server's is behind it, and the router leads to clients.
 
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
@@ -17,7 +17,7 @@ ip link add priv type veth peer name priv netns server
 ip link add pub type veth peer name proxy netns router
 ip -n server link add pub type veth peer name server netns router
 run() { ip netns exec \"$@\"; }
-# Link-local addresses of the kernel's own would come about in the middle of a test.
+# Link-local addresses of the kernel's own would appear in the middle of a test.
 up() { ip $1 link set lo up; ip $1 link set $2 addrgenmode none; ip $1 link set $2 up; ip $1 addr add $3 dev $2; ip $1 addr add $4 dev $2 nodad; ip $1 addr add $5/64 dev $2 nodad; }
 up '' priv 10.0.0.1/24 fd00:a::1/64 fe80::1
 up '' pub 198.51.100.10/24 2001:db8:a::10/64 fe80::1

@@ -186,7 +186,7 @@ fn sessions_are_listed_page_by_page_each_once() {
 }
 
 #[test]
-fn logs_can_be_json_and_keep_clients_addresses_to_themselves() {
+fn json_logs_hold_no_client_address() {
     let server = socket("127.0.0.1");
     let listener = address("127.0.0.1");
     let more = ["--log-format", "json", "--log-level", "debug"];
@@ -205,7 +205,7 @@ fn logs_can_be_json_and_keep_clients_addresses_to_themselves() {
 }
 
 #[test]
-fn idle_connections_cost_no_session_and_make_room_for_requests() {
+fn idle_connections_displace_neither_sessions_nor_requests() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     // Of 120 descriptors, more than the connections below would take, some 50
@@ -248,7 +248,7 @@ fn idle_connections_cost_no_session_and_make_room_for_requests() {
 }
 
 #[test]
-fn who_asks_is_answered_at_once_however_many_are_silent() {
+fn silent_connections_delay_no_request() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--workers", "1", "--admin", &admin.to_string()];
@@ -265,7 +265,7 @@ fn who_asks_is_answered_at_once_however_many_are_silent() {
 }
 
 #[test]
-fn pages_whose_name_leads_here_are_told_nothing() {
+fn dns_rebinding_reads_nothing() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--workers", "1", "--admin", &admin.to_string()];
@@ -293,7 +293,7 @@ fn pages_whose_name_leads_here_are_told_nothing() {
     for host in [&own, &format!("host: {admin}\r\n"), ""] {
         assert_eq!(status("GET /sessions", host), 200, "{host}");
     }
-    // Monitors may go by a name.
+    // Monitors may use a name.
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(status(&format!("GET {path}"), &page), 200, "{path}");
     }

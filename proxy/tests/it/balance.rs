@@ -97,7 +97,7 @@ fn proxy_with_file(folder: &tempfile::TempDir) -> Process {
 }
 
 #[test]
-fn a_server_less_moves_its_own_clients() {
+fn removing_a_server_moves_its_clients_alone() {
     let servers = servers();
     let (all, fewer) = (address("127.0.0.1"), address("127.0.0.1"));
     let entries = listed(&servers, [""; 3]);
@@ -114,7 +114,7 @@ fn a_server_less_moves_its_own_clients() {
 }
 
 #[test]
-fn hashed_on_the_port_too_one_client_is_spread() {
+fn hashing_the_port_spreads_one_client() {
     let servers = servers();
     let listener = address("127.0.0.1");
     let entries = listed(&servers, [""; 3]);
@@ -153,7 +153,7 @@ fn drained_servers_and_backups_get_sessions_only_when_they_should() {
 }
 
 #[test]
-fn least_sessions_evens_out_what_has_ended() {
+fn least_sessions_evens_out_after_sessions_end() {
     let servers = servers();
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let addresses: Vec<_> = servers

@@ -13,7 +13,7 @@ const CLIENTS4: (&str, usize) = ("127.10.0.", 10);
 const CLIENTS6: (&str, usize) = ("fd00:10::", 10);
 
 /// Starts a server on a port of both loopback addresses, with a folder of its own; it
-/// answers questions about [`NAME`] with the address of whoever asks.
+/// answers questions about [`NAME`] with the address of the client that asks.
 type Start = fn(&Path, u16) -> Process;
 
 fn each_client_is_seen(test: &str, start: Start) {

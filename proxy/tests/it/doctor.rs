@@ -127,7 +127,7 @@ fn without(capabilities: &str, command: &[&str]) -> (Option<i32>, String, String
 }
 
 #[test]
-fn transparent_on_the_proxys_host() {
+fn doctor_finds_each_fault_of_transparent_on_the_proxys_host() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -172,7 +172,7 @@ fn transparent_on_the_proxys_host() {
 }
 
 #[test]
-fn dsr_on_the_proxys_host() {
+fn doctor_finds_each_fault_of_dsr_on_the_proxys_host() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -212,7 +212,7 @@ fn dsr_on_the_proxys_host() {
 }
 
 #[test]
-fn the_sdks_gateway() {
+fn doctor_finds_each_fault_of_the_sdks_gateway() {
     if !enter(test_name!(), SETUP) {
         return;
     }
@@ -237,7 +237,7 @@ fn the_sdks_gateway() {
 }
 
 #[test]
-fn servers_hosts() {
+fn doctor_finds_each_fault_on_servers_hosts() {
     if !enter(test_name!(), SETUP) {
         return;
     }

@@ -1,5 +1,5 @@
-//! Mode `dsr` across hosts: the server's replies reach the client as the
-//! listener's, and never the proxy, whoever rewrites them.
+//! Mode `dsr` across hosts: the server's replies reach the client from the listener's
+//! address and never pass the proxy, whichever host rewrites them.
 
 use std::net::SocketAddr;
 
@@ -7,52 +7,52 @@ use ppv2_lab::eventually;
 use ppv2_lab::network::*;
 use ppv2_lab::test_name;
 
-const REWRITTEN_ON_PROXY: Story = Story {
+const REWRITTEN_ON_PROXY: ModeTest = ModeTest {
     scheme: Scheme::RewriteOnProxy,
     mode: "mode = \"dsr\"\nrewrite_on = \"proxy\"",
     capabilities: NET_RAW | NET_BIND_SERVICE,
-    way: Way::Back,
+    answering: Answering::Back,
     port: true,
     through_proxy: false,
 };
 
 #[test]
 fn the_proxys_host_rewrites_replies() {
-    REWRITTEN_ON_PROXY.holds(test_name!(), Side::Private);
+    REWRITTEN_ON_PROXY.run(test_name!(), Side::Private);
 }
 
 #[test]
 fn the_servers_host_rewrites_replies() {
-    let story = Story {
+    let test = ModeTest {
         scheme: Scheme::RewriteOnServer,
         mode: "mode = \"dsr\"\nrewrite_on = \"server\"",
         ..REWRITTEN_ON_PROXY
     };
-    story.holds(test_name!(), Side::Public);
+    test.run(test_name!(), Side::Public);
 }
 
 /// The proxy needs no capability.
-const BY_HEADER: Story = Story {
+const BY_HEADER: ModeTest = ModeTest {
     scheme: Scheme::Sdk,
     mode: "mode = \"dsr\"\nrewrite_on = \"sdk\"",
     capabilities: 0,
-    way: Way::ByHeader,
+    answering: Answering::ByHeader,
     port: true,
     through_proxy: false,
 };
 
 #[test]
 fn the_server_answers_from_the_destination_in_the_header() {
-    BY_HEADER.holds(test_name!(), Side::Public);
+    BY_HEADER.run(test_name!(), Side::Public);
 }
 
 #[test]
-fn the_server_answers_so_by_way_of_the_proxys_host() {
-    let story = Story {
+fn the_server_answers_through_the_proxys_host() {
+    let test = ModeTest {
         scheme: Scheme::SdkByProxy,
         ..BY_HEADER
     };
-    story.holds(test_name!(), Side::Private);
+    test.run(test_name!(), Side::Private);
 }
 
 /// Two listeners of a family at two ports, `a` and `b`, whose servers are at the other's.
@@ -88,7 +88,7 @@ fn each_listener_answers(test: &str, side: Side, mode: &str, host: (&str, &[&str
         let (first, second) = (family.listener(), family.server());
         let _servers = [first.port(), second.port()].map(|port| {
             let address = SocketAddr::new(family.server().ip(), port);
-            Echo::at(&lab, address, Way::Back)
+            Echo::at(&lab, address, Answering::Back)
         });
         let mut client = Client::new(&lab, family, 1, 0);
         for _ in 0..20 {
@@ -175,7 +175,7 @@ servers = ["{server}"]
     });
     let config = config.concat();
     lab.host_setup("server", &config, &["--role", "server"]);
-    let servers = Family::BOTH.map(|family| Echo::at(&lab, server(family), Way::Back));
+    let servers = Family::BOTH.map(|family| Echo::at(&lab, server(family), Answering::Back));
     let proxy = lab.proxy_with(&config);
     for family in Family::BOTH {
         let mut client = Client::new(&lab, family, 1, 0);

@@ -110,7 +110,7 @@ fn no_client_passes_off_a_header_of_its_own() {
                 first.client.send_to(forged, first.listener).unwrap();
             }
         };
-        // Behind a datagram that is lost on the way: the first is too long to be sent.
+        // Behind a datagram that is lost: the first is too long to be sent.
         first.client.send_to(&[0; 65_507], first.listener).unwrap();
         forge();
         assert!(first.passes(b"PROXY, but no header").0);
@@ -132,14 +132,14 @@ fn a_server_that_restarts_gets_the_header_again() {
         let refusals =
             format!("ppv2_upstream_refusals_total{{upstream=\"u\",server=\"{address}\"}}");
 
-        // The host of the server says that nobody listens there.
+        // The host of the server says that no socket listens there.
         drop(std::mem::replace(&mut first.server, socket(ip)));
         first.client.send_to(b"lost", first.listener).unwrap();
         eventually("the refusal", || first.proxy.metric(&refusals) > 0);
         first.server = bind(address);
         first.is_known();
 
-        // Nobody says anything: it comes back before the client writes again.
+        // No error comes: it comes back before the client writes again.
         drop(std::mem::replace(&mut first.server, socket(ip)));
         first.server = bind(address);
         eventually("the header", || first.passes(b"anybody there?").0);

@@ -1,5 +1,5 @@
-//! One datagram's way there and back through the real binary: what the server
-//! reads, what the client gets, from where, and what is never delivered.
+//! One datagram and its reply through the real binary: what the server reads, what the
+//! client gets, from which address, and what is never delivered.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,7 @@ fn families_may_differ_between_client_and_server() {
 }
 
 #[test]
-fn on_a_wildcard_the_address_written_to_is_told_and_answered_from() {
+fn wildcard_listener_tells_the_address_written_to_and_answers_from_it() {
     let setup = "ip addr add 198.51.100.10/32 dev lo; ip addr add 198.51.100.11/32 dev lo
                  ip addr add 2001:db8:a::10/128 dev lo nodad; ip addr add 2001:db8:a::11/128 dev lo nodad
                  ip addr add 203.0.113.11/32 dev lo; ip addr add 2001:db8:c::11/128 dev lo nodad";
@@ -187,7 +187,7 @@ fn only_allowed_clients_are_served() {
 }
 
 #[test]
-fn nobody_but_the_server_can_write_to_a_session() {
+fn only_the_server_reaches_the_client_of_a_session() {
     let server = socket("127.0.0.1");
     let listener = address("127.0.0.1");
     let _proxy = proxy_between(listener, server.local_addr().unwrap(), &[]);

@@ -35,7 +35,7 @@ fn every_configuration_is_sound() {
 }
 
 #[test]
-fn so_is_that_of_every_mode_which_its_commands_take() {
+fn every_mode_is_sound_after_its_commands() {
     // Interfaces, without addresses.
     let interfaces = "ip link add eth0 type veth peer name pub
         ip link add priv type veth peer name other";

@@ -211,7 +211,7 @@ fn no_local_ports_left_costs_new_clients_only() {
 /// Neither a broadcast address nor one of a family that the host is without can be
 /// connected to, which must not pass for a host that has run out of ports.
 #[test]
-fn servers_that_cannot_be_connected_to_cost_those_of_others_nothing() {
+fn unreachable_servers_harm_no_other_upstream() {
     let setup = "echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6\n\
                  ip address add 198.51.100.1/24 brd + dev lo";
     if !namespace::enter(test_name!(), setup) {
@@ -345,7 +345,7 @@ fn dont_fragment_drops_what_exceeds_the_path_and_says_what_would_fit() {
 }
 
 #[test]
-fn what_the_kernel_drops_for_want_of_buffer_is_told() {
+fn drops_by_full_kernel_buffers_are_counted() {
     let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
     let (upstream, admin) = (server.local_addr().unwrap(), address("127.0.0.1"));
     let more = ["--workers", "1", "--admin", &admin.to_string()];
@@ -392,7 +392,7 @@ fn what_the_kernel_drops_for_want_of_buffer_is_told() {
 }
 
 #[test]
-fn a_forged_source_starts_no_endless_exchange() {
+fn forged_source_starts_no_endless_exchange() {
     // Forging takes a raw socket, which a namespace of one's own allows.
     if !namespace::enter(test_name!(), "") {
         return;
@@ -435,7 +435,7 @@ fn forged_icmp_errors_lose_no_datagram() {
     let client = socket("127.0.0.1");
     client.send_to(b"question", listener).unwrap();
     let (_, session) = receive(&server);
-    // Every code that a host or a router on the way may send.
+    // Every code that a host or a router may send.
     for code in 0..=15 {
         // Stopped, so that error and datagram are met in one round.
         proxy.pause();
@@ -491,7 +491,7 @@ fn forge(source: SocketAddr, target: SocketAddr) {
 }
 
 #[test]
-fn a_server_that_answers_from_another_port_is_told_of() {
+fn replies_from_another_port_are_reported() {
     for ip in ["127.0.0.1", "::1"] {
         let (asked, other, client) = (socket(ip), socket(ip), socket(ip));
         let listener = address(ip);

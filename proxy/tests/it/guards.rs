@@ -25,7 +25,7 @@ fn guarded_at(host: &str, top: &str, of_listener: &str) -> Guarded {
     let (listener, admin) = (address(host), address(host));
     let server = socket(host);
     let folder = tempfile::tempdir().unwrap();
-    // The proxy may be another user than whoever runs the test.
+    // The proxy may run as another user than the test.
     let status = std::process::Command::new("chmod")
         .arg("777")
         .arg(folder.path())
@@ -48,7 +48,7 @@ fn guarded_at(host: &str, top: &str, of_listener: &str) -> Guarded {
 }
 
 #[test]
-fn who_is_denied_is_not_served_although_the_network_is_allowed() {
+fn deny_overrides_allow() {
     let it = guarded("", "allow = [\"127.0.0.0/8\"]\ndeny = [\"127.0.7.0/24\"]");
     let denied = socket("127.0.7.7");
     denied.send_to(b"question", it.listener).unwrap();
@@ -58,7 +58,7 @@ fn who_is_denied_is_not_served_although_the_network_is_allowed() {
 }
 
 #[test]
-fn a_client_has_its_sessions_and_leaves_the_rest_to_others() {
+fn sessions_of_one_client_are_limited() {
     let it = guarded(
         "workers = 2",
         "responses = 1\nper_client = { sessions = 2 }",
@@ -79,7 +79,7 @@ fn a_client_has_its_sessions_and_leaves_the_rest_to_others() {
 }
 
 #[test]
-fn a_client_that_is_too_fast_is_slowed_and_others_are_not() {
+fn rate_limit_slows_the_fast_client_alone() {
     let it = guarded("", "per_client = { rate = 1, burst = 5 }");
     let fast = socket("127.0.0.2");
     for _ in 0..50 {
@@ -94,7 +94,7 @@ fn a_client_that_is_too_fast_is_slowed_and_others_are_not() {
 }
 
 #[test]
-fn forged_datagrams_keep_no_answered_session_from_its_server() {
+fn rate_limit_spares_answered_sessions_from_forged_datagrams() {
     for host in ["127.0.0.1", "::1"] {
         let it = guarded_at(host, "", "per_client = { rate = 1, burst = 5 }");
         let client = socket(host);
@@ -135,7 +135,7 @@ impl Guarded {
 }
 
 #[test]
-fn a_client_gets_a_multiple_of_what_it_sent_and_no_more() {
+fn amplification_is_limited() {
     for action in ["enforce", "watch"] {
         let rule = format!("amplification = {{ limit = 2, action = \"{action}\" }}");
         let it = guarded("", &rule);
@@ -240,7 +240,7 @@ fn whole_lines(file: &Path) -> u64 {
 }
 
 #[test]
-fn what_a_full_disk_keeps_from_the_access_log_is_counted_and_told_once() {
+fn lines_lost_to_a_full_disk_are_counted_and_reported_once() {
     if !namespace::enter(
         test_name!(),
         "mount -t tmpfs -o size=64k,mode=777 tmpfs /mnt",
@@ -290,7 +290,7 @@ fn what_a_full_disk_keeps_from_the_access_log_is_counted_and_told_once() {
 }
 
 #[test]
-fn lines_that_no_device_takes_are_counted_as_often_as_they_are_lost() {
+fn every_lost_access_log_line_is_counted() {
     let it = guarded("[access_log]\npath = \"/dev/full\"", "responses = 1");
     for lost in 1..4 {
         served(&socket("127.0.0.1"), it.listener, &it.server);
@@ -304,7 +304,7 @@ fn lines_that_no_device_takes_are_counted_as_often_as_they_are_lost() {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_any_more_holds_up_nothing() {
+fn abandoned_access_log_pipe_delays_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     let made = std::process::Command::new("mkfifo")

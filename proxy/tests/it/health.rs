@@ -1,5 +1,5 @@
-//! Servers that die, hang, answer wrongly and return, under load: whose clients go
-//! elsewhere, and who stays.
+//! Servers that die, hang, answer wrongly and return, under load: which clients fail over,
+//! and which stay.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -161,7 +161,7 @@ fn clients_at(ip: &str, count: usize) -> Vec<UdpSocket> {
 }
 
 #[test]
-fn clients_of_a_killed_server_are_answered_by_others_and_nobody_else_moves() {
+fn failover_moves_the_clients_of_the_dead_server_alone() {
     let mut servers = Server::four();
     let proxy = start(&servers, PROBE);
     let clients = clients(40);
@@ -215,7 +215,7 @@ fn clients_of_a_killed_server_are_answered_by_others_and_nobody_else_moves() {
 }
 
 #[test]
-fn servers_that_hang_or_answer_wrongly_are_left_until_they_recover() {
+fn hanging_and_wrong_servers_get_no_clients_until_they_recover() {
     let servers = Server::four();
     let proxy = start(&servers, PROBE);
     servers[0].tell(HANG);
@@ -245,7 +245,7 @@ impl Drop for Over<'_> {
 /// Servers that choose each answer so that it takes longest to search, and send sixteen
 /// for a probe, which fill the time of the thread that searches them.
 #[test]
-fn costly_answers_to_probes_hold_up_nothing_else() {
+fn costly_probe_answers_delay_nothing_else() {
     let costly = vec![b'a'; 4096];
     let is_over = AtomicBool::new(false);
     let flood = |socket: UdpSocket| {
@@ -311,7 +311,7 @@ fn costly_answers_to_probes_hold_up_nothing_else() {
 }
 
 #[test]
-fn one_that_answers_probes_and_no_clients_is_seen_by_their_traffic() {
+fn passive_check_finds_a_server_that_answers_probes_alone() {
     let servers = Server::four();
     let passive = "passive = { window = \"200ms\", unanswered_percent = 80, min_datagrams = 5, hold = \"1m\" }";
     let proxy = start(&servers, &format!("{PROBE}, {passive}"));
@@ -354,7 +354,7 @@ fn with_all_servers_down_sessions_go_on_or_are_refused_as_configured() {
 }
 
 #[test]
-fn sessions_return_with_their_server_where_that_is_asked_for() {
+fn sessions_move_back_to_their_server_if_configured() {
     let mut servers = Server::four();
     let upstream = "hash_on = \"client_addr\"\non_return = \"return\"";
     let proxy = start_with(&servers, upstream, PROBE);
@@ -395,7 +395,7 @@ fn sessions_return_with_their_server_where_that_is_asked_for() {
 }
 
 #[test]
-fn a_server_that_returns_gets_its_share_by_and_by() {
+fn slow_start_raises_the_share_of_a_returning_server() {
     let mut servers = Server::four();
     let upstream = "balance = \"round_robin\"\nslow_start = \"6s\"";
     let proxy = start_with(&servers, upstream, PROBE);

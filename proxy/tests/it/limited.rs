@@ -24,7 +24,7 @@ fn wait_for_a_datagram() {
 }
 
 #[test]
-fn a_test_that_waits_for_ever_fails_and_shows_what_it_waits_for() {
+fn hanging_test_fails_and_shows_its_stack() {
     let name = ppv2_lab::test_name!();
     if env::var_os(FOR_EVER).is_some() {
         // Which libtest says of it, only later.
@@ -56,7 +56,7 @@ fn a_test_that_waits_for_ever_fails_and_shows_what_it_waits_for() {
 }
 
 #[test]
-fn without_whoever_started_it_a_test_ends_too() {
+fn test_ends_with_the_process_that_started_it() {
     let script = "\"$0\" sh -c 'echo begun; exec sleep 1000' & read line";
     let mut shell = Command::new("sh")
         .args(["-c", script, LIMITED])
@@ -75,7 +75,7 @@ fn without_whoever_started_it_a_test_ends_too() {
 }
 
 #[test]
-fn what_ends_by_itself_ends_as_it_would_alone() {
+fn exit_code_and_output_pass_through() {
     for (script, code, said) in [
         ("echo done; exit 3", 3, "done\n"),
         ("kill -9 $$", 137, ""),

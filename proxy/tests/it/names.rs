@@ -9,7 +9,7 @@ use ppv2_proxy::config::{Answer, Config, Expanded};
 use ppv2_proxy::discovery::{Names, resolve_once};
 use prometheus_client::registry::Registry;
 
-/// A configuration whose upstream has these servers, whom `resolver` is asked for.
+/// A configuration whose upstream has these servers, which `resolver` is asked for.
 fn config(resolver: &DnsServer, servers: &str) -> String {
     format!(
         "[[listener]]\nname = \"a\"\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\n\
@@ -340,7 +340,7 @@ fn many_names_use_few_descriptors() {
     let servers = [&resolver, &other, &third].map(|one| one.address().to_string());
     let content = content.replace(&servers[0], &servers.join("\", \""));
     let config = Config::from_toml("x", &content).unwrap();
-    // 128 at the most; other tests of this process have some of their own.
+    // At most 128; other tests of this process have some of their own.
     let sockets = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     run(async {
         let before = sockets();
@@ -421,7 +421,7 @@ fn a_reload_looks_up_only_names_that_it_changes() {
 }
 
 #[test]
-fn a_candidate_that_is_dropped_changes_nothing() {
+fn rejected_configuration_changes_no_name() {
     let (resolver, other) = (DnsServer::start(), DnsServer::start());
     resolver.set("a.ppv2.test", 0, &["192.0.2.1"]);
     other.set("a.ppv2.test", 0, &["192.0.2.66"]);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ppv2_lab::network::{
-    Client, Echo, Family, Lab, Proxy, Scheme, Side, Way, forged_v4, listener, listeners,
+    Answering, Client, Echo, Family, Lab, Proxy, Scheme, Side, forged_v4, listener, listeners,
 };
 use ppv2_lab::test_name;
 use ppv2_lab::{Process, TIMEOUT, binary, eventually, namespace};
@@ -70,7 +70,7 @@ fn followed(proxy: &Proxy<'_>, family: Family) -> u64 {
     proxy.metric(&format!("ppv2_sessions_ended_total{{{labels}}}"))
 }
 
-/// Two servers in turn: a session that began anew would be given the other.
+/// Two servers in turn: a new session would be given the other.
 fn two_servers(family: Family, keys: &str) -> (String, [SocketAddr; 2]) {
     let first = family.server();
     let second = SocketAddr::new(first.ip(), 9002);
@@ -89,7 +89,7 @@ fn sessions_follow_an_address_that_is_replaced() {
         let probe =
             "health = { every = \"200ms\", timeout = \"100ms\", probe = { kind = \"udp\" } }";
         let (config, addresses) = two_servers(family, probe);
-        let servers = addresses.map(|address| Echo::at(&lab, address, Way::Back));
+        let servers = addresses.map(|address| Echo::at(&lab, address, Answering::Back));
         let mut proxy = lab.proxy_with(&format!("workers = 1\n{config}"));
         let clients = [1, 2].map(|number| Client::new(&lab, family, number, 0));
         let asked = |server: usize, client: SocketAddr| {
@@ -160,7 +160,7 @@ fn sessions_follow_a_route_that_prefers_another_address() {
         let config =
             listener(family, "").replace(&family.server().to_string(), &server.to_string());
         let config = config.replace("upstream =", "mode = \"plain\"\nupstream =");
-        let _server = Echo::at(&lab, server, Way::Back);
+        let _server = Echo::at(&lab, server, Answering::Back);
         let proxy = lab.proxy_with(&config);
         let client = Client::new(&lab, family, 1, 0);
         let before = client.ask(b"before");
@@ -203,7 +203,7 @@ fn sessions_go_on_from_another_source_when_one_is_gone() {
             "servers =",
             &format!("source = [\"{old}\", \"{new}\"]\nservers ="),
         );
-        let _server = Echo::new(&lab, family, Way::Back);
+        let _server = Echo::new(&lab, family, Answering::Back);
         let mut proxy = lab.proxy_with(&format!("workers = 1\n{config}"));
         let clients = [1, 2].map(|number| Client::new(&lab, family, number, 0));
         let mut sources = clients.each_ref().map(|client| client.ask(b"before").ip());
@@ -237,7 +237,7 @@ fn transparent_sessions_outlast_an_address_that_is_replaced() {
     lab.set_up(Scheme::Transparent);
     let proxy = lab.proxy("mode = \"transparent\"");
     for family in Family::BOTH {
-        let _server = Echo::new(&lab, family, Way::Back);
+        let _server = Echo::new(&lab, family, Answering::Back);
         let client = Client::new(&lab, family, 1, 0);
         let before = client.ask(b"before");
         replace_address(&lab, family);
@@ -255,7 +255,7 @@ fn a_listener_serves_again_once_its_address_is_back() {
     };
     let mut proxy = lab.proxy_with(&listeners("mode = \"plain\""));
     for family in Family::BOTH {
-        let _server = Echo::new(&lab, family, Way::Back);
+        let _server = Echo::new(&lab, family, Answering::Back);
         let client = Client::new(&lab, family, 1, 0);
         let before = client.ask(b"before");
         let (ip, prefix) = (family.listener().ip(), prefix(family));
@@ -305,7 +305,7 @@ fn a_listener_starts_before_its_address_comes() {
             proxy.process.wait_for(&format!(
                 "address {ip} (listener `{family:?}`) is not on this host yet"
             ));
-            let _server = Echo::new(&lab, family, Way::Back);
+            let _server = Echo::new(&lab, family, Answering::Back);
             let mut client = Client::new(&lab, family, 1, 0);
             client.listener.set_ip(ip);
             assert_eq!(client.try_ask(b"again"), None);
@@ -345,9 +345,9 @@ fn a_tentative_address_is_waited_for() {
 
 /// The kernel hands over what matches a connected socket before it looks at its source:
 /// where rp_filter is strict, the proxy looks. Where it is not, a server may answer by
-/// another way.
+/// another interface.
 #[test]
-fn forged_replies_come_in_where_rp_filter_lets_them() {
+fn strict_rp_filter_has_forged_replies_dropped() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -367,7 +367,7 @@ fn forged_replies_come_in_where_rp_filter_lets_them() {
         raw.set_mark(7).unwrap();
         raw
     });
-    let _server = Echo::new(&lab, family, Way::Back);
+    let _server = Echo::new(&lab, family, Answering::Back);
     for mode in ["plain", "transparent"] {
         let strict = |strict: bool| {
             let value = u8::from(strict);
@@ -394,7 +394,7 @@ fn forged_replies_come_in_where_rp_filter_lets_them() {
         }
 
         strict(false);
-        eventually("replies by another way to pass", || {
+        eventually("replies by another interface to pass", || {
             forge();
             let passed = receive_soon(&client);
             assert!(passed.as_deref().is_none_or(|reply| reply == b"forged"));

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ppv2_lab::eventually;
-use ppv2_lab::network::{Client, Echo, Family, Lab, Scheme, Side, Way, raw_icmp};
+use ppv2_lab::network::{Answering, Client, Echo, Family, Lab, Scheme, Side, raw_icmp};
 use ppv2_lab::test_name;
 
 /// The smallest MTU that Linux believes in by default.
@@ -24,7 +24,7 @@ const MODES: [(&str, Option<Scheme>); 3] = [
 ];
 
 #[test]
-fn a_forged_path_mtu_neither_loses_nor_fragments_datagrams() {
+fn forged_path_mtu_neither_loses_nor_fragments_datagrams() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -33,7 +33,7 @@ fn a_forged_path_mtu_neither_loses_nor_fragments_datagrams() {
         for df in [true, false] {
             let proxy = lab.proxy(&format!("{mode}\ndont_fragment = {df}"));
             for family in Family::BOTH {
-                let server = Echo::new(&lab, family, Way::Back);
+                let server = Echo::new(&lab, family, Answering::Back);
                 let client = Client::new(&lab, family, 1, 0);
                 let session = client.ask(&PAYLOAD);
                 // Of the client, the path is that of the server's host in mode dsr.
@@ -65,13 +65,13 @@ fn a_forged_path_mtu_neither_loses_nor_fragments_datagrams() {
 
 /// A report is counted apart from refusals, which judge servers.
 #[test]
-fn a_forged_path_mtu_is_no_refusal() {
+fn forged_path_mtu_does_not_count_as_a_refusal() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
     let proxy = lab.proxy("mode = \"plain\"\ndf = true");
     for family in Family::BOTH {
-        let _server = Echo::new(&lab, family, Way::Back);
+        let _server = Echo::new(&lab, family, Answering::Back);
         let client = Client::new(&lab, family, 1, 0);
         let session = client.ask(&PAYLOAD);
         forge(&lab, family, session, family.server(), quoted_udp);

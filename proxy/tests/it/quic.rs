@@ -131,7 +131,7 @@ impl Ends {
             (client, server, "client to server"),
             (server, client, "server to client"),
         ] {
-            // First what came, lest something be sent in between.
+            // What came is read first: more may be sent in between.
             let came = to.received.read();
             let sent = from.sent.read();
             eprintln!("{name}: sent {}; came {}", from.sent, to.received);

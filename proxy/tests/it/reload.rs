@@ -1,5 +1,4 @@
-//! Another configuration while the proxy runs: what goes on untouched, what begins
-//! and what ends.
+//! Reload: what goes on undisturbed, what starts and what ends.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
@@ -49,7 +48,7 @@ async fn keep_asking(task: usize, to: SocketAddr, answers: Arc<AtomicU64>, stop:
 }
 
 #[test]
-fn under_load_nothing_is_lost_and_no_session_moves() {
+fn reload_under_load_loses_nothing_and_keeps_sessions() {
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap();
     assert!(descriptors > 11_000, "{descriptors} open files are too few");
     let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
@@ -190,7 +189,7 @@ fn listeners_come_and_go() {
 /// What was dropped shortly before a listener is gone is told, though drops for the same
 /// reason have just been.
 #[test]
-fn drops_before_a_listener_is_gone_are_told() {
+fn drops_of_a_removed_listener_are_reported() {
     let server = Server::start();
     let [a, b] = [(); 2].map(|()| address("127.0.0.1"));
     let upstream = format!("[upstream.u]\nservers = [{}]\n", list(&[&server]));
@@ -283,7 +282,7 @@ fn a_bad_file_changes_nothing_and_says_why() {
 }
 
 #[test]
-fn a_server_that_is_taken_out_keeps_its_sessions_for_a_while() {
+fn removed_server_keeps_its_sessions_until_the_drain_timeout() {
     let servers = [Server::start(), Server::start()];
     let a = address("127.0.0.1");
     let config = |servers: &[&Server]| {
@@ -337,7 +336,7 @@ fn a_server_that_is_taken_out_keeps_its_sessions_for_a_while() {
 }
 
 #[test]
-fn a_drain_outlasts_the_time_that_its_server_is_gone() {
+fn drained_server_is_still_drained_when_it_returns() {
     let (drained, stays) = (Server::start(), Server::start());
     let a = address("127.0.0.1");
     let config = |servers: &[&Server], drain: &str| {
@@ -380,7 +379,7 @@ fn a_drain_outlasts_the_time_that_its_server_is_gone() {
 }
 
 #[test]
-fn what_a_listener_asks_for_holds_from_then_on() {
+fn changed_listener_settings_apply_after_a_reload() {
     let servers = [Server::start(), Server::start()];
     let a = address("127.0.0.1");
     let upstream = format!(
@@ -418,7 +417,7 @@ fn what_a_listener_asks_for_holds_from_then_on() {
         proxy.metric("ppv2_sessions{listener=\"a\"}") == 0
     });
 
-    // In another mode, servers see other datagrams: sessions begin anew.
+    // In another mode, servers see other datagrams: sessions are replaced.
     proxy.reload(&config(""));
     let plain = ask(&client, a);
     proxy.reload(&config("").replace("mode = \"plain\"", "mode = \"ppv2\""));
@@ -447,7 +446,7 @@ fn what_a_listener_asks_for_holds_from_then_on() {
 }
 
 #[test]
-fn a_server_that_is_back_in_another_mode_is_sent_what_that_asks_for() {
+fn server_that_returns_in_another_mode_is_served_in_it() {
     let (server, stays) = (Server::start(), Server::start());
     let a = address("127.0.0.1");
     let config = |mode: &str, servers: &[&Server]| {
@@ -471,7 +470,7 @@ fn a_server_that_is_back_in_another_mode_is_sent_what_that_asks_for() {
 }
 
 #[test]
-fn a_server_that_is_back_in_the_same_mode_goes_on_with_its_sessions() {
+fn server_that_returns_in_the_same_mode_keeps_its_sessions() {
     let (server, stays) = (socket("127.0.0.1"), Server::start());
     let a = address("127.0.0.1");
     let config = |server: SocketAddr| {
@@ -496,7 +495,7 @@ fn a_server_that_is_back_in_the_same_mode_goes_on_with_its_sessions() {
 }
 
 #[test]
-fn replies_in_flight_reach_clients_whose_session_begins_anew() {
+fn replies_in_flight_reach_clients_whose_session_is_replaced() {
     let server = socket("127.0.0.1");
     let (a, b) = (address("127.0.0.1"), address("127.0.0.1"));
     let servers = [server.local_addr().unwrap()];
@@ -532,7 +531,7 @@ fn replies_in_flight_reach_clients_whose_session_begins_anew() {
 }
 
 #[test]
-fn all_goes_on_while_a_reload_waits() {
+fn waiting_reload_delays_nothing() {
     // It is asked for a name, and says nothing.
     let resolver = socket("127.0.0.1");
     let asked = resolver.local_addr().unwrap();
@@ -587,7 +586,7 @@ fn all_goes_on_while_a_reload_waits() {
 }
 
 #[test]
-fn a_pipe_in_the_file_s_place_is_refused_at_once() {
+fn pipe_as_configuration_file_is_refused() {
     let (a, server) = (address("127.0.0.1"), Server::start());
     let content = listener("a", a, "u") + "[upstream.u]\nservers = [" + &list(&[&server]) + "]\n";
     let mut proxy = Proxy::start(&content);
@@ -622,7 +621,7 @@ fn a_pipe_in_the_file_s_place_is_refused_at_once() {
 }
 
 #[test]
-fn cores_that_go_and_ports_that_are_taken_keep_nobody_from_reloading() {
+fn reload_works_with_fewer_cores_and_taken_ports() {
     let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range";
     if !namespace::enter(test_name!(), setup) {
         return;
@@ -663,7 +662,7 @@ fn cores_that_go_and_ports_that_are_taken_keep_nobody_from_reloading() {
 }
 
 #[test]
-fn flags_can_t_be_reloaded() {
+fn flags_cannot_be_reloaded() {
     let (a, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let server = Server::start();
     let mut process = proxy_between(a, server.address, &["--admin", &admin.to_string()]);

@@ -1,5 +1,5 @@
-//! Servers that are names, behind the running proxy: whose clients go where when DNS
-//! changes its mind, fails, or never answers.
+//! Servers given by name, behind the running proxy: where clients go when DNS answers
+//! change, fail, or never come.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +37,7 @@ fn ips<const N: usize>(texts: [&str; N]) -> BTreeSet<IpAddr> {
 }
 
 #[test]
-fn clients_follow_a_name_and_sessions_have_their_time() {
+fn dns_change_moves_new_clients_at_once_and_sessions_after_the_drain_timeout() {
     let resolver = DnsServer::start();
     let (port, _servers) = at(["127.0.0.2", "127.0.0.3", "127.0.0.4"]);
     resolver.set(NAME, 1, &["127.0.0.2", "127.0.0.3"]);
@@ -53,7 +53,7 @@ fn clients_follow_a_name_and_sessions_have_their_time() {
     eventually("new clients to follow", || of_new_clients(a) == changed);
     for (client, session) in clients.iter().zip(&before) {
         let now = ask(client, a);
-        // Whoever has 127.0.0.2 stays as long as that may stay.
+        // Sessions to 127.0.0.2 stay until the drain timeout.
         assert!(now == *session || session.0.ip() == IpAddr::from([127, 0, 0, 2]));
     }
     let (_, upstreams) = http_get(proxy.admin, "/upstreams");
@@ -92,7 +92,7 @@ fn clients_follow_a_name_and_sessions_have_their_time() {
 }
 
 #[test]
-fn a_start_without_an_answer_goes_on_asking() {
+fn start_without_dns_answer_keeps_asking() {
     let resolver = DnsServer::start();
     let (port, [server, other]) = at(["127.0.0.2", "127.0.0.1"]);
     let (a, b) = (address("127.0.0.1"), address("127.0.0.1"));
@@ -144,7 +144,7 @@ fn a_start_without_an_answer_goes_on_asking() {
 }
 
 #[test]
-fn a_refused_reload_with_another_resolver_changes_nothing() {
+fn rejected_reload_keeps_the_resolver() {
     let (resolver, other) = (DnsServer::start(), DnsServer::start());
     let (port, _servers) = at(["127.0.0.2", "127.0.0.3"]);
     resolver.set(NAME, 1, &["127.0.0.2"]);
@@ -172,7 +172,7 @@ fn a_refused_reload_with_another_resolver_changes_nothing() {
 }
 
 #[test]
-fn a_reload_mends_a_resolver_that_never_answered() {
+fn reload_replaces_a_resolver_that_never_answered() {
     let (failing, resolver) = (DnsServer::start(), DnsServer::start());
     failing.answer(Answers::ServFail);
     let (port, _servers) = at(["127.0.0.2"]);
@@ -185,7 +185,7 @@ fn a_reload_mends_a_resolver_that_never_answered() {
 }
 
 #[test]
-fn srv_records_say_who_serves_and_who_stands_in() {
+fn srv_priorities_tell_servers_from_backups() {
     let resolver = DnsServer::start();
     let (port, _servers) = at(["127.0.0.2", "127.0.0.3"]);
     resolver.set("first.ppv2.test", 1, &["127.0.0.2"]);
@@ -212,7 +212,7 @@ fn srv_records_say_who_serves_and_who_stands_in() {
 }
 
 #[test]
-fn whoever_answers_for_a_name_decides_nothing_for_others() {
+fn addresses_of_a_name_change_no_other_upstream() {
     if !namespace::enter(test_name!(), "") {
         return;
     }
@@ -254,14 +254,14 @@ fn whoever_answers_for_a_name_decides_nothing_for_others() {
 }
 
 #[test]
-fn an_address_that_changes_all_the_time_is_bounded_and_the_rest_goes_on() {
+fn ever_changing_addresses_are_bounded_and_harm_no_other_name() {
     let resolver = DnsServer::start();
     let steady = Server::start();
     let port = port();
     resolver.set(NAME, 0, &["127.1.0.1"]);
     let a = address("127.0.0.1");
     let servers = format!("{}, \"dns:{NAME}:{port}\"", list(&[&steady]));
-    // Whoever is no longer there is told from whoever is by a probe.
+    // A probe tells addresses that are gone from those that serve.
     let keys = "lame_duck = \"1s\"\nhealth = { every = \"200ms\", timeout = \"100ms\" }";
     let proxy = Proxy::start(&config(&resolver, a, keys, &servers));
     let clients: Vec<_> = (0..8).map(|_| socket("127.0.0.1")).collect();

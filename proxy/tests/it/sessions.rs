@@ -1,5 +1,5 @@
-//! Sessions: whose replies are whose, what ends them, and what becomes of their
-//! sockets and ports then. Most tests wait for ports to have rested, together.
+//! Sessions: each client gets its own replies alone, and sockets and ports are used again
+//! once no late reply can come. Most tests wait for that time, together.
 
 mod ended;
 mod flood;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ppv2_lab::*;
 
 #[test]
-fn replies_in_flight_are_let_out_and_the_exit_code_is_0() {
+fn shutdown_passes_replies_in_flight_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let server = socket("127.0.0.1");
         let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
@@ -50,7 +50,7 @@ fn stopping_unanswered(drain_timeout: &str) -> (Process, std::net::UdpSocket) {
 }
 
 #[test]
-fn a_server_that_never_answers_delays_the_stop_by_the_drain_timeout_at_most() {
+fn silent_server_delays_shutdown_by_the_drain_timeout_alone() {
     let (mut proxy, _server) = stopping_unanswered("500ms");
     let (status, log) = proxy.wait();
     assert!(status.success(), "{log}");
@@ -68,7 +68,7 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
-fn a_client_that_writes_the_moment_it_reads_ready_is_served_on_every_address() {
+fn every_address_is_served_once_ready_is_logged() {
     for _ in 0..10 {
         let server = socket("127.0.0.1");
         let listeners: Vec<_> = ["127.0.0.1", "127.0.0.2", "::1"].map(address).into();
@@ -93,7 +93,7 @@ fn a_client_that_writes_the_moment_it_reads_ready_is_served_on_every_address() {
 }
 
 #[test]
-fn a_worker_that_polls_or_gathers_hears_commands_as_well() {
+fn busy_polling_and_gathering_workers_take_commands() {
     for flag in ["--busy-poll", "--coalesce"] {
         let server = socket("127.0.0.1");
         let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
@@ -113,7 +113,7 @@ fn a_worker_that_polls_or_gathers_hears_commands_as_well() {
 }
 
 #[test]
-fn every_request_has_its_reply_let_out_and_what_waited_is_taken() {
+fn shutdown_serves_waiting_requests_and_passes_their_replies() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--workers", "1", "--admin", &admin.to_string()];
@@ -148,7 +148,7 @@ fn every_request_has_its_reply_let_out_and_what_waited_is_taken() {
 }
 
 #[test]
-fn a_hangup_ends_nothing_and_the_last_drops_are_told() {
+fn sighup_ends_nothing_and_the_last_drops_are_reported() {
     let (server, listener) = (socket("127.0.0.1"), address("127.0.0.1"));
     let more = ["--allow", "127.9.0.0/16"];
     let mut proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
@@ -176,7 +176,7 @@ fn a_hangup_ends_nothing_and_the_last_drops_are_told() {
 }
 
 #[test]
-fn a_hangup_while_the_configuration_is_read_ends_nothing() {
+fn sighup_while_the_configuration_is_read_ends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("proxy.toml");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();

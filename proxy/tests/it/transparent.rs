@@ -4,27 +4,27 @@
 use ppv2_lab::network::*;
 use ppv2_lab::test_name;
 
-const ANY_PORT: Story = Story {
+const ANY_PORT: ModeTest = ModeTest {
     scheme: Scheme::Transparent,
     mode: "mode = \"transparent\"",
     capabilities: NET_RAW,
-    way: Way::Back,
+    answering: Answering::Back,
     port: false,
     through_proxy: true,
 };
 
 #[test]
 fn the_server_sees_the_clients_address() {
-    ANY_PORT.holds(test_name!(), Side::Private);
+    ANY_PORT.run(test_name!(), Side::Private);
 }
 
 #[test]
 fn the_server_sees_the_clients_port_on_request() {
-    let story = Story {
+    let test = ModeTest {
         mode: "mode = \"transparent\"\nsource_port = \"client\"",
         capabilities: NET_RAW | NET_BIND_SERVICE,
         port: true,
         ..ANY_PORT
     };
-    story.holds(test_name!(), Side::Private);
+    test.run(test_name!(), Side::Private);
 }

@@ -141,7 +141,7 @@ fn replies(log: &str) -> Vec<String> {
 }
 
 #[test]
-fn without_a_header_nobody_is_answered() {
+fn queries_without_a_header_are_not_answered() {
     if !namespace::enter(test_name!(), "") {
         return;
     }

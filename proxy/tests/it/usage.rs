@@ -26,7 +26,7 @@ fn fails(arguments: &[&str], code: i32, parts: &[&str]) {
 }
 
 #[test]
-fn wrong_flags_end_with_2_and_name_the_mend() {
+fn wrong_flags_exit_with_2_and_name_the_fix() {
     fails(&[], 2, &["Usage"]);
     fails(&["run"], 2, &["--listen", "--upstream"]);
     fails(&["run", "--listen", "127.0.0.1:1"], 2, &["--upstream"]);
@@ -123,7 +123,7 @@ fn wrong_flags_end_with_2_and_name_the_mend() {
 }
 
 #[test]
-fn wrong_files_end_with_2_and_show_the_line() {
+fn wrong_files_exit_with_2_and_show_the_line() {
     let folder = tempfile::tempdir().unwrap();
     for command in ["run", "check"] {
         fails(
@@ -147,7 +147,7 @@ fn wrong_files_end_with_2_and_show_the_line() {
 }
 
 #[test]
-fn a_file_makes_all_settings_but_those_of_the_log() {
+fn flags_other_than_the_logs_are_refused_beside_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = write(&folder, "empty.toml", "");
     let run = ["run", "--config", file.to_str().unwrap()];
@@ -202,7 +202,7 @@ fn check_binds_nothing_and_reports() {
 }
 
 #[test]
-fn an_address_in_use_ends_with_1_and_names_the_holder() {
+fn address_in_use_exits_with_1_and_names_its_owner() {
     let listener = address("127.0.0.1");
     let holder = bind(listener);
     let pid = format!("pid {}", std::process::id());
@@ -217,7 +217,7 @@ fn an_address_in_use_ends_with_1_and_names_the_holder() {
 }
 
 #[test]
-fn a_second_proxy_on_the_same_address_is_refused_rather_than_given_half_the_clients() {
+fn second_proxy_on_the_same_address_is_refused() {
     let listener = address("127.0.0.1");
     let first = proxy_between(listener, address("127.0.0.1"), &["--workers", "2"]);
     let listen = listener.to_string();
@@ -235,7 +235,7 @@ fn a_second_proxy_on_the_same_address_is_refused_rather_than_given_half_the_clie
 }
 
 #[test]
-fn addresses_that_the_host_lacks_end_with_1() {
+fn missing_listener_address_exits_with_1() {
     let run = [
         "run",
         "--listen",
@@ -259,7 +259,7 @@ fn addresses_that_the_host_lacks_end_with_1() {
 }
 
 #[test]
-fn a_source_address_that_the_host_lacks_ends_with_1() {
+fn missing_source_address_exits_with_1() {
     let folder = tempfile::tempdir().unwrap();
     let content = format!(
         "[[listener]]\nbind = [\"{}\"]\nupstream = \"u\"\n\
@@ -462,7 +462,7 @@ fn serves_with_standard_error(stderr: Stdio, after: impl FnOnce()) {
 }
 
 #[test]
-fn a_full_standard_error_stops_nothing() {
+fn full_standard_error_stops_nothing() {
     let full = || File::options().write(true).open("/dev/full").unwrap();
     serves_with_standard_error(full().into(), || ());
     let status = Command::new(binary())
@@ -473,13 +473,13 @@ fn a_full_standard_error_stops_nothing() {
 }
 
 #[test]
-fn a_reader_of_standard_error_that_goes_away_stops_nothing() {
+fn closed_standard_error_stops_nothing() {
     let (reader, writer) = std::io::pipe().unwrap();
     serves_with_standard_error(writer.into(), || drop(reader));
 }
 
 #[test]
-fn a_reader_of_standard_error_that_stalls_stops_nothing() {
+fn stalled_reader_of_standard_error_stops_nothing() {
     let (_reader, mut writer) = UnixStream::pair().unwrap();
     writer.set_nonblocking(true).unwrap();
     let full = loop {
@@ -494,7 +494,7 @@ fn a_reader_of_standard_error_that_stalls_stops_nothing() {
 
 /// Where workers share addresses, the kernel lets other processes of the same user in.
 #[test]
-fn a_user_that_runs_other_processes_is_warned_of() {
+fn user_with_other_processes_is_warned_about() {
     // For an ordinary user; root's proxy is `nobody`.
     let mut other = Command::new("sleep").arg("60").spawn().unwrap();
     let warns = |more: &[&str]| {
@@ -512,7 +512,7 @@ fn a_user_that_runs_other_processes_is_warned_of() {
 }
 
 #[test]
-fn nobody_runs_it_as_root() {
+fn root_becomes_nobody() {
     let (listener, upstream) = (address("127.0.0.1").to_string(), "127.0.0.1:1");
     let with = |user| {
         [

@@ -240,7 +240,7 @@ fn an_address_of_the_host_needs_no_right() {
 }
 
 #[test]
-fn without_a_right_the_error_names_what_would_mend_it() {
+fn without_a_right_the_error_names_the_fix() {
     let setup = format!("{HOSTS}; echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind");
     if !enter_without_rights(test_name!(), &setup) {
         return;

@@ -198,7 +198,7 @@ async fn a_flood_of_bad_datagrams_starves_no_other_task() {
     let mut receiving = pin!(socket.recv_datagram());
     let at_once = poll_fn(|context| Poll::Ready(receiving.as_mut().poll(context))).await;
 
-    // It has given way though more was queued, and goes on when its turn comes.
+    // It has yielded though more was queued, and goes on when its turn comes.
     assert!(at_once.is_pending());
     let dropped = || socket.stats().dropped(DropReason::NoHeader);
     assert!((1..FLOOD).contains(&dropped()), "{}", dropped());

@@ -1,5 +1,5 @@
-//! What each mode asks of the hosts, by hand, and its removal. Replies of the
-//! server reach the client by one of these and no other way.
+//! The host setup that each mode needs, and its removal. Without one of these, no reply of
+//! the server reaches the client.
 
 use super::Lab;
 use crate::eventually;

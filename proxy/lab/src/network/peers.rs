@@ -19,7 +19,7 @@ pub(super) const EXCHANGES: usize = 200;
 
 /// How a server answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Answering {
     /// From the socket that it was asked at, to the source.
     Back,
     /// The same without a UDP checksum, over IPv4.
@@ -41,15 +41,15 @@ pub struct Echo {
 
 impl Echo {
     /// One on the server's host at the family's address.
-    pub fn new(lab: &Lab, family: Family, way: Way) -> Self {
-        Self::at(lab, family.server(), way)
+    pub fn new(lab: &Lab, family: Family, answering: Answering) -> Self {
+        Self::at(lab, family.server(), answering)
     }
 
-    pub fn at(lab: &Lab, address: SocketAddr, way: Way) -> Self {
+    pub fn at(lab: &Lab, address: SocketAddr, answering: Answering) -> Self {
         let socket = lab.at("server", || bind(address));
-        let answers = lab.at("server", || match way {
-            Way::Back | Way::ToProxy(_) | Way::ByHeader => None,
-            Way::Unchecked => Some(raw_udp(address.ip())),
+        let answers = lab.at("server", || match answering {
+            Answering::Back | Answering::ToProxy(_) | Answering::ByHeader => None,
+            Answering::Unchecked => Some(raw_udp(address.ip())),
         });
         socket
             .set_read_timeout(Some(Duration::from_millis(20)))
@@ -58,7 +58,7 @@ impl Echo {
             Arc::<AtomicBool>::default(),
             Arc::<Mutex<Vec<_>>>::default(),
         );
-        if way == Way::ByHeader {
+        if answering == Answering::ByHeader {
             let trust = Trust::networks(["10.0.0.1", "fd00:a::1"]).unwrap();
             let trust = trust.reply_from(ReplyFrom::Listener);
             let socket = ppv2_sdk::UdpSocket::from_std(socket, trust).unwrap();
@@ -82,20 +82,20 @@ impl Echo {
                     };
                     let answer = [source.to_string().as_bytes(), b" ", &datagram[..len]].concat();
                     seen.lock().unwrap().push(source);
-                    match way {
-                        Way::Back => _ = socket.send_to(&answer, source).unwrap(),
-                        Way::ToProxy(count) => {
+                    match answering {
+                        Answering::Back => _ = socket.send_to(&answer, source).unwrap(),
+                        Answering::ToProxy(count) => {
                             for _ in 0..count {
                                 // A full buffer is none of this test's matter.
                                 _ = socket.send_to(&answer, source);
                             }
                         }
-                        Way::Unchecked => {
+                        Answering::Unchecked => {
                             let answers = answers.as_ref().unwrap();
                             let datagram = unchecked(address.port(), source.port(), &answer);
                             answers.send_to(&datagram, &without_port(source)).unwrap();
                         }
-                        Way::ByHeader => unreachable!("served by the SDK"),
+                        Answering::ByHeader => unreachable!("served by the SDK"),
                     }
                 }
             }
@@ -178,7 +178,7 @@ fn without_port(address: SocketAddr) -> socket2::SockAddr {
 pub struct Client {
     pub socket: UdpSocket,
     pub address: SocketAddr,
-    /// Whom it writes to.
+    /// The address that it writes to.
     pub listener: SocketAddr,
 }
 

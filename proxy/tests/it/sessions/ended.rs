@@ -1,5 +1,5 @@
-//! Sessions that have ended: late replies reach nobody, and what they held goes
-//! to new clients.
+//! Sessions that have ended: late replies reach no client, and their sockets and ports are
+//! used for new clients.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -45,7 +45,7 @@ fn sessions_that_ended_give_their_ports_to_new_clients() {
 }
 
 #[test]
-fn a_reply_to_a_session_that_ended_reaches_nobody() {
+fn late_reply_reaches_no_client() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--responses", "1", "--admin", &admin.to_string()];
@@ -59,13 +59,13 @@ fn a_reply_to_a_session_that_ended_reaches_nobody() {
     assert_eq!(receive(&client).0, b"answer");
     receive_nothing(&client);
     eventually("two late replies", || dropped(admin, "reply_late") == 2);
-    // The next question begins anew, from another port.
+    // The next question starts a new session, from another port.
     client.send_to(b"question", listener).unwrap();
     assert_ne!(receive(&server).1, session);
 }
 
 #[test]
-fn a_late_reply_reaches_nobody_under_a_flood_of_short_sessions() {
+fn late_reply_reaches_no_client_under_a_flood_of_short_sessions() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let more = ["--responses", "1", "--admin", &admin.to_string()];
@@ -95,7 +95,7 @@ fn a_late_reply_reaches_nobody_under_a_flood_of_short_sessions() {
 }
 
 #[test]
-fn a_socket_that_rested_serves_the_next_client_unless_a_late_reply_came() {
+fn rested_socket_is_reused_unless_a_late_reply_came() {
     // Half of the sockets rest when two do.
     let setup = "echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range";
     if !namespace::enter(test_name!(), setup) {
@@ -137,7 +137,7 @@ fn a_socket_that_rested_serves_the_next_client_unless_a_late_reply_came() {
 }
 
 #[test]
-fn a_port_that_a_server_streams_to_is_given_to_nobody() {
+fn port_that_a_server_streams_to_is_not_reused() {
     let setup = "echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range";
     if !namespace::enter(test_name!(), setup) {
         return;
@@ -207,7 +207,7 @@ fn streamed_to(host: &str) {
 }
 
 #[test]
-fn sessions_outlive_a_standstill_in_which_their_clients_write_on() {
+fn sessions_outlive_a_paused_proxy_while_clients_write() {
     for host in ["127.0.0.1", "::1"] {
         let server = socket(host);
         let listener = address(host);
@@ -241,7 +241,7 @@ fn sessions_outlive_a_standstill_in_which_their_clients_write_on() {
 }
 
 #[test]
-fn another_worker_gets_the_sockets_that_have_rested() {
+fn rested_sockets_serve_other_workers_too() {
     let setup = "echo 40000 40007 > /proc/sys/net/ipv4/ip_local_port_range";
     if !namespace::enter(test_name!(), setup) {
         return;
@@ -259,7 +259,7 @@ fn another_worker_gets_the_sockets_that_have_rested() {
     );
     let _proxy = proxy_with(&folder, &config);
     let clients: Vec<_> = (0..8).map(|_| bind(address("127.0.0.1"))).collect();
-    // They owe an answer, so that nobody gets their ports before their time.
+    // They owe an answer, so that their ports rest for the full time.
     for client in &clients {
         ask(client, listeners[0], &server);
     }
@@ -276,7 +276,7 @@ fn another_worker_gets_the_sockets_that_have_rested() {
 }
 
 #[test]
-fn a_restarted_proxy_begins_with_other_ports() {
+fn restarted_proxy_begins_with_other_ports() {
     let server = socket("127.0.0.1");
     let [before, after] = [(); 2].map(|()| {
         let listener = address("127.0.0.1");
@@ -292,7 +292,7 @@ fn a_restarted_proxy_begins_with_other_ports() {
 }
 
 #[test]
-fn a_shortage_of_one_sources_ports_refuses_clients_of_no_other() {
+fn source_without_free_ports_harms_no_other_source() {
     let setup = "echo 40000 40009 > /proc/sys/net/ipv4/ip_local_port_range; \
                  ip addr add fd00::5/128 dev lo; ip addr add fd00::6/128 dev lo";
     if !namespace::enter(test_name!(), setup) {

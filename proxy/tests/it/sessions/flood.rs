@@ -1,4 +1,4 @@
-//! A flood of forged sources that the server doesn't answer takes nobody's place who is
+//! A flood of forged sources that the server doesn't answer displaces no client that is
 //! answered.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -68,7 +68,7 @@ fn is_answered(ip: &str, listener: SocketAddr) -> bool {
 }
 
 #[test]
-fn a_flood_of_forged_sources_leaves_clients_their_answers() {
+fn flood_of_forged_sources_costs_clients_no_answer() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let script = format!(

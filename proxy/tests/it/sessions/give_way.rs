@@ -1,4 +1,4 @@
-//! When sessions run out, those that were never answered give way to new ones, and
+//! When sessions run out, new ones replace those that were never answered, and
 //! answered ones stay.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -79,7 +79,7 @@ impl Few {
 }
 
 #[test]
-fn unanswered_sessions_give_way_and_answered_ones_stay() {
+fn full_table_replaces_unanswered_sessions_alone() {
     for host in ["127.0.0.1", "::1"] {
         let it = few(host, "", 3);
         let [old, silent, other, new] = [(); 4].map(|()| socket(host));
@@ -101,7 +101,7 @@ fn unanswered_sessions_give_way_and_answered_ones_stay() {
 }
 
 #[test]
-fn an_answer_that_waits_unread_keeps_its_session() {
+fn unread_answer_keeps_its_session() {
     let it = few("127.0.0.1", "", 2);
     let [old, waiting, silent] = [(); 3].map(|()| socket("127.0.0.1"));
     let of_old = it.ask(&old);
@@ -120,7 +120,7 @@ fn an_answer_that_waits_unread_keeps_its_session() {
 }
 
 #[test]
-fn within_a_clients_bound_unanswered_sessions_give_way() {
+fn client_limit_replaces_unanswered_sessions() {
     for (host, forged) in [("127.0.0.2", "127.0.0.2"), ("::1", "::1")] {
         let bound = "per_client = { sessions = 3 }";
         let it = few(if host == "::1" { "::1" } else { "127.0.0.1" }, bound, 100);

@@ -1,5 +1,5 @@
-//! What the proxy refuses to write in clients' names, what it bears when it does,
-//! and what becomes of sessions whose addresses and ports are the clients' own.
+//! Sessions that send from their client's address: which sources are refused, and what
+//! happens to such sessions when privileges, listeners or servers change.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -30,7 +30,7 @@ fn forged_sources_are_counted_and_never_written_from() {
     ] {
         let setup = lab.set_up(scheme);
         let proxy = lab.proxy(mode);
-        let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Way::Back));
+        let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Answering::Back));
 
         // The proxy's own, and the server's.
         for from in ["127.0.0.1", "127.0.0.9", "198.51.100.10", "10.0.0.1"] {
@@ -43,7 +43,7 @@ fn forged_sources_are_counted_and_never_written_from() {
         send_from(&lab, "server", "fd00:a::2", Family::V6);
         let mut expected = [5, 4];
 
-        // Nobody's. Those of IPv4 pass a strict reverse path filter, which the
+        // Addresses of no host. Those of IPv4 pass a strict reverse path filter, which the
         // route by default is enough for.
         forge(&lab, [169, 254, 7, 7], 5000);
         forge(&lab, [0, 1, 2, 3], 5000);
@@ -108,7 +108,7 @@ fn unprivileged_ports_from(lab: &Lab, port: u16) {
 }
 
 #[test]
-fn a_privilege_that_is_taken_away_ends_no_session() {
+fn lost_privilege_ends_no_session() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -118,7 +118,7 @@ fn a_privilege_that_is_taken_away_ends_no_session() {
     let mut proxy = lab.proxy_by(&without, &listeners(OWN_PORT));
     proxy.assert_standing(NET_RAW);
     for family in Family::BOTH {
-        let _server = Echo::new(&lab, family, Way::Back);
+        let _server = Echo::new(&lab, family, Answering::Back);
         let [old, new] = [53, 67].map(|port| Client::new(&lab, family, 1, port));
         let high = Client::new(&lab, family, 2, 5000);
         assert_eq!(old.ask(b"in time"), old.address);
@@ -140,12 +140,12 @@ fn a_privilege_that_is_taken_away_ends_no_session() {
 }
 
 #[test]
-fn over_ipv6_no_capability_is_needed() {
+fn ipv6_needs_no_capability() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
     let clients = [1, 2].map(|number| Client::new(&lab, Family::V6, number, 0));
-    let _server = Echo::new(&lab, Family::V6, Way::Back);
+    let _server = Echo::new(&lab, Family::V6, Answering::Back);
     let everything: &[&str] = &[];
     let no_low_ports = ["setpriv", "--bounding-set=-net_bind_service"];
     for (scheme, mode, wrapper, capabilities) in [
@@ -164,7 +164,7 @@ fn over_ipv6_no_capability_is_needed() {
 }
 
 #[test]
-fn a_reload_has_listeners_on_wildcards_share_their_ports_with_clients() {
+fn reload_has_wildcard_listeners_share_their_ports_with_clients() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -176,7 +176,7 @@ fn a_reload_has_listeners_on_wildcards_share_their_ports_with_clients() {
         "workers = 1\n".to_owned() + &listener.replace(&family.listener().to_string(), &any)
     };
     let proxy = lab.proxy_with(&config("mode = \"plain\""));
-    let _server = Echo::new(&lab, family, Way::Back);
+    let _server = Echo::new(&lab, family, Answering::Back);
     let client = Client::new(&lab, family, 1, port);
     assert_eq!(client.ask(b"whose?").ip(), family.proxy());
     proxy.reload(&config(OWN_PORT));
@@ -219,7 +219,7 @@ fn one_client_port_serves_one_session_to_a_server() {
     lab.set_up(Scheme::Transparent);
     for family in Family::BOTH {
         let second = SocketAddr::new(family.server().ip(), 9003);
-        let servers = [family.server(), second].map(|at| Echo::at(&lab, at, Way::Back));
+        let servers = [family.server(), second].map(|at| Echo::at(&lab, at, Answering::Back));
         let proxy = lab.proxy_with(&two_ways(OWN_PORT, family));
         let mut client = Client::new(&lab, family, 1, 0);
         let ip = family.listener().ip();
@@ -263,7 +263,7 @@ fn replies_that_wait_when_a_session_ends_are_counted() {
         let client = Client::new(&lab, family, 1, 0);
         client.send(b"question");
         let (_, session) = receive(&server);
-        // Its socket is closed with the first, and the client may begin anew.
+        // Its socket is closed with the first, and the client may start a new one.
         proxy.process.pause();
         for _ in 0..WAITING {
             server.send_to(b"answer", session).unwrap();

@@ -1,6 +1,6 @@
-//! A reply reaches the client whose session it is and nobody else: a hundred
+//! A reply reaches the client of its session and no other: a hundred
 //! clients behind one address, and a hundred addresses with one port, with a
-//! thousand exchanges each, all under way at once.
+//! thousand exchanges each, all at the same time.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::thread;
@@ -72,13 +72,13 @@ fn every_client_gets_its_own(host: &str, clients: Vec<UdpSocket>) {
 }
 
 #[test]
-fn a_hundred_ports_of_one_ipv4_address() {
+fn each_of_100_ports_of_one_ipv4_address_gets_its_own_replies() {
     let clients = (0..CLIENTS).map(|_| socket("127.0.0.30")).collect();
     every_client_gets_its_own("127.0.0.1", clients);
 }
 
 #[test]
-fn one_port_of_a_hundred_ipv4_addresses() {
+fn each_of_100_ipv4_addresses_with_one_port_gets_its_own_replies() {
     let port = port();
     let client = |n| bind(SocketAddr::new(IpAddr::from([127, 0, 20, n]), port));
     let clients = (1..=100).map(client).collect();
@@ -86,13 +86,13 @@ fn one_port_of_a_hundred_ipv4_addresses() {
 }
 
 #[test]
-fn a_hundred_ports_of_one_ipv6_address() {
+fn each_of_100_ports_of_one_ipv6_address_gets_its_own_replies() {
     let clients = (0..CLIENTS).map(|_| socket("::1")).collect();
     every_client_gets_its_own("::1", clients);
 }
 
 #[test]
-fn one_port_of_a_hundred_ipv6_addresses() {
+fn each_of_100_ipv6_addresses_with_one_port_gets_its_own_replies() {
     let setup =
         "for n in $(seq 1 100); do echo addr add fd00:20::$n/128 dev lo nodad; done | ip -batch -";
     if !namespace::enter(test_name!(), setup) {

@@ -158,7 +158,7 @@ fn soak(
 const FEW_PORTS: &str = "echo 40000 41999 > /proc/sys/net/ipv4/ip_local_port_range";
 
 #[test]
-fn no_answer_goes_astray_while_ports_run_out() {
+fn no_answer_reaches_another_client_while_ports_run_out() {
     if !namespace::enter(test_name!(), FEW_PORTS) {
         return;
     }
@@ -176,11 +176,11 @@ fn no_answer_goes_astray_while_ports_run_out() {
 }
 
 #[test]
-fn no_answer_goes_astray_while_modes_flap() {
+fn no_answer_reaches_another_client_while_modes_change() {
     if !namespace::enter(test_name!(), FEW_PORTS) {
         return;
     }
-    // Most are under way when their session has to move.
+    // Most wait when their session has to move.
     let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
     let keys = |turn: u32| {
         let mode = ["ppv2", "plain"][turn as usize % 2];

@@ -1,4 +1,4 @@
-//! The life of sessions that write in clients' names, or whose replies the proxy
+//! Sessions that send from their client's address, or whose replies the proxy
 //! never sees: their end, their client's next one, a stop, and replies that come
 //! when none should.
 
@@ -16,19 +16,19 @@ const DSR: &str = "mode = \"dsr\"\nrewrite_on = \"proxy\"";
 const SDK: &str = "mode = \"dsr\"\nrewrite_on = \"sdk\"";
 
 #[test]
-fn a_client_begins_anew_as_soon_as_its_session_has_ended() {
+fn ended_session_is_replaced_at_once() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
-    for (scheme, mode, way) in [
-        (Scheme::Transparent, OWN_PORT, Way::Back),
-        (Scheme::RewriteOnProxy, DSR, Way::Back),
-        (Scheme::SdkByProxy, SDK, Way::ByHeader),
+    for (scheme, mode, answering) in [
+        (Scheme::Transparent, OWN_PORT, Answering::Back),
+        (Scheme::RewriteOnProxy, DSR, Answering::Back),
+        (Scheme::SdkByProxy, SDK, Answering::ByHeader),
     ] {
         let setup = lab.set_up(scheme);
         let proxy = lab.proxy(&format!("idle_timeout = \"100ms\"\n{mode}"));
         let begins_anew = &|family| {
-            let _server = Echo::new(&lab, family, way);
+            let _server = Echo::new(&lab, family, answering);
             let client = Client::new(&lab, family, 1, 0);
             for number in 0..3 {
                 assert_eq!(client.ask(&[number]), client.address);
@@ -55,7 +55,7 @@ fn a_client_begins_anew_as_soon_as_its_session_has_ended() {
 }
 
 #[test]
-fn sessions_without_replies_do_not_hold_up_a_stop() {
+fn sessions_without_replies_do_not_delay_shutdown() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -109,7 +109,7 @@ fn waiting(lab: &Lab) -> u64 {
 const STRAY: usize = 500;
 
 #[test]
-fn replies_that_come_all_the_same_harm_nothing() {
+fn unexpected_replies_harm_nothing() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
@@ -124,7 +124,7 @@ fn replies_that_come_all_the_same_harm_nothing() {
         let setup = early.unwrap_or_else(|| lab.set_up(scheme));
         let clients = |family| [1, 2].map(|number| Client::new(&lab, family, number, 0));
         let clients = Family::BOTH.map(clients);
-        let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Way::ToProxy(STRAY)));
+        let servers = Family::BOTH.map(|family| Echo::new(&lab, family, Answering::ToProxy(STRAY)));
         let mut memory = 0;
         for number in 1..=20 {
             for client in clients.as_flattened() {
@@ -158,7 +158,7 @@ fn replies_that_come_all_the_same_harm_nothing() {
             assert_eq!(proxy.of(family, "ppv2_reply_datagrams_total"), 0);
             assert_eq!(proxy.of(family, "ppv2_sessions"), 2);
             if scheme == Scheme::SdkByProxy {
-                let _server = Echo::new(&lab, family, Way::ByHeader);
+                let _server = Echo::new(&lab, family, Answering::ByHeader);
                 exchange(clients, true);
             }
         }
@@ -170,7 +170,7 @@ fn replies_that_come_all_the_same_harm_nothing() {
 /// Ports of one client's address, as of many clients behind a NAT.
 const PORTS: usize = 24;
 
-/// How long a server waits with an answer at the most; sessions end sooner.
+/// How long a server waits with an answer at most; sessions end sooner.
 const LATE: Duration = Duration::from_millis(100);
 
 /// Answers after up to [`LATE`], each later or sooner than the one before.
@@ -220,7 +220,7 @@ fn no_late_reply_reaches_another_port_of_the_address() {
                 .map(|client| scope.spawn(|| right.fetch_add(churn(client), Ordering::Relaxed)))
                 .collect();
             let ended: Vec<_> = askers.into_iter().map(|asker| asker.join()).collect();
-            // First, lest the server outlive a failure.
+            // First, so that the server ends if the test fails.
             stop.store(true, Ordering::Relaxed);
             assert!(ended.iter().all(Result::is_ok), "another's answer came");
         });

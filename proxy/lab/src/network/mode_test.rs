@@ -1,32 +1,32 @@
-//! What every scheme has to show, one after the other.
+//! One test for every mode: all that a mode promises, step after step.
 
 use std::net::SocketAddr;
 
 use super::peers::EXCHANGES;
-use super::{Client, Echo, Family, Lab, Proxy, Scheme, Side, Way, exchange};
+use super::{Answering, Client, Echo, Family, Lab, Proxy, Scheme, Side, exchange};
 use crate::{eventually, receive_nothing};
 
-/// A mode, and what it is to show.
+/// A mode, and what is expected of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Story {
+pub struct ModeTest {
     pub scheme: Scheme,
     /// Keys of the proxy's listeners.
     pub mode: &'static str,
     /// The capabilities that the proxy keeps, all of those that it needs.
     pub capabilities: u64,
     /// How servers answer.
-    pub way: Way,
+    pub answering: Answering,
     /// They see the client's port, too.
     pub port: bool,
     /// Replies come to the proxy.
     pub through_proxy: bool,
 }
 
-impl Story {
+impl ModeTest {
     /// Runs it on both families, in a topology that has nothing of it before and
     /// after.
     #[track_caller]
-    pub fn holds(&self, test: &str, side: Side) {
+    pub fn run(&self, test: &str, side: Side) {
         let Some(lab) = Lab::enter(test, side) else {
             return;
         };
@@ -40,7 +40,7 @@ impl Story {
         for family in Family::BOTH {
             let clients = [1, 2].map(|number| Client::new(&lab, family, number, 0));
             let before = Counts::of(&proxy, family);
-            let server = Echo::new(&lab, family, self.way);
+            let server = Echo::new(&lab, family, self.answering);
             exchange(&clients, self.port);
             let asked = u64::try_from(2 * EXCHANGES).unwrap();
             assert_eq!(server.seen().len(), 2 * EXCHANGES);
@@ -61,15 +61,15 @@ impl Story {
                 }
             }
             drop(server);
-            if family == Family::V4 && self.way == Way::Back {
-                let _server = Echo::new(&lab, family, Way::Unchecked);
+            if family == Family::V4 && self.answering == Answering::Back {
+                let _server = Echo::new(&lab, family, Answering::Unchecked);
                 for client in &clients {
                     client.ask(b"without a checksum");
                     client.ask(&[b'y'; 3000]);
                 }
             }
-            self.outlasts_a_server(&lab, family, &clients);
-            self.meets_a_narrow_link(&lab, family, &clients);
+            self.survives_a_restart_of_the_server(&lab, family, &clients);
+            self.passes_a_link_with_a_small_mtu(&lab, family, &clients);
         }
         drop(proxy);
         setup.undo();
@@ -77,7 +77,7 @@ impl Story {
 
     fn source_is_right(&self, family: Family, clients: &[Client], server: &Echo) {
         let seen = server.seen();
-        if self.way == Way::ByHeader {
+        if self.answering == Answering::ByHeader {
             assert!(seen.iter().all(|source| source.ip() == family.proxy()));
             return;
         }
@@ -89,7 +89,7 @@ impl Story {
 
     /// While no server is there, clients get nothing; then they are answered
     /// again, in the sessions that they had.
-    fn outlasts_a_server(&self, lab: &Lab, family: Family, clients: &[Client]) {
+    fn survives_a_restart_of_the_server(&self, lab: &Lab, family: Family, clients: &[Client]) {
         for client in clients {
             for number in 0..3 {
                 client.send(format!("to nobody {number}").as_bytes());
@@ -98,18 +98,18 @@ impl Story {
         for client in clients {
             receive_nothing(&client.socket);
         }
-        let _server = Echo::new(lab, family, self.way);
+        let _server = Echo::new(lab, family, self.answering);
         for client in clients {
             client.ask(b"to somebody again");
         }
     }
 
     /// Answers that are too long for a link beyond the router. Over IPv4 routers
-    /// fragment what the proxy sends. Over IPv6 nobody does, and the proxy believes
+    /// fragment what the proxy sends. Over IPv6 no router does, and the proxy believes
     /// no ICMP, which can be forged: its interface must have the link's MTU. A server
     /// that answers clients itself is never told, and must know.
-    fn meets_a_narrow_link(&self, lab: &Lab, family: Family, clients: &[Client]) {
-        let _server = Echo::new(lab, family, self.way);
+    fn passes_a_link_with_a_small_mtu(&self, lab: &Lab, family: Family, clients: &[Client]) {
+        let _server = Echo::new(lab, family, self.answering);
         let [wide, narrow] = clients else {
             panic!("two clients");
         };

@@ -5,13 +5,17 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ppv2_engine::address::{ClientAddr, ListenerAddr};
+use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
+use ppv2_engine::capacity::{Capacity, Full};
+use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
+use ppv2_engine::server::Server;
 use ppv2_engine::session::{
-    Amount, Budget, Full, Key, MAX_REST, Need, Rules, Session, SessionId, Table,
+    AfterEnd, Amount, EndReason, Ended, Key, MAX_REST, Need, SessionId, Table,
 };
 
 const ONE: Amount = Amount {
@@ -58,7 +62,10 @@ fn key(client: u8, local: bool) -> Key {
 
 struct Bench {
     table: Table<Key>,
-    budget: Arc<Budget>,
+    settings: Arc<ListenerSettings>,
+    server: Arc<Server>,
+    ended: Receiver<Ended>,
+    capacity: Arc<Capacity>,
     now: Instant,
     owners: HashMap<u64, Key>,
     opened: Vec<SessionId>,
@@ -70,21 +77,21 @@ impl Bench {
             assert_eq!(self.owners.get(&id.to_bits()), Some(&key));
             return;
         }
-        let seat = match self.budget.take() {
+        let permit = match self.capacity.take() {
             Err(Full::Sockets) => {
                 assert!(self.table.retired() > 0, "sockets are with ended sessions");
                 if !self.close(Need::Now) {
                     return;
                 }
-                self.budget.take().ok()
+                self.capacity.take().ok()
             }
             taken => taken.ok(),
         };
-        let Some(seat) = seat else {
-            assert_eq!(self.table.active(), self.budget.max());
+        let Some(permit) = permit else {
+            assert_eq!(self.table.active(), self.capacity.max());
             return;
         };
-        let id = self.table.open(self.now, key, 0, 0, seat, key);
+        let id = self.table.open(self.now, key, &self.settings, &self.server, permit, key);
         assert_eq!(self.table.request(self.now, &key, ONE), Some(id));
         assert_eq!(
             self.owners.insert(id.to_bits(), key),
@@ -97,7 +104,7 @@ impl Bench {
     fn reply(&mut self, id: SessionId) {
         let owner = self.owners[&id.to_bits()];
         let before = self.table.get(id).map(|session| session.is_active());
-        match self.table.reply(self.now, id, ONE, |_, _| {}) {
+        match self.table.reply(self.now, id, ONE) {
             Some(reply) => assert_eq!((reply.to, reply.from), (owner.client, owner.local)),
             None => assert_ne!(before, Some(true), "a session that lives lost a reply"),
         }
@@ -109,12 +116,12 @@ impl Bench {
     }
 
     fn check(&self, idle: Duration) {
-        assert_eq!(self.table.active(), self.budget.taken());
+        assert_eq!(self.table.active(), self.capacity.taken());
         let sockets = self.table.active() + self.table.retired();
-        assert_eq!(sockets, self.budget.sockets());
-        assert!(sockets <= self.budget.max_sockets());
+        assert_eq!(sockets, self.capacity.sockets());
+        assert!(sockets <= self.capacity.max_sockets());
         for (_, session) in self.table.iter_from(0) {
-            assert_eq!(session.key, session.link);
+            assert_eq!(session.key, session.connection);
             assert!(self.now - session.last_active <= idle + Duration::from_millis(100));
         }
     }
@@ -129,9 +136,16 @@ fuzz_target!(|input: Input| {
         amplification: None,
     };
     let now = Instant::now();
+    let mut table = Table::new(now, 0, |_: &Key| AfterEnd::RestForReuse);
+    let (log, ended) = sync_channel(1024);
+    table.log_to(Some(log));
+    let server = ServerAddr(SocketAddr::from(([192, 0, 2, 1], 53)));
     let mut bench = Bench {
-        table: Table::new(now, vec![rules]),
-        budget: Budget::new(
+        table,
+        settings: Arc::new(ListenerSettings::new(Listener::new("l", 1), rules)),
+        server: Server::new("u", "s", server, 1),
+        ended,
+        capacity: Capacity::new(
             usize::from(input.max_sessions % 16) + 1,
             usize::from(input.max_sessions % 16) + 1 + usize::from(input.max_sockets % 8),
         ),
@@ -164,10 +178,21 @@ fuzz_target!(|input: Input| {
             }
             Step::Pass { millis } => {
                 bench.now += Duration::from_millis(u64::from(millis));
-                let ended = |session: &Session<Key>, _| {
-                    assert!(bench.now - session.last_active >= idle);
+                let active = |bench: &Bench| -> Vec<_> {
+                    let sessions = bench.table.iter_from(0);
+                    sessions.map(|(_, s)| (s.key, s.last_active)).collect()
                 };
-                bench.table.expire(bench.now, ended, |_| true);
+                let young: Vec<_> = active(&bench)
+                    .into_iter()
+                    .filter(|(_, last_active)| bench.now - *last_active < idle)
+                    .collect();
+                bench.ended.try_iter().for_each(drop);
+                bench.table.expire(bench.now, |_| true);
+                let left = active(&bench);
+                assert!(young.iter().all(|one| left.contains(one)));
+                for ended in bench.ended.try_iter() {
+                    assert_eq!(ended.reason, EndReason::Idle);
+                }
             }
             Step::Close { need: of } => {
                 let before = bench.table.retired();
@@ -175,18 +200,24 @@ fuzz_target!(|input: Input| {
             }
             Step::TakeOver { need: of } => {
                 let before = bench.table.retired();
-                let id = bench.table.reusable(bench.now, 0, 0, need(of));
+                let id = {
+                    let listener = &bench.settings.listener;
+                    bench.table.reusable(bench.now, listener, &bench.server, need(of))
+                };
                 let taken = id.and_then(|id| bench.table.take(bench.now, id));
                 assert_eq!(taken.is_some(), bench.table.retired() < before);
             }
-            Step::SetAside => bench.table.set_aside(0, 0),
+            Step::SetAside => {
+                let (listener, server) = (bench.settings.listener.id(), bench.server.id());
+                bench.table.set_aside(listener, server);
+            }
         }
         bench.check(idle);
     }
     // A few at a time.
     for passes in [idle, MAX_REST, MAX_REST, MAX_REST] {
         bench.now += passes + Duration::from_secs(60);
-        bench.table.expire(bench.now, |_, _| {}, |_| true);
+        bench.table.expire(bench.now, |_| true);
     }
     assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
 });

@@ -16,8 +16,7 @@ use serde::Serialize;
 
 use crate::config::{AccessLog, LogFormat};
 use crate::files;
-use ppv2_engine::upstream::ServerName;
-use ppv2_engine::worker::Ended;
+use ppv2_engine::session::Ended;
 
 /// Ended sessions whose lines could not be written.
 pub type Unlogged = Arc<AtomicU64>;
@@ -122,21 +121,19 @@ fn write_all(all: &Receiver<Ended>, format: LogFormat, output: &mut Output, reop
 
 impl<'e> Line<'e> {
     fn of(ended: &'e Ended, time: SystemTime) -> Self {
-        let summary = &ended.summary;
-        let ServerName { upstream, server } = &*ended.server;
         Self {
             time: humantime::format_rfc3339_millis(time).to_string(),
-            listener: &ended.listener,
-            client: summary.key.client.to_string(),
-            local: summary.key.local.to_string(),
-            upstream,
-            server,
-            requests: summary.requests.datagrams,
-            request_bytes: summary.requests.bytes,
-            replies: summary.replies.datagrams,
-            reply_bytes: summary.replies.bytes,
-            seconds: (summary.lasted.as_secs_f64() * 1e3).round() / 1e3,
-            reason: summary.reason.label(),
+            listener: &ended.listener.name,
+            client: ended.key.client.to_string(),
+            local: ended.key.local.to_string(),
+            upstream: &ended.server.upstream,
+            server: &ended.server.name,
+            requests: ended.requests.datagrams,
+            request_bytes: ended.requests.bytes,
+            replies: ended.replies.datagrams,
+            reply_bytes: ended.replies.bytes,
+            seconds: (ended.lasted.as_secs_f64() * 1e3).round() / 1e3,
+            reason: ended.reason.label(),
         }
     }
 
@@ -301,12 +298,17 @@ fn count_lines(text: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ppv2_engine::address::{ClientAddr, ListenerAddr};
-    use ppv2_engine::session::{Amount, EndReason, Key, Summary};
+    use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
+    use ppv2_engine::listener::Listener;
+    use ppv2_engine::server::Server;
+    use ppv2_engine::session::{Amount, EndReason, Key};
 
     #[test]
     fn a_line_tells_all_of_a_session() {
-        let summary = Summary {
+        let server = ServerAddr("192.0.2.10:53".parse().unwrap());
+        let ended = Ended {
+            listener: Listener::new("dns", 1),
+            server: Server::new("resolvers", "192.0.2.10:53", server, 1),
             key: Key {
                 client: ClientAddr("[2001:db8::1]:5000".parse().unwrap()),
                 local: ListenerAddr("[2001:db8::2]:53".parse().unwrap()),
@@ -321,14 +323,6 @@ mod tests {
             },
             lasted: Duration::from_micros(1_234_567),
             reason: EndReason::Idle,
-        };
-        let ended = Ended {
-            summary,
-            listener: "dns".into(),
-            server: Arc::new(ServerName {
-                upstream: "resolvers".to_owned(),
-                server: "192.0.2.10:53".to_owned(),
-            }),
         };
         let line = Line::of(&ended, SystemTime::UNIX_EPOCH);
         assert_eq!(

@@ -238,7 +238,7 @@ async fn metrics_text(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Re
 }
 
 async fn upstreams(State(admin): State<Arc<Admin>>) -> Response {
-    Json(admin.health.report(&admin.metrics)).into_response()
+    Json(admin.health.report()).into_response()
 }
 
 /// A server, by the names that `/upstreams` shows.
@@ -415,9 +415,9 @@ fn entry(worker: usize, report: SessionReport) -> SessionEntry {
     SessionEntry {
         client: report.key.client.to_string(),
         local: report.key.local.to_string(),
-        listener: report.listener.to_string(),
+        listener: report.listener.name.clone(),
         upstream: report.server.upstream.clone(),
-        server: report.server.server.clone(),
+        server: report.server.name.clone(),
         worker,
         age_seconds: report.age.as_secs_f64(),
         idle_seconds: report.idle.as_secs_f64(),

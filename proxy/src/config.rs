@@ -24,9 +24,9 @@ use clap::Args;
 
 use crate::files;
 use ppv2_engine::address::ServerAddr;
+use ppv2_engine::listener::{Amplification, Rules};
 use ppv2_engine::mode::Mode;
-use ppv2_engine::session::{Amplification, Rules};
-use ppv2_engine::worker::Pace;
+use ppv2_engine::snapshot::Pauses;
 
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
@@ -176,9 +176,9 @@ impl Config {
     /// How workers spend their time between datagrams. A worker serves all listeners,
     /// so the longest that any of them asks for applies.
     #[must_use]
-    pub fn pace(&self) -> Pace {
+    pub fn pauses(&self) -> Pauses {
         let longest = |times: fn(&Listener) -> Duration| self.listeners.iter().map(times).max();
-        Pace {
+        Pauses {
             busy_poll: longest(|listener| *listener.busy_poll).unwrap_or_default(),
             coalesce: longest(|listener| *listener.coalesce).unwrap_or_default(),
         }

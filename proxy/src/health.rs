@@ -1,6 +1,6 @@
 //! Health checks: probes servers, watches their clients' traffic, and says when one goes
 //! down or comes back. The data path learns of it only by a
-//! [`Steering`](ppv2_engine::upstream::Steering).
+//! [`Snapshot`](ppv2_engine::snapshot::Snapshot).
 
 mod check;
 mod dns;
@@ -18,9 +18,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::config::{self, Probe};
-use crate::metrics::Metrics;
-use crate::roster::Roll;
+use crate::metrics::Traffic;
+use crate::registry::ActiveConfig;
 use ppv2_engine::mode::{Mode, RewriteOn};
+use ppv2_engine::server::Server;
 
 use check::{HealthCheck, Target};
 use dns::Dns;
@@ -40,7 +41,6 @@ const MAX_UPSTREAM_PROBES: usize = 64;
 /// The running checks. They end with the value.
 pub struct Health {
     status: Arc<Status>,
-    metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
     /// By upstream.
     upstream_permits: HashMap<String, Arc<Semaphore>>,
@@ -55,30 +55,28 @@ struct Checked {
     target: Target,
     /// Whether its replies pass the proxy.
     replies_pass: bool,
-    /// Its number in the metrics.
-    number: usize,
+    server: Arc<Server>,
 }
 
-impl Health {
-    /// No checks yet.
-    #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+impl Default for Health {
+    fn default() -> Self {
         Self {
             status: Arc::default(),
-            metrics,
             permits: Arc::new(Semaphore::new(MAX_PROBES)),
             upstream_permits: HashMap::new(),
             running: HashMap::new(),
         }
     }
+}
 
-    /// Checks the servers of `roll` from now on. New ones count as up until they fail;
+impl Health {
+    /// Checks the servers of `active` from now on. New ones count as up until they fail;
     /// those that stay keep their status, and their checks go on. Must be called within
     /// a tokio runtime.
-    pub fn reconfigure(&mut self, roll: &Roll, now: Instant) {
-        self.status.reconfigure(roll, now);
+    pub fn reconfigure(&mut self, active: &ActiveConfig, now: Instant) {
+        self.status.reconfigure(active, now);
         let (mut read_header, mut bypassed) = (HashSet::new(), HashSet::new());
-        for listener in &roll.config.listeners {
+        for listener in &active.config.listeners {
             for (server, mode) in listener.servers.iter().chain(&listener.leaving) {
                 if matches!(mode, Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. })) {
                     read_header.insert(*server);
@@ -89,7 +87,7 @@ impl Health {
             }
         }
         let mut before = std::mem::take(&mut self.running);
-        for (index, server) in roll.config.servers.iter().enumerate() {
+        for (index, server) in active.config.servers.iter().enumerate() {
             let Some(health) = &server.health else {
                 continue;
             };
@@ -101,7 +99,7 @@ impl Health {
                     reads_header: read_header.contains(&index),
                 },
                 replies_pass: !bypassed.contains(&index),
-                number: roll.server(index),
+                server: Arc::clone(&active.servers[index]),
             };
             let key = status::key(server);
             let same = before.remove(&key).filter(|(before, _)| *before == checked);
@@ -118,7 +116,7 @@ impl Health {
             health,
             target,
             replies_pass,
-            number,
+            server,
         } = checked;
         let upstream = self.upstream_permits.entry(key.0.clone());
         let upstream = upstream.or_insert_with(|| Arc::new(Semaphore::new(MAX_UPSTREAM_PROBES)));
@@ -130,13 +128,10 @@ impl Health {
         };
         let mut tasks = JoinSet::new();
         if let Some(config) = health.passive.filter(|_| replies_pass) {
-            let metrics = Arc::clone(&self.metrics);
-            let before = metrics.counted().traffic(number);
             let passive = Passive {
                 config,
-                metrics,
-                server: number,
-                before,
+                before: Traffic::of(&server),
+                server,
             };
             tasks.spawn(runner.clone().watch(passive));
         }

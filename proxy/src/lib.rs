@@ -47,7 +47,7 @@
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
 //! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
 //! | [`privilege`] | an ordinary user with the capabilities that are needed |
-//! | [`roster`] | the numbers that listeners and servers go by, also after a reload |
+//! | [`registry`] | the shared objects of listeners and servers, also after a reload |
 //! | [`limits`] | how many sessions this host can bear |
 //! | [`holder`] | who holds an address that can't be bound |
 //! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
@@ -69,7 +69,7 @@ pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod privilege;
-pub mod roster;
+pub mod registry;
 pub mod runtime;
 pub mod topology;
 pub mod watch;

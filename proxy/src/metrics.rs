@@ -4,7 +4,7 @@ mod format;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -14,10 +14,11 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
-use ppv2_engine::counters::{
-    DropReason, ListenerCounters, OwnCounters, ServerCounters, WorkerCounters,
-};
-use ppv2_engine::session::Budget;
+use ppv2_engine::capacity::Capacity;
+use ppv2_engine::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use ppv2_engine::listener::Listener;
+use ppv2_engine::server::Server;
+use ppv2_engine::session::EndReason;
 
 pub use format::Format;
 
@@ -26,19 +27,18 @@ pub use format::Format;
 pub struct Metrics {
     counted: RwLock<Arc<Counted>>,
     /// Sessions that may be, and are.
-    pub budget: Arc<Budget>,
+    pub capacity: Arc<Capacity>,
     /// Ended sessions that the access log could not write.
     pub unlogged: Unlogged,
 }
 
-/// The workers' counters, under the names that operators gave.
+/// What counts.
 #[derive(Debug, Default)]
 pub struct Counted {
-    /// Listeners' names by number; `None` for those that are gone.
-    pub listeners: Vec<Option<String>>,
-    /// Upstreams' and servers' names by the servers' number; `None` for those that
-    /// are gone.
-    pub servers: Vec<Option<(String, String)>>,
+    /// Listeners that are shown.
+    pub listeners: Vec<Arc<Listener>>,
+    /// Servers. Those that anything holds are shown.
+    pub servers: Vec<Weak<Server>>,
     /// By worker.
     pub workers: Vec<Arc<WorkerCounters>>,
 }
@@ -54,21 +54,36 @@ pub struct Traffic {
     pub refusals: u64,
 }
 
+impl Traffic {
+    /// What all workers have counted of `server`.
+    #[must_use]
+    pub fn of(server: &Server) -> Self {
+        Self {
+            sent: server.sum(|counters| counters.sent.get()),
+            replies: server.sum(|counters| counters.replies.get()),
+            refusals: server.sum(|counters| counters.refusals.get()),
+        }
+    }
+}
+
+/// A server that is shown, with its label.
+type Labelled = (Arc<Server>, String);
+
 pub(crate) type Labels<'a> = Vec<(&'static str, &'a str)>;
 pub(crate) type Samples<'a> = Vec<(Labels<'a>, u64)>;
 
 impl Metrics {
     /// What workers and the access log count, and the sessions that may be.
     #[must_use]
-    pub fn new(counted: Counted, budget: Arc<Budget>, unlogged: Unlogged) -> Self {
+    pub fn new(counted: Counted, capacity: Arc<Capacity>, unlogged: Unlogged) -> Self {
         Self {
             counted: RwLock::new(Arc::new(counted)),
-            budget,
+            capacity,
             unlogged,
         }
     }
 
-    /// Goes by other counters and names from now on.
+    /// Shows other listeners and servers.
     pub fn follow(&self, counted: Counted) {
         let mut current = self.counted.write();
         **current
@@ -76,7 +91,7 @@ impl Metrics {
             .unwrap_or_else(|poisoned| poisoned.get_mut()) = Arc::new(counted);
     }
 
-    /// The counters and names of this moment.
+    /// What counts at present.
     #[must_use]
     pub fn counted(&self) -> Arc<Counted> {
         let current = self.counted.read();
@@ -109,125 +124,73 @@ impl Metrics {
 }
 
 impl Counted {
-    /// Datagrams of listener number `listener` that all workers dropped for `reason`.
+    /// The servers that anything holds.
     #[must_use]
-    pub fn dropped(&self, listener: usize, reason: DropReason) -> u64 {
-        self.of_listener(listener, |counters| counters.dropped(reason).get())
-    }
-
-    /// Errors that the network reported of datagrams sent to server number `server`.
-    #[must_use]
-    pub fn refusals(&self, server: usize) -> u64 {
-        self.of_server(server, |counters| counters.refusals.get())
-    }
-
-    /// What the workers have counted of server number `server`, in sum.
-    #[must_use]
-    pub fn traffic(&self, server: usize) -> Traffic {
-        Traffic {
-            sent: self.of_server(server, |counters| counters.sent.get()),
-            replies: self.of_server(server, |counters| counters.replies.get()),
-            refusals: self.refusals(server),
-        }
-    }
-
-    /// Sessions of server number `server`.
-    #[must_use]
-    pub fn sessions(&self, server: usize) -> u64 {
-        self.of_server(server, ServerCounters::sessions)
-    }
-
-    fn of_listener(&self, number: usize, read: impl Fn(&ListenerCounters) -> u64) -> u64 {
-        let workers = self.workers.iter();
-        let counters = workers.filter_map(|worker| worker.listeners.get(number));
-        counters.map(|counters| read(counters)).sum()
-    }
-
-    fn of_server(&self, number: usize, read: impl Fn(&ServerCounters) -> u64) -> u64 {
-        let workers = self.workers.iter();
-        let counters = workers.filter_map(|worker| worker.servers.get(number));
-        counters.map(|counters| read(counters)).sum()
-    }
-
-    /// The listeners that there are, by number.
-    pub fn listeners(&self) -> impl Iterator<Item = (usize, &str)> {
-        let numbered = self.listeners.iter().enumerate();
-        numbered.filter_map(|(number, name)| Some((number, name.as_deref()?)))
-    }
-
-    /// The servers that there are, by number: their upstream's name and their own.
-    pub fn servers(&self) -> impl Iterator<Item = (usize, (&str, &str))> {
-        let numbered = self.servers.iter().enumerate();
-        numbered.filter_map(|(number, name)| {
-            let (upstream, server) = name.as_ref()?;
-            Some((number, (upstream.as_str(), server.as_str())))
-        })
+    pub fn servers(&self) -> Vec<Arc<Server>> {
+        self.servers.iter().filter_map(Weak::upgrade).collect()
     }
 
     fn by_listener(&self, read: fn(&ListenerCounters) -> u64) -> Samples<'_> {
-        self.listeners()
-            .map(|(number, name)| (vec![("listener", name)], self.of_listener(number, read)))
-            .collect()
-    }
-
-    fn by_server(&self, read: fn(&ServerCounters) -> u64) -> Samples<'_> {
-        self.servers()
-            .map(|(number, (upstream, server))| {
-                let labels = vec![("upstream", upstream), ("server", server)];
-                (labels, self.of_server(number, read))
-            })
+        let listeners = self.listeners.iter();
+        listeners
+            .map(|listener| (vec![("listener", &*listener.name)], listener.sum(read)))
             .collect()
     }
 
     fn drops(&self) -> Samples<'_> {
-        self.listeners()
-            .flat_map(|(number, name)| {
-                DropReason::ALL.iter().map(move |reason| {
-                    let labels = vec![("listener", name), ("reason", reason.label())];
-                    (labels, self.dropped(number, *reason))
-                })
-            })
-            .collect()
+        self.by_reason(DropReason::ALL, DropReason::label, |counters, reason| {
+            counters.dropped(reason).get()
+        })
     }
 
     fn ends(&self) -> Samples<'_> {
+        self.by_reason(&EndReason::ALL, EndReason::label, |counters, reason| {
+            counters.ended(reason).get()
+        })
+    }
+
+    fn by_reason<R: Copy>(
+        &self,
+        all: &[R],
+        label: fn(R) -> &'static str,
+        read: fn(&ListenerCounters, R) -> u64,
+    ) -> Samples<'_> {
         let mut samples = Samples::new();
-        for (reason, read) in [
-            (
-                "idle",
-                (|c| c.ended_idle.get()) as fn(&ListenerCounters) -> u64,
-            ),
-            ("responses", |c| c.ended_responses.get()),
-            ("moved", |c| c.ended_moved.get()),
-            ("network", |c| c.ended_network.get()),
-            ("unanswered", |c| c.ended_unanswered.get()),
-            ("denied", |c| c.ended_denied.get()),
-            ("stopped", |c| c.ended_stopped.get()),
-        ] {
-            for (mut labels, value) in self.by_listener(read) {
-                labels.push(("reason", reason));
-                samples.push((labels, value));
+        for listener in &self.listeners {
+            for reason in all {
+                let labels = vec![("listener", &*listener.name), ("reason", label(*reason))];
+                samples.push((labels, listener.sum(|counters| read(counters, *reason))));
             }
         }
         samples
     }
 
-    fn unlogged(&self) -> u64 {
-        let workers = self.workers.iter();
-        workers.map(|worker| worker.own.unlogged.get()).sum()
+    /// What no listener and no server counts, of all workers together.
+    fn sum(&self, read: fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| read(worker)).sum()
     }
 
-    /// What no listener and no server counts, of all workers together.
-    fn own(&self, read: fn(&OwnCounters) -> u64) -> Samples<'_> {
-        let sum = self.workers.iter().map(|worker| read(&worker.own)).sum();
-        vec![(vec![], sum)]
+    fn own(&self, read: fn(&WorkerCounters) -> u64) -> Samples<'_> {
+        vec![(vec![], self.sum(read))]
     }
+}
+
+fn by_server(servers: &[Labelled], read: fn(&ServerCounters) -> u64) -> Samples<'_> {
+    let servers = servers.iter().map(|(server, label)| {
+        let labels = vec![("upstream", &*server.upstream), ("server", label.as_str())];
+        (labels, server.sum(read))
+    });
+    servers.collect()
 }
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut encoder;
         let counted = self.counted();
+        let servers = counted.servers().into_iter();
+        let servers: Vec<Labelled> = servers
+            .map(|server| (Arc::clone(&server), server.label()))
+            .collect();
         count(
             to,
             "client_datagrams",
@@ -294,7 +257,7 @@ impl Collector for Metrics {
             "Ended sessions that are not in the access log, which was full or too slow",
             vec![(
                 vec![],
-                counted.unlogged() + self.unlogged.load(Ordering::Relaxed),
+                counted.sum(|c| c.unlogged.get()) + self.unlogged.load(Ordering::Relaxed),
             )],
         )?;
         gauge(
@@ -307,19 +270,19 @@ impl Collector for Metrics {
             to,
             "sessions_max",
             "Sessions that there may be",
-            vec![(vec![], self.budget.max() as u64)],
+            vec![(vec![], self.capacity.max() as u64)],
         )?;
         gauge(
             to,
             "session_sockets",
             "Sockets of sessions, running and ended ones",
-            vec![(vec![], self.budget.sockets() as u64)],
+            vec![(vec![], self.capacity.sockets() as u64)],
         )?;
         gauge(
             to,
             "session_sockets_max",
             "Sockets of sessions that there may be",
-            vec![(vec![], self.budget.max_sockets() as u64)],
+            vec![(vec![], self.capacity.max_sockets() as u64)],
         )?;
         gauge(
             to,
@@ -343,49 +306,49 @@ impl Collector for Metrics {
             to,
             "upstream_datagrams",
             "Datagrams sent to servers",
-            counted.by_server(|c| c.sent.get()),
+            by_server(&servers, |c| c.sent.get()),
         )?;
         count(
             to,
             "upstream_bytes",
             "Bytes sent to servers, headers included",
-            counted.by_server(|c| c.sent_bytes.get()),
+            by_server(&servers, |c| c.sent_bytes.get()),
         )?;
         count(
             to,
             "upstream_reply_datagrams",
             "Datagrams received from servers",
-            counted.by_server(|c| c.replies.get()),
+            by_server(&servers, |c| c.replies.get()),
         )?;
         count(
             to,
             "upstream_reply_bytes",
             "Bytes received from servers",
-            counted.by_server(|c| c.reply_bytes.get()),
+            by_server(&servers, |c| c.reply_bytes.get()),
         )?;
         count(
             to,
             "upstream_receive_overflows",
             "Replies that the kernel dropped for want of buffer",
-            counted.by_server(|c| c.overflows.get()),
+            by_server(&servers, |c| c.overflows.get()),
         )?;
         count(
             to,
             "upstream_refusals",
             "Errors that the network reported of datagrams sent to servers",
-            counted.by_server(|c| c.refusals.get()),
+            by_server(&servers, |c| c.refusals.get()),
         )?;
         count(
             to,
             "upstream_too_long",
             "Reports by the network that a datagram to a server was too long for a later hop",
-            counted.by_server(|c| c.too_long.get()),
+            by_server(&servers, |c| c.too_long.get()),
         )?;
         gauge(
             to,
             "upstream_sessions",
             "Sessions of servers",
-            counted.by_server(|c| c.opened.get().saturating_sub(c.ended.get())),
+            by_server(&servers, ServerCounters::sessions),
         )
     }
 }
@@ -432,30 +395,32 @@ where
 
 #[cfg(test)]
 mod tests {
+    use ppv2_engine::address::ServerAddr;
+
     use super::*;
 
     #[test]
     fn workers_are_summed_under_the_operators_names() {
-        let workers: Vec<_> = (1..=2)
-            .map(|n| {
-                let worker = WorkerCounters::new(3, 1);
-                worker.listeners[2].received.add(n);
-                worker.listeners[2]
-                    .dropped(DropReason::NotAllowed)
-                    .add(10 * n);
-                worker.servers[0].opened.add(3);
-                worker.servers[0].ended.add(1);
-                Arc::new(worker)
-            })
-            .collect();
+        let listeners = ["a", "b\"quoted"].map(|name| Listener::new(name, 2));
+        let address = ServerAddr(([192, 0, 2, 1], 53).into());
+        let server = Server::new("group", "192.0.2.1:53", address, 2);
+        for (worker, n) in (0..2).zip(1..) {
+            let counters = listeners[1].counters(worker);
+            counters.received.add(n);
+            counters.dropped(DropReason::NotAllowed).add(10 * n);
+            server.counters(worker).opened.add(3);
+            server.counters(worker).ended.add(1);
+        }
+        let gone = Server::new("group", "192.0.2.2:53", address, 2);
         let counted = Counted {
-            listeners: vec![Some("a".into()), None, Some("b\"quoted".into())],
-            servers: vec![Some(("group".into(), "192.0.2.1:53".into())), None],
-            workers,
+            listeners: listeners.into(),
+            servers: vec![Arc::downgrade(&server), Arc::downgrade(&gone)],
+            workers: Vec::new(),
         };
+        drop(gone);
         let metrics = Arc::new(Metrics::new(
             counted,
-            Budget::new(7, 7),
+            Capacity::new(7, 7),
             Unlogged::default(),
         ));
         let text = metrics.text(Format::OpenMetrics, []).unwrap();
@@ -473,6 +438,7 @@ mod tests {
                 "{line} is missing in\n{text}"
             );
         }
+        assert!(!text.contains("192.0.2.2"));
         let reasons = text
             .matches("ppv2_dropped_datagrams_total{listener=\"a\"")
             .count();

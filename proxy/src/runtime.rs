@@ -7,13 +7,12 @@
 
 mod bind;
 mod control;
-mod crew;
-mod leaving;
+mod lame_duck;
 mod network;
-mod plans;
 mod reload;
-mod settings;
-mod setups;
+mod routing;
+mod snapshot;
+mod workers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -234,7 +233,7 @@ async fn until_told(
             _ = signals.hangup.recv() => control.hang_up(),
             // Without an admin address nobody ever asks.
             Some(asker) = reloads.recv() => control.reload(Some(asker)),
-            () = status.changed() => control.plan_soon(Instant::now()),
+            () = status.changed() => control.route_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
             _ = interval.tick() => {
@@ -242,7 +241,7 @@ async fn until_told(
                 let gone = control.gone_listeners();
                 watch.log(now);
                 watch.log_gone(&gone, now);
-                control.forget_gone(&gone, now);
+                control.forget(&gone);
             }
             event = control.event() => match event {
                 Event::Failed(failure) => return Err(failure),

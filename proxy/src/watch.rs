@@ -3,12 +3,13 @@
 //! reason and server, however many datagrams it concerns, and what is left at a stop or
 //! when a listener is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::metrics::{Counted, Metrics};
+use crate::metrics::{Counted, Metrics, Traffic};
 use ppv2_engine::counters::{DropReason, Oversize};
+use ppv2_engine::listener::Listener;
 use ppv2_hosts::kernel;
 
 use silence::Silence;
@@ -26,10 +27,10 @@ const PAUSE: Duration = Duration::from_secs(60);
 const NEARLY_FULL: usize = 80;
 
 /// What was dropped since it was last spoken of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct Notice {
-    /// Number of the listener.
-    pub listener: usize,
+    /// The listener.
+    pub listener: Arc<Listener>,
     /// Why.
     pub reason: DropReason,
     /// How many since the last notice of the kind.
@@ -58,24 +59,14 @@ impl Told {
     }
 }
 
-/// What was told of one listener.
-#[derive(Debug, Default)]
-struct Drops {
-    /// Its name: another one's number begins anew.
-    name: String,
-    /// By reason.
-    told: HashMap<&'static str, Told>,
-}
-
 /// Compares counters over time. Takes the time as an argument.
 #[derive(Debug)]
 pub struct Watch {
     metrics: Arc<Metrics>,
-    /// By number of the listener.
-    drops: HashMap<usize, Drops>,
-    /// By number of the server, with the name that it had: another one's number
-    /// begins anew.
-    refusals: HashMap<usize, (String, Told)>,
+    /// By the listener's id and the reason.
+    drops: HashMap<(u64, &'static str), Told>,
+    /// By the server's id.
+    refusals: HashMap<u64, Told>,
     silence: Silence,
     was_full: bool,
     full_told: Option<Instant>,
@@ -101,22 +92,17 @@ impl Watch {
         &mut self,
         now: Instant,
         patience: Duration,
-        of: impl Fn(usize) -> bool,
+        of: impl Fn(&Listener) -> bool,
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
         let counted = self.metrics.counted();
-        for (listener, name) in counted.listeners().filter(|(number, _)| of(*number)) {
-            let known = self.drops.entry(listener).or_default();
-            if known.name != name {
-                *known = Drops::default();
-                known.name.push_str(name);
-            }
+        for listener in counted.listeners.iter().filter(|listener| of(listener)) {
             for reason in DropReason::ALL {
-                let total = counted.dropped(listener, *reason);
-                let told = known.told.entry(reason.label()).or_default();
-                let news = told.news(total, now, patience);
+                let total = listener.sum(|counters| counters.dropped(*reason).get());
+                let told = self.drops.entry((listener.id(), reason.label()));
+                let news = told.or_default().news(total, now, patience);
                 notices.extend(news.map(|count| Notice {
-                    listener,
+                    listener: Arc::clone(listener),
                     reason: *reason,
                     count,
                 }));
@@ -128,7 +114,7 @@ impl Watch {
     /// How many sessions are taken, if they are nearly all and that should be
     /// told now.
     pub fn nearly_full(&mut self, now: Instant) -> Option<usize> {
-        let (taken, max) = (self.metrics.budget.taken(), self.metrics.budget.max());
+        let (taken, max) = (self.metrics.capacity.taken(), self.metrics.capacity.max());
         let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
         // Staying beyond the mark is no news, nor is crossing it anew: the number
         // goes up and down around it as sessions come and go.
@@ -146,7 +132,7 @@ impl Watch {
         if let Some(sessions) = self.nearly_full(now) {
             tracing::warn!(
                 sessions,
-                max = self.metrics.budget.max(),
+                max = self.metrics.capacity.max(),
                 "sessions are nearly all taken; {}",
                 DropReason::MaxSessions.mend()
             );
@@ -158,11 +144,13 @@ impl Watch {
         self.log_counts(now, Duration::ZERO);
     }
 
-    /// Logs all that has not been told of listeners that are gone, by number.
-    pub fn log_gone(&mut self, listeners: &[usize], now: Instant) {
-        let is_gone = |number: usize| listeners.contains(&number);
+    /// Logs all that has not been told of listeners that are gone.
+    pub fn log_gone(&mut self, listeners: &[Arc<Listener>], now: Instant) {
+        let is_gone = |one: &Listener| listeners.iter().any(|gone| **gone == *one);
         let notices = self.notices(now, Duration::ZERO, is_gone);
         self.log_drops(notices);
+        let is_there = |id: u64| listeners.iter().all(|gone| gone.id() != id);
+        self.drops.retain(|(id, _), _| is_there(*id));
     }
 
     fn log_counts(&mut self, now: Instant, patience: Duration) {
@@ -184,9 +172,8 @@ impl Watch {
             } else {
                 None
             };
-            let name = counted.listeners.get(listener).cloned().flatten();
             tracing::warn!(
-                listener = name,
+                listener = listener.name,
                 reason = reason.label(),
                 count,
                 len = oversize.map(|oversize| oversize.len),
@@ -200,32 +187,30 @@ impl Watch {
 
     fn log_servers(&mut self, now: Instant, patience: Duration) {
         let counted = self.metrics.counted();
-        let servers: HashMap<_, _> = counted.servers().collect();
-        let is_there =
-            |number, name: &str| servers.get(&number).is_some_and(|(_, now)| *now == name);
-        self.refusals
-            .retain(|number, (name, _)| is_there(*number, name));
-        self.silence.retain(is_there);
+        let servers = counted.servers();
+        let ids: HashSet<_> = servers.iter().map(|server| server.id()).collect();
+        self.refusals.retain(|id, _| ids.contains(id));
+        self.silence.retain(|id| ids.contains(&id));
         let unclaimed = kernel::datagrams_without_socket();
-        for (number, (upstream, server)) in servers {
-            let told = self.refusals.entry(number);
-            let (_, told) = told.or_insert_with(|| (server.to_owned(), Told::default()));
-            if let Some(count) = told.news(counted.refusals(number), now, patience) {
+        for server in servers {
+            let (upstream, label) = (&server.upstream, server.label());
+            let told = self.refusals.entry(server.id()).or_default();
+            let traffic = Traffic::of(&server);
+            if let Some(count) = told.news(traffic.refusals, now, patience) {
                 tracing::warn!(
                     upstream,
-                    server,
+                    server = label,
                     count,
                     "server refuses datagrams: the network says that they do not arrive; \
                      check that it runs and listens there"
                 );
             }
-            let traffic = counted.traffic(number);
-            let silent = unclaimed
-                .and_then(|count| self.silence.news((number, server), traffic, count, now));
+            let silent =
+                unclaimed.and_then(|count| self.silence.news(server.id(), traffic, count, now));
             if let Some(count) = silent {
                 tracing::warn!(
                     upstream,
-                    server,
+                    server = label,
                     count,
                     "server answers nothing, while this host drops datagrams that no socket \
                      takes: it seems to answer from another address or port than it was asked \
@@ -240,7 +225,7 @@ impl Watch {
 /// The longest of the datagrams that workers noted as oversize last.
 fn oversize(counted: &Counted) -> Option<Oversize> {
     let workers = counted.workers.iter();
-    let noted = workers.filter_map(|worker| *worker.own.oversize.lock().ok()?);
+    let noted = workers.filter_map(|worker| *worker.oversize.lock().ok()?);
     noted.max_by_key(|oversize| oversize.len)
 }
 
@@ -258,27 +243,32 @@ fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
 mod tests {
     use super::*;
     use crate::access_log::Unlogged;
-    use ppv2_engine::counters::WorkerCounters;
-    use ppv2_engine::session::Budget;
+    use ppv2_engine::capacity::Capacity;
+
+    /// What watches listeners with these names, and they.
+    fn watch<const N: usize>(names: [&str; N]) -> (Watch, [Arc<Listener>; N]) {
+        let listeners = names.map(|name| Listener::new(name, 1));
+        let counted = Counted {
+            listeners: listeners.to_vec(),
+            ..Counted::default()
+        };
+        let metrics = Metrics::new(counted, Capacity::new(1, 1), Unlogged::default());
+        (Watch::new(Arc::new(metrics)), listeners)
+    }
+
+    fn drop_at(listener: &Listener, count: u64) {
+        listener.counters(0).dropped(DropReason::NoPorts).add(count);
+    }
 
     #[test]
     fn a_million_drops_are_one_notice_a_minute() {
-        let worker = Arc::new(WorkerCounters::new(1, 1));
-        let counted = Counted {
-            listeners: vec![Some("a".into())],
-            servers: vec![Some(("u".into(), "s".into()))],
-            workers: vec![Arc::clone(&worker)],
-        };
-        let metrics = Metrics::new(counted, Budget::new(1, 1), Unlogged::default());
-        let mut watch = Watch::new(Arc::new(metrics));
+        let (mut watch, [listener]) = watch(["a"]);
         let mut now = Instant::now();
-        let all = |_| true;
+        let all = |_: &Listener| true;
         assert_eq!(watch.notices(now, PAUSE, all), []);
         let mut told = Vec::new();
         for _ in 0..121 {
-            worker.listeners[0]
-                .dropped(DropReason::NoPorts)
-                .add(1_000_000);
+            drop_at(&listener, 1_000_000);
             told.extend(
                 watch
                     .notices(now, PAUSE, all)
@@ -288,69 +278,54 @@ mod tests {
             now += INTERVAL;
         }
         assert_eq!(told, [1_000_000, 60_000_000, 60_000_000]);
-        worker.listeners[0].dropped(DropReason::ReplyLate).add(1);
+        listener.counters(0).dropped(DropReason::ReplyLate).add(1);
         let notices = watch.notices(now, PAUSE, all);
         assert_eq!(notices.len(), 1);
         assert_eq!(notices[0].reason, DropReason::ReplyLate);
     }
 
     #[test]
-    fn another_listener_with_the_number_of_one_that_is_gone_begins_anew() {
-        let named = |name: &str| {
-            let worker = Arc::new(WorkerCounters::new(2, 1));
-            let counted = Counted {
-                listeners: vec![Some(name.into()), Some("b".into())],
-                servers: vec![Some(("u".into(), "s".into()))],
-                workers: vec![Arc::clone(&worker)],
-            };
-            (worker, counted)
-        };
-        let drop = |worker: &WorkerCounters, listener: usize, count| {
-            let counter = worker.listeners[listener].dropped(DropReason::NoPorts);
-            counter.add(count);
-        };
-        let (worker, counted) = named("a");
-        let metrics = Arc::new(Metrics::new(
-            counted,
-            Budget::new(1, 1),
-            Unlogged::default(),
-        ));
-        let mut watch = Watch::new(Arc::clone(&metrics));
+    fn all_drops_of_a_listener_that_is_gone_are_told() {
+        let (mut watch, listeners) = watch(["a", "b"]);
         let now = Instant::now();
-        for listener in [0, 1] {
-            drop(&worker, listener, 100);
+        for listener in &listeners {
+            drop_at(listener, 100);
         }
         watch.log(now);
-        for listener in [0, 1] {
-            drop(&worker, listener, 50);
+        for listener in &listeners {
+            drop_at(listener, 50);
         }
-        watch.log_gone(&[0], now);
-        // All of the one is told, and what came within the pause of the other is not.
+        let [gone, stays] = listeners;
+        watch.log_gone(&[Arc::clone(&gone)], now);
+        watch.metrics.follow(Counted {
+            listeners: vec![Arc::clone(&stays)],
+            ..Counted::default()
+        });
+        // What came within the pause of the other is told after it.
+        assert_eq!(watch.notices(now, PAUSE, |_| true), []);
         let rest = watch.notices(now + PAUSE, PAUSE, |_| true);
-        let rest: Vec<_> = rest.iter().map(|n| (n.listener, n.count)).collect();
-        assert_eq!(rest, [(1, 50)]);
-        let (worker, counted) = named("c");
-        metrics.follow(counted);
-        drop(&worker, 0, 7);
-        let told = watch.notices(now, PAUSE, |number| number == 0);
-        assert_eq!(told.len(), 1);
-        assert_eq!(told[0].count, 7);
+        let rest: Vec<_> = rest.iter().map(|n| (&n.listener, n.count)).collect();
+        assert_eq!(rest, [(&stays, 50)]);
     }
 
     #[test]
     fn sessions_around_the_mark_are_one_warning_a_minute() {
-        let budget = Budget::new(10, 10);
-        let metrics = Metrics::new(Counted::default(), Arc::clone(&budget), Unlogged::default());
+        let capacity = Capacity::new(10, 10);
+        let metrics = Metrics::new(
+            Counted::default(),
+            Arc::clone(&capacity),
+            Unlogged::default(),
+        );
         let mut watch = Watch::new(Arc::new(metrics));
         let start = Instant::now();
-        let mut seats: Vec<_> = (0..7).map(|_| budget.take().unwrap()).collect();
+        let mut permits: Vec<_> = (0..7).map(|_| capacity.take().unwrap()).collect();
         let mut told = Vec::new();
         for second in 0..200 {
             // Beyond the mark in every other second up to 130, then for good.
             if second % 2 == 1 && second < 130 {
-                seats.truncate(7);
-            } else if seats.len() == 7 {
-                seats.push(budget.take().unwrap());
+                permits.truncate(7);
+            } else if permits.len() == 7 {
+                permits.push(capacity.take().unwrap());
             }
             let now = start + Duration::from_secs(second);
             if let Some(taken) = watch.nearly_full(now) {
@@ -358,10 +333,10 @@ mod tests {
             }
         }
         assert_eq!(told, [(0, 8), (60, 8), (120, 8)]);
-        seats.clear();
+        permits.clear();
         let mut now = start + Duration::from_secs(200);
         assert_eq!(watch.nearly_full(now), None);
-        seats.extend((0..10).map(|_| budget.take().unwrap()));
+        permits.extend((0..10).map(|_| capacity.take().unwrap()));
         now += INTERVAL;
         assert_eq!(watch.nearly_full(now), Some(10));
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ppv2_engine::address::{ClientAddr, ServerAddr};
-use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::server::Server;
 use ppv2_engine::upstream::{Balance, Balancer, HashOn, MAX_WEIGHT, Member, Plan, State};
 
 use crate::measure::{Bounded, CALLS, Spread, time};
@@ -53,17 +53,19 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<Bounded>> {
 
 /// Nanoseconds of a pick, with each server's sessions counted as a worker does.
 fn pick(balance: Balance, rounds: usize) -> Result<Spread> {
-    let counters = WorkerCounters::new(1, FEW);
-    for (sessions, server) in (0..).zip(&counters.servers) {
-        server.opened.add(sessions % 7);
+    let members = members(FEW, 1);
+    let server = |member: &Member| Server::new("upstream", "server", member.address, 1);
+    let servers: Vec<_> = members.iter().map(server).collect();
+    for (sessions, server) in (0..).zip(&servers) {
+        server.counters(0).opened.add(sessions % 7);
     }
-    let plan = Arc::new(Plan::new(balance, &members(FEW, 1)));
+    let plan = Arc::new(Plan::new(balance, &members));
     let mut balancer = Balancer::new(plan, 0, 1);
     let clients: Vec<_> = (0..CLIENTS).map(client).collect();
     let mut turn = 0;
     let mut call = || {
         turn = (turn + 1) % clients.len();
-        let sessions = |server: usize| counters.servers[server].sessions();
+        let sessions = |server: usize| servers[server].counters(0).sessions();
         balancer.pick(black_box(clients[turn]), sessions)
     };
     call().context("a server for each client")?;

@@ -5,12 +5,16 @@
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ppv2_engine::address::{ClientAddr, ListenerAddr};
-use ppv2_engine::session::{Amount, Budget, Key, Rules, Table};
+use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
+use ppv2_engine::capacity::Capacity;
+use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
+use ppv2_engine::server::Server;
+use ppv2_engine::session::{AfterEnd, Amount, Key, Table};
 
 use crate::measure::{Ratio, Spread, time};
 use crate::{balance, output, report};
@@ -165,11 +169,15 @@ fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
         requests: 0,
         amplification: None,
     };
-    let budget = Budget::new(keys.len(), keys.len());
-    let mut table = Table::new(now, vec![rules]);
+    let settings = ListenerSettings::new(Listener::new("listener", 1), rules);
+    let settings = Arc::new(settings);
+    let address = ServerAddr((Ipv4Addr::LOCALHOST, 9_001).into());
+    let server = Server::new("upstream", "server", address, 1);
+    let capacity = Capacity::new(keys.len(), keys.len());
+    let mut table = Table::new(now, 0, |()| AfterEnd::RestForReuse);
     for key in keys {
-        let seat = budget.take().context("a seat for each session")?;
-        table.open(now, *key, 0, 0, seat, ());
+        let permit = capacity.take().context("a permit for each session")?;
+        table.open(now, *key, &settings, &server, permit, ());
     }
     Ok(table)
 }

@@ -1,12 +1,19 @@
 //! What a worker counts, and the names of the reasons why a datagram is dropped.
 //!
-//! Each worker writes its own counters and shares them with nobody who writes,
-//! so that counting costs a plain add. The control path reads them at any time
-//! and sums over the workers.
+//! Each worker writes its own counters, which no other thread writes, so that counting
+//! costs a plain add. The control path reads them at any time and sums over the workers.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+
+use crate::session::EndReason;
+
+/// A number that no other listener or server of this process has or had.
+pub(crate) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// A number that one thread writes and others read.
 #[derive(Debug, Default)]
@@ -155,7 +162,7 @@ drop_reasons! {
 }
 
 /// Counts of one listener in one worker, apart from what other workers write.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct ListenerCounters {
     /// Datagrams from clients.
@@ -171,69 +178,42 @@ pub struct ListenerCounters {
     pub overflows: Counter,
     /// Sessions begun.
     pub opened: Counter,
-    /// Sessions ended by the idle timeout.
-    pub ended_idle: Counter,
-    /// Sessions ended by their number of replies.
-    pub ended_responses: Counter,
-    /// Sessions ended since their server was to be left.
-    pub ended_moved: Counter,
-    /// Sessions that went on from another socket, since the network changed.
-    pub ended_network: Counter,
-    /// Sessions never answered that gave way to new ones.
-    pub ended_unanswered: Counter,
-    /// Sessions ended since their client is no longer served.
-    pub ended_denied: Counter,
-    /// Sessions ended with the listener, or with the proxy.
-    pub ended_stopped: Counter,
     /// Datagrams beyond `requests` that sessions took since no other could be begun.
     pub overdrawn: Counter,
     /// Replies beyond what `amplification` allows, whether dropped or not.
     pub amplified: Counter,
-    drops: [Counter; DropReason::ALL.len()],
+    ended: [Counter; EndReason::ALL.len()],
+    dropped: Dropped,
+}
+
+/// By reason.
+#[derive(Debug)]
+struct Dropped([Counter; DropReason::ALL.len()]);
+
+impl Default for Dropped {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
 }
 
 impl ListenerCounters {
-    fn new() -> Self {
-        Self {
-            received: Counter::default(),
-            received_bytes: Counter::default(),
-            replied: Counter::default(),
-            replied_bytes: Counter::default(),
-            overflows: Counter::default(),
-            opened: Counter::default(),
-            ended_idle: Counter::default(),
-            ended_responses: Counter::default(),
-            ended_moved: Counter::default(),
-            ended_network: Counter::default(),
-            ended_unanswered: Counter::default(),
-            ended_denied: Counter::default(),
-            ended_stopped: Counter::default(),
-            overdrawn: Counter::default(),
-            amplified: Counter::default(),
-            drops: std::array::from_fn(|_| Counter::default()),
-        }
-    }
-
     /// Sessions that have begun and not ended.
     #[must_use]
     pub fn sessions(&self) -> u64 {
-        let ended = [
-            &self.ended_idle,
-            &self.ended_responses,
-            &self.ended_moved,
-            &self.ended_network,
-            &self.ended_unanswered,
-            &self.ended_denied,
-            &self.ended_stopped,
-        ];
-        let ended = ended.into_iter().map(Counter::get).sum();
+        let ended = self.ended.iter().map(Counter::get).sum();
         self.opened.get().saturating_sub(ended)
+    }
+
+    /// The counter of sessions that ended for `reason`.
+    #[must_use]
+    pub fn ended(&self, reason: EndReason) -> &Counter {
+        &self.ended[reason as usize]
     }
 
     /// The counter of datagrams dropped for `reason`.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> &Counter {
-        &self.drops[reason as usize]
+        &self.dropped.0[reason as usize]
     }
 }
 
@@ -287,8 +267,8 @@ pub struct Oversize {
 /// write.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct OwnCounters {
-    /// A datagram that was dropped as oversize, noted once a second at the most.
+pub struct WorkerCounters {
+    /// A datagram that was dropped as oversize, noted at most once a second.
     pub oversize: Mutex<Option<Oversize>>,
     /// Sessions that ended and still hold their socket.
     pub retired: Counter,
@@ -297,51 +277,9 @@ pub struct OwnCounters {
     pub reclaimed: Counter,
     /// Late replies that restarted the rest of a port.
     pub renewed: Counter,
-    /// Ended sessions that the access log had no time for. Those that it could not
-    /// write are counted beside (`access_log::Unlogged`).
+    /// Ended sessions that the access log had no time for. The access log counts by
+    /// itself those that it could not write.
     pub unlogged: Counter,
-}
-
-/// Everything that one worker counts.
-#[derive(Clone, Debug, Default)]
-pub struct WorkerCounters {
-    /// By number of the listener.
-    pub listeners: Vec<Arc<ListenerCounters>>,
-    /// By number of the server.
-    pub servers: Vec<Arc<ServerCounters>>,
-    /// Of neither.
-    pub own: Arc<OwnCounters>,
-}
-
-impl WorkerCounters {
-    /// Zeroes for so many listeners and servers.
-    #[must_use]
-    pub fn new(listeners: usize, servers: usize) -> Self {
-        Self::default().with((listeners, servers), &[], &[])
-    }
-
-    /// The same counters, with room for so many listeners and servers, and zeroes for
-    /// those listeners and servers that have a number which was another's before.
-    #[must_use]
-    pub fn with(
-        &self,
-        (listeners, servers): (usize, usize),
-        listeners_anew: &[usize],
-        servers_anew: &[usize],
-    ) -> Self {
-        let mut grown = self.clone();
-        grown
-            .listeners
-            .resize_with(listeners, || Arc::new(ListenerCounters::new()));
-        grown.servers.resize_with(servers, Arc::default);
-        for number in listeners_anew {
-            grown.listeners[*number] = Arc::new(ListenerCounters::new());
-        }
-        for number in servers_anew {
-            grown.servers[*number] = Arc::default();
-        }
-        grown
-    }
 }
 
 #[cfg(test)]
@@ -350,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_own_counter_and_label() {
-        let counters = ListenerCounters::new();
+        let counters = ListenerCounters::default();
         for (n, reason) in (1..).zip(DropReason::ALL) {
             counters.dropped(*reason).add(n);
         }

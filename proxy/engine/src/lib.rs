@@ -3,15 +3,26 @@
 //! | module | |
 //! |---|---|
 //! | [`worker`] | receives datagrams, finds or begins their session, and sends them on |
-//! | [`session`] | whose datagram is this, and when a session ends; no I/O, `now` is an argument |
+//! | [`session`] | which client's datagram or reply is this, and when a session ends; no I/O, `now` is an argument |
+//! | [`snapshot`] | all that the control path tells workers, as it is at one time |
+//! | [`listener`], [`server`] | what workers, sessions and the control path share of each |
 //! | [`upstream`] | which server a new session gets |
 //! | [`mode`] | the header in front of a datagram, and the source address |
+//! | `upstream_socket` | the socket by which a session's datagrams leave |
+//! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
 //! | [`counters`] | what is counted, and every reason for a drop |
 //! | [`address`] | client, listener and server addresses as types of their own |
 
 pub mod address;
+pub mod capacity;
+pub mod client_limits;
+pub mod client_ports;
 pub mod counters;
+pub mod listener;
 pub mod mode;
+pub mod server;
 pub mod session;
+pub mod snapshot;
 pub mod upstream;
+mod upstream_socket;
 pub mod worker;

@@ -1,45 +1,54 @@
-//! The session table: whose datagram is this, and whose is this reply?
+//! Sessions: which client's datagram is this, and which client's reply?
 //!
-//! A session joins one client address and port, and the local address that it
-//! wrote to, with one server. The table finds, counts, limits and ends
-//! sessions. It does no I/O and takes the time as an argument; what a session
-//! owns besides (the worker keeps its socket there) is the type parameter.
+//! A session joins one client address and port, and the local address that it wrote to,
+//! with one server. The [`Table`] finds, counts, limits and ends sessions. It does no I/O
+//! and takes the time as an argument; what a session has besides (the worker keeps its
+//! socket there) is the type parameter.
 //!
 //! ```text
-//!            responses reached, idle, moved, unanswered
-//!   Live ──────────────────────────────▶ Retired ── MIN_REST ‥ MAX_REST ──▶ gone
-//!     │ requests reached                    ▲                         └──▶ a new session's
-//!     └────────▶ Detached ──────────────────┘
-//!          (passes replies, takes no requests)
+//!                      first datagram of a client
+//!                                 │
+//!                                 ▼   `requests` reached,
+//!                ┌──────────▶ ┌──────┐ or `overdraw`      ┌──────────┐
+//!   `overdraw`,  │            │ Live │───────────────────▶│ Detached │ passes replies,
+//!   the others   │            └──────┘                    └──────────┘ takes no requests
+//!   have ended   └────────────────┼─────────────────────────┘   │
+//!                                 │  idle, `responses` reached, │
+//!                                 │  moved, network, denied,    │
+//!                                 │  unanswered, stopped        │
+//!                                 ▼                             │
+//!                           ┌─────────┐◀────────────────────────┘
+//!      late reply: its  ┌──▶│ Retired │  keeps its socket; passes late replies for
+//!      rest starts anew └───└─────────┘  `MIN_REST` if it moved, changed network or
+//!                             │     │    was unanswered, otherwise drops them
+//!            rested, the next │     │ rested, not needed
+//!            session needs it ▼     ▼
+//!          socket of a new session   closed
 //! ```
 //!
-//! A retired session delivers nothing, unless it was moved or gave way unanswered: then
-//! replies in flight still pass for [`MIN_REST`]. It keeps its socket, because a late reply to its port
-//! would otherwise reach another client's session that was given that port. The port
-//! rests for [`MAX_REST`] while there are enough others, and at least for [`MIN_REST`]
-//! unless every request was answered and nothing more came. A late reply begins the
-//! rest anew. Where no other client can get the port, or no reply comes, a session is
-//! gone at its end.
+//! A retired session keeps its socket, because a late reply to its port would otherwise
+//! reach another client's session that was given that port. The port rests for
+//! [`MAX_REST`] while there are enough others, and at least for [`MIN_REST`] unless every
+//! request was answered and nothing more came. [`AfterEnd`] says which sockets need no
+//! rest.
 
-mod budget;
-mod clients;
-mod newcomers;
-mod rest;
-mod rings;
+mod links;
 mod table;
 mod unanswered;
 mod wheel;
 
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr};
-use rest::{Class, Lane};
+use crate::capacity::Permit;
+use crate::listener::{Amplification, Listener, ListenerSettings};
+use crate::server::Server;
 
-pub use budget::{Budget, Full, Seat};
-pub use clients::{ClientSeat, Clients, Network, Rates};
 pub use table::Table;
+use table::{Class, Lane};
 use unanswered::Client;
 
 /// How long the port of an ended session rests at least, since its end or the latest
@@ -94,32 +103,6 @@ impl Hash for Key {
     }
 }
 
-/// When the sessions of a listener end.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Without a datagram in either direction for this long.
-    pub idle_timeout: Duration,
-    /// After so many replies to each client datagram; 0 for never. Where the number of
-    /// requests has a bound, once it has had these as well.
-    pub responses: u64,
-    /// After so many client datagrams a new session is begun, and the old one
-    /// passes what replies still come; 0 for never.
-    pub requests: u64,
-    /// How much of replies its clients may get.
-    pub amplification: Option<Amplification>,
-}
-
-/// A bound on what a client gets for what it sends. Whoever forges a source has
-/// the replies sent to somebody else; the less it gets for its trouble, the
-/// better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Amplification {
-    /// Bytes of replies for each byte of the client's, over the whole session.
-    pub limit: u64,
-    /// Whether what exceeds it is dropped, rather than counted alone.
-    pub enforce: bool,
-}
-
 /// Datagrams, and their bytes of payload together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
@@ -127,20 +110,6 @@ pub struct Amount {
     pub datagrams: u64,
     /// How long together.
     pub bytes: u64,
-}
-
-impl Rules {
-    /// Whether a client's datagrams must be counted one by one.
-    #[must_use]
-    pub fn count_requests(&self) -> bool {
-        self.requests > 0
-    }
-
-    /// Whether replies must be counted one by one.
-    #[must_use]
-    pub fn count_replies(&self) -> bool {
-        self.responses > 0
-    }
 }
 
 /// Names a session for as long as it exists. A number is reused only with
@@ -176,7 +145,7 @@ pub enum EndReason {
     Idle,
     /// All expected replies have come.
     Responses,
-    /// Its server was to be left: the client's next datagram began another one.
+    /// It had to leave its server: the client's next datagram begins another one.
     Moved,
     /// It goes on from another socket, since this one's address is gone or is no longer
     /// the one that its server is written to from.
@@ -190,6 +159,17 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Responses,
+        Self::Moved,
+        Self::Network,
+        Self::Unanswered,
+        Self::Denied,
+        Self::Stopped,
+    ];
+
     /// The word for it in logs.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -203,13 +183,22 @@ impl EndReason {
             Self::Stopped => "stopped",
         }
     }
+
+    /// Whether replies that are still on their way pass.
+    fn passes_replies(self) -> bool {
+        matches!(self, Self::Moved | Self::Network | Self::Unanswered)
+    }
 }
 
-/// What a session came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Whose it was.
+/// A session that has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its client and the address that it wrote to.
     pub key: Key,
+    /// Its listener.
+    pub listener: Arc<Listener>,
+    /// Its server.
+    pub server: Arc<Server>,
     /// What the client sent.
     pub requests: Amount,
     /// What it got: all replies, and the bytes of those that were passed on.
@@ -220,29 +209,28 @@ pub struct Summary {
     pub reason: EndReason,
 }
 
-/// What becomes of what a session owned when it ends.
+/// What becomes of a session's socket when the session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Afterlife {
+pub enum AfterEnd {
     /// It rests, because a late reply could otherwise reach another client; then a new
     /// session of the same listener and server may have it.
+    RestForReuse,
+    /// It rests and is then closed: a new session would be given another kind.
     Rest,
-    /// It rests, and is then let go: a new session would be given another kind.
-    RestUnused,
     /// It rests although no reply ought to come to it: one could, from a server that
     /// knows no better.
     RestUnheard,
-    /// It is let go, as soon as what waits in it has been read: no other client can get
+    /// It is closed as soon as what waits in it has been read: no other client can get
     /// the same port.
-    None,
-    /// It is let go at once: no reply ever comes to it.
-    Unheard,
+    CloseOnceRead,
+    /// It is closed at once: no reply ever comes to it.
+    Close,
 }
 
-impl Afterlife {
+impl AfterEnd {
     /// Whether replies are waited for.
-    #[must_use]
-    pub fn is_heard(self) -> bool {
-        matches!(self, Self::Rest | Self::RestUnused | Self::None)
+    fn is_heard(self) -> bool {
+        matches!(self, Self::RestForReuse | Self::Rest | Self::CloseOnceRead)
     }
 }
 
@@ -256,20 +244,20 @@ enum State {
         since: Instant,
         /// It still passes replies for a while.
         passes: bool,
-        /// `None` if it is let go without rest.
+        /// `None` if it is closed without rest.
         class: Option<Class>,
     },
 }
 
 /// One session.
 #[derive(Debug)]
-pub struct Session<T> {
-    /// Whose it is.
+pub struct Session<C> {
+    /// Its client and the address that it wrote to.
     pub key: Key,
-    /// Number of the listener whose [`Rules`] it follows.
-    pub listener: usize,
-    /// Number of the server that it was given.
-    pub server: usize,
+    /// The listener whose rules it obeys.
+    pub settings: Arc<ListenerSettings>,
+    /// The server that it was given.
+    pub server: Arc<Server>,
     /// When it began.
     pub started: Instant,
     /// Time of the latest datagram in either direction.
@@ -283,18 +271,19 @@ pub struct Session<T> {
     /// The bytes of those that were passed on.
     pub reply_bytes: u64,
     /// What the owner of the table keeps with it.
-    pub link: T,
+    pub connection: C,
     /// [`Table::request`] leaves the client's next datagram to another session, since
     /// this one's socket may no longer do.
     pub needs_socket: bool,
-    /// Of its own, for [`Rates`], once it was answered.
+    /// Of its own, for [`ClientRates`](crate::client_limits::ClientRates), once it was
+    /// answered.
     bucket: u64,
     state: State,
     generation: u32,
-    seat: Seat,
+    permit: Permit,
 }
 
-impl<T> Session<T> {
+impl<C> Session<C> {
     /// Whether the session takes or passes datagrams. One that does not only
     /// keeps its socket's port from being reused.
     #[must_use]
@@ -328,15 +317,20 @@ impl<T> Session<T> {
         }
     }
 
-    /// It was never answered.
+    /// Whether it may take more datagrams of its client.
+    fn takes_more(&self) -> bool {
+        let limit = self.settings.rules.requests;
+        limit == 0 || self.requests < limit
+    }
+
     fn is_unanswered(&self) -> bool {
         self.replies == 0
     }
 
     /// The client of its listener whose sessions are bounded, if they are.
     fn bounded_client(&self) -> Option<Client> {
-        let network = self.seat.network()?;
-        Some((self.listener, network))
+        let network = self.permit.network()?;
+        Some((self.settings.listener.id(), network))
     }
 
     /// How long it has rested, and among which; `None` if it doesn't rest.
@@ -344,19 +338,15 @@ impl<T> Session<T> {
         let State::Retired { since, class, .. } = self.state else {
             return None;
         };
-        let lane = Lane {
-            listener: self.listener,
-            server: self.server,
-            class: class?,
-        };
+        let lane = Lane::of(&self.settings.listener, &self.server, class?);
         Some((lane, now.saturating_duration_since(since)))
     }
 
-    /// What it came to, if it ends now.
-    #[must_use]
-    pub fn summary(&self, reason: EndReason) -> Summary {
-        Summary {
+    fn ended(&self, reason: EndReason) -> Ended {
+        Ended {
             key: self.key,
+            listener: Arc::clone(&self.settings.listener),
+            server: Arc::clone(&self.server),
             requests: Amount {
                 datagrams: self.requests,
                 bytes: self.request_bytes,
@@ -370,15 +360,21 @@ impl<T> Session<T> {
         }
     }
 
+    /// How many replies each request is to have, at least.
+    fn expected_replies(&self) -> u64 {
+        let each = self.settings.rules.responses.max(1);
+        each.saturating_mul(self.requests)
+    }
+
     /// Whether its server sends more than it was asked for, and did so lately.
-    fn is_streamed_to(&self, now: Instant, each: u64) -> bool {
-        self.replies > each.saturating_mul(self.requests)
+    fn is_streamed_to(&self, now: Instant) -> bool {
+        self.replies > self.expected_replies()
             && now.saturating_duration_since(self.last_active) < MIN_REST
     }
 
-    /// Whether as many replies have come as `each` request is to have.
-    fn is_answered(&self, each: u64) -> bool {
-        self.replies >= each.saturating_mul(self.requests)
+    /// Whether all replies have come that its requests are to have.
+    fn is_answered(&self) -> bool {
+        self.replies >= self.expected_replies()
     }
 }
 
@@ -389,10 +385,8 @@ pub struct Reply {
     pub to: ClientAddr,
     /// The address that it must leave from.
     pub from: ListenerAddr,
-    /// Number of the session's listener.
-    pub listener: usize,
-    /// With it, the client has got more than its [`Amplification`] allows.
-    pub exceeds: bool,
+    /// The bound on what the client may get, if it has got more with this reply.
+    pub exceeds: Option<Amplification>,
 }
 
 #[cfg(test)]

@@ -1,69 +1,56 @@
 //! A worker: one thread that owns its sockets and its sessions.
 //!
 //! ```text
-//! take_from_clients: receive a batch ─▶ whose session? ─▶ send to its server, prefixed
-//! take_from_server:  receive a batch ─▶ whose session? ──────────▶ send to its client
+//! client_to_server: receive a batch ─▶ find or begin sessions ─▶ send to the server, with header
+//! server_to_client: receive a batch ─▶ find the session ───────▶ send to the client
 //! ```
 //!
-//! What is shared with other workers is touched when a session begins or ends: the
-//! number of free ones, of each client's, and who writes from a client's own port.
-//! For each datagram, nothing is, but for the rates of clients where these are
-//! bounded, which take no lock. The kernel spreads clients
-//! over the workers' sockets (SO_REUSEPORT), always the same client to the same
-//! worker.
+//! A worker touches what it shares with others when a session begins or ends: the number
+//! of free ones, of each client's, and clients' own ports in use. For each datagram it
+//! touches nothing shared, except the rates of clients where these are bounded, which take
+//! no lock. The kernel spreads clients over the workers' sockets (SO_REUSEPORT), always the
+//! same client to the same worker.
 
-mod at_once;
-mod catch_up;
-mod claims;
-mod command;
-mod follow;
-mod link;
-mod network;
-mod onward;
-mod open;
-mod replies;
-mod settings;
-mod source;
-mod supply;
-mod tally;
+mod client_to_server;
+mod new_session;
+mod reconfigure;
+mod server_to_client;
+mod session_socket;
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use ppv2_udp::{Batch, READY, Readiness, Received, Socket, TrafficClass, Waker};
 use slab::Slab;
 
-use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
-use crate::counters::{DropReason, WorkerCounters};
-use crate::session::{Amount, Budget, EndReason, Key, Session, SessionId, Table};
-use crate::upstream::{Balancer, ByFamily, Steering};
-use catch_up::CatchUp;
-use link::{Exit, Link};
-use onward::Onward;
-use open::{OwnAddresses, ServerAddresses, refused};
-use ppv2_udp::{
-    BATCH, Batch, Outgoing, Part, READY, Readiness, Received, Socket, TrafficClass, Waker,
-};
-use replies::Replies;
-use source::Source;
-use supply::{Exhausted, Shortages};
-use tally::{Ends, amount_of, newly_lost};
+use crate::address::{ClientAddr, ListenerAddr};
+use crate::capacity::Capacity;
+use crate::client_ports::ClientPorts;
+use crate::counters::WorkerCounters;
+use crate::listener::{Listener, ListenerSettings};
+use crate::server::Server;
+use crate::session::{Key, Session, SessionId, Table};
+use crate::snapshot::Snapshot;
+use crate::upstream::{Balancer, ByFamily};
+use crate::upstream_socket::Connection;
+use client_to_server::Run;
+use new_session::{OwnAddresses, ServerAddresses};
+use server_to_client::Replies;
+use session_socket::{Recent, Shortages};
 
-pub use claims::Claims;
-pub use command::{Command, SessionReport};
-pub use network::WrongInterfaces;
-pub use settings::{Change, ListenerSettings, Pace, Setup, Share};
-pub use tally::Ended;
+pub use reconfigure::{Reconfiguration, WrongInterfaces};
 
-/// A wake-up that brings fewer sources than this is worth waiting after, if
+/// A wake-up that brings fewer sockets than this is worth waiting after, if
 /// datagrams are to gather.
 const FEW: usize = 16;
 
-/// With so few sources, replies leave at once: there are no others for them to
+/// With so few sockets, replies leave at once: there are no others for them to
 /// leave with, and the sooner they do the better.
 const ALONE: usize = 2;
 
@@ -71,138 +58,202 @@ const ALONE: usize = 2;
 /// no session is known to await any.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// How long a worker with ended sessions sleeps at most: others could need the sockets
+/// The longest that a worker with ended sessions sleeps: others could need the sockets
 /// that these hold.
 const REST_LOOK: Duration = Duration::from_secs(1);
 
+/// Batches that each listener still takes when told to stop: more than its
+/// buffer holds of small datagrams.
+const LAST_BATCHES: usize = 1024;
+
+/// How often replies are taken from one session's socket before it is closed: enough for
+/// all that its buffer holds of small ones. More come meanwhile.
+const LAST_TAKES: usize = 1024;
+
+/// What a worker is given at its start.
+pub struct WorkerSetup {
+    /// Its number; each begins its turns through the servers elsewhere.
+    pub number: usize,
+    /// Sockets that clients write to, at addresses that the snapshot has.
+    pub sockets: Vec<Socket>,
+    /// Listeners, servers and where sessions go.
+    pub snapshot: Arc<Snapshot>,
+    /// What all workers together may hold.
+    pub capacity: Arc<Capacity>,
+    /// Clients' own ports that sessions of all workers write from.
+    pub client_ports: Arc<ClientPorts>,
+    /// Where it counts what is no listener's or server's.
+    pub counters: Arc<WorkerCounters>,
+    /// Where it hears what to do.
+    pub commands: Receiver<Command>,
+}
+
+/// What a worker can be told.
+pub enum Command {
+    /// Report up to `limit` sessions from number `first` on.
+    Sessions {
+        /// Number of the first session to report.
+        first: usize,
+        /// The most to report.
+        limit: usize,
+        /// Takes the report.
+        reply: Box<dyn FnOnce(Vec<SessionReport>) + Send>,
+    },
+    /// Obey another snapshot.
+    Reconfigure(Box<Reconfiguration>),
+    /// The network may have changed: have sessions send from the address that this host's
+    /// routes now say, and take no replies by wrong interfaces.
+    NetworkChanged(Arc<WrongInterfaces>),
+    /// Take no more from clients; stop when the replies in flight are through.
+    Drain,
+    /// Stop now.
+    Stop,
+}
+
+/// A session as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct SessionReport {
+    /// Number within the worker.
+    pub number: usize,
+    /// Its client and the address that it wrote to.
+    pub key: Key,
+    /// Its listener.
+    pub listener: Arc<Listener>,
+    /// Its server.
+    pub server: Arc<Server>,
+    /// Time since it began.
+    pub age: Duration,
+    /// Time since its latest datagram.
+    pub idle: Duration,
+    /// Client datagrams.
+    pub requests: u64,
+    /// Replies.
+    pub replies: u64,
+}
+
 /// A socket that clients write to.
-struct Entrance {
+struct ListenerSocket {
     socket: Socket,
-    listener: usize,
-    /// What the kernel said last of datagrams lost.
+    settings: Arc<ListenerSettings>,
+    /// The kernel's latest count of datagrams lost because its buffer was full.
     overflows: u32,
     /// Sessions go on, none begins.
     is_closing: bool,
 }
 
-/// Datagrams of a batch that go to one session. Those that follow each other leave
-/// in one call.
-struct Run {
-    session: Option<SessionId>,
-    parts: Vec<Part>,
+/// What has something to receive. Its number is the key that its socket is watched under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readable {
+    /// A listener's socket.
+    Listener(usize),
+    /// A session's socket.
+    Session(SessionId),
 }
 
-/// One thread's share of the proxy.
+impl Readable {
+    // Sessions' generations begin at 1, which leaves keys below 2³² to listeners.
+    fn of_key(key: u64) -> Self {
+        if key >> 32 != 0 {
+            Self::Session(SessionId::from_bits(key))
+        } else {
+            Self::Listener(usize::try_from(key).unwrap_or(usize::MAX))
+        }
+    }
+
+    fn key(self) -> u64 {
+        match self {
+            Self::Listener(number) => u32::try_from(number)
+                .expect("a process has fewer than 2^32 descriptors")
+                .into(),
+            Self::Session(id) => id.to_bits(),
+        }
+    }
+}
+
+/// One thread of the data path.
 pub struct Worker {
     number: usize,
     readiness: Readiness,
-    entrances: Slab<Entrance>,
-    listeners: Vec<Arc<ListenerSettings>>,
-    pace: Pace,
-    /// By listener.
-    balancers: Vec<ByFamily<Balancer>>,
-    steering: Arc<Steering>,
-    /// Numbers of listener and server between which sessions may no longer be.
-    parted: BTreeSet<(usize, usize)>,
-    /// Some session may have to go elsewhere.
-    moves_any: bool,
+    listener_sockets: Slab<ListenerSocket>,
+    snapshot: Arc<Snapshot>,
+    /// By the listener's id.
+    balancers: HashMap<u64, ByFamily<Balancer>>,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
     /// Where there was no socket for a new session.
     shortages: Shortages,
-    own: OwnAddresses,
-    servers: ServerAddresses,
+    own_addresses: OwnAddresses,
+    server_addresses: ServerAddresses,
     /// Servers to which another socket would be sent from the same address.
-    settled: Exhausted,
-    /// Listeners and servers for which no other socket has a route. The sources of one
-    /// listener say nothing of another's.
-    routeless: Exhausted<(usize, usize)>,
+    settled: Recent<IpAddr>,
+    /// Listeners and servers, by their ids, for which no other socket has a route. The
+    /// sources of one listener say nothing of another's.
+    routeless: Recent<(u64, u64)>,
     wrong_interfaces: Arc<WrongInterfaces>,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
-    table: Table<Link>,
-    budget: Arc<Budget>,
-    claims: Arc<Claims>,
-    inbound: Batch,
+    table: Table<Connection>,
+    capacity: Arc<Capacity>,
+    client_ports: Arc<ClientPorts>,
+    incoming: Batch,
     run: Run,
     replies: Replies,
     counters: Arc<WorkerCounters>,
-    log: Option<SyncSender<Ended>>,
     commands: Receiver<Command>,
     draining: bool,
-    catch_up: CatchUp,
+    late_wake_up: LateWakeUp,
     last_reply: Instant,
 }
 
 impl Worker {
-    /// A worker with its share of the proxy. The [`Waker`] makes it look at its
-    /// commands.
+    /// A worker, and the [`Waker`] that makes it look at its commands.
     ///
     /// # Errors
     ///
     /// Those of `epoll_create` and `epoll_ctl`.
-    pub fn new(share: Share) -> io::Result<(Self, Waker)> {
-        let Share {
-            number,
-            entrances,
-            setup,
-            budget,
-            claims,
-            commands,
-        } = share;
-        let Setup {
-            listeners,
-            steering,
-            pace,
-            counters,
-            log,
-        } = setup;
+    pub fn new(setup: WorkerSetup) -> io::Result<(Self, Waker)> {
         let readiness = Readiness::new()?;
         let waker = readiness.waker();
-        let mut all = Slab::new();
-        for (socket, listener) in entrances {
-            enter(&mut all, &readiness, socket, listener)?;
-        }
         let now = Instant::now();
-        let rules = listeners.iter().map(|listener| listener.rules).collect();
-        let balancers = steering.plans.iter().map(|plans| {
-            ByFamily::new(|v6| Balancer::new(Arc::clone(plans.get(v6)), number, random_seed()))
-        });
-        let servers = ServerAddresses::of(&listeners);
-        let worker = Self {
+        let WorkerSetup {
+            number,
+            sockets,
+            snapshot,
+            capacity,
+            client_ports,
+            counters,
+            commands,
+        } = setup;
+        let mut worker = Self {
             number,
             readiness,
-            entrances: all,
-            listeners,
-            pace,
-            balancers: balancers.collect(),
-            parted: BTreeSet::new(),
-            moves_any: steering.moves_any(),
-            steering,
+            listener_sockets: Slab::new(),
+            snapshot: Arc::default(),
+            balancers: HashMap::new(),
             next_source: number,
             shortages: Shortages::default(),
-            own: OwnAddresses::default(),
-            servers,
-            settled: Exhausted::default(),
-            routeless: Exhausted::default(),
+            own_addresses: OwnAddresses::default(),
+            server_addresses: ServerAddresses::default(),
+            settled: Recent::default(),
+            routeless: Recent::default(),
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
-            table: Table::new(now, rules).with_afterlife(Link::afterlife),
-            budget,
-            claims,
-            inbound: Batch::default(),
-            run: Run {
-                session: None,
-                parts: Vec::with_capacity(BATCH),
-            },
-            replies: Replies::new(),
+            table: Table::new(now, number, Connection::after_end),
+            capacity,
+            client_ports,
+            incoming: Batch::default(),
+            run: Run::default(),
+            replies: Replies::new(number),
             counters,
-            log,
             commands,
             draining: false,
-            catch_up: CatchUp::new(now),
+            late_wake_up: LateWakeUp::new(now),
             last_reply: now,
         };
+        worker.apply(snapshot, now);
+        for socket in sockets {
+            worker.add_listener_socket(socket)?;
+        }
         Ok((worker, waker))
     }
 
@@ -217,25 +268,25 @@ impl Worker {
             let due = self.table.next_deadline();
             self.wait(&mut ready, due)?;
             let now = Instant::now();
-            let may_expire = self.catch_up.may_expire(now, due, ready.is_empty());
+            let may_expire = self.late_wake_up.may_expire(now, due, ready.is_empty());
 
-            // Whatever is not taken to its end is reported again.
+            // What is not received to its end is reported again.
             let at_once = ready.len() <= ALONE;
             for key in ready.drain(..) {
-                match Source::of_key(key) {
-                    Source::Clients(entrance) => _ = self.take_from_clients(entrance, now),
-                    Source::Server(id) => _ = self.take_from_server(id, now),
+                match Readable::of_key(key) {
+                    Readable::Listener(number) => _ = self.take_from_clients(number, now),
+                    Readable::Session(id) => _ = self.take_from_server(id, now),
                 }
                 if at_once {
-                    self.replies.send(&self.entrances, &self.counters);
+                    self.replies.send(&self.listener_sockets);
                 }
             }
-            self.replies.send(&self.entrances, &self.counters);
+            self.replies.send(&self.listener_sockets);
             // What has come for a session may wait yet.
             if may_expire {
                 self.expire(now);
             }
-            if self.obey(now) || self.is_drained(now) {
+            if self.obey_commands(now) || self.is_drained(now) {
                 self.end_all(now);
                 return Ok(());
             }
@@ -245,9 +296,10 @@ impl Worker {
     /// Sleeps until something has come, or something is to be done; `ready` then
     /// has the keys of what has something to receive. Sessions are `due` to be looked at.
     fn wait(&self, ready: &mut Vec<u64>, due: Option<Instant>) -> io::Result<()> {
-        if !self.pace.busy_poll.is_zero() {
+        let pauses = self.snapshot.pauses;
+        if !pauses.busy_poll.is_zero() {
             let begun = Instant::now();
-            while begun.elapsed() < self.pace.busy_poll {
+            while begun.elapsed() < pauses.busy_poll {
                 if self.readiness.wait(Some(Duration::ZERO), ready)? {
                     return Ok(());
                 }
@@ -262,273 +314,104 @@ impl Worker {
             left
         };
         self.readiness.wait(timeout, ready)?;
-        if !self.pace.coalesce.is_zero() && (1..FEW).contains(&ready.len()) {
-            std::thread::sleep(self.pace.coalesce);
+        if !pauses.coalesce.is_zero() && (1..FEW).contains(&ready.len()) {
+            std::thread::sleep(pauses.coalesce);
             ready.clear();
             self.readiness.wait(Some(Duration::ZERO), ready)?;
         }
         Ok(())
     }
 
-    /// Takes a batch from clients to their servers. True if there may be more.
-    fn take_from_clients(&mut self, entrance: usize, now: Instant) -> bool {
-        let Some(from) = self.entrances.get(entrance) else {
-            return false;
-        };
-        let received = match from.socket.receive(&mut self.inbound, 0, BATCH) {
-            Ok(received) => received,
-            Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
-        };
-        self.note_overflows(entrance, received);
-        for slot in 0..received {
-            let mut rest = self.inbound.whole(slot);
-            while rest.datagrams() > 0 {
-                let part = self.cut(entrance, &mut rest);
-                let Some(id) = self.session_of(entrance, part, now) else {
-                    continue;
-                };
-                // Of one session there is one part of each slot, unless it takes
-                // more than it may, for want of another.
-                if self.run.session != Some(id) || self.run.parts.len() == BATCH {
-                    self.send_to_server();
-                    self.run.session = Some(id);
-                }
-                self.run.parts.push(part);
-            }
-        }
-        self.send_to_server();
-        received == BATCH
-    }
-
-    fn note_overflows(&mut self, entrance: usize, received: usize) {
-        let latest = received
-            .checked_sub(1)
-            .and_then(|slot| self.inbound.received(slot));
-        let entrance = &mut self.entrances[entrance];
-        let lost = latest.map_or(0, |latest| newly_lost(&mut entrance.overflows, &latest));
-        let counters = &self.counters.listeners[entrance.listener];
-        counters.overflows.add(lost);
-    }
-
-    /// Cuts off the front of `rest` what one session may take: all, unless a burst
-    /// has come in one piece where requests are counted.
-    fn cut(&self, entrance: usize, rest: &mut Part) -> Part {
-        let listener = self.entrances[entrance].listener;
-        let counts = self.listeners[listener].rules.count_requests();
-        let received = self.inbound.received(rest.slot);
-        let Some(received) = received.filter(|_| counts && rest.datagrams() > 1) else {
-            return rest.take(usize::MAX);
-        };
-        let room = self.table.room(&key_of(&received), listener);
-        rest.take(usize::try_from(room).unwrap_or(usize::MAX))
-    }
-
-    /// The session of the client's datagrams in `part`, begun if need be. `None`
-    /// if they are dropped, which is counted.
-    fn session_of(&mut self, entrance: usize, part: Part, now: Instant) -> Option<SessionId> {
-        let received = self.inbound.received(part.slot)?;
-        let listener = self.entrances[entrance].listener;
-        let counters = &self.counters.listeners[listener];
-        let amount = Amount {
-            datagrams: part.datagrams() as u64,
-            bytes: self.inbound.len_of(part) as u64,
-        };
-        counters.received.add(amount.datagrams);
-        counters.received_bytes.add(amount.bytes);
-        let key = key_of(&received);
-        let found = match refused(&received) {
-            Some(reason) => Err(reason),
-            None if self.draining => Err(DropReason::Stopping),
-            None if self.is_too_fast(listener, &key, amount, now) => Err(DropReason::ClientRate),
-            None => match self.stay(&key, amount, now) {
-                Some(id) => Ok(id),
-                None => {
-                    // Beginning one may end another, which what was collected
-                    // may be of.
-                    self.send_to_server();
-                    match self.open(entrance, key, now) {
-                        Ok(id) => Ok(self.table.count(now, id, amount)),
-                        Err(reason) => self.overdraw(&key, amount, now).ok_or(reason),
-                    }
-                }
-            },
-        };
-        let counters = &self.counters.listeners[listener];
-        found
-            .inspect_err(|reason| counters.dropped(*reason).add(amount.datagrams))
-            .ok()
-    }
-
-    /// The client's session that takes its datagrams, unless there is none or it
-    /// has to end, since its server is to be left.
-    fn stay(&mut self, key: &Key, amount: Amount, now: Instant) -> Option<SessionId> {
-        if self.moves_any
-            && let Some(id) = self.table.find(key)
-            && self.is_to_move(id)
-        {
-            // What was collected may be of it.
-            self.send_to_server();
-            self.end(now, id, EndReason::Moved);
-            return None;
-        }
-        self.table.request(now, key, amount)
-    }
-
-    /// Sends the collected run to its session's server.
-    fn send_to_server(&mut self) {
-        let Run { session, parts } = &mut self.run;
-        if let Some(session) = session.take().and_then(|id| self.table.get_mut(id)) {
-            let Link {
-                exit,
-                server,
-                prefix,
-                ..
-            } = &mut session.link;
-            let (socket, is_connected) = exit.socket();
-            let counters = &self.counters.servers[session.server];
-            let onward = Onward {
-                batch: &self.inbound,
-                socket,
-                to: *server,
-                is_connected,
-                dscp: self.listeners[session.listener].dscp,
-                oversize_noted: &self.oversize_noted,
-                all: &self.counters.own,
-                listener: &self.counters.listeners[session.listener],
-                server: counters,
-                lacks_route: Cell::new(false),
-            };
-            let (now, refusals) = (session.last_active, counters.refusals.get());
-            let may_be_absent = prefix.may_be_absent();
-            let header = prefix.bytes(now);
-            let sent = if may_be_absent {
-                onward.send_unforged(header, parts)
-            } else {
-                onward.send(header, parts)
-            };
-            if sent > 0 {
-                prefix.went_out(now);
-            }
-            if counters.refusals.get() != refusals {
-                prefix.forgotten();
-            }
-            if onward.lacks_route.get() {
-                session.needs_socket |= network::may_need_socket(&session.link, &self.settled);
-            }
-        }
-        parts.clear();
-    }
-
-    /// Takes some replies from a session's own socket, to leave at the end of the
-    /// round. Returns how many, bursts counted as one.
-    fn take_from_server(&mut self, id: SessionId, now: Instant) -> usize {
-        if self.replies.is_full() {
-            self.replies.send(&self.entrances, &self.counters);
-        }
-        let Some(session) = self.table.get_mut(id) else {
-            return 0;
-        };
-        let Exit::Own(from) = &mut session.link.exit else {
-            return 0;
-        };
-        let listener = session.listener;
-        let server = &self.counters.servers[session.server];
-        let refusals = server.refusals.get();
-        let slots = self.replies.receive(from, server);
-        if server.refusals.get() != refusals {
-            session.link.prefix.forgotten();
-        }
-        for slot in slots.clone() {
-            self.pass(slot, id, listener, now);
-        }
-        slots.len()
-    }
-
-    /// Has the replies in `slot`, which came to a socket of this listener's, go to
-    /// the client of session `id`, if they came from the server that was asked.
-    fn pass(&mut self, slot: usize, id: SessionId, listener: usize, now: Instant) {
-        let Some(reply) = self.replies.batch().received(slot) else {
-            return;
-        };
-        let amount = amount_of(&reply);
-        let datagrams = amount.datagrams;
-        let Some(session) = self.table.get_mut(id) else {
-            let late = self.counters.listeners[listener].dropped(DropReason::ReplyLate);
-            return late.add(datagrams);
-        };
-        self.last_reply = now;
-        let (asked, via) = (session.link.server, session.link.via);
-        let listener = &self.counters.listeners[session.listener];
-        if reply.interface != session.link.ingress {
-            if network::is_wrong(&self.wrong_interfaces, asked, reply.interface) {
-                let wrong = listener.dropped(DropReason::ReplyWrongInterface);
-                return wrong.add(datagrams);
-            }
-            session.link.ingress = reply.interface;
-        }
-        let server = &self.counters.servers[session.server];
-        server.replies.add(datagrams);
-        server.reply_bytes.add(amount.bytes);
-        // The kernel filters by the connected address, but only from the moment
-        // that the socket was connected.
-        if ServerAddr(reply.peer) != asked {
-            let wrong = listener.dropped(DropReason::ReplyWrongSource);
-            return wrong.add(datagrams);
-        }
-        session.link.prefix.answered();
-        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
-        let ended = |session: &Session<_>, reason| ends.note(session, reason);
-        let Some(whose) = self.table.reply(now, id, amount, ended) else {
-            return listener.dropped(DropReason::ReplyLate).add(datagrams);
-        };
-        if whose.exceeds {
-            listener.amplified.add(datagrams);
-            let bound = self.listeners[whose.listener].rules.amplification;
-            if bound.is_some_and(|bound| bound.enforce) {
-                return listener.dropped(DropReason::ReplyAmplified).add(datagrams);
-            }
-        }
-        let outgoing = Outgoing {
-            to: Some(whose.to.0),
-            from: Some(whose.from.0),
-            class: class_of(self.listeners[whose.listener].dscp, reply.class),
-            header: &[],
-        };
-        self.replies.pass(slot, via, outgoing);
-    }
-
     fn expire(&mut self, now: Instant) {
-        let ends = Ends::of(&self.counters, &self.listeners, self.log.as_ref());
-        self.table.expire(
-            now,
-            |session, reason| ends.note(session, reason),
-            |session| self.replies.are_none_late(session, &self.counters),
-        );
-        self.close_leaving(now);
+        self.table
+            .expire(now, |session| self.replies.are_none_late(session));
+        self.close_ended(now);
         self.close_rested(now);
-        let counters = &self.counters.own;
+        self.publish_counts();
+    }
+
+    fn publish_counts(&self) {
+        let counters = &self.counters;
         counters.retired.set(self.table.retired() as u64);
         counters.reclaimed.set(self.table.reclaimed());
         counters.renewed.set(self.table.renewed());
+        counters.unlogged.set(self.table.unlogged());
     }
-}
 
-/// Takes from `socket`, for this listener, from now on.
-fn enter(
-    entrances: &mut Slab<Entrance>,
-    readiness: &Readiness,
-    socket: Socket,
-    listener: usize,
-) -> io::Result<()> {
-    let entry = entrances.vacant_entry();
-    readiness.register(&socket, Source::Clients(entry.key()).key())?;
-    entry.insert(Entrance {
-        socket,
-        listener,
-        overflows: 0,
-        is_closing: false,
-    });
-    Ok(())
+    /// Does what it was told. True if that was to stop.
+    fn obey_commands(&mut self, now: Instant) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Sessions {
+                    first,
+                    limit,
+                    reply,
+                } => reply(self.report(first, limit, now)),
+                Command::Reconfigure(to) => self.reconfigure(*to, now),
+                Command::NetworkChanged(wrong) => self.network_changed(wrong),
+                Command::Drain => {
+                    let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
+                    for number in numbers {
+                        self.take_waiting(number, now);
+                    }
+                    self.draining = true;
+                    self.last_reply = now;
+                }
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
+        let report = |(number, session): (usize, &Session<_>)| SessionReport {
+            number,
+            key: session.key,
+            listener: Arc::clone(&session.settings.listener),
+            server: Arc::clone(&session.server),
+            age: now.saturating_duration_since(session.started),
+            idle: now.saturating_duration_since(session.last_active),
+            requests: session.requests,
+            replies: session.replies,
+        };
+        let sessions = self.table.iter_from(first).take(limit);
+        sessions.map(report).collect()
+    }
+
+    /// Takes what came before the order to stop; not for ever, since more comes
+    /// meanwhile.
+    fn take_waiting(&mut self, number: usize, now: Instant) {
+        for _ in 0..LAST_BATCHES {
+            if !self.take_from_clients(number, now) {
+                break;
+            }
+        }
+    }
+
+    /// Takes the replies that wait for these sessions, which are about to end: what came
+    /// in time still passes.
+    fn take_last_replies(&mut self, ids: &[SessionId], now: Instant) {
+        for id in ids {
+            let mut takes = 0..LAST_TAKES;
+            while takes.next().is_some() && self.take_from_server(*id, now) > 0 {}
+        }
+        self.replies.send(&self.listener_sockets);
+    }
+
+    fn is_drained(&self, now: Instant) -> bool {
+        self.draining
+            && now.saturating_duration_since(self.last_reply) >= QUIET
+            && !self.table.awaits_replies()
+    }
+
+    /// Takes what waits in all sockets at the end, late replies too, and tells of the
+    /// sessions that are there.
+    fn end_all(&mut self, now: Instant) {
+        let ids: Vec<_> = self.table.iter_mut().map(|(id, _)| id).collect();
+        self.take_last_replies(&ids, now);
+        self.table.note_stop();
+        self.publish_counts();
+    }
 }
 
 fn key_of(received: &Received) -> Key {
@@ -546,4 +429,101 @@ fn random_seed() -> u64 {
 /// What of a datagram's traffic class passes.
 fn class_of(dscp: bool, class: TrafficClass) -> TrafficClass {
     if dscp { class } else { class.ecn() }
+}
+
+/// Datagrams that a socket has lost since it was last asked. The kernel's count
+/// is of all that it ever lost, and goes round.
+fn newly_lost(known: &mut u32, latest: &Received) -> u64 {
+    if latest.overflows == 0 {
+        return 0;
+    }
+    let new = latest.overflows.wrapping_sub(*known);
+    *known = latest.overflows;
+    u64::from(new)
+}
+
+/// A wake-up that comes so much later than it was to: the process was stopped, or got no
+/// CPU.
+const LATE: Duration = Duration::from_millis(100);
+
+/// The longest that sessions go on after a late wake-up, while datagrams that have come
+/// meanwhile are received.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// After a late wake-up, what has come meanwhile is received before sessions expire: their
+/// datagrams may wait.
+#[derive(Debug)]
+struct LateWakeUp {
+    /// The latest wake-up.
+    latest: Instant,
+    /// Until when, if it does.
+    until: Option<Instant>,
+}
+
+impl LateWakeUp {
+    /// Nothing is late yet.
+    fn new(now: Instant) -> Self {
+        Self {
+            latest: now,
+            until: None,
+        }
+    }
+
+    /// Whether sessions may expire after this wake-up, which was `due` then, and brought
+    /// nothing if it `is_empty`.
+    fn may_expire(&mut self, now: Instant, due: Option<Instant>, is_empty: bool) -> bool {
+        // Not to be late again at once: a worker that always is would let none expire.
+        let is_over = self
+            .until
+            .take_if(|until| is_empty || now >= *until)
+            .is_some();
+        let latest = std::mem::replace(&mut self.latest, now);
+        let is_late = |due: Instant| now.saturating_duration_since(due.max(latest)) >= LATE;
+        // A wait that was interrupted says nothing of what has come: not this one, but the
+        // next that brings nothing is the end.
+        if self.until.is_none() && !is_over && due.is_some_and(is_late) {
+            self.until = Some(now + CATCH_UP);
+        }
+        self.until.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_names_what_it_was_made_for() {
+        let readables = [
+            Readable::Listener(0),
+            Readable::Listener(2),
+            Readable::Session(SessionId::from_bits(1 << 32)),
+            Readable::Session(SessionId::from_bits(u64::MAX - 1)),
+        ];
+        for readable in readables {
+            assert_eq!(Readable::of_key(readable.key()), readable);
+        }
+    }
+
+    #[test]
+    fn none_expires_after_a_late_wake_up_until_one_brings_nothing() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut wake_up = LateWakeUp::new(start);
+        assert!(wake_up.may_expire(at(50), Some(at(50)), true));
+        assert!(wake_up.may_expire(at(140), Some(at(100)), false));
+        assert!(!wake_up.may_expire(at(900), Some(at(150)), true));
+        assert!(!wake_up.may_expire(at(901), Some(at(150)), false));
+        assert!(wake_up.may_expire(at(902), Some(at(150)), true));
+        assert!(wake_up.may_expire(at(5000), None, true));
+    }
+
+    #[test]
+    fn a_worker_that_is_always_late_lets_sessions_expire_at_times() {
+        let start = Instant::now();
+        let mut wake_up = LateWakeUp::new(start);
+        let turns = (1..100).map(|turn| start + LATE * turn);
+        let expires = turns.filter(|now| wake_up.may_expire(*now, Some(start), false));
+        assert_eq!(expires.count(), 9);
+    }
 }

@@ -9,11 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use ppv2_engine::address::ServerAddr;
-use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::capacity::Capacity;
+use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::mode::{Emit, Mode};
-use ppv2_engine::session::{Budget, Rules};
-use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, Server, ServerName, State, Steering};
-use ppv2_engine::worker::{Command, ListenerSettings, Pace, Setup, Share, Worker};
+use ppv2_engine::server::{Server, Target};
+use ppv2_engine::snapshot::{ListenerSnapshot, Pauses, Routing, Snapshot, Targets};
+use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, State};
+use ppv2_engine::worker::{Command, Worker, WorkerSetup};
 use ppv2_udp::{Binding, Options, Socket};
 
 const CLIENTS: usize = 8;
@@ -31,53 +33,44 @@ fn socket() -> UdpSocket {
     socket
 }
 
-fn steering(servers: &[UdpSocket]) -> Steering {
-    let member = |socket: &UdpSocket| Member {
-        address: ServerAddr(socket.local_addr().unwrap()),
+fn routing(targets: &Targets) -> Routing {
+    let member = |target: &Target| Member {
+        address: target.server.address,
         weight: 1,
         backup: false,
         state: State::Up,
     };
-    let members: Vec<_> = servers.iter().map(member).collect();
+    let members: Vec<_> = targets.iter().map(member).collect();
     let plan = Arc::new(Plan::new(Balance::RoundRobin, &members));
-    Steering {
-        plans: vec![ByFamily::new(|_| Arc::clone(&plan))],
-        ..Steering::default()
+    Routing {
+        plans: ByFamily::new(|_| Arc::clone(&plan)),
+        rules: Vec::new(),
     }
 }
 
-fn settings(servers: &[UdpSocket]) -> ListenerSettings {
-    let server = |(number, socket): (usize, &UdpSocket)| Server {
-        number,
-        name: Arc::new(ServerName {
-            upstream: "upstream".to_owned(),
-            server: number.to_string(),
-        }),
-        address: ServerAddr(socket.local_addr().unwrap()),
-        sources: Arc::from([]),
-        mode: Mode::Ppv2 {
-            emit: Emit::Every,
-            crc32c: true,
-        },
+fn targets(servers: &[UdpSocket]) -> Targets {
+    let target = |socket: &UdpSocket| {
+        let address = ServerAddr(socket.local_addr().unwrap());
+        Target {
+            server: Server::new("upstream", &address.to_string(), address, 1),
+            sources: Arc::from([]),
+            mode: Mode::Ppv2 {
+                emit: Emit::Every,
+                crc32c: true,
+            },
+        }
     };
-    ListenerSettings {
-        name: "listener".into(),
-        rules: Rules {
-            idle_timeout: Duration::from_secs(60),
-            responses: 0,
-            requests: 0,
-            amplification: None,
-        },
-        allow: vec!["0.0.0.0/0".parse().unwrap()],
-        deny: Vec::new(),
-        peers: Vec::new(),
-        clients: None,
-        rates: None,
-        entrance: OPTIONS,
-        dont_fragment: false,
-        dscp: false,
-        servers: servers.iter().enumerate().map(server).collect(),
-    }
+    Targets::new(servers.iter().map(target).collect())
+}
+
+fn settings() -> ListenerSettings {
+    let rules = Rules {
+        idle_timeout: Duration::from_secs(60),
+        responses: 0,
+        requests: 0,
+        amplification: None,
+    };
+    ListenerSettings::new(Listener::new("listener", 1), rules)
 }
 
 /// Asks and answers so many times for each client, and takes some more
@@ -110,28 +103,33 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
 struct Running {
     worker: Worker,
     address: SocketAddr,
-    counters: Arc<WorkerCounters>,
+    snapshot: Arc<Snapshot>,
     stop: Box<dyn FnOnce()>,
 }
 
-fn worker(servers: &[UdpSocket], pace: Pace) -> Running {
+fn worker(servers: &[UdpSocket], pauses: Pauses) -> Running {
     let listener =
         Socket::listen("127.0.0.1:0".parse().unwrap(), Binding::default(), OPTIONS).unwrap();
     let address = listener.bound();
     let (commands, receiver) = mpsc::channel();
-    let counters = Arc::new(WorkerCounters::new(1, servers.len()));
-    let (worker, waker) = Worker::new(Share {
+    let targets = targets(servers);
+    let snapshot = Arc::new(Snapshot {
+        listeners: vec![ListenerSnapshot {
+            settings: Arc::new(settings()),
+            routing: routing(&targets),
+            targets: Arc::new(targets),
+        }],
+        bound: [(address, 0)].into(),
+        pauses,
+        ..Snapshot::default()
+    });
+    let (worker, waker) = Worker::new(WorkerSetup {
         number: 0,
-        entrances: vec![(listener, 0)],
-        setup: Setup {
-            listeners: vec![Arc::new(settings(servers))],
-            steering: Arc::new(steering(servers)),
-            pace,
-            counters: Arc::clone(&counters),
-            log: None,
-        },
-        budget: Budget::new(100, 110),
-        claims: Arc::default(),
+        sockets: vec![listener],
+        snapshot: Arc::clone(&snapshot),
+        capacity: Capacity::new(100, 110),
+        client_ports: Arc::default(),
+        counters: Arc::default(),
         commands: receiver,
     })
     .unwrap();
@@ -142,7 +140,7 @@ fn worker(servers: &[UdpSocket], pace: Pace) -> Running {
     Running {
         worker,
         address,
-        counters,
+        snapshot,
         stop,
     }
 }
@@ -154,9 +152,9 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
     let Running {
         worker,
         address,
-        counters,
+        snapshot,
         stop,
-    } = worker(&servers, Pace::default());
+    } = worker(&servers, Pauses::default());
     let running = thread::spawn(move || {
         let mut result = Ok(());
         let measured = allocation_counter::measure(|| result = worker.run());
@@ -166,7 +164,8 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
     exchange(address, &servers, rounds);
     stop();
     let allocations = running.join().unwrap();
-    assert!(counters.listeners[0].received.get() >= (CLIENTS * rounds) as u64);
+    let listener = &snapshot.listeners[0].settings.listener;
+    assert!(listener.sum(|counters| counters.received.get()) >= (CLIENTS * rounds) as u64);
     allocations
 }
 
@@ -183,11 +182,11 @@ fn a_hundred_times_the_datagrams_take_no_allocation_more() {
 fn replies_that_wait_at_a_stop_are_passed_on() {
     let server = [socket()];
     // They and the order to stop come in the pause after the first.
-    let pace = Pace {
+    let pauses = Pauses {
         coalesce: Duration::from_millis(300),
-        ..Pace::default()
+        ..Pauses::default()
     };
-    let running = worker(&server, pace);
+    let running = worker(&server, pauses);
     let worker = running.worker;
     let worker = thread::spawn(move || worker.run().unwrap());
     let client = socket();
@@ -203,7 +202,9 @@ fn replies_that_wait_at_a_stop_are_passed_on() {
         assert_eq!(reply[..len], [number]);
     }
     worker.join().unwrap();
-    let counters = &running.counters;
-    assert_eq!(counters.servers[0].replies.get(), 100);
-    assert_eq!(counters.listeners[0].replied.get(), 100);
+    let listener = &running.snapshot.listeners[0];
+    let server = &listener.targets.get(0).unwrap().server;
+    assert_eq!(server.counters(0).replies.get(), 100);
+    let counters = listener.settings.listener.counters(0);
+    assert_eq!(counters.replied.get(), 100);
 }

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::check::{HealthCheck, Outcome, Streak};
 use crate::config;
-use crate::metrics::{Metrics, Traffic};
+use crate::metrics::Traffic;
+use ppv2_engine::server::Server;
 
 /// Refusals in a window from which on they are not taken for a single forged one.
 const MIN_REFUSALS: u64 = 2;
@@ -15,16 +16,14 @@ const MAX_HOLD: u32 = 16;
 
 pub(super) struct Passive {
     pub(super) config: config::Passive,
-    pub(super) metrics: Arc<Metrics>,
-    /// The server's number in the metrics.
-    pub(super) server: usize,
+    pub(super) server: Arc<Server>,
     /// The counters when the window began.
     pub(super) before: Traffic,
 }
 
 impl HealthCheck for Passive {
     async fn check(&mut self, _: tokio::time::Instant) -> Outcome {
-        let now = self.metrics.counted().traffic(self.server);
+        let now = Traffic::of(&self.server);
         let before = std::mem::replace(&mut self.before, now);
         judge(&self.config, before, now)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -13,9 +13,11 @@ use tokio::sync::Notify;
 use super::check::{Outcome, Streak};
 use super::passive::Trial;
 use crate::config::Server;
-use crate::metrics::{Labels, Metrics, Samples, count, gauge};
-use crate::roster::Roll;
+use crate::metrics::{Labels, Samples, count, gauge};
+use crate::registry::ActiveConfig;
 use ppv2_engine::address::ServerAddr;
+use ppv2_engine::counters::ServerCounters;
+use ppv2_engine::server;
 use ppv2_engine::upstream::State;
 
 /// Steps in which a server that starts slowly gets its share.
@@ -72,10 +74,8 @@ pub(super) fn key(server: &Server) -> Key {
 #[derive(Debug)]
 struct Entry {
     server: Server,
-    /// Its number in the metrics.
-    number: usize,
-    /// Its name in the metrics.
-    label: String,
+    /// Its object, while anything holds that.
+    object: Weak<server::Server>,
     /// The last drain request of an operator, unless the configuration changed since.
     drain_asked: Option<bool>,
     /// When it came, or came back, unless it was there at the start.
@@ -92,8 +92,7 @@ impl Entry {
     fn new(server: &Server, came: Option<Instant>) -> Self {
         Self {
             server: server.clone(),
-            number: 0,
-            label: String::new(),
+            object: Weak::new(),
             drain_asked: None,
             came,
             has_returned: false,
@@ -240,14 +239,13 @@ impl Status {
         is_known
     }
 
-    /// Takes over the servers of `roll`. Those that stay keep what is known of them.
-    pub(super) fn reconfigure(&self, roll: &Roll, now: Instant) {
+    /// Takes over the servers of `active`. Those that stay keep what is known of them.
+    pub(super) fn reconfigure(&self, active: &ActiveConfig, now: Instant) {
         let mut known = self.known();
         let Known { servers, left } = &mut *known;
         let is_start = servers.is_empty();
         let mut before = std::mem::take(servers);
-        let servers_of_roll = roll.config.servers.iter().zip(&roll.servers);
-        for ((server, (number, _)), label) in servers_of_roll.zip(&roll.labels) {
+        for (server, object) in active.config.servers.iter().zip(&active.servers) {
             let key = key(server);
             let old = before.remove(&key);
             let at = left
@@ -277,8 +275,7 @@ impl Status {
                 entry.traffic = Trial::default();
             }
             entry.server = server.clone();
-            entry.number = *number;
-            entry.label.clone_from(label);
+            entry.object = Arc::downgrade(object);
             entry.drain_asked = drain_asked;
             servers.insert(key, entry);
         }
@@ -300,15 +297,15 @@ impl Status {
         }
     }
 
-    /// How each server of `roll` stands, by its place in the configuration.
+    /// How each server of `active` stands, by its place in the configuration.
     #[must_use]
-    pub fn standings(&self, roll: &Roll, now: Instant) -> Vec<Standing> {
+    pub fn standings(&self, active: &ActiveConfig, now: Instant) -> Vec<Standing> {
         let known = self.known();
         let standing = |server| {
             let entry = known.servers.get(&key(server));
             entry.map_or(Standing::UP, |entry| entry.standing(now))
         };
-        roll.config.servers.iter().map(standing).collect()
+        active.config.servers.iter().map(standing).collect()
     }
 
     /// Adds the outcome of a probe.
@@ -359,10 +356,9 @@ impl Status {
         }
     }
 
-    /// All upstreams, with the sessions that `metrics` count.
+    /// All upstreams.
     #[must_use]
-    pub fn report(&self, metrics: &Metrics) -> Vec<UpstreamReport> {
-        let counted = metrics.counted();
+    pub fn report(&self) -> Vec<UpstreamReport> {
         let report = |entry: &Entry| {
             let since = entry.since.duration_since(UNIX_EPOCH).unwrap_or_default();
             let server = &entry.server;
@@ -382,7 +378,10 @@ impl Status {
                 drain: entry.drain(),
                 why: entry.why.clone(),
                 since_unix_seconds: since.as_secs(),
-                sessions: counted.sessions(entry.number),
+                sessions: entry
+                    .object
+                    .upgrade()
+                    .map_or(0, |o| o.sum(ServerCounters::sessions)),
             }
         };
         let known = self.known();
@@ -399,26 +398,29 @@ impl Status {
 
 impl Collector for Status {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        fn labels(entry: &Entry) -> Labels<'_> {
-            vec![
-                ("upstream", &entry.server.upstream),
-                ("server", &entry.label),
-            ]
+        type Labelled<'e> = (&'e Entry, String);
+        fn labels<'e>((entry, label): &'e Labelled<'_>) -> Labels<'e> {
+            vec![("upstream", &entry.server.upstream), ("server", label)]
         }
         let known = self.known();
-        let up = |entry| (labels(entry), u64::from(!entry.is_down()));
+        let entries = known.servers.values();
+        let entries: Vec<Labelled<'_>> = entries
+            .filter_map(|entry| Some((entry, entry.object.upgrade()?.label())))
+            .collect();
+        let up = entries.iter();
+        let up = up.map(|one| (labels(one), u64::from(!one.0.is_down())));
         gauge(
             &mut encoder,
             "upstream_up",
             "Whether servers are up; without health checks they always are",
-            known.servers.values().map(up).collect(),
+            up.collect(),
         )?;
         let mut results = Samples::new();
-        for entry in known.servers.values().filter(|entry| entry.is_checked()) {
+        for one in entries.iter().filter(|(entry, _)| entry.is_checked()) {
             for outcome in Outcome::ALL {
-                let mut labels = labels(entry);
+                let mut labels = labels(one);
                 labels.push(("result", outcome.label()));
-                results.push((labels, entry.results[outcome as usize]));
+                results.push((labels, one.0.results[outcome as usize]));
             }
         }
         count(

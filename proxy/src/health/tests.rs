@@ -9,15 +9,15 @@ use std::time::Duration;
 use super::*;
 use crate::access_log::Unlogged;
 use crate::config::Config;
-use crate::metrics::{Counted, Format};
-use crate::roster::Roster;
-use ppv2_engine::session::Budget;
+use crate::metrics::{Counted, Format, Metrics};
+use crate::registry::Registry;
+use ppv2_engine::capacity::Capacity;
 use ppv2_engine::upstream::State;
 
 fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new(
         Counted::default(),
-        Budget::new(1, 1),
+        Capacity::new(1, 1),
         Unlogged::default(),
     ))
 }
@@ -32,9 +32,9 @@ fn servers_of_one_name_have_distinct_labels_and_are_drained_together() {
     }
     // It stands before the one that the name leads to now.
     config.servers[1].leaving = true;
-    let roll = Roster::default().enroll(config);
+    let active = Registry::new(1).activate(config);
     let status = Arc::new(Status::default());
-    status.reconfigure(&roll, Instant::now());
+    status.reconfigure(&active, Instant::now());
     let text = metrics()
         .text(Format::OpenMetrics, [Box::new(Arc::clone(&status)) as _])
         .unwrap();
@@ -48,7 +48,7 @@ fn servers_of_one_name_have_distinct_labels_and_are_drained_together() {
     assert!(series.contains(&leaving), "{text}");
 
     let states = || -> Vec<_> {
-        let standings = status.standings(&roll, Instant::now());
+        let standings = status.standings(&active, Instant::now());
         standings.iter().map(|standing| standing.state).collect()
     };
     assert!(status.drain("u", "srv.lan:53", true));
@@ -77,17 +77,17 @@ fn an_upstream_whose_servers_hang_delays_no_probes_of_another() {
         )
     };
     let text = upstream("1", &silent.join(", ")) + &upstream("2", &format!("\"{address}\""));
-    let roll = Roster::default().enroll(Config::from_toml("test.toml", &text).unwrap());
+    let active = Registry::new(1).activate(Config::from_toml("test.toml", &text).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
-        let mut health = Health::new(metrics());
-        health.reconfigure(&roll, Instant::now());
+        let mut health = Health::default();
+        health.reconfigure(&active, Instant::now());
         let status = health.status();
         let is_down = || {
-            let standings = status.standings(&roll, Instant::now());
+            let standings = status.standings(&active, Instant::now());
             standings.last().map(|standing| standing.state) == Some(State::Down)
         };
         while !is_down() {
@@ -107,7 +107,7 @@ fn an_upstream_whose_servers_hang_delays_no_probes_of_another() {
 }
 
 /// Configurations of an upstream `u` with these servers, each with whether it drains.
-fn with_servers(roster: &mut Roster, servers: &[(u16, bool)]) -> Roll {
+fn with_servers(registry: &mut Registry, servers: &[(u16, bool)]) -> ActiveConfig {
     let servers: Vec<_> = servers
         .iter()
         .map(|(port, drain)| format!("{{ address = \"192.0.2.1:{port}\", drain = {drain} }}"))
@@ -117,22 +117,22 @@ fn with_servers(roster: &mut Roster, servers: &[(u16, bool)]) -> Roll {
          [upstream.u]\nservers = [{}]\n",
         servers.join(", ")
     );
-    roster.enroll(Config::from_toml("test.toml", &text).unwrap())
+    registry.activate(Config::from_toml("test.toml", &text).unwrap())
 }
 
-fn drains(status: &Status, roll: &Roll) -> Vec<bool> {
-    let standings = status.standings(roll, Instant::now());
+fn drains(status: &Status, active: &ActiveConfig) -> Vec<bool> {
+    let standings = status.standings(active, Instant::now());
     let states = standings.iter().map(|standing| standing.state);
     states.map(|state| state == State::Draining).collect()
 }
 
 #[test]
 fn a_drain_request_survives_its_servers_absence_until_the_configuration_changes() {
-    let (mut roster, status) = (Roster::default(), Status::default());
+    let (mut registry, status) = (Registry::new(1), Status::default());
     let mut reconfigure = |servers: &[(u16, bool)]| {
-        let roll = with_servers(&mut roster, servers);
-        status.reconfigure(&roll, Instant::now());
-        drains(&status, &roll)
+        let active = with_servers(&mut registry, servers);
+        status.reconfigure(&active, Instant::now());
+        drains(&status, &active)
     };
     let all = [
         (1, false),
@@ -164,11 +164,11 @@ fn a_drain_request_survives_its_servers_absence_until_the_configuration_changes(
 
 #[test]
 fn drain_requests_of_servers_that_left_first_are_forgotten_first() {
-    let (mut roster, status) = (Roster::default(), Status::default());
+    let (mut registry, status) = (Registry::new(1), Status::default());
     for port in 1..=1026 {
         // The one before leaves.
-        let roll = with_servers(&mut roster, &[(port, false)]);
-        status.reconfigure(&roll, Instant::now());
+        let active = with_servers(&mut registry, &[(port, false)]);
+        status.reconfigure(&active, Instant::now());
         assert!(status.drain("u", &format!("192.0.2.1:{port}"), true));
     }
     for (port, is_known) in [(1, false), (2, true), (1025, true)] {

@@ -10,11 +10,10 @@ use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
-use super::settings::entrance_options;
 use crate::config::{Config, Listener};
 use crate::holder;
 use ppv2_hosts::kernel::{self, Unusable};
-use ppv2_udp::{Binding, Socket};
+use ppv2_udp::{Binding, Options, Socket};
 
 /// How long a start waits for duplicate address detection, which takes a second or two
 /// from when an interface comes up.
@@ -110,7 +109,7 @@ pub(super) fn listeners(
             shared,
             free: listener.freebind,
         };
-        Socket::listen(address, binding, entrance_options(listener))
+        Socket::listen(address, binding, options(listener))
             .map_err(|error| bind_error(listener, address, &error, held))
     };
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
@@ -125,6 +124,14 @@ pub(super) fn listeners(
         }
     }
     Ok(sockets)
+}
+
+/// What a listener's sockets are made for.
+fn options(listener: &Listener) -> Options {
+    Options {
+        dont_fragment: listener.dont_fragment,
+        bursts: !listener.rules().count_requests(),
+    }
 }
 
 pub(super) async fn admin(address: SocketAddr) -> Result<TcpListener, RunError> {

@@ -10,30 +10,33 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
-use super::crew::Crew;
-use super::leaving::Leaving;
+use super::lame_duck::LameDucks;
 use super::network::{Network, Told};
 use super::reload::{self, Beside, FIRST_ANSWERS, Ready, Reloads};
-use super::settings::settings;
-use super::setups::{Log, Setups, bound, counted};
-use super::{RunError, bind, plans};
+use super::routing::routing;
+use super::snapshot::{Log, rerouted, snapshot};
+use super::workers::Workers;
+use super::{RunError, bind};
 use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::config::{Config, Expanded};
 use crate::discovery::{self, Names};
-use crate::health::{Health, Status};
+use crate::health::{Health, Standing, Status};
 use crate::limits::Ceiling;
-use crate::metrics::Metrics;
-use crate::roster::{Roll, Roster};
+use crate::metrics::{Counted, Metrics};
+use crate::registry::{ActiveConfig, Registry};
 use crate::topology;
+use ppv2_engine::capacity::Capacity;
 use ppv2_engine::counters::WorkerCounters;
-use ppv2_engine::session::Budget;
-use ppv2_engine::upstream::Steering;
-use ppv2_engine::worker::{Change, Command, ListenerSettings, Share};
+use ppv2_engine::listener::Listener;
+use ppv2_engine::snapshot::{Routing, Snapshot};
+use ppv2_engine::upstream::State;
+use ppv2_engine::worker::{Command, Reconfiguration, WorkerSetup};
 use ppv2_udp::Socket;
 
-/// The time between two plans, whatever servers do: building one takes up to 50 ms.
-const PLAN_PAUSE: Duration = Duration::from_millis(100);
+/// The time between two looks at where sessions go, whatever servers do: building a plan
+/// takes up to 50 ms.
+const ROUTE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long to say nothing more of what names lead to.
 const REMARK_PAUSE: Duration = Duration::from_secs(60);
@@ -51,31 +54,27 @@ pub(super) struct Control {
     /// What was said of what names lead to, and not before when more is.
     remarks: Vec<String>,
     remark_after: Option<Instant>,
-    roster: Roster,
+    registry: Registry,
     /// The configuration in force, with what names lead to and what is leaving.
-    roll: Arc<Roll>,
-    leaving: Leaving,
-    /// Addresses that no listener has any more: the number of the one that had it
-    /// last, and when their sessions end.
-    closing: BTreeMap<SocketAddr, (usize, Instant)>,
-    /// Numbers of listeners that have no socket in any worker any more.
-    closed: BTreeSet<usize>,
-    /// By number of the listener.
-    settings: Vec<Arc<ListenerSettings>>,
-    /// By worker.
-    counters: Vec<Arc<WorkerCounters>>,
-    steering: Arc<Steering>,
-    /// When to plan anew, and not before when.
-    plan_at: Option<Instant>,
-    plan_after: Instant,
-    /// When to go by what names lead to now.
+    active: Arc<ActiveConfig>,
+    lame_ducks: LameDucks,
+    /// Addresses that no listener has any more, and when their sessions end.
+    closing: BTreeMap<SocketAddr, Instant>,
+    /// What workers obey.
+    snapshot: Arc<Snapshot>,
+    /// Servers, by their ids, that are down.
+    down: BTreeSet<u64>,
+    /// When to find out where sessions go, and not before when.
+    route_at: Option<Instant>,
+    route_after: Instant,
+    /// When to find out where names lead to now.
     expand_at: Option<Instant>,
     ceiling: Ceiling,
     metrics: Arc<Metrics>,
     health: Health,
     network: Network,
     log: Option<Log>,
-    crew: Crew,
+    workers: Workers,
     reloads: Reloads,
 }
 
@@ -114,47 +113,35 @@ impl Control {
             move || wanted.map(|log| Log::open(&log, &unlogged)).transpose()
         });
         let log = opened.await.map_err(io::Error::other)??;
-        let mut roster = Roster::default();
-        let roll = Arc::new(roster.enroll(config));
-        let (listeners, servers) = roll.counts;
-        let counters: Vec<_> = (0..sockets.len())
-            .map(|_| Arc::new(WorkerCounters::new(listeners, servers)))
-            .collect();
-        let budget = Budget::new(ceiling.max_sessions, ceiling.max_sockets);
-        let counted = counted(&roster, &counters);
-        let metrics = Arc::new(Metrics::new(counted, Arc::clone(&budget), unlogged));
-        let mut health = Health::new(Arc::clone(&metrics));
-        health.reconfigure(&roll, now);
-        let standings = health.status().standings(&roll, now);
-        let steering = Arc::new(plans::steer(&roll, &standings, 0));
-        let settings = settings(&roll, None);
-        let setups = Setups {
-            roll: &roll,
-            settings: &settings,
-            counters: &counters,
-            steering: &steering,
-            log: log.as_ref(),
+        let mut registry = Registry::new(sockets.len());
+        let active = Arc::new(registry.activate(config));
+        let counters: Vec<Arc<WorkerCounters>> =
+            (0..sockets.len()).map(|_| Arc::default()).collect();
+        let capacity = Capacity::new(ceiling.max_sessions, ceiling.max_sockets);
+        let counted = Counted {
+            listeners: active.listeners.clone(),
+            servers: registry.servers(),
+            workers: counters.clone(),
         };
-        let bound = bound(&roll);
-        let claims = Arc::default();
-        let crew = Crew::start(sockets.len(), |number, commands| {
-            let sockets = std::mem::take(&mut sockets[number]);
-            let entrance = |socket: Socket| {
-                let listener = bound[&socket.bound()];
-                (socket, listener)
-            };
-            Share {
-                number,
-                entrances: sockets.into_iter().map(entrance).collect(),
-                setup: setups.of(number),
-                budget: Arc::clone(&budget),
-                claims: Arc::clone(&claims),
-                commands,
-            }
+        let metrics = Arc::new(Metrics::new(counted, Arc::clone(&capacity), unlogged));
+        let mut health = Health::default();
+        health.reconfigure(&active, now);
+        let routing = routing(&active, &health.status().standings(&active, now));
+        let first = snapshot(&active, routing, None, BTreeSet::new(), log.as_ref());
+        let snapshot = Arc::new(first);
+        let client_ports = Arc::default();
+        let workers = Workers::start(sockets.len(), |number, commands| WorkerSetup {
+            number,
+            sockets: std::mem::take(&mut sockets[number]),
+            snapshot: Arc::clone(&snapshot),
+            capacity: Arc::clone(&capacity),
+            client_ports: Arc::clone(&client_ports),
+            counters: Arc::clone(&counters[number]),
+            commands,
         })?;
         let wrong = network.wrong_interfaces();
         if !wrong.is_empty() {
-            crew.tell_all(|| Command::FollowNetwork(Arc::clone(&wrong)));
+            workers.tell_all(|| Command::NetworkChanged(Arc::clone(&wrong)));
         }
         Ok(Self {
             file,
@@ -162,29 +149,27 @@ impl Control {
             names,
             remarks,
             remark_after: None,
-            roster,
-            roll,
-            leaving: Leaving::default(),
+            registry,
+            active,
+            lame_ducks: LameDucks::default(),
             closing: BTreeMap::new(),
-            closed: BTreeSet::new(),
-            settings,
-            counters,
-            steering,
-            plan_at: None,
-            plan_after: now,
+            snapshot,
+            down: BTreeSet::new(),
+            route_at: None,
+            route_after: now,
             expand_at: None,
             ceiling,
             metrics,
             health,
             network,
             log,
-            crew,
+            workers,
             reloads: Reloads::default(),
         })
     }
 
     pub(super) fn config(&self) -> &Config {
-        &self.roll.config
+        &self.active.config
     }
 
     pub(super) fn metrics(&self) -> Arc<Metrics> {
@@ -204,14 +189,14 @@ impl Control {
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerHandle> {
-        self.crew.workers.clone()
+        self.workers.handles.clone()
     }
 
     /// Waits for what has to be seen to at once. Nothing is lost if the future is
     /// dropped.
     pub(super) async fn event(&mut self) -> Event {
         tokio::select! {
-            failure = self.crew.failure() => Event::Failed(failure),
+            failure = self.workers.failure() => Event::Failed(failure),
             ready = self.reloads.ready() => Event::Ready(Box::new(ready)),
             told = self.network.changed() => Event::Network(told),
         }
@@ -236,7 +221,7 @@ impl Control {
     fn begin_reload(&mut self) {
         self.reloads.begin(reload::make_ready(Beside {
             file: self.file.clone(),
-            roll: Arc::clone(&self.roll),
+            active: Arc::clone(&self.active),
             held: self.held(),
             names: self.names.running(),
             log: self.log.as_ref().map(|log| log.of.clone()),
@@ -267,12 +252,12 @@ impl Control {
             expanded: Expanded { config, remarks },
             log,
         } = ready;
-        if let Some(upstream) = reload::without_servers(&self.roll.config, &config) {
+        if let Some(upstream) = reload::without_servers(&self.active.config, &config) {
             return Err(format!(
                 "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"
             ));
         }
-        let before = Arc::clone(&self.roll);
+        let before = Arc::clone(&self.active);
         let warnings = config.warnings.clone();
         self.apply(config, log)
             .await
@@ -286,12 +271,12 @@ impl Control {
         self.written = written;
         // Names may lead elsewhere since.
         self.expand_soon(Instant::now());
-        Ok(reload::news(&before.config, &self.roll.config))
+        Ok(reload::news(&before.config, &self.active.config))
     }
 
     /// Has workers told of what names lead to, but not too often.
     pub(super) fn expand_soon(&mut self, now: Instant) {
-        self.expand_at = Some(now.max(self.plan_after));
+        self.expand_at = Some(now.max(self.route_after));
     }
 
     /// Goes by what names lead to now, and lets go who has been leaving for long
@@ -309,7 +294,7 @@ impl Control {
         };
         if let Err(error) = applied {
             tracing::error!("can't go by what names lead to now: {error}");
-            self.leaving.postpone(now + RETRY);
+            self.lame_ducks.postpone(now + RETRY);
             self.expand_at = Some(now + RETRY);
         }
     }
@@ -332,63 +317,76 @@ impl Control {
 
     /// Addresses that this process has sockets for.
     fn held(&self) -> BTreeSet<SocketAddr> {
-        let bound = self.roll.config.listeners.iter();
+        let bound = self.active.config.listeners.iter();
         let bound = bound.flat_map(|listener| listener.bind.iter().copied());
         bound.chain(self.closing.keys().copied()).collect()
     }
 
-    /// Goes by `config` from now on, with this access log if it is another; if that
-    /// fails, by what was in force before.
+    /// Puts `config` in force, with this access log if it is another; if that fails, what
+    /// was in force before stays.
     async fn apply(&mut self, mut config: Config, log: Option<Log>) -> Result<(), RunError> {
         let now = Instant::now();
-        // Whatever can fail comes first.
-        let mut sockets = bind::listeners(&config, &self.held())?;
+        // What can fail comes first.
+        let sockets = bind::listeners(&config, &self.held())?;
         self.log = match config.access_log {
             Some(_) => log.or(self.log.take()),
             None => None,
         };
-
         let ceiling = Ceiling::of(&config);
-        self.metrics
-            .budget
-            .resize(ceiling.max_sessions, ceiling.max_sockets);
+        let capacity = &self.metrics.capacity;
+        capacity.resize(ceiling.max_sessions, ceiling.max_sockets);
         self.ceiling = ceiling;
-        self.closed.clear();
         self.close_later(&config, now);
-        self.leaving.follow(&mut config, Some(&self.roll), now);
-        let roll = Arc::new(self.roster.enroll(config));
-        self.settings = settings(&roll, Some((&self.roll, &self.settings)));
-        self.let_go_of_listeners(&roll);
-        let grown = |counters: &Arc<WorkerCounters>| {
-            Arc::new(counters.with(roll.counts, &roll.listeners_anew, &roll.anew))
-        };
-        self.counters = self.counters.iter().map(grown).collect();
-        self.roll = roll;
-        self.count();
-        self.health.reconfigure(&self.roll, now);
-        if self.network.follow(&self.roll.config).await {
+        self.lame_ducks.update(&mut config, Some(&self.active), now);
+        let active = Arc::new(self.registry.activate(config));
+        let before = std::mem::replace(&mut self.active, active);
+        self.health.reconfigure(&self.active, now);
+        if self.network.follow(&self.active.config).await {
             self.tell_network();
         }
-        self.plan().await;
+        let routing = self.route().await;
+        self.snapshot = Arc::new(snapshot(
+            &self.active,
+            routing,
+            Some((&before, &self.snapshot)),
+            self.closing.keys().copied().collect(),
+            self.log.as_ref(),
+        ));
+        drop(before);
+        self.show(self.shown_listeners());
+        if !self.send_snapshot(sockets).await {
+            tracing::warn!(
+                "a worker has not applied the new configuration within 2 s; still waiting"
+            );
+        }
+        Ok(())
+    }
 
-        let (setups, bound) = (self.setups(), bound(&self.roll));
-        let change = |number: usize, done| {
-            Command::Follow(Box::new(Change {
-                setup: setups.of(number),
-                bound: bound.clone(),
-                entrances: std::mem::take(&mut sockets[number]),
+    /// Sends the snapshot to all workers, with the sockets of each. False if one has not
+    /// applied it, yet.
+    async fn send_snapshot(&self, mut sockets: Vec<Vec<Socket>>) -> bool {
+        let command = |number: usize, done| {
+            Command::Reconfigure(Box::new(Reconfiguration {
+                snapshot: Arc::clone(&self.snapshot),
+                sockets: sockets
+                    .get_mut(number)
+                    .map(std::mem::take)
+                    .unwrap_or_default(),
                 done,
             }))
         };
-        if self.crew.tell_and_wait(change).await {
-            // They were told to close what is not held before.
-            let held = self.held_listeners(&self.roll);
-            self.closed = (0..self.roll.counts.0).collect();
-            self.closed.retain(|number| !held.contains(number));
-        } else {
-            tracing::warn!("a worker is busy, and goes by the configuration as soon as it is not");
-        }
-        Ok(())
+        self.workers.tell_and_wait(command).await
+    }
+
+    /// Sends the snapshot to all workers, and waits for none.
+    fn send_snapshot_now(&self) {
+        self.workers.tell_all(|| {
+            Command::Reconfigure(Box::new(Reconfiguration {
+                snapshot: Arc::clone(&self.snapshot),
+                sockets: Vec::new(),
+                done: Box::new(|| ()),
+            }))
+        });
     }
 
     /// Notes addresses that `config` has no listener for, and forgets those that it
@@ -396,143 +394,147 @@ impl Control {
     fn close_later(&mut self, config: &Config, now: Instant) {
         let wanted: BTreeSet<_> = config.listeners.iter().flat_map(|l| &l.bind).collect();
         self.closing.retain(|address, _| !wanted.contains(address));
-        let until = now + *self.roll.config.drain_timeout;
-        for (address, number) in bound(&self.roll) {
-            if !wanted.contains(&address) {
-                self.closing.insert(address, (number, until));
+        let until = now + *self.active.config.drain_timeout;
+        for address in self.active.config.listeners.iter().flat_map(|l| &l.bind) {
+            if !wanted.contains(address) {
+                self.closing.insert(*address, until);
             }
         }
     }
 
-    /// Lets go of what listeners hold that are gone and have no sessions any more.
-    fn let_go_of_listeners(&mut self, roll: &Roll) {
-        let held = self.held_listeners(roll);
-        for (number, settings) in self.settings.iter_mut().enumerate() {
-            if !held.contains(&number) && !settings.servers.is_empty() {
-                *settings = Arc::new(settings.emptied());
+    /// The listeners that metrics show: those of the configuration, and those that have
+    /// sockets or sessions still.
+    fn shown_listeners(&self) -> Vec<Arc<Listener>> {
+        let mut shown = self.active.listeners.clone();
+        for listener in &self.metrics.counted().listeners {
+            if !shown.contains(listener) {
+                shown.push(Arc::clone(listener));
             }
         }
+        shown
     }
 
-    /// The numbers of listeners that have sockets.
-    fn held_listeners(&self, roll: &Roll) -> BTreeSet<usize> {
-        let closing = self.closing.values().map(|(number, _)| *number);
-        roll.listeners.iter().copied().chain(closing).collect()
+    /// The listeners that are gone and have no socket and no session any more, and that
+    /// metrics show yet: what is counted of them doesn't change again.
+    pub(super) fn gone_listeners(&self) -> Vec<Arc<Listener>> {
+        let mut shown = self.shown_listeners();
+        shown.retain(|one| !self.active.listeners.contains(one) && !one.is_in_use());
+        shown
     }
 
-    /// The numbers of listeners that are gone and have no sessions any more: what is
-    /// counted of them doesn't change again, and was not forgotten yet.
-    pub(super) fn gone_listeners(&self) -> Vec<usize> {
-        let shown = self.metrics.counted();
-        let has_sessions = |number: usize| {
-            let counters = self.counters.iter().map(|worker| &worker.listeners[number]);
-            counters.map(|counters| counters.sessions()).sum::<u64>() > 0
-        };
-        let gone = shown.listeners().map(|(number, _)| number);
-        gone.filter(|number| self.closed.contains(number) && !has_sessions(*number))
-            .collect()
-    }
-
-    fn setups(&self) -> Setups<'_> {
-        Setups {
-            roll: &self.roll,
-            settings: &self.settings,
-            counters: &self.counters,
-            steering: &self.steering,
-            log: self.log.as_ref(),
+    /// Has metrics show these listeners no more.
+    pub(super) fn forget(&self, gone: &[Arc<Listener>]) {
+        if !gone.is_empty() {
+            let mut shown = self.shown_listeners();
+            shown.retain(|listener| !gone.contains(listener));
+            self.show(shown);
         }
     }
 
-    fn count(&self) {
-        self.metrics.follow(counted(&self.roster, &self.counters));
+    fn show(&self, listeners: Vec<Arc<Listener>>) {
+        self.metrics.follow(Counted {
+            listeners,
+            servers: self.registry.servers(),
+            workers: self.metrics.counted().workers.clone(),
+        });
     }
 
-    /// Stops counting these listeners, and servers that nobody goes by any more.
-    pub(super) fn forget_gone(&mut self, listeners: &[usize], now: Instant) {
-        for number in listeners {
-            self.roster.forget_listener(*number, now);
-        }
-        let servers = self.metrics.counted().servers().count();
-        if !listeners.is_empty() || servers > self.roll.servers.len() {
-            self.count();
-        }
-    }
-
-    /// Has workers told of how servers stand, but not too often.
-    pub(super) fn plan_soon(&mut self, now: Instant) {
-        self.plan_at = Some(now.max(self.plan_after));
+    /// Has sessions go where servers stand now, but not too often.
+    pub(super) fn route_soon(&mut self, now: Instant) {
+        self.route_at = Some(now.max(self.route_after));
     }
 
     /// Looks at what has changed of the network, and has sessions follow.
     pub(super) async fn look(&mut self, told: Told) {
-        if self.network.look(told, &self.roll.config).await {
+        if self.network.look(told, &self.active.config).await {
             self.tell_network();
         }
     }
 
     fn tell_network(&self) {
         let wrong = self.network.wrong_interfaces();
-        let command = || Command::FollowNetwork(Arc::clone(&wrong));
-        self.crew.tell_all(command);
+        let command = || Command::NetworkChanged(Arc::clone(&wrong));
+        self.workers.tell_all(command);
     }
 
-    /// Plans where sessions go, as servers stand now.
-    async fn plan(&mut self) {
+    /// Where sessions go, as servers stand now.
+    async fn route(&mut self) -> Vec<Routing> {
         let now = Instant::now();
-        let (roll, version) = (Arc::clone(&self.roll), self.steering.version + 1);
-        let standings = self.health.status().standings(&roll, now);
-        let made = spawn_blocking(move || plans::steer(&roll, &standings, version));
-        // It fails only where the runtime is ending.
-        if let Ok(steering) = made.await {
-            self.steering = Arc::new(steering);
-        }
-        self.plan_after = Instant::now() + PLAN_PAUSE;
+        let active = Arc::clone(&self.active);
+        let standings = self.health.status().standings(&active, now);
+        self.note_down(&standings);
+        let made = spawn_blocking(move || routing(&active, &standings));
+        self.route_after = Instant::now() + ROUTE_PAUSE;
         let step = self.health.status().next_step(now);
-        self.plan_at = step.map(|step| step.max(self.plan_after));
+        self.route_at = step.map(|step| step.max(self.route_after));
+        // It fails only where the runtime is ending.
+        made.await.unwrap_or_default()
+    }
+
+    /// Has sessions that stay with servers that went down tell them of their clients again.
+    fn note_down(&mut self, standings: &[Standing]) {
+        let mut down = BTreeSet::new();
+        for (server, standing) in self.active.servers.iter().zip(standings) {
+            if standing.state == State::Down {
+                down.insert(server.id());
+                if !self.down.contains(&server.id()) {
+                    server.note_down();
+                }
+            }
+        }
+        self.down = down;
     }
 
     /// When [`meet_deadlines`](Self::meet_deadlines) has something to do.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let closing = self.closing.values().map(|(_, until)| *until).min();
-        let all = [self.plan_at, self.expand_at, self.leaving.next(), closing];
+        let closing = self.closing.values().copied().min();
+        let all = [
+            self.route_at,
+            self.expand_at,
+            self.lame_ducks.next(),
+            closing,
+        ];
         all.into_iter().flatten().min()
     }
 
     /// Does what is due.
     pub(super) async fn meet_deadlines(&mut self, now: Instant) {
         let is_due = |until: &Instant| *until <= now;
-        let closing = self.closing.iter();
-        let due = closing.filter(|(_, (_, until))| is_due(until));
+        let due = self.closing.iter().filter(|(_, until)| is_due(until));
         let due: Vec<_> = due.map(|(address, _)| *address).collect();
-        self.closing.retain(|_, (_, until)| !is_due(until));
         if !due.is_empty() {
-            self.crew.tell_all(|| Command::Close(due.clone()));
+            self.closing.retain(|_, until| !is_due(until));
+            let mut next = (*self.snapshot).clone();
+            next.version += 1;
+            next.closing.retain(|address| !due.contains(address));
+            self.snapshot = Arc::new(next);
+            self.send_snapshot_now();
             tracing::info!(addresses = ?due, "closed");
-            // So that their listeners are let go of.
-            self.expand_at = Some(now);
         }
-        let leaves = self.leaving.next();
+        let leaves = self.lame_ducks.next();
         if [leaves, self.expand_at].iter().flatten().any(is_due) {
             self.expand(now).await;
-        } else if self.plan_at.as_ref().is_some_and(is_due) {
-            self.plan().await;
-            self.crew
-                .tell_all(|| Command::Steer(Arc::clone(&self.steering)));
+        } else if self.route_at.as_ref().is_some_and(is_due) {
+            let routing = self.route().await;
+            if routing.len() == self.snapshot.listeners.len() {
+                self.snapshot = Arc::new(rerouted(&self.snapshot, routing));
+                self.send_snapshot_now();
+            }
         }
     }
 
     /// Lets replies in flight out, for as long as `drain_timeout` or until
     /// `hurried`, and ends the workers.
     pub(super) async fn stop(mut self, hurried: impl Future<Output = ()>) -> Result<(), RunError> {
-        let drain_timeout = *self.roll.config.drain_timeout;
+        let drain_timeout = *self.active.config.drain_timeout;
         tracing::info!(
-            sessions = self.metrics.budget.taken(),
+            sessions = self.metrics.capacity.taken(),
             ?drain_timeout,
             "stopping: no more datagrams are taken, replies in flight are let out"
         );
-        self.crew.tell_all(|| Command::Drain);
+        self.workers.tell_all(|| Command::Drain);
         let result = tokio::select! {
-            result = self.crew.all_ended() => result,
+            result = self.workers.all_ended() => result,
             () = tokio::time::sleep(drain_timeout) => {
                 tracing::warn!("some replies did not come within {drain_timeout:?}");
                 Ok(())
@@ -545,7 +547,9 @@ impl Control {
 
     /// Ends the workers, and lets out what they had to tell of their sessions.
     pub(super) fn end(mut self) {
-        self.crew.tell_all(|| Command::Stop);
+        self.workers.tell_all(|| Command::Stop);
+        // It holds a sender of the access log.
+        self.snapshot = Arc::default();
         if let Some(Log { writer, sender, .. }) = self.log.take() {
             drop(sender);
             writer.finish();

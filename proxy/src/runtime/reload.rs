@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::bind;
-use super::leaving::identity;
-use super::setups::Log;
+use super::lame_duck::identity;
+use super::snapshot::Log;
 use crate::access_log::Unlogged;
 use crate::admin::ReloadRequest;
 use crate::config::{AccessLog, Answers, Config, Expanded, Listener};
 use crate::discovery::{Candidate, Running};
-use crate::roster::Roll;
+use crate::registry::ActiveConfig;
 use crate::topology;
 
 /// How long names have to be resolved before the proxy starts without what they lead
@@ -87,7 +87,7 @@ impl Reloads {
 /// Beside what a configuration is made ready.
 pub(super) struct Beside {
     pub(super) file: Option<PathBuf>,
-    pub(super) roll: Arc<Roll>,
+    pub(super) active: Arc<ActiveConfig>,
     /// Addresses that this process has sockets for.
     pub(super) held: BTreeSet<SocketAddr>,
     pub(super) names: Running,
@@ -114,10 +114,10 @@ pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
             "the proxy was started by flags; start it with --config FILE to reload that".to_owned(),
         );
     };
-    let (held, roll, open) = (beside.held, beside.roll, beside.log);
+    let (held, active, open) = (beside.held, beside.active, beside.log);
     let name = file.display().to_string();
     let unlogged = beside.unlogged;
-    let read = spawn_blocking(move || read(&file, &roll.config, &held, open.as_ref(), &unlogged));
+    let read = spawn_blocking(move || read(&file, &active.config, &held, open.as_ref(), &unlogged));
     let Ok(read) = tokio::time::timeout(PATIENCE, read).await else {
         return Err(format!(
             "{name} could not be read within {} s; see that its file system and DNS answer",

@@ -18,8 +18,6 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// What is known of one server.
 #[derive(Debug)]
 struct Known {
-    /// What it goes by: another one's number begins anew.
-    name: String,
     since: Instant,
     before: Traffic,
     dropped_before: u64,
@@ -29,41 +27,39 @@ struct Known {
 /// Compares, over time, what servers were sent with what the kernel dropped.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
-    /// By number of the server.
-    servers: HashMap<usize, Known>,
+    /// By the server's id.
+    servers: HashMap<u64, Known>,
 }
 
 impl Silence {
-    /// Forgets servers that `is_there` doesn't know by their number and name.
-    pub(super) fn retain(&mut self, is_there: impl Fn(usize, &str) -> bool) {
-        self.servers
-            .retain(|number, known| is_there(*number, &known.name));
+    /// Forgets servers that `is_there` doesn't know by their id.
+    pub(super) fn retain(&mut self, is_there: impl Fn(u64) -> bool) {
+        self.servers.retain(|id, _| is_there(*id));
     }
 
     /// How many datagrams the server has left unanswered, if that should be told now:
     /// once, until it answers. `dropped` is what the kernel has dropped so far.
     pub(super) fn news(
         &mut self,
-        (number, name): (usize, &str),
+        server: u64,
         traffic: Traffic,
         dropped: u64,
         now: Instant,
     ) -> Option<u64> {
-        let anew = |was_told| Known {
-            name: name.to_owned(),
+        let fresh = |was_told| Known {
             since: now,
             before: traffic,
             dropped_before: dropped,
             was_told,
         };
-        let known = self.servers.entry(number).or_insert_with(|| anew(false));
+        let known = self.servers.entry(server).or_insert_with(|| fresh(false));
         if traffic.replies != known.before.replies {
-            *known = anew(false);
+            *known = fresh(false);
             return None;
         }
         // A server on this host that is gone: the kernel drops what is sent to it.
         if traffic.refusals != known.before.refusals {
-            *known = anew(known.was_told);
+            *known = fresh(known.was_told);
             return None;
         }
         let unanswered = traffic.sent.saturating_sub(known.before.sent);
@@ -74,7 +70,7 @@ impl Silence {
             return Some(unanswered);
         }
         if now.saturating_duration_since(known.since) >= WINDOW {
-            *known = anew(was_told);
+            *known = fresh(was_told);
         }
         None
     }
@@ -98,7 +94,7 @@ mod tests {
             }
             traffic.sent += 5;
             let now = start + Duration::from_secs(second);
-            let news = silence.news((0, "s"), traffic, dropped, now);
+            let news = silence.news(0, traffic, dropped, now);
             told.extend(news.map(|unanswered| (second, unanswered)));
         }
         assert_eq!(told, [(2, 10), (221, 10)]);
@@ -113,7 +109,7 @@ mod tests {
                 ..Traffic::default()
             };
             let now = start + Duration::from_secs(second);
-            assert_eq!(silence.news((0, "s"), traffic, second, now), None);
+            assert_eq!(silence.news(0, traffic, second, now), None);
         }
     }
 
@@ -127,7 +123,7 @@ mod tests {
                 ..Traffic::default()
             };
             let now = start + Duration::from_secs(second);
-            assert_eq!(silence.news((0, "s"), traffic, second * 5, now), None);
+            assert_eq!(silence.news(0, traffic, second * 5, now), None);
         }
     }
 }

@@ -1,33 +1,118 @@
-//! The table of one worker's sessions: finds, counts, limits and ends them.
+//! The table of one worker's sessions: finds, counts, limits and ends them, and says
+//! when the socket of an ended one may be used again.
 
-mod resting;
-
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::rest::{Class, Rest};
-use super::rings::Rings;
-use super::unanswered::Unanswered;
+use super::links::{Links, List, Rings};
+use super::unanswered::{Client, Unanswered};
 use super::wheel::Wheel;
 use super::{
-    Afterlife, Amount, EndReason, Key, MAX_REST, Network, Reply, Rules, SPARE, Seat, Session,
+    AfterEnd, Amount, EndReason, Ended, Key, MAX_REST, MIN_REST, Need, Reply, SPARE, Session,
     SessionId, State,
 };
+use crate::capacity::Permit;
+use crate::listener::{Listener, ListenerSettings};
+use crate::server::{MAX_ANSWER_TIME, Server};
 
-use resting::silent_class;
+/// The most sockets that are closed before datagrams have their turn again.
+const CLOSES_AT_ONCE: usize = 64;
 
-/// Sessions that are let go at the most before datagrams have their turn again,
-/// since each costs the closing of a socket.
-const LET_GO_AT_ONCE: usize = 64;
+/// Resting sessions of a lane that are looked at for one that matches: there may be tens
+/// of thousands that don't.
+const LOOKS: usize = 64;
+
+/// How far a resting session's port can be trusted to be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// Every request was answered, nothing came since, and another session of the
+    /// same listener and server may have the socket.
+    Reusable,
+    /// As silent, but the socket is not what a new session would be given.
+    Silent,
+    /// An answer is owed, or the server sends what it wasn't asked for.
+    Owing,
+    /// No answer came at all.
+    Unanswered,
+}
+
+impl Class {
+    /// Of a session that was answered.
+    fn answered(after_end: AfterEnd) -> Self {
+        match after_end {
+            AfterEnd::RestForReuse => Self::Reusable,
+            AfterEnd::Rest | AfterEnd::RestUnheard | AfterEnd::CloseOnceRead | AfterEnd::Close => {
+                Self::Silent
+            }
+        }
+    }
+
+    /// Whether something may come to the port yet.
+    fn owes(self) -> bool {
+        matches!(self, Self::Owing | Self::Unanswered)
+    }
+}
+
+/// Sessions that rest side by side: of one listener and server, by their ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Lane {
+    listener: u64,
+    server: u64,
+    class: Class,
+}
+
+impl Lane {
+    pub(super) fn of(listener: &Listener, server: &Server, class: Class) -> Self {
+        Self {
+            listener: listener.id(),
+            server: server.id(),
+            class,
+        }
+    }
+}
+
+/// Resting sessions by slot: a list for each lane that has any, in the order in which
+/// their rests began.
+#[derive(Debug, Default)]
+struct Resting {
+    lanes: HashMap<Lane, List, ahash::RandomState>,
+    links: Links,
+}
+
+impl Resting {
+    fn push(&mut self, lane: Lane, slot: u32) {
+        let list = self.lanes.entry(lane).or_insert(List::EMPTY);
+        self.links.push(list, slot);
+    }
+
+    fn remove(&mut self, lane: Lane, slot: u32) {
+        if let Entry::Occupied(mut list) = self.lanes.entry(lane) {
+            self.links.remove(list.get_mut(), slot);
+            if *list.get() == List::EMPTY {
+                list.remove();
+            }
+        }
+    }
+
+    /// The one that has rested for longest in `lane`.
+    fn first(&self, lane: Lane) -> Option<u32> {
+        self.lanes.get(&lane)?.first()
+    }
+}
+
+/// Said where a slot has too many bits.
+const FEWER: &str = "a table holds fewer than 2^32 sessions";
 
 /// The sessions of one worker.
 #[derive(Debug)]
-pub struct Table<T> {
-    rules: Vec<Rules>,
-    sessions: Slab<Session<T>>,
+pub struct Table<C> {
+    sessions: Slab<Session<C>>,
     /// Peers choose the keys: the hash must be keyed, with a key that they can't
     /// learn, or they could have all theirs meet in one place.
     by_key: HashMap<Key, u32, ahash::RandomState>,
@@ -36,65 +121,67 @@ pub struct Table<T> {
     rings: Rings,
     wheel: Wheel,
     unanswered: Unanswered,
-    rest: Rest,
-    /// To be let go as soon as what waits for them has been read.
-    leaving: Vec<SessionId>,
+    resting: Resting,
+    /// To be closed as soon as what waits for them has been read.
+    to_close: Vec<SessionId>,
     retired: usize,
     reclaimed: u64,
     renewed: u64,
+    unlogged: u64,
     generation: u32,
-    afterlife: fn(&T) -> Afterlife,
+    after_end: fn(&C) -> AfterEnd,
+    /// Number of the worker whose sessions these are.
+    worker: usize,
+    log: Option<SyncSender<Ended>>,
 }
 
-impl<T> Table<T> {
-    /// A table for listeners with these `rules`.
+impl<C> Table<C> {
+    /// The table of this worker. `after_end` says of what is kept with a session what
+    /// becomes of it.
     #[must_use]
-    pub fn new(now: Instant, rules: Vec<Rules>) -> Self {
+    pub fn new(now: Instant, worker: usize, after_end: fn(&C) -> AfterEnd) -> Self {
         Self {
-            rules,
             sessions: Slab::new(),
             by_key: HashMap::default(),
             rings: Rings::default(),
             wheel: Wheel::new(now),
             unanswered: Unanswered::new(),
-            rest: Rest::default(),
-            leaving: Vec::new(),
+            resting: Resting::default(),
+            to_close: Vec::new(),
             retired: 0,
             reclaimed: 0,
             renewed: 0,
+            unlogged: 0,
             generation: 0,
-            afterlife: |_| Afterlife::Rest,
+            after_end,
+            worker,
+            log: None,
         }
     }
 
-    /// Has `afterlife` say of what is kept with a session what becomes of it.
-    /// Otherwise all of it rests.
-    #[must_use]
-    pub fn with_afterlife(self, afterlife: fn(&T) -> Afterlife) -> Self {
-        Self { afterlife, ..self }
+    /// Tells of each session that ends there from now on.
+    pub fn log_to(&mut self, log: Option<SyncSender<Ended>>) {
+        self.log = log;
     }
 
-    /// Goes by other rules from now on, for as many listeners as before or more.
-    pub fn follow(&mut self, now: Instant, rules: Vec<Rules>) {
-        let sooner = |(new, old): (&Rules, &Rules)| new.idle_timeout < old.idle_timeout;
-        let ends_sooner = rules.iter().zip(&self.rules).any(sooner);
-        self.rules = rules;
-        if ends_sooner {
-            for (slot, session) in &self.sessions {
-                if session.is_active() {
-                    let deadline = session.last_active + self.rules[session.listener].idle_timeout;
-                    let slot = u32::try_from(slot).expect("as when it was opened");
-                    self.wheel.arm(slot, deadline.max(now));
-                }
-            }
+    /// Has a session obey other settings of its listener.
+    pub fn set_settings(&mut self, now: Instant, id: SessionId, settings: &Arc<ListenerSettings>) {
+        let Some(session) = self.get_mut(id) else {
+            return;
+        };
+        let before = std::mem::replace(&mut session.settings, Arc::clone(settings));
+        let idle_timeout = settings.rules.idle_timeout;
+        if idle_timeout < before.rules.idle_timeout && session.is_active() {
+            let deadline = session.last_active + idle_timeout;
+            self.wheel.arm(id.slot, deadline.max(now));
         }
     }
 
     /// All sessions, ended ones too, to change what the owner keeps there.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SessionId, &mut Session<T>)> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SessionId, &mut Session<C>)> {
         self.sessions.iter_mut().map(|(slot, session)| {
             let id = SessionId {
-                slot: u32::try_from(slot).expect("as when it was opened"),
+                slot: u32::try_from(slot).expect(FEWER),
                 generation: session.generation,
             };
             (id, session)
@@ -105,31 +192,31 @@ impl<T> Table<T> {
     /// them. `None` if there is none, or if it has taken all that it may or needs
     /// another socket: then [`open`](Self::open) another and ask again.
     pub fn request(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
-        let slot = *self.by_key.get(key)?;
-        let session = self.sessions.get_mut(slot as usize)?;
-        let limit = self.rules[session.listener].requests;
-        if session.needs_socket || limit > 0 && session.requests >= limit {
-            return None;
-        }
-        Some(session.count(slot, now, amount))
+        self.request_of(now, self.find(key)?, amount)
     }
 
-    /// The bucket, for [`Rates`](super::Rates), of the session that takes this client's
+    /// As [`request`](Self::request), of session `id`, which was found for the client.
+    pub fn request_of(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<SessionId> {
+        let session = self.get_mut(id)?;
+        if session.needs_socket || !session.takes_more() {
+            return None;
+        }
+        Some(session.count(id.slot, now, amount))
+    }
+
+    /// The bucket, for [`ClientRates`](crate::client_limits::ClientRates), of the session that takes this client's
     /// datagrams. `None` if it was never answered, or another is to be begun.
     pub fn bucket(&mut self, key: &Key) -> Option<&mut u64> {
         let slot = *self.by_key.get(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
-        let limit = self.rules[session.listener].requests;
-        let takes_more = limit == 0 || session.requests < limit;
-        (takes_more && !session.is_unanswered()).then_some(&mut session.bucket)
+        (session.takes_more() && !session.is_unanswered()).then_some(&mut session.bucket)
     }
 
     /// How many datagrams [`request`](Self::request) takes at once for this client,
-    /// by a session that this listener's rules end at some number: what it has left
-    /// or, where another is to be begun, all that that may take.
+    /// by a session that takes at most `limit`: what it has left or, where another is to be
+    /// begun, all that that may take.
     #[must_use]
-    pub fn room(&self, key: &Key, listener: usize) -> u64 {
-        let limit = self.rules[listener].requests;
+    pub fn room(&self, key: &Key, limit: u64) -> u64 {
         let session = self.find(key).and_then(|id| self.get(id));
         let left = session.map_or(0, |session| limit.saturating_sub(session.requests));
         if left > 0 { left } else { limit }
@@ -164,48 +251,47 @@ impl<T> Table<T> {
     ///
     /// # Panics
     ///
-    /// If `listener` has no rules, or at 2³² sessions, which no budget allows.
+    /// At 2³² sessions, which no capacity allows.
     pub fn open(
         &mut self,
         now: Instant,
         key: Key,
-        listener: usize,
-        server: usize,
-        seat: Seat,
-        link: T,
+        settings: &Arc<ListenerSettings>,
+        server: &Arc<Server>,
+        permit: Permit,
+        connection: C,
     ) -> SessionId {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
-        let is_heard = (self.afterlife)(&link).is_heard();
+        let is_heard = (self.after_end)(&connection).is_heard();
         let slot = self.sessions.insert(Session {
             key,
-            listener,
-            server,
+            settings: Arc::clone(settings),
+            server: Arc::clone(server),
             started: now,
             last_active: now,
             requests: 0,
             request_bytes: 0,
             replies: 0,
             reply_bytes: 0,
-            link,
+            connection,
             needs_socket: false,
             bucket: 0,
             state: State::Live,
             generation,
-            seat,
+            permit,
         });
-        let slot = u32::try_from(slot).expect("a table holds fewer than 2^32 sessions");
+        let slot = u32::try_from(slot).expect(FEWER);
         if let Some(previous) = self.by_key.insert(key, slot) {
             self.rings.join(slot, previous);
             self.set_state(previous, State::Detached);
         }
-        self.wheel
-            .arm(slot, now + self.rules[listener].idle_timeout);
+        self.wheel.arm(slot, now + settings.rules.idle_timeout);
         if is_heard && let Some(session) = self.sessions.get_mut(slot as usize) {
             self.unanswered.push(slot, session.bounded_client());
-            let is_answering = self.rules[listener].responses > 0;
-            if is_answering || self.unanswered.usual(session).is_some() {
-                session.seat.await_answer();
+            let is_answering = settings.rules.responses > 0;
+            if is_answering || server.usual_answer_time().is_some() {
+                session.permit.await_answer();
             }
         }
         SessionId { slot, generation }
@@ -221,16 +307,9 @@ impl<T> Table<T> {
     }
 
     /// Counts replies that came for session `id` and says whose they are. If it
-    /// waited for no more, `ended` is told, and it ends. `None` if it had ended
-    /// before, unless it was moved or gave way just now: then nobody may have them, and
-    /// its rest begins anew.
-    pub fn reply(
-        &mut self,
-        now: Instant,
-        id: SessionId,
-        amount: Amount,
-        ended: impl FnOnce(&Session<T>, EndReason),
-    ) -> Option<Reply> {
+    /// waited for no more, it ends. `None` if it had ended before, unless it was moved or
+    /// gave way just now: then no client may have them, and its rest begins anew.
+    pub fn reply(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<Reply> {
         let session = self.sessions.get_mut(id.slot as usize)?;
         if session.generation != id.generation {
             return None;
@@ -239,15 +318,16 @@ impl<T> Table<T> {
             self.hear(now, id);
             return None;
         }
-        let rules = self.rules[session.listener];
         if session.is_unanswered() {
             self.unanswered.remove(id.slot, session.bounded_client());
-            self.unanswered.note_answer(now, session);
-            session.seat.note_answer(session.key.client.0.ip());
+            let took = now.saturating_duration_since(session.started);
+            session.server.note_answer(took);
+            session.permit.note_answer(session.key.client.0.ip());
         }
-        let was_answered = session.is_answered(rules.responses.max(1));
+        let was_answered = session.is_answered();
         session.replies += amount.datagrams;
         session.last_active = now;
+        let rules = &session.settings.rules;
         let bytes = session.reply_bytes + amount.bytes;
         let exceeds = rules
             .amplification
@@ -255,40 +335,38 @@ impl<T> Table<T> {
         if !exceeds.is_some_and(|bound| bound.enforce) {
             session.reply_bytes = bytes;
         }
-        let (key, listener) = (session.key, session.listener);
-        let is_answered = session.is_answered(rules.responses.max(1));
-        let takes_more = session.is_active() && session.requests < rules.requests;
-        let is_over = rules.responses > 0 && is_answered && !takes_more;
+        let reply = Reply {
+            to: session.key.client,
+            from: session.key.local,
+            exceeds,
+        };
+        let is_answered = session.is_answered();
+        let waits_for_requests = session.is_active() && session.requests < rules.requests;
+        let is_over = rules.count_replies() && is_answered && !waits_for_requests;
         if !session.is_active() {
             if is_over {
                 session.silence();
             }
             let class = if is_answered && !was_answered {
-                silent_class((self.afterlife)(&session.link))
+                Class::answered((self.after_end)(&session.connection))
             } else {
                 Class::Owing
             };
             self.rest_anew(now, id.slot, class);
         } else if is_over {
-            ended(session, EndReason::Responses);
-            self.retire(now, id.slot, false);
+            self.retire(now, id.slot, EndReason::Responses);
         }
-        Some(Reply {
-            to: key.client,
-            from: key.local,
-            listener,
-            exceeds: exceeds.is_some(),
-        })
+        Some(reply)
     }
 
     /// The session named `id`, ended or not, if it still exists.
     #[must_use]
-    pub fn get(&self, id: SessionId) -> Option<&Session<T>> {
+    pub fn get(&self, id: SessionId) -> Option<&Session<C>> {
         find(&self.sessions, id)
     }
 
     /// As [`get`](Self::get), to change what the owner keeps there.
-    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session<T>> {
+    pub fn get_mut(&mut self, id: SessionId) -> Option<&mut Session<C>> {
         self.sessions
             .get_mut(id.slot as usize)
             .filter(|session| session.generation == id.generation)
@@ -305,24 +383,12 @@ impl<T> Table<T> {
         })
     }
 
-    /// Ends session `id`, if it is active; `ended` is told. If it has
-    /// [`Moved`](EndReason::Moved), goes on from another socket or gave way
-    /// [`Unanswered`](EndReason::Unanswered), replies to what it asked pass until it has
-    /// rested.
-    pub fn end(
-        &mut self,
-        now: Instant,
-        id: SessionId,
-        reason: EndReason,
-        ended: impl FnOnce(&Session<T>),
-    ) {
-        if let Some(session) = self.get(id).filter(|session| session.is_active()) {
-            ended(session);
-            let passes = matches!(
-                reason,
-                EndReason::Moved | EndReason::Network | EndReason::Unanswered
-            );
-            self.retire(now, id.slot, passes);
+    /// Ends session `id`, if it is active. If it has [`Moved`](EndReason::Moved), goes on
+    /// from another socket or gave way [`Unanswered`](EndReason::Unanswered), replies to
+    /// what it asked pass until it has rested.
+    pub fn end(&mut self, now: Instant, id: SessionId, reason: EndReason) {
+        if self.get(id).is_some_and(Session::is_active) {
+            self.retire(now, id.slot, reason);
         }
     }
 
@@ -332,11 +398,7 @@ impl<T> Table<T> {
     ///
     /// Where the server was never seen to answer, as those of logs don't, it must have
     /// had no datagram for as long as the slowest may take.
-    pub fn giving_way(
-        &mut self,
-        now: Instant,
-        client: Option<(usize, Network)>,
-    ) -> Option<SessionId> {
+    pub fn giving_way(&mut self, now: Instant, client: Option<Client>) -> Option<SessionId> {
         let found = self.unanswered.giving_way(now, client, &self.sessions);
         found.map(|slot| SessionId {
             slot,
@@ -344,18 +406,13 @@ impl<T> Table<T> {
         })
     }
 
-    /// Ends the sessions whose time is up, and tells `ended` of each; lets go
-    /// of what has rested for long enough, if `is_silent` says so after it has read what
-    /// waits there. If that is of many, the others wait for the next time, which
-    /// [`next_deadline`](Self::next_deadline) says is due.
-    pub fn expire(
-        &mut self,
-        now: Instant,
-        mut ended: impl FnMut(&Session<T>, EndReason),
-        mut is_silent: impl FnMut(&mut Session<T>) -> bool,
-    ) {
-        let mut let_go = 0;
-        while let_go < LET_GO_AT_ONCE
+    /// Ends the sessions whose time is up; closes what has rested for long enough, if
+    /// `is_silent` says so after it has read what waits there. If these are many, the
+    /// others wait for the next time, which [`next_deadline`](Self::next_deadline) says is
+    /// due.
+    pub fn expire(&mut self, now: Instant, mut is_silent: impl FnMut(&mut Session<C>) -> bool) {
+        let mut closed = 0;
+        while closed < CLOSES_AT_ONCE
             && let Some(slot) = self.wheel.pop(now)
         {
             let Some(session) = self.sessions.get_mut(slot as usize) else {
@@ -364,16 +421,15 @@ impl<T> Table<T> {
             let deadline = match session.state {
                 State::Retired { since, .. } => since + MAX_REST + SPARE,
                 State::Live | State::Detached => {
-                    session.last_active + self.rules[session.listener].idle_timeout
+                    session.last_active + session.settings.rules.idle_timeout
                 }
             };
             if now < deadline {
                 self.wheel.arm(slot, deadline);
             } else if session.is_active() {
-                ended(session, EndReason::Idle);
-                self.retire(now, slot, false);
+                self.retire(now, slot, EndReason::Idle);
             } else {
-                let_go += 1;
+                closed += 1;
                 if is_silent(session) {
                     self.remove(slot);
                 } else {
@@ -407,14 +463,13 @@ impl<T> Table<T> {
     #[must_use]
     pub fn awaits_replies(&self) -> bool {
         self.sessions.iter().any(|(_, session)| {
-            let each = self.rules[session.listener].responses.max(1);
-            let is_heard = (self.afterlife)(&session.link).is_heard();
-            session.is_active() && is_heard && !session.is_answered(each)
+            let is_heard = (self.after_end)(&session.connection).is_heard();
+            session.is_active() && is_heard && !session.is_answered()
         })
     }
 
     /// Active sessions with their numbers, from number `first` on.
-    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, &Session<T>)> {
+    pub fn iter_from(&self, first: usize) -> impl Iterator<Item = (usize, &Session<C>)> {
         // The slab's iterator can't start in the middle; a page of an admin's
         // listing may cost a walk.
         self.sessions
@@ -423,28 +478,28 @@ impl<T> Table<T> {
             .filter(|(_, session)| session.is_active())
     }
 
-    fn retire(&mut self, now: Instant, slot: u32, passes: bool) {
+    fn retire(&mut self, now: Instant, slot: u32, reason: EndReason) {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
         self.unanswered.remove(slot, session.bounded_client());
         let key = session.key;
+        self.note_end(slot, reason);
         self.take_no_more(slot, key);
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
-        let each = self.rules[session.listener].responses.max(1);
-        let class = match (self.afterlife)(&session.link) {
-            Afterlife::Unheard => {
+        let class = match (self.after_end)(&session.connection) {
+            AfterEnd::Close => {
                 self.remove(slot);
                 return;
             }
-            Afterlife::None => None,
-            kept @ (Afterlife::Rest | Afterlife::RestUnused | Afterlife::RestUnheard) => {
+            AfterEnd::CloseOnceRead => None,
+            rests @ (AfterEnd::RestForReuse | AfterEnd::Rest | AfterEnd::RestUnheard) => {
                 Some(if session.is_unanswered() && session.requests > 0 {
                     Class::Unanswered
-                } else if session.is_answered(each) && !session.is_streamed_to(now, each) {
-                    silent_class(kept)
+                } else if session.is_answered() && !session.is_streamed_to(now) {
+                    Class::answered(rests)
                 } else {
                     Class::Owing
                 })
@@ -453,20 +508,41 @@ impl<T> Table<T> {
         session.state = State::Retired {
             ended: now,
             since: now,
-            passes,
+            passes: reason.passes_replies(),
             class,
         };
-        session.seat.rest();
+        session.permit.rest();
         self.retired += 1;
         if let Some((lane, _)) = session.rest(now) {
-            self.rest.push(lane, slot);
+            self.resting.push(lane, slot);
             self.wheel.arm(slot, now + MAX_REST + SPARE);
         } else {
             self.wheel.disarm(slot);
-            self.leaving.push(SessionId {
+            self.to_close.push(SessionId {
                 slot,
                 generation: session.generation,
             });
+        }
+    }
+
+    /// Counts the end of a session, and logs it without waiting.
+    fn note_end(&mut self, slot: u32, reason: EndReason) {
+        let session = &self.sessions[slot as usize];
+        let listener = session.settings.listener.counters(self.worker);
+        listener.ended(reason).add(1);
+        session.server.counters(self.worker).ended.add(1);
+        tracing::trace!(client = %session.key.client, ?reason, "session ended");
+        if let Some(log) = &self.log {
+            let is_lost = log.try_send(session.ended(reason)).is_err();
+            self.unlogged += u64::from(is_lost);
+        }
+    }
+
+    /// Counts and logs the end of all sessions, since the worker stops.
+    pub fn note_stop(&mut self) {
+        let slots: Vec<_> = self.iter_from(0).map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.note_end(u32::try_from(slot).expect(FEWER), EndReason::Stopped);
         }
     }
 
@@ -487,21 +563,174 @@ impl<T> Table<T> {
         }
     }
 
-    fn remove(&mut self, slot: u32) -> Option<Session<T>> {
+    fn remove(&mut self, slot: u32) -> Option<Session<C>> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
         self.unanswered.remove(slot, session.bounded_client());
         if let State::Retired { since, .. } = session.state {
             self.retired -= 1;
             if let Some((lane, _)) = session.rest(since) {
-                self.rest.remove(lane, slot);
+                self.resting.remove(lane, slot);
             }
         }
         Some(session)
     }
 }
 
-fn find<T>(sessions: &Slab<Session<T>>, id: SessionId) -> Option<&Session<T>> {
+/// Sessions that ended: when they give their sockets to others, and which first.
+impl<C> Table<C> {
+    /// The session of this listener and server that has rested for longest, if a new
+    /// one may have its socket. [`take`](Self::take) it once what waits in it has been
+    /// read, and if that was anything, have the table [`hear`](Self::hear) of it.
+    #[must_use]
+    pub fn reusable(
+        &self,
+        now: Instant,
+        listener: &Listener,
+        server: &Server,
+        need: Need,
+    ) -> Option<SessionId> {
+        let lane = Lane::of(listener, server, Class::Reusable);
+        let slot = self.resting.first(lane)?;
+        let (session, id, rested) = self.resting(now, slot)?;
+        Self::may_go(session, lane.class, rested, need).then_some(id)
+    }
+
+    /// Of the resting sessions that match, the one whose port may be used again best:
+    /// those that have rested for [`MIN_REST`] come first, then those that owe nothing,
+    /// then those that have rested for longer. Of each listener and server, a few dozen
+    /// of each kind are asked whether they match. To be taken as in
+    /// [`reusable`](Self::reusable).
+    pub fn closable(
+        &self,
+        now: Instant,
+        need: Need,
+        matches: impl Fn(&Session<C>) -> bool,
+    ) -> Option<SessionId> {
+        let of_lane = |(lane, list): (&Lane, &List)| {
+            let ripe = self.resting.links.iter(*list).map_while(|slot| {
+                let (session, id, rested) = self.resting(now, slot)?;
+                let may_go = Self::may_go(session, lane.class, rested, need);
+                may_go.then_some((session, id, rested))
+            });
+            let mut ripe = ripe.take(LOOKS).filter(|(session, ..)| matches(session));
+            let (_, id, rested) = ripe.next()?;
+            let is_early = rested < MIN_REST;
+            Some(((is_early, lane.class.owes(), Reverse(rested)), id))
+        };
+        let best = self.resting.lanes.iter().filter_map(of_lane);
+        best.min_by_key(|(rank, _)| *rank).map(|(_, id)| id)
+    }
+
+    /// Takes the permit and what is kept with a session that has ended, for another one
+    /// or to be dropped. `None` if it is gone, or active.
+    pub fn take(&mut self, now: Instant, id: SessionId) -> Option<(Permit, C)> {
+        let session = self.get(id).filter(|session| !session.is_active())?;
+        let rest = session.rest(now);
+        let is_early = rest.is_some_and(|(_, rested)| rested < MIN_REST);
+        self.reclaimed += u64::from(is_early);
+        let session = self.remove(id.slot)?;
+        Some((session.permit, session.connection))
+    }
+
+    /// Notes that a late reply has come for session `id`: if it rests, its rest begins
+    /// anew, and it gives its socket to no other session.
+    pub fn hear(&mut self, now: Instant, id: SessionId) {
+        if self.get(id).is_some() {
+            self.renew(now, id.slot);
+        }
+    }
+
+    /// Has no new session of this listener and server, by their ids, take over a socket of
+    /// those that rest: they rest, and are closed.
+    pub fn set_aside(&mut self, listener: u64, server: u64) {
+        let lane = |class| Lane {
+            listener,
+            server,
+            class,
+        };
+        while let Some(slot) = self.resting.first(lane(Class::Reusable)) {
+            self.resting.remove(lane(Class::Reusable), slot);
+            self.resting.push(lane(Class::Silent), slot);
+            if let State::Retired { class, .. } = &mut self.sessions[slot as usize].state {
+                *class = Some(Class::Silent);
+            }
+        }
+    }
+
+    /// A session that is to be closed at once, if there is one: to be taken when what
+    /// waits in it has been read.
+    pub fn next_to_close(&mut self) -> Option<SessionId> {
+        self.to_close.pop()
+    }
+
+    /// Sessions whose port was used again before it had rested for [`MIN_REST`]. All
+    /// had been answered, and nothing more had come.
+    #[must_use]
+    pub fn reclaimed(&self) -> u64 {
+        self.reclaimed
+    }
+
+    /// Ended sessions that the log had no time for.
+    #[must_use]
+    pub fn unlogged(&self) -> u64 {
+        self.unlogged
+    }
+
+    /// How often the rest of a port began anew because a late reply came.
+    #[must_use]
+    pub fn renewed(&self) -> u64 {
+        self.renewed
+    }
+
+    fn renew(&mut self, now: Instant, slot: u32) {
+        let session = self.sessions.get(slot as usize);
+        let class = match session.is_some_and(Session::is_unanswered) {
+            true => Class::Unanswered,
+            false => Class::Owing,
+        };
+        self.renewed += u64::from(self.rest_anew(now, slot, class));
+    }
+
+    /// Begins the rest of a session anew, if it rests.
+    fn rest_anew(&mut self, at: Instant, slot: u32, to: Class) -> bool {
+        let Some(session) = self.sessions.get_mut(slot as usize) else {
+            return false;
+        };
+        let Some((lane, _)) = session.rest(at) else {
+            return false;
+        };
+        if let State::Retired { since, class, .. } = &mut session.state {
+            (*since, *class) = (at, Some(to));
+        }
+        self.resting.remove(lane, slot);
+        self.resting.push(Lane { class: to, ..lane }, slot);
+        true
+    }
+
+    fn resting(&self, now: Instant, slot: u32) -> Option<(&Session<C>, SessionId, Duration)> {
+        let session = self.sessions.get(slot as usize)?;
+        let (_, rested) = session.rest(now)?;
+        let generation = session.generation;
+        Some((session, SessionId { slot, generation }, rested))
+    }
+
+    /// Whether a port may be used again.
+    fn may_go(session: &Session<C>, class: Class, rested: Duration, need: Need) -> bool {
+        match need {
+            Need::None => rested >= MAX_REST,
+            Need::Supply => rested >= MIN_REST,
+            // Another answer would have come by then.
+            Need::Now => {
+                let usual = session.server.usual_answer_time();
+                let silent = || rested >= usual.unwrap_or(MAX_ANSWER_TIME);
+                rested >= MIN_REST || !class.owes() && silent()
+            }
+        }
+    }
+}
+
+fn find<C>(sessions: &Slab<Session<C>>, id: SessionId) -> Option<&Session<C>> {
     sessions
         .get(id.slot as usize)
         .filter(|session| session.generation == id.generation)

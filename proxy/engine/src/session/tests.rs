@@ -1,10 +1,13 @@
 //! The session table driven through hours without waiting for any of them.
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::address::ServerAddr;
+use crate::capacity::{Capacity, Full};
+use crate::listener::Rules;
 
 mod resting;
 mod unanswered;
@@ -21,75 +24,106 @@ const RULES: Rules = Rules {
     amplification: None,
 };
 
+fn settings(rules: Rules) -> Arc<ListenerSettings> {
+    Arc::new(ListenerSettings::new(Listener::new("l", 1), rules))
+}
+
+fn servers<const N: usize>() -> [Arc<Server>; N] {
+    let address = |port| ServerAddr(([192, 0, 2, 1], port).into());
+    std::array::from_fn(|n| {
+        let port = 53 + u16::try_from(n).unwrap();
+        Server::new("u", &n.to_string(), address(port), 1)
+    })
+}
+
+/// A table whose sessions rest at their end, and what it logs.
+fn table<C>(now: Instant) -> (Table<C>, Receiver<Ended>) {
+    let mut table = Table::new(now, 0, |_| AfterEnd::RestForReuse);
+    let (log, ended) = sync_channel(4096);
+    table.log_to(Some(log));
+    (table, ended)
+}
+
 struct Bench {
     table: Table<&'static str>,
-    budget: Arc<Budget>,
+    settings: Arc<ListenerSettings>,
+    servers: [Arc<Server>; 3],
+    capacity: Arc<Capacity>,
     now: Instant,
+    log: Receiver<Ended>,
     ended: Vec<(Key, EndReason)>,
 }
 
 impl Bench {
     fn new(rules: Rules, max_sessions: usize, more_sockets: usize) -> Self {
         let now = Instant::now();
+        let (table, log) = table(now);
         Self {
-            table: Table::new(now, vec![rules]),
-            budget: Budget::new(max_sessions, max_sessions + more_sockets),
+            table,
+            settings: settings(rules),
+            servers: servers(),
+            capacity: Capacity::new(max_sessions, max_sessions + more_sockets),
             now,
+            log,
             ended: Vec::new(),
         }
     }
 
     fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
-        let ended = &mut self.ended;
-        self.table.expire(
-            self.now,
-            |session, reason| ended.push((session.key, reason)),
-            |_| true,
-        );
+        self.table.expire(self.now, |_| true);
+        self.note_ended();
+    }
+
+    fn note_ended(&mut self) {
+        let ended = self.log.try_iter();
+        self.ended
+            .extend(ended.map(|ended| (ended.key, ended.reason)));
     }
 
     fn close_one(&mut self, need: Need) -> bool {
         close_one(&mut self.table, self.now, need)
     }
 
-    /// A datagram from a client: the session that took it, or none for want of
-    /// a seat.
+    fn open(&mut self, key: Key, server: usize, permit: Permit) -> SessionId {
+        let server = &self.servers[server];
+        self.table
+            .open(self.now, key, &self.settings, server, permit, "socket")
+    }
+
+    /// A datagram from a client: the session that took it, or none without a permit.
     fn datagram(&mut self, key: Key) -> Option<SessionId> {
         self.table.request(self.now, &key, ONE).or_else(|| {
-            let seat = match self.budget.take() {
-                Err(Full::Sockets) if self.close_one(Need::Now) => self.budget.take().ok()?,
+            let permit = match self.capacity.take() {
+                Err(Full::Sockets) if self.close_one(Need::Now) => self.capacity.take().ok()?,
                 taken => taken.ok()?,
             };
-            let opened = self.table.open(self.now, key, 0, 0, seat, "socket");
+            let opened = self.open(key, 0, permit);
             assert_eq!(self.table.request(self.now, &key, ONE), Some(opened));
             Some(opened)
         })
     }
 
     fn reply(&mut self, id: SessionId) -> Option<Reply> {
-        let ended = &mut self.ended;
-        self.table.reply(self.now, id, ONE, |session, reason| {
-            ended.push((session.key, reason))
-        })
+        let reply = self.table.reply(self.now, id, ONE);
+        self.note_ended();
+        reply
+    }
+
+    fn end(&mut self, id: SessionId, reason: EndReason) {
+        self.table.end(self.now, id, reason);
+    }
+
+    fn reusable(&self, need: Need) -> Option<SessionId> {
+        let (listener, server) = (&self.settings.listener, &self.servers[0]);
+        self.table.reusable(self.now, listener, server, need)
     }
 }
 
 /// Closes the ended session that may go best; false if there is none.
-fn close_one<T>(table: &mut Table<T>, now: Instant, need: Need) -> bool {
+fn close_one<C>(table: &mut Table<C>, now: Instant, need: Need) -> bool {
     let id = table.closable(now, need, |_| true);
     id.is_some_and(|id| table.take(now, id).is_some())
-}
-
-/// Has a new session take over what one with this listener and server has left.
-fn take_over<T>(
-    table: &mut Table<T>,
-    now: Instant,
-    pair: (usize, usize),
-    need: Need,
-) -> Option<(Seat, T)> {
-    let id = table.reusable(now, pair.0, pair.1, need)?;
-    table.take(now, id)
 }
 
 fn key(client: u16) -> Key {
@@ -147,9 +181,9 @@ fn an_ended_session_delivers_nothing_and_holds_its_socket_for_a_while() {
     let id = bench.datagram(key(1)).unwrap();
     bench.pass(31);
     assert_eq!(bench.table.active(), 0);
-    assert_eq!(bench.table.get(id).unwrap().link, "socket");
+    assert_eq!(bench.table.get(id).unwrap().connection, "socket");
     assert_eq!(bench.reply(id), None);
-    assert_eq!(bench.budget.taken(), 0);
+    assert_eq!(bench.capacity.taken(), 0);
     bench.pass((MAX_REST + SPARE).as_secs() + 1);
     assert!(bench.table.get(id).is_none());
     assert_eq!(bench.table.retired(), 0);
@@ -181,7 +215,7 @@ fn a_session_that_was_moved_passes_replies_until_it_has_rested() {
     let mut bench = Bench::new(RULES, 10, 10);
     let end = |bench: &mut Bench, reason| {
         let id = bench.datagram(key(1)).unwrap();
-        bench.table.end(bench.now, id, reason, |_| {});
+        bench.end(id, reason);
         id
     };
     let moved = end(&mut bench, EndReason::Moved);
@@ -208,7 +242,10 @@ fn a_session_that_was_moved_passes_replies_until_it_has_rested() {
     let moved = end(&mut bench, EndReason::Moved);
     assert!(bench.reply(moved).is_some());
     assert_eq!(bench.reply(moved), None);
-    assert_eq!((bench.table.retired(), bench.ended), (1, vec![]));
+    assert_eq!(
+        (bench.table.retired(), bench.ended),
+        (1, vec![(key(1), EndReason::Moved)])
+    );
 }
 
 const ONE_RESPONSE: Rules = Rules {
@@ -252,7 +289,7 @@ fn after_its_requests_a_session_only_passes_replies() {
 }
 
 #[test]
-fn a_flood_of_new_clients_takes_no_seat_from_old_ones() {
+fn a_flood_of_new_clients_ends_no_session_of_old_ones() {
     let mut bench = Bench::new(RULES, 2, 10);
     let old = bench.datagram(key(1)).unwrap();
     bench.datagram(key(2)).unwrap();
@@ -260,11 +297,11 @@ fn a_flood_of_new_clients_takes_no_seat_from_old_ones() {
         assert_eq!(bench.datagram(key(client)), None);
     }
     assert_eq!(bench.datagram(key(1)), Some(old));
-    assert_eq!(bench.budget.taken(), 2);
+    assert_eq!(bench.capacity.taken(), 2);
 }
 
 #[test]
-fn a_session_out_of_requests_goes_on_for_want_of_another() {
+fn a_session_out_of_requests_goes_on_if_there_is_no_other() {
     let rules = Rules {
         requests: 1,
         ..RULES
@@ -368,14 +405,15 @@ proptest! {
                 Step::Pass(seconds) => bench.pass(seconds),
                 Step::Close(need) => _ = bench.close_one(need),
                 Step::TakeOver(need) => {
-                    take_over(&mut bench.table, bench.now, (0, 0), need);
+                    let id = bench.reusable(need);
+                    id.map(|id| bench.table.take(bench.now, id));
                 }
             }
             prop_assert!(bench.table.active() <= max_sessions);
             let sockets = bench.table.active() + bench.table.retired();
-            prop_assert_eq!(sockets, bench.budget.sockets());
+            prop_assert_eq!(sockets, bench.capacity.sockets());
             prop_assert!(sockets <= max_sessions + more_sockets);
-            prop_assert_eq!(bench.table.active(), bench.budget.taken());
+            prop_assert_eq!(bench.table.active(), bench.capacity.taken());
             for (_, session) in bench.table.iter_from(0) {
                 let idle = bench.now - session.last_active;
                 prop_assert!(idle <= RULES.idle_timeout + 2 * wheel::TICK);
@@ -389,41 +427,48 @@ proptest! {
 }
 
 #[test]
-fn what_nobody_else_can_get_or_answer_is_gone_at_its_end() {
+fn a_socket_that_no_other_client_can_get_is_closed_at_the_end() {
     let now = Instant::now();
     let rules = Rules {
         responses: 1,
         ..RULES
     };
-    let budget = Budget::new(10, 10);
-    let mut table = Table::new(now, vec![rules]).with_afterlife(|kept: &Afterlife| *kept);
-    let ids = [Afterlife::None, Afterlife::Unheard, Afterlife::Rest].map(|kept| {
+    let capacity = Capacity::new(10, 10);
+    let mut table = Table::new(now, 0, |kept: &AfterEnd| *kept);
+    let (log, ended) = sync_channel(10);
+    table.log_to(Some(log));
+    let (settings, [server]) = (settings(rules), servers());
+    let kinds = [
+        AfterEnd::CloseOnceRead,
+        AfterEnd::Close,
+        AfterEnd::RestForReuse,
+    ];
+    let ids = kinds.map(|kept| {
         let key = key(kept as u16);
-        let id = table.open(now, key, 0, 0, budget.take().unwrap(), kept);
+        let permit = capacity.take().unwrap();
+        let id = table.open(now, key, &settings, &server, permit, kept);
         table.request(now, &key, ONE).unwrap();
         id
     });
     assert!(table.awaits_replies());
-    table.reply(now, ids[0], ONE, |_, _| {}).unwrap();
+    table.reply(now, ids[0], ONE).unwrap();
     // Once what waits there has been read.
-    assert_eq!(table.next_leaving(), Some(ids[0]));
+    assert_eq!(table.next_to_close(), Some(ids[0]));
     assert!(table.take(now, ids[0]).is_some());
-    assert_eq!((table.next_leaving(), table.reclaimed()), (None, 0));
-    table.reply(now, ids[2], ONE, |_, _| {}).unwrap();
+    assert_eq!((table.next_to_close(), table.reclaimed()), (None, 0));
+    table.reply(now, ids[2], ONE).unwrap();
     assert!(table.get(ids[2]).is_some());
-    // Of the one that is left, nobody will hear.
+    // Of the one that is left, no reply is read.
     assert_eq!((table.active(), table.retired()), (1, 1));
     assert!(!table.awaits_replies());
-    let mut ended = Vec::new();
     let later = now + rules.idle_timeout;
-    let mut end = |session: &Session<_>, reason| ended.push((session.link, reason));
-    table.expire(later, &mut end, |_| true);
-    assert_eq!(ended, [(Afterlife::Unheard, EndReason::Idle)]);
-    assert_eq!((table.active(), budget.sockets()), (0, 1));
-    assert_eq!(
-        table.request(later, &key(Afterlife::Unheard as u16), ONE),
-        None
-    );
+    ended.try_iter().for_each(drop);
+    table.expire(later, |_| true);
+    let ended: Vec<_> = ended.try_iter().map(|one| (one.key, one.reason)).collect();
+    let closed = key(AfterEnd::Close as u16);
+    assert_eq!(ended, [(closed, EndReason::Idle)]);
+    assert_eq!((table.active(), capacity.sockets()), (0, 1));
+    assert_eq!(table.request(later, &closed, ONE), None);
 }
 
 #[test]
@@ -435,7 +480,7 @@ fn replies_beyond_what_the_client_sent_are_told() {
         };
         let mut bench = Bench::new(rules, 10, 10);
         let id = bench.datagram(key(1)).unwrap();
-        let exceeds = |bench: &mut Bench| bench.reply(id).unwrap().exceeds;
+        let exceeds = |bench: &mut Bench| bench.reply(id).unwrap().exceeds.is_some();
         for _ in 0..3 {
             assert!(!exceeds(&mut bench));
         }
@@ -469,7 +514,7 @@ fn with_a_number_of_requests_a_session_ends_once_all_are_answered() {
 }
 
 #[test]
-fn sessions_out_of_requests_take_turns_for_want_of_another() {
+fn sessions_out_of_requests_take_turns_if_there_is_no_other() {
     let rules = Rules {
         requests: 1,
         ..RULES
@@ -481,12 +526,12 @@ fn sessions_out_of_requests_take_turns_for_want_of_another() {
         assert_eq!([(); 3].map(|()| take(&mut bench)), ids);
     }
     // The others go on when one that took datagrams has ended.
-    bench.table.end(bench.now, ids[2], EndReason::Moved, |_| {});
+    bench.end(ids[2], EndReason::Moved);
     ids[2] = bench.datagram(key(1)).unwrap();
     let mut taken = [(); 3].map(|()| take(&mut bench));
     taken.sort_by_key(|id| ids.iter().position(|known| known == id));
     assert_eq!(taken, ids);
     bench.pass(31);
     assert_eq!(bench.table.overdraw(bench.now, &key(1), ONE), None);
-    assert_eq!(bench.ended.len(), 3);
+    assert_eq!(bench.ended.len(), 4);
 }

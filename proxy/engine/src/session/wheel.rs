@@ -3,10 +3,11 @@
 //!
 //! Deadlines are coarse (one [`TICK`]) and lazy: a session that is used does
 //! not touch the wheel; when its old deadline comes up, the owner looks at it
-//! and arms it again. Lists run through the links by number, so that nothing is
-//! allocated but one link per slot.
+//! and arms it again.
 
 use std::time::{Duration, Instant};
+
+use super::links::{Links, List};
 
 /// How late a deadline may come up.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -14,30 +15,18 @@ pub(super) const TICK: Duration = Duration::from_millis(50);
 const BUCKETS: usize = 1024;
 const NONE: u32 = u32::MAX;
 
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    previous: u32,
-    next: u32,
-    /// Bucket that the slot is listed in, or `NONE`.
-    bucket: u32,
-}
-
-const UNLINKED: Link = Link {
-    previous: NONE,
-    next: NONE,
-    bucket: NONE,
-};
-
 /// The wheel. Every slot is in it at most once.
 #[derive(Debug)]
 pub(super) struct Wheel {
     origin: Instant,
     /// The tick up to which, inclusively, everything has been popped.
     done: u64,
-    heads: Vec<u32>,
+    buckets: Vec<List>,
     /// One bit per bucket that is not empty, to find the next one quickly.
     occupied: [u64; BUCKETS / 64],
-    links: Vec<Link>,
+    links: Links,
+    /// The bucket that each slot is in, or `NONE`.
+    bucket_of: Vec<u32>,
 }
 
 impl Wheel {
@@ -45,9 +34,10 @@ impl Wheel {
         Self {
             origin: now,
             done: 0,
-            heads: vec![NONE; BUCKETS],
+            buckets: vec![List::EMPTY; BUCKETS],
             occupied: [0; BUCKETS / 64],
-            links: Vec::new(),
+            links: Links::default(),
+            bucket_of: Vec::new(),
         }
     }
 
@@ -58,38 +48,24 @@ impl Wheel {
         let last = self.done + BUCKETS as u64 - 1;
         let tick = self.tick_after(deadline).clamp(self.done + 1, last);
         let bucket = bucket_of(tick);
-        let head = self.heads[bucket as usize];
-        self.links[slot as usize] = Link {
-            previous: NONE,
-            next: head,
-            bucket,
-        };
-        if head != NONE {
-            self.links[head as usize].previous = slot;
-        }
-        self.heads[bucket as usize] = slot;
+        self.bucket_of[slot as usize] = bucket;
+        self.links.push(&mut self.buckets[bucket as usize], slot);
         self.occupied[bucket as usize / 64] |= 1 << (bucket % 64);
     }
 
     /// Takes `slot` off the wheel if it is on it.
     pub(super) fn disarm(&mut self, slot: u32) {
-        if self.links.len() <= slot as usize {
-            self.links.resize(slot as usize + 1, UNLINKED);
+        if self.bucket_of.len() <= slot as usize {
+            self.bucket_of.resize(slot as usize + 1, NONE);
         }
-        let link = std::mem::replace(&mut self.links[slot as usize], UNLINKED);
-        if link.bucket == NONE {
+        let bucket = std::mem::replace(&mut self.bucket_of[slot as usize], NONE);
+        if bucket == NONE {
             return;
         }
-        if link.next != NONE {
-            self.links[link.next as usize].previous = link.previous;
-        }
-        if link.previous != NONE {
-            self.links[link.previous as usize].next = link.next;
-        } else {
-            self.heads[link.bucket as usize] = link.next;
-            if link.next == NONE {
-                self.occupied[link.bucket as usize / 64] &= !(1 << (link.bucket % 64));
-            }
+        let list = &mut self.buckets[bucket as usize];
+        self.links.remove(list, slot);
+        if *list == List::EMPTY {
+            self.occupied[bucket as usize / 64] &= !(1 << (bucket % 64));
         }
     }
 
@@ -100,8 +76,7 @@ impl Wheel {
         let current = self.tick_before(now);
         while self.done < current {
             let bucket = bucket_of(self.done + 1);
-            let slot = self.heads[bucket as usize];
-            if slot != NONE {
+            if let Some(slot) = self.buckets[bucket as usize].first() {
                 self.disarm(slot);
                 return Some(slot);
             }

@@ -116,6 +116,12 @@ fn cost(weight: u16) -> u32 {
 }
 
 impl Plan {
+    /// The plan without servers.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(Balance::RoundRobin, &[])
+    }
+
     /// The plan for an upstream of these servers, of which there are
     /// [`MAX_SERVERS`](super::MAX_SERVERS) at the most. It names them by their
     /// index in `members`.

@@ -1,7 +1,7 @@
 //! Bounds on clients, and the access log, as they are read.
 
 use super::super::*;
-use ppv2_engine::session::Amplification;
+use ppv2_engine::listener::Amplification;
 
 fn load(top: &str, of_listener: &str) -> Result<Config, String> {
     let content = format!(

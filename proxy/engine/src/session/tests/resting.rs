@@ -15,34 +15,34 @@ fn answered(bench: &mut Bench, client: u16) -> SessionId {
 /// Ends a session that owes its client an answer.
 fn unanswered(bench: &mut Bench, client: u16) -> SessionId {
     let id = bench.datagram(key(client)).unwrap();
-    bench.table.end(bench.now, id, EndReason::Denied, |_| {});
+    bench.end(id, EndReason::Denied);
     id
 }
 
 #[test]
 fn a_port_rests_for_as_long_as_there_are_enough_others() {
-    let budget = Budget::new(10, 10);
-    assert_eq!(budget.need(), Need::None);
-    let mut seats: Vec<_> = (0..10).map(|_| budget.take().unwrap()).collect();
+    let capacity = Capacity::new(10, 10);
+    assert_eq!(capacity.need(), Need::None);
+    let mut permits: Vec<_> = (0..10).map(|_| capacity.take().unwrap()).collect();
     // All are with sessions that run.
-    assert_eq!(budget.need(), Need::None);
-    seats[..4].iter_mut().for_each(Seat::rest);
-    assert_eq!(budget.need(), Need::None);
-    seats[4].rest();
-    assert_eq!(budget.need(), Need::Supply);
-    assert!(budget.is_nearly_used_up());
-    seats.truncate(5);
-    assert!(!budget.is_nearly_used_up());
+    assert_eq!(capacity.need(), Need::None);
+    permits[..4].iter_mut().for_each(Permit::rest);
+    assert_eq!(capacity.need(), Need::None);
+    permits[4].rest();
+    assert_eq!(capacity.need(), Need::Supply);
+    assert!(capacity.is_nearly_used_up());
+    permits.truncate(5);
+    assert!(!capacity.is_nearly_used_up());
 
     for (need, rest) in [(Need::None, MAX_REST), (Need::Supply, MIN_REST)] {
         let mut bench = Bench::new(ONE_RESPONSE, 10, 10);
         answered(&mut bench, 1);
         unanswered(&mut bench, 2);
         bench.pass(rest.as_secs() - 1);
-        assert_eq!(bench.table.reusable(bench.now, 0, 0, need), None);
+        assert_eq!(bench.reusable(need), None);
         assert!(!bench.close_one(need));
         bench.pass(1);
-        assert!(bench.table.reusable(bench.now, 0, 0, need).is_some());
+        assert!(bench.reusable(need).is_some());
         assert!(bench.close_one(need) && bench.close_one(need));
         assert_eq!((bench.table.retired(), bench.table.reclaimed()), (0, 0));
     }
@@ -60,7 +60,7 @@ fn a_port_that_owes_an_answer_rests_whatever_is_needed() {
     let third = bench.datagram(key(3)).unwrap();
     assert_eq!(bench.table.reclaimed(), 1);
     assert_eq!(bench.datagram(key(4)), None);
-    bench.table.end(bench.now, third, EndReason::Denied, |_| {});
+    bench.end(third, EndReason::Denied);
     bench.pass(MIN_REST.as_secs() - 1);
     assert_eq!(bench.datagram(key(4)), None);
     bench.pass(1);
@@ -72,7 +72,7 @@ fn a_port_that_owes_an_answer_rests_whatever_is_needed() {
 #[test]
 fn a_port_is_used_early_only_after_another_answer_would_have_come() {
     let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
-    let reusable = |bench: &Bench| bench.table.reusable(bench.now, 0, 0, Need::Now);
+    let reusable = |bench: &Bench| bench.reusable(Need::Now);
     let id = answered(&mut bench, 1);
     // A server that sends two answers has sent one so far.
     bench.now += ANSWER_TIME - Duration::from_millis(1);
@@ -87,7 +87,7 @@ fn a_port_is_used_early_only_after_another_answer_would_have_come() {
         let id = bench.datagram(key(client)).unwrap();
         bench.now += Duration::from_secs(1);
         bench.reply(id).unwrap();
-        bench.table.end(bench.now, id, EndReason::Responses, |_| {});
+        bench.end(id, EndReason::Responses);
         bench.table.take(bench.now, id);
     }
     answered(&mut bench, 100);
@@ -107,17 +107,13 @@ fn a_port_that_was_streamed_to_up_to_its_end_is_not_used_early() {
     bench.reply(ids[0]).unwrap();
     bench.reply(ids[1]).unwrap();
     let silent = |bench: &Bench| bench.table.closable(bench.now, Need::Now, |_| true);
-    bench
-        .table
-        .end(bench.now, ids[0], EndReason::Denied, |_| {});
+    bench.end(ids[0], EndReason::Denied);
     bench.pass(MIN_REST.as_secs() - 1);
     assert_eq!(silent(&bench), None);
     // The stream to this one has been over for long.
     bench.pass(1);
     bench.table.take(bench.now, ids[0]);
-    bench
-        .table
-        .end(bench.now, ids[1], EndReason::Denied, |_| {});
+    bench.end(ids[1], EndReason::Denied);
     bench.now += ANSWER_TIME;
     assert_eq!(silent(&bench), Some(ids[1]));
 }
@@ -153,20 +149,20 @@ fn a_late_reply_begins_the_rest_anew() {
     for _ in 0..3 {
         bench.pass(MIN_REST.as_secs() - 1);
         assert_eq!(bench.reply(id), None);
-        assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+        assert_eq!(bench.reusable(Need::Now), None);
         assert!(!bench.close_one(Need::Now));
     }
     assert_eq!(bench.table.renewed(), 3);
     bench.pass(MIN_REST.as_secs());
     // It may be closed, and its port is another's with some luck; it is not handed on.
-    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+    assert_eq!(bench.reusable(Need::Now), None);
     assert_eq!(
         bench.table.closable(bench.now, Need::Now, |_| true),
         Some(id)
     );
     // What waits there when its time is up is read first.
     bench.now += MAX_REST + SPARE;
-    bench.table.expire(bench.now, |_, _| {}, |_| false);
+    bench.table.expire(bench.now, |_| false);
     assert_eq!((bench.table.retired(), bench.table.renewed()), (1, 4));
     bench.now += MAX_REST + SPARE;
     bench.pass(1);
@@ -177,15 +173,15 @@ fn a_late_reply_begins_the_rest_anew() {
 fn a_moved_session_that_gets_its_answer_owes_nothing() {
     let mut bench = Bench::new(RULES, 10, 0);
     let id = bench.datagram(key(1)).unwrap();
-    bench.table.end(bench.now, id, EndReason::Moved, |_| {});
+    bench.end(id, EndReason::Moved);
     assert!(!bench.close_one(Need::Now));
     assert!(bench.reply(id).is_some());
     bench.now += ANSWER_TIME;
-    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), Some(id));
+    assert_eq!(bench.reusable(Need::Now), Some(id));
     // Its server sends more than it was asked for.
     assert!(bench.reply(id).is_some());
     bench.now += ANSWER_TIME;
-    assert_eq!(bench.table.reusable(bench.now, 0, 0, Need::Now), None);
+    assert_eq!(bench.reusable(Need::Now), None);
     assert!(!bench.close_one(Need::Now));
 }
 
@@ -225,10 +221,11 @@ fn what_is_set_aside_rests_and_is_not_taken_over() {
     let first = answered(&mut bench, 1);
     bench.pass(1);
     answered(&mut bench, 2);
-    bench.table.set_aside(0, 0);
+    let (listener, server) = (bench.settings.listener.id(), bench.servers[0].id());
+    bench.table.set_aside(listener, server);
     let third = answered(&mut bench, 3);
     bench.now += ANSWER_TIME;
-    let reusable = |bench: &Bench| bench.table.reusable(bench.now, 0, 0, Need::Now);
+    let reusable = |bench: &Bench| bench.reusable(Need::Now);
     assert_eq!(reusable(&bench), Some(third));
     assert_eq!(
         bench.table.closable(bench.now, Need::Now, |_| true),
@@ -241,55 +238,62 @@ fn what_is_set_aside_rests_and_is_not_taken_over() {
 
 #[test]
 fn sockets_of_ended_sessions_count_until_they_are_given_back() {
-    let budget = Budget::new(2, 3);
-    let mut table = Table::new(Instant::now(), vec![ONE_RESPONSE]);
+    let capacity = Capacity::new(2, 3);
     let now = Instant::now();
+    let (mut table, _log) = table(now);
+    let (settings, [server]) = (settings(ONE_RESPONSE), servers());
     for client in 0..3 {
-        let seat = budget.take().unwrap();
-        let id = table.open(now, key(client), 0, 0, seat, "socket");
+        let permit = capacity.take().unwrap();
+        let id = table.open(now, key(client), &settings, &server, permit, "socket");
         table.request(now, &key(client), ONE).unwrap();
-        table.reply(now, id, ONE, |_, _| {}).unwrap();
+        table.reply(now, id, ONE).unwrap();
     }
-    assert_eq!(budget.taken(), 0);
-    assert_eq!(budget.take().err(), Some(Full::Sockets));
+    assert_eq!(capacity.taken(), 0);
+    assert_eq!(capacity.take().err(), Some(Full::Sockets));
     assert!(close_one(&mut table, now + ANSWER_TIME, Need::Now));
     assert_eq!(table.reclaimed(), 1);
-    let _seat = budget.take().unwrap();
+    let _permit = capacity.take().unwrap();
 }
 
 #[test]
 fn what_a_session_owned_is_taken_over_once_it_has_rested() {
-    let budget = Budget::new(2, 3);
+    let capacity = Capacity::new(2, 3);
     let begun = Instant::now();
-    let mut table = Table::new(begun, vec![ONE_RESPONSE, ONE_RESPONSE]);
+    let (mut table, _log) = table(begun);
+    let settings = [settings(ONE_RESPONSE), settings(ONE_RESPONSE)];
+    let servers = servers::<3>();
     for (client, server) in [(1, 0), (2, 1)] {
-        let seat = budget.take().unwrap();
-        let id = table.open(begun, key(client), 0, server, seat, client);
+        let (settings, server) = (&settings[0], &servers[server]);
+        let permit = capacity.take().unwrap();
+        let id = table.open(begun, key(client), settings, server, permit, client);
         table.request(begun, &key(client), ONE).unwrap();
-        table.reply(begun, id, ONE, |_, _| {}).unwrap();
+        table.reply(begun, id, ONE).unwrap();
     }
     let rested = begun + MIN_REST;
     let early = rested - Duration::from_millis(1);
-    let mut taken =
-        |now, listener, server, need| take_over(&mut table, now, (listener, server), need);
+    let mut taken = |now, listener: usize, server: usize, need| {
+        let (listener, server) = (&settings[listener].listener, &servers[server]);
+        let id = table.reusable(now, listener, server, need)?;
+        table.take(now, id)
+    };
     assert!(taken(early, 0, 1, Need::Supply).is_none());
     // Another listener's sockets have other options, another server's another
     // address.
     assert!(taken(rested, 1, 1, Need::Supply).is_none());
     assert!(taken(rested, 0, 2, Need::Supply).is_none());
-    let (seat, link) = taken(rested, 0, 1, Need::Supply).unwrap();
-    assert_eq!(link, 2);
+    let (permit, connection) = taken(rested, 0, 1, Need::Supply).unwrap();
+    assert_eq!(connection, 2);
     assert!(taken(rested, 0, 1, Need::Supply).is_none());
 
-    // The seat counts as a session again, and its socket did all along.
-    assert_eq!(budget.taken(), 0);
-    let _seat = seat.renew().unwrap();
-    assert_eq!(budget.taken(), 1);
-    let _second = budget.take().unwrap();
-    assert!(budget.is_full());
-    assert_eq!(budget.take().err(), Some(Full::Sessions));
+    // The permit counts as a session again, and its socket did all along.
+    assert_eq!(capacity.taken(), 0);
+    let _permit = permit.renew().unwrap();
+    assert_eq!(capacity.taken(), 1);
+    let _second = capacity.take().unwrap();
+    assert!(capacity.is_full());
+    assert_eq!(capacity.take().err(), Some(Full::Sessions));
 
-    let (seat, link) = taken(early, 0, 0, Need::Now).unwrap();
-    assert_eq!((link, table.retired(), table.reclaimed()), (1, 0, 1));
-    assert_eq!(seat.renew().err(), Some(Full::Sessions));
+    let (permit, connection) = taken(early, 0, 0, Need::Now).unwrap();
+    assert_eq!((connection, table.retired(), table.reclaimed()), (1, 0, 1));
+    assert_eq!(permit.renew().err(), Some(Full::Sessions));
 }

@@ -1,6 +1,7 @@
 //! Which sessions give way when they run out.
 
 use super::*;
+use crate::client_limits::ClientSessions;
 
 /// A table with room for sessions of two servers, and the time that it begins.
 fn two_servers() -> (Bench, Duration) {
@@ -15,10 +16,8 @@ fn two_servers() -> (Bench, Duration) {
 
 impl Bench {
     fn open_at(&mut self, client: u16, server: usize) -> SessionId {
-        let seat = self.budget.take().unwrap();
-        let id = self
-            .table
-            .open(self.now, key(client), 0, server, seat, "socket");
+        let permit = self.capacity.take().unwrap();
+        let id = self.open(key(client), server, permit);
         assert_eq!(self.table.request(self.now, &key(client), ONE), Some(id));
         id
     }
@@ -27,7 +26,7 @@ impl Bench {
     fn give_way(&mut self) -> Option<ClientAddr> {
         let id = self.table.giving_way(self.now, None)?;
         let client = self.table.get(id).unwrap().key.client;
-        self.table.end(self.now, id, EndReason::Unanswered, |_| {});
+        self.end(id, EndReason::Unanswered);
         Some(client)
     }
 }
@@ -49,7 +48,7 @@ fn the_oldest_unanswered_session_gives_way_and_answered_ones_stay() {
     assert_eq!(bench.give_way(), Some(key(6).client));
     assert_eq!(bench.give_way(), None);
     assert_eq!(bench.table.active(), 3);
-    assert_eq!(bench.budget.taken(), 3);
+    assert_eq!(bench.capacity.taken(), 3);
 }
 
 #[test]
@@ -74,7 +73,8 @@ fn a_session_is_given_the_time_that_its_server_takes() {
 fn workers_tell_each_other_how_long_servers_take() {
     let (bench, usual) = two_servers();
     let mut other = Bench {
-        budget: Arc::clone(&bench.budget),
+        servers: bench.servers.clone(),
+        capacity: Arc::clone(&bench.capacity),
         ..Bench::new(RULES, 100, 100)
     };
     other.open_at(3, 1);
@@ -97,16 +97,14 @@ fn sockets_are_crowded_by_sessions_that_are_to_be_answered() {
         for client in 2..=49 {
             bench.open_at(client, 0);
         }
-        assert!(!bench.budget.is_crowded());
+        assert!(!bench.capacity.is_flooded());
         for client in 2..=49 {
             let id = bench.table.find(&key(client)).unwrap();
-            bench
-                .table
-                .end(bench.now, id, EndReason::Unanswered, |_| {});
+            bench.end(id, EndReason::Unanswered);
         }
         bench.open_at(50, 0);
         bench.open_at(51, 0);
-        assert_eq!(bench.budget.is_crowded(), crowded, "{responses}");
+        assert_eq!(bench.capacity.is_flooded(), crowded, "{responses}");
     }
 }
 
@@ -133,7 +131,7 @@ fn sessions_of_a_server_that_never_answers_stay_while_they_are_used() {
 #[test]
 fn within_a_clients_bound_its_own_unanswered_sessions_give_way() {
     let (mut bench, usual) = two_servers();
-    let clients = Clients::new(2, 64);
+    let clients = ClientSessions::new(2, 64);
     let v6 = |host: u16, port| Key {
         client: ClientAddr(
             (
@@ -149,8 +147,8 @@ fn within_a_clients_bound_its_own_unanswered_sessions_give_way() {
     for host in [1, 2] {
         let key = v6(host, 1000);
         let right = clients.take(key.client.0.ip()).unwrap();
-        let seat = bench.budget.take().unwrap().of_client(Some(right));
-        of_victim.push(bench.table.open(bench.now, key, 0, 0, seat, "socket"));
+        let permit = bench.capacity.take().unwrap().of_client(Some(right));
+        of_victim.push(bench.open(key, 0, permit));
     }
     bench.reply(of_victim[0]).unwrap();
     bench.now += usual;
@@ -158,13 +156,18 @@ fn within_a_clients_bound_its_own_unanswered_sessions_give_way() {
     assert!(clients.take(victim).is_none());
     let network = clients.network(victim);
     // Another listener's bound is another.
-    assert_eq!(bench.table.giving_way(bench.now, Some((1, network))), None);
-    let id = bench.table.giving_way(bench.now, Some((0, network)));
-    assert_eq!(id, Some(of_victim[1]));
-    bench
+    let listener = bench.settings.listener.id();
+    let other = bench
         .table
-        .end(bench.now, of_victim[1], EndReason::Unanswered, |_| {});
-    assert_eq!(bench.table.giving_way(bench.now, Some((0, network))), None);
+        .giving_way(bench.now, Some((listener + 1, network)));
+    assert_eq!(other, None);
+    let id = bench.table.giving_way(bench.now, Some((listener, network)));
+    assert_eq!(id, Some(of_victim[1]));
+    bench.end(of_victim[1], EndReason::Unanswered);
+    assert_eq!(
+        bench.table.giving_way(bench.now, Some((listener, network))),
+        None
+    );
     assert!(clients.take(victim).is_some());
 }
 
@@ -229,11 +232,11 @@ proptest! {
                     if let Some(id) = bench.table.giving_way(bench.now, None) {
                         let session = bench.table.get(id).unwrap();
                         prop_assert!(session.is_active() && session.replies == 0);
-                        bench.table.end(bench.now, id, EndReason::Unanswered, |_| {});
+                        bench.end(id, EndReason::Unanswered);
                     }
                 }
             }
-            prop_assert_eq!(bench.table.active(), bench.budget.taken());
+            prop_assert_eq!(bench.table.active(), bench.capacity.taken());
         }
         for _ in 0..4 {
             bench.pass(60);
@@ -241,6 +244,6 @@ proptest! {
         prop_assert_eq!((bench.table.active(), bench.table.retired()), (0, 0));
         prop_assert_eq!(bench.table.giving_way(bench.now, None), None);
         prop_assert_eq!(bench.table.next_deadline(), None);
-        prop_assert!(!bench.budget.is_crowded());
+        prop_assert!(!bench.capacity.is_flooded());
     }
 }

@@ -1,6 +1,6 @@
 //! Which clients' own ports are in use towards which servers, by all workers
-//! together. The kernel lets several sockets have one address and port; of two
-//! that were also connected to the same server, it would give all replies to one.
+//! together. The kernel lets several sockets have one address and port; if two of them
+//! were also connected to the same server, it would give all replies to one.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -11,9 +11,9 @@ use std::time::Instant;
 use crate::address::{ListenerAddr, ServerAddr};
 use crate::session::{Key, MIN_REST};
 
-/// Ports that are held or rest at most, so that clients that come and go take no memory
-/// without end. Beyond it new ones are refused.
-const MAX_HELD: usize = 262_144;
+/// The most ports that are in use or rest: bounds the memory that clients take that come
+/// and go. Beyond it new ones are refused.
+const MAX_PORTS: usize = 262_144;
 
 /// Client and server.
 type Pair = (SocketAddr, SocketAddr);
@@ -21,28 +21,28 @@ type Pair = (SocketAddr, SocketAddr);
 /// Client and server of each session that writes from the client's own port, and
 /// of those that ended a moment ago. Looked at when one begins or ends.
 #[derive(Debug, Default)]
-pub struct Claims(Mutex<State>);
+pub struct ClientPorts(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    holders: HashMap<Pair, Holder, ahash::RandomState>,
+    uses: HashMap<Pair, PortUse, ahash::RandomState>,
     /// Pairs that rest or rested, each once, and since when; one that was taken again since
     /// is looked at once more.
     resting: VecDeque<(Pair, Instant)>,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct PortUse {
     /// What the client wrote to.
     local: ListenerAddr,
-    /// When the claim was given back, if it was. A late reply would reach the next
+    /// When the port was given back, if it was. A late reply would reach the next
     /// session, which may be the client's at the same local address alone.
     since: Option<Instant>,
     /// Whether it is in `resting`.
     is_queued: bool,
 }
 
-impl Holder {
+impl PortUse {
     /// Whether a late reply may still come for the session that had it.
     fn rests(&self, now: Instant) -> bool {
         let is_young = |since| now.saturating_duration_since(since) < MIN_REST;
@@ -50,41 +50,40 @@ impl Holder {
     }
 }
 
-/// The right to write to a server from a client's own port, given back when
-/// dropped.
+/// A client's own port that a session writes to a server from, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct ClientPort {
     pair: Pair,
-    of: Arc<Claims>,
+    of: Arc<ClientPorts>,
 }
 
-impl Claims {
-    /// Takes the right; `None` if another session has it, or had it within
+impl ClientPorts {
+    /// Takes the client's port; `None` if another session has it, or had it within
     /// [`MIN_REST`] at another local address.
-    pub(super) fn claim(
+    pub(crate) fn take(
         self: &Arc<Self>,
         now: Instant,
         key: &Key,
         server: ServerAddr,
-    ) -> Option<Claim> {
+    ) -> Option<ClientPort> {
         let pair = (key.client.0, server.0);
         let mut state = self.lock();
         state.forget_rested(now);
-        let known = state.holders.get(&pair);
-        let is_free = known.is_none_or(|holder| {
-            holder.since.is_some() && (holder.local == key.local || !holder.rests(now))
+        let known = state.uses.get(&pair);
+        let is_free = known.is_none_or(|port_use| {
+            port_use.since.is_some() && (port_use.local == key.local || !port_use.rests(now))
         });
-        let is_queued = known.is_some_and(|holder| holder.is_queued);
-        if !is_free || known.is_none() && state.holders.len() >= MAX_HELD {
+        let is_queued = known.is_some_and(|port_use| port_use.is_queued);
+        if !is_free || known.is_none() && state.uses.len() >= MAX_PORTS {
             return None;
         }
-        let holder = Holder {
+        let port_use = PortUse {
             local: key.local,
             since: None,
             is_queued,
         };
-        state.holders.insert(pair, holder);
-        Some(Claim {
+        state.uses.insert(pair, port_use);
+        Some(ClientPort {
             pair,
             of: Arc::clone(self),
         })
@@ -92,11 +91,11 @@ impl Claims {
 
     /// Whether a session writes to `server` from this address and port, as a client's
     /// own, or did within [`MIN_REST`].
-    pub(super) fn is_taken(&self, now: Instant, source: SocketAddr, server: ServerAddr) -> bool {
+    pub(crate) fn is_taken(&self, now: Instant, source: SocketAddr, server: ServerAddr) -> bool {
         let mut state = self.lock();
         state.forget_rested(now);
-        let holder = state.holders.get(&(source, server.0));
-        holder.is_some_and(|holder| holder.since.is_none() || holder.rests(now))
+        let port_use = state.uses.get(&(source, server.0));
+        port_use.is_some_and(|port_use| port_use.since.is_none() || port_use.rests(now))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -110,7 +109,7 @@ impl State {
             && now.saturating_duration_since(since) >= MIN_REST
         {
             self.resting.pop_front();
-            let Entry::Occupied(mut entry) = self.holders.entry(pair) else {
+            let Entry::Occupied(mut entry) = self.uses.entry(pair) else {
                 continue;
             };
             // It may have been taken again, and given back later.
@@ -123,9 +122,9 @@ impl State {
     }
 
     fn give_back(&mut self, now: Instant, pair: Pair) {
-        if let Some(holder) = self.holders.get_mut(&pair) {
-            holder.since = Some(now);
-            if !std::mem::replace(&mut holder.is_queued, true) {
+        if let Some(port_use) = self.uses.get_mut(&pair) {
+            port_use.since = Some(now);
+            if !std::mem::replace(&mut port_use.is_queued, true) {
                 self.resting.push_back((pair, now));
             }
         }
@@ -133,7 +132,7 @@ impl State {
     }
 }
 
-impl Drop for Claim {
+impl Drop for ClientPort {
     fn drop(&mut self) {
         self.of.lock().give_back(Instant::now(), self.pair);
     }
@@ -157,66 +156,65 @@ mod tests {
 
     #[test]
     fn one_session_at_a_time_writes_to_a_server_from_a_clients_port() {
-        let claims = Arc::new(Claims::default());
-        let claim =
-            |client, local, to| claims.claim(Instant::now(), &key(client, local), server(to));
-        let first = claim(1, 53, 1).unwrap();
-        assert!(claim(1, 53, 1).is_none());
-        assert!(claim(2, 53, 1).is_some());
-        assert!(claim(1, 53, 2).is_some());
+        let ports = Arc::new(ClientPorts::default());
+        let take = |client, local, to| ports.take(Instant::now(), &key(client, local), server(to));
+        let first = take(1, 53, 1).unwrap();
+        assert!(take(1, 53, 1).is_none());
+        assert!(take(2, 53, 1).is_some());
+        assert!(take(1, 53, 2).is_some());
         drop(first);
-        assert!(claim(1, 53, 1).is_some());
+        assert!(take(1, 53, 1).is_some());
     }
 
     #[test]
-    fn a_late_reply_meets_no_session_at_another_local_address() {
-        let claims = Arc::new(Claims::default());
-        let claim = |now, local| claims.claim(now, &key(1, local), server(1));
-        drop(claim(Instant::now(), 53).unwrap());
+    fn a_late_reply_reaches_no_session_at_another_local_address() {
+        let ports = Arc::new(ClientPorts::default());
+        let take = |now, local| ports.take(now, &key(1, local), server(1));
+        drop(take(Instant::now(), 53).unwrap());
         let now = Instant::now();
-        assert!(claim(now, 54).is_none());
-        // Its own may go on, and rests anew.
-        drop(claim(now, 53).unwrap());
-        assert!(claim(now + MIN_REST / 2, 54).is_none());
-        assert!(claim(Instant::now() + MIN_REST, 54).is_some());
+        assert!(take(now, 54).is_none());
+        // Its own may go on, and its rest starts anew.
+        drop(take(now, 53).unwrap());
+        assert!(take(now + MIN_REST / 2, 54).is_none());
+        assert!(take(Instant::now() + MIN_REST, 54).is_some());
     }
 
     #[test]
-    fn a_port_that_is_given_back_again_and_again_is_noted_once() {
-        let claims = Arc::new(Claims::default());
+    fn a_port_that_is_given_back_often_is_queued_once() {
+        let ports = Arc::new(ClientPorts::default());
         let now = Instant::now();
         for _ in 0..1000 {
-            drop(claims.claim(now, &key(1, 53), server(1)).unwrap());
+            drop(ports.take(now, &key(1, 53), server(1)).unwrap());
         }
-        assert_eq!(claims.lock().resting.len(), 1);
+        assert_eq!(ports.lock().resting.len(), 1);
         // Taken again when it is looked at, and given back after that.
         let later = Instant::now() + MIN_REST;
-        let claim = claims.claim(later, &key(1, 53), server(1)).unwrap();
-        assert!(claims.is_taken(later + MIN_REST, key(1, 53).client.0, server(1)));
-        drop(claim);
-        assert_eq!(claims.lock().resting.len(), 1);
-        assert!(!claims.is_taken(Instant::now() + MIN_REST, key(1, 53).client.0, server(1)));
-        assert!(claims.lock().holders.is_empty());
+        let port = ports.take(later, &key(1, 53), server(1)).unwrap();
+        assert!(ports.is_taken(later + MIN_REST, key(1, 53).client.0, server(1)));
+        drop(port);
+        assert_eq!(ports.lock().resting.len(), 1);
+        assert!(!ports.is_taken(Instant::now() + MIN_REST, key(1, 53).client.0, server(1)));
+        assert!(ports.lock().uses.is_empty());
     }
 
     #[test]
-    fn new_ports_are_refused_when_as_many_rest_as_there_may() {
-        let claims = Arc::new(Claims::default());
-        let claim = |now, ip: u32| {
+    fn new_ports_are_refused_beyond_the_bound() {
+        let ports = Arc::new(ClientPorts::default());
+        let take = |now, ip: u32| {
             let client = ClientAddr((ip.to_be_bytes(), 1).into());
             let local = key(1, 53).local;
-            claims.claim(now, &Key { client, local }, server(1))
+            ports.take(now, &Key { client, local }, server(1))
         };
         let now = Instant::now();
-        let most = u32::try_from(MAX_HELD).unwrap();
-        assert!((0..most).all(|ip| claim(now, ip).is_some()));
-        assert!(claim(now, most).is_none());
+        let most = u32::try_from(MAX_PORTS).unwrap();
+        assert!((0..most).all(|ip| take(now, ip).is_some()));
+        assert!(take(now, most).is_none());
         // One that rests may be its own client's again.
-        assert!(claim(now, 0).is_some());
-        assert!(claims.is_taken(now, ([0, 0, 0, 0], 1).into(), server(1)));
+        assert!(take(now, 0).is_some());
+        assert!(ports.is_taken(now, ([0, 0, 0, 0], 1).into(), server(1)));
         let rested = Instant::now() + MIN_REST;
-        assert!(!claims.is_taken(rested, ([0, 0, 0, 0], 1).into(), server(1)));
-        assert!(claims.lock().holders.is_empty());
-        assert!(claim(rested, most).is_some());
+        assert!(!ports.is_taken(rested, ([0, 0, 0, 0], 1).into(), server(1)));
+        assert!(ports.lock().uses.is_empty());
+        assert!(take(rested, most).is_some());
     }
 }

@@ -9,32 +9,31 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::RunError;
 use crate::admin::WorkerHandle;
-use ppv2_engine::worker::{Command, Share, Worker};
+use ppv2_engine::worker::{Command, Worker, WorkerSetup};
 
-/// How long workers may take to go by another setup before nobody waits for them
-/// any longer.
+/// How long to wait for workers that have not applied another snapshot.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The running workers.
-pub(super) struct Crew {
-    pub(super) workers: Vec<WorkerHandle>,
-    /// Says of each worker that ended how it did.
+pub(super) struct Workers {
+    pub(super) handles: Vec<WorkerHandle>,
+    /// How each worker ended that did.
     ended: UnboundedReceiver<(usize, Result<(), String>)>,
     running: usize,
 }
 
-impl Crew {
-    /// Starts a thread for each worker. `share` makes what one of this number is
+impl Workers {
+    /// Starts a thread for each worker. `setup` makes what the one of this number is
     /// given.
     pub(super) fn start(
         workers: usize,
-        mut share: impl FnMut(usize, mpsc::Receiver<Command>) -> Share,
+        mut setup: impl FnMut(usize, mpsc::Receiver<Command>) -> WorkerSetup,
     ) -> Result<Self, RunError> {
         let (tell, ended) = unbounded_channel();
         let mut handles = Vec::new();
         for number in 0..workers {
             let (commands, receiver) = mpsc::channel();
-            let (worker, waker) = Worker::new(share(number, receiver))?;
+            let (worker, waker) = Worker::new(setup(number, receiver))?;
             let tell = tell.clone();
             thread::Builder::new()
                 .name(format!("worker{number}"))
@@ -50,7 +49,7 @@ impl Crew {
             handles.push(WorkerHandle::new(commands, waker));
         }
         Ok(Self {
-            workers: handles,
+            handles,
             ended,
             running: workers,
         })
@@ -85,7 +84,7 @@ impl Crew {
         mut command: impl FnMut(usize, Box<dyn FnOnce() + Send>) -> Command,
     ) -> bool {
         let (done, mut is_done) = unbounded_channel();
-        for (number, worker) in self.workers.iter().enumerate() {
+        for (number, worker) in self.handles.iter().enumerate() {
             let done = done.clone();
             let told = worker.tell(command(number, Box::new(move || _ = done.send(()))));
             // One that is gone is told of elsewhere.
@@ -93,7 +92,7 @@ impl Crew {
         }
         drop(done);
         let all = async {
-            for _ in &self.workers {
+            for _ in &self.handles {
                 is_done.recv().await?;
             }
             Some(())
@@ -103,7 +102,7 @@ impl Crew {
 
     /// Tells every worker something.
     pub(super) fn tell_all(&self, command: impl Fn() -> Command) {
-        for worker in &self.workers {
+        for worker in &self.handles {
             // One that is gone ends the process, which is told elsewhere.
             let _ = worker.tell(command());
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 
-use super::Network;
+use crate::client_limits::Network;
 
 /// As of what one host commonly has (RFC 7421).
 const IPV6_PREFIX: u8 = 64;

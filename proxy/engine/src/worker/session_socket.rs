@@ -7,13 +7,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::link::{Exit, Link, Ports, ServerSocket, in_name_of, is_shortage, why_unopened};
-use super::{Worker, network};
-use crate::address::ServerAddr;
+use ppv2_udp::Options;
+
+use super::Worker;
+use super::reconfigure::ask_for_interface;
+use crate::capacity::{Full, Permit};
 use crate::counters::DropReason;
-use crate::session::{Full, Key, Need, Seat, Session, SessionId};
-use crate::upstream::Server;
-use ppv2_udp::{Cause, Socket};
+use crate::listener::ListenerSettings;
+use crate::server::Target;
+use crate::session::{Key, Need, Session, SessionId};
+use crate::upstream_socket::{Connection, PortPool, UpstreamSocket, is_shortage};
 
 /// How long no socket is looked for where there was none. To find out that all ports
 /// are taken costs the kernel a millisecond, which the clients that have a session
@@ -27,10 +30,10 @@ const EXHAUSTED: Duration = Duration::from_millis(500);
 /// call to learn whether a late reply waits there.
 const LOOKS: usize = 4;
 
-/// Sessions that a new one has closed at most to get a port.
+/// The most ended sessions that a new one has closed to get a port.
 const CLOSES: usize = 16;
 
-/// Ended sessions that are closed at most before datagrams have their turn again.
+/// The most ended sessions that are closed before datagrams have their turn again.
 const CLOSES_AT_ONCE: usize = 64;
 
 /// How long ended sessions are not looked through again after none could be closed.
@@ -38,17 +41,17 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// How often a socket that is about to be closed is read, some dozens of replies each
 /// time: as many as its buffer can hold.
-const LOOKS_AT_LEAVING: usize = 48;
+const LAST_LOOKS: usize = 48;
 
 /// Where sockets have run out, and until when not to try there again.
 #[derive(Default)]
 pub(super) struct Shortages {
-    /// Of what all sessions need: descriptors, memory, sockets of the budget.
+    /// Of what all sessions need: descriptors, memory, sockets that there may be.
     common: Option<(DropReason, Instant)>,
     /// Local ports. As many as configured addresses and families, since a client's
     /// are kept elsewhere.
-    ports: HashMap<Ports, Instant>,
-    clients: Exhausted,
+    pools: HashMap<PortPool, Instant>,
+    clients: Recent<IpAddr>,
     /// When to look again for ended sessions to close.
     look_at: Option<Instant>,
 }
@@ -61,20 +64,20 @@ impl Shortages {
         }
     }
 
-    fn is_out_of(&self, ports: Ports, now: Instant) -> bool {
-        self.ports.get(&ports).is_some_and(|until| now < *until)
+    fn is_out_of(&self, pool: PortPool, now: Instant) -> bool {
+        self.pools.get(&pool).is_some_and(|until| now < *until)
     }
 }
 
-/// What is not to be tried again, and until when: such as addresses of clients of which
-/// all ports are taken, where to find out that there is none costs the kernel
+/// What was tried in vain and is not tried again for a while: such as addresses of clients
+/// of which all ports are taken, where to find out that there is none costs the kernel
 /// milliseconds. As many as can have used up their ports at a time.
-pub(super) struct Exhausted<T = IpAddr> {
+pub(super) struct Recent<T> {
     noted: [Option<(T, Instant)>; 16],
     next: usize,
 }
 
-impl<T: Copy> Default for Exhausted<T> {
+impl<T: Copy> Default for Recent<T> {
     fn default() -> Self {
         Self {
             noted: [None; 16],
@@ -83,7 +86,7 @@ impl<T: Copy> Default for Exhausted<T> {
     }
 }
 
-impl<T: Copy + PartialEq> Exhausted<T> {
+impl<T: Copy + PartialEq> Recent<T> {
     pub(super) fn contains(&self, what: T, now: Instant) -> bool {
         let is_it = |(noted, until): &(T, Instant)| *noted == what && now < *until;
         self.noted.iter().flatten().any(is_it)
@@ -95,35 +98,45 @@ impl<T: Copy + PartialEq> Exhausted<T> {
     }
 }
 
-/// What a new session gets: the right to a session, a socket, and whether that socket
-/// is watched already.
-pub(super) type Supplied = (Seat, Exit, bool);
+/// What a new session gets.
+pub(super) struct SessionSocket {
+    pub(super) permit: Permit,
+    pub(super) socket: UpstreamSocket,
+    /// The worker waits for replies there already.
+    pub(super) is_watched: bool,
+}
 
 impl Worker {
     /// A socket for a new session of this listener and server.
-    pub(super) fn supply(
+    pub(super) fn session_socket(
         &mut self,
         key: &Key,
-        listener: usize,
-        server: &Server,
+        settings: &ListenerSettings,
+        target: &Target,
         now: Instant,
-    ) -> Result<Supplied, DropReason> {
-        if self.budget.is_full() {
+    ) -> Result<SessionSocket, DropReason> {
+        if self.capacity.is_full() {
             return Err(DropReason::MaxSessions);
         }
         // What is bound to a client's address, or not heard, is of use to no other.
-        let pair = (!server.mode.spoofs() && server.mode.takes_replies())
-            .then_some((listener, server.number));
-        if let Some(kept) = self.take_over(pair, self.budget.need(), now) {
+        let is_reusable = !target.mode.spoofs() && target.mode.takes_replies();
+        let pair = is_reusable.then_some((settings, target));
+        if let Some(kept) = self.take_over(pair, self.capacity.need(), now) {
             return kept;
         }
-        if let Err(reason) = self.is_short(key, server, now) {
+        if let Err(reason) = self.is_short(key, target, now) {
             return self.take_over(pair, Need::Now, now).unwrap_or(Err(reason));
         }
-        if self.budget.has_sockets() {
-            match self.make(key, listener, server, now) {
-                Ok(exit) => return Ok((self.seat(now)?, exit, false)),
-                Err(reason) if !is_shortage(reason, server) => return Err(reason),
+        if self.capacity.has_sockets() {
+            match self.make(key, settings, target, now) {
+                Ok(socket) => {
+                    return Ok(SessionSocket {
+                        permit: self.permit(now)?,
+                        socket,
+                        is_watched: false,
+                    });
+                }
+                Err(reason) if !is_shortage(reason, target) => return Err(reason),
                 Err(_) => {}
             }
         }
@@ -131,48 +144,49 @@ impl Worker {
         if let Some(kept) = self.take_over(pair, Need::Now, now) {
             return kept;
         }
-        Ok((
-            self.seat(now)?,
-            self.exit(key, listener, server, now)?,
-            false,
-        ))
+        let permit = self.permit(now)?;
+        Ok(SessionSocket {
+            permit,
+            socket: self.new_socket(key, settings, target, now)?,
+            is_watched: false,
+        })
     }
 
-    /// The right to a session, for which an ended one may be closed.
-    pub(super) fn seat(&mut self, now: Instant) -> Result<Seat, DropReason> {
-        match self.budget.take() {
-            Ok(seat) => Ok(seat),
+    /// The permit for a session, for which an ended one may be closed.
+    pub(super) fn permit(&mut self, now: Instant) -> Result<Permit, DropReason> {
+        match self.capacity.take() {
+            Ok(permit) => Ok(permit),
             Err(Full::Sessions) => Err(DropReason::MaxSessions),
             Err(Full::Sockets) => {
                 if !self.close_one(Need::Now, now, |_| true) {
                     self.shortages.common = Some((DropReason::NoPorts, now + SHORTAGE));
                     return Err(DropReason::NoPorts);
                 }
-                self.budget.take().map_err(why_full)
+                self.capacity.take().map_err(why_full)
             }
         }
     }
 
     /// A new socket for a session to `server`, for which ended ones may be closed.
-    pub(super) fn exit(
+    pub(super) fn new_socket(
         &mut self,
         key: &Key,
-        listener: usize,
-        server: &Server,
+        settings: &ListenerSettings,
+        target: &Target,
         now: Instant,
-    ) -> Result<Exit, DropReason> {
+    ) -> Result<UpstreamSocket, DropReason> {
         for _ in 0..CLOSES {
-            let reason = match self.make(key, listener, server, now) {
-                Ok(exit) => return Ok(exit),
-                Err(reason) if is_shortage(reason, server) => reason,
+            let reason = match self.make(key, settings, target, now) {
+                Ok(socket) => return Ok(socket),
+                Err(reason) if is_shortage(reason, target) => reason,
                 Err(reason) => return Err(reason),
             };
-            let helps = |session: &Session<Link>| {
-                let own = session.link.exit.ports();
+            let helps = |session: &Session<Connection>| {
+                let pool = session.connection.socket.pool;
                 if reason == DropReason::NoPorts {
-                    Ports::of_server(server).any(|ports| ports == own)
+                    PortPool::of_target(target).any(|of_target| of_target == pool)
                 } else {
-                    reason != DropReason::NoClientPort || own == Ports::of_client(key.client)
+                    reason != DropReason::NoClientPort || pool == PortPool::of_client(key.client)
                 }
             };
             if !self.close_one(Need::Now, now, helps) {
@@ -187,18 +201,23 @@ impl Worker {
     /// longest, if it may be used again.
     fn take_over(
         &mut self,
-        pair: Option<(usize, usize)>,
+        pair: Option<(&ListenerSettings, &Target)>,
         need: Need,
         now: Instant,
-    ) -> Option<Result<Supplied, DropReason>> {
-        let (listener, server) = pair?;
+    ) -> Option<Result<SessionSocket, DropReason>> {
+        let (settings, target) = pair?;
         for _ in 0..LOOKS {
+            let (listener, server) = (&settings.listener, &target.server);
             let id = self.table.reusable(now, listener, server, need)?;
             if self.is_silent(id, now)
-                && let Some((seat, link)) = self.table.take(now, id)
+                && let Some((permit, connection)) = self.table.take(now, id)
             {
-                let seat = seat.renew().map_err(why_full);
-                return Some(seat.map(|seat| (seat, link.exit, true)));
+                let permit = permit.renew().map_err(why_full);
+                return Some(permit.map(|permit| SessionSocket {
+                    permit,
+                    socket: connection.socket,
+                    is_watched: true,
+                }));
             }
         }
         None
@@ -210,16 +229,16 @@ impl Worker {
         &mut self,
         need: Need,
         now: Instant,
-        matches: impl Fn(&Session<Link>) -> bool,
+        matches: impl Fn(&Session<Connection>) -> bool,
     ) -> bool {
         for _ in 0..LOOKS {
             let Some(id) = self.table.closable(now, need, &matches) else {
                 return false;
             };
             if self.is_silent(id, now)
-                && let Some((_, link)) = self.table.take(now, id)
+                && let Some((_, connection)) = self.table.take(now, id)
             {
-                self.shortages.ports.remove(&link.exit.ports());
+                self.shortages.pools.remove(&connection.socket.pool);
                 return true;
             }
         }
@@ -230,8 +249,8 @@ impl Worker {
     /// workers, need what they hold; and those never answered, where they keep new
     /// clients out.
     pub(super) fn close_rested(&mut self, now: Instant) {
-        let budget = Arc::clone(&self.budget);
-        let is_needed = || budget.is_nearly_used_up() || budget.is_crowded();
+        let capacity = Arc::clone(&self.capacity);
+        let is_needed = || capacity.is_nearly_used_up() || capacity.is_flooded();
         if !is_needed() || self.shortages.look_at.is_some_and(|at| now < at) {
             return;
         }
@@ -239,8 +258,8 @@ impl Worker {
             if !is_needed() {
                 return;
             }
-            let is_crowded = budget.is_crowded();
-            let helps = |session: &Session<Link>| !is_crowded || session.replies == 0;
+            let is_flooded = capacity.is_flooded();
+            let helps = |session: &Session<Connection>| !is_flooded || session.replies == 0;
             if !self.close_one(Need::Supply, now, helps) {
                 self.shortages.look_at = Some(now + LOOK_PAUSE);
                 return;
@@ -249,9 +268,9 @@ impl Worker {
     }
 
     /// Closes what has ended and doesn't rest, once what waits there has been read.
-    pub(super) fn close_leaving(&mut self, now: Instant) {
-        while let Some(id) = self.table.next_leaving() {
-            (0..LOOKS_AT_LEAVING).any(|_| self.is_silent(id, now));
+    pub(super) fn close_ended(&mut self, now: Instant) {
+        while let Some(id) = self.table.next_to_close() {
+            (0..LAST_LOOKS).any(|_| self.is_silent(id, now));
             self.table.take(now, id);
         }
     }
@@ -260,12 +279,12 @@ impl Worker {
     /// rest restarts if that is anything. True if it is nothing.
     pub(super) fn is_silent(&mut self, id: SessionId, now: Instant) -> bool {
         if self.replies.is_full() {
-            self.replies.send(&self.entrances, &self.counters);
+            self.replies.send(&self.listener_sockets);
         }
         let Some(session) = self.table.get(id) else {
             return true;
         };
-        let is_silent = self.replies.are_none_late(session, &self.counters);
+        let is_silent = self.replies.are_none_late(session);
         if !is_silent {
             self.table.hear(now, id);
         }
@@ -276,11 +295,11 @@ impl Worker {
     pub(super) fn is_short(
         &self,
         key: &Key,
-        server: &Server,
+        target: &Target,
         now: Instant,
     ) -> Result<(), DropReason> {
         self.shortages.common(now)?;
-        match server.mode.source(key.client) {
+        match target.mode.source(key.client) {
             Some(source) if source.port() == 0 => {
                 let client = source.ip();
                 if self.shortages.clients.contains(client, now) {
@@ -289,7 +308,7 @@ impl Worker {
             }
             Some(_) => {}
             None => {
-                if Ports::of_server(server).all(|ports| self.shortages.is_out_of(ports, now)) {
+                if PortPool::of_target(target).all(|pool| self.shortages.is_out_of(pool, now)) {
                     return Err(DropReason::NoPorts);
                 }
             }
@@ -307,61 +326,50 @@ impl Worker {
         }
     }
 
-    /// Makes a socket for a session to `server`.
+    /// Makes a socket for a session.
     fn make(
         &mut self,
         key: &Key,
-        listener: usize,
-        server: &Server,
+        settings: &ListenerSettings,
+        target: &Target,
         now: Instant,
-    ) -> Result<Exit, DropReason> {
-        let options = self.listeners[listener].exit_options();
-        let exit = if server.mode.spoofs() {
-            in_name_of((now, key), server, &self.claims, options)?
+    ) -> Result<UpstreamSocket, DropReason> {
+        let options = settings.upstream_options();
+        let socket = if target.mode.spoofs() {
+            let ports = &self.client_ports;
+            UpstreamSocket::in_name_of_client((now, key), target, ports, options)?
         } else {
-            let (socket, ports) = self.connect(listener, server, now)?;
-            if server.mode.takes_replies() {
-                Exit::Own(ServerSocket::new(socket, ports))
-            } else {
-                socket.ignore_replies();
-                Exit::Unheard {
-                    socket,
-                    is_connected: true,
-                    ports,
-                }
-            }
+            self.connect(target, options, now)?
         };
-        network::ask_for_interface(&self.wrong_interfaces, &exit, server.address);
-        Ok(exit)
+        ask_for_interface(&self.wrong_interfaces, &socket, target.server.address);
+        Ok(socket)
     }
 
     /// Opens a socket from the server's source addresses in turn.
     fn connect(
         &mut self,
-        listener: usize,
-        server: &Server,
+        target: &Target,
+        options: Options,
         now: Instant,
-    ) -> Result<(Socket, Ports), DropReason> {
-        let options = self.listeners[listener].exit_options();
-        let ServerAddr(address) = server.address;
+    ) -> Result<UpstreamSocket, DropReason> {
         self.next_source = self.next_source.wrapping_add(1);
-        let choices = server.sources.len().max(1);
+        let choices = target.sources.len().max(1);
         let mut reason = DropReason::Unreachable;
         for choice in 0..choices {
             let number = self.next_source.wrapping_add(choice) % choices;
-            let source = server.sources.get(number).copied();
-            let ports = Ports::of_host(source, server.address);
-            if self.shortages.is_out_of(ports, now) {
+            let source = target.sources.get(number).copied();
+            let pool = PortPool::of_host(source, target.server.address);
+            if self.shortages.is_out_of(pool, now) {
                 reason = DropReason::NoPorts;
                 continue;
             }
-            match Socket::connect(address, source, options) {
-                Ok(socket) => return Ok((socket, ports)),
-                Err(error) => reason = why_unopened(Cause::of(&error)),
+            match UpstreamSocket::connect(target, source, options) {
+                Ok(socket) => return Ok(socket),
+                Err(why) => reason = why,
             }
             // Another source has ports of its own, and perhaps a route.
             if reason == DropReason::NoPorts {
-                self.shortages.ports.insert(ports, now + SHORTAGE);
+                self.shortages.pools.insert(pool, now + SHORTAGE);
             } else if [DropReason::NoDescriptors, DropReason::NoMemory].contains(&reason) {
                 break;
             }

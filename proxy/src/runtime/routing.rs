@@ -1,63 +1,43 @@
-//! Where workers are to take sessions, made of the configuration and of what is
-//! known of the servers.
+//! Where sessions go, by the configuration and by how the servers stand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::{Config, Listener};
 use crate::health::Standing;
-use crate::roster::Roll;
+use crate::registry::ActiveConfig;
 use ppv2_engine::mode::Mode;
-use ppv2_engine::upstream::{Balance, ByFamily, MAX_WEIGHT, Member, Plan, Route, State, Steering};
+use ppv2_engine::snapshot::{Routing, TargetRules};
+use ppv2_engine::upstream::{ByFamily, MAX_WEIGHT, Member, Plan, State};
 
 /// By how much weights are multiplied where servers start slowly, if they are small
 /// enough: in so many steps a server of weight 1 gets its share.
 const FINENESS: u16 = 10;
 
-/// Where sessions go with the servers of `roll` that stand like this, by their place
-/// in the configuration. A server that is down is left, unless all are and their
-/// upstream fails open.
-pub(super) fn steer(roll: &Roll, standings: &[Standing], version: u64) -> Steering {
-    let config = &roll.config;
-    let nobody = Arc::new(Plan::new(Balance::RoundRobin, &[]));
-    let mut steering = Steering {
-        version,
-        plans: vec![ByFamily::new(|_| Arc::clone(&nobody)); roll.counts.0],
-        leave: BTreeSet::new(),
-        returns: BTreeSet::new(),
-        draining: BTreeSet::new(),
-        down: BTreeSet::new(),
-    };
-    let plans = plans(config, standings);
-    for ((number, listener), plans) in roll.listeners().zip(plans) {
-        let servers = listener.servers.iter().chain(&listener.leaving);
-        for (index, (server, _)) in servers.enumerate() {
+/// Where the sessions of each listener go with the servers of `active` that stand like
+/// this, by their place in the configuration. Sessions leave a server that is down, unless
+/// all are and their upstream fails open.
+pub(super) fn routing(active: &ActiveConfig, standings: &[Standing]) -> Vec<Routing> {
+    let config = &active.config;
+    let listeners = config.listeners.iter().zip(plans(config, standings));
+    let routing = listeners.map(|(listener, plans)| {
+        let targets = listener.servers.iter().chain(&listener.leaving);
+        let rules = targets.enumerate().map(|(place, (server, _))| {
             let standing = standings[*server];
-            for v6 in [false, true] {
-                let route = Route {
-                    listener: number,
-                    server: roll.server(*server),
-                    v6,
-                };
-                let serves = index < listener.servers.len() && plans.get(v6).serves(index);
-                if standing.state == State::Down && !serves {
-                    steering.leave.insert(route);
-                }
-                if listener.returns && standing.has_returned && serves {
-                    steering.returns.insert(route);
-                }
+            let is_new = place < listener.servers.len();
+            let serves = ByFamily::new(|v6| is_new && plans.get(v6).serves(place));
+            let may_return = listener.returns && standing.has_returned;
+            let is_down = standing.state == State::Down;
+            TargetRules {
+                leave: ByFamily::new(|v6| is_down && !serves.get(v6)),
+                takes_back: ByFamily::new(|v6| may_return && *serves.get(v6)),
+                is_draining: standing.state == State::Draining,
             }
-        }
-        steering.plans[number] = plans;
-    }
-    let in_state = |state| {
-        let servers =
-            (0..config.servers.len()).filter(move |index| standings[*index].state == state);
-        servers.map(|index| roll.server(index)).collect()
-    };
-    steering.draining = in_state(State::Draining);
-    steering.down = in_state(State::Down);
-    steering
+        });
+        let rules = rules.collect();
+        Routing { plans, rules }
+    });
+    routing.collect()
 }
 
 /// The plans of each listener's upstream; those of the same servers are shared.
@@ -110,7 +90,7 @@ fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a part of the weight, which is 256 at the most"
+            reason = "a part of the weight, which is at most 256"
         )]
         let share = (f64::from(whole) * standing.share) as u16;
         Member {
@@ -126,23 +106,23 @@ fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roster::Roster;
+    use crate::registry::Registry;
     use ppv2_engine::address::ClientAddr;
     use ppv2_engine::upstream::Balancer;
 
-    fn roll(keys: &str, servers: &str) -> Roll {
+    fn active(keys: &str, servers: &str) -> ActiveConfig {
         let text = format!(
             "[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\
              [upstream.u]\n{keys}\nservers = [{servers}]\n"
         );
-        Roster::default().enroll(Config::from_toml("test.toml", &text).unwrap())
+        Registry::new(1).activate(Config::from_toml("test.toml", &text).unwrap())
     }
 
     const FOUR: &str = "\"192.0.2.1:53\", \"192.0.2.2:53\", \"192.0.2.3:53\", \"192.0.2.4:53\"";
 
-    /// Whom a thousand clients get.
-    fn picks(steering: &Steering) -> Vec<usize> {
-        let plan = Arc::clone(steering.plans[0].get(false));
+    /// The servers that a thousand clients get.
+    fn picks(routing: &[Routing]) -> Vec<usize> {
+        let plan = Arc::clone(routing[0].plans.get(false));
         let mut balancer = Balancer::new(plan, 0, 1);
         let client = |n: u32| ClientAddr((n.to_be_bytes(), 1000).into());
         let mut sessions = [0; 4];
@@ -157,12 +137,12 @@ mod tests {
     #[test]
     fn a_server_that_starts_slowly_gets_its_part_of_a_share() {
         for balance in ["maglev", "round_robin", "least_sessions", "random_two"] {
-            let roll = roll(&format!("balance = \"{balance}\""), FOUR);
+            let active = active(&format!("balance = \"{balance}\""), FOUR);
             let of = |share| {
                 let mut standings = [Standing::UP; 4];
                 standings[2].share = share;
-                let steering = steer(&roll, &standings, 1);
-                picks(&steering).iter().filter(|pick| **pick == 2).count()
+                let routing = routing(&active, &standings);
+                picks(&routing).iter().filter(|pick| **pick == 2).count()
             };
             // Of 1,000, beside three whole ones: share ÷ (3 + share).
             for (share, expected) in [(0.0, 33), (0.1, 33), (0.5, 143), (0.9, 231), (1.0, 250)] {
@@ -173,19 +153,19 @@ mod tests {
     }
 
     #[test]
-    fn whoever_starts_slowly_takes_clients_and_nobody_else_does() {
-        let roll = roll("", FOUR);
+    fn only_a_server_that_starts_slowly_takes_clients_of_others() {
+        let active = active("", FOUR);
         let mut before = None;
         for tenth in 0..=10_u32 {
             let mut standings = [Standing::UP; 4];
             standings[1].share = f64::from(tenth) / 10.0;
-            let now = picks(&steer(&roll, &standings, 1));
+            let now = picks(&routing(&active, &standings));
             let before: Vec<_> = before.replace(now.clone()).unwrap_or_else(|| now.clone());
             let strays = now
                 .iter()
                 .zip(before)
                 .filter(|(now, before)| *now != before && **now != 1);
-            // Maglev moves some for want of their slot.
+            // Maglev moves some whose slot is taken.
             assert!(strays.count() <= 20);
         }
     }
@@ -194,19 +174,16 @@ mod tests {
     fn servers_are_left_where_another_serves_that_family() {
         let servers =
             "\"192.0.2.1:53\", { address = \"[2001:db8::1]:53\", mode = \"transparent\" }";
-        let roll = roll("", servers);
+        let active = active("", servers);
         let down = Standing {
             state: State::Down,
             ..Standing::UP
         };
         // The second one alone could serve no IPv4 client: the first is not left
         // for these, though it is down, since its upstream fails open.
-        let steering = steer(&roll, &[down, Standing::UP], 1);
-        let route = |v6| Route {
-            listener: 0,
-            server: 0,
-            v6,
-        };
-        assert_eq!(steering.leave, BTreeSet::from([route(true)]));
+        let routing = routing(&active, &[down, Standing::UP]);
+        let leave = routing[0].rules.iter().map(|rules| rules.leave);
+        let only_v6 = ByFamily::new(|v6| v6);
+        assert_eq!(leave.collect::<Vec<_>>(), [only_v6, ByFamily::default()]);
     }
 }

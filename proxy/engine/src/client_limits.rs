@@ -34,9 +34,9 @@ impl Network {
 
 /// How many sessions each client has, of all workers together. Looked at when a
 /// session begins or ends. It has as many entries as there are clients with
-/// sessions, which are bounded by the [`Budget`](super::Budget).
+/// sessions, which are bounded by the [`Capacity`](crate::capacity::Capacity).
 #[derive(Debug)]
-pub struct Clients {
+pub struct ClientSessions {
     max_sessions: AtomicU32,
     ipv6_prefix: u8,
     sessions: Mutex<HashMap<Network, u32, RandomState>>,
@@ -44,12 +44,12 @@ pub struct Clients {
 
 /// A client's right to one session, given back when dropped.
 #[derive(Debug)]
-pub struct ClientSeat {
+pub struct ClientPermit {
     network: Network,
-    of: Arc<Clients>,
+    of: Arc<ClientSessions>,
 }
 
-impl Clients {
+impl ClientSessions {
     /// At most `max_sessions` for each client.
     #[must_use]
     pub fn new(max_sessions: u32, ipv6_prefix: u8) -> Arc<Self> {
@@ -60,7 +60,7 @@ impl Clients {
         })
     }
 
-    /// Has at most so many for each client from now on; what is taken stays taken.
+    /// Sets the most for each client; what is taken stays taken.
     pub fn resize(&self, max_sessions: u32) {
         self.max_sessions.store(max_sessions, Ordering::Relaxed);
     }
@@ -71,9 +71,9 @@ impl Clients {
         Network::of(client, self.ipv6_prefix)
     }
 
-    /// Takes a seat for one more session of `client`; `None` if it has all that it
+    /// Takes a permit for one more session of `client`; `None` if it has all that it
     /// may have.
-    pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<ClientSeat> {
+    pub fn take(self: &Arc<Self>, client: IpAddr) -> Option<ClientPermit> {
         let network = self.network(client);
         let mut sessions = self.lock();
         let taken = sessions.entry(network).or_insert(0);
@@ -81,7 +81,7 @@ impl Clients {
             return None;
         }
         *taken += 1;
-        Some(ClientSeat {
+        Some(ClientPermit {
             network,
             of: Arc::clone(self),
         })
@@ -92,13 +92,19 @@ impl Clients {
     }
 }
 
-impl ClientSeat {
-    pub(super) fn network(&self) -> Network {
+impl ClientPermit {
+    pub(crate) fn network(&self) -> Network {
         self.network
     }
 }
 
-impl Drop for ClientSeat {
+impl PartialEq for ClientSessions {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Drop for ClientPermit {
     fn drop(&mut self) {
         if let Entry::Occupied(mut entry) = self.of.lock().entry(self.network) {
             *entry.get_mut() -= 1;
@@ -109,13 +115,13 @@ impl Drop for ClientSeat {
     }
 }
 
-/// Places in each of the two rows of [`Rates`]: half a megabyte in all.
+/// Places in each of the two rows of [`ClientRates`]: half a megabyte in all.
 const PLACES: usize = 1 << 15;
 
 /// Token buckets of all clients, for datagrams of sessions that were not answered. Those
 /// of an answered one are taken from a bucket of its own, so that nobody who forges its
-/// client's address can empty it. They are of all workers together, without a lock and of
-/// one size however many clients there are.
+/// client's address can empty it. All workers share them, without a lock; their size is
+/// fixed however many clients there are.
 ///
 /// A client has a place in each of two rows, which it shares with others, and is
 /// over its rate when both say so. A client that keeps to its rate is refused
@@ -126,7 +132,7 @@ const PLACES: usize = 1 << 15;
 /// Each place holds when its bucket will be full again, in nanoseconds since the
 /// start (the generic cell rate algorithm, ITU-T I.371).
 #[derive(Debug)]
-pub struct Rates {
+pub struct ClientRates {
     start: Instant,
     /// Nanoseconds in which a client earns one datagram.
     interval: u64,
@@ -137,7 +143,7 @@ pub struct Rates {
     rows: [Box<[AtomicU64]>; 2],
 }
 
-impl Rates {
+impl ClientRates {
     /// So many datagrams a second for each client, and `burst` of them at once.
     /// Both are at least 1.
     #[must_use]
@@ -197,6 +203,12 @@ impl Rates {
     }
 }
 
+impl PartialEq for ClientRates {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
 }
@@ -224,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_client_has_so_many_sessions_whatever_its_ports() {
-        let clients = Clients::new(2, 64);
+        let clients = ClientSessions::new(2, 64);
         let first = clients.take(ip("2001:db8::1")).unwrap();
         let second = clients.take(ip("2001:db8::2")).unwrap();
         assert!(clients.take(ip("2001:db8::3")).is_none());
@@ -238,7 +250,7 @@ mod tests {
     #[test]
     fn a_client_keeps_to_its_rate_and_may_burst() {
         let start = Instant::now();
-        let rates = Rates::new(start, 100, 5, 64);
+        let rates = ClientRates::new(start, 100, 5, 64);
         let at = |millis| start + Duration::from_millis(millis);
         let one = ip("192.0.2.1");
         let admitted = |millis| (0..20).filter(|_| rates.admit(at(millis), one, 1)).count();
@@ -253,7 +265,7 @@ mod tests {
     #[test]
     fn a_bucket_of_a_sessions_own_holds_as_much() {
         let start = Instant::now();
-        let rates = Rates::new(start, 100, 5, 64);
+        let rates = ClientRates::new(start, 100, 5, 64);
         let one = ip("192.0.2.1");
         while rates.admit(start, one, 1) {}
         let mut bucket = 0;
@@ -269,7 +281,7 @@ mod tests {
     #[test]
     fn a_burst_passes_whole_and_is_paid_for() {
         let start = Instant::now();
-        let rates = Rates::new(start, 1_000, 2, 64);
+        let rates = ClientRates::new(start, 1_000, 2, 64);
         let one = ip("192.0.2.1");
         assert!(rates.admit(start, one, 50));
         assert!(!rates.admit(start + Duration::from_millis(48), one, 1));
@@ -279,7 +291,7 @@ mod tests {
     #[test]
     fn a_flood_from_many_addresses_hardly_touches_a_client() {
         let start = Instant::now();
-        let rates = Rates::new(start, 10, 10, 64);
+        let rates = ClientRates::new(start, 10, 10, 64);
         for client in 0..2_000_u32 {
             let flooder = IpAddr::from((0x0a00_0000 + client).to_be_bytes());
             for _ in 0..20 {

@@ -1,5 +1,5 @@
-//! Servers that a listener no longer has and that its sessions may stay with for a
-//! while: their lame-duck time. Pure; `now` is an argument.
+//! Servers that a listener no longer has and that its sessions may stay with for their
+//! `lame_duck` time. No I/O; `now` is an argument.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -7,17 +7,16 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::config::{Config, Server};
-use crate::roster::Roll;
+use crate::registry::ActiveConfig;
 use ppv2_engine::mode::Mode;
 
-/// Servers found by names that may be leaving a listener at once. It bounds what a
-/// name costs that leads elsewhere all the time; the ones that have to be gone soonest
-/// go first.
-const MAX_LEAVING: usize = 256;
+/// The most servers found by names that a listener may be leaving at once. It bounds the
+/// cost of a name that leads elsewhere all the time; those whose time ends first go first.
+const MAX_LAME_DUCKS: usize = 256;
 
 /// A server that is leaving.
 #[derive(Debug)]
-struct Leaver {
+struct LameDuck {
     /// Name of the listener.
     listener: String,
     server: Server,
@@ -27,14 +26,19 @@ struct Leaver {
 
 /// All servers that are leaving.
 #[derive(Debug, Default)]
-pub(super) struct Leaving(Vec<Leaver>);
+pub(super) struct LameDucks(Vec<LameDuck>);
 
-impl Leaving {
-    /// Notes what `config` has no more that was there `before`, and adds to it what
-    /// may stay for a while.
-    pub(super) fn follow(&mut self, config: &mut Config, before: Option<&Roll>, now: Instant) {
-        let mut next: Vec<Leaver> = Vec::new();
-        let before = before.map(|roll| &roll.config);
+impl LameDucks {
+    /// Notes the servers that were there `before` and that `config` has no more, and adds to
+    /// it those that sessions may stay with for a while.
+    pub(super) fn update(
+        &mut self,
+        config: &mut Config,
+        before: Option<&ActiveConfig>,
+        now: Instant,
+    ) {
+        let mut next: Vec<LameDuck> = Vec::new();
+        let before = before.map(|active| &active.config);
         let listeners = before.into_iter().flat_map(|config| &config.listeners);
         for old in listeners {
             let Some(new) = config.listeners.iter().find(|new| new.name == old.name) else {
@@ -46,10 +50,10 @@ impl Leaving {
                 .iter()
                 .map(|(index, _)| identity(&config.servers[*index]))
                 .collect();
-            let leavers = self.0.iter();
-            let known: HashMap<_, _> = leavers
-                .filter(|leaver| leaver.listener == old.name)
-                .map(|leaver| (identity(&leaver.server), leaver.until))
+            let ducks = self.0.iter();
+            let known: HashMap<_, _> = ducks
+                .filter(|duck| duck.listener == old.name)
+                .map(|duck| (identity(&duck.server), duck.until))
                 .collect();
             for (index, mode) in old.servers.iter().chain(&old.leaving) {
                 let server = &all[*index];
@@ -59,7 +63,7 @@ impl Leaving {
                 let known = known.get(&identity(server)).copied();
                 let until = known.unwrap_or(now + server.lame_duck);
                 if until > now {
-                    next.push(Leaver {
+                    next.push(LameDuck {
                         listener: old.name.clone(),
                         server: server.clone(),
                         mode: *mode,
@@ -68,48 +72,48 @@ impl Leaving {
                 }
             }
         }
-        next.sort_by_key(|leaver| Reverse(leaver.until));
+        next.sort_by_key(|duck| Reverse(duck.until));
         let mut taken: BTreeMap<String, usize> = BTreeMap::new();
-        next.retain(|leaver| {
-            if leaver.server.found_by.is_none() {
+        next.retain(|duck| {
+            if duck.server.found_by.is_none() {
                 return true;
             }
-            let taken = taken.entry(leaver.listener.clone()).or_default();
+            let taken = taken.entry(duck.listener.clone()).or_default();
             *taken += 1;
-            *taken <= MAX_LEAVING
+            *taken <= MAX_LAME_DUCKS
         });
         next.reverse();
         let servers = config.servers.iter().enumerate();
         let mut indices: HashMap<_, _> = servers
             .map(|(index, server)| (owned(identity(server)), index))
             .collect();
-        for leaver in &next {
-            let index = indices.entry(owned(identity(&leaver.server)));
+        for duck in &next {
+            let index = indices.entry(owned(identity(&duck.server)));
             let index = *index.or_insert_with(|| {
                 config.servers.push(Server {
                     leaving: true,
-                    ..leaver.server.clone()
+                    ..duck.server.clone()
                 });
                 config.servers.len() - 1
             });
             let listeners = config.listeners.iter_mut();
-            for listener in listeners.filter(|listener| listener.name == leaver.listener) {
-                listener.leaving.push((index, leaver.mode));
+            for listener in listeners.filter(|listener| listener.name == duck.listener) {
+                listener.leaving.push((index, duck.mode));
             }
         }
         self.0 = next;
     }
 
-    /// Lets nobody go before `until`.
+    /// Lets no server go before `until`.
     pub(super) fn postpone(&mut self, until: Instant) {
-        for leaver in &mut self.0 {
-            leaver.until = leaver.until.max(until);
+        for duck in &mut self.0 {
+            duck.until = duck.until.max(until);
         }
     }
 
     /// When the next one has to be gone.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.0.first().map(|leaver| leaver.until)
+        self.0.first().map(|duck| duck.until)
     }
 }
 

@@ -1,33 +1,31 @@
-//! How many sessions there may be, of all workers together.
+//! How many sessions there may be, of all workers together, and which new clients get
+//! one while a flood of forged sources holds most of the sockets.
+
+mod newcomers;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use super::newcomers::Newcomers;
-use super::{ClientSeat, Need, Network};
+use crate::client_limits::{ClientPermit, Network};
+use crate::session::Need;
+use newcomers::Newcomers;
 
 /// Fewer sessions that were never answered are no flood, however few sockets there are.
 const FLOOD: usize = 32;
-
-/// Servers, by their number, whose answer times workers tell each other.
-const SERVERS: usize = 1024;
 
 /// What all workers together may hold: sessions, and the sockets of sessions
 /// that are or were. Bounds what a flood of client addresses can take in
 /// descriptors, ports and memory.
 #[derive(Debug)]
-pub struct Budget {
+pub struct Capacity {
     max_sessions: AtomicUsize,
     sessions: AtomicUsize,
     max_sockets: AtomicUsize,
     sockets: AtomicUsize,
     /// Sockets whose sessions were never answered, by servers that answer.
     unanswered: AtomicUsize,
-    /// Within how many microseconds servers usually answer; 0 for those that were not seen
-    /// to.
-    answer_times: Box<[AtomicU32]>,
     newcomers: Newcomers,
 }
 
@@ -43,9 +41,8 @@ pub enum Full {
     Sockets,
 }
 
-impl Budget {
-    /// A budget of so many sessions, and of so many sockets for them and for
-    /// ended ones.
+impl Capacity {
+    /// Room for so many sessions, and for so many sockets of them and of ended ones.
     #[must_use]
     pub fn new(max_sessions: usize, max_sockets: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -54,13 +51,11 @@ impl Budget {
             max_sockets: AtomicUsize::new(max_sockets),
             sockets: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
-            answer_times: (0..SERVERS).map(|_| AtomicU32::new(0)).collect(),
             newcomers: Newcomers::new(Instant::now()),
         })
     }
 
-    /// Has other bounds from now on. What is taken beyond them stays taken until it
-    /// is given back.
+    /// Sets other bounds. What is taken beyond them stays taken until it is given back.
     pub fn resize(&self, max_sessions: usize, max_sockets: usize) {
         self.max_sessions.store(max_sessions, Ordering::Relaxed);
         self.max_sockets.store(max_sockets, Ordering::Relaxed);
@@ -121,12 +116,12 @@ impl Budget {
     /// Whether half of all sockets are with sessions that were never answered, by
     /// servers that answer others or are to. It takes a flood of forged sources.
     #[must_use]
-    pub fn is_crowded(&self) -> bool {
+    pub fn is_flooded(&self) -> bool {
         let half = self.max_sockets().div_ceil(2);
         self.unanswered.load(Ordering::Relaxed) >= half.max(FLOOD)
     }
 
-    /// Whether a new client gets a socket while they are [crowded](Self::is_crowded):
+    /// Whether a new client gets a socket while they are [flooded](Self::is_flooded):
     /// those get the last quarter whose address was answered lately, others must have
     /// asked a moment ago.
     #[must_use]
@@ -145,12 +140,12 @@ impl Budget {
         self.taken() >= self.max()
     }
 
-    /// Takes a seat for a session and its socket.
+    /// Takes the permit for a session and its socket.
     ///
     /// # Errors
     ///
     /// What is used up.
-    pub fn take(self: &Arc<Self>) -> Result<Seat, Full> {
+    pub fn take(self: &Arc<Self>) -> Result<Permit, Full> {
         if !add_one(&self.sessions, &self.max_sessions) {
             return Err(Full::Sessions);
         }
@@ -158,8 +153,8 @@ impl Budget {
             self.sessions.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Sockets);
         }
-        Ok(Seat {
-            budget: Arc::clone(self),
+        Ok(Permit {
+            capacity: Arc::clone(self),
             resting: false,
             unanswered: false,
             client: None,
@@ -178,67 +173,52 @@ fn add_one(number: &AtomicUsize, max: &AtomicUsize) -> bool {
 
 /// The right to one session and to its socket, given back when dropped.
 #[derive(Debug)]
-pub struct Seat {
-    budget: Arc<Budget>,
+pub struct Permit {
+    capacity: Arc<Capacity>,
     /// The session has ended.
     resting: bool,
     /// The session's first answer is awaited.
     unanswered: bool,
     /// The client's part.
-    client: Option<ClientSeat>,
+    client: Option<ClientPermit>,
 }
 
-impl Seat {
+impl Permit {
     /// With the client's right to the session, given back when that ends.
     #[must_use]
-    pub fn of_client(mut self, client: Option<ClientSeat>) -> Self {
+    pub fn of_client(mut self, client: Option<ClientPermit>) -> Self {
         self.client = client;
         self
     }
 
     /// Counts among those that await an answer.
-    pub(super) fn await_answer(&mut self) {
+    pub(crate) fn await_answer(&mut self) {
         if !std::mem::replace(&mut self.unanswered, true) {
-            self.budget.unanswered.fetch_add(1, Ordering::Relaxed);
+            self.capacity.unanswered.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Notes that the session of this client was answered.
-    pub(super) fn note_answer(&mut self, client: IpAddr) {
+    pub(crate) fn note_answer(&mut self, client: IpAddr) {
         self.forget_answer();
-        self.budget.newcomers.note_answer(client);
-    }
-
-    /// Tells other workers the time within which a server usually answers.
-    pub(super) fn tell_answer_time(&self, server: usize, usual: Duration) {
-        if let Some(told) = self.budget.answer_times.get(server) {
-            let micros = u32::try_from(usual.as_micros()).unwrap_or(u32::MAX);
-            told.store(micros, Ordering::Relaxed);
-        }
-    }
-
-    /// What was told last of the server.
-    pub(super) fn answer_time(&self, server: usize) -> Option<Duration> {
-        let micros = self.budget.answer_times.get(server)?;
-        let micros = micros.load(Ordering::Relaxed);
-        (micros > 0).then(|| Duration::from_micros(micros.into()))
+        self.capacity.newcomers.note_answer(client);
     }
 
     fn forget_answer(&mut self) {
         if std::mem::replace(&mut self.unanswered, false) {
-            self.budget.unanswered.fetch_sub(1, Ordering::Relaxed);
+            self.capacity.unanswered.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// The client whose right to the session it is, if that has a bound.
-    pub(super) fn network(&self) -> Option<Network> {
-        self.client.as_ref().map(ClientSeat::network)
+    pub(crate) fn network(&self) -> Option<Network> {
+        self.client.as_ref().map(ClientPermit::network)
     }
 
     /// Gives the session back and keeps its socket.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if !std::mem::replace(&mut self.resting, true) {
-            self.budget.sessions.fetch_sub(1, Ordering::Relaxed);
+            self.capacity.sessions.fetch_sub(1, Ordering::Relaxed);
         }
         self.client = None;
     }
@@ -251,7 +231,7 @@ impl Seat {
     pub fn renew(mut self) -> Result<Self, Full> {
         self.forget_answer();
         if self.resting {
-            if !add_one(&self.budget.sessions, &self.budget.max_sessions) {
+            if !add_one(&self.capacity.sessions, &self.capacity.max_sessions) {
                 return Err(Full::Sessions);
             }
             self.resting = false;
@@ -260,11 +240,11 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.rest();
         self.forget_answer();
-        self.budget.sockets.fetch_sub(1, Ordering::Relaxed);
+        self.capacity.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -277,54 +257,54 @@ mod tests {
         let now = Instant::now();
         let ip =
             |number: u16| IpAddr::from([192, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]]);
-        let budget = Budget::new(100, 100);
-        let mut answered = budget.take().unwrap();
+        let capacity = Capacity::new(100, 100);
+        let mut answered = capacity.take().unwrap();
         answered.await_answer();
         answered.note_answer(ip(1));
-        let mut seats = Vec::new();
-        let mut flood = |budget: &Arc<Budget>, sources: std::ops::Range<u16>| {
+        let mut permits = Vec::new();
+        let mut flood = |capacity: &Arc<Capacity>, sources: std::ops::Range<u16>| {
             for source in sources {
-                if !budget.is_crowded() || budget.admits(now, ip(source)) {
-                    let mut seat = budget.take().unwrap();
-                    seat.await_answer();
-                    seat.rest();
-                    seats.push(seat);
+                if !capacity.is_flooded() || capacity.admits(now, ip(source)) {
+                    let mut permit = capacity.take().unwrap();
+                    permit.await_answer();
+                    permit.rest();
+                    permits.push(permit);
                 }
             }
-            seats.len()
+            permits.len()
         };
-        assert_eq!(flood(&budget, 1000..2000), 50);
-        assert!(budget.is_crowded());
+        assert_eq!(flood(&capacity, 1000..2000), 50);
+        assert!(capacity.is_flooded());
         // Those that ask again get as far as the part of the others.
-        assert_eq!(flood(&budget, 1000..2000), 75);
-        assert_eq!(flood(&budget, 1000..2000), 75);
-        assert!(budget.admits(now, ip(1)) && budget.admits(now, ip(1)));
-        assert!(!budget.admits(now, ip(1)));
-        let again = seats.remove(0).renew().unwrap();
-        seats[0].note_answer(ip(2));
-        assert_eq!(budget.unanswered.load(Ordering::Relaxed), 73);
-        assert!(budget.admits(now, ip(1)));
-        drop((seats, again, answered));
-        assert_eq!(budget.unanswered.load(Ordering::Relaxed), 0);
-        assert!(!budget.is_crowded());
+        assert_eq!(flood(&capacity, 1000..2000), 75);
+        assert_eq!(flood(&capacity, 1000..2000), 75);
+        assert!(capacity.admits(now, ip(1)) && capacity.admits(now, ip(1)));
+        assert!(!capacity.admits(now, ip(1)));
+        let again = permits.remove(0).renew().unwrap();
+        permits[0].note_answer(ip(2));
+        assert_eq!(capacity.unanswered.load(Ordering::Relaxed), 73);
+        assert!(capacity.admits(now, ip(1)));
+        drop((permits, again, answered));
+        assert_eq!(capacity.unanswered.load(Ordering::Relaxed), 0);
+        assert!(!capacity.is_flooded());
     }
 
     #[test]
     fn an_ended_session_keeps_its_socket_and_nothing_else() {
-        let budget = Budget::new(3, 4);
-        let mut seats: Vec<_> = (0..3).map(|_| budget.take().unwrap()).collect();
-        assert_eq!(budget.take().err(), Some(Full::Sessions));
-        seats[0].rest();
-        seats.push(budget.take().unwrap());
-        seats[1].rest();
-        assert_eq!(budget.take().err(), Some(Full::Sockets));
-        assert_eq!((budget.taken(), budget.sockets()), (2, 4));
-        let again = seats.remove(0).renew().unwrap();
-        seats.push(again);
-        assert_eq!((budget.taken(), budget.sockets()), (3, 4));
-        assert_eq!(seats.remove(0).renew().err(), Some(Full::Sessions));
-        assert_eq!((budget.taken(), budget.sockets()), (3, 3));
-        drop(seats);
-        assert_eq!((budget.taken(), budget.sockets()), (0, 0));
+        let capacity = Capacity::new(3, 4);
+        let mut permits: Vec<_> = (0..3).map(|_| capacity.take().unwrap()).collect();
+        assert_eq!(capacity.take().err(), Some(Full::Sessions));
+        permits[0].rest();
+        permits.push(capacity.take().unwrap());
+        permits[1].rest();
+        assert_eq!(capacity.take().err(), Some(Full::Sockets));
+        assert_eq!((capacity.taken(), capacity.sockets()), (2, 4));
+        let again = permits.remove(0).renew().unwrap();
+        permits.push(again);
+        assert_eq!((capacity.taken(), capacity.sockets()), (3, 4));
+        assert_eq!(permits.remove(0).renew().err(), Some(Full::Sessions));
+        assert_eq!((capacity.taken(), capacity.sockets()), (3, 3));
+        drop(permits);
+        assert_eq!((capacity.taken(), capacity.sockets()), (0, 0));
     }
 }

@@ -1,9 +1,9 @@
-//! Who leaves, how long, and what is left of them.
+//! Which servers sessions may stay with, and for how long.
 
 use std::time::Duration;
 
 use super::*;
-use crate::roster::Roster;
+use crate::registry::Registry;
 
 fn config(servers: &str) -> Config {
     let text = format!(
@@ -36,58 +36,53 @@ fn addresses(config: &Config, servers: &[(usize, Mode)]) -> Vec<String> {
 fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
     let now = Instant::now();
     let after = |seconds| now + Duration::from_secs(seconds);
-    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
-    let both = roster.enroll(config(&format!("{A}, {B}")));
+    let (mut registry, mut ducks) = (Registry::new(1), LameDucks::default());
+    let both = registry.activate(config(&format!("{A}, {B}")));
 
     let mut one = config(A);
-    leaving.follow(&mut one, Some(&both), now);
+    ducks.update(&mut one, Some(&both), now);
     assert_eq!(addresses(&one, &one.listeners[0].servers), ["192.0.2.1:53"]);
     assert_eq!(addresses(&one, &one.listeners[0].leaving), ["192.0.2.2:53"]);
     assert!(one.servers[1].leaving && !one.servers[0].leaving);
-    assert_eq!(leaving.next(), Some(after(10)));
-    let numbers: Vec<_> = both.servers.iter().map(|(number, _)| *number).collect();
-    let one = roster.enroll(one);
-    let same: Vec<_> = one.servers.iter().map(|(number, _)| *number).collect();
-    assert_eq!(numbers, same);
+    assert_eq!(ducks.next(), Some(after(10)));
+    let one = registry.activate(one);
+    assert_eq!(one.servers, both.servers);
 
     // Another change meanwhile does not begin its time anew.
     let mut again = config(A);
-    leaving.follow(&mut again, Some(&one), after(5));
+    ducks.update(&mut again, Some(&one), after(5));
     assert_eq!(
         addresses(&again, &again.listeners[0].leaving),
         ["192.0.2.2:53"]
     );
-    assert_eq!(leaving.next(), Some(after(10)));
-    let again = roster.enroll(again);
+    assert_eq!(ducks.next(), Some(after(10)));
+    let again = registry.activate(again);
     let mut gone = config(A);
-    leaving.follow(&mut gone, Some(&again), after(10));
+    ducks.update(&mut gone, Some(&again), after(10));
     assert!(gone.listeners[0].leaving.is_empty() && gone.servers.len() == 1);
-    assert_eq!(leaving.next(), None);
+    assert_eq!(ducks.next(), None);
 
     // One that comes back is as before.
     let mut back = config(&format!("{A}, {B}"));
-    leaving.follow(&mut back, Some(&again), after(6));
+    ducks.update(&mut back, Some(&again), after(6));
     assert!(back.listeners[0].leaving.is_empty() && back.servers.len() == 2);
-    assert_eq!(leaving.next(), None);
+    assert_eq!(ducks.next(), None);
 }
 
 #[test]
 fn a_name_that_leads_elsewhere_all_the_time_leaves_a_bounded_trail() {
-    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let (mut registry, mut ducks) = (Registry::new(1), LameDucks::default());
     let mut now = Instant::now();
-    let mut before = roster.enroll(found(config(A)));
+    let mut before = registry.activate(found(config(A)));
     for n in 0..2_000_u32 {
         now += Duration::from_millis(10);
         let mut next = found(config(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250)));
-        leaving.follow(&mut next, Some(&before), now);
-        before = roster.enroll(next);
-        assert!(before.config.servers.len() <= MAX_LEAVING + 1);
-        // Whoever is gone and has no sessions gives up its number.
-        assert!(
-            before.counts.1 <= 2 * MAX_LEAVING + 2,
-            "{:?}",
-            before.counts
-        );
+        ducks.update(&mut next, Some(&before), now);
+        before = registry.activate(next);
+        assert!(before.config.servers.len() <= MAX_LAME_DUCKS + 1);
+        // Servers that are gone and have no sessions are forgotten.
+        let known = registry.servers().len();
+        assert!(known <= 2 * MAX_LAME_DUCKS + 2, "{known}");
     }
 }
 
@@ -107,32 +102,32 @@ fn a_name_that_leads_elsewhere_all_the_time_cuts_no_other_listeners_time() {
         );
         found(Config::from_toml("test.toml", &text).unwrap())
     };
-    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
+    let (mut registry, mut ducks) = (Registry::new(1), LameDucks::default());
     let now = Instant::now();
-    let mut before = roster.enroll(with(A));
+    let mut before = registry.activate(with(A));
     for n in 0..300_u32 {
         let mut next = with(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250));
-        leaving.follow(
+        ducks.update(
             &mut next,
             Some(&before),
             now + Duration::from_millis(n.into()),
         );
-        before = roster.enroll(next);
+        before = registry.activate(next);
     }
     let listeners = &before.config.listeners;
-    assert_eq!(listeners[0].leaving.len(), MAX_LEAVING);
+    assert_eq!(listeners[0].leaving.len(), MAX_LAME_DUCKS);
     let of_other = addresses(&before.config, &listeners[1].leaving);
     assert_eq!(of_other, ["192.0.2.2:53"]);
 }
 
 #[test]
 fn servers_that_were_written_have_their_time_however_many_they_are() {
-    let many: Vec<_> = (0..2 * MAX_LEAVING)
+    let many: Vec<_> = (0..2 * MAX_LAME_DUCKS)
         .map(|n| format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250))
         .collect();
-    let (mut roster, mut leaving) = (Roster::default(), Leaving::default());
-    let before = roster.enroll(config(&many.join(", ")));
+    let (mut registry, mut ducks) = (Registry::new(1), LameDucks::default());
+    let before = registry.activate(config(&many.join(", ")));
     let mut one = config(A);
-    leaving.follow(&mut one, Some(&before), Instant::now());
-    assert_eq!(one.listeners[0].leaving.len(), 2 * MAX_LEAVING);
+    ducks.update(&mut one, Some(&before), Instant::now());
+    assert_eq!(one.listeners[0].leaving.len(), 2 * MAX_LAME_DUCKS);
 }

@@ -1,0 +1,201 @@
+//! A server: one object that the control path, the workers and the sessions share. It
+//! has its identity, its counters and the time that it takes to answer. While anything
+//! holds it, no other object stands for the same server.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::address::ServerAddr;
+use crate::counters::{ServerCounters, next_id};
+use crate::mode::Mode;
+
+/// A server of an upstream. Aligned so that what is read for each datagram shares no
+/// cache line with the number of its holders, which changes with each session.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Server {
+    id: u64,
+    /// Where it listens.
+    pub address: ServerAddr,
+    /// By worker.
+    counters: Box<[ServerCounters]>,
+    answer_time: SharedAnswerTime,
+    times_down: AtomicU32,
+    /// Its upstream.
+    pub upstream: String,
+    /// Its name there: as the configuration has it, or its address if a name leads to
+    /// it.
+    pub name: String,
+    label: Mutex<String>,
+}
+
+impl Server {
+    /// A server of which nothing was counted yet, by so many workers.
+    #[must_use]
+    pub fn new(upstream: &str, name: &str, address: ServerAddr, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            id: next_id(),
+            address,
+            counters: (0..workers).map(|_| ServerCounters::default()).collect(),
+            answer_time: SharedAnswerTime::default(),
+            times_down: AtomicU32::new(0),
+            upstream: upstream.to_owned(),
+            name: name.to_owned(),
+            label: Mutex::new(name.to_owned()),
+        })
+    }
+
+    /// Tells it from all servers and listeners that ever were.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The server in metrics: no two of an upstream have the same label.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let label = self.label.lock().unwrap_or_else(PoisonError::into_inner);
+        label.clone()
+    }
+
+    /// Gives it another label.
+    pub fn set_label(&self, label: String) {
+        *self.label.lock().unwrap_or_else(PoisonError::into_inner) = label;
+    }
+
+    /// What this worker counts.
+    #[must_use]
+    pub fn counters(&self, worker: usize) -> &ServerCounters {
+        &self.counters[worker]
+    }
+
+    /// The sum over all workers.
+    pub fn sum(&self, read: impl Fn(&ServerCounters) -> u64) -> u64 {
+        self.counters.iter().map(read).sum()
+    }
+
+    /// Notes that it went down: it may have forgotten the headers that it had.
+    pub fn note_down(&self) {
+        self.times_down.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it went down.
+    #[must_use]
+    pub fn times_down(&self) -> u32 {
+        self.times_down.load(Ordering::Relaxed)
+    }
+
+    /// Notes the time that it took to answer a session for the first time.
+    pub(crate) fn note_answer(&self, took: Duration) {
+        // Workers that meet here lose one of two notes, which harms nothing.
+        let mut time = AnswerTime::from_bits(self.answer_time.0.load(Ordering::Relaxed));
+        time.note(took);
+        self.answer_time.0.store(time.to_bits(), Ordering::Relaxed);
+    }
+
+    /// The time within which nearly all its answers come; `None` if it was not seen
+    /// to answer.
+    pub(crate) fn usual_answer_time(&self) -> Option<Duration> {
+        AnswerTime::from_bits(self.answer_time.0.load(Ordering::Relaxed)).usual()
+    }
+}
+
+impl PartialEq for Server {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+/// A server as one listener writes to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The server.
+    pub server: Arc<Server>,
+    /// What it is sent.
+    pub mode: Mode,
+    /// Addresses of this host to send from, in turn; empty for the kernel's choice.
+    /// Each has local ports of its own.
+    pub sources: Arc<[IpAddr]>,
+}
+
+/// The longest time for an answer. Slower answers count as this, so that nobody who has
+/// a server answer late keeps unanswered sessions from giving way.
+pub(crate) const MAX_ANSWER_TIME: Duration = Duration::from_secs(2);
+
+/// An [`AnswerTime`], apart from what is read for each datagram.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct SharedAnswerTime(AtomicU64);
+
+/// How long a server takes to answer, as far as it was seen: smoothed as TCP's
+/// retransmission timer is (RFC 6298, section 2). In microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct AnswerTime {
+    /// 0 before the first answer.
+    mean: u32,
+    deviation: u32,
+}
+
+impl AnswerTime {
+    /// However fast a server is, its answer may wait in a busy host for so long.
+    const MIN: Duration = Duration::from_millis(50);
+
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    fn from_bits(bits: u64) -> Self {
+        Self {
+            mean: bits as u32,
+            deviation: (bits >> 32) as u32,
+        }
+    }
+
+    fn to_bits(self) -> u64 {
+        u64::from(self.deviation) << 32 | u64::from(self.mean)
+    }
+
+    fn note(&mut self, took: Duration) {
+        let took = took.min(MAX_ANSWER_TIME).as_micros();
+        let took = u32::try_from(took).unwrap_or(u32::MAX).max(1);
+        if self.mean == 0 {
+            (self.mean, self.deviation) = (took, took / 2);
+            return;
+        }
+        let off = took.abs_diff(self.mean);
+        self.deviation = self.deviation - self.deviation / 4 + off / 4;
+        self.mean = (self.mean - self.mean / 8 + took / 8).max(1);
+    }
+
+    fn usual(self) -> Option<Duration> {
+        let micros = u64::from(self.mean) + 4 * u64::from(self.deviation);
+        let usual = Duration::from_micros(micros).clamp(Self::MIN, MAX_ANSWER_TIME);
+        (self.mean > 0).then_some(usual)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_answer_time_follows_a_server_within_bounds() {
+        let server = Server::new("u", "s", ServerAddr(([192, 0, 2, 1], 53).into()), 1);
+        let usual = || server.usual_answer_time();
+        assert_eq!(usual(), None);
+        server.note_answer(Duration::from_micros(300));
+        assert_eq!(usual(), Some(AnswerTime::MIN));
+        for _ in 0..100 {
+            server.note_answer(Duration::from_millis(200));
+        }
+        let slow = usual().unwrap();
+        assert!(slow >= Duration::from_millis(199) && slow < Duration::from_millis(300));
+        for _ in 0..100 {
+            server.note_answer(Duration::from_secs(3600));
+        }
+        assert_eq!(usual(), Some(MAX_ANSWER_TIME));
+        for _ in 0..200 {
+            server.note_answer(Duration::ZERO);
+        }
+        assert_eq!(usual(), Some(AnswerTime::MIN));
+    }
+}

@@ -1,0 +1,287 @@
+//! The socket by which a session's datagrams leave to its server: its own, connected, so
+//! that a reply can only come from the server that was asked. It is new, or that of a
+//! session that ended and whose port has rested.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ppv2_udp::{Cause, Options, Socket};
+
+use crate::address::{ClientAddr, ServerAddr};
+use crate::client_ports::{ClientPort, ClientPorts};
+use crate::counters::DropReason;
+use crate::mode::{Mode, Prefix};
+use crate::server::Target;
+use crate::session::{AfterEnd, Key};
+
+/// Ports of the kernel's choice that are tried of a client's address, since each could
+/// be one that the client itself had a moment ago.
+const CHOICES: usize = 4;
+
+/// What a worker keeps with a session.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) socket: UpstreamSocket,
+    /// Number of the listener's socket that the client writes to.
+    pub(crate) listener_socket: usize,
+    /// The mode that it began in.
+    pub(crate) mode: Mode,
+    /// What its datagrams carry in front.
+    pub(crate) prefix: Prefix,
+    /// How often the server had gone down when it was last written to.
+    pub(crate) times_down: u32,
+    /// The version of the snapshot that lets it stay with its server.
+    pub(crate) checked: u64,
+    /// Number of the interface that its latest reply came in by, 0 if that is not asked
+    /// for.
+    pub(crate) interface: u32,
+    /// A new session would be given another kind of socket.
+    pub(crate) is_outdated: bool,
+}
+
+impl Connection {
+    /// What becomes of the session's socket and port when it ends.
+    pub(crate) fn after_end(&self) -> AfterEnd {
+        let socket = &self.socket;
+        if !socket.takes_replies {
+            // On a port of this host's, another session could get it.
+            if socket.is_connected {
+                AfterEnd::RestUnheard
+            } else {
+                AfterEnd::Close
+            }
+        } else if socket.client_port.is_some() {
+            AfterEnd::CloseOnceRead
+        } else if self.is_outdated || self.mode.spoofs() {
+            AfterEnd::Rest
+        } else {
+            AfterEnd::RestForReuse
+        }
+    }
+}
+
+/// A socket towards a server.
+#[derive(Debug)]
+pub(crate) struct UpstreamSocket {
+    pub(crate) socket: Socket,
+    /// Otherwise each datagram names the server.
+    pub(crate) is_connected: bool,
+    pub(crate) takes_replies: bool,
+    /// It writes from the client's address.
+    pub(crate) is_clients: bool,
+    /// The client's own port, if it is the socket's.
+    pub(crate) client_port: Option<ClientPort>,
+    pub(crate) pool: PortPool,
+    /// The kernel's latest count of replies lost because its buffer was full.
+    pub(crate) overflows: u32,
+    pub(crate) receive_batch: ReceiveBatch,
+}
+
+impl UpstreamSocket {
+    /// Connects a socket to a server that sees it, from the address `source` of this host
+    /// or one of the kernel's choice.
+    pub(crate) fn connect(
+        target: &Target,
+        source: Option<IpAddr>,
+        options: Options,
+    ) -> Result<Self, DropReason> {
+        let address = target.server.address;
+        let socket = Socket::connect(address.0, source, options)
+            .map_err(|error| why_unopened(Cause::of(&error)))?;
+        let takes_replies = target.mode.takes_replies();
+        if !takes_replies {
+            socket.ignore_replies();
+        }
+        let pool = PortPool::of_host(source, address);
+        Ok(Self {
+            takes_replies,
+            ..Self::new(socket, pool)
+        })
+    }
+
+    /// Opens the socket of a session whose server sees the client as the source: one that
+    /// sends, and takes replies if they come back.
+    pub(crate) fn in_name_of_client(
+        (now, key): (Instant, &Key),
+        target: &Target,
+        client_ports: &Arc<ClientPorts>,
+        options: Options,
+    ) -> Result<Self, DropReason> {
+        let (client, to) = (key.client, target.server.address);
+        let source = target.mode.source(client).unwrap_or(client.0);
+        let takes_replies = target.mode.takes_replies();
+        let open = || {
+            let socket = Socket::in_name_of(source, to.0, takes_replies, options)
+                .map_err(|error| why_not_in_its_name(Cause::of(&error)))?;
+            Ok(Self {
+                is_connected: takes_replies,
+                takes_replies,
+                is_clients: true,
+                ..Self::new(socket, PortPool::of_client(client))
+            })
+        };
+        if !takes_replies {
+            let opened = open()?;
+            opened.socket.ignore_replies();
+            return Ok(opened);
+        }
+        if source.port() != 0 {
+            let client_port = client_ports.take(now, key, to);
+            let client_port = Some(client_port.ok_or(DropReason::NoClientPort)?);
+            let opened = open()?;
+            return Ok(Self {
+                client_port,
+                ..opened
+            });
+        }
+        for _ in 0..CHOICES {
+            let opened = open()?;
+            let is_taken = |source| client_ports.is_taken(now, source, to);
+            if !opened.socket.local().is_ok_and(is_taken) {
+                return Ok(opened);
+            }
+        }
+        Err(DropReason::NoClientPort)
+    }
+
+    fn new(socket: Socket, pool: PortPool) -> Self {
+        Self {
+            socket,
+            is_connected: true,
+            takes_replies: true,
+            is_clients: false,
+            client_port: None,
+            pool,
+            overflows: 0,
+            receive_batch: ReceiveBatch::default(),
+        }
+    }
+
+    /// The address of this host's that datagrams are sent from; `None` if it is the
+    /// client's, to which changes of the network mean nothing.
+    pub(crate) fn own_source(&self) -> Option<IpAddr> {
+        if self.is_clients || !self.is_connected {
+            return None;
+        }
+        self.socket.local().ok().map(|local| local.ip())
+    }
+}
+
+/// The local ports that the kernel chooses a socket's port from: each address has its
+/// own, and where the kernel chooses the address as well, each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PortPool {
+    address: Option<IpAddr>,
+    v6: bool,
+}
+
+impl PortPool {
+    /// Those of the address `source` of this host, or of all, towards `server`.
+    pub(crate) fn of_host(source: Option<IpAddr>, server: ServerAddr) -> Self {
+        Self {
+            address: source,
+            v6: server.0.is_ipv6(),
+        }
+    }
+
+    /// Those that sockets to a server have, by its sources.
+    pub(crate) fn of_target(target: &Target) -> impl Iterator<Item = Self> {
+        let sources = target.sources.iter().copied().map(Some);
+        let any = target.sources.is_empty().then_some(None);
+        sources
+            .chain(any)
+            .map(|source| Self::of_host(source, target.server.address))
+    }
+
+    /// Those of a client's address.
+    pub(crate) fn of_client(client: ClientAddr) -> Self {
+        Self {
+            address: Some(client.0.ip()),
+            v6: client.0.is_ipv6(),
+        }
+    }
+}
+
+/// How many replies to ask a session's socket for, between 1 and [`MAX`](Self::MAX): about
+/// as many as its server answered with of late. Most answer with one, and to ask for
+/// another costs half as much as the reply itself, to learn that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReceiveBatch(u8);
+
+impl Default for ReceiveBatch {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl ReceiveBatch {
+    /// The most to take from one session before others have their turn.
+    const MAX: u8 = 8;
+
+    pub(crate) fn get(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// Learns from how many there were of those asked for.
+    pub(crate) fn learn(&mut self, received: usize) {
+        if received >= self.get() {
+            self.0 = (self.0 * 2).min(Self::MAX);
+        } else if received <= self.get() / 2 {
+            self.0 = (self.0 / 2).max(1);
+        }
+    }
+}
+
+/// Whether a session that has ended could give what is lacking towards a server. A
+/// client's own port is no other session's to give.
+pub(crate) fn is_shortage(reason: DropReason, target: &Target) -> bool {
+    use DropReason::{NoClientPort, NoDescriptors, NoMemory, NoPorts};
+    [NoDescriptors, NoMemory, NoPorts].contains(&reason)
+        || reason == NoClientPort && !target.mode.spoofs_ports()
+}
+
+fn why_not_in_its_name(cause: Cause) -> DropReason {
+    match cause {
+        Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
+        Cause::NotPermitted => DropReason::NoPrivilege,
+        Cause::NoDescriptors
+        | Cause::NoMemory
+        | Cause::Unreachable
+        | Cause::Oversize
+        | Cause::Other => why_unopened(cause),
+    }
+}
+
+fn why_unopened(cause: Cause) -> DropReason {
+    match cause {
+        Cause::NoDescriptors => DropReason::NoDescriptors,
+        // Binding to a port of the kernel's choice would block, it says.
+        Cause::NoPorts | Cause::WouldBlock => DropReason::NoPorts,
+        Cause::NoMemory => DropReason::NoMemory,
+        Cause::Unreachable | Cause::Oversize | Cause::NotPermitted | Cause::Other => {
+            DropReason::Unreachable
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_replies_are_asked_for_as_there_were() {
+        let mut batch = ReceiveBatch::default();
+        assert_eq!(batch.get(), 1);
+        for expected in [2, 4, 8, 8] {
+            batch.learn(batch.get());
+            assert_eq!(batch.get(), expected);
+        }
+        batch.learn(5);
+        assert_eq!(batch.get(), 8);
+        for expected in [4, 2, 1, 1] {
+            batch.learn(0);
+            assert_eq!(batch.get(), expected);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! New sessions: whether a client may have one, with which server, and by which socket.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::session_socket::SessionSocket;
+use super::{Readable, Worker};
+use crate::address::own_addresses;
+use crate::client_limits::{ClientPermit, Network};
+use crate::counters::DropReason;
+use crate::listener::ListenerSettings;
+use crate::server::Target;
+use crate::session::{EndReason, Key, SessionId};
+use crate::snapshot::{ListenerSnapshot, Snapshot};
+use crate::upstream_socket::Connection;
+
+/// How long the host's addresses are taken to stay the same.
+const OWN_FOR: Duration = Duration::from_secs(1);
+
+/// Sessions that may turn out to be answered while one that is not is looked for.
+const READS: usize = 4;
+
+impl Worker {
+    /// Begins a session for a client that has none, unless there is a reason
+    /// not to. `number` is that of the listener's socket that it wrote to.
+    pub(super) fn new_session(
+        &mut self,
+        number: usize,
+        key: Key,
+        now: Instant,
+    ) -> Result<SessionId, DropReason> {
+        self.close_ended(now);
+        let old = self.table.find(&key);
+        if let Some(renewed) = old.and_then(|old| self.renew(old, number, key, now)) {
+            return renewed;
+        }
+        let listener_socket = &self.listener_sockets[number];
+        if listener_socket.is_closing {
+            return Err(DropReason::Stopping);
+        }
+        let settings = Arc::clone(&listener_socket.settings);
+        let client = key.client.0.ip();
+        if let Some(reason) = settings.refusal(client) {
+            return Err(reason);
+        }
+        if self.would_loop(&key, now) {
+            return Err(DropReason::BadSource);
+        }
+        let target = self.pick(&settings, &key)?;
+        if target.mode.spoofs() && !self.can_speak_for(client, now) {
+            return Err(DropReason::BadSource);
+        }
+        self.admit_in_flood(&target, client, now)?;
+        let client_permit = self.client_permit(&settings, client, now)?;
+        if self.capacity.is_full() {
+            self.make_room_for_all(now);
+        }
+        let mut got = self.session_socket(&key, &settings, &target, now)?;
+        got.permit = got.permit.of_client(client_permit);
+        self.begin(now, key, number, &settings, &target, got)
+    }
+
+    /// The server for a new session.
+    fn pick(&mut self, settings: &ListenerSettings, key: &Key) -> Result<Target, DropReason> {
+        let client = key.client.0.ip();
+        let listener = self.snapshot.of(&settings.listener);
+        let balancers = self.balancers.get_mut(&settings.listener.id());
+        let (listener, balancers) = listener.zip(balancers).ok_or(DropReason::NoServer)?;
+        let targets = &listener.targets;
+        let worker = self.number;
+        let sessions = |place: usize| {
+            let target = targets.get(place);
+            target.map_or(0, |target| target.server.counters(worker).sessions())
+        };
+        let picked = balancers.of(client).pick(key.client, sessions);
+        let target = picked.and_then(|place| targets.get(place)).cloned();
+        target.ok_or_else(|| why_no_server(listener, client))
+    }
+
+    /// Refuses this client a socket if a flood of forged sources has left too few of them.
+    fn admit_in_flood(
+        &mut self,
+        target: &Target,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if !target.mode.takes_replies() || !self.capacity.is_flooded() {
+            return Ok(());
+        }
+        // The sooner they end the sooner their ports have rested.
+        self.make_room_for_all(now);
+        match self.capacity.admits(now, client) {
+            true => Ok(()),
+            false => Err(DropReason::Newcomer),
+        }
+    }
+
+    /// Ends sessions that were never answered: one more than is needed, so that other
+    /// workers find room, too.
+    fn make_room_for_all(&mut self, now: Instant) {
+        let _ = self.make_room(now, None) && self.make_room(now, None);
+    }
+
+    /// The client's permit for a session of this listener, where that has a bound. The
+    /// client's sessions that were never answered give way first: an attacker may have
+    /// begun them in its name.
+    fn client_permit(
+        &mut self,
+        settings: &ListenerSettings,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Option<ClientPermit>, DropReason> {
+        let Some(sessions) = &settings.client_sessions else {
+            return Ok(None);
+        };
+        let mut permit = sessions.take(client);
+        if permit.is_none() {
+            let of_client = (settings.listener.id(), sessions.network(client));
+            if self.make_room(now, Some(of_client)) {
+                permit = sessions.take(client);
+            }
+        }
+        permit.map(Some).ok_or(DropReason::ClientSessions)
+    }
+
+    /// Ends a session that was never answered; of one client of a listener, by its id, if
+    /// it is given. False if there is none that was given the time for an answer.
+    fn make_room(&mut self, now: Instant, client: Option<(u64, Network)>) -> bool {
+        for _ in 0..READS {
+            let Some(id) = self.table.giving_way(now, client) else {
+                return false;
+            };
+            // Its answer may wait unread.
+            self.take_from_server(id, now);
+            let session = self.table.get(id);
+            if session.is_some_and(|session| session.is_active() && session.replies == 0) {
+                self.table.end(now, id, EndReason::Unanswered);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Begins a session with all that it needs. `number` is that of the listener's socket.
+    pub(super) fn begin(
+        &mut self,
+        now: Instant,
+        key: Key,
+        number: usize,
+        settings: &Arc<ListenerSettings>,
+        target: &Target,
+        got: SessionSocket,
+    ) -> Result<SessionId, DropReason> {
+        let server = &target.server;
+        let connection = Connection {
+            socket: got.socket,
+            listener_socket: number,
+            mode: target.mode,
+            prefix: target.mode.prefix(key.client, key.local),
+            times_down: server.times_down(),
+            checked: self.snapshot.version,
+            interface: 0,
+            is_outdated: false,
+        };
+        let permit = got.permit;
+        let id = self
+            .table
+            .open(now, key, settings, server, permit, connection);
+        let watch_key = Readable::Session(id).key();
+        let watched = self.table.get(id).map(|session| {
+            let upstream = &session.connection.socket;
+            match (upstream.takes_replies, got.is_watched) {
+                (false, _) => Ok(()),
+                (true, true) => self.readiness.rename(&upstream.socket, watch_key),
+                (true, false) => self.readiness.register(&upstream.socket, watch_key),
+            }
+        });
+        if let Some(Err(_)) = watched {
+            // The kernel is out of memory for epoll entries, or of permitted ones.
+            self.table.abort(id);
+            return Err(DropReason::NoMemory);
+        }
+        settings.listener.counters(self.number).opened.add(1);
+        server.counters(self.number).opened.add(1);
+        tracing::trace!(client = %key.client, local = %key.local, "session begun");
+        Ok(id)
+    }
+
+    /// Whether a server can be written to from this address: it must be able to
+    /// answer it, and that answer must find its way out of this host.
+    fn can_speak_for(&mut self, client: IpAddr, now: Instant) -> bool {
+        let is_no_clients = match client {
+            IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
+            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_unicast_link_local(),
+        };
+        !is_no_clients
+            && !client.is_multicast()
+            && !self.server_addresses.ips.contains(&client)
+            && !self.own_addresses.contains(client, now)
+    }
+
+    /// Whether replies to this client would come back to the proxy or to one of
+    /// its servers. A forged source could otherwise start an exchange that never
+    /// ends (CVE-2024-2169).
+    fn would_loop(&mut self, key: &Key, now: Instant) -> bool {
+        let (client, local) = (key.client.0, key.local.0);
+        if self.server_addresses.addresses.contains(&client) {
+            return true;
+        }
+        let bound = self.listener_sockets.iter();
+        let bound = bound.map(|(_, listener_socket)| listener_socket.socket.bound());
+        let mut same_port = bound.filter(|bound| bound.port() == client.port());
+        let wildcard =
+            |bound: SocketAddr| bound.ip().is_unspecified() && bound.is_ipv4() == client.is_ipv4();
+        same_port.any(|bound| {
+            bound.ip() == client.ip()
+                || local.ip() == client.ip()
+                || wildcard(bound) && self.own_addresses.contains(client.ip(), now)
+        })
+    }
+}
+
+/// Why no server takes a new session of this client: all are down, or none is
+/// known, or all are of the other address family.
+fn why_no_server(listener: &ListenerSnapshot, client: IpAddr) -> DropReason {
+    let mut targets = listener.targets.iter().peekable();
+    let reaches = |target: &Target| {
+        let address = target.server.address;
+        target.mode.reaches(address, client.is_ipv6())
+    };
+    if targets.peek().is_none() || targets.any(reaches) {
+        DropReason::NoServer
+    } else {
+        DropReason::Unreachable
+    }
+}
+
+/// The host's own addresses, as far as a source could be forged to be one.
+#[derive(Default)]
+pub(super) struct OwnAddresses {
+    known: Vec<IpAddr>,
+    asked: Option<Instant>,
+}
+
+impl OwnAddresses {
+    fn contains(&mut self, ip: IpAddr, now: Instant) -> bool {
+        let fresh = |asked: Instant| now.saturating_duration_since(asked) < OWN_FOR;
+        if !self.asked.is_some_and(fresh) {
+            self.asked = Some(now);
+            // Better the addresses of a moment ago than none.
+            if let Ok(known) = own_addresses() {
+                self.known = known;
+            }
+        }
+        ip.is_loopback() || self.known.contains(&ip)
+    }
+}
+
+/// The addresses of all servers of all listeners: an answer to a datagram that is forged
+/// to come from one would go there from another.
+#[derive(Default)]
+pub(super) struct ServerAddresses {
+    addresses: HashSet<SocketAddr>,
+    ips: HashSet<IpAddr>,
+}
+
+impl ServerAddresses {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let addresses: HashSet<_> = snapshot
+            .targets()
+            .map(|target| target.server.address.0)
+            .collect();
+        Self {
+            ips: addresses.iter().map(SocketAddr::ip).collect(),
+            addresses,
+        }
+    }
+}

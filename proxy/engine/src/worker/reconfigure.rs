@@ -1,0 +1,412 @@
+//! What changes while a worker runs: the snapshot that it obeys, and the network. Each
+//! session is compared with it and stays, goes elsewhere or ends. Sessions whose listener
+//! and server are as before are not touched.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ppv2_udp::{Cause, Socket};
+
+use super::new_session::ServerAddresses;
+use super::session_socket::{Recent, SessionSocket};
+use super::{ListenerSocket, Readable, Worker, random_seed};
+use crate::address::ServerAddr;
+use crate::counters::DropReason;
+use crate::session::{EndReason, Key, Session, SessionId};
+use crate::snapshot::{ListenerSnapshot, Snapshot};
+use crate::upstream::{Balancer, ByFamily};
+use crate::upstream_socket::{Connection, UpstreamSocket};
+
+/// How long no other socket is tried to a server after one would have sent from the same
+/// address, or had no route: a server that is switched off must not cost one for each
+/// datagram.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// By server, the numbers of interfaces by which the kernel takes nothing of it in. The
+/// kernel checks that of all datagrams except those for connected sockets, which it hands
+/// over before it looks at their source (early demultiplexing).
+pub type WrongInterfaces = HashMap<SocketAddr, Vec<u32>>;
+
+/// Another snapshot, and what goes with it.
+pub struct Reconfiguration {
+    /// What holds from now on.
+    pub snapshot: Arc<Snapshot>,
+    /// Sockets for addresses that the worker has none for.
+    pub sockets: Vec<Socket>,
+    /// Called when it is done.
+    pub done: Box<dyn FnOnce() + Send>,
+}
+
+impl Worker {
+    /// Obeys another snapshot.
+    pub(super) fn reconfigure(&mut self, to: Reconfiguration, now: Instant) {
+        let Reconfiguration {
+            snapshot,
+            sockets,
+            done,
+        } = to;
+        self.apply(snapshot, now);
+        for socket in sockets {
+            let address = socket.bound();
+            if let Err(error) = self.add_listener_socket(socket) {
+                tracing::error!(%address, %error, "a worker can't take datagrams there; restart the proxy");
+            }
+        }
+        done();
+    }
+
+    /// Takes over a snapshot and compares all sessions with it.
+    pub(super) fn apply(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
+        let snapshot = Arc::clone(&self.snapshot);
+        self.table.log_to(snapshot.log.clone());
+        self.follow_plans(&snapshot);
+        let passed = self.reassign_listener_sockets(&snapshot);
+        let is_same = |old: &ListenerSnapshot| {
+            let new = snapshot.of(&old.settings.listener);
+            new.is_some_and(|new| new.settings == old.settings && new.targets == old.targets)
+        };
+        if !passed.is_empty()
+            || before.listeners.len() != snapshot.listeners.len()
+            || !before.listeners.iter().all(is_same)
+        {
+            self.server_addresses = ServerAddresses::of(&snapshot);
+            self.compare_sessions(&before, &passed, now);
+        }
+        self.close_listener_sockets(now);
+    }
+
+    fn follow_plans(&mut self, snapshot: &Snapshot) {
+        let number = self.number;
+        let mut before = std::mem::take(&mut self.balancers);
+        for listener in &snapshot.listeners {
+            let id = listener.settings.listener.id();
+            let plans = &listener.routing.plans;
+            let balancers = match before.remove(&id) {
+                Some(mut balancers) => {
+                    balancers.each(|v6, one| one.follow(Arc::clone(plans.get(v6))));
+                    balancers
+                }
+                None => ByFamily::new(|v6| {
+                    Balancer::new(Arc::clone(plans.get(v6)), number, random_seed())
+                }),
+            };
+            self.balancers.insert(id, balancers);
+        }
+    }
+
+    /// Has listeners' sockets serve the listeners that their addresses now belong to.
+    /// Returns those that were another listener's.
+    fn reassign_listener_sockets(&mut self, snapshot: &Snapshot) -> BTreeSet<usize> {
+        let mut passed = BTreeSet::new();
+        let mut targets = snapshot.targets();
+        let own_ports = targets.any(|target| target.mode.spoofs_ports());
+        for (number, listener_socket) in &mut self.listener_sockets {
+            let place = snapshot.bound.get(&listener_socket.socket.bound());
+            listener_socket.is_closing = place.is_none();
+            if let Some(place) = place {
+                let settings = &snapshot.listeners[*place].settings;
+                let before = std::mem::replace(&mut listener_socket.settings, Arc::clone(settings));
+                if before.listener != settings.listener {
+                    settings.listener.note_open_socket();
+                    before.listener.note_closed_socket();
+                    passed.insert(number);
+                }
+            }
+            // It fails where it would have failed at the beginning.
+            let options = listener_socket.settings.listener_options();
+            let _ = listener_socket.socket.adapt(options);
+            if own_ports {
+                // Without it, clients that write from this port have no session.
+                let _ = listener_socket.socket.share_port();
+            }
+        }
+        passed
+    }
+
+    /// Takes from `socket` from now on, for the listener of its address.
+    pub(super) fn add_listener_socket(&mut self, socket: Socket) -> io::Result<()> {
+        let Some(place) = self.snapshot.bound.get(&socket.bound()) else {
+            return Ok(());
+        };
+        let settings = Arc::clone(&self.snapshot.listeners[*place].settings);
+        let entry = self.listener_sockets.vacant_entry();
+        let key = Readable::Listener(entry.key()).key();
+        self.readiness.register(&socket, key)?;
+        settings.listener.note_open_socket();
+        entry.insert(ListenerSocket {
+            socket,
+            settings,
+            overflows: 0,
+            is_closing: false,
+        });
+        Ok(())
+    }
+
+    /// Ends sessions that would begin otherwise now, or not at all, and has no session take
+    /// over sockets that would be made otherwise. Those whose server their listener no
+    /// longer has leave it at their client's next datagram.
+    fn compare_sessions(&mut self, before: &Snapshot, passed: &BTreeSet<usize>, now: Instant) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let (mut ends, mut updates, mut set_aside) = (Vec::new(), Vec::new(), HashSet::new());
+        for (id, session) in self.table.iter_mut() {
+            let is_passed = passed.contains(&session.connection.listener_socket);
+            let listener = &session.settings.listener;
+            let Some(new) = snapshot.of(listener) else {
+                // Otherwise it ends when its listener's sockets are closed.
+                if is_passed {
+                    ends.push((id, EndReason::Moved));
+                }
+                continue;
+            };
+            let old = before.of(listener);
+            let target = new.targets.of(&session.server);
+            let makes_same_socket = || {
+                let (old, target) = (old?, target?);
+                let same = old.targets.of(&session.server)? == target;
+                let options = new.settings.upstream_options();
+                Some(same && old.settings.upstream_options() == options)
+            };
+            if makes_same_socket() != Some(true) {
+                session.connection.is_outdated = true;
+                set_aside.insert((listener.id(), session.server.id()));
+            }
+            if session.settings != new.settings {
+                updates.push((id, Arc::clone(&new.settings)));
+            }
+            let is_denied = !new.settings.allows(session.key.client.0.ip());
+            if !session.is_active() {
+                if is_denied {
+                    session.silence();
+                }
+                continue;
+            }
+            let has_other_mode =
+                target.is_some_and(|target| target.mode != session.connection.mode);
+            if is_denied {
+                ends.push((id, EndReason::Denied));
+            } else if has_other_mode || is_passed {
+                ends.push((id, EndReason::Moved));
+            }
+        }
+        for (id, settings) in updates {
+            self.table.set_settings(now, id, &settings);
+        }
+        for (listener, server) in set_aside {
+            self.table.set_aside(listener, server);
+        }
+        for (id, reason) in ends {
+            self.table.end(now, id, reason);
+        }
+    }
+
+    /// Whether session `id` is to leave its server at this datagram of its client's.
+    pub(super) fn must_leave(&mut self, id: SessionId) -> bool {
+        let version = self.snapshot.version;
+        let session = self.table.get_mut(id);
+        // Asked once for each snapshot, which costs as much as a new session's pick.
+        let Some(session) = session.filter(|session| session.connection.checked != version) else {
+            return false;
+        };
+        session.connection.checked = version;
+        let Some(listener) = self.snapshot.of(&session.settings.listener) else {
+            return false;
+        };
+        let Some(place) = listener.targets.place(&session.server) else {
+            return true;
+        };
+        let v6 = session.key.client.0.is_ipv6();
+        let rules = |place: usize| {
+            listener
+                .routing
+                .rules
+                .get(place)
+                .copied()
+                .unwrap_or_default()
+        };
+        if *rules(place).leave.get(v6) {
+            return true;
+        }
+        if rules(place).is_draining {
+            return false;
+        }
+        let balancers = self.balancers.get(&session.settings.listener.id());
+        let home = balancers.and_then(|balancers| balancers.get(v6).home(session.key.client));
+        home.is_some_and(|home| home != place && *rules(home).takes_back.get(v6))
+    }
+
+    /// Ends what is left at addresses that no listener has any more.
+    fn close_listener_sockets(&mut self, now: Instant) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let is_closed = |socket: &ListenerSocket| {
+            socket.is_closing && !snapshot.closing.contains(&socket.socket.bound())
+        };
+        let all = self.listener_sockets.iter();
+        let closed = all.filter(|(_, socket)| is_closed(socket));
+        let closed: BTreeSet<_> = closed.map(|(number, _)| number).collect();
+        if closed.is_empty() {
+            return;
+        }
+        for number in &closed {
+            // What came in time is still taken, and what has come since is counted.
+            self.take_waiting(*number, now);
+        }
+        let of_closed =
+            |session: &Session<Connection>| closed.contains(&session.connection.listener_socket);
+        let ends = self.table.iter_mut();
+        let ends = ends.filter(|(_, session)| of_closed(session));
+        let ends: Vec<_> = ends.map(|(id, _)| id).collect();
+        self.take_last_replies(&ends, now);
+        for id in ends {
+            // Of one that was moved, replies could still come.
+            if let Some(session) = self.table.get_mut(id) {
+                session.silence();
+            }
+            self.table.end(now, id, EndReason::Stopped);
+        }
+        for number in closed {
+            let socket = self.listener_sockets.remove(number);
+            socket.settings.listener.note_closed_socket();
+        }
+    }
+
+    /// Notes which sessions need another socket since the network has changed: those whose
+    /// source address is gone, or is no longer the one that their server is written to
+    /// from. They get it at their client's next datagram and keep their server. Sockets of
+    /// ended ones are not taken over.
+    pub(super) fn network_changed(&mut self, wrong: Arc<WrongInterfaces>) {
+        self.wrong_interfaces = wrong;
+        let (mut routes, mut outdated) = (Routes::default(), HashSet::new());
+        let snapshot = Arc::clone(&self.snapshot);
+        for (_, session) in self.table.iter_mut() {
+            let (server, connection) = (&session.server, &mut session.connection);
+            ask_for_interface(&self.wrong_interfaces, &connection.socket, server.address);
+            connection.interface = 0;
+            let Some(source) = connection.socket.own_source() else {
+                continue;
+            };
+            let listener = &session.settings.listener;
+            let target = snapshot.of(listener).and_then(|one| one.targets.of(server));
+            let is_right = if target.is_some_and(|target| !target.sources.is_empty()) {
+                routes.has(source)
+            } else {
+                routes.leave_from(server.address.0.ip(), source)
+            };
+            if !is_right {
+                connection.is_outdated = true;
+                outdated.insert((listener.id(), server.id()));
+                session.needs_socket = session.is_active();
+            }
+        }
+        for (listener, server) in outdated {
+            self.table.set_aside(listener, server);
+        }
+    }
+
+    /// Has the client's session `old` go on from another socket if it needs one. It
+    /// stays as it is if there is none, or none that is sent from another address.
+    /// `None` if it needs none, or its server is gone. `number` is that of the listener's
+    /// socket.
+    pub(super) fn renew(
+        &mut self,
+        old: SessionId,
+        number: usize,
+        key: Key,
+        now: Instant,
+    ) -> Option<Result<SessionId, DropReason>> {
+        let session = self.table.get(old).filter(|session| session.needs_socket)?;
+        let settings = Arc::clone(&session.settings);
+        let listener = self.snapshot.of(&settings.listener)?;
+        let target = listener.targets.of(&session.server)?.clone();
+        let source = session.connection.socket.own_source();
+        let ids = (settings.listener.id(), target.server.id());
+        if self.routeless.contains(ids, now) {
+            return Some(Err(DropReason::Unreachable));
+        }
+        let socket = self
+            .is_short(&key, &target, now)
+            .and_then(|()| self.new_socket(&key, &settings, &target, now));
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(reason) => {
+                if reason == DropReason::Unreachable {
+                    self.routeless.note(ids, now + SETTLED);
+                }
+                return Some(Err(reason));
+            }
+        };
+        if socket.own_source() == source {
+            let server = target.server.address.0.ip();
+            self.settled.note(server, now + SETTLED);
+            self.table.get_mut(old)?.needs_socket = false;
+            return Some(Ok(old));
+        }
+        self.table.end(now, old, EndReason::Network);
+        let sessions = settings.client_sessions.as_ref();
+        let client = sessions.map(|sessions| sessions.take(key.client.0.ip()));
+        let Some(client) = client.map_or(Some(None), |permit| permit.map(Some)) else {
+            return Some(Err(DropReason::ClientSessions));
+        };
+        Some(self.permit(now).and_then(|permit| {
+            let got = SessionSocket {
+                permit: permit.of_client(client),
+                socket,
+                is_watched: false,
+            };
+            self.begin(now, key, number, &settings, &target, got)
+        }))
+    }
+}
+
+/// Whether nothing of `server` may come in by `interface`.
+pub(super) fn is_wrong(wrong: &WrongInterfaces, server: ServerAddr, interface: u32) -> bool {
+    wrong
+        .get(&server.0)
+        .is_some_and(|wrong| wrong.contains(&interface))
+}
+
+/// Has the interface of replies told where there are wrong ones.
+pub(super) fn ask_for_interface(
+    wrong: &WrongInterfaces,
+    upstream: &UpstreamSocket,
+    server: ServerAddr,
+) {
+    if upstream.takes_replies && wrong.contains_key(&server.0) {
+        // Best effort: without it nothing is told apart, as by other means.
+        let _ = upstream.socket.report_interface();
+    }
+}
+
+/// Whether another socket could send what this session's could not.
+pub(super) fn may_need_socket(session: &Session<Connection>, settled: &Recent<IpAddr>) -> bool {
+    let server = session.server.address.0.ip();
+    session.connection.socket.own_source().is_some() && !settled.contains(server, Instant::now())
+}
+
+/// What the kernel says of addresses, each asked for once.
+#[derive(Default)]
+struct Routes {
+    /// By server, what it is written to from; `None` if there is no route.
+    sources: HashMap<IpAddr, Option<IpAddr>>,
+    own: HashMap<IpAddr, bool>,
+}
+
+impl Routes {
+    /// Whether `server` is written to from `source`. Without a route, nothing is better.
+    fn leave_from(&mut self, server: IpAddr, source: IpAddr) -> bool {
+        let found = self.sources.entry(server);
+        let found = found.or_insert_with(|| ppv2_udp::source_towards(server).ok());
+        found.is_none_or(|found| found == source)
+    }
+
+    /// Whether this host has `source`. A shortage of ports or descriptors says nothing of
+    /// that.
+    fn has(&mut self, source: IpAddr) -> bool {
+        let is_gone = |error| Cause::of(&error) == Cause::Unreachable;
+        let found = self.own.entry(source);
+        *found.or_insert_with(|| !ppv2_udp::probe_source(source).is_err_and(is_gone))
+    }
+}

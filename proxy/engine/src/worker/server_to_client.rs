@@ -1,0 +1,265 @@
+//! From servers to clients: replies are received from the sessions' sockets into one
+//! batch, each is checked, and all that leave by one listener's socket leave in one call.
+
+use std::io;
+use std::ops::Range;
+use std::time::Instant;
+
+use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Received, SendFault};
+use slab::Slab;
+
+use super::client_to_server::count_report;
+use super::reconfigure::is_wrong;
+use super::{ListenerSocket, Worker, class_of, newly_lost};
+use crate::address::ServerAddr;
+use crate::counters::{DropReason, ServerCounters};
+use crate::session::{Amount, Session, SessionId};
+use crate::upstream_socket::{Connection, UpstreamSocket};
+
+/// Errors of earlier datagrams to read past before looking again later. ICMP
+/// can be forged, so reading them must not become all that a worker does.
+const ERRORS_AT_ONCE: usize = 4;
+
+/// The most late replies and errors to read from a socket before it is closed or taken
+/// over.
+const LATE: usize = 64;
+
+impl Worker {
+    /// Takes some replies from a session's socket, to leave at the end of the
+    /// round. Returns how many, bursts counted as one.
+    pub(super) fn take_from_server(&mut self, id: SessionId, now: Instant) -> usize {
+        if self.replies.is_full() {
+            self.replies.send(&self.listener_sockets);
+        }
+        let Some(session) = self.table.get_mut(id) else {
+            return 0;
+        };
+        let connection = &mut session.connection;
+        if !connection.socket.takes_replies {
+            return 0;
+        }
+        let counters = session.server.counters(self.number);
+        let refusals = counters.refusals.get();
+        let slots = self.replies.receive(&mut connection.socket, counters);
+        if counters.refusals.get() != refusals {
+            connection.prefix.forgotten();
+        }
+        for slot in slots.clone() {
+            self.pass(slot, id, now);
+        }
+        slots.len()
+    }
+
+    /// Has the replies in `slot` go to the client of session `id`, if they came from the
+    /// server that was asked.
+    fn pass(&mut self, slot: usize, id: SessionId, now: Instant) {
+        let Some(received) = self.replies.batch.received(slot) else {
+            return;
+        };
+        self.last_reply = now;
+        let amount = Amount {
+            datagrams: received.datagrams() as u64,
+            bytes: received.len as u64,
+        };
+        match self.check(&received, id, amount, now) {
+            Ok((listener_socket, outgoing)) => self.replies.passed.push(Passed {
+                slot,
+                listener_socket,
+                outgoing,
+            }),
+            Err(reason) => {
+                if let Some(session) = self.table.get(id) {
+                    let counters = session.settings.listener.counters(self.number);
+                    counters.dropped(reason).add(amount.datagrams);
+                }
+            }
+        }
+    }
+
+    /// The number of the listener's socket that replies leave by, and how, unless they are
+    /// dropped.
+    fn check(
+        &mut self,
+        received: &Received,
+        id: SessionId,
+        amount: Amount,
+        now: Instant,
+    ) -> Result<(usize, Outgoing<'static>), DropReason> {
+        let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
+        let (server, connection) = (&session.server, &mut session.connection);
+        if received.interface != connection.interface {
+            if is_wrong(&self.wrong_interfaces, server.address, received.interface) {
+                return Err(DropReason::ReplyWrongInterface);
+            }
+            connection.interface = received.interface;
+        }
+        let counters = server.counters(self.number);
+        counters.replies.add(amount.datagrams);
+        counters.reply_bytes.add(amount.bytes);
+        // The kernel filters by the connected address, but only from the moment
+        // that the socket was connected.
+        if ServerAddr(received.peer) != server.address {
+            return Err(DropReason::ReplyWrongSource);
+        }
+        connection.prefix.answered();
+        let (listener_socket, dscp) = (connection.listener_socket, session.settings.dscp);
+        let reply = self.table.reply(now, id, amount);
+        let reply = reply.ok_or(DropReason::ReplyLate)?;
+        if let Some(bound) = reply.exceeds {
+            let session = self.table.get(id).ok_or(DropReason::ReplyLate)?;
+            let counters = session.settings.listener.counters(self.number);
+            counters.amplified.add(amount.datagrams);
+            if bound.enforce {
+                return Err(DropReason::ReplyAmplified);
+            }
+        }
+        let outgoing = Outgoing {
+            to: Some(reply.to.0),
+            from: Some(reply.from.0),
+            class: class_of(dscp, received.class),
+            header: &[],
+        };
+        Ok((listener_socket, outgoing))
+    }
+}
+
+/// A reply that may go to its client.
+struct Passed {
+    slot: usize,
+    /// Number of the listener's socket that it leaves by.
+    listener_socket: usize,
+    outgoing: Outgoing<'static>,
+}
+
+/// The batch of replies, filled from its front.
+pub(super) struct Replies {
+    worker: usize,
+    batch: Batch,
+    filled: usize,
+    /// In the order of their slots. The others are overwritten after the next
+    /// [`send`](Self::send).
+    passed: Vec<Passed>,
+    /// Slots of the replies that leave in one call.
+    run: Vec<usize>,
+}
+
+impl Replies {
+    /// Those of this worker.
+    pub(super) fn new(worker: usize) -> Self {
+        Self {
+            worker,
+            batch: Batch::default(),
+            filled: 0,
+            passed: Vec::with_capacity(BATCH),
+            run: Vec::with_capacity(BATCH),
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.filled == BATCH
+    }
+
+    /// Receives some of the replies that wait in a socket, past errors that speak
+    /// of datagrams sent earlier, which are counted, as is what the kernel lost.
+    /// Returns the slots that they are in, none if there is nothing. The batch
+    /// must not be full.
+    fn receive(&mut self, from: &mut UpstreamSocket, server: &ServerCounters) -> Range<usize> {
+        let end = BATCH.min(self.filled + from.receive_batch.get());
+        for _ in 0..ERRORS_AT_ONCE {
+            match from.socket.receive(&mut self.batch, self.filled, end) {
+                Ok(received) => {
+                    let slots = self.filled..self.filled + received;
+                    self.filled = slots.end;
+                    from.receive_batch.learn(received);
+                    if let Some(latest) = self.batch.received(slots.end - 1) {
+                        let lost = newly_lost(&mut from.overflows, &latest);
+                        server.overflows.add(lost);
+                    }
+                    return slots;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(report) => count_report(server, &report),
+            }
+        }
+        self.filled..self.filled
+    }
+
+    /// Sends the replies that passed, and empties the batch.
+    pub(super) fn send(&mut self, listener_sockets: &Slab<ListenerSocket>) {
+        let batch = &self.batch;
+        for same in self
+            .passed
+            .chunk_by(|a, b| a.listener_socket == b.listener_socket)
+        {
+            let listener_socket = &listener_sockets[same[0].listener_socket];
+            let counters = listener_socket.settings.listener.counters(self.worker);
+            self.run.clear();
+            self.run.extend(same.iter().map(|passed| passed.slot));
+            let outgoing = |slot| outgoing_of(same, slot);
+            let socket = &listener_socket.socket;
+            let sent = socket.send(batch, &self.run, outgoing, |_, fault| {
+                // A socket that is not connected hears nothing of earlier
+                // datagrams; whatever it was, these were sent then.
+                if let SendFault::Lost {
+                    error, datagrams, ..
+                } = fault
+                {
+                    counters.dropped(why_unsent(&error)).add(datagrams as u64);
+                }
+            });
+            counters.replied.add(sent.datagrams as u64);
+            counters.replied_bytes.add(sent.bytes as u64);
+        }
+        self.passed.clear();
+        self.filled = 0;
+    }
+
+    /// Reads past what waits in the socket of a session that has ended, which are late
+    /// replies, and errors. True if there is no reply. The batch must not be full.
+    pub(super) fn are_none_late(&mut self, session: &Session<Connection>) -> bool {
+        let from = &session.connection.socket;
+        if !from.takes_replies {
+            return true;
+        }
+        let server = session.server.counters(self.worker);
+        let listener = session.settings.listener.counters(self.worker);
+        let late = listener.dropped(DropReason::ReplyLate);
+        let mut are_none = true;
+        for _ in 0..LATE {
+            let received = from
+                .socket
+                .receive(&mut self.batch, self.filled, self.filled + 1);
+            match received {
+                Ok(_) => {
+                    let reply = self.batch.received(self.filled);
+                    let (datagrams, len) = reply.map_or((0, 0), |r| (r.datagrams(), r.len));
+                    server.replies.add(datagrams as u64);
+                    server.reply_bytes.add(len as u64);
+                    late.add(datagrams as u64);
+                    are_none = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return are_none,
+                Err(report) => count_report(server, &report),
+            }
+        }
+        false
+    }
+}
+
+fn outgoing_of(passed: &[Passed], slot: usize) -> Outgoing<'static> {
+    let found = passed.binary_search_by_key(&slot, |passed| passed.slot);
+    let index = found.expect("only replies that were passed are sent");
+    passed[index].outgoing
+}
+
+fn why_unsent(error: &io::Error) -> DropReason {
+    match Cause::of(error) {
+        Cause::Oversize => DropReason::ReplyOversize,
+        Cause::WouldBlock | Cause::NoMemory => DropReason::ReplyBufferFull,
+        Cause::Unreachable
+        | Cause::NoDescriptors
+        | Cause::NoPorts
+        | Cause::NotPermitted
+        | Cause::Other => DropReason::ReplyFailed,
+    }
+}

@@ -1,0 +1,156 @@
+//! The snapshot that workers get, made of a configuration and of where sessions go.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use ipnet::IpNet;
+
+use super::RunError;
+use crate::access_log::{self, Unlogged};
+use crate::config::{AccessLog, Listener, Network, PerClient};
+use crate::registry::ActiveConfig;
+use ppv2_engine::client_limits::{ClientRates, ClientSessions};
+use ppv2_engine::listener::ListenerSettings;
+use ppv2_engine::server::Target;
+use ppv2_engine::session::Ended;
+use ppv2_engine::snapshot::{ListenerSnapshot, Routing, Snapshot, Targets};
+
+/// The access log that is being written.
+pub(super) struct Log {
+    pub(super) of: AccessLog,
+    pub(super) writer: access_log::Writer,
+    pub(super) sender: SyncSender<Ended>,
+}
+
+impl Log {
+    /// Opens it. Sessions that don't get into it are counted by `unlogged`.
+    pub(super) fn open(of: &AccessLog, unlogged: &Unlogged) -> Result<Self, RunError> {
+        let started = access_log::Writer::start(of, Arc::clone(unlogged));
+        let (writer, sender) = started.map_err(|error| RunError::AccessLog {
+            path: of.path.clone(),
+            error,
+        })?;
+        Ok(Self {
+            of: of.clone(),
+            writer,
+            sender,
+        })
+    }
+}
+
+/// The snapshot of `active` after `before`, which is nothing at the start. Limits of
+/// clients go on with what was counted.
+pub(super) fn snapshot(
+    active: &ActiveConfig,
+    routing: Vec<Routing>,
+    before: Option<(&ActiveConfig, &Snapshot)>,
+    closing: BTreeSet<SocketAddr>,
+    log: Option<&Log>,
+) -> Snapshot {
+    let listeners = active.config.listeners.iter().enumerate();
+    let bound = listeners.clone().flat_map(|(place, listener)| {
+        let addresses = listener.bind.iter();
+        addresses.map(move |address| (*address, place))
+    });
+    let of_listener = |((place, listener), routing): ((usize, &Listener), Routing)| {
+        let old = before.and_then(|(config, snapshot)| {
+            let object = &active.listeners[place];
+            let place = config.listeners.iter().position(|old| old == object)?;
+            let settings = &snapshot.of(object)?.settings;
+            Some((config.config.listeners[place].per_client, &**settings))
+        });
+        ListenerSnapshot {
+            settings: Arc::new(settings(active, place, old)),
+            targets: Arc::new(targets(active, listener)),
+            routing,
+        }
+    };
+    Snapshot {
+        version: before.map_or(0, |(_, snapshot)| snapshot.version + 1),
+        bound: bound.collect(),
+        listeners: listeners.zip(routing).map(of_listener).collect(),
+        closing,
+        pauses: active.config.pauses(),
+        log: log.map(|log| log.sender.clone()),
+    }
+}
+
+/// `before`, with sessions that go elsewhere.
+pub(super) fn rerouted(before: &Snapshot, routing: Vec<Routing>) -> Snapshot {
+    let listeners = before.listeners.iter().zip(routing);
+    let listeners = listeners.map(|(listener, routing)| ListenerSnapshot {
+        routing,
+        ..listener.clone()
+    });
+    Snapshot {
+        version: before.version + 1,
+        listeners: listeners.collect(),
+        bound: before.bound.clone(),
+        closing: before.closing.clone(),
+        pauses: before.pauses,
+        log: before.log.clone(),
+    }
+}
+
+fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
+    let targets = listener.servers.iter().chain(&listener.leaving);
+    let target = |(index, mode): &(usize, _)| Target {
+        server: Arc::clone(&active.servers[*index]),
+        mode: *mode,
+        sources: Arc::clone(&active.config.servers[*index].sources),
+    };
+    Targets::new(targets.map(target).collect())
+}
+
+fn settings(
+    active: &ActiveConfig,
+    place: usize,
+    old: Option<(PerClient, &ListenerSettings)>,
+) -> ListenerSettings {
+    let listener = &active.config.listeners[place];
+    ListenerSettings {
+        listener: Arc::clone(&active.listeners[place]),
+        rules: listener.rules(),
+        allow: networks(&listener.allow),
+        deny: networks(&listener.deny),
+        peers: networks(active.config.peers.as_deref().unwrap_or_default()),
+        client_sessions: client_sessions(listener.per_client, old),
+        client_rates: client_rates(listener.per_client, old),
+        dont_fragment: listener.dont_fragment,
+        dscp: listener.dscp,
+    }
+}
+
+fn networks(of: &[Network]) -> Vec<IpNet> {
+    of.iter().map(|network| network.0).collect()
+}
+
+fn client_sessions(
+    wanted: PerClient,
+    old: Option<(PerClient, &ListenerSettings)>,
+) -> Option<Arc<ClientSessions>> {
+    let most = *wanted.sessions?;
+    let same = old.filter(|(old, _)| old.ipv6_prefix == wanted.ipv6_prefix);
+    let Some(sessions) = same.and_then(|(_, settings)| settings.client_sessions.as_ref()) else {
+        return Some(ClientSessions::new(most, *wanted.ipv6_prefix));
+    };
+    sessions.resize(most);
+    Some(Arc::clone(sessions))
+}
+
+fn client_rates(
+    wanted: PerClient,
+    old: Option<(PerClient, &ListenerSettings)>,
+) -> Option<Arc<ClientRates>> {
+    let (rate, burst) = wanted.rate()?;
+    let same =
+        old.filter(|(old, _)| (old.rate(), old.ipv6_prefix) == (wanted.rate(), wanted.ipv6_prefix));
+    let Some(rates) = same.and_then(|(_, settings)| settings.client_rates.as_ref()) else {
+        let rates = ClientRates::new(Instant::now(), rate, burst, *wanted.ipv6_prefix);
+        return Some(Arc::new(rates));
+    };
+    Some(Arc::clone(rates))
+}

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "nothing is published")]
 
 mod admin_api;
+mod configuration;
 mod markdown;
 mod pages;
 mod running;
@@ -78,7 +79,7 @@ fn generated_pages_are_up_to_date() {
     for (path, made) in [
         ("docs/reference/command-line.md", pages::command_line()),
         ("docs/reference/drop-reasons.md", pages::drop_reasons()),
-        ("docs/reference/configuration.md", pages::configuration()),
+        ("docs/reference/configuration.md", configuration::page()),
         (
             "docs/reference/metrics.md",
             pages::metrics(&running::metrics()),

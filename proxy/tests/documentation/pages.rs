@@ -8,7 +8,7 @@ use ppv2_engine::counters::DropReason;
 use ppv2_proxy::cli::Arguments;
 
 /// Stands at the top of each.
-const NOTE: &str = "<!-- Made from the program by `make docs`; don't edit. -->";
+pub const NOTE: &str = "<!-- Made from the program by `make docs`; don't edit. -->";
 
 /// `ppv2-proxy --help`, as a page.
 pub fn command_line() -> String {
@@ -135,25 +135,8 @@ fn table<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
 }
 
 /// Text that fits into a cell of a table.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;")
-}
-
-/// Every key, with what it means.
-pub fn configuration() -> String {
-    let example = include_str!("../../../docs/reference/ppv2-proxy.toml");
-    format!(
-        "# Configuration
-
-{NOTE}
-
-`ppv2-proxy run --config FILE` reads this TOML file. The values shown are the defaults, except for
-names, addresses, `workers`, `max_sessions` and `responses`. Flags and a file don't mix.
-
-```toml
-{example}```
-"
-    )
 }
 
 /// Every drop reason, with what it means and what to do.

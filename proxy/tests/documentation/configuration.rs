@@ -122,7 +122,7 @@ Durations are written as in `\"500us\"`, `\"250ms\"`, `\"30s\"`, `\"5m\"`; netwo
                 written.push(whole);
                 continue;
             }
-            let row = schema.row(key, property, is_required(table, key));
+            let row = schema.row(key, property, is_required(path, table, key));
             text += &row;
         }
     }
@@ -130,9 +130,10 @@ Durations are written as in `\"500us\"`, `\"250ms\"`, `\"30s\"`, `\"5m\"`; netwo
     text
 }
 
-fn is_required(table: &Value, key: &str) -> bool {
-    let required = table["required"].as_array();
-    required.is_some_and(|keys| keys.iter().any(|required| required == key))
+/// Whether a key must be there, by the schema or by what `validate` asks for.
+fn is_required(path: &str, table: &Value, key: &str) -> bool {
+    let mut required = table["required"].as_array().into_iter().flatten();
+    matches!((path, key), ("listener", "bind" | "upstream")) || required.any(|one| one == key)
 }
 
 struct Schema(Value);
@@ -175,20 +176,25 @@ impl Schema {
             Some((about, told)) => (about.trim(), Some(told.trim_end_matches(']'))),
             None => (about.as_str(), None),
         };
+        let choices = choices(kind);
         let default = match (told, &property["default"]) {
-            (Some(told), _) if told.contains(' ') || told == "none" => told.to_owned(),
-            (Some(told), _) => format!("`{told}`"),
-            (None, _) if is_required => "required".to_owned(),
+            _ if is_required => "required".to_owned(),
+            (Some(told), _) if choices.iter().any(|(word, _)| *word == told) => {
+                format!("`\"{told}\"`")
+            }
+            (Some(told), _) if told.starts_with(['/', 't', 'f']) && !told.contains(' ') => {
+                format!("`{told}`")
+            }
+            (Some(told), _) => told.to_owned(),
             (None, Value::Null) => "none".to_owned(),
             (None, value) => format!("`{value}`"),
         };
         let mut meaning = format!("{}.", about.trim_end_matches('.'));
-        let choices = choices(kind);
         for (word, says) in &choices {
             let _ = write!(meaning, "<br>`{word}`: {says}");
         }
         let value = match choices.is_empty() {
-            false => "one of these words".to_owned(),
+            false => "a word".to_owned(),
             true => self.value(kind),
         };
         format!(
@@ -203,12 +209,14 @@ impl Schema {
     fn value(&self, kind: &Value) -> String {
         let bounds = |from: &str, to: &str| Some((kind[from].clone(), kind[to].clone()));
         let plain = |value: Value| value.to_string().trim_matches('"').to_owned();
-        match kind["type"].as_str() {
+        let kinds = kind["type"].as_array();
+        let named = kinds.and_then(|kinds| kinds.iter().find(|one| *one != "null"));
+        match named.unwrap_or(&kind["type"]).as_str() {
             Some("boolean") => "true or false".to_owned(),
             Some("integer") => match bounds("minimum", "maximum") {
                 Some((Value::Null, _)) | None => "number".to_owned(),
-                Some((from, Value::Null)) => format!("number from {from}"),
-                Some((from, to)) => format!("{from} to {to}"),
+                Some((_, Value::Null)) => "number".to_owned(),
+                Some((from, to)) => format!("{from} to {}", with_commas(&to)),
             },
             Some("string") => match bounds("x-from", "x-to") {
                 Some((from, to)) if from.is_string() => {
@@ -222,6 +230,19 @@ impl Schema {
     }
 }
 
+/// A number with a comma before each three digits.
+fn with_commas(number: &Value) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// The words that can be written, and what each means.
 fn choices(kind: &Value) -> Vec<(&str, &str)> {
     let all = kind["oneOf"].as_array().into_iter().flatten();
@@ -232,4 +253,38 @@ fn choices(kind: &Value) -> Vec<(&str, &str)> {
             (choice["const"].as_str().unwrap(), says)
         })
         .collect()
+}
+
+#[test]
+fn the_example_has_every_key_and_shows_defaults() {
+    let example = include_str!("../../../docs/reference/ppv2-proxy.toml");
+    let schema = Schema(Config::schema());
+    // Such must be given, or are shown with a value that says more.
+    let given = ["bind", "header", "name", "responses", "servers", "upstream"];
+    let mut wrong = Vec::new();
+    // Each kind of probe has keys of its own, which the guide shows.
+    for (_, path, _) in TABLES
+        .iter()
+        .filter(|(_, path, _)| !path.ends_with("probe"))
+    {
+        for (key, property) in schema.table(path)["properties"].as_object().unwrap() {
+            let written = ["{} =", "[{}", "{}."].map(|form| form.replace("{}", key));
+            if !written.iter().any(|written| example.contains(written)) {
+                wrong.push(format!("{path}.{key} is missing"));
+            }
+            let default = &property["default"];
+            let active = example
+                .lines()
+                .find_map(|line| line.strip_prefix(&written[0]));
+            if let (Some(value), false) =
+                (active, default.is_null() || given.contains(&key.as_str()))
+            {
+                let value = value.split(" #").next().unwrap().trim();
+                if value.replace(", ", ",").replace("0us", "0s") != default.to_string() {
+                    wrong.push(format!("{path}.{key} = {value}: the default is {default}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

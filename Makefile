@@ -100,7 +100,8 @@ $(CARGO_DENY):
 	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
 
 $(MDBOOK):
-	cargo install --debug --locked --quiet --root $(TOOLS) mdbook
+	cargo install --debug --locked --quiet --root $(TOOLS) mdbook@0.5.4 \
+		--no-default-features --features search
 
 # Everything that is measured against is installed where it is missing; QUICK=1
 # measures nginx and the bare loop alone, in two minutes; REALTIME=1, as root,

@@ -114,7 +114,7 @@ async fn serve(handler: Arc<impl RequestHandler>) -> Result<(), Box<dyn Error>> 
         return Err("usage: dns_hickory --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = Arc::new(UdpSocket::bind(*listen, Trust::networks(trusted)?).await?);
+    let socket = Arc::new(UdpSocket::bind(*listen, Trust::networks(trusted).build()?).await?);
     eprintln!("ready on {}", socket.local_addr()?);
     let places = Arc::new(Semaphore::new(MOST_AT_ONCE));
     loop {

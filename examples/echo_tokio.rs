@@ -23,7 +23,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: echo_tokio --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = UdpSocket::bind(*listen, Trust::networks(trusted)?).await?;
+    let socket = UdpSocket::bind(*listen, Trust::networks(trusted).build()?).await?;
     eprintln!("ready on {}", socket.local_addr()?);
     let mut buffer = vec![0; 65_535];
     loop {

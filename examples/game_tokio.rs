@@ -44,7 +44,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: game_tokio --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = UdpSocket::bind(*listen, Trust::networks(trusted)?).await?;
+    let socket = UdpSocket::bind(*listen, Trust::networks(trusted).build()?).await?;
     eprintln!("ready on {}", socket.local_addr()?);
     let mut players = HashMap::new();
     let mut ticks = interval(TICK);

@@ -32,7 +32,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: http3_quinn --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let trust = Trust::networks(trusted)?;
+    let trust = Trust::networks(trusted).build()?;
     let endpoint =
         ppv2_sdk::quinn::server(EndpointConfig::default(), config()?, listen.parse()?, trust)?;
     eprintln!("ready on {}", endpoint.local_addr()?);

@@ -100,7 +100,7 @@ fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: rate_limit_std --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = UdpSocket::bind(*listen, Trust::networks(trusted)?)?;
+    let socket = UdpSocket::bind(*listen, Trust::networks(trusted).build()?)?;
     eprintln!("ready on {}", socket.local_addr()?);
     let mut limiter = Limiter::default();
     let mut buffer = vec![0; 65_535];

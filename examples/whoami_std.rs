@@ -22,7 +22,7 @@ fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: whoami_std --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = UdpSocket::bind(*listen, Trust::networks(trusted)?)?;
+    let socket = UdpSocket::bind(*listen, Trust::networks(trusted).build()?)?;
     eprintln!("ready on {}", socket.local_addr()?);
     loop {
         let datagram = socket.recv_datagram()?;

@@ -23,7 +23,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         return Err("usage: whoami_tokio --listen ADDR --trusted NET [NET ...]".into());
     };
 
-    let socket = UdpSocket::bind(*listen, Trust::networks(trusted)?).await?;
+    let socket = UdpSocket::bind(*listen, Trust::networks(trusted).build()?).await?;
     eprintln!("ready on {}", socket.local_addr()?);
     loop {
         let datagram = socket.recv_datagram().await?;

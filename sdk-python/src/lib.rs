@@ -23,7 +23,7 @@ mod _native {
     #[pymodule_export]
     use super::header::{Header, header_of};
     #[pymodule_export]
-    use super::socket::{Socket, Way, wrap};
+    use super::socket::{FlowPath, Socket, wrap};
     #[pymodule_export]
     use super::ssl::{Ssl, ssl_of};
 

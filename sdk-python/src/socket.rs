@@ -1,27 +1,20 @@
 //! `Socket`: a UDP socket of Python's whose addresses are the clients'.
 //!
 //! The methods here are the ones of `socket.socket`, argument by argument. What
-//! they do is in [`core`]: the SDK's [`Gate`](ppv2_sdk::Gate) decides on every datagram,
-//! [`descriptor`] does the input and output, and [`ways`] lets an address carry
-//! the way back. PyO3 wants the methods of a class in one block, so that this file
+//! they do is in [`core`]. PyO3 wants the methods of a class in one block, so this file
 //! is as long as their help is.
 
-mod address;
-mod batch;
+mod addresses;
 mod buffers;
-mod bursts;
 mod callers;
 mod core;
-mod descriptor;
 mod errors;
 mod message;
-mod options;
-#[cfg(target_os = "linux")]
-mod packet_info;
-mod slots;
-mod takeover;
-mod ways;
+mod wrapping;
 
+use std::sync::atomic::Ordering;
+
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
@@ -31,8 +24,11 @@ use self::buffers::{Flags, Writable, batch_size, bufsize, clipped, writable};
 use self::core::Core;
 use crate::arguments;
 
-pub(crate) use self::takeover::wrap;
-pub(crate) use self::ways::Way;
+pub(crate) use self::addresses::FlowPath;
+pub(crate) use self::wrapping::wrap;
+
+/// Level and name of the option that joins datagrams (udp(7)).
+const UDP_GRO: (i32, i32) = (17, 104);
 
 /// A UDP socket whose addresses are its clients', made by wrap().
 ///
@@ -52,8 +48,7 @@ pub(crate) use self::ways::Way;
 /// All methods may be called from several threads.
 #[pyclass(frozen, weakref, module = "ppv2")]
 pub(crate) struct Socket {
-    /// The `socket.socket` that owns the descriptor. Its own timeout is none, or
-    /// 0 where this one has any.
+    /// The `socket.socket` that owns the descriptor. It is non-blocking.
     python: Py<PyAny>,
     core: Core,
     type_asked: callers::Caller,
@@ -84,9 +79,9 @@ impl Socket {
         flags: Flags,
     ) -> PyResult<Bound<'py, PyBytes>> {
         self.core
-            .receive(py, flags.dontwait, |py, received, bytes| {
-                received.note(py, &self.core.ways);
-                Ok(PyBytes::new(py, clipped(received.payload(bytes), bufsize)))
+            .receive(py, flags.dontwait, |py, heard, _, payload| {
+                self.core.addresses.note(py, heard);
+                Ok(PyBytes::new(py, clipped(payload, bufsize)))
             })
     }
 
@@ -112,9 +107,9 @@ impl Socket {
     ) -> PyResult<usize> {
         let room = buffer.room(nbytes)?;
         self.core
-            .receive(py, flags.dontwait, |py, received, bytes| {
-                received.note(py, &self.core.ways);
-                buffer.write(clipped(received.payload(bytes), room))
+            .receive(py, flags.dontwait, |py, heard, _, payload| {
+                self.core.addresses.note(py, heard);
+                buffer.write(clipped(payload, room))
             })
     }
 
@@ -137,9 +132,9 @@ impl Socket {
         flags: Flags,
     ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyAny>)> {
         self.core
-            .receive(py, flags.dontwait, |py, received, bytes| {
-                let payload = PyBytes::new(py, clipped(received.payload(bytes), bufsize));
-                Ok((payload, received.address(py, &self.core.ways)?))
+            .receive(py, flags.dontwait, |py, heard, _, payload| {
+                let payload = PyBytes::new(py, clipped(payload, bufsize));
+                Ok((payload, self.core.address(py, heard)?))
             })
     }
 
@@ -165,9 +160,9 @@ impl Socket {
     ) -> PyResult<(usize, Bound<'py, PyAny>)> {
         let room = buffer.room(nbytes)?;
         self.core
-            .receive(py, flags.dontwait, |py, received, bytes| {
-                let written = buffer.write(clipped(received.payload(bytes), room))?;
-                Ok((written, received.address(py, &self.core.ways)?))
+            .receive(py, flags.dontwait, |py, heard, _, payload| {
+                let written = buffer.write(clipped(payload, room))?;
+                Ok((written, self.core.address(py, heard)?))
             })
     }
 
@@ -179,9 +174,7 @@ impl Socket {
     /// Raises:
     ///     As recv().
     fn recv_datagram<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.core.receive(py, false, |py, received, bytes| {
-            received.datagram(py, bytes, &self.core.ways)
-        })
+        self.core.receive_datagram(py)
     }
 
     /// Receives one client's datagram, ancillary data and the client's address.
@@ -262,7 +255,7 @@ impl Socket {
     ///     How many bytes were sent.
     ///
     /// Raises:
-    ///     NoRouteError: The client was not heard from, or too long ago; or not for
+    ///     NoReplyPathError: The client was not heard from, or too long ago; or not for
     ///         10 seconds, and the proxy's address has named another client since.
     ///     TimeoutError, BlockingIOError: There is no room to send, and the
     ///         timeout passed or the socket is non-blocking.
@@ -356,11 +349,7 @@ impl Socket {
     /// Raises:
     ///     OSError: The socket is closed.
     fn enable_gro(&self, py: Python<'_>) -> PyResult<bool> {
-        let enabled = self.core.descriptor(py)?.enable_gro()?;
-        if enabled {
-            self.core.set_joined();
-        }
-        Ok(enabled)
+        self.core.enable_gro(py)
     }
 
     /// Sends datagrams to clients, many in one call. What goes to one client in a
@@ -404,7 +393,7 @@ impl Socket {
     /// An OSError, ENOTCONN, as of any socket that was not connected: clients are
     /// many.
     fn getpeername(&self, py: Python<'_>) -> PyResult<()> {
-        self.core.descriptor(py)?;
+        self.core.socket(py)?;
         Err(errors::os(py, Errno::NOTCONN))
     }
 
@@ -417,7 +406,11 @@ impl Socket {
         optname: i32,
         buflen: i32,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.option(py, level, optname, buflen)
+        let arguments = match buflen {
+            0 => (level, optname).into_pyobject(py)?,
+            _ => (level, optname, buflen).into_pyobject(py)?,
+        };
+        self.python.bind(py).call_method1("getsockopt", arguments)
     }
 
     /// Sets an option, as socket.setsockopt().
@@ -433,14 +426,39 @@ impl Socket {
         value: &Bound<'_, PyAny>,
         optlen: Option<u32>,
     ) -> PyResult<()> {
-        self.set_option(py, level, optname, value, optlen)
+        if cfg!(target_os = "linux") && (level, optname) == UDP_GRO {
+            return Err(PyValueError::new_err(
+                "optname: UDP_GRO joins datagrams, each with its header; use enable_gro()",
+            ));
+        }
+        if cfg!(target_os = "linux") && message::PACKET_INFO_OPTIONS.contains(&(level, optname)) {
+            // It stays on where the socket itself needs it.
+            let asked = value.extract::<i32>().is_ok_and(|value| value != 0);
+            let asked = asked || !self.core.packet_info;
+            self.core.packet_info_asked.store(asked, Ordering::Relaxed);
+            if self.core.packet_info {
+                self.core.socket(py)?;
+                return Ok(());
+            }
+        }
+        let arguments = match optlen {
+            None => (level, optname, value).into_pyobject(py)?,
+            Some(optlen) => (level, optname, value, optlen).into_pyobject(py)?,
+        };
+        self.python.bind(py).call_method1("setsockopt", arguments)?;
+        Ok(())
     }
 
     /// Sets for how many seconds a call may wait: None for ever, 0 not at all. A
     /// receive call keeps to it however many bad datagrams come.
     #[pyo3(signature = (value, /))]
     fn settimeout(&self, py: Python<'_>, value: Option<f64>) -> PyResult<()> {
-        self.set_timeout(py, value)
+        if value.is_some_and(|seconds| seconds.is_nan() || seconds < 0.0) {
+            return Err(PyValueError::new_err("Timeout value out of range"));
+        }
+        self.core.socket(py)?;
+        self.core.set_timeout(value);
+        Ok(())
     }
 
     /// For how many seconds a call may wait, or None.
@@ -458,7 +476,7 @@ impl Socket {
     #[pyo3(signature = (flag, /))]
     fn setblocking(&self, py: Python<'_>, flag: &Bound<'_, PyAny>) -> PyResult<()> {
         self.type_asked.refuse_native_loop(py)?;
-        self.set_timeout(py, (!flag.is_truthy()?).then_some(0.0))
+        self.settimeout(py, (!flag.is_truthy()?).then_some(0.0))
     }
 
     /// Whether calls may wait, for however long.
@@ -502,6 +520,14 @@ impl Socket {
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        self.describe(py)
+        if self.core.is_closed() {
+            return Ok("<ppv2.Socket [closed]>".to_owned());
+        }
+        let socket = self.python.bind(py);
+        let (fd, name) = (
+            socket.call_method0("fileno")?,
+            socket.call_method0("getsockname")?,
+        );
+        Ok(format!("<ppv2.Socket fd={fd}, laddr={}>", name.repr()?))
     }
 }

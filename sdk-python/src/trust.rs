@@ -1,9 +1,9 @@
-//! The arguments that say whom a socket believes, and how much it remembers.
+//! The arguments that say which senders a socket trusts, and how much it remembers.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ppv2_sdk::{Direct, ReplyFrom, Trust};
+use ppv2_sdk::{ReplyFrom, Trust, Untrusted};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -24,17 +24,18 @@ pub(crate) struct Limits {
 /// The arguments of `wrap` as the Rust SDK has them.
 pub(crate) fn trust(
     networks: Vec<String>,
-    direct: Direct,
+    untrusted: Untrusted,
     reply_from: ReplyFrom,
     limits: &Limits,
 ) -> PyResult<Trust> {
-    Ok(Trust::networks(networks)
-        .map_err(refused)?
-        .direct(direct)
+    Trust::networks(networks)
+        .untrusted(untrusted)
         .reply_from(reply_from)
         .max_header_len(limits.max_header_len)
         .max_clients(limits.max_clients)
-        .forget_after(limits.forget_after))
+        .forget_after(limits.forget_after)
+        .build()
+        .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
 /// Of which families the trusted networks are.
@@ -58,11 +59,6 @@ pub(crate) fn families(networks: &[String]) -> Families {
     }
 }
 
-/// The message of the Rust SDK, which names the value and the mend.
-pub(crate) fn refused(error: ppv2_sdk::TrustError) -> PyErr {
-    PyValueError::new_err(error.to_string())
-}
-
 /// Networks as text, or whatever spells one when printed, such as an
 /// `ipaddress.IPv4Network`.
 pub(crate) fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
@@ -79,9 +75,9 @@ pub(crate) fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     Ok(networks)
 }
 
-pub(crate) fn direct_policy(value: &Bound<'_, PyAny>) -> PyResult<Direct> {
-    let choices = [("drop", Direct::Drop), ("accept", Direct::Accept)];
-    one_of("direct", "'drop' or 'accept'", choices, value)
+pub(crate) fn untrusted(value: &Bound<'_, PyAny>) -> PyResult<Untrusted> {
+    let choices = [("drop", Untrusted::Drop), ("accept", Untrusted::Accept)];
+    one_of("untrusted", "'drop' or 'accept'", choices, value)
 }
 
 pub(crate) fn reply_from(value: &Bound<'_, PyAny>) -> PyResult<ReplyFrom> {

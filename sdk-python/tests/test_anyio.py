@@ -59,7 +59,7 @@ def test_a_datagram_says_all_that_is_known(run: Callable[[Main], None]) -> None:
                 proxy.send(udp.getsockname(), b"hello")
                 datagram = await udp.receive_datagram()
                 assert datagram.proxy == proxy.address
-                with pytest.raises(ppv2.NoRouteError):
+                with pytest.raises(ppv2.NoReplyPathError):
                     await udp.sendto(b"", "192.0.2.1", 53)
             for late in (udp.receive(), udp.send((b"", CLIENT))):
                 with pytest.raises(anyio.ClosedResourceError):

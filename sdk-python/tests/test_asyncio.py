@@ -123,7 +123,7 @@ def test_a_client_never_seen_is_told_to_the_protocol(run: Callable[[Main], None]
         transport, protocol = await endpoint()
         transport.sendto(b"", OTHER_CLIENT)
         [error] = protocol.errors
-        assert isinstance(error, ppv2.NoRouteError)
+        assert isinstance(error, ppv2.NoReplyPathError)
         with pytest.raises(TypeError, match=r"address: expected a tuple .*, got None"):
             transport.sendto(b"")
         with pytest.raises(TypeError, match="data: expected a bytes-like object, got 'text'"):
@@ -232,7 +232,7 @@ def test_what_waits_is_sent_before_closing(run: Callable[[Main], None]) -> None:
             sock.clogged = False
             assert await protocol.lost is None
             assert [await reply(proxy), await reply(proxy)] == [b"one", b"two"]
-            assert [type(error) for error in protocol.errors] == [ppv2.NoRouteError]
+            assert [type(error) for error in protocol.errors] == [ppv2.NoReplyPathError]
             transport.sendto(b"late", CLIENT)
             proxy.receives_nothing()
 

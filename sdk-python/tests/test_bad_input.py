@@ -53,7 +53,7 @@ def test_headers_of_strangers_are_dropped() -> None:
 
 
 def test_headers_of_direct_clients_are_payload() -> None:
-    with server(direct="accept") as sock, udp("127.0.0.2") as direct:
+    with server(untrusted="accept") as sock, udp("127.0.0.2") as direct:
         forged = ppv2.encode(CLIENT, LISTENER) + b"forged"
         direct.sendto(forged, sock.getsockname())
         assert sock.recvfrom(100) == (forged, direct.getsockname())

@@ -155,7 +155,7 @@ def test_replies_without_a_route_are_left_out_and_counted() -> None:
         assert [proxy.receive(), proxy.receive()] == [b"1", b"3"]
         proxy.receives_nothing()
         stats = sock.stats()
-        assert (stats.replies_sent, stats.replies_without_route) == (2, 2)
+        assert (stats.replies_sent, stats.replies_without_path) == (2, 2)
         assert sock.send_batch([]) == 0
 
 

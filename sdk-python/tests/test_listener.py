@@ -73,7 +73,7 @@ def test_answers_from_its_own_port_and_from_any_other() -> None:
 
 def test_those_without_a_listener_are_answered_by_the_socket() -> None:
     with (
-        server(reply_from="listener", direct="accept") as sock,
+        server(reply_from="listener", untrusted="accept") as sock,
         udp("127.0.0.2") as direct,
         Proxy() as proxy,
     ):

@@ -80,7 +80,7 @@ def test_a_payload_that_looks_like_a_header_stays_payload() -> None:
 
 
 def test_a_datagram_says_all_that_is_known() -> None:
-    with server(direct="accept") as sock, Proxy() as proxy, udp("127.0.0.2") as direct:
+    with server(untrusted="accept") as sock, Proxy() as proxy, udp("127.0.0.2") as direct:
         proxy.send(sock.getsockname(), b"one", tlvs=[(2, b"example.com")])
         datagram = sock.recv_datagram()
         assert datagram[:4] == (b"one", CLIENT, LISTENER, proxy.address)
@@ -233,7 +233,7 @@ def test_trust_in_the_other_family_alone_is_refused() -> None:
     for family, host, wrong, right in cases:
         with udp(host, family) as sock, pytest.raises(ValueError, match="trusted: it names IPv"):
             ppv2.wrap(sock, trusted=[wrong])
-        for options in ({"trusted": [wrong, right]}, {"trusted": [wrong], "direct": "accept"}):
+        for options in ({"trusted": [wrong, right]}, {"trusted": [wrong], "untrusted": "accept"}):
             ppv2.wrap(udp(host, family), **options).close()
 
 
@@ -462,7 +462,7 @@ def test_a_port_that_nobody_listens_on_is_no_error_of_the_next_call() -> None:
         (["192.0.2.1/24"], "bits set behind its prefix; write 192.0.2.0/24 for the network"),
         (["127.0.0.1", "localhost"], '"localhost" is not a network'),
         ([None], '"None" is not a network'),
-        ([], "no trusted network is given and direct clients are dropped"),
+        ([], "no trusted network is given and untrusted senders are dropped"),
     ],
 )
 def test_a_network_that_is_none_is_named(trusted: list[str], message: str) -> None:
@@ -477,8 +477,8 @@ def test_a_network_that_is_none_is_named(trusted: list[str], message: str) -> No
     [
         ({"trusted": "127.0.0.1"}, TypeError, "trusted: expected an iterable of networks"),
         ({"trusted": 5}, TypeError, "trusted: expected an iterable of networks"),
-        ({"direct": "allow"}, ValueError, "direct: expected 'drop' or 'accept', got 'allow'"),
-        ({"direct": True}, TypeError, "direct: expected 'drop' or 'accept', got True"),
+        ({"untrusted": "allow"}, ValueError, "untrusted: expected 'drop' or 'accept', got 'allow'"),
+        ({"untrusted": True}, TypeError, "untrusted: expected 'drop' or 'accept', got True"),
         ({"max_header_len": 27}, ValueError, "max_header_len is 27"),
         ({"max_clients": 0}, ValueError, "max_clients: expected a number of clients, at least 1"),
         ({"forget_after": 0}, ValueError, "forget_after: expected a number of seconds above 0"),

@@ -94,10 +94,10 @@ def test_one_request_at_a_time() -> None:
 def test_bad_arguments_leave_nothing_open() -> None:
     with pytest.raises(ValueError, match='"nowhere" is not a network'):
         ppv2.socketserver.UDPServer(("127.0.0.1", 0), Echo, trusted=["nowhere"])
-    with pytest.raises(ValueError, match="direct: expected 'drop' or 'accept'"):
+    with pytest.raises(ValueError, match="untrusted: expected 'drop' or 'accept'"):
         ppv2.socketserver.UDPServer(
             ("127.0.0.1", 0),
             Echo,
             trusted=["127.0.0.1"],
-            direct="allow",  # type: ignore[arg-type]
+            untrusted="allow",  # type: ignore[arg-type]
         )

@@ -105,7 +105,7 @@ def test_what_can_not_be_sent_is_an_error() -> None:
         assert proxy.receive() == b"hello"
     assert [type(error) for error in errors] == [
         MessageLengthError,
-        ppv2.NoRouteError,
+        ppv2.NoReplyPathError,
         RuntimeError,
     ]
 

@@ -1,33 +1,35 @@
-//! Many datagrams with one call: the buffers that they are received into, and
-//! the recipients of those that are sent.
+//! Many datagrams with one call: the buffers that they are received into.
 
 use std::fmt;
+use std::io;
 use std::iter::FusedIterator;
-use std::net::SocketAddr;
+use std::ops::Range;
 use std::slice;
 
-use ppv2::Tlvs;
-use ppv2_udp::SocketState;
+use ppv2_udp::{AsFd, SocketState};
 
 use crate::clock::Tick;
-use crate::{Admitted, Datagram, Gate, ReplyTo, Way};
+use crate::datagram::Parts;
+use crate::{DatagramRef, Demux};
 
 /// Bounds the memory of one batch: 64 MiB of address space.
 const MAX_SLOTS: usize = 1024;
 
-/// Received datagrams and the buffers that they stand in, to be used again by
-/// the next call.
+/// Received datagrams and their buffers, which the next call uses again.
 ///
 /// A batch of `n` slots takes up to `n` datagrams in one call, each of up to 65,535
-/// bytes; on Linux that is one call to the kernel for every 64. Once [`enable_gro`](crate::UdpSocket::enable_gro) has
-/// been called, a slot holds as many as the kernel coalesced, up to 64, so that
-/// a batch may hold more datagrams than it has slots.
+/// bytes; on Linux that is one call to the kernel for every 64. Once
+/// [`enable_gro`](crate::UdpSocket::enable_gro) has been called, a slot holds as many
+/// as the kernel joined, up to 64, so that a batch may hold more datagrams than it has
+/// slots.
+///
+/// # Example
 ///
 /// ```
 /// use ppv2_sdk::{Batch, Trust, UdpSocket};
 ///
 /// # let proxy = std::net::UdpSocket::bind("127.0.0.1:0")?;
-/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"])?)?;
+/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"]).build()?)?;
 /// # let mut datagram = [0; 28 + 5];
 /// # let client = "203.0.113.11:54321".parse().unwrap();
 /// # ppv2::encode_udp(client, "198.51.100.10:9000".parse().unwrap(), &mut datagram).unwrap();
@@ -42,25 +44,13 @@ const MAX_SLOTS: usize = 1024;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Batch {
-    slots: ppv2_udp::Batch,
-    received: Vec<Received>,
-    heard: Tick,
+    buffers: ppv2_udp::Batch,
+    /// How many of them the next call fills.
+    slots: usize,
+    /// Where in the buffers each datagram is, and what is known of it.
+    received: Vec<(Range<usize>, Parts)>,
     /// Datagrams that the latest call dropped.
     dropped: usize,
-}
-
-/// One datagram of a batch, all but its bytes.
-#[derive(Clone, Copy)]
-struct Received {
-    /// Where its payload begins in the buffer.
-    start: usize,
-    len: usize,
-    /// Its TLVs stand right before its payload.
-    tlvs_len: usize,
-    client: SocketAddr,
-    destination: Option<SocketAddr>,
-    proxy: Option<SocketAddr>,
-    way: Way,
 }
 
 impl Batch {
@@ -69,11 +59,22 @@ impl Batch {
     /// has ever been used.
     #[must_use]
     pub fn new(slots: usize) -> Self {
+        let slots = slots.clamp(1, MAX_SLOTS);
         Self {
-            slots: ppv2_udp::Batch::new(slots.clamp(1, MAX_SLOTS)),
+            buffers: ppv2_udp::Batch::new(slots),
+            slots,
             received: Vec::new(),
-            heard: Tick::roughly_now(),
             dropped: 0,
+        }
+    }
+
+    /// Changes how many slots the next call fills, with the bounds of
+    /// [`new`](Self::new). Slots that are no longer used keep their memory.
+    pub fn set_slots(&mut self, slots: usize) {
+        self.slots = slots.clamp(1, MAX_SLOTS);
+        self.received.clear();
+        if self.buffers.slots() < self.slots {
+            self.buffers = ppv2_udp::Batch::new(self.slots);
         }
     }
 
@@ -91,8 +92,8 @@ impl Batch {
 
     /// The datagram at `index`, in the order in which they arrived.
     #[must_use]
-    pub fn get(&self, index: usize) -> Option<Admitted<'_>> {
-        self.received.get(index).map(|one| self.admitted(one))
+    pub fn get(&self, index: usize) -> Option<DatagramRef<'_>> {
+        self.received.get(index).map(|one| self.datagram(one))
     }
 
     /// The datagrams in the order in which they arrived.
@@ -103,50 +104,28 @@ impl Batch {
         }
     }
 
-    fn admitted(&self, one: &Received) -> Admitted<'_> {
-        let bytes = self.slots.bytes();
-        let payload = &bytes[one.start..][..one.len];
-        let tlvs = &bytes[one.start - one.tlvs_len..one.start];
-        Admitted {
-            payload,
-            client: one.client,
-            destination: one.destination,
-            proxy: one.proxy,
-            // The bytes come from TLVs that were read, so they read again.
-            tlvs: Tlvs::parse(tlvs).unwrap_or_default(),
-            way: one.way,
-            heard: self.heard,
-        }
+    fn datagram(&self, (range, parts): &(Range<usize>, Parts)) -> DatagramRef<'_> {
+        parts.of(&self.buffers.bytes()[range.clone()])
     }
 
-    /// Receives by `receive`, which returns how many slots it filled, and keeps what
-    /// `gate` lets in. Returns how many datagrams that were.
-    pub(crate) fn fill<E>(
+    /// Receives from a socket, as [`SocketState::receive`], and keeps what `demux`
+    /// delivers. Returns how many datagrams those are.
+    pub(crate) fn fill(
         &mut self,
-        gate: &Gate,
+        demux: &Demux,
         state: &SocketState,
-        receive: impl FnOnce(&mut ppv2_udp::Batch) -> Result<usize, E>,
-    ) -> Result<usize, E> {
+        socket: &impl AsFd,
+        wait: bool,
+    ) -> io::Result<usize> {
         self.received.clear();
         self.dropped = 0;
-        let filled = receive(&mut self.slots)?;
-        self.heard = Tick::roughly_now();
-        let mut admission = gate.admission(self.heard);
-        for (about, range) in self.slots.datagrams(filled) {
-            let datagram = &self.slots.bytes()[range.clone()];
-            let local = state.reply_from(about);
-            if let Ok(admitted) = admission.admit(about.peer, local, datagram) {
-                self.received.push(Received {
-                    start: range.end - admitted.payload.len(),
-                    len: admitted.payload.len(),
-                    tlvs_len: admitted.tlvs.as_bytes().len(),
-                    client: admitted.client,
-                    destination: admitted.destination,
-                    proxy: admitted.proxy,
-                    way: admitted.way,
-                });
-            } else {
-                self.dropped += 1;
+        let filled = state.receive(socket, &mut self.buffers, 0..self.slots, wait)?;
+        let mut demux = demux.lock(Tick::roughly_now());
+        for (about, range) in self.buffers.datagrams(filled) {
+            let bytes = &self.buffers.bytes()[range.clone()];
+            match demux.receive(about.peer, state.reply_from(about), bytes) {
+                Ok(parts) => self.received.push((range, parts)),
+                Err(_) => self.dropped += 1,
             }
         }
         Ok(self.received.len())
@@ -162,15 +141,15 @@ impl Batch {
 #[derive(Clone)]
 pub struct BatchIter<'b> {
     batch: &'b Batch,
-    received: slice::Iter<'b, Received>,
+    received: slice::Iter<'b, (Range<usize>, Parts)>,
 }
 
 impl<'b> Iterator for BatchIter<'b> {
-    type Item = Admitted<'b>;
+    type Item = DatagramRef<'b>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.received.next()?;
-        Some(self.batch.admitted(next))
+        Some(self.batch.datagram(next))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -181,7 +160,7 @@ impl<'b> Iterator for BatchIter<'b> {
 impl DoubleEndedIterator for BatchIter<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
         let next = self.received.next_back()?;
-        Some(self.batch.admitted(next))
+        Some(self.batch.datagram(next))
     }
 }
 
@@ -196,7 +175,7 @@ impl fmt::Debug for BatchIter<'_> {
 }
 
 impl<'b> IntoIterator for &'b Batch {
-    type Item = Admitted<'b>;
+    type Item = DatagramRef<'b>;
     type IntoIter = BatchIter<'b>;
 
     fn into_iter(self) -> Self::IntoIter {
@@ -214,43 +193,5 @@ impl Default for Batch {
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
-    }
-}
-
-/// Whom one datagram of [`send_batch`](crate::UdpSocket::send_batch) goes to.
-/// Made from a client's address, or from a datagram that it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Recipient {
-    /// This client, by the way that its latest datagram came.
-    Client(SocketAddr),
-    /// The client of this datagram, by the way that the datagram came.
-    Datagram(ReplyTo),
-    /// This very way, an [`Admitted::way`], even if it leads to another client by
-    /// now: for applications that keep a table of their own.
-    Way(Way),
-}
-
-impl From<SocketAddr> for Recipient {
-    fn from(client: SocketAddr) -> Self {
-        Self::Client(client)
-    }
-}
-
-impl From<Admitted<'_>> for Recipient {
-    fn from(admitted: Admitted<'_>) -> Self {
-        Self::Datagram(admitted.reply_to())
-    }
-}
-
-impl From<&Admitted<'_>> for Recipient {
-    fn from(admitted: &Admitted<'_>) -> Self {
-        Self::Datagram(admitted.reply_to())
-    }
-}
-
-impl From<&Datagram> for Recipient {
-    fn from(datagram: &Datagram) -> Self {
-        Self::Datagram(datagram.reply_to())
     }
 }

@@ -14,10 +14,11 @@ use std::fmt;
 #[non_exhaustive]
 pub enum DropReason {
     /// It came from outside the trusted networks, and
-    /// [`Direct::Drop`](crate::Direct::Drop) is set.
+    /// [`Untrusted::Drop`](crate::Untrusted::Drop) is set.
     Untrusted,
     /// It came from outside the trusted networks under the address of a client
-    /// that is known through a proxy. See [`Direct::Accept`](crate::Direct::Accept).
+    /// that is known through a proxy. See
+    /// [`Untrusted::Accept`](crate::Untrusted::Accept).
     DirectConflict,
     /// It came from a trusted peer and does not begin with a header. The proxy
     /// probably has its header switched off, or sends it once per session.
@@ -25,7 +26,7 @@ pub enum DropReason {
     /// Its header is malformed: [`ppv2::DecodeError`] says how, in the log at
     /// level TRACE.
     BadHeader,
-    /// Its header is longer than [`Trust::max_header_len`](crate::Trust::max_header_len).
+    /// Its header is longer than [`max_header_len`](crate::TrustBuilder::max_header_len).
     HeaderTooLong,
     /// Its header is a PROXY header that names no client (UNSPEC).
     Unspecified,
@@ -33,7 +34,7 @@ pub enum DropReason {
     Tcp,
     /// Its header names a UNIX socket.
     Unix,
-    /// Its client can't be one: port 0, or an unspecified, multicast or
+    /// No client can have its client's address: port 0, or an unspecified, multicast or
     /// broadcast IP address.
     ClientAddress,
 }
@@ -74,6 +75,8 @@ impl DropReason {
     }
 }
 
+impl std::error::Error for DropReason {}
+
 impl fmt::Display for DropReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -87,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_stands_at_its_index_under_a_name_of_its_own() {
+    fn every_reason_has_its_own_index_and_name() {
         for (position, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), position, "{reason}");
         }

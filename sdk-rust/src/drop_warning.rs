@@ -1,10 +1,12 @@
-//! Says that datagrams are dropped, why, and which setting is behind it: the first
+//! Warnings of dropped datagrams, with the reason and the setting behind it: the first
 //! time for each reason, then at most once a minute.
 
 use std::fmt;
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::DropReason;
 use crate::address::canonical;
@@ -13,37 +15,23 @@ use crate::clock::Tick;
 const REASONS: usize = DropReason::ALL.len();
 
 /// Time between two warnings of one reason. Anybody can send what must be dropped,
-/// so that it bounds what strangers make of the log.
+/// so the interval bounds what strangers can write to the log.
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Never, as the time of a warning.
 const NEVER: i64 = i64::MIN;
 
 /// Decides which drops are worth a warning: for each reason the first, then at most
-/// one a minute. The sockets of this crate and [`Gate`](crate::Gate) hold one and log
-/// what it says by `tracing` at level WARN; it is for those who log by other means.
-///
-/// ```
-/// use std::time::{Duration, Instant};
-/// use ppv2_sdk::{DropReason, DropWarnings};
-///
-/// let warnings = DropWarnings::new();
-/// let (now, peer) = (Instant::now(), "192.0.2.1:4000".parse().unwrap());
-/// let first = warnings.due(now, peer, DropReason::Untrusted).unwrap();
-/// assert!(first.to_string().starts_with("dropped a datagram from 192.0.2.1:4000"));
-/// assert_eq!(warnings.due(now, peer, DropReason::Untrusted), None);
-///
-/// let later = now + Duration::from_secs(60);
-/// let next = warnings.due(later, peer, DropReason::Untrusted).unwrap();
-/// assert_eq!(next.since_last, 2);
-/// ```
+/// one a minute.
 #[derive(Debug)]
-pub struct DropWarnings {
+pub(crate) struct Warnings {
     occasions: [Occasionally; REASONS],
     since_last: [AtomicU64; REASONS],
+    /// Not taken yet, at most one for each reason.
+    pending: Mutex<Vec<DropWarning>>,
 }
 
-/// What to tell the operator of a drop. Its [`Display`](fmt::Display) names the
+/// A dropped datagram that the operator should know of. Its [`Display`](fmt::Display) names the
 /// sender, the reason and the setting to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,24 +67,18 @@ impl Occasionally {
     }
 }
 
-impl DropWarnings {
-    /// One that has warned of nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
+impl Warnings {
+    pub(crate) fn new() -> Self {
         Self {
             occasions: [const { Occasionally::new() }; REASONS],
             since_last: [const { AtomicU64::new(0) }; REASONS],
+            pending: Mutex::default(),
         }
     }
 
     /// Counts a datagram from `peer` that was dropped for `reason`; the warning if
-    /// one is due. It takes no lock and allocates nothing.
-    #[must_use]
-    pub fn due(&self, now: Instant, peer: SocketAddr, reason: DropReason) -> Option<DropWarning> {
-        self.due_at(now.into(), peer, reason)
-    }
-
-    pub(crate) fn due_at(
+    /// one is due.
+    pub(crate) fn due(
         &self,
         now: Tick,
         peer: SocketAddr,
@@ -107,17 +89,23 @@ impl DropWarnings {
         if !self.occasions[reason.index()].is_due(now) {
             return None;
         }
-        Some(DropWarning {
+        let warning = DropWarning {
             sender: canonical(peer),
             reason,
             since_last: since_last.swap(0, Ordering::Relaxed),
-        })
+        };
+        let mut pending = self.pending();
+        pending.retain(|other| other.reason != reason);
+        pending.push(warning);
+        Some(warning)
     }
-}
 
-impl Default for DropWarnings {
-    fn default() -> Self {
-        Self::new()
+    pub(crate) fn take(&self) -> Vec<DropWarning> {
+        mem::take(&mut *self.pending())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<DropWarning>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,7 +122,7 @@ impl fmt::Display for DropWarning {
             DropReason::Untrusted => write!(
                 f,
                 "{ip} is in none of the trusted networks; if it is the proxy, add it to \
-                 `trusted`; if it is a client that comes directly, set `direct` to accept"
+                 `trusted`; if it is a client that comes directly, set `untrusted` to accept"
             ),
             DropReason::DirectConflict => write!(
                 f,
@@ -179,38 +167,44 @@ impl fmt::Display for DropWarning {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
     fn each_reason_is_warned_of_first_and_then_once_a_minute() {
-        let warnings = DropWarnings::new();
+        let warnings = Warnings::new();
         let start = Instant::now();
         let peer: SocketAddr = "[::ffff:192.0.2.1]:7".parse().unwrap();
         for &reason in DropReason::ALL {
-            let first = warnings.due(start, peer, reason).unwrap();
+            let first = warnings.due(start.into(), peer, reason).unwrap();
             assert_eq!((first.reason, first.since_last), (reason, 1));
             let words = format!("dropped a datagram from 192.0.2.1:7 ({reason}): ");
             assert!(first.to_string().starts_with(&words), "{first}");
             let due = (1..=600u32)
                 .filter(|second| {
                     let now = start + *second * SECOND;
-                    warnings.due(now, peer, reason).is_some()
+                    warnings.due(now.into(), peer, reason).is_some()
                 })
                 .collect::<Vec<_>>();
             let each_minute: Vec<_> = (1..=10).map(|minute| 60 * minute).collect();
             assert_eq!(due, each_minute);
         }
+        let pending = warnings.take();
+        assert_eq!(pending.len(), REASONS);
+        assert!(pending.iter().all(|warning| warning.since_last == 60));
+        assert!(warnings.take().is_empty());
     }
 
     #[test]
     fn names_the_setting() {
-        let warnings = DropWarnings::new();
+        let warnings = Warnings::new();
         let now = Instant::now();
         let text = |reason| {
             let peer = "192.0.2.1:7".parse().unwrap();
-            warnings.due(now, peer, reason).unwrap().to_string()
+            warnings.due(now.into(), peer, reason).unwrap().to_string()
         };
         assert!(text(DropReason::Untrusted).contains("add it to `trusted`"));
         assert!(text(DropReason::NoHeader).contains("emit = \"every\""));

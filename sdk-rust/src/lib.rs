@@ -12,7 +12,7 @@
 //!
 //!  fn main() -> std::io::Result<()> {
 //! -    let socket = UdpSocket::bind("0.0.0.0:9000")?;
-//! +    let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"])?)?;
+//! +    let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?)?;
 //!      let mut buffer = [0; 1500];
 //!      loop {
 //!          let (len, client) = socket.recv_from(&mut buffer)?;
@@ -37,7 +37,7 @@
 )]
 //! `recv_datagram` returns all that is known of a datagram, and `reply` answers
 //! it; `recv_batch` and `send_batch` move many with one call to the kernel.
-//! [`Gate`] is what stands behind both, for sockets of any other kind.
+//! [`Demux`] is what stands behind both, for sockets of any other kind.
 //!
 //! # A client, its proxy and a server
 //!
@@ -45,7 +45,7 @@
 //! use std::net::UdpSocket as StdSocket;
 //! use ppv2_sdk::{Trust, UdpSocket};
 //!
-//! let server = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"])?)?;
+//! let server = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"]).build()?)?;
 //!
 //! // What a proxy does for a client at 203.0.113.11.
 //! let proxy = StdSocket::bind("127.0.0.1:0")?;
@@ -79,7 +79,7 @@
 //! | a trusted network | that names a UDP client | delivered, as from that client |
 //! | | that says LOCAL | delivered, as from the proxy itself |
 //! | | of any other kind, or none | dropped |
-//! | elsewhere | never looked at | dropped; with [`Direct::Accept`] delivered untouched, as from its sender |
+//! | elsewhere | never looked at | dropped; with [`Untrusted::Accept`] delivered untouched, as from its sender |
 //!
 //! What is dropped never makes a receive call fail: it is counted in [`Stats`]
 //! under its [`DropReason`], and the call goes on waiting. The first drop for each
@@ -125,34 +125,33 @@ macro_rules! message_as_debug {
 
 mod address;
 mod batch;
-mod buffer;
+mod clients;
 mod clock;
+mod core;
 mod datagram;
+mod demux;
 mod drop_reason;
 mod drop_warning;
 mod errors;
-mod gate;
 mod listeners;
-mod offload;
 mod patience;
 #[cfg(feature = "quinn")]
 pub mod quinn;
-mod routes;
+mod reply_path;
 mod socket;
 mod stats;
 #[cfg(feature = "tokio")]
 pub mod tokio;
 mod trust;
-mod way;
 
-pub use batch::{Batch, BatchIter, Recipient};
-pub use datagram::Datagram;
+pub use batch::{Batch, BatchIter};
+pub use clients::FORMER_CLIENT_GRACE;
+pub use datagram::{Datagram, DatagramRef};
+pub use demux::Demux;
 pub use drop_reason::DropReason;
-pub use drop_warning::{DropWarning, DropWarnings};
-pub use gate::{Admitted, Gate};
+pub use drop_warning::DropWarning;
 pub use ipnet::IpNet;
-pub use routes::FORMER_CLIENT_GRACE;
+pub use reply_path::{Recipient, ReplyPath};
 pub use socket::UdpSocket;
 pub use stats::Stats;
-pub use trust::{Direct, ReplyFrom, Trust, TrustError};
-pub use way::{ReplyTo, Way};
+pub use trust::{ReplyFrom, Trust, TrustBuilder, TrustError, Untrusted};

@@ -2,7 +2,7 @@
 //!
 //! ```diff
 //! -let endpoint = quinn::Endpoint::server(config, addr)?;
-//! +let trust = Trust::networks(["192.0.2.10"])?;
+//! +let trust = Trust::networks(["192.0.2.10"]).build()?;
 //! +let endpoint = ppv2_sdk::quinn::server(EndpointConfig::default(), config, addr, trust)?;
 //! ```
 //!
@@ -16,8 +16,8 @@
 //! what would mend it.
 //!
 //! What quinn sends to a client that is forgotten is lost, counted as
-//! [`Stats::replies_without_route`] and warned of in the log, once a minute at most:
-//! have [`Trust::forget_after`] (120 seconds unless set) last at least as long as
+//! [`Stats::replies_without_path`] and warned of in the log, once a minute at most:
+//! have [`forget_after`](crate::TrustBuilder::forget_after) (120 seconds unless set) last at least as long as
 //! quinn's `max_idle_timeout` (30 seconds unless set), which can't be asked for.
 //!
 //! Such an endpoint serves; it can't connect to anybody, since nothing is sent
@@ -41,7 +41,7 @@ use ::quinn::{
 
 use crate::clock::Tick;
 use crate::listeners::{Listeners, Source};
-use crate::{Gate, ReplyFrom, Stats, Trust, TrustError, Way};
+use crate::{Demux, ReplyFrom, ReplyPath, Stats, Trust};
 use inbox::Inbox;
 
 /// Takes the place of [`Endpoint::server`]: an endpoint bound to `addr` that
@@ -49,8 +49,7 @@ use inbox::Inbox;
 ///
 /// # Errors
 ///
-/// As [`Endpoint::server`]; `InvalidInput` with a
-/// [`TrustError`] inside if `trust` can't be used.
+/// As [`Endpoint::server`].
 ///
 /// # Panics
 ///
@@ -63,7 +62,7 @@ use inbox::Inbox;
 /// use ppv2_sdk::Trust;
 /// use quinn::EndpointConfig;
 ///
-/// let trust = Trust::networks(["192.0.2.10"])?;
+/// let trust = Trust::networks(["192.0.2.10"]).build()?;
 /// let addr = "0.0.0.0:443".parse().unwrap();
 /// let config = EndpointConfig::default();
 /// let endpoint = ppv2_sdk::quinn::server(config, server_config, addr, trust)?;
@@ -83,7 +82,7 @@ pub fn server(
         config,
         Some(server_config),
         UdpSocket::bind(addr)?,
-        Arc::new(Runtime::new(trust)?),
+        Arc::new(Runtime::new(trust)),
     )
 }
 
@@ -98,7 +97,7 @@ pub fn server(
 /// use quinn::{Endpoint, EndpointConfig};
 ///
 /// # fn serve(server_config: quinn::ServerConfig) -> std::io::Result<()> {
-/// let runtime = Arc::new(Runtime::new(Trust::networks(["192.0.2.10"])?)?);
+/// let runtime = Arc::new(Runtime::new(Trust::networks(["192.0.2.10"]).build()?));
 /// let socket = std::net::UdpSocket::bind("0.0.0.0:443")?;
 /// let endpoint = Endpoint::new(
 ///     EndpointConfig::default(),
@@ -113,36 +112,30 @@ pub fn server(
 #[derive(Clone, Debug)]
 pub struct Runtime {
     inner: Arc<dyn ::quinn::Runtime>,
-    gate: Arc<Gate>,
+    demux: Arc<Demux>,
 }
 
 impl Runtime {
     /// A runtime on tokio.
-    ///
-    /// # Errors
-    ///
-    /// A [`TrustError`] if `trust` can't be used.
-    pub fn new(trust: Trust) -> Result<Self, TrustError> {
+    #[must_use]
+    pub fn new(trust: Trust) -> Self {
         Self::around(Arc::new(TokioRuntime), trust)
     }
 
     /// A runtime on another of quinn's.
-    ///
-    /// # Errors
-    ///
-    /// A [`TrustError`] if `trust` can't be used.
-    pub fn around(runtime: Arc<dyn ::quinn::Runtime>, trust: Trust) -> Result<Self, TrustError> {
-        Ok(Self {
+    #[must_use]
+    pub fn around(runtime: Arc<dyn ::quinn::Runtime>, trust: Trust) -> Self {
+        Self {
             inner: runtime,
-            gate: Arc::new(Gate::new(trust)?),
-        })
+            demux: Arc::new(Demux::new(trust)),
+        }
     }
 
     /// What the runtime's sockets have received, dropped and sent so far. What
     /// quinn sends as one burst counts as many times as it has datagrams.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.gate.stats()
+        self.demux.stats()
     }
 
     /// Puts the header's removal in front of a socket that the inner runtime, or
@@ -166,7 +159,7 @@ impl Runtime {
             inner,
             descriptor,
             runtime: Arc::clone(&self.inner),
-            gate: Arc::clone(&self.gate),
+            demux: Arc::clone(&self.demux),
             inbox: Mutex::default(),
             listeners: Listeners::new(),
             full: Mutex::default(),
@@ -184,7 +177,7 @@ impl ::quinn::Runtime for Runtime {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let descriptor = match self.gate.trust().replies_from() {
+        let descriptor = match self.demux.settings().reply_from {
             ReplyFrom::Proxy => None,
             ReplyFrom::Listener => Some(socket.try_clone()?),
         };
@@ -203,7 +196,7 @@ struct Socket {
     descriptor: Option<UdpSocket>,
     /// Makes the sockets of listeners.
     runtime: Arc<dyn ::quinn::Runtime>,
-    gate: Arc<Gate>,
+    demux: Arc<Demux>,
     listeners: Listeners<Sender>,
     /// The socket of a listener that had no room for a datagram just now.
     full: Mutex<Option<Sender>>,
@@ -215,7 +208,7 @@ impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket")
             .field("inner", &self.inner)
-            .field("gate", &self.gate)
+            .field("demux", &self.demux)
             .finish_non_exhaustive()
     }
 }
@@ -224,32 +217,32 @@ impl fmt::Debug for Socket {
 type Sender = Arc<dyn AsyncUdpSocket>;
 
 impl Socket {
-    fn send(&self, way: Way, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(listener) = way.from else {
+    fn send(&self, path: ReplyPath, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Some(listener) = path.from else {
             // quinn keeps to the address that a connection began with, whereas
             // the client may come through another proxy by now.
             return self.inner.try_send(&Transmit {
-                destination: way.to,
-                src_ip: way.local.or(transmit.src_ip),
+                destination: path.to,
+                src_ip: path.local.or(transmit.src_ip),
                 ..transmit.clone()
             });
         };
         let local = self.inner.local_addr()?;
         let wrap = |socket| self.runtime.wrap_udp_socket(socket);
-        let counters = self.gate.counters();
+        let counters = self.demux.counters();
         let descriptor = self.descriptor.as_ref();
         match self
             .listeners
             .source(descriptor, local, listener, counters, wrap)?
         {
             Source::Own(ip) => self.inner.try_send(&Transmit {
-                destination: as_seen_by(local, way.to),
+                destination: as_seen_by(local, path.to),
                 src_ip: Some(ip),
                 ..transmit.clone()
             }),
             Source::Bound(sender) => {
                 let sent = sender.try_send(&Transmit {
-                    destination: way.to,
+                    destination: path.to,
                     src_ip: None,
                     ..transmit.clone()
                 });
@@ -303,7 +296,7 @@ impl UdpPoller for Poller {
 impl AsyncUdpSocket for Socket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         let own = Arc::clone(&self.inner).create_io_poller();
-        match self.gate.trust().replies_from() {
+        match self.demux.settings().reply_from {
             ReplyFrom::Proxy => own,
             ReplyFrom::Listener => Box::pin(Poller {
                 socket: self,
@@ -313,21 +306,21 @@ impl AsyncUdpSocket for Socket {
         }
     }
 
-    /// Sends by the way to the client. To one who is not known, or no longer,
+    /// Sends by the path to the client. To one who is not known, or no longer,
     /// nothing is sent: for QUIC that is a lost datagram, not a broken socket.
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(way) = self
-            .gate
-            .route_at(Tick::roughly_now(), transmit.destination)
+        let Some(path) = self
+            .demux
+            .path_to(Tick::roughly_now(), transmit.destination.into())
         else {
-            self.gate.counters().reply_without_route();
-            self.gate.warn_of_lost_push(transmit.destination);
+            self.demux.counters().reply_without_path();
+            self.demux.warn_of_lost_send(transmit.destination);
             return Ok(());
         };
-        self.send(way, transmit)?;
+        self.send(path, transmit)?;
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         let datagrams = transmit.contents.len().div_ceil(segment.max(1));
-        self.gate.counters().replies_sent_many(datagrams);
+        self.demux.counters().replies_sent(datagrams);
         Ok(())
     }
 
@@ -338,7 +331,7 @@ impl AsyncUdpSocket for Socket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.poll_recv(cx, &*self.inner, &self.gate, bufs, meta)
+        inbox.poll_recv(cx, &*self.inner, &self.demux, bufs, meta)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

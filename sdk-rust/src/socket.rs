@@ -1,22 +1,17 @@
-//! The blocking socket: `std`'s, with a [`Gate`] between it and the application.
+//! The blocking socket: `std`'s, with a [`Demux`] between it and the application.
 
 use std::io;
-use std::net::{self, IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{self, SocketAddr, ToSocketAddrs};
 #[cfg(unix)]
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ppv2_udp::SocketState;
-
-use crate::clock::Tick;
-use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
-use crate::listeners::{Listeners, Source};
-use crate::offload::Outgoing;
+use crate::core::{Core, Exit, Outgoing, send_in_runs};
+use crate::errors::no_address;
 use crate::patience::{Patience, until_there_is_room};
-use crate::{
-    Admitted, Batch, Datagram, Direct, Gate, Recipient, Stats, Trust, Way, buffer, offload,
-};
+use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, Stats, Trust};
 
 /// Takes the place of [`std::net::UdpSocket`] in a server behind a proxy: the
 /// addresses that it receives from and sends to are the clients'.
@@ -33,7 +28,7 @@ use crate::{
 /// ```no_run
 /// use ppv2_sdk::{Trust, UdpSocket};
 ///
-/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"])?)?;
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?)?;
 /// let mut buffer = [0; 1500];
 /// loop {
 ///     let (len, client) = socket.recv_from(&mut buffer)?;
@@ -44,10 +39,7 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct UdpSocket {
-    inner: net::UdpSocket,
-    gate: Gate,
-    state: SocketState,
-    listeners: Listeners<Sender>,
+    core: Core<net::UdpSocket>,
     /// Spares calls that can't time out the time that they would begin at.
     has_timeout: AtomicBool,
 }
@@ -58,7 +50,7 @@ pub struct UdpSocket {
 #[cfg(unix)]
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
+        self.core.socket.as_fd()
     }
 }
 
@@ -66,15 +58,8 @@ impl AsFd for UdpSocket {
 #[cfg(unix)]
 impl AsRawFd for UdpSocket {
     fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
+        self.core.socket.as_raw_fd()
     }
-}
-
-/// A socket that is bound to a listener's address, and doesn't wait.
-#[derive(Debug)]
-struct Sender {
-    inner: net::UdpSocket,
-    state: SocketState,
 }
 
 impl UdpSocket {
@@ -82,66 +67,51 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// As [`std::net::UdpSocket::bind`]; `InvalidInput` with a
-    /// [`TrustError`](crate::TrustError) inside if `trust` can't be used.
+    /// As [`std::net::UdpSocket::bind`];
     ///
     /// ```
     /// use ppv2_sdk::{Trust, UdpSocket};
     ///
-    /// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.0/8"])?)?;
+    /// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.0/8"]).build()?)?;
     /// assert!(socket.local_addr()?.port() > 0);
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
-        let gate = Gate::new(trust)?;
-        Self::around(net::UdpSocket::bind(addr)?, gate)
+        Self::with_demux(net::UdpSocket::bind(addr)?, Demux::new(trust).into())
     }
 
     /// Takes over a socket that is bound already, with the options that it has.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` with a [`TrustError`](crate::TrustError) inside if `trust`
-    /// can't be used.
+    /// As [`std::net::UdpSocket::local_addr`].
+    ///
+    /// # Example
     ///
     /// ```
     /// use ppv2_sdk::{Trust, UdpSocket};
     ///
     /// let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
     /// socket.set_ttl(32)?;
-    /// let socket = UdpSocket::from_std(socket, Trust::networks(["127.0.0.0/8"])?)?;
+    /// let socket = UdpSocket::from_std(socket, Trust::networks(["127.0.0.0/8"]).build()?)?;
+    /// assert_eq!(socket.ttl()?, 32);
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn from_std(socket: net::UdpSocket, trust: Trust) -> io::Result<Self> {
-        Self::around(socket, Gate::new(trust)?)
+        Self::with_demux(socket, Demux::new(trust).into())
     }
 
-    /// Takes over a socket that only sends, by the ways that a [`Gate`] of the
-    /// caller's has found: hand them to [`send_batch`](Self::send_batch) as
-    /// [`Recipient::Way`]. Unlike [`from_std`](Self::from_std) it leaves the socket's
-    /// options as they are. What it receives counts as direct clients'.
+    /// As [`from_std`](Self::from_std), with a [`Demux`] that the caller or other sockets
+    /// use too. They share the clients that it remembers, its counters and its warnings.
     ///
     /// # Errors
     ///
     /// As [`std::net::UdpSocket::local_addr`].
-    pub fn for_sending(socket: net::UdpSocket) -> io::Result<Self> {
-        let everybody = Trust::ip_nets([]).direct(Direct::Accept).max_clients(1);
-        let state = SocketState::for_sending(&socket, socket.local_addr()?);
-        Self::with_state(socket, Gate::new(everybody)?, state)
-    }
-
-    fn around(inner: net::UdpSocket, gate: Gate) -> io::Result<Self> {
-        let state = SocketState::new(&inner, inner.local_addr()?);
-        Self::with_state(inner, gate, state)
-    }
-
-    fn with_state(inner: net::UdpSocket, gate: Gate, state: SocketState) -> io::Result<Self> {
+    pub fn with_demux(socket: net::UdpSocket, demux: Arc<Demux>) -> io::Result<Self> {
+        let local = socket.local_addr()?;
         Ok(Self {
-            has_timeout: AtomicBool::new(!matches!(inner.read_timeout(), Ok(None))),
-            state,
-            inner,
-            gate,
-            listeners: Listeners::new(),
+            has_timeout: AtomicBool::new(!matches!(socket.read_timeout(), Ok(None))),
+            core: Core::new(socket, local, demux),
         })
     }
 
@@ -162,7 +132,7 @@ impl UdpSocket {
     /// client that went away is an error. `InvalidInput` after
     /// [`enable_gro`](Self::enable_gro).
     pub fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
+        self.receive(|datagram| datagram.copy_to(buffer))
     }
 
     /// Receives one client's datagram with all that is known of it.
@@ -171,7 +141,19 @@ impl UdpSocket {
     ///
     /// As [`recv_from`](Self::recv_from).
     pub fn recv_datagram(&self) -> io::Result<Datagram> {
-        self.receive(Datagram::new)
+        self.receive(|datagram| datagram.into())
+    }
+
+    /// Receives one client's datagram without copying it. `buffer` needs room for the
+    /// header too; what does not fit is lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub fn recv_ref<'b>(&self, buffer: &'b mut [u8]) -> io::Result<DatagramRef<'b>> {
+        let (len, parts) =
+            self.persist(|wait| Ok(self.core.receive_parts(buffer, wait)?.ok_or(1)))?;
+        Ok(parts.of(&buffer[..len]))
     }
 
     /// Receives what is there into `batch`, in place of what that held before,
@@ -185,22 +167,10 @@ impl UdpSocket {
     ///
     /// As [`recv_from`](Self::recv_from). The batch is empty then.
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
-        loop {
-            let received = batch.fill(&self.gate, &self.state, |slots| {
-                patience.receive(&self.inner, |wait| {
-                    let all = 0..slots.slots();
-                    self.state.receive(&self.inner, slots, all, wait)
-                })
-            });
-            match received {
-                Ok(0) => {}
-                Ok(count) => return Ok(count),
-                Err(error) if is_echo_of_earlier_send(&error) => {}
-                Err(error) => return Err(error),
-            }
-            patience.dropped(&self.inner, batch.dropped().max(1))?;
-        }
+        self.persist(|wait| match self.core.receive_batch(batch, wait)? {
+            0 => Ok(Err(batch.dropped().max(1))),
+            count => Ok(Ok(count)),
+        })
     }
 
     /// Has the kernel hand over datagrams of one proxy that arrive in a row
@@ -208,17 +178,24 @@ impl UdpSocket {
     /// Receiving bursts then takes a fraction of the time.
     ///
     /// From then on only [`recv_batch`](Self::recv_batch) receives, and there is
-    /// no way back: the other calls have no place for the rest of a burst.
+    /// no path back: the other calls have no place for the rest of a burst.
     ///
     /// # Errors
     ///
     /// As the system's for setting a socket's options.
-    pub fn enable_gro(&mut self) -> io::Result<bool> {
-        self.state.enable_gro(&self.inner)
+    pub fn enable_gro(&self) -> io::Result<bool> {
+        self.core.enable_gro()
     }
 
-    /// Sends `payload` to a client by the way that its latest datagram came, and
-    /// returns how many bytes were sent.
+    /// Whether datagrams arrive in bursts, since [`enable_gro`](Self::enable_gro) was
+    /// called or the option was set before.
+    #[must_use]
+    pub fn is_gro_enabled(&self) -> bool {
+        self.core.gro()
+    }
+
+    /// Sends `payload` to a client by the path of its latest datagram, and returns how
+    /// many bytes were sent.
     ///
     /// # Errors
     ///
@@ -232,17 +209,19 @@ impl UdpSocket {
     /// [`std::net::UdpSocket::send_to`].
     pub fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
         let client = client.to_socket_addrs()?.next().ok_or_else(no_address)?;
-        self.send(payload, self.gate.way_to(client)?)
+        self.reply_to(client, payload)
     }
 
-    /// Answers `datagram` with `payload` by the way that this very datagram came,
-    /// and returns how many bytes were sent.
+    /// Answers `datagram` with `payload` by the path that it came, and returns how many
+    /// bytes were sent.
     ///
     /// # Errors
     ///
     /// As [`send_to`](Self::send_to). `NotConnected` if the datagram came through
     /// a proxy more than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) ago, and
-    /// its way is no longer that of [`send_to`](Self::send_to).
+    /// its path is no longer that of the client's latest datagram.
+    ///
+    /// # Example
     ///
     /// ```no_run
     /// # fn serve(socket: ppv2_sdk::UdpSocket) -> std::io::Result<()> {
@@ -253,7 +232,23 @@ impl UdpSocket {
     /// # }
     /// ```
     pub fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, self.gate.way_of_reply(datagram.reply_to())?)
+        self.reply_to(datagram, payload)
+    }
+
+    /// Sends `payload` to a recipient: a client's address, as [`send_to`](Self::send_to),
+    /// or a [`DatagramRef`], [`Datagram`] or
+    /// [`ReplyPath`](crate::ReplyPath), as [`reply`](Self::reply).
+    ///
+    /// # Errors
+    ///
+    /// As of those two.
+    pub fn reply_to(&self, recipient: impl Into<Recipient>, payload: &[u8]) -> io::Result<usize> {
+        let path = self.core.demux.require_reply_path(recipient)?;
+        if path.from.is_some() {
+            self.send_run(&[(payload, path)])?;
+            return Ok(payload.len());
+        }
+        self.core.send_one(payload, &path)
     }
 
     /// Sends datagrams in their order, each to a client's address or as the answer
@@ -288,16 +283,8 @@ impl UdpSocket {
         P: AsRef<[u8]>,
         R: Copy + Into<Recipient>,
     {
-        let outgoing = self.gate.outgoing(datagrams)?;
-        let mut sent = 0;
-        for run in outgoing.chunk_by(|(_, one), (_, next)| one.same_source(next)) {
-            match self.send_run(run) {
-                Ok(more) => sent += more,
-                Err(error) if sent == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(sent)
+        let outgoing = self.core.demux.outgoing(datagrams)?;
+        send_in_runs(&outgoing, |run| self.send_run(run))
     }
 
     /// The address that the socket is bound to.
@@ -306,7 +293,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::local_addr`].
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        self.core.socket.local_addr()
     }
 
     /// Bounds how long a receive call takes, however many datagrams are dropped
@@ -318,7 +305,7 @@ impl UdpSocket {
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.has_timeout
             .fetch_or(timeout.is_some(), Ordering::Relaxed);
-        self.inner.set_read_timeout(timeout)
+        self.core.socket.set_read_timeout(timeout)
     }
 
     /// The bound that [`set_read_timeout`](Self::set_read_timeout) set.
@@ -327,7 +314,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::read_timeout`].
     pub fn read_timeout(&self) -> io::Result<Option<Duration>> {
-        self.inner.read_timeout()
+        self.core.socket.read_timeout()
     }
 
     /// Bounds how long a send call takes; `None` for no bound.
@@ -336,7 +323,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::set_write_timeout`]: a timeout of 0 is one.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.inner.set_write_timeout(timeout)
+        self.core.socket.set_write_timeout(timeout)
     }
 
     /// The bound that [`set_write_timeout`](Self::set_write_timeout) set.
@@ -345,7 +332,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::write_timeout`].
     pub fn write_timeout(&self) -> io::Result<Option<Duration>> {
-        self.inner.write_timeout()
+        self.core.socket.write_timeout()
     }
 
     /// Makes calls return `WouldBlock` at once instead of waiting, or wait again.
@@ -354,7 +341,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::set_nonblocking`].
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        self.inner.set_nonblocking(nonblocking)
+        self.core.socket.set_nonblocking(nonblocking)
     }
 
     /// How many hops IPv4 replies may take.
@@ -363,7 +350,7 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::ttl`].
     pub fn ttl(&self) -> io::Result<u32> {
-        self.inner.ttl()
+        self.core.socket.ttl()
     }
 
     /// Sets how many hops IPv4 replies may take; those that leave by a socket of
@@ -374,91 +361,47 @@ impl UdpSocket {
     ///
     /// As [`std::net::UdpSocket::set_ttl`].
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        self.inner.set_ttl(ttl)
+        self.core.socket.set_ttl(ttl)
     }
 
     /// What the socket has received, dropped and sent so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.gate.stats()
+        self.core.demux.stats()
     }
 
-    /// Receives until `take` gets a datagram.
-    fn receive<T>(&self, take: impl FnOnce(&Admitted<'_>) -> T) -> io::Result<T> {
-        if self.state.gro() {
-            return Err(received_in_batches());
-        }
-        let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
-        buffer::with(|buffer| {
-            loop {
-                match patience.receive(&self.inner, |wait| self.receive_one(buffer, wait)) {
-                    Ok((len, peer, local)) => {
-                        if let Ok(admitted) =
-                            self.gate
-                                .admit_at(Tick::roughly_now(), peer, local, &buffer[..len])
-                        {
-                            return Ok(take(&admitted));
-                        }
-                    }
-                    Err(error) if is_echo_of_earlier_send(&error) => {}
-                    Err(error) => return Err(error),
-                }
-                patience.dropped(&self.inner, 1)?;
-            }
-        })
+    /// Receives until there is a datagram for the application, which `take` gets.
+    fn receive<T>(&self, mut take: impl FnMut(DatagramRef<'_>) -> T) -> io::Result<T> {
+        self.persist(|wait| Ok(self.core.receive_one(wait, &mut take)?.ok_or(1)))
     }
 
-    /// Receives one datagram: its length, its sender, and the address that it was
-    /// sent to if that has to be known.
-    fn receive_one(
+    /// Calls `receive` until it has a result; instead it returns how many datagrams were
+    /// dropped. It waits as the socket does if it is passed `true`.
+    fn persist<T>(
         &self,
-        buffer: &mut [u8],
-        wait: bool,
-    ) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-        let one = self.state.receive_one(&self.inner, buffer, wait)?;
-        Ok((one.len, one.peer, self.state.reply_from(&one)))
-    }
-
-    fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
-        if way.from.is_some() {
-            self.send_run(&[(payload, way)])?;
-            return Ok(payload.len());
+        mut receive: impl FnMut(bool) -> io::Result<Result<T, usize>>,
+    ) -> io::Result<T> {
+        let socket = &self.core.socket;
+        let mut patience = Patience::new(self.has_timeout.load(Ordering::Relaxed));
+        loop {
+            match patience.receive(socket, &mut receive)? {
+                Ok(received) => return Ok(received),
+                Err(dropped) => patience.dropped(socket, dropped)?,
+            }
         }
-        let sent = despite_echo(|| self.state.send_one(&self.inner, payload, way.to, way.local))?;
-        self.gate.counters().reply_sent();
-        Ok(sent)
     }
 
-    /// Sends datagrams that leave from one address, from the front, and returns
-    /// how many were sent; an error if it is the first that can't be.
+    /// Sends datagrams that leave from one address, from the front, and returns how
+    /// many were sent; an error if the first can't be.
     fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let by_own = |source: Option<IpAddr>| {
-            despite_echo(|| offload::send(&self.inner, &self.state, run, source))
-        };
-        let first = run.first().map(|(_, way)| way);
-        let sent = match first.and_then(|way| way.from) {
-            None => by_own(first.and_then(|way| way.local)),
-            Some(listener) => match self.source(listener)? {
-                Source::Own(ip) => by_own(Some(ip)),
-                Source::Bound(sender) => until_there_is_room(&sender.inner, &self.inner, || {
-                    offload::send(&sender.inner, &sender.state, run, None)
-                }),
-            },
-        }?;
-        self.gate.counters().replies_sent_many(sent);
-        Ok(sent)
-    }
-
-    fn source(&self, listener: SocketAddr) -> io::Result<Source<Sender>> {
-        let local = self.inner.local_addr()?;
-        let counters = self.gate.counters();
-        let wrap = |inner| {
-            Ok(Sender {
-                state: SocketState::unasked(listener),
-                inner,
-            })
-        };
-        self.listeners
-            .source(Some(&self.inner), local, listener, counters, wrap)
+        let exit = self.core.exit(&run[0].1, Ok)?;
+        let send = || self.core.send_run(&exit, run);
+        match &exit {
+            Exit::Own(_) => send(),
+            // That socket doesn't wait.
+            Exit::Listener(_) => {
+                until_there_is_room(self.core.socket_of(&exit), &self.core.socket, send)
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ const REASONS: usize = DropReason::ALL.len();
 /// ```
 /// use ppv2_sdk::{Trust, UdpSocket};
 ///
-/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["192.0.2.0/24"])?)?;
+/// let socket = UdpSocket::bind("127.0.0.1:0", Trust::networks(["192.0.2.0/24"]).build()?)?;
 ///
 /// for (reason, count) in socket.stats().drops() {
 ///     println!("datagrams_dropped{{reason=\"{reason}\"}} {count}");
@@ -29,18 +29,17 @@ pub struct Stats {
     pub delivered: u64,
     /// Datagrams sent to clients.
     pub replies_sent: u64,
-    /// Datagrams not sent, since the way to their client is not known, or no
-    /// longer.
-    pub replies_without_route: u64,
+    /// Datagrams not sent, since there is no reply path to their client, or no longer.
+    pub replies_without_path: u64,
     /// Clients forgotten before their time to make room for new ones. If it
-    /// grows, [`Trust::max_clients`](crate::Trust::max_clients) is too low.
+    /// grows, [`max_clients`](crate::TrustBuilder::max_clients) is too low.
     pub clients_evicted: u64,
     /// Sockets bound to listeners' addresses that were closed to make room for
     /// others, with [`ReplyFrom::Listener`](crate::ReplyFrom::Listener). If it
     /// grows, this server has more listeners than are kept.
     pub listeners_evicted: u64,
     /// Clients that are remembered now: heard within
-    /// [`Trust::forget_after`](crate::Trust::forget_after).
+    /// [`forget_after`](crate::TrustBuilder::forget_after).
     pub clients: usize,
     dropped: [u64; REASONS],
 }
@@ -80,7 +79,7 @@ impl fmt::Debug for Stats {
             .field("received", &self.received)
             .field("delivered", &self.delivered)
             .field("replies_sent", &self.replies_sent)
-            .field("replies_without_route", &self.replies_without_route)
+            .field("replies_without_path", &self.replies_without_path)
             .field("clients_evicted", &self.clients_evicted)
             .field("listeners_evicted", &self.listeners_evicted)
             .field("clients", &self.clients)
@@ -89,12 +88,12 @@ impl fmt::Debug for Stats {
     }
 }
 
-/// The counters behind [`Stats`], but for those that stand under the gate's lock.
+/// The counters behind [`Stats`], except those under the lock of the demux.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     dropped: [AtomicU64; REASONS],
     replies_sent: AtomicU64,
-    replies_without_route: AtomicU64,
+    replies_without_path: AtomicU64,
     clients_evicted: AtomicU64,
     listeners_evicted: AtomicU64,
 }
@@ -104,16 +103,12 @@ impl Counters {
         self.dropped[reason.index()].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn reply_sent(&self) {
-        self.replies_sent_many(1);
-    }
-
-    pub(crate) fn replies_sent_many(&self, count: usize) {
+    pub(crate) fn replies_sent(&self, count: usize) {
         self.replies_sent.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn reply_without_route(&self) {
-        self.replies_without_route.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn reply_without_path(&self) {
+        self.replies_without_path.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn client_evicted(&self) {
@@ -131,7 +126,7 @@ impl Counters {
             received: delivered + dropped.iter().sum::<u64>(),
             delivered,
             replies_sent: get(&self.replies_sent),
-            replies_without_route: get(&self.replies_without_route),
+            replies_without_path: get(&self.replies_without_path),
             clients_evicted: get(&self.clients_evicted),
             listeners_evicted: get(&self.listeners_evicted),
             clients,

@@ -1,26 +1,21 @@
 //! The same socket for tokio.
 
-mod runs;
-
 use std::io;
-use std::net::{self, IpAddr, SocketAddr};
+use std::net::{self, SocketAddr};
 #[cfg(unix)]
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use ::tokio::io::{Interest, ReadBuf};
 use ::tokio::net::{ToSocketAddrs, lookup_host};
 use ::tokio::runtime::Handle;
 use bytes::BufMut;
-use ppv2_udp::SocketState;
 
-use self::runs::{Sender, first_run};
-use crate::clock::Tick;
-use crate::errors::{despite_echo, is_echo_of_earlier_send, no_address, received_in_batches};
-use crate::listeners::{Listeners, Source};
-use crate::offload::Outgoing;
+use crate::core::{Core, Exit, Outgoing, first_run, send_in_runs};
+use crate::errors::no_address;
 use crate::patience::MOST_DROPS_IN_A_ROW;
-use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffer};
+use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, ReplyPath, Stats, Trust};
 
 /// Takes the place of [tokio's `UdpSocket`](::tokio::net::UdpSocket) in a server
 /// behind a proxy: the addresses that it receives from and sends to are the
@@ -38,7 +33,7 @@ use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffe
 /// use ppv2_sdk::{Trust, tokio::UdpSocket};
 ///
 /// # async fn serve() -> std::io::Result<()> {
-/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"])?).await?;
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?).await?;
 /// let mut buffer = [0; 1500];
 /// loop {
 ///     let (len, client) = socket.recv_from(&mut buffer).await?;
@@ -48,11 +43,8 @@ use crate::{Admitted, Batch, Datagram, Gate, Recipient, Stats, Trust, Way, buffe
 /// ```
 #[derive(Debug)]
 pub struct UdpSocket {
-    inner: ::tokio::net::UdpSocket,
-    gate: Gate,
-    state: SocketState,
-    listeners: Listeners<Sender>,
-    /// Where sockets of listeners are registered, whoever sends first.
+    core: Core<::tokio::net::UdpSocket>,
+    /// Registers the sockets of listeners, whichever task sends first.
     runtime: Handle,
 }
 
@@ -62,7 +54,7 @@ pub struct UdpSocket {
 #[cfg(unix)]
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inner.as_fd()
+        self.core.socket.as_fd()
     }
 }
 
@@ -70,7 +62,7 @@ impl AsFd for UdpSocket {
 #[cfg(unix)]
 impl AsRawFd for UdpSocket {
     fn as_raw_fd(&self) -> RawFd {
-        self.inner.as_raw_fd()
+        self.core.socket.as_raw_fd()
     }
 }
 
@@ -86,9 +78,8 @@ impl UdpSocket {
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub async fn bind(addr: impl ToSocketAddrs, trust: Trust) -> io::Result<Self> {
-        let gate = Gate::new(trust)?;
-        let inner = ::tokio::net::UdpSocket::bind(addr).await?;
-        Self::around(inner, gate)
+        let socket = ::tokio::net::UdpSocket::bind(addr).await?;
+        Self::around(socket, Demux::new(trust).into())
     }
 
     /// Takes over a socket that is bound already, with the options that it has,
@@ -96,26 +87,33 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` with a [`TrustError`](crate::TrustError) inside if `trust`
-    /// can't be used; otherwise as [`from_std`](::tokio::net::UdpSocket::from_std)
-    /// of tokio.
+    /// As [`from_std`](::tokio::net::UdpSocket::from_std) of tokio.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime with I/O enabled.
     pub fn from_std(socket: net::UdpSocket, trust: Trust) -> io::Result<Self> {
-        let gate = Gate::new(trust)?;
-        socket.set_nonblocking(true)?;
-        let inner = ::tokio::net::UdpSocket::from_std(socket)?;
-        Self::around(inner, gate)
+        Self::with_demux(socket, Demux::new(trust).into())
     }
 
-    fn around(inner: ::tokio::net::UdpSocket, gate: Gate) -> io::Result<Self> {
+    /// As [`from_std`](Self::from_std), with a [`Demux`] that the caller or other sockets
+    /// use too. They share the clients that it remembers, its counters and its warnings.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_std`](Self::from_std).
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn with_demux(socket: net::UdpSocket, demux: Arc<Demux>) -> io::Result<Self> {
+        Self::around(register(socket)?, demux)
+    }
+
+    fn around(socket: ::tokio::net::UdpSocket, demux: Arc<Demux>) -> io::Result<Self> {
+        let local = socket.local_addr()?;
         Ok(Self {
-            state: SocketState::new(&inner, inner.local_addr()?),
-            inner,
-            gate,
-            listeners: Listeners::new(),
+            core: Core::new(socket, local, demux),
             runtime: Handle::current(),
         })
     }
@@ -133,8 +131,7 @@ impl UdpSocket {
     /// bad datagram nor a client that went away is an error. `InvalidInput`
     /// after [`enable_gro`](Self::enable_gro).
     pub async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
-            .await
+        self.receive(|datagram| datagram.copy_to(buffer)).await
     }
 
     /// Receives one client's datagram with all that is known of it.
@@ -143,7 +140,7 @@ impl UdpSocket {
     ///
     /// As [`recv_from`](Self::recv_from).
     pub async fn recv_datagram(&self) -> io::Result<Datagram> {
-        self.receive(Datagram::new).await
+        self.receive(|datagram| datagram.into()).await
     }
 
     /// Receives as [`recv_from`](Self::recv_from) if a datagram is there already.
@@ -153,7 +150,7 @@ impl UdpSocket {
     /// `WouldBlock` if there is none, or after many that had to be dropped;
     /// wait for [`readable`](Self::readable) then.
     pub fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.try_receive(|admitted| (buffer::copy(admitted.payload, buffer), admitted.client))
+        self.try_receive(|datagram| datagram.copy_to(buffer))
     }
 
     /// Receives one client's payload to the end of `buffer`, as far as that has room
@@ -164,8 +161,7 @@ impl UdpSocket {
     ///
     /// As [`recv_from`](Self::recv_from).
     pub async fn recv_buf_from(&self, buffer: &mut impl BufMut) -> io::Result<(usize, SocketAddr)> {
-        self.receive(|admitted| (buffer::append(admitted.payload, buffer), admitted.client))
-            .await
+        self.receive(|datagram| datagram.append_to(buffer)).await
     }
 
     /// Receives as [`recv_buf_from`](Self::recv_buf_from) if a datagram is there
@@ -175,7 +171,7 @@ impl UdpSocket {
     ///
     /// As [`try_recv_from`](Self::try_recv_from).
     pub fn try_recv_buf_from(&self, buffer: &mut impl BufMut) -> io::Result<(usize, SocketAddr)> {
-        self.try_receive(|admitted| (buffer::append(admitted.payload, buffer), admitted.client))
+        self.try_receive(|datagram| datagram.append_to(buffer))
     }
 
     /// Receives as [`recv_datagram`](Self::recv_datagram) if a datagram is there
@@ -185,7 +181,7 @@ impl UdpSocket {
     ///
     /// As [`try_recv_from`](Self::try_recv_from).
     pub fn try_recv_datagram(&self) -> io::Result<Datagram> {
-        self.try_receive(Datagram::new)
+        self.try_receive(|datagram| datagram.into())
     }
 
     /// Receives as [`recv_from`](Self::recv_from) into the unfilled part of
@@ -203,15 +199,14 @@ impl UdpSocket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<SocketAddr>> {
-        let mut take = |admitted: &Admitted<'_>| {
-            let len = admitted.payload.len().min(buffer.remaining());
-            buffer.put_slice(&admitted.payload[..len]);
-            admitted.client
-        };
         loop {
             // Has the task give way now and then, however many are dropped.
-            ready!(self.inner.poll_recv_ready(cx))?;
-            match self.receive_one(&mut take) {
+            ready!(self.core.socket.poll_recv_ready(cx))?;
+            match self.try_receive_one(|datagram| {
+                let len = datagram.payload.len().min(buffer.remaining());
+                buffer.put_slice(&datagram.payload[..len]);
+                datagram.client
+            }) {
                 Ok(Some(client)) => return Poll::Ready(Ok(client)),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -231,8 +226,8 @@ impl UdpSocket {
     /// As [`recv_from`](Self::recv_from). The batch is empty then.
     pub async fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
         loop {
-            let once = || self.receive_batch(batch);
-            match self.inner.async_io(Interest::READABLE, once).await? {
+            let once = || self.core.receive_batch(batch, true);
+            match self.core.socket.async_io(Interest::READABLE, once).await? {
                 0 => {}
                 count => return Ok(count),
             }
@@ -247,8 +242,9 @@ impl UdpSocket {
     /// `WouldBlock` if there is nothing; wait for [`readable`](Self::readable)
     /// then.
     pub fn try_recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.inner
-            .try_io(Interest::READABLE, || self.receive_batch(batch))
+        self.core
+            .socket
+            .try_io(Interest::READABLE, || self.core.receive_batch(batch, true))
     }
 
     /// Receives as [`recv_batch`](Self::recv_batch), or has the task of `cx` woken
@@ -266,7 +262,7 @@ impl UdpSocket {
         batch: &mut Batch,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.inner.poll_recv_ready(cx))?;
+            ready!(self.core.socket.poll_recv_ready(cx))?;
             match self.try_recv_batch(batch) {
                 Ok(0) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -279,18 +275,18 @@ impl UdpSocket {
     /// together, and returns whether it does: Linux can (UDP_GRO in udp(7)).
     /// Receiving bursts then takes a fraction of the time.
     ///
-    /// From then on only batches are received, and there is no way back: the
+    /// From then on only batches are received, and there is no path back: the
     /// other calls have no place for the rest of a burst.
     ///
     /// # Errors
     ///
     /// As the system's for setting a socket's options.
-    pub fn enable_gro(&mut self) -> io::Result<bool> {
-        self.state.enable_gro(&self.inner)
+    pub fn enable_gro(&self) -> io::Result<bool> {
+        self.core.enable_gro()
     }
 
-    /// Sends `payload` to a client by the way that its latest datagram came, and
-    /// returns how many bytes were sent.
+    /// Sends `payload` to a client by the path of its latest datagram, and returns how
+    /// many bytes were sent.
     ///
     /// # Errors
     ///
@@ -304,7 +300,7 @@ impl UdpSocket {
     /// [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
     pub async fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
         let client = lookup_host(client).await?.next().ok_or_else(no_address)?;
-        self.send(payload, self.gate.way_to(client)?).await
+        self.reply_to(client, payload).await
     }
 
     /// Sends as [`send_to`](Self::send_to) if that is possible without waiting.
@@ -314,7 +310,7 @@ impl UdpSocket {
     /// `WouldBlock` if it is not, in which case wait for
     /// [`writable`](Self::writable); otherwise as [`send_to`](Self::send_to).
     pub fn try_send_to(&self, payload: &[u8], client: SocketAddr) -> io::Result<usize> {
-        self.try_send(payload, self.gate.way_to(client)?)
+        self.try_reply_to(client, payload)
     }
 
     /// Sends as [`send_to`](Self::send_to), or has the task of `cx` woken when
@@ -332,15 +328,11 @@ impl UdpSocket {
         payload: &[u8],
         client: SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        let way = self.gate.way_to(client)?;
-        let source = way.from.map(|listener| self.source(listener)).transpose()?;
-        let socket = match &source {
-            Some(Source::Bound(sender)) => &sender.inner,
-            Some(Source::Own(_)) | None => &self.inner,
-        };
+        let path = self.core.demux.require_reply_path(client)?;
+        let exit = self.exit(&path)?;
         loop {
-            ready!(socket.poll_send_ready(cx))?;
-            match self.try_send_to(payload, client) {
+            ready!(self.core.socket_of(&exit).poll_send_ready(cx))?;
+            match self.try_reply_to(client, payload) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -364,7 +356,7 @@ impl UdpSocket {
         P: AsRef<[u8]>,
         R: Copy + Into<Recipient>,
     {
-        let outgoing = self.gate.outgoing(datagrams)?;
+        let outgoing = self.core.demux.outgoing(datagrams)?;
         let mut sent = 0;
         while sent < outgoing.len() {
             match self.send_run(first_run(&outgoing[sent..])).await {
@@ -389,7 +381,8 @@ impl UdpSocket {
         P: AsRef<[u8]>,
         R: Copy + Into<Recipient>,
     {
-        self.try_send_all(&self.gate.outgoing(datagrams)?)
+        let outgoing = self.core.demux.outgoing(datagrams)?;
+        send_in_runs(&outgoing, |run| self.try_send_run(run))
     }
 
     /// Sends as [`try_send_batch`](Self::try_send_batch), or has the task of `cx`
@@ -410,32 +403,30 @@ impl UdpSocket {
         P: AsRef<[u8]>,
         R: Copy + Into<Recipient>,
     {
-        let outgoing = self.gate.outgoing(datagrams)?;
-        let source = self.source_of(first_run(&outgoing))?;
-        let socket = match &source {
-            Some(Source::Bound(sender)) => &sender.inner,
-            Some(Source::Own(_)) | None => &self.inner,
+        let outgoing = self.core.demux.outgoing(datagrams)?;
+        let Some((_, first)) = outgoing.first() else {
+            return Poll::Ready(Ok(0));
         };
+        let exit = self.exit(first)?;
         loop {
-            ready!(socket.poll_send_ready(cx))?;
-            match self.try_send_all(&outgoing) {
+            ready!(self.core.socket_of(&exit).poll_send_ready(cx))?;
+            match send_in_runs(&outgoing, |run| self.try_send_run(run)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
         }
     }
 
-    /// Answers `datagram` with `payload` by the way that this very datagram came,
-    /// and returns how many bytes were sent.
+    /// Answers `datagram` with `payload` by the path that it came, and returns how many
+    /// bytes were sent.
     ///
     /// # Errors
     ///
     /// As [`send_to`](Self::send_to). `NotConnected` if the datagram came through
     /// a proxy more than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) ago, and
-    /// its way is no longer that of [`send_to`](Self::send_to).
+    /// its path is no longer that of the client's latest datagram.
     pub async fn reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.send(payload, self.gate.way_of_reply(datagram.reply_to())?)
-            .await
+        self.reply_to(datagram, payload).await
     }
 
     /// Answers as [`reply`](Self::reply) if that is possible without waiting.
@@ -445,7 +436,46 @@ impl UdpSocket {
     /// As [`reply`](Self::reply); `WouldBlock` if it is not possible, in which case
     /// wait for [`writable`](Self::writable).
     pub fn try_reply(&self, datagram: &Datagram, payload: &[u8]) -> io::Result<usize> {
-        self.try_send(payload, self.gate.way_of_reply(datagram.reply_to())?)
+        self.try_reply_to(datagram, payload)
+    }
+
+    /// Sends `payload` to a recipient: a client's address, as [`send_to`](Self::send_to),
+    /// or a [`DatagramRef`], [`Datagram`] or [`ReplyPath`], as [`reply`](Self::reply).
+    ///
+    /// # Errors
+    ///
+    /// As of those two.
+    pub async fn reply_to(
+        &self,
+        recipient: impl Into<Recipient>,
+        payload: &[u8],
+    ) -> io::Result<usize> {
+        let path = self.core.demux.require_reply_path(recipient)?;
+        if path.from.is_some() {
+            self.send_run(&[(payload, path)]).await?;
+            return Ok(payload.len());
+        }
+        let once = || self.core.send_one(payload, &path);
+        self.core.socket.async_io(Interest::WRITABLE, once).await
+    }
+
+    /// Sends as [`reply_to`](Self::reply_to) if that is possible without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_reply`](Self::try_reply).
+    pub fn try_reply_to(
+        &self,
+        recipient: impl Into<Recipient>,
+        payload: &[u8],
+    ) -> io::Result<usize> {
+        let path = self.core.demux.require_reply_path(recipient)?;
+        if path.from.is_some() {
+            self.try_send_run(&[(payload, path)])?;
+            return Ok(payload.len());
+        }
+        let once = || self.core.send_one(payload, &path);
+        self.core.socket.try_io(Interest::WRITABLE, once)
     }
 
     /// Waits until there may be something to receive. Since it may have to be
@@ -455,7 +485,7 @@ impl UdpSocket {
     ///
     /// As [`readable`](::tokio::net::UdpSocket::readable) of tokio.
     pub async fn readable(&self) -> io::Result<()> {
-        self.inner.readable().await
+        self.core.socket.readable().await
     }
 
     /// Waits until there may be room to send.
@@ -464,7 +494,7 @@ impl UdpSocket {
     ///
     /// As [`writable`](::tokio::net::UdpSocket::writable) of tokio.
     pub async fn writable(&self) -> io::Result<()> {
-        self.inner.writable().await
+        self.core.socket.writable().await
     }
 
     /// Waits for [`readable`](Self::readable) in a task that is polled by hand.
@@ -473,7 +503,7 @@ impl UdpSocket {
     ///
     /// As [`poll_recv_ready`](::tokio::net::UdpSocket::poll_recv_ready) of tokio.
     pub fn poll_recv_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.poll_recv_ready(cx)
+        self.core.socket.poll_recv_ready(cx)
     }
 
     /// Waits for [`writable`](Self::writable) in a task that is polled by hand.
@@ -482,7 +512,7 @@ impl UdpSocket {
     ///
     /// As [`poll_send_ready`](::tokio::net::UdpSocket::poll_send_ready) of tokio.
     pub fn poll_send_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.poll_send_ready(cx)
+        self.core.socket.poll_send_ready(cx)
     }
 
     /// The address that the socket is bound to.
@@ -491,7 +521,7 @@ impl UdpSocket {
     ///
     /// As [`local_addr`](::tokio::net::UdpSocket::local_addr) of tokio.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        self.core.socket.local_addr()
     }
 
     /// How many hops IPv4 replies may take.
@@ -500,7 +530,7 @@ impl UdpSocket {
     ///
     /// As [`ttl`](::tokio::net::UdpSocket::ttl) of tokio.
     pub fn ttl(&self) -> io::Result<u32> {
-        self.inner.ttl()
+        self.core.socket.ttl()
     }
 
     /// Sets how many hops IPv4 replies may take; those that leave by a socket of
@@ -511,31 +541,33 @@ impl UdpSocket {
     ///
     /// As [`set_ttl`](::tokio::net::UdpSocket::set_ttl) of tokio.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        self.inner.set_ttl(ttl)
+        self.core.socket.set_ttl(ttl)
     }
 
     /// What the socket has received, dropped and sent so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.gate.stats()
+        self.core.demux.stats()
     }
 
-    /// Receives until `take` gets a datagram. Each turn goes through tokio's
-    /// `async_io`, which lets other tasks run when too many are dropped in a row.
-    async fn receive<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<T> {
+    /// Receives until there is a datagram for the application, which `take` gets. Each
+    /// turn goes through tokio's `async_io`, which lets other tasks run when too many
+    /// are dropped in a row.
+    async fn receive<T>(&self, mut take: impl FnMut(DatagramRef<'_>) -> T) -> io::Result<T> {
+        let socket = &self.core.socket;
         loop {
-            let one = || self.receive_one(&mut take);
-            if let Some(taken) = self.inner.async_io(Interest::READABLE, one).await? {
+            let once = || self.core.receive_one(true, &mut take);
+            if let Some(taken) = socket.async_io(Interest::READABLE, once).await? {
                 return Ok(taken);
             }
         }
     }
 
     /// As `receive`, without waiting; an error of the kind `WouldBlock` after many
-    /// that had to be dropped.
-    fn try_receive<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<T> {
+    /// datagrams that were dropped.
+    fn try_receive<T>(&self, mut take: impl FnMut(DatagramRef<'_>) -> T) -> io::Result<T> {
         for _ in 0..MOST_DROPS_IN_A_ROW {
-            if let Some(taken) = self.receive_one(&mut take)? {
+            if let Some(taken) = self.try_receive_one(&mut take)? {
                 return Ok(taken);
             }
         }
@@ -543,82 +575,37 @@ impl UdpSocket {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    /// Receives one datagram without waiting; `None` if it had to be dropped.
-    fn receive_one<T>(&self, mut take: impl FnMut(&Admitted<'_>) -> T) -> io::Result<Option<T>> {
-        if self.state.gro() {
-            return Err(received_in_batches());
-        }
-        buffer::with(|buffer| match self.receive_any(buffer) {
-            Ok((len, peer, local)) => Ok(self
-                .gate
-                .admit_at(Tick::roughly_now(), peer, local, &buffer[..len])
-                .ok()
-                .map(|admitted| take(&admitted))),
-            Err(error) if is_echo_of_earlier_send(&error) => Ok(None),
-            Err(error) => Err(error),
+    fn try_receive_one<T>(&self, take: impl FnMut(DatagramRef<'_>) -> T) -> io::Result<Option<T>> {
+        let once = || self.core.receive_one(true, take);
+        self.core.socket.try_io(Interest::READABLE, once)
+    }
+
+    fn exit(&self, path: &ReplyPath) -> io::Result<Exit<::tokio::net::UdpSocket>> {
+        self.core.exit(path, |socket| {
+            let _context = self.runtime.enter();
+            register(socket)
         })
     }
 
-    /// Receives one datagram: its length, its sender, and the address that it was
-    /// sent to if that has to be known.
-    fn receive_any(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
-        // The socket is non-blocking, so this does not wait.
-        let one = self.inner.try_io(Interest::READABLE, || {
-            self.state.receive_one(&self.inner, buffer, true)
-        })?;
-        Ok((one.len, one.peer, self.state.reply_from(&one)))
+    /// Sends datagrams that leave from one address, from the front, and returns how
+    /// many were sent; an error if the first can't be.
+    async fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let exit = self.exit(&run[0].1)?;
+        let once = || self.core.send_run(&exit, run);
+        let socket = self.core.socket_of(&exit);
+        socket.async_io(Interest::WRITABLE, once).await
     }
 
-    /// Sends one datagram by this socket without waiting.
-    fn try_send_one(&self, payload: &[u8], way: Way) -> io::Result<usize> {
-        self.inner.try_io(Interest::WRITABLE, || {
-            self.state.send_one(&self.inner, payload, way.to, way.local)
-        })
+    /// As `send_run`, without waiting.
+    fn try_send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
+        let exit = self.exit(&run[0].1)?;
+        let once = || self.core.send_run(&exit, run);
+        self.core.socket_of(&exit).try_io(Interest::WRITABLE, once)
     }
+}
 
-    /// Receives what is there without waiting; 0 if all of it had to be dropped.
-    fn receive_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        match batch.fill(&self.gate, &self.state, |slots| {
-            self.state
-                .receive(&self.inner, slots, 0..slots.slots(), true)
-        }) {
-            Err(error) if is_echo_of_earlier_send(&error) => Ok(0),
-            result => result,
-        }
-    }
-
-    fn try_send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
-        if way.from.is_some() {
-            self.try_send_run(&[(payload, way)])?;
-            return Ok(payload.len());
-        }
-        let sent = despite_echo(|| self.try_send_one(payload, way))?;
-        self.gate.counters().reply_sent();
-        Ok(sent)
-    }
-
-    /// Sends from the front what can be sent without waiting; an error if it is the
-    /// first that can't be.
-    fn try_send_all(&self, outgoing: &[Outgoing<'_>]) -> io::Result<usize> {
-        let mut sent = 0;
-        while sent < outgoing.len() {
-            match self.try_send_run(first_run(&outgoing[sent..])) {
-                Ok(more) => sent += more,
-                Err(error) if sent == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(sent)
-    }
-
-    async fn send(&self, payload: &[u8], way: Way) -> io::Result<usize> {
-        if way.from.is_some() {
-            self.send_run(&[(payload, way)]).await?;
-            return Ok(payload.len());
-        }
-        let once = || despite_echo(|| self.try_send_one(payload, way));
-        let sent = self.inner.async_io(Interest::WRITABLE, once).await?;
-        self.gate.counters().reply_sent();
-        Ok(sent)
-    }
+/// A non-blocking socket of the current runtime.
+fn register(socket: net::UdpSocket) -> io::Result<::tokio::net::UdpSocket> {
+    socket.set_nonblocking(true)?;
+    ::tokio::net::UdpSocket::from_std(socket)
 }

@@ -1,4 +1,4 @@
-//! Whom a socket believes, and the limits of what it remembers.
+//! Which senders a socket trusts, and the limits of what it remembers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,40 +7,59 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
-/// Clients remembered at once unless told otherwise. It bounds what a flood of
+/// Clients remembered at once unless configured otherwise. It bounds what a flood of
 /// made-up client addresses can make a server allocate: about 10 MB.
 const DEFAULT_MAX_CLIENTS: usize = 65_536;
 
-/// How long a client that is not heard is remembered unless told otherwise: as
-/// long as NATs keep a UDP mapping (RFC 4787, section 4.3).
+/// How long a silent client is remembered unless configured otherwise: as long as
+/// NATs keep a UDP mapping (RFC 4787, section 4.3).
 const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 
-/// Whom a socket believes: the networks whose datagrams must carry a header,
-/// what to do with everybody else, and how much to remember.
+/// Which senders a socket trusts: the networks whose datagrams must carry a header,
+/// what to do with all other senders, and how much to remember.
 ///
-/// There is no default. Whoever sits in a trusted network can speak in the name
-/// of any client, so name the proxies' own addresses, as few as will do, and
-/// make sure that nobody else can send under them.
+/// Trust has no default. A host in a trusted network can speak for any client. So
+/// name the addresses of the proxies, as few as possible, and make sure that no
+/// other host can send from them.
+///
+/// # Example
 ///
 /// ```
 /// use std::time::Duration;
-/// use ppv2_sdk::{Direct, Trust};
+/// use ppv2_sdk::{Trust, TrustError, Untrusted};
 ///
-/// let trust = Trust::networks(["192.0.2.10", "2001:db8:1::/64"])?
-///     .direct(Direct::Accept)
+/// let trust = Trust::networks(["192.0.2.10", "2001:db8:1::/64"])
+///     .untrusted(Untrusted::Accept)
 ///     .max_clients(10_000)
-///     .forget_after(Duration::from_secs(30));
+///     .forget_after(Duration::from_secs(30))
+///     .build()?;
+///
+/// let mistake = Trust::networks(["192.0.2.10"]).max_clients(0).build();
+/// assert_eq!(mistake.unwrap_err(), TrustError::MaxClients);
 /// # Ok::<(), ppv2_sdk::TrustError>(())
 /// ```
 #[derive(Clone, Debug)]
-#[must_use]
 pub struct Trust {
     networks: Vec<IpNet>,
-    direct: Direct,
-    max_header_len: usize,
-    max_clients: usize,
-    forget_after: Duration,
-    reply_from: ReplyFrom,
+    pub(crate) settings: Settings,
+}
+
+/// Collects the settings of a [`Trust`]; [`build`](Self::build) checks them.
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing until it is built"]
+pub struct TrustBuilder {
+    networks: Vec<String>,
+    settings: Settings,
+}
+
+/// All of a [`Trust`] but its networks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) untrusted: Untrusted,
+    pub(crate) reply_from: ReplyFrom,
+    pub(crate) max_header_len: usize,
+    pub(crate) max_clients: usize,
+    pub(crate) forget_after: Duration,
 }
 
 /// Where the replies to clients behind a proxy leave from. Direct clients, and
@@ -87,29 +106,28 @@ pub enum ReplyFrom {
     Listener,
 }
 
-/// What to do with a datagram from outside the trusted networks. It is never
-/// searched for a header.
+/// What to do with a datagram from outside the trusted networks. The socket never
+/// looks for a header in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Direct {
+pub enum Untrusted {
     /// Drop it, counted as [`DropReason::Untrusted`](crate::DropReason::Untrusted).
     #[default]
     Drop,
-    /// Its sender is the client, all of its bytes are payload, and replies go
-    /// straight back.
+    /// Deliver it: its sender is a direct client, all of its bytes are payload, and
+    /// replies go straight back.
     ///
-    /// A sender's address proves nothing: anybody who can forge one could speak
-    /// as a client that is known through a proxy, and draw the replies off the
-    /// proxy. So a proxy's word goes first. For as long as a client is
-    /// remembered from a proxy, a datagram that comes directly from that very
-    /// address and port is dropped, counted as
-    /// [`DropReason::DirectConflict`](crate::DropReason::DirectConflict); and a
-    /// proxy that names a client hitherto known directly takes over the replies
-    /// to it. Direct clients are remembered apart, so that they can't crowd out
-    /// those behind a proxy.
+    /// A sender's address proves nothing. A host that forges the address of a client
+    /// behind a proxy could otherwise speak as that client, and draw its replies off
+    /// the proxy. So a proxy's word has priority. While a client is remembered from a
+    /// proxy, the socket drops datagrams that come directly from the same address and
+    /// port, counted as [`DropReason::DirectConflict`](crate::DropReason::DirectConflict).
+    /// A proxy that names a client known as a direct one takes over the replies to it.
+    /// Direct clients have a table of their own, so that they can't crowd out those
+    /// behind a proxy.
     Accept,
 }
 
-/// Why a [`Trust`] can't be used.
+/// Why [`TrustBuilder::build`] failed.
 #[derive(Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TrustError {
@@ -118,7 +136,7 @@ pub enum TrustError {
         "trusted network {value:?} is not a network; write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1"
     )]
     Network {
-        /// What was given.
+        /// The text that was given.
         value: String,
     },
 
@@ -128,7 +146,7 @@ pub enum TrustError {
         "trusted network {value:?} has bits set behind its prefix; write {network} for the network or {address} for the address alone"
     )]
     HostBits {
-        /// What was given.
+        /// The text that was given.
         value: String,
         /// The network with those bits cleared.
         network: IpNet,
@@ -136,30 +154,30 @@ pub enum TrustError {
         address: IpAddr,
     },
 
-    /// No network is trusted and direct clients are dropped: nothing would ever
-    /// be received.
+    /// No network is trusted and other senders are dropped: the socket would never
+    /// receive anything.
     #[error(
-        "no trusted network is given and direct clients are dropped, so nothing would ever be received; name the proxy's address, or accept direct clients"
+        "no trusted network is given and untrusted senders are dropped, so nothing would ever be received; name the proxy's address, or accept untrusted senders"
     )]
-    Nobody,
+    NoSender,
 
-    /// [`Trust::max_header_len`] is below the shortest header that names a client.
+    /// [`TrustBuilder::max_header_len`] is below the shortest header that names a client.
     #[error(
         "max_header_len is {value}, a header that names a client has at least {} bytes; leave it at {} or raise it",
         ppv2::IPV4_HEADER_LEN,
         ppv2::DEFAULT_MAX_HEADER_LEN
     )]
     MaxHeaderLen {
-        /// What was given.
+        /// The number that was given.
         value: usize,
     },
 
-    /// [`Trust::max_clients`] is 0.
-    #[error("max_clients is 0, so that no client could be answered; allow at least 1")]
+    /// [`TrustBuilder::max_clients`] is 0.
+    #[error("max_clients is 0, so no client could be answered; allow at least 1")]
     MaxClients,
 
-    /// [`Trust::forget_after`] is 0.
-    #[error("forget_after is 0, so that no client could be answered; use a second or more")]
+    /// [`TrustBuilder::forget_after`] is 0.
+    #[error("forget_after is 0, so no client could be answered; use a second or more")]
     ForgetAfter,
 }
 
@@ -172,96 +190,63 @@ impl From<TrustError> for io::Error {
 }
 
 impl Trust {
-    /// Trusts the given networks: `192.0.2.0/24`, `2001:db8::/32`, or a single
-    /// address. Everybody else is dropped, unless [`direct`](Self::direct) says
-    /// otherwise.
+    /// Begins a trust in these networks: `192.0.2.0/24`, `2001:db8::/32`, or a single
+    /// address, as text or as a type that prints one, such as [`IpAddr`].
     ///
-    /// A network of IPv4 addresses stands for those addresses on a dual-stack
-    /// IPv6 socket too; `::/0` does not include them.
+    /// An IPv4 network stands for the same addresses on a dual-stack IPv6 socket;
+    /// `::/0` does not include them.
     ///
-    /// # Errors
-    ///
-    /// [`TrustError::Network`] for text that is neither a network nor an
-    /// address, [`TrustError::HostBits`] for one such as `192.0.2.1/24`.
+    /// # Example
     ///
     /// ```
     /// use ppv2_sdk::Trust;
     ///
-    /// let error = Trust::networks(["192.0.2.1/24"]).unwrap_err();
+    /// let error = Trust::networks(["192.0.2.1/24"]).build().unwrap_err();
     /// assert_eq!(
     ///     error.to_string(),
     ///     "trusted network \"192.0.2.1/24\" has bits set behind its prefix; \
     ///      write 192.0.2.0/24 for the network or 192.0.2.1 for the address alone",
     /// );
     /// ```
-    pub fn networks<I>(networks: I) -> Result<Self, TrustError>
+    pub fn networks<I>(networks: I) -> TrustBuilder
     where
-        I: IntoIterator<Item: AsRef<str>>,
+        I: IntoIterator<Item: ToString>,
     {
-        networks
-            .into_iter()
-            .map(|text| parse(text.as_ref()))
-            .collect()
-    }
-
-    /// Trusts networks that have been parsed already, bits behind the prefix
-    /// ignored. [`collect`](Iterator::collect) does the same.
-    ///
-    /// ```
-    /// use ppv2_sdk::{IpNet, Trust};
-    ///
-    /// let network: IpNet = "192.0.2.0/24".parse().unwrap();
-    /// let trust = Trust::ip_nets([network]);
-    /// ```
-    pub fn ip_nets(networks: impl IntoIterator<Item = IpNet>) -> Self {
-        Self {
-            networks: networks.into_iter().map(unmapped).collect(),
-            direct: Direct::default(),
-            max_header_len: ppv2::DEFAULT_MAX_HEADER_LEN,
-            max_clients: DEFAULT_MAX_CLIENTS,
-            forget_after: DEFAULT_FORGET_AFTER,
-            reply_from: ReplyFrom::default(),
+        TrustBuilder {
+            networks: networks.into_iter().map(|one| one.to_string()).collect(),
+            settings: Settings {
+                untrusted: Untrusted::default(),
+                reply_from: ReplyFrom::default(),
+                max_header_len: ppv2::DEFAULT_MAX_HEADER_LEN,
+                max_clients: DEFAULT_MAX_CLIENTS,
+                forget_after: DEFAULT_FORGET_AFTER,
+            },
         }
     }
 
-    /// Says what to do with datagrams from outside the trusted networks.
-    pub fn direct(mut self, direct: Direct) -> Self {
-        self.direct = direct;
+    /// Whether a peer of this canonical address is trusted.
+    pub(crate) fn includes(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&ip))
+    }
+}
+
+impl TrustBuilder {
+    /// Sets what to do with datagrams from outside the trusted networks;
+    /// [`Untrusted::Drop`] unless set.
+    pub fn untrusted(mut self, untrusted: Untrusted) -> Self {
+        self.settings.untrusted = untrusted;
         self
     }
 
-    /// Sets the longest header to accept, TLVs included; 512 bytes unless set.
-    /// Longer ones are dropped as
-    /// [`DropReason::HeaderTooLong`](crate::DropReason::HeaderTooLong).
-    pub fn max_header_len(mut self, bytes: usize) -> Self {
-        self.max_header_len = bytes;
-        self
-    }
-
-    /// Sets how many clients are remembered; 65,536 unless set. A new one then
-    /// takes the place of the one longest unheard-of. Clients behind proxies
-    /// and direct ones are counted apart.
-    pub fn max_clients(mut self, clients: usize) -> Self {
-        self.max_clients = clients;
-        self
-    }
-
-    /// Sets for how long a client is remembered after its latest datagram; 120
-    /// seconds unless set. Sending to it does not prolong it. Once the address of
-    /// the proxy that it came through has named another client, it can be sent to
-    /// for [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) at most.
-    pub fn forget_after(mut self, idle: Duration) -> Self {
-        self.forget_after = idle;
-        self
-    }
-
-    /// Says where replies to clients behind a proxy leave from;
+    /// Sets where replies to clients behind a proxy leave from;
     /// [`ReplyFrom::Proxy`] unless set.
+    ///
+    /// # Example
     ///
     /// ```no_run
     /// use ppv2_sdk::{ReplyFrom, Trust, UdpSocket};
     ///
-    /// let trust = Trust::networks(["192.0.2.10"])?.reply_from(ReplyFrom::Listener);
+    /// let trust = Trust::networks(["192.0.2.10"]).reply_from(ReplyFrom::Listener).build()?;
     /// let socket = UdpSocket::bind("0.0.0.0:9001", trust)?;
     /// let mut buffer = [0; 1500];
     /// let (len, client) = socket.recv_from(&mut buffer)?;
@@ -270,66 +255,64 @@ impl Trust {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn reply_from(mut self, reply_from: ReplyFrom) -> Self {
-        self.reply_from = reply_from;
+        self.settings.reply_from = reply_from;
         self
     }
 
-    /// Whether a peer of this canonical address speaks for others.
-    pub(crate) fn includes(&self, ip: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(&ip))
+    /// Sets the longest header to accept, TLVs included; 512 bytes unless set.
+    /// The socket drops longer ones as
+    /// [`DropReason::HeaderTooLong`](crate::DropReason::HeaderTooLong).
+    pub fn max_header_len(mut self, bytes: usize) -> Self {
+        self.settings.max_header_len = bytes;
+        self
     }
 
-    pub(crate) fn direct_policy(&self) -> Direct {
-        self.direct
+    /// Sets how many clients are remembered; 65,536 unless set. Beyond that a new
+    /// client replaces the one that has been silent for longest. Clients behind
+    /// proxies and direct clients are counted separately.
+    pub fn max_clients(mut self, clients: usize) -> Self {
+        self.settings.max_clients = clients;
+        self
     }
 
-    pub(crate) fn replies_from(&self) -> ReplyFrom {
-        self.reply_from
+    /// Sets for how long a client is remembered after its latest datagram; 120
+    /// seconds unless set. Sending to a client does not prolong it. After the address
+    /// of its proxy has named another client, the time is
+    /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) at most.
+    pub fn forget_after(mut self, idle: Duration) -> Self {
+        self.settings.forget_after = idle;
+        self
     }
 
-    pub(crate) fn limits(&self) -> Limits {
-        Limits {
-            max_header_len: self.max_header_len,
-            max_clients: self.max_clients,
-            forget_after: self.forget_after,
+    /// Checks the settings.
+    ///
+    /// # Errors
+    ///
+    /// A [`TrustError`] that names the value and what to write instead.
+    pub fn build(self) -> Result<Trust, TrustError> {
+        let settings = self.settings;
+        let parsed: Result<Vec<_>, _> = self.networks.iter().map(|text| parse(text)).collect();
+        let networks = parsed?;
+        if networks.is_empty() && settings.untrusted == Untrusted::Drop {
+            return Err(TrustError::NoSender);
         }
-    }
-
-    pub(crate) fn check(&self) -> Result<(), TrustError> {
-        if self.networks.is_empty() && self.direct == Direct::Drop {
-            return Err(TrustError::Nobody);
-        }
-        if self.max_header_len < ppv2::IPV4_HEADER_LEN {
-            let value = self.max_header_len;
+        if settings.max_header_len < ppv2::IPV4_HEADER_LEN {
+            let value = settings.max_header_len;
             return Err(TrustError::MaxHeaderLen { value });
         }
-        if self.max_clients == 0 {
+        if settings.max_clients == 0 {
             return Err(TrustError::MaxClients);
         }
-        if self.forget_after.is_zero() {
+        if settings.forget_after.is_zero() {
             return Err(TrustError::ForgetAfter);
         }
-        Ok(())
-    }
-}
-
-/// The numbers in a [`Trust`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_header_len: usize,
-    pub(crate) max_clients: usize,
-    pub(crate) forget_after: Duration,
-}
-
-impl FromIterator<IpNet> for Trust {
-    fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Self {
-        Self::ip_nets(networks)
+        Ok(Trust { networks, settings })
     }
 }
 
 fn parse(text: &str) -> Result<IpNet, TrustError> {
     if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(address.into());
+        return Ok(unmapped(address.into()));
     }
     let value = || text.to_owned();
     let network: IpNet = text
@@ -342,7 +325,7 @@ fn parse(text: &str) -> Result<IpNet, TrustError> {
             address: network.addr(),
         });
     }
-    Ok(network)
+    Ok(unmapped(network))
 }
 
 /// A network of v4-mapped IPv6 addresses as the IPv4 network that it is, since
@@ -366,13 +349,14 @@ mod tests {
 
     #[track_caller]
     fn message(network: &str) -> String {
-        Trust::networks([network]).unwrap_err().to_string()
+        Trust::networks([network]).build().unwrap_err().to_string()
     }
 
     #[test]
     fn takes_networks_and_addresses_of_both_families() {
-        let trust =
-            Trust::networks(["192.0.2.0/24", "198.51.100.7", "2001:db8::/32", "::1"]).unwrap();
+        let trust = Trust::networks(["192.0.2.0/24", "198.51.100.7", "2001:db8::/32", "::1"])
+            .build()
+            .unwrap();
         for inside in [
             "192.0.2.0",
             "192.0.2.255",
@@ -389,7 +373,9 @@ mod tests {
 
     #[test]
     fn a_mapped_network_means_the_ipv4_network() {
-        let trust = Trust::networks(["::ffff:192.0.2.0/120", "::ffff:198.51.100.7"]).unwrap();
+        let trust = Trust::networks(["::ffff:192.0.2.0/120", "::ffff:198.51.100.7"])
+            .build()
+            .unwrap();
         assert!(trust.includes("192.0.2.9".parse().unwrap()));
         assert!(trust.includes("198.51.100.7".parse().unwrap()));
         assert!(!trust.includes("192.0.3.9".parse().unwrap()));
@@ -397,12 +383,12 @@ mod tests {
 
     #[test]
     fn all_ipv6_addresses_do_not_include_the_ipv4_ones() {
-        let trust = Trust::networks(["::/0"]).unwrap();
+        let trust = Trust::networks(["::/0"]).build().unwrap();
         assert!(!trust.includes("192.0.2.9".parse().unwrap()));
     }
 
     #[test]
-    fn names_the_value_and_the_mend() {
+    fn errors_name_the_value_and_the_fix() {
         assert_eq!(
             message("10.0.0.300"),
             "trusted network \"10.0.0.300\" is not a network; \
@@ -417,31 +403,30 @@ mod tests {
     /// What `fn main() -> Result<(), TrustError>` or `io::Result<()>` prints.
     #[test]
     fn an_error_that_main_returns_is_its_message() {
-        let error = Trust::networks(["localhost"]).unwrap_err();
+        let error = Trust::networks(["localhost"]).build().unwrap_err();
         let message = error.to_string();
         assert_eq!(format!("{error:?}"), message);
-        let error = format!("{:?}", io::Error::from(error));
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let error = format!("{error:?}");
         assert!(error.contains(&message), "{error}");
     }
 
     #[test]
-    fn refuses_what_could_never_work() {
+    fn build_refuses_settings_that_can_not_work() {
+        let error = |trust: TrustBuilder| trust.build().err();
         let none: [&str; 0] = [];
-        let nobody = Trust::networks(none).unwrap();
-        assert_eq!(nobody.check(), Err(TrustError::Nobody));
-        assert_eq!(nobody.direct(Direct::Accept).check(), Ok(()));
+        let no_sender = Trust::networks(none);
+        assert_eq!(error(no_sender.clone()), Some(TrustError::NoSender));
+        assert_eq!(error(no_sender.untrusted(Untrusted::Accept)), None);
 
-        let trust = || Trust::networks(["192.0.2.1"]).unwrap();
-        assert_eq!(trust().check(), Ok(()));
-        assert_eq!(trust().max_header_len(28).check(), Ok(()));
-        assert_eq!(
-            trust().max_header_len(27).check(),
-            Err(TrustError::MaxHeaderLen { value: 27 })
-        );
-        assert_eq!(trust().max_clients(0).check(), Err(TrustError::MaxClients));
-        assert_eq!(
-            trust().forget_after(Duration::ZERO).check(),
-            Err(TrustError::ForgetAfter)
-        );
+        let trust = || Trust::networks(["192.0.2.1"]);
+        assert_eq!(error(trust()), None);
+        assert_eq!(error(trust().max_header_len(28)), None);
+        let too_short = Some(TrustError::MaxHeaderLen { value: 27 });
+        assert_eq!(error(trust().max_header_len(27)), too_short);
+        assert_eq!(error(trust().max_clients(0)), Some(TrustError::MaxClients));
+        let zero = trust().forget_after(Duration::ZERO);
+        assert_eq!(error(zero), Some(TrustError::ForgetAfter));
     }
 }

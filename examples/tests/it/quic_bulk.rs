@@ -62,7 +62,7 @@ async fn transfer(connection: &Connection, move_now: impl FnOnce()) -> String {
 
 async fn carries_on() -> (Stats, Arc<Traffic>) {
     let (server_config, client_config) = configs();
-    let runtime = Arc::new(Runtime::new(Trust::networks(["127.0.0.1"]).unwrap()).unwrap());
+    let runtime = Arc::new(Runtime::new(Trust::networks(["127.0.0.1"]).build().unwrap()));
     let traffic = Arc::<Traffic>::default();
     let socket = Arc::new(Counting {
         socket: runtime
@@ -111,7 +111,7 @@ fn a_client_that_moves_carries_on_and_is_seen_to_move() {
         .block_on(async { tokio::time::timeout(PATIENCE, carries_on()).await })
         .expect("to be done by now");
     assert_eq!(stats.dropped_total(), 0);
-    assert_eq!(stats.replies_without_route, 0);
+    assert_eq!(stats.replies_without_path, 0);
     // From four addresses in all.
     assert_eq!(stats.clients, 4);
     // quinn leaves the mark off the few packets that probe a new path, and off

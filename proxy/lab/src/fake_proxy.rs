@@ -17,14 +17,17 @@ pub fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// The networks of this host.
+pub const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1"];
+
 /// Trust in this host.
 pub fn loopback() -> Trust {
-    Trust::networks(["127.0.0.0/8", "::1"]).unwrap()
+    Trust::networks(LOOPBACK).build().unwrap()
 }
 
 /// Trust in one address of this host, 127.0.0.1, so that 127.0.0.2 is a stranger.
 pub fn one_address() -> Trust {
-    Trust::networks(["127.0.0.1"]).unwrap()
+    Trust::networks(["127.0.0.1"]).build().unwrap()
 }
 
 pub fn from_client(client: &str, payload: &[u8]) -> Vec<u8> {

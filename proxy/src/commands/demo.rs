@@ -47,13 +47,14 @@ fn show_family(text: &mut String, host: IpAddr, client: IpAddr) -> anyhow::Resul
     let (len, peer) = server
         .recv_from(&mut raw)
         .context("the proxy passed nothing on to the server")?;
-    let gate = ppv2_sdk::Gate::new(Trust::ip_nets([host.into()]));
-    let gate = gate.context("the server's trust")?;
-    let admitted = gate
-        .admit(std::time::Instant::now(), peer, &raw[..len])
+    let trust = Trust::networks([host])
+        .build()
+        .context("the server's trust")?;
+    let received = ppv2_sdk::Demux::new(trust)
+        .receive(std::time::Instant::now(), peer, None, &raw[..len])
         .map_err(|reason| anyhow::anyhow!("the server dropped the datagram: {reason}"))?;
-    let (seen, written_to) = (admitted.client, admitted.destination);
-    let payload = String::from_utf8_lossy(admitted.payload).into_owned();
+    let (seen, written_to) = (received.client, received.destination);
+    let payload = String::from_utf8_lossy(received.payload).into_owned();
     server.send_to(format!("you are {seen}").as_bytes(), peer)?;
     let mut answer = [0; 512];
     let (answer_len, answered_from) = client

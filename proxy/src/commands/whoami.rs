@@ -22,7 +22,7 @@ impl Whoami {
         if is_no_host(listen.ip()) && !listen.ip().is_unspecified() {
             return Err(WhoamiError::NoHost(listen));
         }
-        let trust = Trust::networks(trusted.iter().map(String::as_str))?;
+        let trust = Trust::networks(trusted).build()?;
         UdpSocket::bind(listen, trust)
             .map(Self)
             .map_err(|error| WhoamiError::Bind(listen, error))

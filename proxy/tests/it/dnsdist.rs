@@ -182,7 +182,7 @@ fn clients_that_share_its_port_are_all_answered_by_the_sdk() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let trust = ppv2_sdk::Trust::networks(["127.0.0.1"]).unwrap();
+    let trust = ppv2_sdk::Trust::networks(["127.0.0.1"]).build().unwrap();
     let server_socket = ppv2_sdk::UdpSocket::bind("127.0.0.1:0", trust).unwrap();
     server_socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (listen, upstream) = (address("127.0.0.1"), server_socket.local_addr().unwrap());
@@ -236,5 +236,5 @@ fn clients_that_share_its_port_are_all_answered_by_the_sdk() {
         proxies.dedup();
         assert_eq!(proxies.len(), 1, "one port for all: {proxies:?}");
     });
-    assert_eq!(server_socket.stats().replies_without_route, 0);
+    assert_eq!(server_socket.stats().replies_without_path, 0);
 }

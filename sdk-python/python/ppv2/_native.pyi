@@ -12,7 +12,7 @@ __all__ = [
     "Header",
     "Socket",
     "Ssl",
-    "_Way",
+    "_ReplyPath",
     "__version__",
     "_header_of",
     "_ssl_of",
@@ -390,7 +390,7 @@ class Socket:
             How many bytes were sent.
 
         Raises:
-            NoRouteError: The client was not heard from, or too long ago; or not for
+            NoReplyPathError: The client was not heard from, or too long ago; or not for
                 10 seconds, and the proxy's address has named another client since.
             TimeoutError, BlockingIOError: There is no room to send, and the
                 timeout passed or the socket is non-blocking.
@@ -594,7 +594,7 @@ def wrap(
     sock: socket.socket,
     *,
     trusted: Iterable[object],
-    direct: Literal["drop", "accept"] = "drop",
+    untrusted: Literal["drop", "accept"] = "drop",
     reply_from: Literal["proxy", "listener"] = "proxy",
     max_header_len: int = 512,
     max_clients: int = 65536,
@@ -610,7 +610,7 @@ def wrap(
             ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
             Whoever sits in one can speak for any client, so name the proxies
             alone.
-        direct: What to do with a datagram from elsewhere: "drop" it, or "accept"
+        untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
             it as one of a client that is not behind a proxy, payload untouched.
         reply_from: Where replies to clients behind a proxy leave from: "proxy"
             sends them through it, "listener" straight to the client from the
@@ -636,7 +636,7 @@ def wrap(
     """
 
 @final
-class _Way: ...
+class _ReplyPath: ...
 
 def _header_of(header: bytes, /) -> Header: ...
 def _ssl_of(value: bytes, /) -> Ssl: ...

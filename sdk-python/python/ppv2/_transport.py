@@ -73,7 +73,7 @@ class DatagramTransport(asyncio.DatagramTransport):
         """Sends a datagram to a client; one that can't be sent now is kept for later.
 
         What goes wrong is given to the protocol's error_received(): a
-        ppv2.NoRouteError if the client was not heard from, or too long ago; an
+        ppv2.NoReplyPathError if the client was not heard from, or too long ago; an
         OSError, ENOBUFS, if so much is kept already that this one is not: 4 MiB, or
         twice the high-water mark if that is more.
 

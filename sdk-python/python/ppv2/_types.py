@@ -67,7 +67,7 @@ class Tlv(NamedTuple):
 class TrustOptions(TypedDict, total=False):
     """Arguments of ppv2.wrap() that all that is built on it takes too."""
 
-    direct: Literal["drop", "accept"]
+    untrusted: Literal["drop", "accept"]
     reply_from: Literal["proxy", "listener"]
     max_header_len: int
     max_clients: int
@@ -75,14 +75,14 @@ class TrustOptions(TypedDict, total=False):
 
 
 class ClientAddress(tuple[Any, ...]):
-    """The address of a client, equal to any other tuple of it, that carries the
-    way by which its datagram came.
+    """The address of a client, equal to any other tuple of it, that carries
+    the reply path of its datagram.
     """
 
-    _way: object
+    _path: object
 
     def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[tuple[Any, ...]]]:
-        """Copies are ordinary tuples: the way is of use to the socket alone."""
+        """Copies are ordinary tuples: only the socket can use the path."""
         return tuple, (tuple(self),)
 
 
@@ -121,7 +121,7 @@ class Stats(NamedTuple):
     "client_address"."""
     replies_sent: int
     """Datagrams sent to clients."""
-    replies_without_route: int
+    replies_without_path: int
     """Datagrams not sent since the way to their client was not known, or no
     longer."""
     clients_evicted: int
@@ -152,7 +152,7 @@ class DecodeError(ValueError):
         return type(self), (str(self), self.offset)
 
 
-class NoRouteError(OSError):
+class NoReplyPathError(OSError):
     """Nobody knows where a datagram for this client would have to go: the client
     was not heard from, or too long ago; or the proxy's address has named another
     client since, and this one was not heard for 10 seconds. Its errno is ENOTCONN.

@@ -42,7 +42,7 @@ async def create_udp_socket(
         local_port: The port to bind to, that which the proxy sends to.
         reuse_port: Whether other sockets may bind to it too.
         trusted: As for ppv2.wrap().
-        options: direct, reply_from, max_header_len and so on, as for
+        options: untrusted, reply_from, max_header_len and so on, as for
             ppv2.wrap().
 
     Raises:
@@ -101,7 +101,7 @@ class UDPSocket(anyio.abc.AsyncResource):
         """Sends a payload to a client's address.
 
         Raises:
-            ppv2.NoRouteError: The client was not heard from, or too long ago.
+            ppv2.NoReplyPathError: The client was not heard from, or too long ago.
             anyio.ClosedResourceError: The socket is closed.
             anyio.BusyResourceError: Another task is waiting to send.
             OSError: The datagram could not be sent.

@@ -39,7 +39,7 @@ def listenUDP(  # noqa: N802
         interface: See protocol.
         maxPacketSize: See protocol. The header needs no room.
         trusted: As for ppv2.wrap().
-        options: direct, reply_from, max_header_len and so on, as for
+        options: untrusted, reply_from, max_header_len and so on, as for
             ppv2.wrap().
 
     Returns:
@@ -87,7 +87,7 @@ class Port(udp.Port):
                 given.
 
         Raises:
-            ppv2.NoRouteError: The client was not heard from, or too long ago.
+            ppv2.NoReplyPathError: The client was not heard from, or too long ago.
             MessageLengthError: The datagram is too long.
         """
         try:

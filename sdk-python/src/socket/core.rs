@@ -1,238 +1,118 @@
-//! One wrapped socket: what every method of it is made of.
+//! One wrapped socket: receiving, sending and waiting. The Rust SDK's socket, which never
+//! blocks here, moves the datagrams; this module waits, lets other threads run meanwhile,
+//! and looks at signals.
 
-use std::net::{IpAddr, SocketAddr};
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ppv2_sdk::{Admitted, DropWarning, DropWarnings, Gate, Recipient, Way};
+use ppv2_sdk::{Batch, DatagramRef, Demux, UdpSocket};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::BorrowedFd;
+use rustix::io::Errno;
 
-use super::address::{self, Form};
-use super::descriptor::{Buffer, Descriptor, Failure, MOST_DROPS_IN_A_ROW, Wait};
-use super::errors;
-use super::ways::{Flow, Heard, Ways};
-use crate::classes;
+use super::addresses::{Addresses, Form, Heard, to_python};
+use super::errors::{self, Failure};
 use crate::header::Header;
 use crate::trust::Limits;
+use crate::{arguments, classes};
+
+/// The length field of UDP has 16 bits.
+pub(crate) const MAX_DATAGRAM: usize = 65_535;
 
 pub(crate) struct Core {
-    pub(crate) gate: Gate,
-    pub(crate) ways: Ways,
-    replies: Replies,
-    forget_after: Duration,
+    pub(crate) demux: Arc<Demux>,
+    pub(crate) addresses: Addresses,
     /// `None` once closed. A call that is under way keeps its own.
-    descriptor: Mutex<Option<Arc<Descriptor>>>,
-    timeout: Timeout,
-    /// Datagrams arrive joined, so that only batches can be received.
-    joined: AtomicBool,
+    socket: Mutex<Option<Arc<UdpSocket>>>,
+    /// Seconds, as `socket.settimeout` has them: the bits of an f64, a NaN for none.
+    timeout: AtomicU64,
     /// A server of `socketserver` waits for datagrams with a selector.
     served: AtomicBool,
-    warnings: DropWarnings,
+    /// Datagrams arrive with the address that they were sent to.
+    pub(crate) packet_info: bool,
+    /// The application asked for that address too.
+    pub(crate) packet_info_asked: AtomicBool,
 }
 
-/// What one receive call has dropped so far, and the warnings that are due.
-#[derive(Default)]
-pub(crate) struct Drops {
-    pub(crate) count: usize,
-    warnings: Vec<DropWarning>,
+/// How long a call may wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Wait {
+    Forever,
+    Never,
+    Until(Instant),
 }
 
-impl Drops {
-    /// Whether the call should look up: to log a warning at once, since the next
-    /// datagram may be long in coming, or to see whether a signal came.
-    pub(crate) fn look_up(&self) -> bool {
-        !self.warnings.is_empty() || self.count.is_multiple_of(MOST_DROPS_IN_A_ROW)
-    }
-
-    /// Logs the warnings that are due to the logger `ppv2`. What a handler raises
-    /// is not the receiver's business.
-    pub(crate) fn log(&mut self, py: Python<'_>) {
-        for warning in self.warnings.drain(..) {
-            let logged = py.import("logging").and_then(|logging| {
-                let logger = logging.call_method1("getLogger", ("ppv2",))?;
-                logger.call_method1("warning", ("%s", warning.to_string()))
-            });
-            if let Err(error) = logged {
-                error.write_unraisable(py, None);
-            }
-        }
-    }
-}
-
-/// What the gate doesn't count.
-#[derive(Default)]
-struct Replies {
-    sent: AtomicU64,
-    without_route: AtomicU64,
-    /// By a descriptor that is closed.
-    listeners_evicted: AtomicU64,
-}
-
-impl Replies {
-    fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    fn without_route(&self) -> u64 {
-        self.without_route.load(Ordering::Relaxed)
-    }
-}
-
-/// The timeout of a socket, as `socket.settimeout` has it: the bits of an f64,
-/// a NaN for none.
-struct Timeout(AtomicU64);
-
-impl Timeout {
-    fn get(&self) -> Option<f64> {
-        let seconds = f64::from_bits(self.0.load(Ordering::Relaxed));
-        (!seconds.is_nan()).then_some(seconds)
-    }
-
-    fn set(&self, seconds: Option<f64>) {
-        let bits = seconds.unwrap_or(f64::NAN).to_bits();
-        self.0.store(bits, Ordering::Relaxed);
-    }
-}
-
-/// A datagram for the application. Its bytes are in the buffer that it was
-/// received into.
-#[derive(Clone, Copy)]
-pub(crate) struct Received {
-    /// Where the header ends and the payload begins.
-    header_len: usize,
-    /// Bytes of both.
-    len: usize,
-    pub(crate) client: SocketAddr,
-    pub(crate) destination: Option<SocketAddr>,
-    pub(crate) proxy: Option<SocketAddr>,
-    way: Way,
-    now: Instant,
-}
-
-impl Received {
-    fn new(now: Instant, len: usize, admitted: &Admitted<'_>) -> Self {
-        Self {
-            header_len: len - admitted.payload.len(),
-            len,
-            client: admitted.client,
-            destination: admitted.destination,
-            proxy: admitted.proxy,
-            way: admitted.way,
-            now,
-        }
-    }
-
-    /// Of the bytes that it was received into, those of the header; none for a
-    /// direct client.
-    pub(crate) fn header<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
-        bytes.get(..self.header_len).unwrap_or_default()
-    }
-
-    /// Of the bytes that it was received into, the client's.
-    pub(crate) fn payload<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
-        bytes.get(self.header_len..self.len).unwrap_or_default()
-    }
-
-    /// All that is known of it; `bytes` are those that it was received into.
-    pub(crate) fn datagram<'py>(
-        &self,
-        py: Python<'py>,
-        bytes: &[u8],
-        ways: &Ways,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let header = match self.header(bytes) {
-            [] => None,
-            header => Some(Header::read(py, header)?),
-        };
-        let plain = |address: Option<SocketAddr>| {
-            address
-                .map(|address| address::in_form(py, address, ways.form()))
-                .transpose()
-        };
-        classes::datagram(
-            py,
-            (
-                PyBytes::new(py, self.payload(bytes)),
-                self.address(py, ways)?,
-                plain(self.destination)?,
-                plain(self.proxy)?,
-                header,
-            ),
-        )
-    }
-
-    /// The client's address, which carries the way back.
-    pub(crate) fn address<'py>(&self, py: Python<'py>, ways: &Ways) -> PyResult<Bound<'py, PyAny>> {
-        match ways.known_one(py, self.heard()) {
-            Some(address) => Ok(address),
-            None => ways.learn(py, self.heard()),
-        }
-    }
-
-    /// Notes the way to the client, whose address is not asked for.
-    pub(crate) fn note(&self, py: Python<'_>, ways: &Ways) {
-        ways.known_one(py, self.heard());
-    }
-
-    /// The addresses of several, with one lock for those that are known.
-    pub(crate) fn addresses<'py, T>(
-        py: Python<'py>,
-        received: &[(T, Self)],
-        ways: &Ways,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let heard = received.iter().map(|(_, one)| one.heard());
-        ways.known(py, heard)
-            .into_iter()
-            .zip(received)
-            .map(|(address, (_, one))| match address {
-                Some(address) => Ok(address),
-                None => ways.learn(py, one.heard()),
-            })
-            .collect()
-    }
-
-    fn heard(&self) -> Heard {
-        Heard {
-            flow: Flow {
-                client: self.client,
-                destination: self.destination,
-                proxy: self.proxy.map(|proxy| proxy.ip()),
+impl Wait {
+    /// Waits until `socket` is readable or writable.
+    fn wait(self, socket: &UdpSocket, what: PollFlags) -> Result<(), Failure> {
+        let left = match self {
+            Self::Never => return Err(Failure::Io(io::ErrorKind::WouldBlock.into())),
+            Self::Forever => None,
+            Self::Until(deadline) => match deadline.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Err(Failure::TimedOut),
+                left => Some(Timespec::try_from(left).map_err(|_| Errno::INVAL)?),
             },
-            reply: self.way,
-            now: self.now,
+        };
+        match poll(&mut [PollFd::new(socket, what)], left.as_ref()) {
+            Ok(0) => Err(Failure::TimedOut),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }
 
 impl Core {
-    pub(crate) fn new(gate: Gate, limits: &Limits, form: Form, descriptor: Descriptor) -> Self {
-        Self {
-            gate,
-            ways: Ways::new(limits.max_clients, limits.forget_after, form),
-            replies: Replies::default(),
-            forget_after: limits.forget_after,
-            descriptor: Mutex::new(Some(Arc::new(descriptor))),
-            timeout: Timeout(AtomicU64::new(f64::NAN.to_bits())),
-            joined: AtomicBool::new(false),
+    /// Takes over a second descriptor of `socket`, an open `socket.socket` bound to
+    /// `local` that doesn't block. It stays valid while a call uses it, though another
+    /// thread closes the object.
+    #[expect(unsafe_code, reason = "Python hands out descriptors as numbers")]
+    pub(crate) fn new(
+        demux: Demux,
+        limits: &Limits,
+        form: Form,
+        socket: &Bound<'_, PyAny>,
+        local: SocketAddr,
+        packet_info_asked: bool,
+    ) -> PyResult<Self> {
+        let raw = socket.call_method0("fileno")?.extract()?;
+        // SAFETY: `socket` owns the descriptor, and its holder keeps it open until
+        // this returns.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+        let descriptor = borrowed.try_clone_to_owned()?;
+        let demux = Arc::new(demux);
+        let socket = UdpSocket::with_demux(descriptor.into(), Arc::clone(&demux))?;
+        Ok(Self {
+            demux,
+            addresses: Addresses::new(limits.max_clients, limits.forget_after, form),
+            socket: Mutex::new(Some(Arc::new(socket))),
+            timeout: AtomicU64::new(f64::NAN.to_bits()),
             served: AtomicBool::new(false),
-            warnings: DropWarnings::new(),
-        }
+            packet_info: cfg!(target_os = "linux") && local.ip().is_unspecified(),
+            packet_info_asked: AtomicBool::new(packet_info_asked),
+        })
     }
 
-    /// Notes that datagrams arrive joined from now on.
-    pub(crate) fn set_joined(&self) {
-        self.joined.store(true, Ordering::Relaxed);
+    pub(crate) fn socket(&self, py: Python<'_>) -> PyResult<Arc<UdpSocket>> {
+        let open = self.slot().clone();
+        open.ok_or_else(|| errors::os(py, Errno::BADF))
     }
 
-    /// An error where datagrams arrive joined: the rest of a burst would have no
-    /// place.
-    pub(crate) fn check_not_joined(&self, py: Python<'_>) -> PyResult<()> {
-        if self.joined.load(Ordering::Relaxed) {
-            return Err(errors::joined(py));
-        }
-        Ok(())
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<UdpSocket>>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn close(&self) {
+        self.slot().take();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.slot().is_none()
     }
 
     /// Notes that a server of `socketserver` waits with a selector, and takes an
@@ -241,76 +121,14 @@ impl Core {
         self.served.store(true, Ordering::Relaxed);
     }
 
-    /// How a call waits that has dropped something: where a selector has said
-    /// that there is a datagram, that may have been all, and the server would not
-    /// hear of its end.
-    pub(crate) fn wait_on(&self, wait: Wait, drops: &Drops) -> Wait {
-        let served = drops.count > 0 && self.served.load(Ordering::Relaxed);
-        if served && wait == Wait::Forever {
-            Wait::Never
-        } else {
-            wait
-        }
-    }
-
     pub(crate) fn timeout(&self) -> Option<f64> {
-        self.timeout.get()
+        let seconds = f64::from_bits(self.timeout.load(Ordering::Relaxed));
+        (!seconds.is_nan()).then_some(seconds)
     }
 
     pub(crate) fn set_timeout(&self, seconds: Option<f64>) {
-        self.timeout.set(seconds);
-    }
-
-    pub(crate) fn close(&self) {
-        if let Some(descriptor) = self.slot().take() {
-            let counter = &self.replies.listeners_evicted;
-            counter.store(descriptor.listeners_evicted(), Ordering::Relaxed);
-        }
-    }
-
-    /// Listeners' sockets closed to make room for others.
-    fn listeners_evicted(&self) -> u64 {
-        match self.slot().as_ref() {
-            Some(descriptor) => descriptor.listeners_evicted(),
-            None => self.replies.listeners_evicted.load(Ordering::Relaxed),
-        }
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.slot().is_none()
-    }
-
-    pub(crate) fn descriptor(&self, py: Python<'_>) -> PyResult<Arc<Descriptor>> {
-        let open = self.slot().clone();
-        open.ok_or_else(|| errors::os(py, rustix::io::Errno::BADF))
-    }
-
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Descriptor>>> {
-        self.descriptor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The counters of the gate, and those that stand here.
-    pub(crate) fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let stats = self.gate.stats();
-        let dropped = PyDict::new(py);
-        for (reason, count) in stats.drops() {
-            dropped.set_item(reason.as_str(), count)?;
-        }
-        classes::stats(
-            py,
-            (
-                stats.received,
-                stats.delivered,
-                dropped,
-                self.replies.sent(),
-                self.replies.without_route(),
-                stats.clients_evicted,
-                stats.clients,
-                self.listeners_evicted(),
-            ),
-        )
+        let bits = seconds.unwrap_or(f64::NAN).to_bits();
+        self.timeout.store(bits, Ordering::Relaxed);
     }
 
     /// How long a call that begins now may wait.
@@ -326,71 +144,153 @@ impl Core {
         }
     }
 
-    /// Receives until there is a datagram for the application, and has `take`
-    /// make of its bytes what the caller wants.
+    /// Has the kernel join datagrams; `false` if it can't.
+    pub(crate) fn enable_gro(&self, py: Python<'_>) -> PyResult<bool> {
+        let enabled = self.socket(py)?.enable_gro();
+        enabled.map_err(|error| Failure::Io(error).into_py(py))
+    }
+
+    /// Calls `attempt`, which doesn't block, until it has a result, and waits between
+    /// two attempts. Other threads of Python run meanwhile.
+    fn persist<T: Send>(
+        &self,
+        py: Python<'_>,
+        wait: Wait,
+        what: PollFlags,
+        mut attempt: impl FnMut(&UdpSocket) -> io::Result<T> + Send,
+    ) -> Result<T, Failure> {
+        let socket = self.socket(py)?;
+        loop {
+            let result = py.detach(|| attempt(&socket));
+            self.log_drops(py);
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    py.detach(|| wait.wait(&socket, what))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return Ok(result?),
+            }
+            py.check_signals()?;
+        }
+    }
+
+    /// As `persist`, to receive. Where a selector has said that there is a datagram, and
+    /// it had to be dropped, the call does not wait for another: its server would not
+    /// hear of a shutdown.
+    fn persist_to_receive<T: Send>(
+        &self,
+        py: Python<'_>,
+        dontwait: bool,
+        mut attempt: impl FnMut(&UdpSocket) -> io::Result<T> + Send,
+    ) -> Result<T, Failure> {
+        let wait = self.wait(dontwait);
+        if wait != Wait::Forever || !self.served.load(Ordering::Relaxed) {
+            return self.persist(py, wait, PollFlags::IN, attempt);
+        }
+        let drops = || self.demux.stats().dropped_total();
+        let before = drops();
+        loop {
+            match self.persist(py, Wait::Never, PollFlags::IN, &mut attempt) {
+                Err(Failure::Io(error))
+                    if error.kind() == io::ErrorKind::WouldBlock && drops() == before => {}
+                result => return result,
+            }
+            let socket = self.socket(py)?;
+            py.detach(|| wait.wait(&socket, PollFlags::IN))?;
+            py.check_signals()?;
+        }
+    }
+
+    /// Logs the warnings of drops that are due to the logger `ppv2`. What a handler
+    /// raises does not concern the receiver.
+    pub(crate) fn log_drops(&self, py: Python<'_>) {
+        for warning in self.demux.take_warnings() {
+            let logged = py.import("logging").and_then(|logging| {
+                let logger = logging.call_method1("getLogger", ("ppv2",))?;
+                logger.call_method1("warning", ("%s", warning.to_string()))
+            });
+            if let Err(error) = logged {
+                error.write_unraisable(py, None);
+            }
+        }
+    }
+
+    /// Receives one datagram, and has `take` make of its bytes, and of what is known of
+    /// it, what the caller wants.
     pub(crate) fn receive<'py, T>(
         &self,
         py: Python<'py>,
         dontwait: bool,
-        take: impl FnOnce(Python<'py>, &Received, &[u8]) -> PyResult<T>,
+        take: impl FnOnce(Python<'py>, &Heard, &[u8], &[u8]) -> PyResult<T>,
     ) -> PyResult<T> {
-        let descriptor = self.descriptor(py)?;
-        self.check_not_joined(py)?;
-        let wait = self.wait(dontwait);
         let mut buffer = Buffer::take();
-        let mut drops = Drops::default();
-        loop {
-            let buffer = buffer.bytes();
-            let received =
-                py.detach(|| self.receive_some(&descriptor, wait, &mut *buffer, &mut drops));
-            drops.log(py);
-            match received {
-                Ok(Some(received)) => return take(py, &received, buffer),
-                Ok(None) | Err(Failure::Interrupted) => py.check_signals()?,
-                Err(failure) => return Err(errors::failure(py, failure)),
-            }
-        }
+        let buffer = buffer.bytes();
+        let received = self.persist_to_receive(py, dontwait, |socket| {
+            let datagram = socket.recv_ref(buffer)?;
+            let heard = Heard::new(&datagram, Instant::now());
+            Ok((heard, datagram.header.len(), datagram.payload.len()))
+        });
+        let (heard, header_len, payload_len) = received.map_err(|error| error.into_py(py))?;
+        let (header, rest) = buffer.split_at(header_len);
+        take(py, &heard, header, &rest[..payload_len])
     }
 
-    /// Receives until a datagram is for the application, or nothing but bad ones
-    /// has come for long, or a warning is due.
-    fn receive_some(
+    /// The address object of a client that was heard.
+    pub(crate) fn address<'py>(
         &self,
-        descriptor: &Descriptor,
-        wait: Wait,
-        buffer: &mut [u8],
-        drops: &mut Drops,
-    ) -> Result<Option<Received>, Failure> {
-        loop {
-            let (len, peer, local) = descriptor.receive(buffer, self.wait_on(wait, drops))?;
-            let received = self.admit(Instant::now(), peer, local, &buffer[..len], drops);
-            if received.is_some() {
-                return Ok(received);
-            }
-            self.wait_on(wait, drops).after_drops(drops.count)?;
-            if drops.look_up() {
-                return Ok(None);
-            }
-        }
+        py: Python<'py>,
+        heard: &Heard,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.addresses.of_one(py, heard)
     }
 
-    /// Has the gate decide on a datagram; `None` if it was dropped.
-    pub(crate) fn admit(
+    /// All that is known of one datagram.
+    pub(crate) fn receive_datagram<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.receive(py, false, |py, heard, header, payload| {
+            let header = match header {
+                [] => None,
+                header => Some(Header::read(py, header)?),
+            };
+            let plain = |address: Option<SocketAddr>| {
+                address
+                    .map(|address| to_python(py, address, self.addresses.form))
+                    .transpose()
+            };
+            let fields = (
+                PyBytes::new(py, payload),
+                self.address(py, heard)?,
+                plain(heard.destination)?,
+                plain(heard.proxy)?,
+                header,
+            );
+            classes::datagram(py, fields)
+        })
+    }
+
+    /// Waits for one datagram, and takes what else is there, as many as the kernel puts
+    /// into that many slots.
+    pub(crate) fn receive_batch<'py>(
         &self,
-        now: Instant,
-        peer: SocketAddr,
-        local: Option<IpAddr>,
-        bytes: &[u8],
-        drops: &mut Drops,
-    ) -> Option<Received> {
-        match self.gate.admit_to(now, peer, local, bytes) {
-            Ok(admitted) => Some(Received::new(now, bytes.len(), &admitted)),
-            Err(reason) => {
-                drops.count += 1;
-                drops.warnings.extend(self.warnings.due(now, peer, reason));
-                None
-            }
+        py: Python<'py>,
+        count: usize,
+    ) -> PyResult<Bound<'py, PyList>> {
+        thread_local! {
+            static SPARE: Cell<Option<Batch>> = const { Cell::new(None) };
         }
+        // Taken rather than borrowed, as the buffer of single datagrams is.
+        let mut batch = SPARE.take().unwrap_or_else(|| Batch::new(count));
+        batch.set_slots(count);
+        self.persist_to_receive(py, false, |socket| socket.recv_batch(&mut batch))
+            .map_err(|error| error.into_py(py))?;
+        let now = Instant::now();
+        let heard: Vec<_> = batch.iter().map(|one| Heard::new(&one, now)).collect();
+        let addresses = self.addresses.of(py, &heard)?;
+        let payloads = batch
+            .iter()
+            .map(|one: DatagramRef<'_>| PyBytes::new(py, one.payload));
+        let pairs: Vec<_> = payloads.zip(addresses).collect();
+        SPARE.set(Some(batch));
+        PyList::new(py, pairs)
     }
 
     /// Sends one datagram to a client and returns its length.
@@ -401,65 +301,135 @@ impl Core {
         client: &Bound<'_, PyAny>,
         dontwait: bool,
     ) -> PyResult<usize> {
-        let descriptor = self.descriptor(py)?;
-        let way = self.way_to(client)?;
-        let wait = self.wait(dontwait);
-        loop {
-            let sent = py.detach(|| match way.from.is_some() || way.local.is_some() {
-                false => descriptor.send(payload, way.to, wait),
-                true => descriptor
-                    .bursts()?
-                    .send(&descriptor, &[(payload, Recipient::Way(way))], wait)
-                    .map(|_| payload.len()),
-            });
-            match sent {
-                Ok(sent) => {
-                    self.replies_sent(1);
-                    return Ok(sent);
+        self.socket(py)?;
+        let recipient = self.addresses.recipient(&self.demux, client)?;
+        self.persist(py, self.wait(dontwait), PollFlags::OUT, |socket| {
+            socket.reply_to(recipient, payload)
+        })
+        .map_err(|error| error.into_py(py))
+    }
+
+    /// Sends to clients in turn, and returns how many datagrams are dealt with: sent,
+    /// or counted as without a reply path.
+    pub(crate) fn send_batch(&self, datagrams: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let py = datagrams.py();
+        self.socket(py)?;
+        let mut owned = Vec::new();
+        for (index, datagram) in datagrams.try_iter()?.enumerate() {
+            let (data, address) = pair(index, &datagram?)?;
+            let data = match data.cast_into::<PyBytes>() {
+                Ok(bytes) => bytes,
+                Err(other) => {
+                    let name = format!("datagrams[{index}][0]");
+                    arguments::bytes_like(&name, &other.into_inner())?
                 }
-                Err(Failure::Interrupted) => py.check_signals()?,
-                Err(failure) => return Err(errors::failure(py, failure)),
+            };
+            owned.push((data, self.addresses.recipient(&self.demux, &address)?));
+        }
+        let replies: Vec<_> = owned
+            .iter()
+            .map(|(data, to)| (data.as_bytes(), *to))
+            .collect();
+        let wait = self.wait(false);
+        let mut done = 0;
+        while done < replies.len() {
+            let rest = &replies[done..];
+            match self.persist(py, wait, PollFlags::OUT, |socket| socket.send_batch(rest)) {
+                Ok(sent) => done += sent,
+                Err(Failure::Io(error)) if error.kind() == io::ErrorKind::NotConnected => done += 1,
+                // What fails now fails again at the next call, which can say so.
+                Err(Failure::Io(_) | Failure::TimedOut) if done > 0 => break,
+                Err(error) => return Err(error.into_py(py)),
             }
+        }
+        Ok(done)
+    }
+
+    /// Calls a method of Python's socket, which never blocks, until it has a result.
+    /// `None` if the kernel reported an earlier datagram instead.
+    pub(crate) fn persist_in_python<'py>(
+        &self,
+        py: Python<'py>,
+        wait: Wait,
+        what: PollFlags,
+        call: impl Fn() -> PyResult<Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        loop {
+            let error = match call() {
+                Ok(result) => return Ok(Some(result)),
+                Err(error) => error,
+            };
+            match errors::number(py, &error) {
+                Some(Errno::AGAIN) => {}
+                Some(number) if errors::is_echo_of_earlier_send(number) => return Ok(None),
+                _ => return Err(error),
+            }
+            let socket = self.socket(py)?;
+            py.detach(|| wait.wait(&socket, what))
+                .map_err(|error| error.into_py(py))?;
+            py.check_signals()?;
         }
     }
 
-    /// Where to send what is meant for a client: the way that its address object
-    /// carries, or else the one that its latest datagram came by. Otherwise the
-    /// client, to which nobody knows the way.
-    pub(crate) fn find_way_to(
-        &self,
-        now: Instant,
-        address: &Bound<'_, PyAny>,
-    ) -> PyResult<Result<Way, SocketAddr>> {
-        let client = match address::way_of(address)? {
-            Some(way) => {
-                if let Some(reply) = self.ways.of(now, way.get()) {
-                    return Ok(Ok(reply));
-                }
-                way.get().client()
-            }
-            None => address::from_python("address", address)?,
-        };
-        Ok(self.gate.route(now, client).ok_or(client))
+    /// The counters of the demux.
+    pub(crate) fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let stats = self.demux.stats();
+        let dropped = PyDict::new(py);
+        for (reason, count) in stats.drops() {
+            dropped.set_item(reason.as_str(), count)?;
+        }
+        classes::stats(
+            py,
+            (
+                stats.received,
+                stats.delivered,
+                dropped,
+                stats.replies_sent,
+                stats.replies_without_path,
+                stats.clients_evicted,
+                stats.clients,
+                stats.listeners_evicted,
+            ),
+        )
+    }
+}
+
+fn pair<'py>(
+    index: usize,
+    datagram: &Bound<'py, PyAny>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let pair = datagram.cast::<PyTuple>().map_err(PyErr::from);
+    pair.and_then(|pair| pair.extract()).map_err(|_: PyErr| {
+        let name = format!("datagrams[{index}]");
+        arguments::type_error(&name, "a pair (data, address)", datagram)
+    })
+}
+
+thread_local! {
+    static SPARE: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
+/// This thread's buffer, with room for the longest datagram, so that a header
+/// never costs the application's buffer any bytes. It is taken rather than
+/// borrowed: what Python runs meanwhile, such as a signal's handler, may receive
+/// too, and gets another.
+struct Buffer(Option<Box<[u8]>>);
+
+impl Buffer {
+    fn take() -> Self {
+        let spare = SPARE.take();
+        Self(Some(
+            spare.unwrap_or_else(|| vec![0; MAX_DATAGRAM].into_boxed_slice()),
+        ))
     }
 
-    /// As `find_way_to`, a missing one being an exception, and counted.
-    pub(crate) fn way_to(&self, address: &Bound<'_, PyAny>) -> PyResult<Way> {
-        self.find_way_to(Instant::now(), address)?
-            .map_err(|client| {
-                self.replies_without_route(1);
-                errors::no_route(address.py(), client, self.forget_after)
-            })
+    fn bytes(&mut self) -> &mut [u8] {
+        self.0.as_deref_mut().unwrap_or_default()
     }
+}
 
-    /// Counts replies that were sent.
-    pub(crate) fn replies_sent(&self, count: usize) {
-        self.replies.sent.fetch_add(count as u64, Ordering::Relaxed);
-    }
-
-    /// Counts replies that could not be sent for want of a way.
-    pub(crate) fn replies_without_route(&self, count: usize) {
-        let counter = &self.replies.without_route;
-        counter.fetch_add(count as u64, Ordering::Relaxed);
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        SPARE.set(self.0.take());
     }
 }

@@ -1,28 +1,82 @@
 //! What goes wrong with a socket, as Python's exceptions.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io;
 
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use rustix::io::Errno;
 
-use super::descriptor::Failure;
-
 mod exceptions {
-    pyo3::import_exception!(ppv2, NoRouteError);
+    pyo3::import_exception!(ppv2, NoReplyPathError);
 }
 
-/// What the methods of a socket raise.
-pub(crate) fn failure(py: Python<'_>, failure: Failure) -> PyErr {
-    match failure {
-        Failure::WouldBlock => os(py, Errno::AGAIN),
-        // Without a number, as the socket module raises it.
-        Failure::TimedOut => PyTimeoutError::new_err("timed out"),
-        Failure::Interrupted => os(py, Errno::INTR),
-        Failure::Os(error) => os(py, error),
-        Failure::Explained(error, words) => PyOSError::new_err((error.raw_os_error(), words)),
+/// Why a call has nothing to return.
+pub(crate) enum Failure {
+    /// The socket's timeout passed.
+    TimedOut,
+    Io(io::Error),
+    /// What a signal's handler raised, for example.
+    Python(PyErr),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
     }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+impl From<PyErr> for Failure {
+    fn from(error: PyErr) -> Self {
+        Self::Python(error)
+    }
+}
+
+impl Failure {
+    /// What the methods of a socket raise.
+    pub(crate) fn into_py(self, py: Python<'_>) -> PyErr {
+        let error = match self {
+            // Without a number, as the socket module raises it.
+            Self::TimedOut => return PyTimeoutError::new_err("timed out"),
+            Self::Python(error) => return error,
+            Self::Io(error) => error,
+        };
+        if let Some(number) = Errno::from_io_error(&error) {
+            return os(py, number);
+        }
+        // What the Rust SDK says itself: that a call would wait, that there is no reply
+        // path, or why it can't send from a listener's address.
+        let (name, words) = (errno_of(error.kind()), error.to_string());
+        let number = py
+            .import("errno")
+            .and_then(|errno| errno.getattr(name)?.extract::<i32>());
+        match (number, error.kind()) {
+            (Err(error), _) => error,
+            (Ok(number), io::ErrorKind::WouldBlock) => os(py, Errno::from_raw_os_error(number)),
+            (Ok(number), io::ErrorKind::NotConnected) => {
+                exceptions::NoReplyPathError::new_err((number, words))
+            }
+            (Ok(number), _) => PyOSError::new_err((number, words)),
+        }
+    }
+}
+
+/// The name in Python's module `errno` that is nearest to an error of the Rust SDK.
+fn errno_of(kind: io::ErrorKind) -> &'static str {
+    let names = [
+        (io::ErrorKind::WouldBlock, "EAGAIN"),
+        (io::ErrorKind::NotConnected, "ENOTCONN"),
+        (io::ErrorKind::AddrInUse, "EADDRINUSE"),
+        (io::ErrorKind::AddrNotAvailable, "EADDRNOTAVAIL"),
+        (io::ErrorKind::PermissionDenied, "EACCES"),
+    ];
+    let found = names.into_iter().find(|(known, _)| *known == kind);
+    found.map_or("EINVAL", |(_, name)| name)
 }
 
 /// The subclass of `OSError` for a number, with the words for it.
@@ -46,40 +100,15 @@ pub(crate) fn number(py: Python<'_>, error: &PyErr) -> Option<Errno> {
     Some(Errno::from_raw_os_error(number))
 }
 
-/// A call that would take a burst for one datagram.
-pub(crate) fn joined(py: Python<'_>) -> PyErr {
-    with_number(
-        py,
-        "EINVAL",
-        "the socket has GRO enabled, so that its datagrams arrive in bursts; receive with \
-         recv_batch(), or leave GRO off"
-            .to_owned(),
-        PyOSError::new_err,
-    )
-}
-
-fn with_number(
-    py: Python<'_>,
-    name: &str,
-    words: String,
-    exception: impl FnOnce((i32, String)) -> PyErr,
-) -> PyErr {
-    let number = py
-        .import("errno")
-        .and_then(|errno| errno.getattr(name)?.extract::<i32>());
-    match number {
-        Ok(number) => exception((number, words)),
-        Err(error) => error,
-    }
-}
-
-/// Nobody knows where a reply to this client would have to go.
-pub(crate) fn no_route(py: Python<'_>, client: SocketAddr, forget_after: Duration) -> PyErr {
-    let seconds = forget_after.as_secs_f64();
-    let words = format!(
-        "no way to client {client}: not heard from in the last {seconds}s, or forgotten for \
-         newer clients, or silent for 10 s while the proxy's address has come to serve another \
-         client; answer sooner, or raise forget_after or max_clients"
-    );
-    with_number(py, "ENOTCONN", words, exceptions::NoRouteError::new_err)
+/// Whether `error` is only the echo of a datagram sent earlier: some host on the
+/// path answered it with an ICMP message. It says nothing of this socket, and
+/// anybody could provoke it.
+pub(crate) fn is_echo_of_earlier_send(error: Errno) -> bool {
+    [
+        Errno::CONNREFUSED,
+        Errno::CONNRESET,
+        Errno::HOSTUNREACH,
+        Errno::NETUNREACH,
+    ]
+    .contains(&error)
 }

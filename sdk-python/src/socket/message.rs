@@ -1,29 +1,41 @@
-//! `recvmsg` and `sendmsg`: Python's own socket moves the ancillary data, whose
-//! many kinds it knows, and the gate decides on what comes.
+//! `recvmsg` and `sendmsg`: Python's own socket moves the ancillary data, whose many
+//! kinds it knows, and the demux decides on the datagrams.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 use rustix::event::PollFlags;
-use rustix::io::Errno;
 
+use super::addresses::{Heard, from_python, to_python};
 use super::buffers::Flags;
-use super::core::{Drops, Received};
-use super::descriptor::{self, Descriptor, Failure, Wait};
-#[cfg(target_os = "linux")]
-use super::packet_info;
-use super::{Socket, address, errors};
+use super::core::{Core, MAX_DATAGRAM, Wait};
+use super::errors::Failure;
+use super::{Socket, errors};
 use crate::arguments;
 
-/// Room for the longest datagram.
-const MAX_DATAGRAM: usize = 65_535;
+/// Datagrams that a call drops before it gives way, as the Rust SDK's sockets do: a flood
+/// of bad datagrams would hold it up for ever.
+const MOST_DROPS_IN_A_ROW: usize = 64;
+
+/// Level and type of a control message with the address of this host that a datagram was
+/// sent to, or leaves from (IP_PKTINFO in ip(7), IPV6_PKTINFO in ipv6(7)).
+const IPV4_PACKET_INFO: (i32, i32) = (0, 8);
+const IPV6_PACKET_INFO: (i32, i32) = (41, 50);
+
+/// The options that ask for them.
+pub(super) const PACKET_INFO_OPTIONS: [(i32, i32); 2] = [(0, 8), (41, 49)];
+
+/// Bytes for both control messages.
+const PACKET_INFO_ROOM: usize = 128;
 
 /// A client's datagram as `recvmsg` returned it.
 pub(crate) struct Message<'py> {
     datagram: Bound<'py, PyBytes>,
-    received: Received,
+    header_len: usize,
     ancdata: Bound<'py, PyAny>,
     msg_flags: u32,
     address: Bound<'py, PyAny>,
@@ -31,7 +43,10 @@ pub(crate) struct Message<'py> {
 
 impl<'py> Message<'py> {
     pub(crate) fn payload(&self) -> &[u8] {
-        self.received.payload(self.datagram.as_bytes())
+        self.datagram
+            .as_bytes()
+            .get(self.header_len..)
+            .unwrap_or_default()
     }
 
     /// The tuple that `recvmsg` or `recvmsg_into` returns, `data` in front.
@@ -59,39 +74,63 @@ impl Socket {
         ancbufsize: usize,
         flags: Flags,
     ) -> PyResult<Message<'py>> {
-        let descriptor = self.core.descriptor(py)?;
-        self.core.check_not_joined(py)?;
+        if self.core.socket(py)?.is_gro_enabled() {
+            let error = io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the socket has GRO enabled, so that its datagrams arrive in bursts; receive \
+                 with recv_batch(), or leave GRO off",
+            );
+            return Err(Failure::Io(error).into_py(py));
+        }
         let wait = self.core.wait(flags.dontwait);
         let socket = self.python.bind(py);
-        let arguments = (MAX_DATAGRAM, ancbufsize + room(&descriptor), flags.bits());
-        let mut drops = Drops::default();
+        let room = if self.core.packet_info {
+            PACKET_INFO_ROOM
+        } else {
+            0
+        };
+        let arguments = (MAX_DATAGRAM, ancbufsize + room, flags.bits());
+        let mut dropped = 0;
         loop {
             let receive = || socket.call_method1("recvmsg", arguments);
-            let Some(result) = persist(py, &descriptor, wait, PollFlags::IN, receive)? else {
+            let Some(result) = self
+                .core
+                .persist_in_python(py, wait, PollFlags::IN, receive)?
+            else {
                 continue;
             };
             let (datagram, ancdata, msg_flags, peer): (_, Bound<'py, PyAny>, _, Bound<'_, PyAny>) =
                 result.extract()?;
             let datagram: Bound<'py, PyBytes> = datagram;
-            let peer = address::from_python("peer", &peer)?;
-            let (ancdata, local) = take_packet_info(&descriptor, ancdata, peer)?;
-            if let Some(received) =
-                self.core
-                    .admit(Instant::now(), peer, local, datagram.as_bytes(), &mut drops)
-            {
-                let address = received.address(py, &self.core.ways)?;
+            let peer = from_python("peer", &peer)?;
+            let (ancdata, local) = take_packet_info(&self.core, ancdata, peer)?;
+            let now = Instant::now();
+            let received = self
+                .core
+                .demux
+                .receive(now, peer, local, datagram.as_bytes());
+            if let Ok(received) = received {
+                let header_len = received.header.len();
+                let address = self.core.address(py, &Heard::new(&received, now))?;
                 return Ok(Message {
                     datagram,
-                    received,
+                    header_len,
                     ancdata,
                     msg_flags,
                     address,
                 });
             }
-            drops.log(py);
-            wait.after_drops(drops.count)
-                .map_err(|failure| errors::failure(py, failure))?;
-            py.check_signals()?;
+            self.core.log_drops(py);
+            dropped += 1;
+            match wait {
+                Wait::Never if dropped >= MOST_DROPS_IN_A_ROW => {
+                    return Err(errors::os(py, rustix::io::Errno::AGAIN));
+                }
+                Wait::Until(deadline) if Instant::now() >= deadline => {
+                    return Err(Failure::TimedOut.into_py(py));
+                }
+                Wait::Never | Wait::Until(_) | Wait::Forever => py.check_signals()?,
+            }
         }
     }
 
@@ -103,9 +142,11 @@ impl Socket {
         address: &Bound<'_, PyAny>,
     ) -> PyResult<usize> {
         let py = ancdata.py();
-        let descriptor = self.core.descriptor(py)?;
-        let way = self.core.way_to(address)?;
-        if way.from.is_some() {
+        self.core.socket(py)?;
+        let recipient = self.core.addresses.recipient(&self.core.demux, address)?;
+        let path = self.core.demux.require_reply_path(recipient);
+        let path = path.map_err(|error| Failure::Io(error).into_py(py))?;
+        if path.from.is_some() {
             return Err(arguments::value_error(
                 "ancdata",
                 "none with reply_from='listener'",
@@ -113,57 +154,47 @@ impl Socket {
             ));
         }
         let wait = self.core.wait(flags.dontwait);
-        let ancdata = leave_from(way.local, ancdata)?;
+        let ancdata = leave_from(path.local, ancdata)?;
         let parts = (PyBytes::new(py, data),);
-        let arguments = (
-            parts,
-            ancdata,
-            flags.bits(),
-            address::to_python(py, way.to)?,
-        );
-        let arguments = arguments.into_pyobject(py)?;
+        let to = to_python(py, path.to, self.core.addresses.form)?;
+        let arguments = (parts, ancdata, flags.bits(), to).into_pyobject(py)?;
         let socket = self.python.bind(py);
         let send = || socket.call_method1("sendmsg", &arguments);
-        let sent = match persist(py, &descriptor, wait, PollFlags::OUT, send)? {
+        let sent = match self
+            .core
+            .persist_in_python(py, wait, PollFlags::OUT, send)?
+        {
             Some(sent) => sent,
-            // What failed was an earlier datagram, so send this one again.
+            // An earlier datagram failed, so this one is sent again.
             None => send()?,
         };
-        self.core.replies_sent(1);
+        self.core.demux.count_reply_sent();
         sent.extract()
     }
 }
 
-/// Bytes for what the application didn't ask for.
-fn room(descriptor: &Descriptor) -> usize {
-    if descriptor.packet_info() { 128 } else { 0 }
-}
-
 /// Takes the address that a datagram was sent to from its ancillary data, and leaves
-/// it there for the application if that asked for it.
+/// it there if the application asked for it.
 fn take_packet_info<'py>(
-    descriptor: &Descriptor,
+    core: &Core,
     ancdata: Bound<'py, PyAny>,
     peer: SocketAddr,
 ) -> PyResult<(Bound<'py, PyAny>, Option<IpAddr>)> {
-    #[cfg(target_os = "linux")]
-    if descriptor.packet_info() {
-        let py = ancdata.py();
-        let (rest, mut local) = (PyList::empty(py), None);
-        for item in ancdata.try_iter()? {
-            let item = item?;
-            let (level, kind, data): (i32, i32, Bound<'_, PyBytes>) = item.extract()?;
-            let kind = (level, kind);
-            local = packet_info::better_of_bytes(local, kind, data.as_bytes(), peer.ip());
-            let ours = kind == packet_info::IPV4 || kind == packet_info::IPV6;
-            if !ours || descriptor.packet_info_asked() {
-                rest.append(item)?;
-            }
-        }
-        return Ok((rest.into_any(), local));
+    if !core.packet_info {
+        return Ok((ancdata, None));
     }
-    let _ = (descriptor, peer);
-    Ok((ancdata, None))
+    let (rest, mut local) = (PyList::empty(ancdata.py()), None);
+    for item in ancdata.try_iter()? {
+        let item = item?;
+        let (level, kind, data): (i32, i32, Bound<'_, PyBytes>) = item.extract()?;
+        let kind = (level, kind);
+        local = better(local, kind, data.as_bytes(), peer.ip());
+        let ours = kind == IPV4_PACKET_INFO || kind == IPV6_PACKET_INFO;
+        if !ours || core.packet_info_asked.load(Ordering::Relaxed) {
+            rest.append(item)?;
+        }
+    }
+    Ok((rest.into_any(), local))
 }
 
 /// Ancillary data with the address that the datagram leaves from, unless the
@@ -172,50 +203,61 @@ fn leave_from<'py>(
     local: Option<IpAddr>,
     ancdata: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    #[cfg(target_os = "linux")]
-    if let Some(local) = local {
-        let py = ancdata.py();
-        let all = PyList::empty(py);
-        let mut named = false;
-        for item in ancdata.try_iter()? {
-            let item = item?;
-            let (level, kind, _): (i32, i32, Bound<'_, PyAny>) = item.extract()?;
-            named |= [packet_info::IPV4, packet_info::IPV6].contains(&(level, kind));
-            all.append(item)?;
-        }
-        if !named {
-            let ((level, kind), data) = packet_info::to_send(local);
-            all.append((level, kind, PyBytes::new(py, &data)))?;
-        }
-        return Ok(all.into_any());
+    let Some(local) = local else {
+        return Ok(ancdata.clone());
+    };
+    let py = ancdata.py();
+    let all = PyList::empty(py);
+    let mut named = false;
+    for item in ancdata.try_iter()? {
+        let item = item?;
+        let (level, kind, _): (i32, i32, Bound<'_, PyAny>) = item.extract()?;
+        named |= [IPV4_PACKET_INFO, IPV6_PACKET_INFO].contains(&(level, kind));
+        all.append(item)?;
     }
-    let _ = local;
-    Ok(ancdata.clone())
+    if !named {
+        let ((level, kind), data) = to_send(local);
+        all.append((level, kind, PyBytes::new(py, &data)))?;
+    }
+    Ok(all.into_any())
 }
 
-/// Calls a method of Python's socket, which itself never waits where `wait` has
-/// an end, until it has a result. `None` for the echo of a datagram sent earlier.
-fn persist<'py>(
-    py: Python<'py>,
-    descriptor: &Descriptor,
-    wait: Wait,
-    what: PollFlags,
-    call: impl Fn() -> PyResult<Bound<'py, PyAny>>,
-) -> PyResult<Option<Bound<'py, PyAny>>> {
-    loop {
-        let error = match call() {
-            Ok(result) => return Ok(Some(result)),
-            Err(error) => error,
-        };
-        match errors::number(py, &error) {
-            Some(Errno::AGAIN) => {}
-            Some(number) if descriptor::is_echo_of_earlier_send(number) => return Ok(None),
-            _ => return Err(error),
+/// The address that a reply leaves from: what `known` control messages said, or this
+/// one, if a reply can leave from it. Of a broadcast, that is the address of the
+/// interface.
+fn better(known: Option<IpAddr>, kind: (i32, i32), data: &[u8], peer: IpAddr) -> Option<IpAddr> {
+    if kind == IPV4_PACKET_INFO {
+        // in_pktinfo: interface, ipi_spec_dst, ipi_addr.
+        let ip = data.get(4..8).and_then(|ip| <[u8; 4]>::try_from(ip).ok());
+        ip.and_then(|ip| usable(ip.into(), peer)).or(known)
+    } else if kind == IPV6_PACKET_INFO {
+        let ip = data.get(..16).and_then(|ip| <[u8; 16]>::try_from(ip).ok());
+        known.or_else(|| ip.and_then(|ip| usable(ip.into(), peer)))
+    } else {
+        known
+    }
+}
+
+/// The control message that has a datagram leave from `local`, as Python has it.
+fn to_send(local: IpAddr) -> ((i32, i32), Vec<u8>) {
+    match local {
+        IpAddr::V4(ip) => {
+            let parts = [[0; 4], ip.octets(), [0; 4]];
+            (IPV4_PACKET_INFO, parts.concat())
         }
-        match py.detach(|| descriptor.wait_out(Errno::AGAIN, wait, what)) {
-            Ok(()) => {}
-            Err(Failure::Interrupted) => py.check_signals()?,
-            Err(failure) => return Err(errors::failure(py, failure)),
+        IpAddr::V6(ip) => {
+            let mut data = ip.octets().to_vec();
+            data.extend([0; 4]);
+            (IPV6_PACKET_INFO, data)
         }
     }
+}
+
+/// A link-local address needs the interface, which the peer's address then has.
+fn usable(ip: IpAddr, peer: IpAddr) -> Option<IpAddr> {
+    let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let ip = ip.to_canonical();
+    let usable =
+        !ip.is_unspecified() && !ip.is_multicast() && (!link_local(ip) || link_local(peer));
+    usable.then_some(ip)
 }

@@ -104,8 +104,8 @@ pub(crate) fn cpu_time() -> Duration {
 /// for so many clients.
 fn ratios(clients: usize, mut sdk: impl FnMut(&UdpSocket), gro: bool) -> Vec<f64> {
     let plain = StdSocket::bind("127.0.0.1:0").unwrap();
-    let trust = Trust::networks(["127.0.0.1"]).unwrap();
-    let mut socket = UdpSocket::bind("127.0.0.1:0", trust).unwrap();
+    let trust = Trust::networks(["127.0.0.1"]).build().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0", trust).unwrap();
     if gro {
         assert!(socket.enable_gro().unwrap());
     }

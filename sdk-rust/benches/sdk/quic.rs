@@ -147,7 +147,7 @@ fn start_server(sdk: bool) -> (SocketAddr, CertificateDer<'static>) {
         runtime().block_on(async move {
             let address = "127.0.0.1:0".parse().unwrap();
             let endpoint = if sdk {
-                let trust = Trust::networks(["127.0.0.1"]).unwrap();
+                let trust = Trust::networks(["127.0.0.1"]).build().unwrap();
                 ppv2_sdk::quinn::server(EndpointConfig::default(), config, address, trust)
             } else {
                 Endpoint::server(config, address)

@@ -14,10 +14,9 @@ use std::task::{Context, Poll, ready};
 
 use ::quinn::AsyncUdpSocket;
 use ::quinn::udp::{BATCH_SIZE, EcnCodepoint, RecvMeta};
-
 use ppv2_udp::{MAX_DATAGRAM, SLOT};
 
-use crate::Gate;
+use crate::Demux;
 use crate::clock::Tick;
 
 /// Receive calls of which all was dropped, after which other tasks get their
@@ -54,7 +53,7 @@ impl Inbox {
         &mut self,
         cx: &mut Context<'_>,
         socket: &dyn AsyncUdpSocket,
-        gate: &Gate,
+        demux: &Demux,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
@@ -63,18 +62,18 @@ impl Inbox {
             if handed_on > 0 {
                 return Poll::Ready(Ok(handed_on));
             }
-            ready!(self.receive(cx, socket, gate))?;
+            ready!(self.receive(cx, socket, demux))?;
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Receives what is there, and keeps what `gate` lets in.
+    /// Receives what is there, and keeps what `demux` lets in.
     fn receive(
         &mut self,
         cx: &mut Context<'_>,
         socket: &dyn AsyncUdpSocket,
-        gate: &Gate,
+        demux: &Demux,
     ) -> Poll<io::Result<()>> {
         self.buffer.resize(BATCH_SIZE * SLOT, 0);
         let mut metas = [RecvMeta::default(); BATCH_SIZE];
@@ -87,24 +86,22 @@ impl Inbox {
 
         self.waiting.clear();
         self.taken = 0;
-        let mut admission = gate.admission(Tick::roughly_now());
+        let mut demux = demux.lock(Tick::roughly_now());
         for (slot, meta) in metas[..received].iter().enumerate() {
             let end = slot * SLOT + meta.len;
             for start in (slot * SLOT..end).step_by(meta.stride.max(1)) {
                 let range = start..end.min(start + meta.stride.max(1));
-                let Ok(admitted) =
-                    admission.admit(meta.addr, meta.dst_ip, &self.buffer[range.clone()])
-                else {
-                    continue;
-                };
-                self.waiting.push(Waiting {
-                    payload: range.end - admitted.payload.len()..range.end,
-                    about: About {
-                        client: admitted.client,
-                        ecn: meta.ecn,
-                        dst_ip: meta.dst_ip,
-                    },
-                });
+                let bytes = &self.buffer[range.clone()];
+                if let Ok(parts) = demux.receive(meta.addr, meta.dst_ip, bytes) {
+                    self.waiting.push(Waiting {
+                        payload: range.start + parts.header_len..range.end,
+                        about: About {
+                            client: parts.reply_path.client,
+                            ecn: meta.ecn,
+                            dst_ip: meta.dst_ip,
+                        },
+                    });
+                }
             }
         }
         Poll::Ready(Ok(()))

@@ -85,9 +85,9 @@ async fn who_sends_waits_for_the_socket_that_was_full() {
     let listener = SocketAddr::from(([127, 0, 4, 1], 9400));
 
     let full = Arc::new(Full::default());
-    let trust = Trust::networks(["127.0.0.1"]).unwrap();
-    let trust = trust.reply_from(ReplyFrom::Listener);
-    let runtime = Runtime::around(full.clone(), trust).unwrap();
+    let trust = Trust::networks(["127.0.0.1"]).reply_from(ReplyFrom::Listener);
+    let trust = trust.build().unwrap();
+    let runtime = Runtime::around(full.clone(), trust);
     let socket = runtime.wrap_udp_socket(bound("127.0.0.1")).unwrap();
 
     let mut datagram = [0; ppv2::IPV4_HEADER_LEN + 1];
@@ -131,7 +131,7 @@ async fn who_sends_waits_for_the_socket_that_was_full() {
 /// one writes to, though quinn keeps to that of the first.
 #[tokio::test]
 async fn a_reply_leaves_from_the_address_that_the_latest_datagram_was_sent_to() {
-    let runtime = Runtime::new(Trust::networks(["127.0.0.0/8"]).unwrap()).unwrap();
+    let runtime = Runtime::new(Trust::networks(["127.0.0.0/8"]).build().unwrap());
     let bound = UdpSocket::bind("0.0.0.0:0").unwrap();
     let port = bound.local_addr().unwrap().port();
     let socket = runtime.wrap_udp_socket(bound).unwrap();

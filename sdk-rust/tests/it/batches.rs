@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use ppv2_lab::TIMEOUT;
 use ppv2_lab::fake_proxy::*;
-use ppv2_sdk::{Batch, Direct, DropReason, Gate, Recipient, UdpSocket};
+use ppv2_sdk::{Batch, Demux, DropReason, Recipient, Trust, UdpSocket, Untrusted};
 
 fn server() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0", loopback()).unwrap();
@@ -62,7 +62,7 @@ fn a_batch_tells_what_single_calls_tell() {
         (second.payload, second.client),
         (b"".as_slice(), addr(CLIENT_V6))
     );
-    assert_eq!(second.way.to, other.address());
+    assert_eq!(second.reply_path.to, other.address());
     assert_eq!(batch.get(2).unwrap().payload, [7; 65_507 - 28]);
     assert_eq!(batch.get(3), None);
 }
@@ -128,7 +128,7 @@ fn bad_datagrams_do_not_prolong_the_timeout() {
 }
 
 #[test]
-fn replies_take_the_way_of_their_datagram_or_the_latest() {
+fn replies_take_the_path_of_their_datagram_or_the_latest() {
     let (socket, server) = server();
     let (one, other) = (Proxy::bind("127.0.0.1:0"), Proxy::bind("127.0.0.2:0"));
     one.send(server, &from_client(CLIENT, b"1"));
@@ -141,8 +141,8 @@ fn replies_take_the_way_of_their_datagram_or_the_latest() {
     assert_eq!(one.receive().0, b"1");
     assert_eq!(other.receive().0, b"2");
 
-    let way = Recipient::from(batch.get(0).unwrap());
-    let mixed = [("a", Recipient::Client(addr(CLIENT))), ("b", way)];
+    let first = Recipient::from(batch.get(0).unwrap());
+    let mixed = [("a", Recipient::Client(addr(CLIENT))), ("b", first)];
     assert_eq!(socket.send_batch(&mixed).unwrap(), 2);
     assert_eq!(other.receive().0, b"a");
     assert_eq!(one.receive().0, b"b");
@@ -170,15 +170,15 @@ fn what_can_not_be_sent_is_named_when_its_turn_comes() {
     assert_eq!(socket.send_batch(&replies[..0]).unwrap(), 0);
     assert_eq!(proxy.receive().0, b"1");
     assert_eq!(proxy.receive().0, b"3");
-    assert_eq!(socket.stats().replies_without_route, 1);
+    assert_eq!(socket.stats().replies_without_path, 1);
 
-    // The kernel refuses the second, whose way is of another family.
-    let gate = Gate::new(loopback()).unwrap();
+    // The kernel refuses the second, whose path is of another family.
+    let demux = Demux::new(loopback());
     let header = from_client(CLIENT, b"");
-    let of_ipv6 = gate.admit(Instant::now(), addr("[::1]:9"), &header);
-    let unreachable = Recipient::Way(of_ipv6.unwrap().way);
-    let way = Recipient::Client(addr(CLIENT));
-    let replies = [("1", way), ("2", unreachable), ("3", way)];
+    let of_ipv6 = demux.receive(Instant::now(), addr("[::1]:9"), None, &header);
+    let unreachable = Recipient::from(of_ipv6.unwrap());
+    let client = Recipient::Client(addr(CLIENT));
+    let replies = [("1", client), ("2", unreachable), ("3", client)];
     assert_eq!(socket.send_batch(&replies).unwrap(), 1);
     socket.send_batch(&replies[1..]).unwrap_err();
     assert_eq!(proxy.receive().0, b"1");
@@ -226,7 +226,7 @@ fn any_mixture_is_sent_datagram_by_datagram() {
 
 #[test]
 fn a_coalesced_burst_is_taken_apart_client_by_client() {
-    let (mut socket, server) = server();
+    let (socket, server) = server();
     assert!(socket.enable_gro().unwrap());
     let (one, other) = (Proxy::bind("127.0.0.1:0"), Proxy::bind("127.0.0.2:0"));
     let mut burst: Vec<_> = (1..=40u16)
@@ -247,7 +247,7 @@ fn a_coalesced_burst_is_taken_apart_client_by_client() {
         let whole = port.to_be_bytes();
         let payload = if port == 40 { &whole[..1] } else { &whole };
         assert_eq!(datagram.payload, payload);
-        assert_eq!(datagram.way.to, one.address());
+        assert_eq!(datagram.reply_path.to, one.address());
     }
     let last = batch.get(39).unwrap();
     assert_eq!(
@@ -259,7 +259,7 @@ fn a_coalesced_burst_is_taken_apart_client_by_client() {
 
 #[test]
 fn a_burst_from_a_stranger_is_dropped_datagram_by_datagram() {
-    let mut socket = UdpSocket::bind("127.0.0.1:0", one_address()).unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0", one_address()).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     assert!(socket.enable_gro().unwrap());
     let server = socket.local_addr().unwrap();
@@ -301,7 +301,8 @@ fn single_calls_refuse_a_socket_whose_datagrams_arrive_in_bursts() {
 
 #[test]
 fn both_families_share_a_batch() {
-    let socket = UdpSocket::from_std(dual_stack(), loopback().direct(Direct::Accept)).unwrap();
+    let trust = Trust::networks(LOOPBACK).untrusted(Untrusted::Accept);
+    let socket = UdpSocket::from_std(dual_stack(), trust.build().unwrap()).unwrap();
     let bound = socket.local_addr().unwrap();
     let (v4, v6) = (Proxy::bind("127.0.0.1:0"), Proxy::bind("[::1]:0"));
     let mut batch = Batch::default();
@@ -326,7 +327,7 @@ fn both_families_share_a_batch() {
 #[test]
 fn bursts_from_many_clients_are_echoed_to_each() {
     const ROUNDS: u16 = 50;
-    let (mut socket, server) = server();
+    let (socket, server) = server();
     assert!(socket.enable_gro().unwrap());
     let echo = thread::spawn(move || {
         let mut batch = Batch::default();

@@ -7,7 +7,7 @@ use ppv2_lab::TIMEOUT;
 use ppv2_lab::fake_proxy::*;
 use ppv2_lab::namespace::{enter, enter_without_rights};
 use ppv2_lab::test_name;
-use ppv2_sdk::{Batch, Direct, ReplyFrom, Trust, UdpSocket};
+use ppv2_sdk::{Batch, ReplyFrom, Trust, TrustBuilder, UdpSocket, Untrusted};
 
 /// Addresses of this host that play the parts of others.
 const CLIENT_HOST: &str = "127.0.1.1:0";
@@ -22,12 +22,12 @@ const OTHER_FOREIGN: &str = "198.51.100.11:9001";
 const FOREIGN_V6: &str = "[2001:db8:a::10]:9000";
 const OTHER_FOREIGN_V6: &str = "[2001:db8:a::11]:9001";
 
-fn from_listener(trust: Trust) -> Trust {
-    trust.reply_from(ReplyFrom::Listener)
+fn from_listener(networks: &[&str]) -> TrustBuilder {
+    Trust::networks(networks).reply_from(ReplyFrom::Listener)
 }
 
 fn server(address: &str) -> UdpSocket {
-    let socket = UdpSocket::bind(address, from_listener(loopback())).unwrap();
+    let socket = UdpSocket::bind(address, from_listener(&LOOPBACK).build().unwrap()).unwrap();
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
@@ -83,7 +83,8 @@ fn answers_from_its_own_port_and_from_any_other() {
 
 #[test]
 fn a_socket_for_both_families_answers_both() {
-    let socket = UdpSocket::from_std(dual_stack(), from_listener(loopback())).unwrap();
+    let trust = from_listener(&LOOPBACK).build().unwrap();
+    let socket = UdpSocket::from_std(dual_stack(), trust).unwrap();
     let bound = socket.local_addr().unwrap();
     let port = bound.port();
     let v4 = (Proxy::bind(CLIENT_HOST), format!("127.0.2.1:{port}"));
@@ -136,8 +137,8 @@ fn each_datagram_of_a_batch_is_answered_from_its_own_listener() {
 
 #[test]
 fn those_without_a_listener_are_answered_by_the_socket() {
-    let trust = from_listener(one_address()).direct(Direct::Accept);
-    let socket = UdpSocket::bind("127.0.0.1:0", trust).unwrap();
+    let trust = from_listener(&["127.0.0.1"]).untrusted(Untrusted::Accept);
+    let socket = UdpSocket::bind("127.0.0.1:0", trust.build().unwrap()).unwrap();
     let server = socket.local_addr().unwrap();
     let (direct, through) = (Proxy::bind("127.0.0.2:0"), Proxy::bind("127.0.0.1:0"));
     let mut local = [0; 16];
@@ -204,7 +205,9 @@ fn the_right_to_any_address_serves_ipv4() {
         for address in ["0.0.0.0:9000", "10.0.0.2:9000", "127.0.0.1:9001"] {
             let socket = UdpSocket::bind(
                 address,
-                from_listener(Trust::networks(["127.0.0.0/8", "10.0.0.0/8"]).unwrap()),
+                from_listener(&["127.0.0.0/8", "10.0.0.0/8"])
+                    .build()
+                    .unwrap(),
             )
             .unwrap();
             answers(&socket, &client, &[FOREIGN, OTHER_FOREIGN, FOREIGN]);

@@ -35,8 +35,8 @@ fn serve(port: Option<u16>) {
     let (server_config, client_config) = configs();
     let tokio = Builder::new_current_thread().enable_all().build().unwrap();
     let _context = tokio.enter();
-    let trust = Trust::networks(["127.0.0.1"]).unwrap();
-    let runtime = Arc::new(Runtime::new(trust.reply_from(ReplyFrom::Listener)).unwrap());
+    let trust = Trust::networks(["127.0.0.1"]).reply_from(ReplyFrom::Listener);
+    let runtime = Arc::new(Runtime::new(trust.build().unwrap()));
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let config = EndpointConfig::default();
@@ -87,7 +87,7 @@ fn serve(port: Option<u16>) {
     });
     upstream.receives_nothing();
     assert!(runtime.stats().replies_sent > 100);
-    assert_eq!(runtime.stats().replies_without_route, 0);
+    assert_eq!(runtime.stats().replies_without_path, 0);
 }
 
 #[test]

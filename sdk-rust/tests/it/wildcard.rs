@@ -2,13 +2,13 @@
 //! address that this one wrote to.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
-use std::time::Instant;
+use std::sync::Arc;
 
 use ppv2_lab::TIMEOUT;
 use ppv2_lab::fake_proxy::*;
 use ppv2_lab::namespace::enter_without_rights;
 use ppv2_lab::test_name;
-use ppv2_sdk::{Batch, Gate, Recipient, Trust, UdpSocket};
+use ppv2_sdk::{Batch, Demux, Trust, UdpSocket};
 
 /// The server's host, beside 127.0.0.0/8.
 const HOST: &str = "ip addr add 10.0.0.2/24 dev lo; ip addr add 10.0.0.3/24 dev lo
@@ -17,7 +17,9 @@ const V4: &[&str] = &["127.7.0.2", "127.7.0.3", "10.0.0.2", "10.0.0.3"];
 const V6: &[&str] = &["fd00:a::2", "fd00:a::3", "::1"];
 
 fn trust() -> Trust {
-    Trust::networks(["127.0.0.0/8", "10.0.0.0/8", "fd00:a::/64", "::1"]).unwrap()
+    Trust::networks(["127.0.0.0/8", "10.0.0.0/8", "fd00:a::/64", "::1"])
+        .build()
+        .unwrap()
 }
 
 /// Sockets bound to all addresses, and addresses by which they are reached.
@@ -81,7 +83,7 @@ fn batches_are_answered_from_the_addresses_that_were_written_to() {
     }
     for gro in [false, true] {
         for (socket, addresses) in sockets() {
-            let mut socket = UdpSocket::from_std(socket, trust()).unwrap();
+            let socket = UdpSocket::from_std(socket, trust()).unwrap();
             assert!(!gro || socket.enable_gro().unwrap());
             let proxies = proxies(&addresses, socket.local_addr().unwrap());
             for (proxy, server) in &proxies {
@@ -105,24 +107,32 @@ fn batches_are_answered_from_the_addresses_that_were_written_to() {
     }
 }
 
-/// A gate of the caller's finds the way, and a second descriptor of its socket sends.
 #[test]
-fn a_socket_for_sending_keeps_to_the_ways_of_another_gate() {
-    let socket = StdSocket::bind("0.0.0.0:0").unwrap();
-    let gate = Gate::new(trust()).unwrap();
-    let sender = UdpSocket::for_sending(socket.try_clone().unwrap()).unwrap();
-    let server = reached_by("127.7.0.2", socket.local_addr().unwrap());
+fn sockets_share_a_demux() {
+    let demux = Arc::new(Demux::new(trust()));
+    let [one, other] = [(), ()].map(|()| {
+        let socket = StdSocket::bind("127.0.0.1:0").unwrap();
+        UdpSocket::with_demux(socket, Arc::clone(&demux)).unwrap()
+    });
     let proxy = Proxy::bind("127.0.0.1:0");
-    proxy.send(server, &from_client(CLIENT, b"x"));
+    proxy.send(one.local_addr().unwrap(), &from_client(CLIENT, b"x"));
     let mut buffer = [0; 64];
-    let (len, peer) = socket.recv_from(&mut buffer).unwrap();
-    let local = Some(server.ip());
-    let admitted = gate.admit_to(Instant::now(), peer, local, &buffer[..len]);
-    let way = Recipient::Way(admitted.unwrap().way);
-    assert_eq!(sender.send_batch(&[(b"1", way), (b"2", way)]).unwrap(), 2);
+    let datagram = one.recv_ref(&mut buffer).unwrap();
+    assert_eq!(
+        (datagram.payload, datagram.client),
+        (b"x".as_slice(), addr(CLIENT))
+    );
+    assert_eq!(datagram.header.len(), ppv2::IPV4_HEADER_LEN);
+    other.send_to(b"1", addr(CLIENT)).unwrap();
+    other.reply_to(datagram, b"2").unwrap();
     for payload in [b"1", b"2"] {
-        assert_eq!(proxy.receive(), (payload.to_vec(), server));
+        assert_eq!(
+            proxy.receive(),
+            (payload.to_vec(), other.local_addr().unwrap())
+        );
     }
+    assert_eq!(demux.stats(), one.stats());
+    assert_eq!((other.stats().received, other.stats().replies_sent), (1, 2));
 }
 
 #[cfg(feature = "tokio")]

@@ -59,8 +59,8 @@ impl Echo {
             Arc::<Mutex<Vec<_>>>::default(),
         );
         if answering == Answering::ByHeader {
-            let trust = Trust::networks(["10.0.0.1", "fd00:a::1"]).unwrap();
-            let trust = trust.reply_from(ReplyFrom::Listener);
+            let trust = Trust::networks(["10.0.0.1", "fd00:a::1"]);
+            let trust = trust.reply_from(ReplyFrom::Listener).build().unwrap();
             let socket = ppv2_sdk::UdpSocket::from_std(socket, trust).unwrap();
             let (stopped, seen_by) = (Arc::clone(&stop), Arc::clone(&seen));
             // What it binds later must be on the server's host, too.

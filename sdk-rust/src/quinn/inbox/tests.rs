@@ -10,7 +10,7 @@ use ::quinn::udp::Transmit;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Trust, Way};
+use crate::{ReplyPath, Trust};
 
 const PROXY: &str = "192.0.2.10:40000";
 const OTHER_PROXY: &str = "192.0.2.11:40000";
@@ -23,8 +23,8 @@ fn client(number: u8) -> SocketAddr {
     SocketAddr::from(([203, 0, 113, number], 4433))
 }
 
-fn gate() -> Gate {
-    Gate::new(Trust::networks(["192.0.2.0/24"]).unwrap()).unwrap()
+fn demux() -> Demux {
+    Demux::new(Trust::networks(["192.0.2.0/24"]).build().unwrap())
 }
 
 fn from_client(number: u8, payload: &[u8]) -> Vec<u8> {
@@ -106,7 +106,7 @@ struct Read {
 }
 
 /// Polls with `bufs` buffers of `room` bytes until there is nothing left.
-fn read_all(kernel: &Kernel, gate: &Gate, bufs: usize, room: usize) -> Read {
+fn read_all(kernel: &Kernel, demux: &Demux, bufs: usize, room: usize) -> Read {
     let mut inbox = Inbox::default();
     let mut read = Read {
         datagrams: Vec::new(),
@@ -118,7 +118,7 @@ fn read_all(kernel: &Kernel, gate: &Gate, bufs: usize, room: usize) -> Read {
     while pending_in_a_row < 3 {
         let mut meta = [RecvMeta::default(); BATCH_SIZE];
         let mut slices: Vec<_> = bytes.iter_mut().map(|b| IoSliceMut::new(b)).collect();
-        let Poll::Ready(result) = inbox.poll_recv(&mut cx, kernel, gate, &mut slices, &mut meta)
+        let Poll::Ready(result) = inbox.poll_recv(&mut cx, kernel, demux, &mut slices, &mut meta)
         else {
             pending_in_a_row += 1;
             continue;
@@ -141,7 +141,7 @@ fn a_burst_of_one_client_stays_one() {
     let mut datagrams = vec![from_client(1, &[7; 1200]); 20];
     datagrams.push(from_client(1, &[8; 100]));
     let kernel = Kernel::with(vec![vec![Burst::new(datagrams)]]);
-    let read = read_all(&kernel, &gate(), BATCH_SIZE, 1472 * 64);
+    let read = read_all(&kernel, &demux(), BATCH_SIZE, 1472 * 64);
     assert_eq!(read.buffers.len(), 1);
     let meta = read.buffers[0];
     assert_eq!(
@@ -155,8 +155,8 @@ fn a_burst_of_one_client_stays_one() {
 fn a_burst_of_several_clients_is_split() {
     let mixed = [1, 1, 2, 1, 3, 3].map(|number| from_client(number, &[number; 300]));
     let kernel = Kernel::with(vec![vec![Burst::new(mixed.to_vec())]]);
-    let gate = gate();
-    let read = read_all(&kernel, &gate, 2, 1472 * 64);
+    let demux = demux();
+    let read = read_all(&kernel, &demux, 2, 1472 * 64);
     let clients: Vec<_> = read.buffers.iter().map(|meta| meta.addr).collect();
     assert_eq!(clients, [1, 2, 1, 3].map(client));
     for (from, payload) in &read.datagrams {
@@ -164,8 +164,11 @@ fn a_burst_of_several_clients_is_split() {
     }
     let local = Some([192, 0, 2, 1].into());
     assert_eq!(
-        gate.route_at(Tick::roughly_now(), client(2)),
-        Some(Way::back_from(local, addr(PROXY)))
+        demux.path_to(Tick::roughly_now(), client(2).into()),
+        Some(ReplyPath {
+            local,
+            ..ReplyPath::back(addr(PROXY))
+        })
     );
 }
 
@@ -177,7 +180,7 @@ fn marks_of_congestion_stay_with_their_datagrams() {
     };
     let marks = [None, Some(EcnCodepoint::Ce), Some(EcnCodepoint::Ect0)];
     let kernel = Kernel::with(vec![marks.map(marked).to_vec()]);
-    let read = read_all(&kernel, &gate(), BATCH_SIZE, 1472);
+    let read = read_all(&kernel, &demux(), BATCH_SIZE, 1472);
     let ecn: Vec<_> = read.buffers.iter().map(|meta| meta.ecn).collect();
     assert_eq!(ecn, marks);
 }
@@ -199,10 +202,10 @@ fn what_is_not_for_quinn_is_passed_over() {
     let nothing = vec![Burst::new(vec![b"no header".to_vec()])];
     let mut calls = vec![nothing; 40];
     calls.push(bursts);
-    let gate = gate();
-    let read = read_all(&Kernel::with(calls), &gate, BATCH_SIZE, 1472);
+    let demux = demux();
+    let read = read_all(&Kernel::with(calls), &demux, BATCH_SIZE, 1472);
     assert_eq!(read.datagrams, [(client(1), vec![2; 1472])]);
-    assert_eq!(gate.stats().dropped_total(), 42);
+    assert_eq!(demux.stats().dropped_total(), 42);
 }
 
 proptest! {
@@ -247,7 +250,7 @@ proptest! {
                     .collect()
             })
             .collect();
-        let read = read_all(&Kernel::with(calls), &gate(), bufs, room);
+        let read = read_all(&Kernel::with(calls), &demux(), bufs, room);
         prop_assert_eq!(read.datagrams, expected);
     }
 }

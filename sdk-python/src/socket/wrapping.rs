@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use ppv2_sdk::{Direct, Gate, ReplyFrom};
+use ppv2_sdk::{Demux, ReplyFrom, Untrusted};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use rustix::io::Errno;
 
-use super::address::{self, Form};
+use super::addresses::{Form, from_python};
 use super::core::Core;
-use super::descriptor::Descriptor;
-use super::options::joins_datagrams;
-use super::{Socket, callers, errors};
+use super::{Socket, callers, errors, message};
 use crate::arguments;
 use crate::trust::{self, Families, Limits};
 
@@ -29,7 +27,7 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///         ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
 ///         Whoever sits in one can speak for any client, so name the proxies
 ///         alone.
-///     direct: What to do with a datagram from elsewhere: "drop" it, or "accept"
+///     untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
 ///         it as one of a client that is not behind a proxy, payload untouched.
 ///     reply_from: Where replies to clients behind a proxy leave from: "proxy"
 ///         sends them through it, "listener" straight to the client from the
@@ -55,16 +53,16 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 #[pyfunction]
 #[pyo3(
     signature = (
-        sock, *, trusted, direct = Direct::Drop, reply_from = ReplyFrom::Proxy,
+        sock, *, trusted, untrusted = Untrusted::Drop, reply_from = ReplyFrom::Proxy,
         max_header_len = 512, max_clients = 65_536, forget_after = DEFAULT_FORGET_AFTER
     ),
-    text_signature = "(sock, *, trusted, direct='drop', reply_from='proxy', max_header_len=512, \
-                      max_clients=65536, forget_after=120.0)"
+    text_signature = "(sock, *, trusted, untrusted='drop', reply_from='proxy', \
+                      max_header_len=512, max_clients=65536, forget_after=120.0)"
 )]
 pub(crate) fn wrap<'py>(
     sock: &Bound<'py, PyAny>,
     trusted: &Bound<'py, PyAny>,
-    #[pyo3(from_py_with = trust::direct_policy)] direct: Direct,
+    #[pyo3(from_py_with = trust::untrusted)] untrusted: Untrusted,
     #[pyo3(from_py_with = trust::reply_from)] reply_from: ReplyFrom,
     #[pyo3(from_py_with = arguments::max_header_len)] max_header_len: usize,
     #[pyo3(from_py_with = trust::max_clients)] max_clients: usize,
@@ -78,23 +76,29 @@ pub(crate) fn wrap<'py>(
     };
     let networks = trust::networks(trusted)?;
     let trusted_families = trust::families(&networks);
-    let trust = trust::trust(networks, direct, reply_from, &limits)?;
-    let gate = Gate::new(trust).map_err(trust::refused)?;
-    let (form, local) = check_can_receive(sock, trusted_families, direct)?;
+    let trust = trust::trust(networks, untrusted, reply_from, &limits)?;
+    let (form, local) = check_can_receive(sock, trusted_families, untrusted)?;
     let timeout: Option<f64> = sock.call_method0("gettimeout")?.extract()?;
+    let asked = asks_for_packet_info(sock);
     let python = take_over(sock, &class)?;
-    let descriptor = Descriptor::of(&python, local)?;
-    let core = Core::new(gate, &limits, form, descriptor);
-    let socket = Socket {
+    // This socket waits by itself, so that it can look at signals and timeouts.
+    python.call_method1("setblocking", (false,))?;
+    let core = Core::new(Demux::new(trust), &limits, form, &python, local, asked)?;
+    core.set_timeout(timeout);
+    Ok(Socket {
         python: python.unbind(),
         core,
         type_asked: callers::Caller::default(),
-    };
-    socket.set_timeout(sock.py(), timeout)?;
-    if joins_datagrams(socket.python.bind(sock.py()))? {
-        socket.core.set_joined();
-    }
-    Ok(socket)
+    })
+}
+
+/// Whether the application has asked for the addresses that datagrams are sent to.
+fn asks_for_packet_info(sock: &Bound<'_, PyAny>) -> bool {
+    cfg!(target_os = "linux")
+        && message::PACKET_INFO_OPTIONS.into_iter().any(|option| {
+            let value = sock.call_method1("getsockopt", option);
+            value.is_ok_and(|value| value.is_truthy().unwrap_or(false))
+        })
 }
 
 /// The class `socket.socket` of the standard library, of which `sock` is. It is
@@ -109,15 +113,15 @@ fn check_is_udp<'py>(sock: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let mut found = None;
     for class in sock.get_type().mro() {
         let (module, name) = names(&class)?;
-        let way = match module.split('.').next() {
+        let instead = match module.split('.').next() {
             Some("gevent") => "call ppv2.gevent.wrap(sock, trusted=[...])",
             Some("eventlet") => "make sock with the class of eventlet.patcher.original('socket')",
             _ => "",
         };
-        if !way.is_empty() {
+        if !instead.is_empty() {
             return Err(PyTypeError::new_err(format!(
                 "sock: {module}.{name} lets other greenlets run while it waits, which \
-                 ppv2.Socket can't; {way}"
+                 ppv2.Socket can't; {instead}"
             )));
         }
         if (module.as_str(), name.as_str()) == ("socket", "socket") {
@@ -158,13 +162,13 @@ fn take_over<'py>(
 fn check_can_receive(
     sock: &Bound<'_, PyAny>,
     trusted: Families,
-    direct: Direct,
+    untrusted: Untrusted,
 ) -> PyResult<(Form, std::net::SocketAddr)> {
     let py = sock.py();
     if sock.call_method0("fileno")?.extract::<i64>()? < 0 {
         return Err(errors::os(py, Errno::BADF));
     }
-    let local = address::from_python("sock", &sock.call_method0("getsockname")?)?;
+    let local = from_python("sock", &sock.call_method0("getsockname")?)?;
     if local.port() == 0 {
         return Err(PyValueError::new_err(
             "sock: it is not bound, so that nothing could be received; call \
@@ -190,7 +194,7 @@ fn check_can_receive(
         std::net::IpAddr::V6(_) => (false, true),
     };
     let reached = (v4 && trusted.v4) || (v6 && trusted.v6);
-    if reached || matches!(direct, Direct::Accept) {
+    if reached || untrusted == Untrusted::Accept {
         return Ok((form, local));
     }
     let (ours, theirs) = if v4 {

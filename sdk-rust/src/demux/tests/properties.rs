@@ -74,7 +74,7 @@ fn is_trusted(peer: SocketAddr) -> bool {
 }
 
 /// The client that a datagram of this peer is to be taken for, said without any
-/// of the gate's code.
+/// of the code under test.
 fn client_named(peer: SocketAddr, datagram: &[u8]) -> Option<SocketAddr> {
     let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let client = if is_trusted(peer) {
@@ -101,8 +101,8 @@ struct Heard {
 
 /// The peer that `client` was last heard through, unless that is too long ago for
 /// one whose peer has named another since.
-fn expected_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
-    let peer = remembered_way(log, now, client)?;
+fn expected_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+    let peer = remembered_path(log, now, client)?;
     let last = log.iter().rposition(|heard| heard.client == client)?;
     let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
     let names_another =
@@ -114,7 +114,7 @@ fn expected_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<Socke
 
 /// The peer that `client` was last heard through, unless that is too long ago or
 /// as many others were heard since as the table holds.
-fn remembered_way(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+fn remembered_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
     let last = log.iter().rposition(|heard| heard.client == client)?;
     let mut since: Vec<_> = log[last + 1..].iter().map(|heard| heard.client).collect();
     since.sort();
@@ -127,57 +127,56 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn holds_to_the_log(
+    fn behaves_as_the_log_says(
         open in any::<bool>(),
         steps in vec((any_peer(), any_datagram(), 0..8_000u64), 1..60),
     ) {
-        let direct = if open { Direct::Accept } else { Direct::Drop };
-        let trust = trust().direct(direct).max_clients(MAX_CLIENTS).forget_after(FORGET_AFTER);
-        let gate = Gate::new(trust).unwrap();
+        let untrusted = if open { Untrusted::Accept } else { Untrusted::Drop };
+        let trust = trust().untrusted(untrusted).max_clients(MAX_CLIENTS).forget_after(FORGET_AFTER);
+        let demux = Demux::new(trust.build().unwrap());
         let mut now = Instant::now();
         let (mut proxied, mut strangers) = (Vec::new(), Vec::new());
         let mut clients: Vec<SocketAddr> = Vec::new();
 
         for (peer, datagram, millis) in &steps {
             now += Duration::from_millis(*millis);
-            let admitted = gate.admit(now, *peer, datagram);
+            let received = demux.receive(now, *peer, None, datagram);
             let trusted = is_trusted(*peer);
             let named = client_named(*peer, datagram);
-            let welcome = named.is_some_and(|client| {
-                trusted || open && remembered_way(&proxied, now, client).is_none()
+            let delivered = named.is_some_and(|client| {
+                trusted || open && remembered_path(&proxied, now, client).is_none()
             });
-            prop_assert_eq!(admitted.is_ok(), welcome);
-            if let (Ok(admitted), Some(client)) = (admitted, named) {
-                prop_assert_eq!(admitted.client, client);
-                prop_assert_eq!(admitted.proxy.is_some(), trusted);
-                prop_assert_eq!(admitted.way.to, *peer);
-                prop_assert!(datagram.ends_with(admitted.payload));
-                prop_assert!(trusted || admitted.payload == datagram.as_slice());
+            prop_assert_eq!(received.is_ok(), delivered);
+            if let (Ok(received), Some(client)) = (received, named) {
+                prop_assert_eq!(received.client, client);
+                prop_assert_eq!(received.proxy.is_some(), trusted);
+                prop_assert_eq!(received.reply_path.to, *peer);
+                prop_assert!(datagram.ends_with(received.payload));
+                prop_assert!(trusted || received.payload == datagram.as_slice());
                 let log = if trusted { &mut proxied } else { &mut strangers };
                 log.push(Heard { at: now, client, peer: *peer });
                 clients.push(client);
             }
             for client in &clients {
-                let expected = expected_way(&proxied, now, *client)
-                    .or_else(|| expected_way(&strangers, now, *client));
-                prop_assert_eq!(gate.route(now, *client), expected.map(Way::back));
+                let expected = expected_path(&proxied, now, *client)
+                    .or_else(|| expected_path(&strangers, now, *client));
+                prop_assert_eq!(demux.reply_path(now, *client), expected.map(ReplyPath::back));
             }
-            // A reply to an earlier datagram takes its way while that is sure to
-            // lead to its client.
+            // A reply to an earlier datagram takes its own path while that is certain
+            // to reach its client.
             for heard in proxied.iter().chain(&strangers) {
-                let way = Way::back(heard.peer);
-                let reply = ReplyTo { client: heard.client, way, heard: heard.at.into() };
-                let expected = expected_way(&proxied, now, heard.client)
-                    .or_else(|| expected_way(&strangers, now, heard.client));
+                let path = ReplyPath::to_peer(heard.peer, None, heard.client, heard.at.into());
+                let expected = expected_path(&proxied, now, heard.client)
+                    .or_else(|| expected_path(&strangers, now, heard.client));
                 let lately = now.duration_since(heard.at) < crate::FORMER_CLIENT_GRACE;
                 let itself = heard.peer.ip().to_canonical() == heard.client.ip()
                     && heard.peer.port() == heard.client.port();
                 let sure = lately || itself || expected == Some(heard.peer);
-                prop_assert_eq!(gate.way_of(now.into(), reply), sure.then_some(way));
+                prop_assert_eq!(demux.reply_path(now, path), sure.then_some(path));
             }
-            prop_assert!(gate.stats().clients <= 2 * MAX_CLIENTS);
+            prop_assert!(demux.stats().clients <= 2 * MAX_CLIENTS);
         }
-        let stats = gate.stats();
+        let stats = demux.stats();
         prop_assert_eq!(stats.received, steps.len() as u64);
         prop_assert_eq!(stats.delivered, clients.len() as u64);
         prop_assert_eq!(stats.delivered + stats.dropped_total(), stats.received);
@@ -190,13 +189,13 @@ proptest! {
         datagram in vec(any::<u8>(), 0..600),
         signed in any::<bool>(),
     ) {
-        let gate = Gate::new(Trust::networks(["0.0.0.0/1", "::/1"]).unwrap().direct(Direct::Accept)).unwrap();
+        let demux = Demux::new(Trust::networks(["0.0.0.0/1", "::/1"]).untrusted(Untrusted::Accept).build().unwrap());
         let mut bytes = if signed { ppv2::SIGNATURE.to_vec() } else { Vec::new() };
         bytes.extend(datagram);
         let peer = SocketAddr::new(ip, port);
         let now = Instant::now();
-        if let Ok(admitted) = gate.admit(now, peer, &bytes) {
-            prop_assert_eq!(gate.route(now, admitted.client), Some(Way::back(peer)));
+        if let Ok(received) = demux.receive(now, peer, None, &bytes) {
+            prop_assert_eq!(demux.reply_path(now, received.client), Some(ReplyPath::back(peer)));
         }
     }
 }
@@ -204,10 +203,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
-    /// Several at once, where a burst spares the work for all but its first,
-    /// come to the same as one by one.
+    /// A burst is decided by its first datagram, with the same result as one by one.
     #[test]
-    fn together_is_as_one_by_one(
+    fn a_batch_is_decided_as_single_datagrams(
         choices in vec((0usize..3, 0usize..7, 0u8..3), 1..60),
     ) {
         let now = Instant::now();
@@ -229,17 +227,18 @@ proptest! {
                 (peers[peer], datagram)
             })
             .collect();
-        let (single, together) = (open_gate(), open_gate());
+        let (single, together) = (open_demux(), open_demux());
         {
-            let mut admission = together.admission(now.into());
+            let mut together = together.lock(now.into());
             for (peer, datagram) in &datagrams {
-                let expected = single.admit(now, *peer, datagram);
-                prop_assert_eq!(admission.admit(*peer, None, datagram), expected);
+                let expected = single.receive(now, *peer, None, datagram);
+                let parts = together.receive(*peer, None, datagram);
+                prop_assert_eq!(parts.map(|parts| parts.of(datagram)), expected);
             }
         }
         prop_assert_eq!(single.stats(), together.stats());
         for client in [CLIENT, "203.0.113.11:54322", PROXY, OTHER_PROXY].map(addr) {
-            prop_assert_eq!(single.route(now, client), together.route(now, client));
+            prop_assert_eq!(single.reply_path(now, client), together.reply_path(now, client));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Any datagrams from any peers, at any time. What the SDK lets in must name a
+//! Any datagrams from any peers, at any time. What the SDK delivers must name a
 //! client that can be answered, what it drops must be counted under a reason,
 //! and what it remembers must stay within its bound.
 #![no_main]
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use ppv2_sdk::{Direct, Gate, Trust};
+use ppv2_sdk::{Demux, Trust, Untrusted};
 
 const MAX_CLIENTS: usize = 4;
 
@@ -71,31 +71,33 @@ impl Content {
     }
 }
 
-fuzz_target!(|received: Vec<Received>| {
+fuzz_target!(|steps: Vec<Received>| {
     let trust = Trust::networks(["192.0.2.0/25"])
-        .expect("a network")
-        .direct(Direct::Accept)
+        .untrusted(Untrusted::Accept)
         .max_clients(MAX_CLIENTS);
-    let gate = Gate::new(trust).expect("usable");
+    let demux = Demux::new(trust.build().expect("usable"));
     let mut now = Instant::now();
     let mut delivered = 0;
-    for one in &received {
+    for one in &steps {
         now += Duration::from_millis(one.after_millis.into());
         let (peer, datagram) = (one.peer.address(), one.content.datagram());
-        let before = gate.stats();
-        match gate.admit(now, peer, &datagram) {
-            Ok(admitted) => {
+        let before = demux.stats();
+        match demux.receive(now, peer, None, &datagram) {
+            Ok(received) => {
                 delivered += 1;
-                assert!(datagram.ends_with(admitted.payload));
-                assert_eq!(admitted.way.to, peer);
-                assert_eq!(gate.route(now, admitted.client), Some(admitted.way));
-                assert_ne!(admitted.client.port(), 0);
-                assert!(!admitted.client.ip().is_unspecified());
-                assert!(!admitted.client.ip().is_multicast());
-                assert_eq!(admitted.client.ip(), admitted.client.ip().to_canonical());
-                if admitted.proxy.is_none() {
-                    assert_eq!(admitted.payload, datagram);
-                    assert_eq!(admitted.client.ip(), peer.ip().to_canonical());
+                assert!(datagram.ends_with(received.payload));
+                assert_eq!(received.reply_path.to, peer);
+                assert_eq!(
+                    demux.reply_path(now, received.client),
+                    Some(received.reply_path)
+                );
+                assert_ne!(received.client.port(), 0);
+                assert!(!received.client.ip().is_unspecified());
+                assert!(!received.client.ip().is_multicast());
+                assert_eq!(received.client.ip(), received.client.ip().to_canonical());
+                if received.proxy.is_none() {
+                    assert_eq!(received.payload, datagram);
+                    assert_eq!(received.client.ip(), peer.ip().to_canonical());
                 } else {
                     let IpAddr::V4(proxy) = peer.ip().to_canonical() else {
                         panic!("{peer} is not trusted");
@@ -103,9 +105,9 @@ fuzz_target!(|received: Vec<Received>| {
                     assert!(proxy.octets()[..3] == [192, 0, 2] && proxy.octets()[3] < 128);
                 }
             }
-            Err(reason) => assert_eq!(gate.stats().dropped(reason), before.dropped(reason) + 1),
+            Err(reason) => assert_eq!(demux.stats().dropped(reason), before.dropped(reason) + 1),
         }
-        let stats = gate.stats();
+        let stats = demux.stats();
         assert_eq!(stats.received, before.received + 1);
         assert_eq!(stats.delivered, delivered);
         assert!(stats.clients <= 2 * MAX_CLIENTS);

@@ -41,14 +41,16 @@ impl Resolver {
 
 /// The names of the configuration in force. Their lookups end with the value.
 pub struct Names {
-    running: Running,
+    /// What is known now; another configuration can be prepared beside it.
+    pub running: Running,
     tasks: BTreeMap<Name, JoinSet<()>>,
 }
 
 /// What the names in force resolve to, and the resolver that they are looked up with.
 #[derive(Clone)]
 pub struct Running {
-    status: Arc<Status>,
+    /// What is known of the names.
+    pub status: Arc<Status>,
     resolver: Arc<Resolver>,
 }
 
@@ -75,12 +77,6 @@ impl Names {
         names
     }
 
-    /// What is known now, to prepare another configuration beside it.
-    #[must_use]
-    pub fn running(&self) -> Running {
-        self.running.clone()
-    }
-
     /// Follows the names of `config`, which is in force from now on, with the results of
     /// its candidate. Names that stay keep their last answers, even if the resolver
     /// changes and they are looked up again.
@@ -105,24 +101,6 @@ impl Names {
             });
         }
     }
-
-    /// What the names resolve to. One that has never resolved is not among them.
-    #[must_use]
-    pub fn answers(&self) -> Answers {
-        self.running.status.answers()
-    }
-
-    /// Waits until an answer has changed since this last returned. No change is lost if
-    /// the future is dropped. For a single caller.
-    pub async fn changed(&self) {
-        self.running.status.changed().await;
-    }
-
-    /// What is known of the names, for metrics.
-    #[must_use]
-    pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.running.status)
-    }
 }
 
 impl Running {
@@ -145,8 +123,8 @@ impl Running {
         let mut answers = self.status.answers();
         for (name, state) in &mut found {
             state.log(name, Instant::now());
-            if !state.answers().is_empty() {
-                answers.insert(name.clone(), state.answers().to_vec());
+            if !state.answers.is_empty() {
+                answers.insert(name.clone(), state.answers.clone());
             }
         }
         Candidate {
@@ -234,11 +212,11 @@ pub fn resolve_once(config: &Config) -> Resolved {
         }
     };
     for (name, state) in states {
-        if let Some(why) = state.failing() {
-            resolved.failures.insert(name.clone(), why.to_owned());
+        if let Some(why) = state.failing {
+            resolved.failures.insert(name.clone(), why);
         }
-        if !state.answers().is_empty() {
-            resolved.answers.insert(name, state.answers().to_vec());
+        if !state.answers.is_empty() {
+            resolved.answers.insert(name, state.answers);
         }
     }
     resolved

@@ -1,5 +1,5 @@
-//! Opens what an operator names. It never waits for another process to open the other
-//! end of a named pipe, and refuses what can be neither read nor appended to as a file.
+//! Opens the files, pipes and devices that an operator names, without waiting for another
+//! process to open the other end of a named pipe.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read};
@@ -11,16 +11,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::{Errno, ioctl_fionbio};
 
-/// How long the writer of a pipe may be silent before reading is given up.
+/// How long the writer of a pipe may be silent before reading fails.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens `path` for lines to be appended, and creates it if there is nothing. Writes to
-/// a pipe or a terminal wait for its reader.
+/// Opens `path` to append to it, and creates it if it does not exist. Writes to a pipe or a
+/// terminal wait for its reader.
 ///
 /// # Errors
 ///
-/// Those of the kernel; and that it is a pipe that nobody reads, or neither a file nor
-/// a pipe nor a character device.
+/// Those of the kernel; if it is a pipe without a reader; if it is not a file, a pipe or a
+/// character device.
 pub(crate) fn append_to(path: &Path) -> io::Result<File> {
     let (file, kind) = open(path, OpenOptions::new().create(true).append(true))?;
     if !kind.is_file() {
@@ -33,12 +33,12 @@ pub(crate) fn append_to(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// Those of the kernel; and that it is longer, no UTF-8, a pipe to which nobody writes
-/// or writes on, or neither a file nor a pipe nor a character device.
+/// Those of the kernel; if it is longer or not UTF-8; if it is a pipe without a writer, or
+/// whose writer stalls; if it is not a file, a pipe or a character device.
 pub(crate) fn read(path: &Path, max: u64) -> io::Result<String> {
     let (file, kind) = open(path, OpenOptions::new().read(true))?;
     if kind.is_char_device() {
-        // A person at a terminal may take their time.
+        // People type slowly.
         ioctl_fionbio(&file, false)?;
     }
     let mut bytes = Vec::new();
@@ -72,7 +72,7 @@ fn await_writer(pipe: &File) -> io::Result<()> {
     }
 }
 
-/// Opens without waiting. The file doesn't wait either.
+/// Opens without waiting, in non-blocking mode.
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, FileType)> {
     let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
     let options = options.custom_flags(without_waiting.bits().cast_signed());
@@ -85,7 +85,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> io::Result<(File, FileType)> 
     Err(io::Error::other(format!("it is a {kind}")))
 }
 
-/// What the kernel means by "no such device or address".
+/// The reason for "no such device or address".
 fn reason(path: &Path, error: io::Error) -> io::Error {
     if Errno::from_io_error(&error) != Some(Errno::NXIO) {
         return error;
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_pipe_or_terminal_is_refused_by_name() {
+    fn directories_and_sockets_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(said(read(folder.path(), MAX)), "it is a directory");
         assert!(said(append_to(folder.path())).contains("directory"));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_at_the_other_end_of_a_named_pipe() {
+    fn a_named_pipe_without_the_other_end_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_and_devices_are_read_and_written_as_files_are() {
+    fn pipes_and_devices_are_read_and_written_like_files() {
         let (reader, mut writer) = io::pipe().unwrap();
         append_to(&path_of(&writer))
             .unwrap()
@@ -161,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_read_as_fast_as_it_is_written() {
+    fn a_pipe_is_read_until_its_writer_closes_it() {
         let (reader, mut writer) = io::pipe().unwrap();
         let path = path_of(&reader);
         let reading = std::thread::spawn(move || read(&path, MAX));
         writer.write_all(b"a = ").unwrap();
-        // As likely as not, it has been read by now.
+        // Most likely it has been read by now.
         std::thread::sleep(Duration::from_millis(50));
         writer.write_all(b"1").unwrap();
         drop(writer);

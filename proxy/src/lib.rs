@@ -46,12 +46,12 @@
 //! |---|---|
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
 //! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
-//! | [`privilege`] | an ordinary user with the capabilities that are needed |
+//! | [`privilege`] | drops root and capabilities |
 //! | [`registry`] | the shared objects of listeners and servers, also after a reload |
 //! | [`limits`] | how many sessions this host can bear |
-//! | [`holder`] | who holds an address that can't be bound |
+//! | [`port_owner`] | which processes own an address that can't be bound |
 //! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
-//! | [`discovery`] | looks up servers that are names, again and again |
+//! | [`discovery`] | looks up servers that are names, and keeps their last answers |
 //! | [`health`] | finds out which servers serve, and steers workers accordingly |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
@@ -64,10 +64,10 @@ pub mod config;
 pub mod discovery;
 mod files;
 pub mod health;
-pub mod holder;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod port_owner;
 pub mod privilege;
 pub mod registry;
 pub mod runtime;

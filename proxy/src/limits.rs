@@ -221,8 +221,8 @@ mod tests {
     fn memory_is_for_the_process_first_and_then_for_sessions() {
         let of = |megabytes: u64, workers| {
             let bytes = megabytes << 20;
-            let said_by = "memory.max".into();
-            sessions_in(&MemoryLimit { bytes, said_by }, workers)
+            let source = "memory.max".into();
+            sessions_in(&MemoryLimit { bytes, source }, workers)
         };
         assert_eq!((of(0, 1), of(14, 1), of(15, 1)), (0, 0, 192));
         // Three quarters of 48 MiB, at 4 KiB each.

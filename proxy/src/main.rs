@@ -141,7 +141,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
     runtime::probe(&config).map_err(anyhow::Error::from)?;
-    let standing = privilege::settle(config.user.as_deref(), Needs::of(&config));
+    let standing = privilege::reduce(config.user.as_deref(), Needs::of(&config));
     let Standing { user, capabilities } = standing.map_err(|error| {
         if matches!(error, PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_)) {
             usage(error)

@@ -1,20 +1,23 @@
-//! How much memory this process may use: its control group's limit (cgroups(7)), of
-//! version 1 or 2, or that of a group around it, or what the machine has.
+//! How much memory this process may use: the limit of its control group (cgroups(7)), of
+//! version 1 or 2, or of a group around it, or what the machine has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The memory that bounds this process.
+use procfs::process::MountInfo;
+use procfs::{FromRead, ProcessCGroups};
+
+/// The memory that this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// How much, in bytes.
+    /// In bytes.
     pub bytes: u64,
     /// The file that says so, such as `/sys/fs/cgroup/system.slice/a.service/memory.max`.
-    pub said_by: PathBuf,
+    pub source: PathBuf,
 }
 
-/// The least limit of the process's control group and of those around it, or the
-/// machine's memory if that is less. `None` where the kernel tells none of them.
+/// The lowest limit of the process's control group and of those around it, or the
+/// machine's memory if that is less. `None` if the kernel says nothing.
 #[must_use]
 pub fn limit() -> Option<MemoryLimit> {
     limit_below(Path::new("/"))
@@ -23,110 +26,77 @@ pub fn limit() -> Option<MemoryLimit> {
 /// As [`limit`], with the kernel's files below `root`.
 fn limit_below(root: &Path) -> Option<MemoryLimit> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
-    let groups = read("proc/self/cgroup");
+    let groups = ProcessCGroups::from_read(read("proc/self/cgroup").as_bytes()).ok();
     let mounts = read("proc/self/mountinfo");
-    let of_groups = mounts
+    let mounts = mounts
         .lines()
-        .filter_map(Mount::of)
-        .filter_map(|mount| Some((mount.version, mount.folders(&groups)?)))
-        .flat_map(|(version, folders)| {
-            let files = version.files().iter();
-            files.flat_map(move |file| folders.clone().into_iter().map(move |f| f.join(file)))
-        });
-    let of_groups = of_groups.filter_map(|file| {
+        .filter_map(|line| MountInfo::from_line(line).ok());
+    let files = mounts.flat_map(|mount| limit_files(&mount, groups.as_ref()));
+    let of_groups = files.filter_map(|file| {
         let below = file.strip_prefix("/").unwrap_or(&file);
         let text = fs::read_to_string(root.join(below)).ok()?;
-        // "max" is no number, and no limit.
+        // "max" is not a number, and no limit.
         Some((text.trim().parse().ok()?, file))
     });
-    let total = in_bytes(&read("proc/meminfo")).map(|bytes| (bytes, "/proc/meminfo".into()));
-    let least = of_groups.chain(total).min_by_key(|(bytes, _)| *bytes);
-    least.map(|(bytes, said_by)| MemoryLimit { bytes, said_by })
+    let total = total(&read("proc/meminfo")).map(|bytes| (bytes, "/proc/meminfo".into()));
+    let lowest = of_groups.chain(total).min_by_key(|(bytes, _)| *bytes);
+    lowest.map(|(bytes, source)| MemoryLimit { bytes, source })
 }
 
-/// The machine's memory, by /proc/meminfo.
-fn in_bytes(meminfo: &str) -> Option<u64> {
+/// The machine's memory in bytes, by /proc/meminfo.
+fn total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Version {
-    /// With a hierarchy for memory.
-    One,
-    Two,
+/// The files that may hold a limit of the process's group or of those around it, as far
+/// as they are visible at this mount.
+fn limit_files(mount: &MountInfo, groups: Option<&ProcessCGroups>) -> Vec<PathBuf> {
+    let is_memory = |controller: &String| controller == "memory";
+    let is_v2 = mount.fs_type == "cgroup2";
+    let is_v1 = mount.fs_type == "cgroup" && mount.super_options.keys().any(is_memory);
+    // The kernel slows a group down beyond `memory.high`, and ends one of its processes
+    // beyond the other limits.
+    let names: &[&str] = match (is_v1, is_v2) {
+        (true, _) => &["memory.limit_in_bytes"],
+        (_, true) => &["memory.max", "memory.high"],
+        _ => return Vec::new(),
+    };
+    let mut groups = groups.into_iter().flat_map(|groups| &groups.0);
+    let group = groups.find(|group| match is_v2 {
+        true => group.controllers.is_empty(),
+        false => group.controllers.iter().any(is_memory),
+    });
+    let Some(group) = group else {
+        return Vec::new();
+    };
+    let visible = PathBuf::from(unescaped(&mount.root));
+    let mounted_at = PathBuf::from(unescaped(&mount.mount_point.to_string_lossy()));
+    // In a container the path may be the host's, of which only the container's own part
+    // is visible.
+    let folder = match Path::new(&group.pathname).strip_prefix(visible) {
+        Ok(below) => mounted_at.join(below),
+        Err(_) => mounted_at.clone(),
+    };
+    let folders = folder.ancestors();
+    let folders = folders.take_while(|folder| folder.starts_with(&mounted_at));
+    folders
+        .flat_map(|folder| names.iter().map(|name| folder.join(name)))
+        .collect()
 }
 
-impl Version {
-    /// What may hold a limit. The kernel slows a group down beyond `memory.high`, and
-    /// ends a process of it beyond the others.
-    fn files(self) -> &'static [&'static str] {
-        match self {
-            Self::One => &["memory.limit_in_bytes"],
-            Self::Two => &["memory.max", "memory.high"],
-        }
-    }
-}
-
-/// Where a hierarchy of control groups can be seen.
-struct Mount {
-    version: Version,
-    /// The group that is seen there.
-    shows: PathBuf,
-    at: PathBuf,
-}
-
-impl Mount {
-    /// Of a line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-    fn of(line: &str) -> Option<Self> {
-        let (ours, of_file_system) = line.split_once(" - ")?;
-        let mut fields = ours.split(' ').skip(3);
-        let (shows, at) = (fields.next()?, fields.next()?);
-        let mut fields = of_file_system.split(' ');
-        let kind = fields.next()?;
-        let mut options = fields.nth(1).unwrap_or_default().split(',');
-        let version = match kind {
-            "cgroup2" => Version::Two,
-            "cgroup" if options.any(|option| option == "memory") => Version::One,
-            _ => return None,
-        };
-        Some(Self {
-            version,
-            shows: unescaped(shows).into(),
-            at: unescaped(at).into(),
-        })
-    }
-
-    /// The folders of the process's group and of those around it, as far as they can be
-    /// seen here. `groups` is /proc/self/cgroup.
-    fn folders(&self, groups: &str) -> Option<Vec<PathBuf>> {
-        let group = groups.lines().find_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, group) = rest.split_once(':')?;
-            let is_ours = match self.version {
-                Version::One => controllers.split(',').any(|one| one == "memory"),
-                Version::Two => controllers.is_empty(),
-            };
-            is_ours.then_some(group)
-        })?;
-        // In a container the path may be that of the host, of which only the
-        // container's own part can be seen.
-        let below = Path::new(group).strip_prefix(&self.shows);
-        let folder = below.map_or_else(|_| self.at.clone(), |below| self.at.join(below));
-        let folders = folder.ancestors().take_while(|f| f.starts_with(&self.at));
-        Some(folders.map(Path::to_owned).collect())
-    }
-}
-
-/// Spaces and the like in paths are written as octal numbers.
-fn unescaped(text: &str) -> String {
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n")];
-    let mut text = text.to_owned();
-    for (written, meant) in escapes {
-        text = text.replace(written, meant);
-    }
-    text.replace("\\134", "\\")
+/// A path of mountinfo, which has spaces and the like as octal numbers.
+fn unescaped(path: &str) -> String {
+    let escapes = [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ];
+    escapes.iter().fold(path.to_owned(), |path, (code, meant)| {
+        path.replace(code, meant)
+    })
 }
 
 #[cfg(test)]
@@ -151,9 +121,9 @@ mod tests {
         }
 
         #[track_caller]
-        fn allows(&self, bytes: u64, said_by: &str) {
+        fn allows(&self, bytes: u64, source: &str) {
             let limit = limit_below(self.0.path()).unwrap();
-            assert_eq!((limit.bytes, limit.said_by), (bytes, said_by.into()));
+            assert_eq!((limit.bytes, limit.source), (bytes, source.into()));
         }
     }
 
@@ -169,7 +139,7 @@ mod tests {
 ";
 
     #[test]
-    fn the_least_limit_of_a_group_and_those_around_it_counts() {
+    fn the_lowest_limit_of_a_group_and_those_around_it_applies() {
         let host = Host::new("0::/system.slice/ppv2.service\n", UNIFIED);
         host.has(
             "/proc/meminfo",
@@ -186,13 +156,13 @@ mod tests {
         let high = "/sys/fs/cgroup/system.slice/ppv2.service/memory.high";
         host.has(high, "16777216\n");
         host.allows(16 << 20, high);
-        // Another service's is no matter.
+        // Another service's limit does not count.
         host.has("/sys/fs/cgroup/system.slice/b.service/memory.max", "1\n");
         host.allows(16 << 20, high);
     }
 
     #[test]
-    fn the_hierarchy_of_version_1_is_read_too() {
+    fn version_1_is_read_too() {
         let groups = "8:pids:/\n4:memory:/docker/a\n3:cpu,cpuacct:/docker/b\n0::/docker/c\n";
         let host = Host::new(groups, SPLIT);
         assert_eq!(limit_below(host.0.path()), None);
@@ -239,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_tells_something() {
+    fn this_machine_has_a_limit() {
         assert!(limit().unwrap().bytes > 1 << 20);
     }
 }

@@ -1,32 +1,42 @@
-//! What the process may do: it is an ordinary user with the one or two
-//! capabilities that its configuration needs, whatever it was started as.
+//! Privileges: after the start, the proxy is an ordinary user with only the capabilities
+//! that its configuration needs.
 //!
-//! A process that was given root becomes another user; one that was given
-//! capabilities (by setcap or systemd) lets go of those that it does not need.
-//! This must happen while there is one thread, since the kernel keeps both for
-//! each thread.
+//! A process started as root switches to another user; one with capabilities (by setcap or
+//! systemd) drops those that it does not need. This must happen while there is one thread,
+//! since the kernel keeps both for each thread.
 
 use std::fs;
 use std::io;
 
 use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
+use ppv2_engine::mode::Mode;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs,
+};
 use thiserror::Error;
 
 use crate::config::{Config, Listener};
-use ppv2_engine::mode::Mode;
 
 mod shared_user;
 
 pub use shared_user::shared_user;
 
-/// Whom a process becomes that was started as root and told nobody else.
+/// The user that a process started as root switches to by default.
 const DEFAULT_USER: &str = "nobody";
 
-/// Ports below this are for the privileged (ip(7)), unless
-/// net.ipv4.ip_unprivileged_port_start says otherwise.
+/// Lower ports are privileged (ip(7)), unless net.ipv4.ip_unprivileged_port_start says
+/// otherwise.
 const PRIVILEGED_PORTS: u16 = 1024;
 
-/// Why the process can't be what it should.
+/// The capabilities that the proxy ever needs.
+const CAPABILITIES: [(CapabilitySet, &str); 3] = [
+    (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
+    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    (CapabilitySet::NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"),
+];
+
+/// Why privileges can't be dropped.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PrivilegeError {
@@ -39,7 +49,7 @@ pub enum PrivilegeError {
     /// An ordinary user can't become another one.
     #[error("only root can become `{0}`; start the proxy as that user, or leave `user` out")]
     NotRoot(String),
-    /// The kernel refused, as it does where a container's root has no capabilities.
+    /// The kernel refused, as it does if a container's root has no capabilities.
     #[error(
         "can't {what}: {error}; start the proxy as an ordinary user (docker run --user, User= of \
          systemd), or leave it CAP_SETUID and CAP_SETGID"
@@ -47,27 +57,27 @@ pub enum PrivilegeError {
     Refused {
         /// What it refused.
         what: String,
-        /// What it said.
+        /// Its error.
         error: io::Error,
     },
 }
 
-impl PrivilegeError {
-    fn refused(what: impl Into<String>, error: impl Into<io::Error>) -> Self {
-        Self::Refused {
-            what: what.into(),
-            error: error.into(),
-        }
+/// Names what the kernel refused.
+fn refused<E: Into<io::Error>>(what: impl Into<String>) -> impl Fn(E) -> PrivilegeError {
+    let what = what.into();
+    move |error| PrivilegeError::Refused {
+        what: what.clone(),
+        error: error.into(),
     }
 }
 
-/// The capabilities that a configuration makes use of.
+/// The capabilities that a configuration needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// CAP_NET_RAW: some IPv4 servers are written to from clients' addresses.
+    /// CAP_NET_RAW: the proxy sends to IPv4 servers from clients' addresses.
     pub net_raw: bool,
-    /// CAP_NET_BIND_SERVICE: a listener or the admin address has a port below
-    /// 1024, or servers are written to from clients' own ports.
+    /// CAP_NET_BIND_SERVICE: a listener or the admin address has a port below 1024, or
+    /// the proxy sends to servers from clients' ports.
     pub net_bind_service: bool,
 }
 
@@ -91,53 +101,79 @@ impl Needs {
             net_bind_service: own_ports || bound.any(|a| a.port() < PRIVILEGED_PORTS),
         }
     }
+
+    /// The needed capabilities among those that the process has.
+    fn among(self, has: CapabilitySet) -> CapabilitySet {
+        let mut kept = CapabilitySet::empty();
+        if self.net_raw {
+            // Either is enough; the smaller one is better.
+            let enough = [CapabilitySet::NET_RAW, CapabilitySet::NET_ADMIN];
+            kept |= enough
+                .into_iter()
+                .find(|one| has.contains(*one))
+                .unwrap_or(kept);
+        }
+        if self.net_bind_service {
+            kept |= has & CapabilitySet::NET_BIND_SERVICE;
+        }
+        kept
+    }
 }
 
-/// What the process is from now on.
+/// The privileges that the process has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Its user.
     pub user: String,
-    /// The capabilities that it has kept, as capabilities(7) names them.
+    /// Its capabilities, named as in capabilities(7).
     pub capabilities: Vec<&'static str>,
 }
 
-/// Becomes `user`, or `nobody` if started as root, and lets go of all
-/// capabilities that `needs` does not name. Call it while there is one thread.
+/// Switches to `user`, or to `nobody` if started as root, and drops all capabilities that
+/// `needs` does not name. Must be called while there is one thread.
 ///
 /// # Errors
 ///
 /// [`PrivilegeError`], after which the process must end.
-pub fn settle(user: Option<&str>, needs: Needs) -> Result<Standing, PrivilegeError> {
-    let target = whom(user)?;
-    let kept = sys::prepare(needs, target.is_some())?;
-    if let Some(target) = &target {
-        become_user(target)?;
+pub fn reduce(user: Option<&str>, needs: Needs) -> Result<Standing, PrivilegeError> {
+    let target = target(user)?;
+    let failed = refused("keep capabilities over the change of user");
+    let kept = needs.among(capabilities(None).map_err(&failed)?.permitted);
+    if let Some(Target { name, uid, gid }) = &target {
+        set_keep_capabilities(true).map_err(failed)?;
+        let failed = refused(format!("become user `{name}`"));
+        setgroups(&[*gid]).map_err(&failed)?;
+        setgid(*gid).map_err(&failed)?;
+        setuid(*uid).map_err(failed)?;
     }
-    let capabilities = sys::reduce(kept)?;
-    let uid = geteuid();
+    let failed = refused("drop capabilities");
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    clear_ambient_capability_set().map_err(&failed)?;
+    set_capabilities(None, sets).map_err(&failed)?;
+    set_no_new_privs(true).map_err(failed)?;
+    let named = CAPABILITIES.iter().filter(|(one, _)| kept.contains(*one));
     Ok(Standing {
-        user: match target {
-            Some(target) => target.name,
-            None => name_of(uid),
-        },
-        capabilities,
+        user: target.map_or_else(|| name_of(geteuid()), |target| target.name),
+        capabilities: named.map(|(_, name)| *name).collect(),
     })
 }
 
-/// A user to become.
+/// A user to switch to.
 struct Target {
     name: String,
     uid: Uid,
     gid: Gid,
 }
 
-/// Whom to become, if anybody.
-fn whom(user: Option<&str>) -> Result<Option<Target>, PrivilegeError> {
+/// The user to switch to, if there is one.
+fn target(user: Option<&str>) -> Result<Option<Target>, PrivilegeError> {
     let own = geteuid();
     let Some(name) = user else {
-        // Elsewhere, ports below 1024 could no longer be bound.
-        if !own.is_root() || cfg!(not(target_os = "linux")) {
+        if !own.is_root() {
             return Ok(None);
         }
         let target = find(DEFAULT_USER)?.unwrap_or(Target {
@@ -145,8 +181,8 @@ fn whom(user: Option<&str>) -> Result<Option<Target>, PrivilegeError> {
             uid: Uid::from_raw(65_534),
             gid: Gid::from_raw(65_534),
         });
-        // Root of a user namespace is an ordinary user outside, and there may be
-        // no other inside.
+        // Root of a user namespace is an ordinary user outside, and there may be no other
+        // inside.
         return Ok(Some(target).filter(|target| is_mapped(target.uid)));
     };
     let target = find(name)?.ok_or_else(|| PrivilegeError::NoUser(name.to_owned()))?;
@@ -164,21 +200,18 @@ fn whom(user: Option<&str>) -> Result<Option<Target>, PrivilegeError> {
 
 /// Looks up a user by name or number. A number needs no entry in /etc/passwd.
 fn find(name: &str) -> Result<Option<Target>, PrivilegeError> {
-    let refused = |error| PrivilegeError::refused(format!("look up user `{name}`"), error);
-    if let Some(user) = User::from_name(name).map_err(refused)? {
-        return Ok(Some(Target {
-            name: user.name,
-            uid: user.uid,
-            gid: user.gid,
-        }));
+    let failed = refused(format!("look up user `{name}`"));
+    if let Some(User { name, uid, gid, .. }) = User::from_name(name).map_err(&failed)? {
+        return Ok(Some(Target { name, uid, gid }));
     }
     let Ok(number) = name.parse() else {
         return Ok(None);
     };
-    let user = User::from_uid(Uid::from_raw(number)).map_err(refused)?;
+    let uid = Uid::from_raw(number);
+    let user = User::from_uid(uid).map_err(failed)?;
     Ok(Some(Target {
         name: name.to_owned(),
-        uid: Uid::from_raw(number),
+        uid,
         gid: user.map_or(Gid::from_raw(number), |user| user.gid),
     }))
 }
@@ -188,98 +221,19 @@ fn name_of(uid: Uid) -> String {
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Whether the process's user namespace knows this user (user_namespaces(7)).
+/// Whether the process's user namespace has this user (user_namespaces(7)).
 fn is_mapped(uid: Uid) -> bool {
     let Ok(map) = fs::read_to_string("/proc/self/uid_map") else {
         return true;
     };
     map.lines().any(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
-            (numbers.next(), numbers.next(), numbers.next())
-        else {
+        let numbers = line.split_whitespace().map(str::parse::<u64>);
+        let numbers: Result<Vec<_>, _> = numbers.collect();
+        let Ok([first, _, count]) = numbers.as_deref() else {
             return false;
         };
-        (first..first.saturating_add(count)).contains(&u64::from(uid.as_raw()))
+        (*first..first.saturating_add(*count)).contains(&u64::from(uid.as_raw()))
     })
-}
-
-fn become_user(target: &Target) -> Result<(), PrivilegeError> {
-    let Target { name, uid, gid } = target;
-    let refused = |error| PrivilegeError::refused(format!("become user `{name}`"), error);
-    setgroups(&[*gid]).map_err(refused)?;
-    setgid(*gid).map_err(refused)?;
-    setuid(*uid).map_err(refused)
-}
-
-#[cfg(target_os = "linux")]
-mod sys {
-    //! Capabilities, by capabilities(7).
-
-    use rustix::thread::{
-        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-        set_capabilities, set_keep_capabilities, set_no_new_privs,
-    };
-
-    use super::{Needs, PrivilegeError};
-
-    /// Those that the proxy ever needs, with their names.
-    const KNOWN: [(CapabilitySet, &str); 3] = [
-        (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
-        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
-        (CapabilitySet::NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"),
-    ];
-
-    /// Decides which capabilities stay, and has them outlast the change of user.
-    pub(super) fn prepare(needs: Needs, changes: bool) -> Result<CapabilitySet, PrivilegeError> {
-        let refused =
-            |error| PrivilegeError::refused("keep capabilities over the change of user", error);
-        let has = capabilities(None).map_err(refused)?.permitted;
-        let mut kept = CapabilitySet::empty();
-        if needs.net_raw {
-            // Either serves; the smaller one is better.
-            let serving = [CapabilitySet::NET_RAW, CapabilitySet::NET_ADMIN];
-            let first = serving.into_iter().find(|one| has.contains(*one));
-            kept |= first.unwrap_or_else(CapabilitySet::empty);
-        }
-        if needs.net_bind_service {
-            kept |= has & CapabilitySet::NET_BIND_SERVICE;
-        }
-        if changes {
-            set_keep_capabilities(true).map_err(refused)?;
-        }
-        Ok(kept)
-    }
-
-    /// Lets go of all but `kept`, for good.
-    pub(super) fn reduce(kept: CapabilitySet) -> Result<Vec<&'static str>, PrivilegeError> {
-        let refused = |error| PrivilegeError::refused("let go of capabilities", error);
-        let sets = CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        };
-        clear_ambient_capability_set().map_err(refused)?;
-        set_capabilities(None, sets).map_err(refused)?;
-        set_no_new_privs(true).map_err(refused)?;
-        let named = KNOWN.iter().filter(|(one, _)| kept.contains(*one));
-        Ok(named.map(|(_, name)| *name).collect())
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod sys {
-    //! No capabilities.
-
-    use super::{Needs, PrivilegeError};
-
-    pub(super) fn prepare(_: Needs, _: bool) -> Result<(), PrivilegeError> {
-        Ok(())
-    }
-
-    pub(super) fn reduce((): ()) -> Result<Vec<&'static str>, PrivilegeError> {
-        Ok(Vec::new())
-    }
 }
 
 #[cfg(test)]
@@ -295,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_needs_what_the_kernel_asks_for_it() {
+    fn each_mode_needs_the_capabilities_that_the_kernel_requires() {
         let none = Needs::default();
         let raw = Needs {
             net_raw: true,
@@ -326,10 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn whom_it_can_not_become_is_named() {
-        assert!(matches!(whom(Some("root")), Err(PrivilegeError::IsRoot(_))));
-        assert!(matches!(whom(Some("0")), Err(PrivilegeError::IsRoot(_))));
-        let error = whom(Some("no such user")).err().unwrap().to_string();
+    fn users_that_it_can_not_become_are_refused() {
+        assert!(matches!(
+            target(Some("root")),
+            Err(PrivilegeError::IsRoot(_))
+        ));
+        assert!(matches!(target(Some("0")), Err(PrivilegeError::IsRoot(_))));
+        let error = target(Some("no such user")).err().unwrap().to_string();
         assert!(error.contains("there is no user `no such user`"), "{error}");
         assert_eq!(find("65534").unwrap().unwrap().uid.as_raw(), 65_534);
     }

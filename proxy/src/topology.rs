@@ -151,9 +151,9 @@ fn capacity(config: &Config) -> Vec<Finding> {
     };
     // A service has a control group of its own, so its limit may be another.
     let memory = memory::limit().map(|limit| {
-        let (megabytes, said_by) = (limit.bytes >> 20, limit.said_by.display());
+        let (megabytes, source) = (limit.bytes >> 20, limit.source.display());
         let found = format!(
-            "{megabytes} MiB, by {said_by}; a session takes about 4 kB, most of it the kernel's"
+            "{megabytes} MiB, by {source}; a session takes about 4 kB, most of it the kernel's"
         );
         Finding::ok("memory", found)
     });

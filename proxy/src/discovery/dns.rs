@@ -184,9 +184,9 @@ impl Resolver {
                 true => Hosts::from_system().unwrap_or_default(),
                 false => Hosts::default(),
             },
-            servers: self.servers(from_host).map_err(|error| Failure {
-                outcome: Outcome::Failed,
-                why: shortened(&format!("{}: {error}", HOST_FILES[0])),
+            servers: self.servers(from_host).map_err(|error| {
+                let why = format!("{}: {error}", HOST_FILES[0]);
+                Failure::new(Outcome::Failed, shortened(&why))
             }),
         });
         *current = Some((stamp, Arc::clone(&new)));
@@ -240,10 +240,8 @@ fn picked<T>(lookup: &Lookup, pick: impl Fn(&RData) -> Option<T>) -> Vec<T> {
 }
 
 pub(super) fn parsed(name: &str) -> Result<rr::Name, Failure> {
-    rr::Name::from_str_relaxed(name).map_err(|error| Failure {
-        outcome: Outcome::Failed,
-        why: shortened(&error.to_string()),
-    })
+    let parsed = rr::Name::from_str_relaxed(name);
+    parsed.map_err(|error| Failure::new(Outcome::Failed, shortened(&error.to_string())))
 }
 
 /// One short line of text that may come from others.
@@ -254,49 +252,36 @@ fn shortened(text: &str) -> String {
 
 impl Failure {
     fn of(error: &NetError, kind: RecordType) -> Self {
-        match error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) => Self::code(none.response_code, kind),
-            NetError::Dns(DnsError::ResponseCode(code)) => Self::code(*code, kind),
-            _ => Self {
-                outcome: Outcome::Failed,
-                why: shortened(&error.to_string()),
-            },
+        if let NetError::Dns(DnsError::NoRecordsFound(none)) = error {
+            Self::code(none.response_code, kind)
+        } else if let NetError::Dns(DnsError::ResponseCode(code)) = error {
+            Self::code(*code, kind)
+        } else {
+            Self::new(Outcome::Failed, shortened(&error.to_string()))
         }
     }
 
     /// No records, for the reason that the code gives.
     fn code(code: ResponseCode, kind: RecordType) -> Self {
-        match code {
-            ResponseCode::NoError => Self::no_records(kind),
-            ResponseCode::NXDomain => Self {
-                outcome: Outcome::NoRecords,
-                why: "there is no such name".to_owned(),
-            },
-            // Also one without a meaning, which says nothing about the name.
-            code => Self {
-                outcome: Outcome::Failed,
-                why: format!("DNS server: {code}"),
-            },
+        if code == ResponseCode::NoError {
+            Self::no_records(kind)
+        } else if code == ResponseCode::NXDomain {
+            Self::new(Outcome::NoRecords, "there is no such name")
+        } else {
+            // Unassigned codes, too, say nothing about the name.
+            Self::new(Outcome::Failed, format!("DNS server: {code}"))
         }
     }
 
     fn no_records(kind: RecordType) -> Self {
-        let what = match kind {
-            RecordType::SRV => "SRV records",
-            _ => "addresses",
-        };
-        Self {
-            outcome: Outcome::NoRecords,
-            why: format!("it has no {what}"),
-        }
+        let is_srv = kind == RecordType::SRV;
+        let what = if is_srv { "SRV records" } else { "addresses" };
+        Self::new(Outcome::NoRecords, format!("it has no {what}"))
     }
 
     pub(super) fn timeout(after: Duration) -> Self {
         let after = humantime::format_duration(after);
-        Self {
-            outcome: Outcome::Timeout,
-            why: format!("no answer within {after}"),
-        }
+        Self::new(Outcome::Timeout, format!("no answer within {after}"))
     }
 }
 

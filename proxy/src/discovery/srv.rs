@@ -14,11 +14,9 @@ pub(super) struct Srv<'a>(pub(super) &'a Resolver, pub(super) &'a str);
 impl Discovery for Srv<'_> {
     async fn discover(&self) -> Found {
         let Self(resolver, name) = *self;
-        let pick = |data: &RData| match data {
-            RData::SRV(srv) if !srv.target.is_root() => Some(Some(srv.clone())),
-            // There is no such service.
-            RData::SRV(_) => Some(None),
-            _ => None,
+        let pick = |data: &RData| {
+            let RData::SRV(srv) = data else { return None };
+            Some(srv.clone())
         };
         let records = match parsed(name) {
             Ok(name) => resolver.question(name, RecordType::SRV, pick).await,
@@ -29,7 +27,9 @@ impl Discovery for Srv<'_> {
             Err(failure) => return Found::failed(failure),
         };
         let mut hosts = BTreeMap::new();
-        let records = records.into_iter().flatten().map(|srv| {
+        // A target of "." means that there is no such service.
+        let records = records.into_iter().filter(|srv| !srv.target.is_root());
+        let records = records.map(|srv| {
             let host = srv.target.to_ascii().to_lowercase();
             hosts.insert(host.clone(), srv.target);
             Record {
@@ -41,10 +41,8 @@ impl Discovery for Srv<'_> {
         });
         let mut records: Vec<_> = records.collect();
         if records.is_empty() {
-            return Found::failed(Failure {
-                outcome: Outcome::NoRecords,
-                why: "its SRV records say that there is no such service".to_owned(),
-            });
+            let why = "its SRV records say that there is no such service";
+            return Found::failed(Failure::new(Outcome::NoRecords, why));
         }
         let left_out = leave_out(&mut records);
         hosts.retain(|host, _| records.iter().any(|record| record.host == *host));

@@ -14,16 +14,16 @@ use crate::config::{Answer, MAX_ADDRESSES, Name, Resolver, in_order};
 pub(super) const MAX_KEPT: usize = 4 * MAX_ADDRESSES;
 
 /// SRV records that are used, the preferred ones first. Each costs two more questions,
-/// which whoever answers for the name could have the proxy ask anybody.
+/// which a hostile DNS server could aim at others.
 pub(super) const MAX_RECORDS: usize = 64;
 
 /// Lookups in a row for which changed records wait until all their hosts have addresses;
 /// then those with addresses are used.
 const PATIENCE: u32 = 3;
 
-/// Log lines of one kind about one name in a [`MINUTE`]: an answer that changes with each
-/// lookup would fill the log.
-const MAX_LINES: u32 = 2;
+/// Log lines about one name in a [`MINUTE`]: an answer that changes with each lookup would
+/// fill the log.
+const MAX_LINES: u32 = 4;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The result of one lookup.
@@ -70,16 +70,19 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Answered, Self::NoRecords, Self::Timeout, Self::Failed];
+    /// All of them, in their order, with their names in metrics.
+    pub(super) const ALL: [(Self, &'static str); 4] = [
+        (Self::Answered, "answered"),
+        (Self::NoRecords, "no_records"),
+        (Self::Timeout, "timeout"),
+        (Self::Failed, "failed"),
+    ];
+}
 
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::NoRecords => "no_records",
-            Self::Timeout => "timeout",
-            Self::Failed => "failed",
-        }
+impl Failure {
+    pub(super) fn new(outcome: Outcome, why: impl Into<String>) -> Self {
+        let why = why.into();
+        Self { outcome, why }
     }
 }
 
@@ -108,70 +111,46 @@ pub(super) struct State {
     records: Vec<Record>,
     /// By host of the records: the last IPv4 addresses, and the last IPv6 addresses.
     hosts: BTreeMap<String, [Vec<IpAddr>; 2]>,
-    answers: Vec<Answer>,
+    /// The servers that the name resolves to, in the order in which they are used.
+    pub(super) answers: Vec<Answer>,
     left_out: usize,
     /// Lookups in a row whose records differed and were not taken over.
     put_off: u32,
     /// Why the last lookup failed, if it did.
-    failing: Option<String>,
+    pub(super) failing: Option<String>,
     /// Failed lookups in a row.
     failures: u32,
     /// When to look it up again; `None` for at once.
     pub(super) next_lookup: Option<Instant>,
-    outcomes: [u64; Outcome::ALL.len()],
-    changes: u64,
+    /// Lookups by outcome.
+    pub(super) outcomes: [u64; Outcome::ALL.len()],
+    /// How often the answer has changed.
+    pub(super) changes: u64,
     logged: Logged,
 }
 
-/// What was logged last.
+/// What was logged last, and how many lines in the running minute.
 #[derive(Clone, Debug, Default)]
 struct Logged {
     failing: bool,
     servers: BTreeSet<SocketAddr>,
-    failures: Lines,
-    changes: Lines,
+    minute: Option<Instant>,
+    lines: u32,
 }
 
-/// Lines of a kind within the running minute.
-#[derive(Clone, Copy, Debug, Default)]
-struct Lines {
-    since: Option<Instant>,
-    count: u32,
-}
-
-impl Lines {
+impl Logged {
     /// Counts a line, unless there were enough.
-    fn take(&mut self, now: Instant) -> bool {
-        let is_running = |since: Instant| now.saturating_duration_since(since) < MINUTE;
-        if !self.since.is_some_and(is_running) {
-            (self.since, self.count) = (Some(now), 0);
+    fn may_log(&mut self, now: Instant) -> bool {
+        let is_running = |minute: Instant| now.saturating_duration_since(minute) < MINUTE;
+        if !self.minute.is_some_and(is_running) {
+            (self.minute, self.lines) = (Some(now), 0);
         }
-        self.count += 1;
-        self.count <= MAX_LINES
+        self.lines += 1;
+        self.lines <= MAX_LINES
     }
 }
 
 impl State {
-    /// The servers that the name resolves to, in the order in which they are used.
-    pub(super) fn answers(&self) -> &[Answer] {
-        &self.answers
-    }
-
-    /// Why the last lookup failed, if it did.
-    pub(super) fn failing(&self) -> Option<&str> {
-        self.failing.as_deref()
-    }
-
-    /// How many lookups had this outcome.
-    pub(super) fn outcomes(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize]
-    }
-
-    /// How often the answer has changed.
-    pub(super) fn changes(&self) -> u64 {
-        self.changes
-    }
-
     /// Takes over the state of another lookup of the name, unless that found nothing and
     /// this has an answer. The counters are added up.
     pub(super) fn absorb(&mut self, other: Self) {
@@ -208,7 +187,7 @@ impl State {
     fn merge(&mut self, found: Found) -> Option<Failure> {
         let mut worst: Option<Failure> = None;
         let mut note = |failure: Failure| match &worst {
-            // That nobody answered says more than that there are no records.
+            // A missing answer says more than missing records.
             Some(known) if known.outcome != Outcome::NoRecords => {}
             _ => worst = Some(failure),
         };
@@ -293,59 +272,38 @@ impl State {
         retry.min(Resolver::MAX_RETRY).min(ttl)
     }
 
-    /// Logs what has changed since the last call. What the bound on lines forbids is
-    /// logged after a later lookup, if it still holds.
-    pub(super) fn log(&mut self, name: &Name, now: Instant) {
-        let servers = self.answers.len();
-        for news in self.news(now) {
-            match news {
-                News::Failing(why) => tracing::warn!(
+    /// Logs what has changed since the last call, and returns the number of lines. What
+    /// the bound on lines forbids is logged after a later lookup, if it still holds.
+    pub(super) fn log(&mut self, name: &Name, now: Instant) -> usize {
+        let mut lines = 0;
+        let (servers, failing) = (self.answers.len(), self.failing.is_some());
+        if failing != self.logged.failing && self.logged.may_log(now) {
+            self.logged.failing = failing;
+            lines += 1;
+            match &self.failing {
+                Some(why) => tracing::warn!(
                     %name, why, servers,
                     "name does not resolve; its last answer is kept and it is looked up again"
                 ),
-                News::Recovered => tracing::info!(%name, servers, "name resolves again"),
-                News::Changed { added, removed } if self.left_out == 0 => {
-                    tracing::info!(%name, servers, added, removed, "servers of name changed");
-                }
-                News::Changed { added, removed } => tracing::warn!(
-                    %name, servers, added, removed, left_out = self.left_out,
+                None => tracing::info!(%name, servers, "name resolves again"),
+            }
+        }
+        let now_used: BTreeSet<_> = self.answers.iter().map(|answer| answer.address).collect();
+        if now_used != self.logged.servers && self.logged.may_log(now) {
+            lines += 1;
+            let added = now_used.difference(&self.logged.servers).count();
+            let removed = self.logged.servers.difference(&now_used).count();
+            match self.left_out {
+                0 => tracing::info!(%name, servers, added, removed, "servers of name changed"),
+                left_out => tracing::warn!(
+                    %name, servers, added, removed, left_out,
                     "servers of name changed; it has more SRV records than are used"
                 ),
             }
+            self.logged.servers = now_used;
         }
+        lines
     }
-
-    fn news(&mut self, now: Instant) -> Vec<News> {
-        let mut news = Vec::new();
-        let failing = self.failing.is_some();
-        if failing != self.logged.failing && self.logged.failures.take(now) {
-            self.logged.failing = failing;
-            let failing = self.failing.clone().map(News::Failing);
-            news.push(failing.unwrap_or(News::Recovered));
-        }
-        let servers: BTreeSet<_> = self.answers.iter().map(|answer| answer.address).collect();
-        if servers != self.logged.servers && self.logged.changes.take(now) {
-            news.push(News::Changed {
-                added: servers.difference(&self.logged.servers).count(),
-                removed: self.logged.servers.difference(&servers).count(),
-            });
-            self.logged.servers = servers;
-        }
-        news
-    }
-}
-
-/// What is worth a line in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum News {
-    /// The name no longer resolves, or only in part.
-    Failing(String),
-    Recovered,
-    /// It resolves to other servers than when they were last logged.
-    Changed {
-        added: usize,
-        removed: usize,
-    },
 }
 
 /// An SRV weight, from 0 to 65,535, as one from 1 to [`MAX_WEIGHT`], where `heaviest` is

@@ -72,16 +72,18 @@ impl Status {
     }
 
     /// What the names resolve to, without those that never did.
-    pub(super) fn answers(&self) -> Answers {
+    #[must_use]
+    pub fn answers(&self) -> Answers {
         let names = self.names();
-        let known = names.iter().map(|(name, state)| (name, state.answers()));
+        let known = names.iter().map(|(name, state)| (name, &state.answers));
         known
             .filter(|(_, answers)| !answers.is_empty())
             .map(|(name, answers)| (name.clone(), answers.to_vec()))
             .collect()
     }
 
-    /// Waits until an answer has changed since this last returned.
+    /// Waits until an answer has changed since this last returned. No change is lost if
+    /// the future is dropped. For a single caller.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -100,9 +102,9 @@ impl Collector for Status {
                 .collect()
         };
         let lookups = named.iter().flat_map(|(name, state)| {
-            Outcome::ALL.map(|outcome| {
-                let labels = vec![("name", name.as_str()), ("result", outcome.label())];
-                (labels, state.outcomes(outcome))
+            let counts = Outcome::ALL.iter().zip(state.outcomes);
+            counts.map(move |((_, result), count)| {
+                (vec![("name", name.as_str()), ("result", *result)], count)
             })
         });
         let to = &mut encoder;
@@ -116,19 +118,19 @@ impl Collector for Status {
             to,
             "name_changes",
             "Times that the servers of a name have changed",
-            samples(State::changes),
+            samples(|state| state.changes),
         )?;
         gauge(
             to,
             "name_addresses",
             "Servers that names resolve to, including those that can't be used",
-            samples(|state| state.answers().len() as u64),
+            samples(|state| state.answers.len() as u64),
         )?;
         gauge(
             to,
             "name_failing",
             "Whether the last lookup of a name failed; its last answer is kept",
-            samples(|state| u64::from(state.failing().is_some())),
+            samples(|state| u64::from(state.failing.is_some())),
         )
     }
 }

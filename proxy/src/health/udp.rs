@@ -68,9 +68,9 @@ pub(super) async fn exchange(
         Ok(socket) => socket,
         Err(error) => return Outcome::of(&error),
     };
-    let mut outcome = match wanted {
-        Wanted::Expected(Expect::Silence) => Outcome::Passed,
-        _ => Outcome::Timeout,
+    let mut outcome = match matches!(wanted, Wanted::Expected(Expect::Silence)) {
+        true => Outcome::Passed,
+        false => Outcome::Timeout,
     };
     let mut answer = vec![0; 65_536];
     for _ in 0..MAX_ANSWERS {

@@ -1,6 +1,6 @@
-//! Other processes of the proxy's user. Where workers share addresses (SO_REUSEPORT),
-//! the kernel lets every process of that user bind them too, and gives it a part of the
-//! clients (socket(7)).
+//! Other processes of the proxy's user. If workers share addresses (SO_REUSEPORT), the
+//! kernel lets every process of that user bind them too, and gives it some of the clients
+//! (socket(7)).
 
 use std::fs;
 use std::path::Path;
@@ -10,16 +10,15 @@ use nix::unistd::{Uid, geteuid};
 use super::{DEFAULT_USER, name_of};
 use crate::config::{Config, printable};
 
-/// The most processes that are looked at, so that a host with very many doesn't hold up
-/// the start.
-const MOST_PROCESSES: usize = 20_000;
+/// Processes that are examined. It bounds the delay of the start.
+const MAX_PROCESSES: usize = 20_000;
 
-/// The most parents of parents that are followed.
-const MOST_PARENTS: usize = 64;
+/// Ancestors of this process that are examined.
+const MAX_ANCESTORS: usize = 64;
 
-/// A warning if the listeners of `config` share their addresses and the user that this
-/// process has by now is `nobody` or runs other processes too. Those that started this
-/// one don't count, nor do those that are known to be in another network namespace.
+/// A warning if the listeners of `config` share their addresses and the current user is
+/// `nobody` or has other processes too. Ancestors of this process don't count, nor do
+/// processes that are known to be in another network namespace.
 #[must_use]
 pub fn shared_user(config: &Config) -> Option<String> {
     if !config.shares_addresses() {
@@ -38,11 +37,11 @@ pub fn shared_user(config: &Config) -> Option<String> {
     ))
 }
 
-/// A process of user `uid`, by name and number, that did not start process `own`.
+/// A process of user `uid`, by name and id, that is not an ancestor of process `own`.
 fn other_process(proc: &Path, own: u32, uid: Uid) -> Option<String> {
     let folder = |pid: u32| proc.join(pid.to_string());
     let mut ours = vec![own];
-    while ours.len() < MOST_PARENTS {
+    while ours.len() < MAX_ANCESTORS {
         let last = ours.last().copied()?;
         match Process::of(&folder(last)) {
             Some(process) if process.parent != 0 => ours.push(process.parent),
@@ -51,7 +50,7 @@ fn other_process(proc: &Path, own: u32, uid: Uid) -> Option<String> {
     }
     let network = |pid| fs::read_link(folder(pid).join("ns/net")).ok();
     let own_network = network(own);
-    let entries = fs::read_dir(proc).ok()?.take(MOST_PROCESSES).flatten();
+    let entries = fs::read_dir(proc).ok()?.take(MAX_PROCESSES).flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid| !ours.contains(pid)).find_map(|pid| {
         let process = Process::of(&folder(pid)).filter(|p| p.uids.contains(&uid.as_raw()))?;
@@ -60,7 +59,7 @@ fn other_process(proc: &Path, own: u32, uid: Uid) -> Option<String> {
     })
 }
 
-/// What /proc/PID/status says (proc_pid_status(5)).
+/// From /proc/PID/status (proc_pid_status(5)).
 struct Process {
     name: String,
     parent: u32,
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_of_the_user_is_named() {
+    fn another_process_of_the_user_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let proc = folder.path();
         fs::write(proc.join("uptime"), "1 1\n").unwrap();
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn no_warning_where_no_address_is_shared() {
+    fn without_shared_addresses_there_is_no_warning() {
         let config = |more: &str| {
             let content = format!(
                 "{more}\n[[listener]]\nbind = [\"127.0.0.1:5300\"]\nupstream = \"u\"\n\

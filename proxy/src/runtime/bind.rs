@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::RunError;
 use crate::config::{Config, Listener};
-use crate::holder;
+use crate::port_owner;
 use ppv2_hosts::kernel::{self, Unusable};
 use ppv2_udp::{Binding, Options, Socket};
 
@@ -163,12 +163,12 @@ fn bind_error(
         reason += &format!(", by this proxy, at {own}");
         mend = "first reload without that address; this one can be bound after `drain_timeout`";
     } else if is_in_use {
-        match holder::of(address) {
-            Some(holders) if holders.with_us => {
+        match port_owner::of(address) {
+            Some(owners) if owners.with_us => {
                 reason += ", by a session of this proxy";
                 mend = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
             }
-            Some(holders) => reason += &format!(", by {}", holders.names),
+            Some(owners) => reason += &format!(", by {}", owners.names),
             None => reason += ", by a process that we may not look into",
         }
     }

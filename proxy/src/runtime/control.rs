@@ -94,7 +94,7 @@ impl Control {
     pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
         let names = Names::start(&written, FIRST_ANSWERS).await;
         topology::check_host(&written)?;
-        let Expanded { config, remarks } = reload::expand(&written, names.answers())
+        let Expanded { config, remarks } = reload::expand(&written, names.running.status.answers())
             .await
             .map_err(io::Error::other)?;
         let ceiling = Ceiling::of(&config);
@@ -185,7 +185,7 @@ impl Control {
     }
 
     pub(super) fn names(&self) -> Arc<discovery::Status> {
-        self.names.status()
+        Arc::clone(&self.names.running.status)
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerHandle> {
@@ -223,7 +223,7 @@ impl Control {
             file: self.file.clone(),
             active: Arc::clone(&self.active),
             held: self.held(),
-            names: self.names.running(),
+            names: self.names.running.clone(),
             log: self.log.as_ref().map(|log| log.of.clone()),
             unlogged: Arc::clone(&self.metrics.unlogged),
         }));
@@ -283,7 +283,7 @@ impl Control {
     /// enough.
     async fn expand(&mut self, now: Instant) {
         self.expand_at = None;
-        let expanded = reload::expand(&self.written, self.names.answers()).await;
+        let expanded = reload::expand(&self.written, self.names.running.status.answers()).await;
         let applied = match expanded {
             Ok(Expanded { config, remarks }) => {
                 self.remark(remarks, now);

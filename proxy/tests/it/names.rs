@@ -1,6 +1,7 @@
 //! Servers that are names: what `check` says about them, and lookups with a DNS server
 //! whose answers change, fail and stop.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ppv2_lab::dns_server::{Answers, DnsServer};
@@ -197,7 +198,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn servers(config: &Config, names: &Names) -> Vec<String> {
-    let Expanded { config, .. } = config.expand(&names.answers());
+    let Expanded { config, .. } = config.expand(&names.running.status.answers());
     let servers = config.servers.into_iter();
     servers.map(|server| server.name).collect()
 }
@@ -205,7 +206,7 @@ fn servers(config: &Config, names: &Names) -> Vec<String> {
 /// Waits until the names lead to these servers.
 async fn lead_to(config: &Config, names: &Names, expected: &[&str]) {
     while servers(config, names) != expected {
-        let changed = tokio::time::timeout(TIMEOUT, names.changed()).await;
+        let changed = tokio::time::timeout(TIMEOUT, names.running.status.changed()).await;
         let now = servers(config, names);
         assert!(changed.is_ok(), "{now:?} rather than {expected:?}");
     }
@@ -213,7 +214,7 @@ async fn lead_to(config: &Config, names: &Names, expected: &[&str]) {
 
 fn metric(names: &Names, name: &str) -> u64 {
     let mut registry = Registry::with_prefix("ppv2");
-    registry.register_collector(Box::new(names.status()));
+    registry.register_collector(Box::new(Arc::clone(&names.running.status)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     let value = text
@@ -321,7 +322,7 @@ fn a_name_is_not_looked_up_before_its_ttl_is_over() {
         let lookups = begun.elapsed().as_millis() as usize / 100 + 1;
         assert!(quick <= 2 * lookups, "{quick} questions");
         assert_eq!(resolver.asked("slow.ppv2.test"), 2);
-        let kept = names.answers().into_values().flatten();
+        let kept = names.running.status.answers().into_values().flatten();
         let kept: Vec<Answer> = kept.collect();
         assert_eq!(kept.len(), 2);
     });
@@ -379,8 +380,8 @@ fn a_name_of_many_silent_hosts_delays_no_other_name() {
         while hosts() <= 8 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let (hosts, turns) = (hosts(), begun.elapsed().as_secs() as usize + 2);
-        assert!(hosts <= 4 * turns, "{hosts} hosts");
+        let (hosts, turns) = (hosts(), begun.elapsed().as_secs() + 2);
+        assert!(hosts as u64 <= 4 * turns, "{hosts} hosts");
         // Of the other name there are 20 questions in each second.
         let asked = resolver.asked("a.ppv2.test");
         assert!(asked > 10, "{asked} questions");
@@ -398,7 +399,7 @@ fn a_reload_looks_up_only_names_that_it_changes() {
         let before = load("\"dns:a.ppv2.test:1\", \"dns:b.ppv2.test:2\"");
         let mut names = Names::start(&before, TIMEOUT).await;
         let next = load("\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
-        let candidate = names.running().prepare(&next, TIMEOUT).await;
+        let candidate = names.running.prepare(&next, TIMEOUT).await;
         names.adopt(&next, candidate);
         assert_eq!(servers(&next, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
         // What was found out beforehand is not asked for again before it is old.
@@ -410,7 +411,7 @@ fn a_reload_looks_up_only_names_that_it_changes() {
         silent.answer(Answers::Silence);
         let elsewhere = config(&silent, "\"dns:b.ppv2.test:2\", \"dns:c.ppv2.test:3\"");
         let elsewhere = Config::from_toml("x", &elsewhere).unwrap();
-        let candidate = names.running().prepare(&elsewhere, TIMEOUT).await;
+        let candidate = names.running.prepare(&elsewhere, TIMEOUT).await;
         names.adopt(&elsewhere, candidate);
         assert_eq!(servers(&elsewhere, &names), ["192.0.2.1:2", "192.0.2.1:3"]);
         while silent.asked("c.ppv2.test") == 0 {
@@ -431,7 +432,7 @@ fn rejected_configuration_changes_no_name() {
     let (before, after) = (load(&resolver), load(&other));
     run(async {
         let mut names = Names::start(&before, TIMEOUT).await;
-        let candidate = names.running().prepare(&after, TIMEOUT).await;
+        let candidate = names.running.prepare(&after, TIMEOUT).await;
         // Those that lead somewhere are asked of others when it holds.
         assert_eq!(other.asked("a.ppv2.test"), 0);
         let found = |answers| {
@@ -450,7 +451,7 @@ fn rejected_configuration_changes_no_name() {
         assert_eq!(other.asked("late.ppv2.test"), asked);
         assert_eq!(servers(&before, &names), ["192.0.2.1:53"]);
 
-        let candidate = names.running().prepare(&after, TIMEOUT).await;
+        let candidate = names.running.prepare(&after, TIMEOUT).await;
         let lookups =
             "ppv2_name_lookups_total{name=\"dns:late.ppv2.test:53\",result=\"no_records\"}";
         let counted = metric(&names, lookups);

@@ -19,12 +19,7 @@ fn settings() -> Resolver {
 }
 
 fn lookup(found: Option<&str>) -> Found {
-    let nothing = || {
-        Err(Failure {
-            outcome: Outcome::NoRecords,
-            why: String::new(),
-        })
-    };
+    let nothing = || Err(Failure::new(Outcome::NoRecords, ""));
     let v4 = found.map_or_else(nothing, |ip| Ok(vec![ip.parse().unwrap()]));
     let record = Record {
         priority: 0,

@@ -23,6 +23,7 @@ use crate::registry::ActiveConfig;
 use ppv2_engine::mode::{Mode, RewriteOn};
 use ppv2_engine::server::Server;
 
+pub(crate) use check::datagram;
 use check::{HealthCheck, Target};
 use dns::Dns;
 use passive::Passive;
@@ -142,7 +143,7 @@ impl Health {
                 expect,
                 header,
             }) => {
-                let datagram = target.datagram(header, &payload);
+                let datagram = datagram(header, target.reads_header, &payload);
                 tasks.spawn(runner.probe(Udp {
                     target,
                     datagram,

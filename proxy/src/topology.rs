@@ -12,6 +12,7 @@ use ppv2_hosts::topology::Server;
 use ppv2_udp::LISTENER_BUFFER;
 
 use crate::config::{Answers, Config, Expanded, Expect, Header, Health, Listener, Probe};
+use crate::health::datagram;
 use crate::limits::Ceiling;
 use crate::memory;
 
@@ -85,15 +86,8 @@ fn question(mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
         Some(Probe::Dns { query, header }) => (&query[..], *header, true),
         Some(Probe::Tcp { .. } | Probe::Http { .. }) | None => (QUESTION, Header::Auto, false),
     };
-    let has_header = match header {
-        Header::Auto => matches!(mode, Mode::Ppv2 { .. }),
-        Header::Local => true,
-        Header::None => false,
-    };
-    let mut buffer = [0; ppv2::IPV6_HEADER_LEN];
-    let local = has_header.then(|| ppv2::Encoder::local(&mut buffer));
-    let local = local.and_then(Result::ok).map(ppv2::Encoder::finish);
-    ([local.unwrap_or_default(), payload].concat(), is_answered)
+    let reads_header = matches!(mode, Mode::Ppv2 { .. });
+    (datagram(header, reads_header, payload), is_answered)
 }
 
 /// Checks this host for what is certain to leave clients without replies. Servers that

@@ -2,7 +2,7 @@
 //! `transparent` and `dsr`, as a shell script. It is printed and never run here.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -114,70 +114,14 @@ pub struct Options {
     pub table: Option<u32>,
 }
 
-/// Why there is no script.
+/// Why there is no script, and what to change.
 #[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum HostSetupError {
-    /// This host can't tell something.
-    #[error("{what} is not known: {why}; name it with {option}")]
-    Unknown {
-        what: String,
-        why: String,
-        /// The option that tells it.
-        option: &'static str,
-    },
-    /// There is no such interface.
-    #[error("{option} {name}: {error}; `ip link` shows this host's interfaces")]
-    NoInterface {
-        option: &'static str,
-        name: String,
-        error: std::io::Error,
-    },
-    /// An interface's name isn't safe in a script.
-    #[error(
-        "interface {0:?} has a name that is not safe in a script: letters, digits, and . _ - are; rename it (ip link set … name …)"
-    )]
-    UnsafeName(String),
-    /// One host can't do both.
-    #[error(
-        "replies of server {server} would take two paths, by {first} and by {second}, but the host tells paths apart by the server's address; give the server two addresses, or one mode"
-    )]
-    TwoPaths {
-        server: IpAddr,
-        first: &'static str,
-        second: &'static str,
-    },
-    /// Two servers of one host have the same port.
-    #[error(
-        "servers {} ({}) and {} ({}) of this host have the same port, by which it recognizes their replies, but these are for listeners {} and {}; let one of them listen on another port",
-        both[0].server, both[0].rewriter.mode(), both[1].server, both[1].rewriter.mode(), both[0].listener, both[1].listener
-    )]
-    SamePort { both: Box<[ReplyPath; 2]> },
-    /// A server on the proxy's own host in mode dsr.
-    #[error(
-        "server {server} is on this host, which never forwards its own replies, as {mode} needs; use mode transparent or ppv2 for it"
-    )]
-    OwnServer {
-        server: SocketAddr,
-        mode: &'static str,
-    },
-    /// None of the servers is on this host.
-    #[error(
-        "none of the servers in mode transparent or dsr ({servers}) has an address of this host; name the one that the script is for with --server"
-    )]
-    NoServerHere { servers: String },
-}
+#[error("{0}")]
+pub struct HostSetupError(String);
 
-fn unknown(
-    what: impl Into<String>,
-    why: impl Into<String>,
-    option: &'static str,
-) -> HostSetupError {
-    HostSetupError::Unknown {
-        what: what.into(),
-        why: why.into(),
-        option,
-    }
+/// Something that this host can't tell, but `option` can.
+fn unknown(what: &str, why: &str, option: &str) -> HostSetupError {
+    HostSetupError(format!("{what} is not known: {why}; name it with {option}"))
 }
 
 /// The script for `topology`.
@@ -186,20 +130,18 @@ fn unknown(
 ///
 /// [`HostSetupError`], with the option that tells what this host can't.
 pub fn script(topology: &Topology, options: &Options) -> Result<String, HostSetupError> {
-    let interfaces = [
+    for (option, name) in [
         ("--public-interface", &options.public_interface),
         ("--server-interface", &options.server_interface),
-    ];
-    for (option, name) in interfaces {
-        let Some(name) = name else { continue };
-        if let Err(error) = kernel::interface_index(name) {
-            let name = name.clone();
-            return Err(HostSetupError::NoInterface {
-                option,
-                name,
-                error,
-            });
-        }
+    ] {
+        let unknown = |error| {
+            format!(
+                "{option} {}: {error}; `ip link` shows this host's interfaces",
+                name.as_deref().unwrap_or_default()
+            )
+        };
+        let index = name.as_deref().map(kernel::interface_index).transpose();
+        index.map_err(|error| HostSetupError(unknown(error)))?;
     }
     compose(topology, options)
 }
@@ -230,11 +172,11 @@ fn refuse_two_paths(paths: &[ReplyPath]) -> Result<(), HostSetupError> {
         let (server, rewriter) = (path.server.ip(), path.rewriter);
         let first = *by_server.entry(server).or_insert(rewriter);
         if first != rewriter {
-            return Err(HostSetupError::TwoPaths {
-                server,
-                first: first.mode(),
-                second: rewriter.mode(),
-            });
+            return Err(HostSetupError(format!(
+                "replies of server {server} would take two paths, by {} and by {}, but the host tells paths apart by the server's address; give the server two addresses, or one mode",
+                first.mode(),
+                rewriter.mode()
+            )));
         }
     }
     Ok(())
@@ -250,51 +192,46 @@ impl Host<'_> {
     /// On the proxy's host: the interface towards a server; `lo` if the server is on this
     /// host.
     fn interface_to(&self, server: IpAddr) -> Result<String, HostSetupError> {
-        let what = || format!("the interface towards server {server}");
-        match &self.options.server_interface {
-            Some(name) => Ok(name.clone()),
-            None if kernel::is_own(server) => Ok("lo".to_owned()),
-            None => interface_of_route(server)
-                .map_err(|why| unknown(what(), why, "--server-interface"))
-                .and_then(safe),
-        }
+        self.server_interface(
+            "the interface towards server",
+            server,
+            || match kernel::is_own(server) {
+                true => Ok("lo".to_owned()),
+                false => interface_of_route(server),
+            },
+        )
     }
 
     /// On a server's host: the interface that the proxy's datagrams arrive at.
     fn interface_of(&self, server: IpAddr) -> Result<String, HostSetupError> {
+        self.server_interface("the interface with the server's address", server, || {
+            kernel::interface_with(server).ok_or_else(|| "this host doesn't have it".to_owned())
+        })
+    }
+
+    fn server_interface(
+        &self,
+        what: &str,
+        server: IpAddr,
+        find: impl FnOnce() -> Result<String, String>,
+    ) -> Result<String, HostSetupError> {
+        let what = format!("{what} {server}");
         let named = self.options.server_interface.clone();
-        let found = named.or_else(|| kernel::interface_with(server));
-        let what = || format!("the interface with the server's address {server}");
-        found
-            .ok_or_else(|| unknown(what(), "this host doesn't have it", "--server-interface"))
-            .and_then(safe)
+        interface_or(named, &what, "--server-interface", find)
     }
 
-    /// On the proxy's host: the interface that clients' datagrams to `listener` arrive at.
-    fn public_interface(&self, listener: IpAddr) -> Result<String, HostSetupError> {
-        if let Some(name) = &self.options.public_interface {
-            return Ok(name.clone());
-        }
-        let why = match kernel::interface_with(listener) {
-            Some(name) if name != "lo" => return safe(name),
-            Some(_) => format!("{listener} is on lo"),
-            None => format!("this host doesn't have the listener's address {listener}"),
-        };
-        Err(unknown(
+    /// The interface towards clients.
+    fn public_interface(
+        &self,
+        find: impl FnOnce() -> Result<String, String>,
+    ) -> Result<String, HostSetupError> {
+        let named = self.options.public_interface.clone();
+        interface_or(
+            named,
             "the interface towards clients",
-            why,
             "--public-interface",
-        ))
-    }
-
-    /// On a server's host: the interface towards clients.
-    fn interface_to_clients(&self, v4: bool) -> Result<String, HostSetupError> {
-        if let Some(name) = &self.options.public_interface {
-            return Ok(name.clone());
-        }
-        interface_of_route(self.topology.sample_client(v4, None))
-            .map_err(|why| unknown("the interface towards clients", why, "--public-interface"))
-            .and_then(safe)
+            find,
+        )
     }
 
     /// The proxy's address of the same family as `ip`.
@@ -315,7 +252,7 @@ impl Host<'_> {
         if named.is_empty() {
             let why = format!("the listener is bound to the wildcard {listener}");
             let what = "the address that clients write to";
-            return Err(unknown(what, why, "--listener-address"));
+            return Err(unknown(what, &why, "--listener-address"));
         }
         Ok(named)
     }
@@ -329,12 +266,27 @@ fn interface_of_route(to: IpAddr) -> Result<String, String> {
     kernel::interface_name(index).ok_or_else(|| format!("interface number {index} is gone"))
 }
 
+/// The named interface, or the one that `find` finds if its name is safe in a script.
+fn interface_or(
+    named: Option<String>,
+    what: &str,
+    option: &str,
+    find: impl FnOnce() -> Result<String, String>,
+) -> Result<String, HostSetupError> {
+    match named {
+        Some(name) => Ok(name),
+        None => safe(find().map_err(|why| unknown(what, &why, option))?),
+    }
+}
+
 /// Takes a name of the kernel's if it is safe in a shell script and in nft's rules.
 fn safe(name: String) -> Result<String, HostSetupError> {
-    match kernel::is_plain_name(&name) {
-        true => Ok(name),
-        false => Err(HostSetupError::UnsafeName(name)),
+    if kernel::is_plain_name(&name) {
+        return Ok(name);
     }
+    Err(HostSetupError(format!(
+        "interface {name:?} has a name that is not safe in a script: letters, digits, and . _ - are; rename it (ip link set … name …)"
+    )))
 }
 
 /// Parses the number of a routing table: those from 253 to 255 are the kernel's own

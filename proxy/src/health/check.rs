@@ -112,22 +112,23 @@ impl Target {
         address.set_port(port.unwrap_or(address.port()));
         address
     }
+}
 
-    /// `payload` behind a PROXY header of command LOCAL, if `header` asks for one.
-    pub(super) fn datagram(&self, header: Header, payload: &[u8]) -> Vec<u8> {
-        let with_header = match header {
-            Header::Auto => self.reads_header,
-            Header::Local => true,
-            Header::None => false,
-        };
-        let mut buffer = [0; 16];
-        let mut datagram = match ppv2::Encoder::local(&mut buffer) {
-            Ok(encoder) if with_header => encoder.finish().to_vec(),
-            _ => Vec::new(),
-        };
-        datagram.extend_from_slice(payload);
-        datagram
-    }
+/// `payload` behind a PROXY header of command LOCAL if `header` asks for one.
+/// `reads_header`: whether clients' datagrams to the server have a header.
+pub(crate) fn datagram(header: Header, reads_header: bool, payload: &[u8]) -> Vec<u8> {
+    let with_header = match header {
+        Header::Auto => reads_header,
+        Header::Local => true,
+        Header::None => false,
+    };
+    let mut buffer = [0; 16];
+    let mut datagram = match ppv2::Encoder::local(&mut buffer) {
+        Ok(encoder) if with_header => encoder.finish().to_vec(),
+        _ => Vec::new(),
+    };
+    datagram.extend_from_slice(payload);
+    datagram
 }
 
 /// Hides the error number of a failed bind, which would count against the server.

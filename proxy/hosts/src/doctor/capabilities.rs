@@ -29,7 +29,10 @@ fn client_addresses(server: SocketAddr) -> Finding {
         Ok(()) => Finding::ok(what, "granted"),
         Err(error) => Finding::fatal(
             what,
-            format!("refused ({error}); capabilities: {}", effective()),
+            format!(
+                "refused ({error}); effective capabilities: [{}]",
+                names().join(" ")
+            ),
             format!(
                 "{}; IPv6 servers with IPv6 clients need no privilege",
                 grant("cap_net_raw")
@@ -45,7 +48,7 @@ fn set_transparent() -> io::Result<()> {
 
 fn client_ports() -> Finding {
     let what = "CAP_NET_BIND_SERVICE, to write to servers from clients' ports below 1024";
-    if has(CapabilitySet::NET_BIND_SERVICE) {
+    if effective().contains(CapabilitySet::NET_BIND_SERVICE) {
         return Finding::ok(what, "granted");
     }
     match kernel::parameter("net/ipv4/ip_unprivileged_port_start") {
@@ -61,19 +64,12 @@ fn client_ports() -> Finding {
     }
 }
 
-pub(super) fn has(capability: CapabilitySet) -> bool {
-    capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+pub(super) fn effective() -> CapabilitySet {
+    capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
 }
 
-fn effective() -> String {
-    match capabilities(None) {
-        Ok(sets) if sets.effective.is_empty() => "none".to_owned(),
-        Ok(sets) => {
-            let names = sets.effective.iter_names().map(|(name, _)| name);
-            names.collect::<Vec<_>>().join(" ")
-        }
-        Err(error) => format!("unknown ({error})"),
-    }
+fn names() -> Vec<&'static str> {
+    effective().iter_names().map(|(name, _)| name).collect()
 }
 
 /// The commands that give the proxy these capabilities and nothing else.

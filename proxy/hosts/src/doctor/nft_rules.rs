@@ -39,7 +39,7 @@ pub(super) fn examine(paths: &[&ReplyPath], role: Role) -> Vec<Finding> {
 
 /// The rules of a table, empty if there is none, or why they can't be listed.
 fn rules(table: &str) -> Result<String, String> {
-    if !capabilities::has(CapabilitySet::NET_ADMIN) {
+    if !capabilities::effective().contains(CapabilitySet::NET_ADMIN) {
         return Err("can't be listed without CAP_NET_ADMIN".to_owned());
     }
     let output = Command::new("nft")

@@ -58,55 +58,49 @@ fn send(path: &ReplyPath, client: IpAddr) -> Finding {
     let (server, mode) = (path.server, path.rewriter.mode());
     let what = format!("datagram to server {server} from client {client} ({mode})");
     let before = counters();
-    let answer = exchange(path, client);
+    let reply = exchange(path, client);
     let moved = Moved::between(&before, &counters());
-    match answer {
+    match reply {
+        Ok(()) => Finding::ok(what, "the reply came back"),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Finding::advice(
+            what,
+            format!("came back as refused: both directions work, and nothing listens at {server}"),
+            "start the server",
+        ),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => no_reply(path, what, &moved),
         Err(error) => Finding::fatal(
             what,
             format!("could not be sent: {error}"),
             "see the finding on CAP_NET_RAW, and check the route to the server",
         ),
-        Ok(Answer::Reply) => Finding::ok(what, "the reply came back"),
-        Ok(Answer::Refused) => Finding::advice(
-            what,
-            format!("came back as refused: both directions work, and nothing listens at {server}"),
-            "start the server",
-        ),
-        Ok(Answer::None) if path.rewriter == Rewriter::ServerHost => Finding::ok(
-            what,
-            "was sent; the reply doesn't come here, and only a client can see it",
-        ),
-        Ok(Answer::None) if path.rewriter == Rewriter::ProxyHost && moved.forwarded > 0 => {
-            Finding::ok(
-                what,
-                format!(
-                    "was sent, and the count of packets that this host forwards rose by {}; only a client can see that the reply came from {}",
-                    moved.forwarded, path.listener
-                ),
-            )
-        }
-        Ok(Answer::None) => {
-            let fix = "see the other findings; check that the server answers any datagram and routes its replies here";
-            let none = format!("no reply within {} s", TIMEOUT.as_secs());
-            if moved.dropped.is_empty() {
-                Finding::advice(what, format!("{none}, and nothing was dropped here"), fix)
-            } else {
-                let dropped = moved.dropped.join(", ");
-                let found = format!("{none}; dropped on this host meanwhile: {dropped}");
-                Finding::fatal(what, found, fix)
-            }
-        }
     }
 }
 
-enum Answer {
-    Reply,
-    Refused,
-    None,
+fn no_reply(path: &ReplyPath, what: String, moved: &Moved) -> Finding {
+    if path.rewriter == Rewriter::ServerHost {
+        let found = "was sent; the reply doesn't come here, and only a client can see it";
+        return Finding::ok(what, found);
+    }
+    if path.rewriter == Rewriter::ProxyHost && moved.forwarded > 0 {
+        let found = format!(
+            "was sent, and the count of packets that this host forwards rose by {}; only a client can see that the reply came from {}",
+            moved.forwarded, path.listener
+        );
+        return Finding::ok(what, found);
+    }
+    let fix = "see the other findings; check that the server answers any datagram and routes its replies here";
+    let none = format!("no reply within {} s", TIMEOUT.as_secs());
+    if moved.dropped.is_empty() {
+        Finding::advice(what, format!("{none}, and nothing was dropped here"), fix)
+    } else {
+        let dropped = moved.dropped.join(", ");
+        let found = format!("{none}; dropped on this host meanwhile: {dropped}");
+        Finding::fatal(what, found, fix)
+    }
 }
 
-/// Sends as the mode does and waits for what comes back.
-fn exchange(path: &ReplyPath, client: IpAddr) -> io::Result<Answer> {
+/// Sends as the mode does and waits for the reply. `WouldBlock` means that none came.
+fn exchange(path: &ReplyPath, client: IpAddr) -> io::Result<()> {
     let socket = client_socket(client)?;
     if path.rewriter == Rewriter::Proxy {
         socket.connect(path.server)?;
@@ -116,12 +110,7 @@ fn exchange(path: &ReplyPath, client: IpAddr) -> io::Result<Answer> {
         socket.send_to(QUESTION, path.server)?;
     }
     socket.set_read_timeout(Some(TIMEOUT))?;
-    match socket.recv(&mut [0; 2048]) {
-        Ok(_) => Ok(Answer::Reply),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Answer::Refused),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Answer::None),
-        Err(error) => Err(error),
-    }
+    socket.recv(&mut [0; 2048]).map(drop)
 }
 
 /// A socket with a port of the client's address.

@@ -1,9 +1,11 @@
 //! The proxy's host.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::script::{Chain, Script};
 use super::{Host, HostSetupError, Role};
+use crate::kernel;
 use crate::nft::family;
 use crate::reply_path::{ReplyPath, Rewriter};
 
@@ -81,12 +83,12 @@ fn forward_and_rewrite(
         let (server, v4) = (path.server, path.server.is_ipv4());
         let interface = host.interface_to(server.ip())?;
         if interface == "lo" {
-            return Err(HostSetupError::OwnServer {
-                server,
-                mode: path.rewriter.mode(),
-            });
+            return Err(HostSetupError(format!(
+                "server {server} is on this host, which never forwards its own replies, as {} needs; use mode transparent or ppv2 for it",
+                path.rewriter.mode()
+            )));
         }
-        let public = host.public_interface(path.listener.ip())?;
+        let public = host.public_interface(|| interface_with(path.listener.ip()))?;
         let (replies, family) = (path.nft_match(Role::Proxy), family(v4));
         pre.push(format!("iifname \"{interface}\" {replies} notrack"));
         let (ip, port) = (server.ip(), server.port());
@@ -118,6 +120,17 @@ fn forward_and_rewrite(
         ],
     );
     Ok(())
+}
+
+/// The interface that clients' datagrams to `listener` arrive at.
+fn interface_with(listener: IpAddr) -> Result<String, String> {
+    match kernel::interface_with(listener) {
+        Some(name) if name != "lo" => Ok(name),
+        Some(_) => Err(format!("{listener} is on lo")),
+        None => Err(format!(
+            "this host doesn't have the listener's address {listener}"
+        )),
+    }
 }
 
 /// Mode dsr by the SDK: nothing, unless servers route their replies through this host.

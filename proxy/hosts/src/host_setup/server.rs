@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::script::{Chain, Script};
-use super::{DSR_MTU, Host, HostSetupError, Role, unknown};
+use super::{DSR_MTU, Host, HostSetupError, Role, interface_of_route, unknown};
 use crate::kernel;
 use crate::nft::family;
 use crate::reply_path::{ReplyPath, Rewriter, conflict};
@@ -20,13 +20,21 @@ pub(super) fn set_up(
     let here: Vec<_> = here.collect();
     if here.is_empty() && !paths.is_empty() {
         let servers: BTreeSet<_> = paths.iter().map(|path| path.server.to_string()).collect();
-        return Err(HostSetupError::NoServerHere {
-            servers: Vec::from_iter(servers).join(", "),
-        });
+        return Err(HostSetupError(format!(
+            "none of the servers in mode transparent or dsr ({}) has an address of this host; name the one that the script is for with --server",
+            Vec::from_iter(servers).join(", ")
+        )));
     }
     if let Some([first, second]) = conflict(&here) {
-        let both = Box::new([*first, *second]);
-        return Err(HostSetupError::SamePort { both });
+        return Err(HostSetupError(format!(
+            "servers {} ({}) and {} ({}) of this host have the same port, by which it recognizes their replies, but these are for listeners {} and {}; let one of them listen on another port",
+            first.server,
+            first.rewriter.mode(),
+            second.server,
+            second.rewriter.mode(),
+            first.listener,
+            second.listener
+        )));
     }
     let of = |rewriters: &[Rewriter]| -> Vec<_> {
         let of_them = here
@@ -96,7 +104,7 @@ fn route_through_proxy(
         let what = || format!("the proxy's address that server {ip} routes replies to");
         let gateway = host
             .gateway(ip)
-            .ok_or_else(|| unknown(what(), "only the proxy's host has it", "--gateway"))?;
+            .ok_or_else(|| unknown(&what(), "only the proxy's host has it", "--gateway"))?;
         let mtu = (path.rewriter == Rewriter::ProxyHost).then_some(DSR_MTU);
         routes.insert(gateway, host.options.mtu.or(mtu), ip, host)?;
         replies.insert((v4, format!("ipproto udp sport {}", path.server.port())));
@@ -132,7 +140,8 @@ fn rewrite(
     let (mut rewritten, mut interfaces) = (BTreeSet::new(), BTreeSet::new());
     for path in paths {
         let (v4, port) = (path.server.is_ipv4(), path.server.port());
-        let public = host.interface_to_clients(v4)?;
+        let public =
+            host.public_interface(|| interface_of_route(host.topology.sample_client(v4, None)))?;
         // A server may have several addresses.
         if rewritten.insert((v4, port)) {
             let replies = path.nft_match(Role::Server);
@@ -183,11 +192,9 @@ fn replies_to_proxy(
         let is_rewritten = rewritten.contains(&(ip.is_ipv4(), address.port()))
             && is_here(ip, &host.options.server);
         if is_rewritten && server.sources.is_empty() && host.gateway(ip).is_none() {
-            return Err(unknown(
-                format!("the proxy's address that server {address} answers ({why})"),
-                format!("[upstream.{}] has no `source`", server.upstream),
-                "--gateway",
-            ));
+            let what = format!("the proxy's address that server {address} answers ({why})");
+            let why = format!("[upstream.{}] has no `source`", server.upstream);
+            return Err(unknown(&what, &why, "--gateway"));
         }
     }
     let mut proxy = host.topology.sources.clone();

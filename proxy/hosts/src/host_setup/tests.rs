@@ -109,7 +109,10 @@ fn a_server_on_the_proxys_host_is_matched_by_its_port() {
     let rule = "ip -4 rule add pref 7 iif lo from 192.0.2.202/32 ipproto udp sport 9001 lookup 7\n";
     assert!(text.contains(rule), "{text}");
     let dsr = compose(&both_families(DSR), &on_loopback).unwrap_err();
-    assert!(matches!(dsr, HostSetupError::OwnServer { .. }), "{dsr}");
+    assert!(
+        dsr.to_string().contains("never forwards its own replies"),
+        "{dsr}"
+    );
 }
 
 #[test]
@@ -361,7 +364,7 @@ fn one_port_of_a_host_is_rewritten_for_one_listener_only() {
         for other in [ON_SERVER, DSR, TRANSPARENT] {
             let two = two(servers, [ON_SERVER, other]);
             let error = compose(&two, &two_servers()).unwrap_err();
-            assert!(matches!(error, HostSetupError::SamePort { .. }), "{error}");
+            assert!(error.to_string().contains("have the same port"), "{error}");
             // The proxy's host recognizes servers by their addresses.
             compose(&two, &options(Role::Proxy)).unwrap();
         }

@@ -126,7 +126,7 @@ fn a_closed_port_is_refused_even_where_silence_passes() {
     let target = target(free.local_addr().unwrap());
     let silence = || Udp {
         target: target.clone(),
-        datagram: target.datagram(Header::Local, b""),
+        datagram: datagram(Header::Local, target.reads_header, b""),
         expect: Expect::Silence,
     };
     assert_eq!(outcome(silence()), Outcome::Passed);

@@ -1,9 +1,8 @@
 //! The admin address: health, metrics and the list of sessions over HTTP.
 //!
-//! It asks nothing of who reads it, so it belongs on loopback or a management
-//! network; `/sessions` shows clients' addresses. Readers there may hang or come
-//! in crowds all the same, and must not cost sessions: connections are few, none
-//! lasts, and those who ask nothing make room for others.
+//! It has no authentication and shows clients' addresses, so it belongs on loopback or a
+//! management network. Even there, many or stuck readers must not cost sessions: the
+//! number of connections is bounded, each is short, and idle ones make room for others.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -36,54 +35,51 @@ use ppv2_engine::worker::{Command, SessionReport};
 use ppv2_udp::Waker;
 
 /// How long a worker may take to answer before it counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(1);
+const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connections at once. It bounds the descriptors that readers take from
-/// sessions, however many connect: the others wait in the kernel's backlog,
-/// where they take none.
+/// Connections at once. It bounds the descriptors that readers take from sessions. More
+/// connections wait in the kernel's backlog, where they take none.
 pub(crate) const MAX_CONNECTIONS: usize = 32;
 
-/// How long a request may take to arrive. It bounds how long those who connect
-/// and send nothing, or a byte now and then, take a descriptor.
+/// How long a request may take to arrive. It bounds how long a reader that sends nothing,
+/// or a byte now and then, holds a descriptor.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long one connection may last, whatever it does. It bounds those who ask
-/// and don't read the answer.
+/// How long a connection may last. It bounds readers that don't read the answer.
 const LIFETIME: Duration = Duration::from_secs(10);
 
-/// How long whoever asks for a reload waits for its outcome: a reload may take longer
-/// than a connection.
-const OUTCOME: Duration = Duration::from_secs(8);
+/// How long a request for a reload waits for the outcome. A reload may take longer than
+/// a connection may last.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// How long to accept nothing after that failed. It bounds the time spent on
-/// trying while descriptors are short.
+/// How long to wait after accepting failed. It bounds the attempts while no descriptor is
+/// left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long to say nothing more of failures to accept.
-const QUIET: Duration = Duration::from_secs(60);
+/// The time between two warnings of failures to accept.
+const WARNING_PAUSE: Duration = Duration::from_secs(60);
 
-/// Sessions on a page, unless asked for fewer; more are never returned.
+/// The most sessions on a page, and the number unless the request names one.
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
 const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n\
      by POST: /reload /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
 
-/// Questions that may wait for a worker: what a handful of readers can ask at once.
-/// More are turned away.
+/// Requests that may wait for a worker. More are refused.
 const MAX_WAITING: usize = 64;
 
-/// A way to tell a worker something.
+/// Sends commands to a worker.
 #[derive(Clone)]
 pub struct WorkerHandle {
     commands: Sender<Command>,
     waker: Waker,
-    /// Held by each question that waits.
+    /// Cloned for each request that waits.
     waiting: Arc<()>,
 }
 
 impl WorkerHandle {
-    /// A way to the worker that looks at `commands` when `waker` wakes it.
+    /// For the worker that reads `commands` when `waker` wakes it.
     #[must_use]
     pub fn new(commands: Sender<Command>, waker: Waker) -> Self {
         Self {
@@ -93,32 +89,35 @@ impl WorkerHandle {
         }
     }
 
-    /// Tells the worker. False if it is gone.
+    /// Sends a command. False if the worker is gone.
     #[must_use]
     pub fn tell(&self, command: Command) -> bool {
         self.commands.send(command).is_ok() && self.waker.wake().is_ok()
     }
 
     async fn sessions(&self, first: usize, limit: usize) -> Option<Vec<SessionReport>> {
-        // Those of handles that were cloned do no harm.
+        // Clones of the handle count, too, and are few.
         if Arc::strong_count(&self.waiting) > MAX_WAITING {
             return None;
         }
         let (reply, answer) = oneshot::channel();
-        let place = Arc::clone(&self.waiting);
+        let waiting = Arc::clone(&self.waiting);
         let asked = self.tell(Command::Sessions {
             first,
             limit,
             reply: Box::new(move |sessions| {
-                drop(place);
-                // Nobody listens any more if the request was given up.
+                drop(waiting);
+                // The request may have been given up.
                 let _ = reply.send(sessions);
             }),
         });
         if !asked {
             return None;
         }
-        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
+        tokio::time::timeout(WORKER_TIMEOUT, answer)
+            .await
+            .ok()?
+            .ok()
     }
 }
 
@@ -128,18 +127,18 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The workers, by number.
     pub workers: Vec<WorkerHandle>,
-    /// What is known of the servers.
+    /// The status of servers.
     pub health: Arc<Status>,
-    /// What is known of servers that are names.
+    /// The status of DNS names.
     pub names: Arc<discovery::Status>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
-    /// Asks for another configuration to be taken over.
+    /// Takes requests for a reload.
     pub reload: mpsc::Sender<ReloadRequest>,
 }
 
-/// Asks for the configuration to be read again and taken over; takes what came of
-/// it, or why nothing did.
+/// A request to read the configuration again and apply it. It gets a summary, or why
+/// nothing was applied.
 pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 
 /// Serves `admin` on `listener` until the process ends.
@@ -152,39 +151,39 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/reload", post(reload))
         .route("/sessions", get(sessions))
         .layer(from_fn(refuse_names))
-        // Monitors ask for these by whatever name leads here.
+        // Monitors may use any name of this host for these.
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
         .with_state(Arc::new(admin));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut guests = VecDeque::<Guest>::new();
-    let mut told: Option<Instant> = None;
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = VecDeque::<Connection>::new();
+    let mut warned: Option<Instant> = None;
     loop {
-        guests.retain(|guest| !guest.task.is_finished());
-        if places.available_permits() == 0 {
-            make_room(&mut guests);
+        connections.retain(|connection| !connection.task.is_finished());
+        if permits.available_permits() == 0 {
+            make_room(&mut connections);
         }
         // Before accepting: an accepted connection already has its descriptor.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let asked = Arc::<AtomicBool>::default();
-                let conversation = converse(stream, routes.clone(), Arc::clone(&asked));
+                let has_request = Arc::<AtomicBool>::default();
+                let answered = answer(stream, routes.clone(), Arc::clone(&has_request));
                 let task = tokio::spawn(async move {
-                    conversation.await;
-                    drop(place);
+                    answered.await;
+                    drop(permit);
                 });
                 let task = task.abort_handle();
-                guests.push_back(Guest { asked, task });
+                connections.push_back(Connection { has_request, task });
             }
-            // Most often no descriptor is left, which passes.
+            // Usually no descriptor is left for the moment.
             Err(error) => {
-                if told.is_none_or(|at| at.elapsed() >= QUIET) {
-                    told = Some(Instant::now());
+                if warned.is_none_or(|at| at.elapsed() >= WARNING_PAUSE) {
+                    warned = Some(Instant::now());
                     tracing::warn!("the admin address can't accept a connection: {error}");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -193,35 +192,35 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
-/// A connection that lasts.
-struct Guest {
-    /// Whether a whole request has come.
-    asked: Arc<AtomicBool>,
+/// An open connection.
+struct Connection {
+    /// Whether a whole request has arrived.
+    has_request: Arc<AtomicBool>,
     task: AbortHandle,
 }
 
-/// Ends the oldest connection that has asked nothing, if there is one.
-fn make_room(guests: &mut VecDeque<Guest>) {
-    let is_silent = |guest: &Guest| !guest.asked.load(Ordering::Relaxed);
-    if let Some(guest) = guests.iter().position(is_silent) {
-        guests.remove(guest).inspect(|guest| guest.task.abort());
+/// Closes the oldest connection without a request, if there is one.
+fn make_room(connections: &mut VecDeque<Connection>) {
+    let is_idle = |one: &Connection| !one.has_request.load(Ordering::Relaxed);
+    if let Some(idle) = connections.iter().position(is_idle) {
+        connections.remove(idle).inspect(|idle| idle.task.abort());
     }
 }
 
-/// Answers the request of one connection, if it comes in time, and notes that it came.
-async fn converse(stream: TcpStream, routes: Router, asked: Arc<AtomicBool>) {
+/// Answers the request of one connection if it arrives in time, and notes that it did.
+async fn answer(stream: TcpStream, routes: Router, has_request: Arc<AtomicBool>) {
     let routes = TowerToHyperService::new(routes);
-    let answer = service_fn(move |request| {
-        asked.store(true, Ordering::Relaxed);
+    let service = service_fn(move |request| {
+        has_request.store(true, Ordering::Relaxed);
         routes.call(request)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
-        // Whoever has had an answer gives its place to others.
+        // An answered connection makes room for others.
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), answer);
-    // What goes wrong with a connection is its reader's concern.
+        .serve_connection(TokioIo::new(stream), service);
+    // Errors of a connection concern only its reader.
     let _ = tokio::time::timeout(LIFETIME, connection).await;
 }
 
@@ -264,14 +263,14 @@ async fn undrain(
     set_drain(&admin, &headers, &named, false)
 }
 
-/// Refuses who asks by a name. A page of another site could have its own name lead
-/// here, and would be shown everything by its reader's browser (DNS rebinding).
+/// Refuses requests whose `Host` is a name. A web page could make its own name resolve to
+/// this address and read everything through its reader's browser (DNS rebinding).
 async fn refuse_names(request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     if hosts.all(is_no_name) {
         return next.run(request).await;
     }
-    let message = "ask by an IP address, or by localhost\n";
+    let message = "use an IP address or localhost as the host\n";
     (StatusCode::MISDIRECTED_REQUEST, message).into_response()
 }
 
@@ -284,28 +283,28 @@ fn is_no_name(host: &HeaderValue) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
-/// The refusal of what a page of another site has a browser post.
+/// Refuses what a web page makes a browser post.
 fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
     let is_browser = headers.contains_key(header::ORIGIN);
     is_browser.then(|| (StatusCode::FORBIDDEN, "not from a browser\n").into_response())
 }
 
-/// Has the configuration read again. 422 says why nothing has changed.
+/// Reloads the configuration. 422 says why nothing has changed.
 async fn reload(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     if let Some(refusal) = refuse_browsers(&headers) {
         return refusal;
     }
     let (reply, outcome) = oneshot::channel();
     if admin.reload.try_send(reply).is_err() {
-        let message = "other reloads are waiting; ask again\n";
+        let message = "other reloads are waiting; try again\n";
         return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
     }
-    match tokio::time::timeout(OUTCOME, outcome).await {
+    match tokio::time::timeout(RELOAD_TIMEOUT, outcome).await {
         Ok(Ok(Ok(done))) => format!("{done}\n").into_response(),
         Ok(Ok(Err(why))) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")).into_response(),
         Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
         Err(_) => {
-            let message = "still reloading; the log will say what came of it\n";
+            let message = "still reloading; the log will have the outcome\n";
             (StatusCode::ACCEPTED, message).into_response()
         }
     }
@@ -324,7 +323,7 @@ fn set_drain(admin: &Admin, headers: &HeaderMap, named: &Named, drain: bool) -> 
     (StatusCode::NOT_FOUND, message).into_response()
 }
 
-/// Alive: every worker still answers.
+/// Every worker answers.
 async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
     for (number, worker) in admin.workers.iter().enumerate() {
         if worker.sessions(0, 0).await.is_none() {
@@ -335,7 +334,7 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
     "ok\n".into_response()
 }
 
-/// Ready: every listener takes datagrams, and the proxy is not stopping.
+/// Every listener takes datagrams, and the proxy is not stopping.
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     if admin.ready.load(Ordering::Acquire) {
         "ready\n".into_response()
@@ -402,7 +401,7 @@ async fn sessions(State(admin): State<Arc<Admin>>, Query(page): Query<Page>) -> 
     Json(SessionsPage { sessions, next }).into_response()
 }
 
-/// Reads `worker:session`; the beginning if there is nothing to read.
+/// Parses `worker:session`; the start if there is nothing to parse.
 fn cursor(after: Option<&str>) -> Option<(usize, usize)> {
     let Some(after) = after else {
         return Some((0, 0));
@@ -431,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_and_localhost_are_no_names() {
+    fn addresses_and_localhost_are_not_names() {
         let is_no_name = |host: &str| is_no_name(&host.parse().unwrap());
         for host in [
             "127.0.0.1",
@@ -457,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn cursors_are_read_or_refused() {
+    fn cursors_are_parsed_or_refused() {
         assert_eq!(cursor(None), Some((0, 0)));
         assert_eq!(cursor(Some("3:17")), Some((3, 17)));
         for bad in ["", ":", "3", "3:", "x:1", "1:-1"] {

@@ -1,12 +1,12 @@
-//! `decode`: a header explained byte range by byte range.
+//! `decode`: explains a header, one range of bytes a line.
 
 use std::fmt::Write;
 
-use ppv2::{DecodeError, Decoder, FIXED_LEN, Header, Origin, Tlvs};
+use ppv2::{DecodeError, Decoder, FIXED_LEN, Header, Origin, Tlv, TlvError, TlvType, Tlvs};
 use thiserror::Error;
 
-/// The most bytes of hexadecimal text: a datagram of 65,535 bytes takes 131,070, and the
-/// rest is for what stands between them. It bounds what standard input is read for.
+/// The most bytes of hexadecimal text: a datagram of 65,535 bytes has 131,070 digits, and
+/// the rest is for separators. It bounds what is read from standard input.
 pub const MAX_TEXT: u64 = 1 << 20;
 
 /// Why there is nothing to explain, or only a part.
@@ -23,11 +23,8 @@ pub enum Undecodable {
         at: usize,
     },
     /// The input ends in the middle of a byte.
-    #[error("an odd number of hexadecimal digits, {digits}; a byte has two")]
-    HalfByte {
-        /// How many there are.
-        digits: usize,
-    },
+    #[error("an odd number of hexadecimal digits, {0}; a byte has two")]
+    HalfByte(usize),
     /// The bytes are no header.
     #[error("not a valid header")]
     Header(#[from] DecodeError),
@@ -50,9 +47,7 @@ pub fn bytes_of_hex(text: &str) -> Result<Vec<u8>, Undecodable> {
     }
     let (pairs, rest) = digits.as_chunks::<2>();
     if !rest.is_empty() {
-        return Err(Undecodable::HalfByte {
-            digits: digits.len(),
-        });
+        return Err(Undecodable::HalfByte(digits.len()));
     }
     Ok(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
@@ -63,7 +58,6 @@ pub fn bytes_of_hex(text: &str) -> Result<Vec<u8>, Undecodable> {
 ///
 /// [`Undecodable::Header`] naming the byte at fault.
 pub fn explain(datagram: &[u8]) -> Result<String, Undecodable> {
-    // Whatever a sender made is worth an explanation, however long.
     let decoder = Decoder::new().max_header_len(usize::MAX);
     let (header, payload) = decoder.decode(datagram)?;
     let mut lines = Lines {
@@ -98,7 +92,7 @@ pub fn explain(datagram: &[u8]) -> Result<String, Undecodable> {
             lines.add(108, "destination path", &path(destination));
         }
         Origin::Local | Origin::Unspecified | _ => {
-            lines.add(header.skipped().len(), "skipped", "means nothing here");
+            lines.add(header.skipped().len(), "skipped", "ignored");
         }
     }
     for tlv in header.tlvs() {
@@ -146,7 +140,7 @@ impl Lines<'_> {
 
 fn command(header: &Header<'_>) -> &'static str {
     if header.origin() == Origin::Local {
-        "2, LOCAL: the proxy itself speaks"
+        "2, LOCAL: from the proxy itself"
     } else {
         "2, PROXY: on behalf of a client"
     }
@@ -172,49 +166,34 @@ fn path(bytes: &[u8; 108]) -> String {
         .to_string()
 }
 
-/// What a TLV says, read by the getter of its type where it is the first of it.
-fn meaning(tlvs: Tlvs<'_>, tlv: ppv2::Tlv<'_>) -> String {
-    use ppv2::TlvType;
-
+/// The meaning of a TLV's value. Getters read only the first TLV of each type.
+fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
     if tlvs.get(tlv.kind).map(<[u8]>::as_ptr) != Some(tlv.value.as_ptr()) {
-        return "a repetition, which getters pass over".to_owned();
+        return "a repetition, which getters ignore".to_owned();
     }
-    let text = |value: Option<Result<&str, ppv2::TlvError>>| match value {
-        Some(Ok(text)) => format!("{text:?}"),
-        Some(Err(error)) => error.to_string(),
-        None => String::new(),
-    };
+    let quoted = |text: &str| format!("{text:?}");
     match tlv.kind {
-        TlvType::ALPN | TlvType::UNIQUE_ID => tlv.value.escape_ascii().to_string(),
-        TlvType::AUTHORITY => text(tlvs.authority()),
-        TlvType::NETNS => text(tlvs.netns()),
-        TlvType::AWS => text(tlvs.aws_vpc_endpoint_id()),
+        TlvType::AUTHORITY => read(tlvs.authority(), quoted),
+        TlvType::NETNS => read(tlvs.netns(), quoted),
+        TlvType::AWS => read(tlvs.aws_vpc_endpoint_id(), quoted),
         TlvType::CRC32C => "matches the header".to_owned(),
         TlvType::NOOP => "padding".to_owned(),
-        TlvType::AZURE => number(tlvs.azure_private_endpoint_link_id()),
-        TlvType::GCP => number(tlvs.gcp_psc_connection_id()),
-        TlvType::SSL => ssl(tlvs),
-        _ => tlv.value.escape_ascii().to_string(),
-    }
-}
-
-fn number<N: ToString>(value: Option<Result<N, ppv2::TlvError>>) -> String {
-    match value {
-        Some(Ok(number)) => number.to_string(),
-        Some(Err(error)) => error.to_string(),
-        None => String::new(),
-    }
-}
-
-fn ssl(tlvs: Tlvs<'_>) -> String {
-    match tlvs.ssl() {
-        Some(Ok(ssl)) => {
+        TlvType::AZURE => read(tlvs.azure_private_endpoint_link_id(), |id| id.to_string()),
+        TlvType::GCP => read(tlvs.gcp_psc_connection_id(), |id| id.to_string()),
+        TlvType::SSL => read(tlvs.ssl(), |ssl| {
             let mut text = format!("client 0x{:02x}, verify {}", ssl.client(), ssl.verify());
             for tlv in ssl.tlvs() {
                 let _ = write!(text, ", {} \"{}\"", tlv.kind, tlv.value.escape_ascii());
             }
             text
-        }
+        }),
+        _ => tlv.value.escape_ascii().to_string(),
+    }
+}
+
+fn read<T>(value: Option<Result<T, TlvError>>, text: impl FnOnce(T) -> String) -> String {
+    match value {
+        Some(Ok(value)) => text(value),
         Some(Err(error)) => error.to_string(),
         None => String::new(),
     }
@@ -235,7 +214,7 @@ mod tests {
         .unwrap()
         .authority("example.org")
         .unwrap()
-        .ssl(1, 0, &[(ppv2::TlvType::SSL_VERSION, b"TLSv1.3")])
+        .ssl(1, 0, &[(TlvType::SSL_VERSION, b"TLSv1.3")])
         .unwrap()
         .noop(0)
         .unwrap()
@@ -265,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn input_that_is_no_hex_is_named() {
+    fn errors_name_input_that_is_not_hexadecimal() {
         assert_eq!(bytes_of_hex("0x0d:0A 0d\n0a").unwrap(), b"\r\n\r\n");
         assert!(
             bytes_of_hex("0g")

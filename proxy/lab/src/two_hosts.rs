@@ -1,6 +1,7 @@
 //! Two hosts and a router as network namespaces: the test runs on the proxy's host, the
 //! server's is behind it, and the router leads to clients.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -115,9 +116,8 @@ impl Host {
 /// Lines that one state has and the other doesn't.
 pub fn difference(a: &str, b: &str) -> Vec<String> {
     let only = |a: &str, b: &str, sign: char| {
-        let missing = a
-            .lines()
-            .filter(|line| !b.lines().any(|other| other == *line));
+        let others: HashSet<_> = b.lines().collect();
+        let missing = a.lines().filter(|line| !others.contains(line));
         missing
             .map(|line| format!("{sign}{line}"))
             .collect::<Vec<_>>()

@@ -143,60 +143,92 @@ for key in ipv6/conf/priv/forwarding ipv6/conf/lo/forwarding ipv4/conf/pub/forwa
     echo 1 >/proc/sys/net/$key
 done";
 
+/// What is interrupted.
+#[derive(Clone, Copy, Debug)]
+enum Interrupted {
+    SetUp,
+    /// A setup for other listeners than those that are set up.
+    Change,
+    Undo,
+}
+
+/// Kills the script before each of its commands in turn; undo then restores the host.
 #[track_caller]
-fn undone_however_interrupted(host: Host) {
+fn undo_after_any_interruption(test: &str, host: Host, interrupted: Interrupted) {
+    if !enter(test, SETUP) {
+        return;
+    }
     host.shell(UNUSUAL);
     let before = host.state();
-    let folder = tempfile::tempdir().unwrap();
     let (first, second) = (script_of_all(host, 10, "88"), script_of_all(host, 11, "99"));
     let undo = undo_of(host);
-    let file = |name: &str, text: &str| write(&folder, name, text);
-    let (first_file, second_file) = (file("first", &first), file("second", &second));
-    let undo_file = file("undo", &undo);
-    let cases = [
-        ("set up", "", &first_file),
-        ("set up differently", &first, &second_file),
-        ("undone", &first, &undo_file),
-    ];
-    for (what, earlier, interrupted) in cases {
-        for number in 1.. {
-            host.shell(earlier);
-            let is_interrupted = host.killed_at(number, interrupted);
-            host.shell(&undo);
-            let left = host.state();
-            let left = if left == before {
-                Vec::new()
-            } else {
-                difference(&before, &left)
-            };
-            assert!(left.is_empty(), "{what}, killed at {number}: {left:#?}");
-            if !is_interrupted {
-                assert!(number > 10, "{what}: {number} commands");
-                break;
-            }
+    let (earlier, script) = match interrupted {
+        Interrupted::SetUp => ("", &first),
+        Interrupted::Change => (first.as_str(), &second),
+        Interrupted::Undo => (first.as_str(), &undo),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "script", script);
+    for number in 1.. {
+        host.shell(earlier);
+        let is_interrupted = host.killed_at(number, &file);
+        host.shell(&undo);
+        let left = difference(&before, &host.state());
+        assert!(left.is_empty(), "killed at {number}: {left:#?}");
+        if !is_interrupted {
+            assert!(number > 10, "{number} commands");
+            break;
         }
     }
-    // Nothing of the first is left once the second is there.
-    host.shell(&second);
-    let alone = host.state();
-    host.shell(&undo);
-    host.shell(&first);
-    host.shell(&second);
-    let left = difference(&alone, &host.state());
-    assert!(left.is_empty(), "{left:#?}");
 }
 
 #[test]
-fn undo_after_any_interruption_on_the_proxys_host() {
-    if enter(test_name!(), SETUP) {
-        undone_however_interrupted(Host::Proxy);
+fn undo_after_an_interrupted_setup_on_the_proxys_host() {
+    undo_after_any_interruption(test_name!(), Host::Proxy, Interrupted::SetUp);
+}
+
+#[test]
+fn undo_after_an_interrupted_setup_on_a_servers_host() {
+    undo_after_any_interruption(test_name!(), Host::Server, Interrupted::SetUp);
+}
+
+#[test]
+fn undo_after_an_interrupted_change_on_the_proxys_host() {
+    undo_after_any_interruption(test_name!(), Host::Proxy, Interrupted::Change);
+}
+
+#[test]
+fn undo_after_an_interrupted_change_on_a_servers_host() {
+    undo_after_any_interruption(test_name!(), Host::Server, Interrupted::Change);
+}
+
+#[test]
+fn undo_after_an_interrupted_undo_on_the_proxys_host() {
+    undo_after_any_interruption(test_name!(), Host::Proxy, Interrupted::Undo);
+}
+
+#[test]
+fn undo_after_an_interrupted_undo_on_a_servers_host() {
+    undo_after_any_interruption(test_name!(), Host::Server, Interrupted::Undo);
+}
+
+#[test]
+fn another_setup_leaves_nothing_of_the_first() {
+    if !enter(test_name!(), SETUP) {
+        return;
     }
-}
-
-#[test]
-fn undo_after_any_interruption_on_a_servers_host() {
-    if enter(test_name!(), SETUP) {
-        undone_however_interrupted(Host::Server);
+    for host in [Host::Proxy, Host::Server] {
+        host.shell(UNUSUAL);
+        let (first, second) = (script_of_all(host, 10, "88"), script_of_all(host, 11, "99"));
+        let undo = undo_of(host);
+        host.shell(&second);
+        let alone = host.state();
+        host.shell(&undo);
+        host.shell(&first);
+        host.shell(&second);
+        let left = difference(&alone, &host.state());
+        assert!(left.is_empty(), "{left:#?}");
+        host.shell(&undo);
     }
 }
 

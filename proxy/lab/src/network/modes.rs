@@ -3,6 +3,7 @@
 
 use super::Lab;
 use crate::eventually;
+use crate::two_hosts::difference;
 
 /// How the server's replies reach the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,12 +175,8 @@ impl Setup<'_> {
         }
         let after = self.lab.everything();
         for ((host, before), after) in HOSTS.iter().zip(&self.before).zip(&after) {
-            let left: Vec<_> = after.lines().filter(|l| !before.contains(l)).collect();
-            let gone: Vec<_> = before.lines().filter(|l| !after.contains(l)).collect();
-            assert!(
-                left.is_empty() && gone.is_empty(),
-                "{host}: left {left:#?}, gone {gone:#?}"
-            );
+            let changes = difference(before, after);
+            assert!(changes.is_empty(), "{host}: {changes:#?}");
         }
     }
 }

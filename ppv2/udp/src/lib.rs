@@ -80,4 +80,4 @@ pub use probe::{probe, probe_bursts, probe_source, source_towards};
 #[cfg(target_os = "linux")]
 pub use socket::{Binding, LISTENER_BUFFER, Options, Socket};
 pub use state::SocketState;
-pub use transmit::{MAX_HEADER, Outgoing, SendFault, Sent, Transmit};
+pub use transmit::{Outgoing, SendFault, Sent, Transmit};

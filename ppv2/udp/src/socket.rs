@@ -213,48 +213,24 @@ impl Socket {
         self.state.receive(self, batch, first..end, false)
     }
 
-    /// Sends what `slots` hold, in order, bursts in one piece where the kernel takes them.
-    /// `outgoing` returns where each slot goes and with which header; `fault` is called for
-    /// all that could not be sent, after which the rest is tried all the same.
-    pub fn send<'h>(
+    /// Sends what `outgoing` returns for the indices from 0 to `count`, in order: a part of
+    /// `batch`, a burst in one piece where the kernel takes it, and where it goes. `fault` is
+    /// called with the index for all that could not be sent, after which the rest is tried
+    /// all the same.
+    pub fn send<'d>(
         &self,
-        batch: &'h Batch,
-        slots: &[usize],
-        outgoing: impl Fn(usize) -> Outgoing<'h>,
-        fault: impl FnMut(usize, SendFault),
-    ) -> Sent {
-        let part = |index: usize| batch.whole(slots[index]);
-        self.send_indexed(batch, slots.len(), part, outgoing, fault)
-    }
-
-    /// As [`send`](Self::send), for parts of slots.
-    pub fn send_parts<'h>(
-        &self,
-        batch: &'h Batch,
-        parts: &[Part],
-        outgoing: impl Fn(usize) -> Outgoing<'h>,
-        fault: impl FnMut(usize, SendFault),
-    ) -> Sent {
-        self.send_indexed(batch, parts.len(), |index| parts[index], outgoing, fault)
-    }
-
-    fn send_indexed<'h>(
-        &self,
-        batch: &'h Batch,
+        batch: &'d Batch,
         count: usize,
-        part: impl Fn(usize) -> Part,
-        outgoing: impl Fn(usize) -> Outgoing<'h>,
-        mut fault: impl FnMut(usize, SendFault),
+        outgoing: impl Fn(usize) -> (Part, Outgoing<'d>),
+        fault: impl FnMut(usize, SendFault),
     ) -> Sent {
         let is_wildcard = self.bound().ip().is_unspecified();
         let transmit = |index| {
-            let part = part(index);
-            let mut outgoing = outgoing(part.slot);
+            let (part, mut outgoing) = outgoing(index);
             outgoing.from = outgoing.from.filter(|_| is_wildcard);
             let (payload, segment) = batch.burst_of(part);
             Transmit::burst(outgoing, payload, segment)
         };
-        let fault = |index, reported| fault(part(index).slot, reported);
         self.state.send_each(self, count, transmit, fault)
     }
 

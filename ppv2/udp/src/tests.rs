@@ -54,6 +54,20 @@ fn onward(header: &[u8]) -> Outgoing<'_> {
     }
 }
 
+/// Sends whole slots. `outgoing` and `fault` are called with the slot.
+fn send<'d>(
+    socket: &Socket,
+    batch: &'d Batch,
+    slots: &[usize],
+    outgoing: impl Fn(usize) -> Outgoing<'d>,
+    mut fault: impl FnMut(usize, SendFault),
+) -> Sent {
+    let part = |index: usize| (batch.whole(slots[index]), outgoing(slots[index]));
+    socket.send(batch, slots.len(), part, |index, reported| {
+        fault(slots[index], reported);
+    })
+}
+
 fn no_fault(slot: usize, fault: SendFault) {
     panic!("slot {slot}: {fault:?}");
 }
@@ -75,7 +89,7 @@ fn a_wildcard_socket_reports_the_address_sent_to_and_answers_from_it() {
             assert_eq!(batch.received(0).unwrap().local, target);
 
             let back = |slot| back_to_sender(&batch, slot);
-            let sent = socket.send(&batch, &[0], back, no_fault);
+            let sent = send(&socket, &batch, &[0], back, no_fault);
             assert_eq!((sent.datagrams, sent.bytes), (1, 8));
             let mut answer = [0; 100];
             let (len, from) = client.recv_from(&mut answer).unwrap();
@@ -96,9 +110,9 @@ fn each_slot_is_sent_with_its_own_header() {
     }
     let mut batch = Batch::default();
     receive(&listener, &mut batch, payloads.len());
-    let headers = [b"a".to_vec(), Vec::new(), vec![b'h'; MAX_HEADER]];
+    let headers = [b"a".to_vec(), Vec::new(), vec![b'h'; 64]];
     let outgoing = |slot: usize| onward(&headers[slot]);
-    let sent = upstream.send(&batch, &[0, 1, 2], outgoing, no_fault);
+    let sent = send(&upstream, &batch, &[0, 1, 2], outgoing, no_fault);
     assert_eq!((sent.datagrams, sent.bytes), (3, 1 + 3 + 64 + 40_000));
     let mut datagram = vec![0; MAX_DATAGRAM];
     for (header, payload) in headers.iter().zip(payloads) {
@@ -119,7 +133,8 @@ fn an_oversize_datagram_is_reported_and_the_rest_is_sent() {
     receive(&listener, &mut batch, 2);
     assert_eq!(batch.received(0).unwrap().len, 65_507);
     let mut lost = Vec::new();
-    let sent = upstream.send(
+    let sent = send(
+        &upstream,
         &batch,
         &[0, 1],
         |slot| onward(if slot == 0 { &[0; 28] } else { &[] }),
@@ -151,13 +166,14 @@ fn an_icmp_refusal_does_not_lose_the_next_datagram() {
     client.send_to(b"second", listener.bound()).unwrap();
     let mut batch = Batch::default();
     receive(&listener, &mut batch, 2);
-    let sent = upstream.send(&batch, &[0], |_| onward(&[]), no_fault);
+    let sent = send(&upstream, &batch, &[0], |_| onward(&[]), no_fault);
     assert_eq!(sent.datagrams, 1);
 
     // Loopback delivers the ICMP error before `send` returns.
     let server = UdpSocket::bind(address).unwrap();
     let mut earlier = 0;
-    let sent = upstream.send(
+    let sent = send(
+        &upstream,
         &batch,
         &[1],
         |_| onward(&[]),

@@ -6,10 +6,6 @@ use std::net::SocketAddr;
 use crate::TrafficClass;
 use crate::batch::count;
 
-/// The longest header that the proxy writes: 52 bytes for IPv6, 7 more with a checksum,
-/// rounded up. A [`Transmit`] may have longer ones.
-pub const MAX_HEADER: usize = 64;
-
 /// Where datagrams go, and what is put in front of each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outgoing<'h> {

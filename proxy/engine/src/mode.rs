@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
-use ppv2_udp::MAX_HEADER;
+
+/// Room for the longest header: 52 bytes for IPv6, 7 more with a checksum.
+const MAX_HEADER: usize = 64;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

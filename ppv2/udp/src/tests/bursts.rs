@@ -42,7 +42,7 @@ fn a_burst_leaves_as_one_message_with_a_header_on_each_datagram() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let upstream = connect(&server);
         let header = [b'h'; 52];
-        let sent = upstream.send(&batch, &[0], |_| onward(&header), no_fault);
+        let sent = send(&upstream, &batch, &[0], |_| onward(&header), no_fault);
         let count = len.div_ceil(segment);
         assert_eq!(
             (sent.datagrams, sent.bytes),
@@ -66,7 +66,7 @@ fn a_burst_that_headers_make_too_long_leaves_as_several() {
         .unwrap();
     let upstream = connect(&server);
     let header = [b'h'; 52];
-    let sent = upstream.send(&batch, &[0], |_| onward(&header), no_fault);
+    let sent = send(&upstream, &batch, &[0], |_| onward(&header), no_fault);
     assert_eq!(sent.datagrams, 54);
     let mut datagram = vec![0; MAX_DATAGRAM];
     for expected in bytes.chunks(1200) {
@@ -83,7 +83,7 @@ fn a_burst_that_the_kernel_refuses_is_sent_datagram_by_datagram() {
     // Bursts need checksums; with those switched off the kernel says EINVAL.
     linux::switch_checksums_off(upstream.as_fd()).unwrap();
     for _ in 0..2 {
-        let sent = upstream.send(&batch, &[0], |_| onward(b"h"), no_fault);
+        let sent = send(&upstream, &batch, &[0], |_| onward(b"h"), no_fault);
         assert_eq!((sent.datagrams, sent.bytes), (4, 4 * 1401));
         let mut datagram = vec![0; MAX_DATAGRAM];
         for expected in bytes.chunks(1400) {
@@ -122,7 +122,12 @@ fn a_part_of_a_burst_is_sent_without_the_rest() {
         assert_eq!((part.datagrams(), batch.len_of(part)), (datagrams, len));
     }
     for (parts, header) in [(vec![first], &b"h"[..]), (vec![next, last], b"")] {
-        let sent = upstream.send_parts(&batch, &parts, |_| onward(header), no_fault);
+        let sent = upstream.send(
+            &batch,
+            parts.len(),
+            |i| (parts[i], onward(header)),
+            no_fault,
+        );
         assert_eq!(
             sent.datagrams,
             parts.iter().map(Part::datagrams).sum::<usize>()

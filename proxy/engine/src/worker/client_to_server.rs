@@ -251,14 +251,18 @@ impl Forward<'_> {
     /// Sends `parts`, each datagram with `header` in front. Returns how many were sent.
     fn send(&self, header: &[u8], parts: &[Part]) -> usize {
         let to = (!self.is_connected).then_some(self.to.0);
-        let outgoing = |slot| Outgoing {
-            to,
-            from: None,
-            class: self.class(slot),
-            header,
+        let outgoing = |index: usize| {
+            let part = parts[index];
+            let outgoing = Outgoing {
+                to,
+                from: None,
+                class: self.class(part.slot),
+                header,
+            };
+            (part, outgoing)
         };
         let socket = self.socket;
-        let sent = socket.send_parts(self.batch, parts, outgoing, |_, fault| match fault {
+        let sent = socket.send(self.batch, parts.len(), outgoing, |_, fault| match fault {
             SendFault::Earlier(report) => count_report(self.server, &report),
             SendFault::Lost {
                 error,

@@ -139,8 +139,6 @@ pub(super) struct Replies {
     /// In the order of their slots. The others are overwritten after the next
     /// [`send`](Self::send).
     passed: Vec<Passed>,
-    /// Slots of the replies that leave in one call.
-    run: Vec<usize>,
 }
 
 impl Replies {
@@ -151,7 +149,6 @@ impl Replies {
             batch: Batch::default(),
             filled: 0,
             passed: Vec::with_capacity(BATCH),
-            run: Vec::with_capacity(BATCH),
         }
     }
 
@@ -193,11 +190,12 @@ impl Replies {
         {
             let listener_socket = &listener_sockets[same[0].listener_socket];
             let counters = listener_socket.settings.listener.counters(self.worker);
-            self.run.clear();
-            self.run.extend(same.iter().map(|passed| passed.slot));
-            let outgoing = |slot| outgoing_of(same, slot);
+            let outgoing = |index: usize| {
+                let passed: &Passed = &same[index];
+                (batch.whole(passed.slot), passed.outgoing)
+            };
             let socket = &listener_socket.socket;
-            let sent = socket.send(batch, &self.run, outgoing, |_, fault| {
+            let sent = socket.send(batch, same.len(), outgoing, |_, fault| {
                 // A socket that is not connected hears nothing of earlier
                 // datagrams; whatever it was, these were sent then.
                 if let SendFault::Lost {
@@ -244,12 +242,6 @@ impl Replies {
         }
         false
     }
-}
-
-fn outgoing_of(passed: &[Passed], slot: usize) -> Outgoing<'static> {
-    let found = passed.binary_search_by_key(&slot, |passed| passed.slot);
-    let index = found.expect("only replies that were passed are sent");
-    passed[index].outgoing
 }
 
 fn why_unsent(error: &io::Error) -> DropReason {

@@ -115,7 +115,10 @@ impl<S: AsFd> Core<S> {
 
     /// Sends one datagram by this socket.
     pub(crate) fn send_one(&self, payload: &[u8], path: &ReplyPath) -> io::Result<usize> {
-        let send = || self.state.send_one(&self.socket, payload, path.to, path.local);
+        let send = || {
+            self.state
+                .send_one(&self.socket, payload, path.to, path.local)
+        };
         let sent = match send() {
             // The kernel reported an earlier datagram in place of sending this one.
             Err(error) if is_echo_of_earlier_send(&error) => send(),

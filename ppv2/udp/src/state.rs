@@ -39,21 +39,13 @@ impl SocketState {
         Self {
             packet_info: bound.ip().is_unspecified()
                 && sys::report_packet_info(socket.as_fd(), bound.is_ipv6()).is_ok(),
-            ..Self::for_sending(socket, bound)
-        }
-    }
-
-    /// As [`new`](Self::new), with the socket's options left as they are.
-    #[must_use]
-    pub fn for_sending(socket: &impl AsFd, bound: SocketAddr) -> Self {
-        Self {
             gro: AtomicBool::new(sys::has_gro(socket.as_fd())),
             ..Self::unasked(bound)
         }
     }
 
-    /// As [`for_sending`](Self::for_sending), without a question to the kernel whether the
-    /// socket joins datagrams: its owner knows.
+    /// As [`new`](Self::new), for a socket that only sends, or whose owner knows its options:
+    /// it leaves them as they are, and asks the kernel nothing.
     #[must_use]
     pub fn unasked(bound: SocketAddr) -> Self {
         Self {
@@ -70,13 +62,6 @@ impl SocketState {
     #[must_use]
     pub fn gro(&self) -> bool {
         self.gro.load(Ordering::Relaxed)
-    }
-
-    /// Whether [`Received::local`] is the address that a datagram was sent to, on a socket
-    /// that is bound to a wildcard.
-    #[must_use]
-    pub fn packet_info(&self) -> bool {
-        self.packet_info
     }
 
     /// The address that a reply to `received` must leave from

@@ -3,15 +3,11 @@
 //! what is measured, and takes the replies away. So neither waits for the other,
 //! and nothing is lost.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket as StdSocket};
-use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use nix::sys::socket::{
-    MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg, setsockopt, sockopt,
-};
 use ppv2_sdk::{Batch, Recipient, Trust, UdpSocket};
+use ppv2_udp::{Outgoing, SocketState, Transmit};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::{Row, Wanted};
@@ -34,7 +30,8 @@ impl Clients {
         let socket = |_| {
             let socket = StdSocket::bind("127.0.0.1:0").unwrap();
             // As the proxy has it.
-            setsockopt(&socket, sockopt::UdpGroSegment, &true).unwrap();
+            let state = SocketState::unasked(socket.local_addr().unwrap());
+            assert!(state.enable_gro(&socket).unwrap());
             socket
         };
         Self {
@@ -59,11 +56,10 @@ impl Clients {
         let each = WINDOW / self.sockets.len();
         for (number, socket) in self.sockets.iter().enumerate() {
             let datagram = self.datagram(number);
-            let segment = i32::try_from(datagram.len()).unwrap();
-            if each > 1 {
-                setsockopt(socket, sockopt::UdpGsoSegment, &segment).unwrap();
-            }
-            socket.send_to(&datagram.repeat(each), server).unwrap();
+            let burst = datagram.repeat(each);
+            let transmit = Transmit::burst(to(server), &burst, datagram.len());
+            let state = SocketState::unasked(server);
+            assert_eq!(state.send(socket, 1, |_| transmit).unwrap(), each);
         }
     }
 
@@ -169,7 +165,8 @@ pub(crate) fn bare_calls() -> Row {
     );
     let clients = Clients::new(WINDOW, false);
     let mut buffer = [0; 2048];
-    let mut buffers = vec![[0; 2048]; WINDOW];
+    let state = SocketState::unasked(in_batches.local_addr().unwrap());
+    let mut batch = ppv2_udp::Batch::new(WINDOW);
     let mut round = || {
         let single = clients.measure(one_by_one.local_addr().unwrap(), || {
             for _ in 0..WINDOW {
@@ -178,7 +175,7 @@ pub(crate) fn bare_calls() -> Row {
             }
         });
         let many = clients.measure(in_batches.local_addr().unwrap(), || {
-            echo_bare(in_batches.as_raw_fd(), &mut buffers);
+            echo_bare(&in_batches, &state, &mut batch);
         });
         show_times(many, single, "a datagram");
         single.as_secs_f64() / many.as_secs_f64()
@@ -193,27 +190,21 @@ pub(crate) fn bare_calls() -> Row {
     }
 }
 
-fn echo_bare(socket: RawFd, buffers: &mut [[u8; 2048]]) {
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(WINDOW, None);
-    let (lens, clients): (Vec<_>, Vec<_>) = {
-        let mut slots: Vec<_> = buffers.iter_mut().map(|b| [IoSliceMut::new(b)]).collect();
-        let flags = MsgFlags::MSG_WAITFORONE;
-        let received = recvmmsg(socket, &mut headers, slots.iter_mut(), flags, None).unwrap();
-        received.map(|one| (one.bytes, one.address)).unzip()
+fn echo_bare(socket: &StdSocket, state: &SocketState, batch: &mut ppv2_udp::Batch) {
+    let received = state.receive(socket, batch, 0..WINDOW, true).unwrap();
+    assert_eq!(received, WINDOW);
+    let echo = |slot| {
+        let peer = batch.received(slot).unwrap().peer;
+        Transmit::datagram(to(peer), batch.payload(slot))
     };
-    assert_eq!(lens.len(), WINDOW);
-    let parts = buffers.iter().zip(lens);
-    let parts: Vec<_> = parts.map(|(b, len)| [IoSlice::new(&b[..len])]).collect();
-    let mut headers = MultiHeaders::preallocate(WINDOW, None);
-    let sent = sendmmsg(
-        socket,
-        &mut headers,
-        &parts,
-        &clients,
-        [],
-        MsgFlags::empty(),
-    );
-    assert_eq!(sent.unwrap().count(), WINDOW);
+    assert_eq!(state.send(socket, WINDOW, echo).unwrap(), WINDOW);
+}
+
+fn to(peer: SocketAddr) -> Outgoing<'static> {
+    Outgoing {
+        to: Some(peer),
+        ..Outgoing::default()
+    }
 }
 
 pub(crate) fn bursts() -> Row {

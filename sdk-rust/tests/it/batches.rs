@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use ppv2_lab::TIMEOUT;
 use ppv2_lab::fake_proxy::*;
 use ppv2_sdk::{Batch, Demux, DropReason, Recipient, Trust, UdpSocket, Untrusted};
+use ppv2_udp::{Outgoing, SocketState, Transmit};
 
 fn server() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0", loopback()).unwrap();
@@ -23,10 +23,14 @@ fn client(port: u16) -> SocketAddr {
 
 /// Sends datagrams of one length as one burst, which loopback hands on whole.
 fn send_burst(proxy: &Proxy, server: SocketAddr, datagrams: &[Vec<u8>]) {
-    let segment = i32::try_from(datagrams[0].len()).unwrap();
-    setsockopt(&proxy.socket(), UdpGsoSegment, &segment).unwrap();
-    proxy.send(server, &datagrams.concat());
-    setsockopt(&proxy.socket(), UdpGsoSegment, &0).unwrap();
+    let (state, bytes) = (SocketState::unasked(proxy.address()), datagrams.concat());
+    let outgoing = Outgoing {
+        to: Some(server),
+        ..Outgoing::default()
+    };
+    let burst = Transmit::burst(outgoing, &bytes, datagrams[0].len());
+    let sent = state.send(proxy.socket(), 1, |_| burst).unwrap();
+    assert_eq!(sent, datagrams.len());
 }
 
 /// All that comes until `count` datagrams have, each with its client.
@@ -287,7 +291,8 @@ fn a_burst_without_gro_arrives_datagram_by_datagram() {
 #[test]
 fn single_calls_refuse_a_socket_whose_datagrams_arrive_in_bursts() {
     let inner = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    setsockopt(&inner, nix::sys::socket::sockopt::UdpGroSegment, &true).unwrap();
+    let state = SocketState::unasked(inner.local_addr().unwrap());
+    assert!(state.enable_gro(&inner).unwrap());
     let socket = UdpSocket::from_std(inner, loopback()).unwrap();
     let server = socket.local_addr().unwrap();
     let burst: Vec<_> = (0..2u8).map(|n| from_client(CLIENT, &[n])).collect();

@@ -1,37 +1,6 @@
-//! A UDP reverse proxy that tells servers who their clients are.
+//! A UDP proxy that passes each client's real address to your servers.
 //!
-//! # A datagram's way
-//!
-//! ```text
-//!            client                                            server
-//!              │  datagram                                       ▲
-//!              ▼                                                 │ [header][datagram]
-//!  net::Socket::listen            one per worker      net::Socket::connect
-//!  (the listener's address)       and address         (one per session)
-//!              │                                                 ▲
-//!              │ net::Batch                                      │ net::Socket::send
-//!              ▼                                                 │
-//!  ┌──────────────────────────── worker ─────────────────────────┴─┐
-//!  │ take_from_clients: session::Table ────────────▶ mode::Prefix  │
-//!  │                    whose is it?                 what in front?│
-//!  │                      │ a new client's            ▲            │
-//!  │                      ▼                           │            │
-//!  │                    worker::open ─▶ upstream ─────┘            │
-//!  │                    may it?         which server?              │
-//!  │                                                               │
-//!  │ what is refused or can't go: counters::DropReason             │
-//!  │                                                               │
-//!  │ take_from_server:  session::Table                             │
-//!  │                    whose reply is it?                         │
-//!  └───────────┬─────────────────────────────────────────▲─────────┘
-//!              │ from the address the client wrote to    │ reply
-//!              ▼                                         │
-//!            client                                    server
-//! ```
-//!
-//! The kernel spreads clients over the workers' sockets (SO_REUSEPORT), always
-//! the same client to the same worker. The header is never copied: it and the
-//! datagram are handed to the kernel as two pieces of one message.
+//! `docs/design/architecture.md` follows a datagram through the crates.
 //!
 //! # Where things live
 //!

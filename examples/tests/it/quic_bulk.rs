@@ -62,7 +62,9 @@ async fn transfer(connection: &Connection, move_now: impl FnOnce()) -> String {
 
 async fn carries_on() -> (Stats, Arc<Traffic>) {
     let (server_config, client_config) = configs();
-    let runtime = Arc::new(Runtime::new(Trust::networks(["127.0.0.1"]).build().unwrap()));
+    let runtime = Arc::new(Runtime::new(
+        Trust::networks(["127.0.0.1"]).build().unwrap(),
+    ));
     let traffic = Arc::<Traffic>::default();
     let socket = Arc::new(Counting {
         socket: runtime

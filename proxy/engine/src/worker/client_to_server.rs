@@ -148,7 +148,8 @@ impl Worker {
     /// leave its server.
     fn known_session(&mut self, key: &Key, amount: Amount, now: Instant) -> Option<SessionId> {
         let id = self.table.find(key)?;
-        if self.must_leave(id) {
+        let checked = self.table.get(id)?.connection.checked;
+        if checked != self.snapshot.version && self.must_leave(id) {
             // The collected datagrams may be of it.
             self.send_run();
             self.table.end(now, id, EndReason::Moved);

@@ -76,11 +76,11 @@ pub struct Server {
 #[derive(Args, Clone, Debug, Default)]
 pub struct Flags {
     #[command(flatten)]
-    config: Config,
-    #[command(flatten)]
     listener: Listener,
     #[command(flatten)]
     upstream: Upstream,
+    #[command(flatten)]
+    config: Config,
 }
 
 impl Flags {

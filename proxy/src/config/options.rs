@@ -304,6 +304,15 @@ pub(crate) struct Amplification {
 #[derive(Args, Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upstream {
+    /// Server to pass datagrams to, as IP:PORT, HOST:PORT, dns:HOST:PORT or
+    /// srv:_SERVICE._udp.NAME; repeatable
+    #[arg(
+        long = "upstream",
+        value_name = "ADDR",
+        required_unless_present = "config"
+    )]
+    pub(crate) servers: Vec<ServerOptions>,
+
     /// How new sessions are spread over the servers
     #[arg(long, default_value_t, value_enum)]
     pub(crate) balance: BalanceKind,
@@ -341,15 +350,6 @@ pub struct Upstream {
     /// Health checks [default: none]
     #[arg(skip)]
     pub(crate) health: Option<Health>,
-
-    /// Server to pass datagrams to, as IP:PORT, HOST:PORT, dns:HOST:PORT or
-    /// srv:_SERVICE._udp.NAME; repeatable
-    #[arg(
-        long = "upstream",
-        value_name = "ADDR",
-        required_unless_present = "config"
-    )]
-    pub(crate) servers: Vec<ServerOptions>,
 }
 
 /// The PROXY v2 header

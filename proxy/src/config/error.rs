@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::de;
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// A configuration that can't be used: where, why, and what to write instead.
@@ -15,7 +14,8 @@ pub struct ConfigError {
     path: Vec<Step>,
     place: Option<Box<Place>>,
     message: String,
-    hint: Option<String>,
+    /// Empty for none.
+    hint: String,
 }
 
 /// A step from a table or an array to one of its values.
@@ -44,6 +44,29 @@ macro_rules! key_path {
     };
 }
 pub(crate) use key_path;
+
+/// An error: what is wrong, and what to write instead.
+pub(crate) fn refuse<T>(
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> Result<T, ConfigError> {
+    Err(ConfigError::new(message).hint(hint))
+}
+
+/// Puts an error at a value: the one that `path` leads to, or what that stands in if it
+/// is not written. The path that the error has already begins there.
+pub(crate) trait Within {
+    fn within(self, path: Vec<Step>) -> Self;
+}
+
+impl<T> Within for Result<T, ConfigError> {
+    fn within(self, path: Vec<Step>) -> Self {
+        self.map_err(|mut error| {
+            error.path.splice(0..0, path);
+            error
+        })
+    }
+}
 
 /// Where an error is in the file.
 #[derive(Debug)]
@@ -85,76 +108,42 @@ impl ConfigError {
             path: Vec::new(),
             place: None,
             message: message.into(),
-            hint: None,
+            hint: String::new(),
         }
     }
 
     /// What to write instead.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
-        self
-    }
-
-    /// At the value that `path` leads to; at what it stands in if it is not written.
-    pub(crate) fn at(mut self, path: Vec<Step>) -> Self {
-        self.path = path;
-        self
-    }
-
-    /// The path of the error begins at what `path` leads to.
-    pub(crate) fn within(mut self, path: Vec<Step>) -> Self {
-        self.path.splice(0..0, path);
+        self.hint = hint.into();
         self
     }
 
     /// As an error of serde, which knows the place. [`of_toml`](Self::of_toml) reads it.
     pub(crate) fn into_serde<E: de::Error>(self) -> E {
-        let hint = self.hint.unwrap_or_default();
-        E::custom(format!(
-            "{}\n{}",
-            printable(&self.message),
-            printable(&hint)
-        ))
+        let [message, hint] = [&self.message, &self.hint].map(|text| printable(text));
+        E::custom(format!("{message}\n{hint}"))
     }
 
     /// Shows the error in the file that it was found in, by its path.
     pub(crate) fn located(self, file: &str, content: &str) -> Self {
-        let Ok(root) = DeTable::parse(content) else {
-            return self;
-        };
-        let mut span = 0..0;
-        let mut value = None;
-        for step in &self.path {
-            let next = match (step, value.map(Spanned::get_ref)) {
-                (Step::Key(key), None) => get(root.get_ref(), key),
-                (Step::Key(key), Some(DeValue::Table(table))) => get(table, key),
-                (Step::Index(index), Some(DeValue::Array(array))) => array.get(*index),
-                _ => None,
-            };
-            let Some(next) = next else {
-                break;
-            };
-            (span, value) = (next.span(), Some(next));
-        }
+        let (span, _) = span_of(content, &self.path);
         self.shown(file, content, span)
     }
 
     /// Shows the error at the bytes `span` of a file.
     fn shown(mut self, file: &str, content: &str, span: Range<usize>) -> Self {
         let start = floor_char_boundary(content, span.start);
-        let before = &content[..start];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let rest = &content[line_start..];
-        let text = rest.lines().next().unwrap_or_default().to_owned();
-        let column = content[line_start..start].chars().count();
         let end = floor_char_boundary(content, span.end.max(start));
-        let marked = content[start..end].lines().next().unwrap_or_default();
+        let line_start = content[..start]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
+        let line_of = |text: &str| text.lines().next().unwrap_or_default().to_owned();
         self.place = Some(Box::new(Place {
             file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: column + 1,
-            text,
-            width: marked.chars().count().max(1),
+            line: content[..start].matches('\n').count() + 1,
+            column: content[line_start..start].chars().count() + 1,
+            text: line_of(&content[line_start..]),
+            width: line_of(&content[start..end]).chars().count().max(1),
         }));
         self
     }
@@ -162,105 +151,100 @@ impl ConfigError {
     /// Turns what the TOML parser and serde say into our words, with the nearest known
     /// key or value for one that is unknown.
     pub(crate) fn of_toml(error: &toml::de::Error, file: &str, content: &str) -> Self {
-        let message = error.message().trim().trim_end_matches('.');
+        let text = error.message().trim().trim_end_matches('.');
         let Some(mut span) = error.span() else {
-            return Self::new(format!("{file}: {message}"));
+            return Self::new(format!("{file}: {text}"));
         };
-        if let Some((key, known)) = unknown(message, "field") {
-            // As it is written: a key in quotes may hold anything.
-            let written = content.get(span.clone()).unwrap_or_default();
-            let shown = match written.starts_with(['"', '\'']) {
-                true => written.to_owned(),
-                false => format!("`{key}`"),
-            };
-            let error = match FORMER_KEYS.iter().find(|(former, _)| *former == key) {
-                Some((_, instead)) => Self::new(format!("{shown} no longer exists")).hint(*instead),
-                None => Self::new(format!("unknown key {shown}")).hint(
-                    match nearest(key, known.iter().copied()) {
-                        Some(near) => format!("did you mean `{near}`?"),
-                        None => format!("known keys here: {}", known.join(", ")),
-                    },
-                ),
-            };
-            return error.shown(file, content, span);
+        if let Some((key, known)) = unknown(text, "field") {
+            return Self::unknown_key(key, &known, &content[span.clone()])
+                .shown(file, content, span);
         }
-        let root = DeTable::parse(content).ok();
-        let at = root.and_then(|root| find(&DeValue::Table(root.into_inner()), &span, message));
-        let mut keys = String::new();
-        if let Some((path, key)) = at {
-            keys = path;
-            span = key.unwrap_or(span);
-        }
-        let (message, hint) = match message.split_once('\n') {
-            Some((message, hint)) => (message.to_owned(), hint.to_owned()),
-            None => match unknown(message, "variant") {
-                Some((value, known)) => {
-                    let all = format!("known values: {}", known.join(", "));
-                    let hint = match nearest(value, known.iter().copied()) {
-                        Some(near) => format!("did you mean `{near}`? {all}"),
-                        None => all,
-                    };
-                    (format!("`{value}` is not known"), hint)
-                }
-                None if message == "invalid socket address syntax" => (
-                    "this is not an IP address with a port".to_owned(),
-                    "write it as 192.0.2.1:53, [2001:db8::1]:53, 0.0.0.0:53 or [::]:53".to_owned(),
-                ),
-                None if message == "invalid IP address syntax" => (
-                    "this is not an IP address".to_owned(),
-                    "write an address without a port".to_owned(),
-                ),
-                None => (message.to_owned(), String::new()),
-            },
+        let keys = keys_of(error);
+        let (message, hint) = match (text.split_once('\n'), unknown(text, "variant")) {
+            (Some((message, hint)), _) => (message.to_owned(), hint.to_owned()),
+            (None, Some((value, known))) => {
+                let near = nearest(value, known.iter().copied());
+                let near = near.map_or_else(String::new, |near| format!("did you mean `{near}`? "));
+                let hint = format!("{near}known values: {}", known.join(", "));
+                (format!("`{value}` is not known"), hint)
+            }
+            _ if text == "invalid socket address syntax" => (
+                "this is not an IP address with a port".to_owned(),
+                "write it as 192.0.2.1:53, [2001:db8::1]:53, 0.0.0.0:53 or [::]:53".to_owned(),
+            ),
+            _ if text == "invalid IP address syntax" => (
+                "this is not an IP address".to_owned(),
+                "write an address without a port".to_owned(),
+            ),
+            _ => (text.to_owned(), String::new()),
         };
-        let ours = Self::new(match keys.as_str() {
-            "" => message,
-            keys => format!("{keys}: {message}"),
-        });
-        match hint.is_empty() {
-            true => ours,
-            false => ours.hint(hint),
+        // An error of a whole table that begins with one of its keys is at that key.
+        if let Some((key, _)) = text.strip_prefix('`').and_then(|rest| rest.split_once('`'))
+            && let path = keys
+                .split('.')
+                .chain([key])
+                .map(Step::from)
+                .collect::<Vec<_>>()
+            && let (of_key, true) = span_of(content, &path)
+        {
+            span = of_key;
         }
-        .shown(file, content, span)
+        let colon = if keys.is_empty() { "" } else { ": " };
+        Self::new(format!("{keys}{colon}{message}"))
+            .hint(hint)
+            .shown(file, content, span)
+    }
+
+    /// `written` is the key as the file has it: one in quotes may hold anything.
+    fn unknown_key(key: &str, known: &[&str], written: &str) -> Self {
+        let shown = match written.starts_with(['"', '\'']) {
+            true => written.to_owned(),
+            false => format!("`{key}`"),
+        };
+        if let Some((_, instead)) = FORMER_KEYS.iter().find(|(former, _)| *former == key) {
+            return Self::new(format!("{shown} no longer exists")).hint(*instead);
+        }
+        let hint = match nearest(key, known.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("known keys here: {}", known.join(", ")),
+        };
+        Self::new(format!("unknown key {shown}")).hint(hint)
     }
 }
 
-fn get<'t, 'i>(table: &'t DeTable<'i>, key: &str) -> Option<&'t Spanned<DeValue<'i>>> {
-    table
-        .iter()
-        .find(|(own, _)| own.get_ref() == key)
-        .map(|(_, value)| value)
+/// The keys that lead to an error's value, with dots between. The library tells them
+/// only in the text of an error without input.
+fn keys_of(error: &toml::de::Error) -> String {
+    let mut error = error.clone();
+    error.set_input(None);
+    let text = error.to_string();
+    let keys = text.rsplit_once("\nin `").map(|(_, keys)| keys.trim_end());
+    keys.unwrap_or_default().trim_end_matches('`').to_owned()
 }
 
-/// The keys that lead to the value at `span`, with dots between, and the place of the
-/// value of the key that `message` begins with, if it is a table that has one.
-fn find(
-    value: &DeValue<'_>,
-    span: &Range<usize>,
-    message: &str,
-) -> Option<(String, Option<Range<usize>>)> {
-    let within = |inner: &Spanned<DeValue<'_>>| -> Option<_> {
-        if inner.span() != *span {
-            return find(inner.get_ref(), span, message);
-        }
-        let key = message
-            .strip_prefix('`')
-            .and_then(|rest| rest.split_once('`'));
-        let named = inner
-            .get_ref()
-            .as_table()
-            .zip(key)
-            .and_then(|(table, (key, _))| get(table, key));
-        Some((String::new(), named.map(Spanned::span)))
+/// Where the value is that `path` leads to, or the last that it leads to, and whether it
+/// leads to its end.
+fn span_of(content: &str, path: &[Step]) -> (Range<usize>, bool) {
+    let Ok(root) = DeTable::parse(content) else {
+        return (0..0, false);
     };
-    if let Some(table) = value.as_table() {
-        return table.iter().find_map(|(key, inner)| {
-            let (keys, named) = within(inner)?;
-            let dot = if keys.is_empty() { "" } else { "." };
-            Some((format!("{}{dot}{keys}", key.get_ref()), named))
-        });
+    let (mut span, mut value) = (0..0, DeValue::Table(root.into_inner()));
+    for step in path {
+        let next = match (step, value) {
+            (Step::Key(key), DeValue::Table(table)) => {
+                let mut all = table.into_iter();
+                all.find(|(own, _)| own.get_ref() == key)
+                    .map(|(_, next)| next)
+            }
+            (Step::Index(index), DeValue::Array(array)) => array.into_iter().nth(*index),
+            _ => None,
+        };
+        let Some(next) = next else {
+            return (span, false);
+        };
+        (span, value) = (next.span(), next.into_inner());
     }
-    value.as_array()?.iter().find_map(within)
+    (span, true)
 }
 
 impl std::error::Error for ConfigError {}
@@ -283,9 +267,9 @@ impl fmt::Display for ConfigError {
             write!(f, "\n {margin} |\n {number} | {}", place.text)?;
             write!(f, "\n {margin} | {indent}{carets}")?;
         }
-        if let Some(hint) = &self.hint {
+        if !self.hint.is_empty() {
             let separator = if self.place.is_some() { "\n  = " } else { "; " };
-            write!(f, "{separator}{}", printable(hint))?;
+            write!(f, "{separator}{}", printable(&self.hint))?;
         }
         Ok(())
     }

@@ -170,7 +170,18 @@ fn flags_other_than_the_logs_are_refused_beside_a_file() {
             fails(&[&run[..], &[&flag, value]].concat(), 2, &["no listener"]);
         } else {
             let parts = [&flag, "cannot be used with", "--config"];
-            fails(&[&run[..], &[&flag, "1"]].concat(), 2, &parts);
+            let value = match flag.as_str() {
+                "--listen" | "--upstream" | "--admin" => "127.0.0.1:1",
+                "--allow" => "127.0.0.1",
+                "--mode" => "dsr",
+                "--rewrite-on" => "sdk",
+                "--source-port" => "any",
+                "--balance" => "maglev",
+                "--idle-timeout" => "1s",
+                "--busy-poll" | "--coalesce" => "10ms",
+                _ => "1",
+            };
+            fails(&[&run[..], &[&flag, value]].concat(), 2, &parts);
             refused += 1;
         }
     }

@@ -1,6 +1,6 @@
-//! The access log: a line for each session that has ended. Workers hand over what
-//! is to be told and never wait; a thread of its own writes. What it has no time for
-//! is lost and counted, and so is what can't be written.
+//! The access log: a line for each session that has ended. Workers queue the sessions and
+//! never wait; a thread of its own writes the lines. Lines that don't fit into the queue,
+//! or can't be written, are lost and counted.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -21,20 +21,20 @@ use ppv2_engine::session::Ended;
 /// Ended sessions whose lines could not be written.
 pub type Unlogged = Arc<AtomicU64>;
 
-/// Ended sessions that may wait to be written: what a busy proxy ends within a
-/// fraction of a second, and about two megabytes.
+/// Ended sessions in the queue: those of a fraction of a second on a busy proxy. It bounds
+/// the queue's memory to about two megabytes.
 const QUEUE: usize = 16_384;
 
-/// How long lines may wait before they are in the file.
+/// How long lines may wait in the buffer.
 const FLUSH: Duration = Duration::from_millis(500);
 
-/// Bytes that may wait until then.
+/// Bytes in the buffer from which on it is written at once.
 const BUFFER: usize = 8192;
 
-/// How long to say nothing more of lines that can't be written.
+/// The time between two warnings of lost lines.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// How long the last lines may hold up the end of the process.
+/// How long the process waits for the last lines before it ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// The running log.
@@ -63,36 +63,35 @@ struct Line<'a> {
 }
 
 impl Writer {
-    /// Opens the log and starts the thread that writes it. Workers get the sender;
-    /// sessions whose lines can't be written are added to `unlogged`.
+    /// Opens the log and starts the thread that writes it. Workers get the sender; lost
+    /// lines are added to `unlogged`.
     ///
     /// # Errors
     ///
-    /// Those of opening the file, which must be one, a pipe that is read or a character
-    /// device, and of starting a thread.
+    /// Those of opening the file, pipe or character device, and of starting a thread.
     pub fn start(log: &AccessLog, unlogged: Unlogged) -> io::Result<(Self, SyncSender<Ended>)> {
         let mut output = Output::open(log.file(), unlogged)?;
         let format = log.format;
         let (sender, ended) = mpsc::sync_channel(QUEUE);
-        let (tell, done) = mpsc::channel();
+        let (end, done) = mpsc::channel();
         let reopen = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&reopen);
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
                 write_all(&ended, format, &mut output, &asked);
-                let _ = tell.send(());
+                let _ = end.send(());
             })?;
         Ok((Self { reopen, done }, sender))
     }
 
-    /// Has the file opened anew, for whoever has moved it away.
+    /// Reopens the file, for log rotation.
     pub fn reopen(&self) {
         self.reopen.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until all is written, once no worker is left to tell of more. Not for
-    /// ever: whoever reads the log, or the disk, may have stalled.
+    /// Waits until all lines are written, after the workers have ended. Not for ever, since
+    /// the reader of the log, or the disk, may have stalled.
     pub fn finish(self) {
         let _ = self.done.recv_timeout(LAST_LINES);
     }
@@ -160,15 +159,14 @@ impl<'e> Line<'e> {
     }
 }
 
-/// Where lines go, in bursts. What can't be written is lost and counted, and told of
-/// when that begins and ends.
+/// The file, with a buffer. Logs when losses begin and end.
 struct Output {
     path: Option<PathBuf>,
     file: File,
     /// Lines that wait to be written.
     buffer: Vec<u8>,
     waiting: u64,
-    /// The file ends in the middle of a line, since there was no room for the rest.
+    /// Whether the file ends in the middle of a line, since the rest could not be written.
     is_torn: bool,
     unlogged: Unlogged,
     /// Lines lost since one was written.
@@ -223,18 +221,18 @@ impl Output {
         self.buffer.clear();
         self.waiting = 0;
         if is_any_written {
-            self.tell_of_end();
+            self.log_end_of_loss();
         }
         if let Err(error) = result {
-            self.tell_of_loss(lost, &error);
+            self.log_loss(lost, &error);
         }
     }
 
-    fn tell_of_loss(&mut self, lost: u64, error: &io::Error) {
+    fn log_loss(&mut self, lost: u64, error: &io::Error) {
         self.unlogged.fetch_add(lost, Ordering::Relaxed);
         let is_news = self.lost == 0;
         self.lost += lost;
-        // A disk that is nearly full takes a line now and then.
+        // A disk that is nearly full has room for a line now and then.
         if is_news && self.warned.is_none_or(|told| told.elapsed() >= QUIET) {
             self.warned = Some(Instant::now());
             tracing::warn!(
@@ -245,7 +243,7 @@ impl Output {
         }
     }
 
-    fn tell_of_end(&mut self) {
+    fn log_end_of_loss(&mut self) {
         let lost = std::mem::take(&mut self.lost);
         if lost > 0 {
             tracing::info!(path = %self.name(), lost, "the access log is written again");
@@ -277,7 +275,7 @@ impl Output {
     }
 }
 
-/// Writes all of `bytes`, or as many as it can, and says how many these are.
+/// Writes all of `bytes`, or as many as possible, and returns how many.
 fn write_to(file: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut written = 0;
     while written < bytes.len() {
@@ -304,7 +302,7 @@ mod tests {
     use ppv2_engine::session::{Amount, EndReason, Key};
 
     #[test]
-    fn a_line_tells_all_of_a_session() {
+    fn a_line_has_all_fields_of_a_session() {
         let server = ServerAddr("192.0.2.10:53".parse().unwrap());
         let ended = Ended {
             listener: Listener::new("dns", 1),
@@ -336,6 +334,7 @@ mod tests {
         assert_eq!(json["reply_bytes"], 400);
         assert_eq!(json["seconds"], 1.235);
     }
+
     /// A disk with room for so many bytes.
     struct Disk {
         holds: Vec<u8>,
@@ -359,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_room_is_written_and_the_rest_is_told() {
+    fn lines_that_fit_are_written_and_the_others_counted() {
         let mut disk = Disk {
             holds: Vec::new(),
             room: 9,

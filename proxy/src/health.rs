@@ -24,10 +24,10 @@ use ppv2_engine::mode::{Mode, RewriteOn};
 use ppv2_engine::server::Server;
 
 pub(crate) use check::datagram;
-use check::{HealthCheck, Target};
+use check::{HealthCheck, Outcome, Target};
 use dns::Dns;
 use passive::Passive;
-use status::Key;
+use status::{Evidence, Key};
 pub use status::{Standing, Status, UpstreamReport};
 use tcp::{Http, Tcp};
 use udp::Udp;
@@ -41,7 +41,8 @@ const MAX_UPSTREAM_PROBES: usize = 64;
 
 /// The running checks. They end with the value.
 pub struct Health {
-    status: Arc<Status>,
+    /// How the servers stand.
+    pub status: Arc<Status>,
     permits: Arc<Semaphore>,
     /// By upstream.
     upstream_permits: HashMap<String, Arc<Semaphore>>,
@@ -167,12 +168,6 @@ impl Health {
         }
         tasks
     }
-
-    /// How the servers stand.
-    #[must_use]
-    pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.status)
-    }
 }
 
 /// Runs the checks of one server.
@@ -197,7 +192,7 @@ impl Runner {
             let deadline = tokio::time::Instant::now() + self.health.timeout();
             let outcome = check.check(deadline).await;
             drop(permits);
-            self.status.probed(&self.key, outcome, Instant::now());
+            self.note(Evidence::Probe, outcome);
             tokio::time::sleep_until(begun + pause(&self.health, random_share())).await;
         }
     }
@@ -210,13 +205,17 @@ impl Runner {
         Some([upstream, all.acquire().await.ok()?])
     }
 
+    fn note(&self, evidence: Evidence, outcome: Outcome) {
+        let now = Instant::now();
+        self.status.add(&self.key, evidence, outcome, now);
+    }
+
     async fn watch(self, mut check: Passive) {
         let config = check.config;
         loop {
             tokio::time::sleep(*config.window).await;
             let outcome = check.check(tokio::time::Instant::now()).await;
-            self.status
-                .seen(&self.key, outcome, &config, Instant::now());
+            self.note(Evidence::Traffic, outcome);
         }
     }
 }
@@ -230,7 +229,7 @@ fn pause(health: &config::Health, share: f64) -> Duration {
     full.mul_f64(1.0 - share * f64::from(*health.jitter_percent) / 100.0)
 }
 
-/// A number that nobody can foretell.
+/// An unpredictable number.
 fn random_u16() -> u16 {
     let [a, b, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
     u16::from_ne_bytes([a, b])

@@ -17,23 +17,23 @@
 //! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
 //! | [`privilege`] | drops root and capabilities |
 //! | [`registry`] | the shared objects of listeners and servers, also after a reload |
-//! | [`limits`] | how many sessions this host can bear |
+//! | [`capacity`] | how many sessions this host allows |
 //! | [`port_owner`] | which processes own an address that can't be bound |
 //! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
 //! | [`discovery`] | looks up servers that are names, and keeps their last answers |
-//! | [`health`] | finds out which servers serve, and steers workers accordingly |
+//! | [`health`] | finds out which servers serve |
 //! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
 
 pub mod access_log;
 pub mod admin;
+pub mod capacity;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod discovery;
 mod files;
 pub mod health;
-pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod port_owner;

@@ -27,8 +27,8 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Admin, ReloadRequest};
+use crate::capacity::HostCapacity;
 use crate::config::Config;
-use crate::limits::Ceiling;
 use crate::watch::{self, Watch};
 use control::{Control, Event};
 use ppv2_hosts::doctor;
@@ -194,7 +194,7 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         };
         tokio::spawn(admin::serve(listener, admin));
     }
-    announce(control.config(), control.ceiling(), admin);
+    announce(control.config(), control.host_capacity(), admin);
 
     let mut watch = Watch::new(control.metrics());
     let told = until_told(&mut control, &mut watch, &mut signals, reloads).await;
@@ -252,7 +252,7 @@ async fn until_told(
     }
 }
 
-fn announce(config: &Config, ceiling: Ceiling, admin: Option<SocketAddr>) {
+fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<SocketAddr>) {
     for listener in &config.listeners {
         let servers = listener.servers.iter().map(|(index, mode)| {
             let server = &config.servers[*index];
@@ -268,6 +268,6 @@ fn announce(config: &Config, ceiling: Ceiling, admin: Option<SocketAddr>) {
     }
     let workers = config.worker_count();
     let admin = admin.map(tracing::field::display);
-    let max_sessions = ceiling.max_sessions;
+    let max_sessions = host_capacity.max_sessions;
     tracing::info!(workers, max_sessions, admin, "ready");
 }

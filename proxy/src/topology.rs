@@ -11,9 +11,9 @@ use ppv2_hosts::reply_path::Rewriter;
 use ppv2_hosts::topology::Server;
 use ppv2_udp::LISTENER_BUFFER;
 
+use crate::capacity::HostCapacity;
 use crate::config::{Answers, Config, Expanded, Expect, Header, Health, Listener, Probe};
 use crate::health::datagram;
-use crate::limits::Ceiling;
 use crate::memory;
 
 /// What `config` says about hosts.
@@ -133,15 +133,15 @@ pub fn doctor(config: &Config, options: &Options) -> Result<(String, bool), Prob
 }
 
 fn capacity(config: &Config) -> Vec<Finding> {
-    let ceiling = Ceiling::of(config);
+    let capacity = HostCapacity::of(config);
     let what = "sessions (open files, local ports and memory)";
-    let sessions = match ceiling.shortfall() {
+    let sessions = match capacity.shortfall() {
         Some(shortfall) => Finding::advice(
             what,
             shortfall,
             "LimitNOFILE= or MemoryMax= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
         ),
-        None => Finding::ok(what, format!("at most {}", ceiling.max_sessions)),
+        None => Finding::ok(what, format!("at most {}", capacity.max_sessions)),
     };
     // A service has a control group of its own, so its limit may be another.
     let memory = memory::limit().map(|limit| {

@@ -3,9 +3,9 @@
 
 use std::fmt::Write;
 
+use crate::capacity::HostCapacity;
 use crate::config::Config;
 use crate::discovery;
-use crate::limits::Ceiling;
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
 /// servers that its names resolve to now. Must not be called within a tokio runtime.
@@ -80,23 +80,23 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     if let Some(admin) = config.admin() {
         let _ = writeln!(text, "admin: {admin}");
     }
-    let ceiling = Ceiling::of(config);
+    let capacity = HostCapacity::of(config);
     let _ = writeln!(
         text,
         "sessions: at most {} (open files allow {}{}{})",
-        ceiling.max_sessions,
-        ceiling.descriptors,
-        match ceiling.ports {
+        capacity.max_sessions,
+        capacity.descriptors,
+        match capacity.ports {
             Some(ports) => format!(", local ports {ports}"),
             None => String::new(),
         },
-        match ceiling.memory {
+        match capacity.memory {
             Some(memory) => format!(", memory about {memory}"),
             None => String::new(),
         }
     );
     let warnings = config.warnings.iter().chain(remarks);
-    for warning in warnings.chain(&ceiling.shortfall()) {
+    for warning in warnings.chain(&capacity.shortfall()) {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
@@ -151,7 +151,7 @@ servers = [
     }
 
     #[test]
-    fn the_sockets_of_listeners_are_taken_off_the_ceiling() {
+    fn listening_sockets_reduce_the_capacity() {
         let config = |workers: usize| {
             let content = format!(
                 "workers = {workers}\n[[listener]]\nbind = [\"127.0.0.1:5353\", \"[::1]:5353\"]\n\

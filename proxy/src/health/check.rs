@@ -29,24 +29,18 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Passed,
-        Self::Refused,
-        Self::Timeout,
-        Self::WrongAnswer,
-        Self::Unreachable,
-        Self::Unknown,
+    /// All of them, in their order, with their names in metrics.
+    pub(super) const ALL: [(Self, &'static str); 6] = [
+        (Self::Passed, "passed"),
+        (Self::Refused, "refused"),
+        (Self::Timeout, "timeout"),
+        (Self::WrongAnswer, "wrong_answer"),
+        (Self::Unreachable, "unreachable"),
+        (Self::Unknown, "not_sent"),
     ];
 
     pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::WrongAnswer => "wrong_answer",
-            Self::Unreachable => "unreachable",
-            Self::Unknown => "not_sent",
-        }
+        Self::ALL[self as usize].1
     }
 
     /// The meaning of an error before a datagram was sent, or of a connection.

@@ -71,6 +71,13 @@ pub(super) fn key(server: &Server) -> Key {
     (server.upstream.clone(), server.address)
 }
 
+/// What an outcome was found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    Probe,
+    Traffic,
+}
+
 #[derive(Debug)]
 struct Entry {
     server: Server,
@@ -150,23 +157,6 @@ impl Entry {
             share: self.started(now).unwrap_or(1.0),
             has_returned: self.has_returned,
         }
-    }
-
-    /// Notes and logs that the server went down or came up, if it did.
-    fn settle(&mut self, was_down: bool, why: &dyn fmt::Display, now: Instant) -> bool {
-        if self.is_down() == was_down {
-            return false;
-        }
-        self.has_returned = was_down;
-        (self.why, self.since) = (why.to_string(), SystemTime::now());
-        let (upstream, server) = (&self.server.upstream, &self.server.name);
-        if was_down {
-            self.came = Some(now);
-            tracing::info!(upstream, server, %why, "server is up");
-        } else {
-            tracing::warn!(upstream, server, %why, "server is down");
-        }
-        true
     }
 }
 
@@ -252,12 +242,10 @@ impl Status {
                 .iter()
                 .position(|entry| self::key(&entry.server) == key);
             let returned = at.and_then(|at| left.remove(at));
-            let drain_asked = old.as_ref().or(returned.as_ref()).and_then(|entry| {
-                // A changed configuration ends an operator's request.
-                entry
-                    .drain_asked
-                    .filter(|_| entry.server.drain == server.drain)
-            });
+            // A changed configuration ends an operator's request.
+            let last = old.as_ref().or(returned.as_ref());
+            let last = last.filter(|last| last.server.drain == server.drain);
+            let drain_asked = last.and_then(|last| last.drain_asked);
             let came = old
                 .as_ref()
                 .map_or((!is_start).then_some(now), |old| old.came);
@@ -308,52 +296,49 @@ impl Status {
         active.config.servers.iter().map(standing).collect()
     }
 
-    /// Adds the outcome of a probe.
-    pub(super) fn probed(&self, server: &Key, outcome: Outcome, now: Instant) {
-        self.add(server, now, |entry, fall, rise| {
-            entry.results[outcome as usize] += 1;
-            let passed = outcome == Outcome::Passed;
-            if outcome != Outcome::Unknown {
-                entry.probes.add(passed, fall, rise);
-            }
-            let times = if passed { rise } else { fall };
-            format!("probe {}, {times} in a row", outcome.label())
-        });
-    }
-
-    /// Adds the outcome of a window of clients' traffic.
-    pub(super) fn seen(
-        &self,
-        server: &Key,
-        outcome: Outcome,
-        passive: &crate::config::Passive,
-        now: Instant,
-    ) {
-        self.add(server, now, |entry, fall, _| {
-            entry.traffic.add(outcome, passive, fall, now);
-            let why = match (entry.traffic.is_down(), outcome) {
-                (false, _) => "on trial after its hold",
-                (true, Outcome::Refused) => "clients' datagrams refused, no replies",
-                (true, _) => "clients' datagrams unanswered",
-            };
-            why.to_owned()
-        });
-    }
-
-    /// Has a server's entry changed, which returns the reason.
-    fn add(&self, server: &Key, now: Instant, change: impl FnOnce(&mut Entry, u32, u32) -> String) {
+    /// Adds the outcome of a check of a server, and logs if it goes down or comes back.
+    pub(super) fn add(&self, server: &Key, evidence: Evidence, outcome: Outcome, now: Instant) {
         let mut known = self.known();
         let Some(entry) = known.servers.get_mut(server) else {
             return;
         };
-        let Some((fall, rise)) = entry.server.health.as_ref().map(|h| (*h.fall, *h.rise)) else {
+        let Some(health) = entry.server.health.clone() else {
             return;
         };
         let was_down = entry.is_down();
-        let why = change(entry, fall, rise);
-        if entry.settle(was_down, &why, now) {
-            self.changed.notify_one();
+        let passed = outcome == Outcome::Passed;
+        if evidence == Evidence::Probe {
+            entry.results[outcome as usize] += 1;
+            if outcome != Outcome::Unknown {
+                entry.probes.add(passed, *health.fall, *health.rise);
+            }
+        } else if let Some(passive) = &health.passive {
+            entry.traffic.add(outcome, passive, *health.fall, now);
         }
+        let is_down = entry.is_down();
+        if is_down == was_down {
+            return;
+        }
+        entry.has_returned = was_down;
+        entry.since = SystemTime::now();
+        entry.why = match (evidence, outcome) {
+            (Evidence::Probe, _) => {
+                let times = if passed { *health.rise } else { *health.fall };
+                format!("probe {}, {times} in a row", outcome.label())
+            }
+            _ if was_down => "on trial after its hold".to_owned(),
+            (_, Outcome::Refused) => "clients' datagrams refused, no replies".to_owned(),
+            _ => "clients' datagrams unanswered".to_owned(),
+        };
+        let Server { upstream, name, .. } = &entry.server;
+        let why = &entry.why;
+        if is_down {
+            tracing::warn!(upstream, server = name, why, "server is down");
+        } else {
+            entry.came = Some(now);
+            tracing::info!(upstream, server = name, why, "server is up");
+        }
+        self.changed.notify_one();
     }
 
     /// All upstreams.
@@ -417,10 +402,9 @@ impl Collector for Status {
         )?;
         let mut results = Samples::new();
         for one in entries.iter().filter(|(entry, _)| entry.is_checked()) {
-            for outcome in Outcome::ALL {
-                let mut labels = labels(one);
-                labels.push(("result", outcome.label()));
-                results.push((labels, one.0.results[outcome as usize]));
+            for ((_, result), count) in Outcome::ALL.iter().zip(one.0.results) {
+                let labels = [labels(one), vec![("result", *result)]].concat();
+                results.push((labels, count));
             }
         }
         count(

@@ -85,7 +85,7 @@ fn an_upstream_whose_servers_hang_delays_no_probes_of_another() {
     runtime.block_on(async {
         let mut health = Health::default();
         health.reconfigure(&active, Instant::now());
-        let status = health.status();
+        let status = Arc::clone(&health.status);
         let is_down = || {
             let standings = status.standings(&active, Instant::now());
             standings.last().map(|standing| standing.state) == Some(State::Down)

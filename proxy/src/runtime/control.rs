@@ -19,10 +19,10 @@ use super::workers::Workers;
 use super::{RunError, bind};
 use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
+use crate::capacity::HostCapacity;
 use crate::config::{Config, Expanded};
 use crate::discovery::{self, Names};
 use crate::health::{Health, Standing, Status};
-use crate::limits::Ceiling;
 use crate::metrics::{Counted, Metrics};
 use crate::registry::{ActiveConfig, Registry};
 use crate::topology;
@@ -69,7 +69,7 @@ pub(super) struct Control {
     route_after: Instant,
     /// When to find out where names lead to now.
     expand_at: Option<Instant>,
-    ceiling: Ceiling,
+    host_capacity: HostCapacity,
     metrics: Arc<Metrics>,
     health: Health,
     network: Network,
@@ -97,9 +97,9 @@ impl Control {
         let Expanded { config, remarks } = reload::expand(&written, names.running.status.answers())
             .await
             .map_err(io::Error::other)?;
-        let ceiling = Ceiling::of(&config);
+        let host_capacity = HostCapacity::of(&config);
         let warnings = config.warnings.iter().chain(&remarks);
-        for warning in warnings.chain(&ceiling.shortfall()) {
+        for warning in warnings.chain(&host_capacity.shortfall()) {
             tracing::warn!("{warning}");
         }
         let now = Instant::now();
@@ -117,7 +117,7 @@ impl Control {
         let active = Arc::new(registry.activate(config));
         let counters: Vec<Arc<WorkerCounters>> =
             (0..sockets.len()).map(|_| Arc::default()).collect();
-        let capacity = Capacity::new(ceiling.max_sessions, ceiling.max_sockets);
+        let capacity = Capacity::new(host_capacity.max_sessions, host_capacity.max_sockets);
         let counted = Counted {
             listeners: active.listeners.clone(),
             servers: registry.servers(),
@@ -126,7 +126,7 @@ impl Control {
         let metrics = Arc::new(Metrics::new(counted, Arc::clone(&capacity), unlogged));
         let mut health = Health::default();
         health.reconfigure(&active, now);
-        let routing = routing(&active, &health.status().standings(&active, now));
+        let routing = routing(&active, &health.status.standings(&active, now));
         let first = snapshot(&active, routing, None, BTreeSet::new(), log.as_ref());
         let snapshot = Arc::new(first);
         let client_ports = Arc::default();
@@ -158,7 +158,7 @@ impl Control {
             route_at: None,
             route_after: now,
             expand_at: None,
-            ceiling,
+            host_capacity,
             metrics,
             health,
             network,
@@ -177,11 +177,11 @@ impl Control {
     }
 
     pub(super) fn status(&self) -> Arc<Status> {
-        self.health.status()
+        Arc::clone(&self.health.status)
     }
 
-    pub(super) fn ceiling(&self) -> Ceiling {
-        self.ceiling
+    pub(super) fn host_capacity(&self) -> HostCapacity {
+        self.host_capacity
     }
 
     pub(super) fn names(&self) -> Arc<discovery::Status> {
@@ -262,7 +262,7 @@ impl Control {
         self.apply(config, log)
             .await
             .map_err(|error| error.to_string())?;
-        let shortfall = self.ceiling.shortfall();
+        let shortfall = self.host_capacity.shortfall();
         for warning in warnings.iter().chain(&remarks).chain(&shortfall) {
             tracing::warn!("{warning}");
         }
@@ -332,10 +332,10 @@ impl Control {
             Some(_) => log.or(self.log.take()),
             None => None,
         };
-        let ceiling = Ceiling::of(&config);
+        let host_capacity = HostCapacity::of(&config);
         let capacity = &self.metrics.capacity;
-        capacity.resize(ceiling.max_sessions, ceiling.max_sockets);
-        self.ceiling = ceiling;
+        capacity.resize(host_capacity.max_sessions, host_capacity.max_sockets);
+        self.host_capacity = host_capacity;
         self.close_later(&config, now);
         self.lame_ducks.update(&mut config, Some(&self.active), now);
         let active = Arc::new(self.registry.activate(config));
@@ -461,11 +461,11 @@ impl Control {
     async fn route(&mut self) -> Vec<Routing> {
         let now = Instant::now();
         let active = Arc::clone(&self.active);
-        let standings = self.health.status().standings(&active, now);
+        let standings = self.health.status.standings(&active, now);
         self.note_down(&standings);
         let made = spawn_blocking(move || routing(&active, &standings));
         self.route_after = Instant::now() + ROUTE_PAUSE;
-        let step = self.health.status().next_step(now);
+        let step = self.health.status.next_step(now);
         self.route_at = step.map(|step| step.max(self.route_after));
         // It fails only where the runtime is ending.
         made.await.unwrap_or_default()

@@ -3,41 +3,41 @@
 
 use std::fs;
 
+use ppv2_engine::mode::Mode;
+
 use crate::admin;
 use crate::config::{Config, Listener};
 use crate::discovery;
 use crate::health;
 use crate::memory::{self, MemoryLimit};
-use ppv2_engine::mode::Mode;
 
-/// Descriptors for everything that is no session and no worker's: every admin
-/// connection that there can be, and as many again for the admin listener,
-/// standard streams, the pipe of signals, the epoll and eventfd that go with
-/// them, and what the process inherited.
+/// Descriptors for everything but sessions and workers: every possible admin connection,
+/// and as many for the admin listener, standard streams, signals, the runtime's epoll and
+/// eventfd, and inherited ones.
 const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS;
 
-/// What each worker takes besides its listening sockets: epoll and eventfd.
+/// Descriptors of a worker besides its listening sockets: epoll and eventfd.
 const WORKER_DESCRIPTORS: usize = 2;
 
-/// One in so many of the sockets is kept for sessions that have ended, so that
-/// their ports rest before another session gets them.
+/// One in so many sockets is kept for sessions that have ended, so that their ports rest
+/// before another session gets them.
 const RETIRED_SHARE: usize = 16;
 
-/// One in so many local ports is left to the rest of the host, whose own
-/// queries would fail without.
+/// One in so many local ports is left to the rest of the host, whose own queries would
+/// fail without.
 const HOST_SHARE: usize = 32;
 
-/// Sessions in clients' names that there are at the most, unless the configuration
-/// says otherwise: no local port bounds them, and each takes kernel memory, some
-/// kilobytes, as long as whoever forges its client's address likes.
-const IN_CLIENTS_NAMES: usize = 100_000;
+/// The default maximum of sessions in clients' names. No local port bounds them, and each
+/// takes some kilobytes of kernel memory, for as long as an attacker who forges client
+/// addresses wants.
+const SPOOFED_SESSIONS: usize = 100_000;
 
-/// Memory that a session takes, in bytes, most of it the kernel's for its socket:
-/// 3,500 to 3,800 were measured.
+/// Memory of a session in bytes, most of it the kernel's for its socket: 3,500 to 3,800
+/// were measured.
 const SESSION_BYTES: u64 = 4096;
 
-/// Memory that the process takes without sessions, in bytes, and what each worker adds.
-/// About a half was measured; lists of thousands of servers take some of the rest.
+/// Memory of the process without sessions, in bytes, and of each worker. About half was
+/// measured; lists of thousands of servers take some of the rest.
 const PROCESS_BYTES: u64 = 12 << 20;
 const WORKER_BYTES: u64 = 2 << 20;
 
@@ -46,28 +46,30 @@ const QUEUES_SHARE: u64 = 4;
 
 const PORT_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// Sockets that sessions can have at the most, and how they are used.
+/// Ports in the kernel's default range.
+const DEFAULT_PORTS: usize = 28_232;
+
+/// How many sessions and sockets there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ceiling {
-    /// What descriptors leave.
+pub struct HostCapacity {
+    /// Sessions that descriptors allow.
     pub descriptors: usize,
-    /// What local ports leave; `None` if no session takes one of the host's own.
+    /// Sessions that local ports allow; `None` if no session takes one.
     pub ports: Option<usize>,
-    /// What memory leaves, about; `None` if the kernel doesn't tell how much there is.
+    /// Sessions that memory allows, about; `None` if the kernel doesn't say how much
+    /// there is.
     pub memory: Option<usize>,
-    /// What the configuration says, which may be more than there can be.
+    /// `max_sessions` of the configuration, which may be higher.
     pub configured: Option<usize>,
-    /// The most sessions, by configuration or by this ceiling, and never more than
-    /// descriptors allow.
+    /// The maximum of sessions, never higher than descriptors allow.
     pub max_sessions: usize,
-    /// The most sockets, of sessions and of ended ones whose ports rest.
+    /// The maximum of sockets: of sessions, and of ended sessions whose ports rest.
     pub max_sockets: usize,
 }
 
-impl Ceiling {
-    /// Raises the soft limit of open files to the hard one, and reads what the
-    /// kernel leaves to sessions under `config`. Each source address has local
-    /// ports of its own.
+impl HostCapacity {
+    /// Raises the soft limit of open files to the hard limit, and reads what the kernel
+    /// leaves to sessions of `config`.
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
@@ -82,15 +84,14 @@ impl Ceiling {
         let taken = SPARE_DESCRIPTORS + probes + lookups + workers + config.listening_sockets();
         let descriptors = descriptors.saturating_sub(taken);
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
-        let ports = ports_in(&range).unwrap_or(28_232);
+        // Each source address has local ports of its own, and so has each client's.
         let sources = config.sources().len().max(1);
-        // Each client address has ports of its own.
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
-        let in_clients_names = modes.all(Mode::spoofs);
-        let ports = (!in_clients_names).then_some(ports * sources);
+        let ports = ports_in(&range).unwrap_or(DEFAULT_PORTS) * sources;
+        let ports = (!modes.all(Mode::spoofs)).then_some(ports);
         let memory = memory::limit().map(|limit| sessions_in(&limit, config.worker_count()));
-        let max_sessions = config.limits.max_sessions.map(|most| *most);
-        Self::new(max_sessions, descriptors, ports, memory)
+        let configured = config.limits.max_sessions.map(|most| *most);
+        Self::new(configured, descriptors, ports, memory)
     }
 
     fn new(
@@ -99,48 +100,44 @@ impl Ceiling {
         ports: Option<usize>,
         memory: Option<usize>,
     ) -> Self {
-        let by_ports = ports.map_or(IN_CLIENTS_NAMES, |ports| ports - ports / HOST_SHARE);
+        let by_ports = ports.map_or(SPOOFED_SESSIONS, |ports| ports - ports / HOST_SHARE);
         let by_memory = memory.unwrap_or(usize::MAX);
         let sockets = descriptors.min(by_ports).min(by_memory).max(1);
         let running = (sockets - sockets / RETIRED_SHARE).max(1);
-        // With more, sessions would take the descriptors that the admin address needs.
+        // More sessions would take the descriptors of the admin address.
         let allowed = configured.map(|wanted| wanted.min(descriptors).max(1));
         let max_sessions = allowed.unwrap_or(running);
-        let max_sockets = sockets.max(max_sessions);
         Self {
             descriptors,
             ports,
             memory,
             configured,
             max_sessions,
-            max_sockets,
+            max_sockets: sockets.max(max_sessions),
         }
     }
 
-    /// What will run out before the configured number of sessions is reached,
-    /// in words for the operator.
+    /// Which resource runs out before `max_sessions` is reached, for the operator.
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
         let wanted = self.configured.unwrap_or(self.max_sessions);
-        let descriptors = self.descriptors;
-        let ports = self.ports.unwrap_or(usize::MAX);
-        let memory = self.memory.unwrap_or(usize::MAX);
-        if wanted > descriptors {
-            Some(format!(
-                "max_sessions is {wanted}, open files allow {descriptors}, so {} apply; raise the hard limit (LimitNOFILE)",
-                self.max_sessions
-            ))
-        } else if wanted > memory {
-            Some(format!(
-                "max_sessions is {wanted}, memory allows about {memory}, and the kernel ends a process that exceeds its limit; raise that (MemoryMax, docker run --memory) or lower max_sessions"
-            ))
-        } else if wanted > ports {
-            Some(format!(
-                "max_sessions is {wanted}, local ports allow {ports}; widen net.ipv4.ip_local_port_range or add addresses to `source`"
-            ))
+        let (descriptors, applied) = (self.descriptors, self.max_sessions);
+        let is_short = |allowed: &usize| wanted > *allowed;
+        let why = if wanted > descriptors {
+            format!(
+                "open files allow {descriptors}, so {applied} apply; raise the hard limit (LimitNOFILE)"
+            )
+        } else if let Some(memory) = self.memory.filter(is_short) {
+            format!(
+                "memory allows about {memory}, and the kernel ends a process that exceeds its limit; raise that (MemoryMax, docker run --memory) or lower max_sessions"
+            )
         } else {
-            None
-        }
+            let ports = self.ports.filter(is_short)?;
+            format!(
+                "local ports allow {ports}; widen net.ipv4.ip_local_port_range or add addresses to `source`"
+            )
+        };
+        Some(format!("max_sessions is {wanted}, {why}"))
     }
 }
 
@@ -155,11 +152,10 @@ fn sessions_in(limit: &MemoryLimit, workers: usize) -> usize {
     usize::try_from(sessions).unwrap_or(usize::MAX)
 }
 
+/// How many ports are in a range such as `32768 60999`.
 fn ports_in(range: &str) -> Option<usize> {
-    let mut bounds = range.split_whitespace().map(str::parse::<usize>);
-    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else {
-        return None;
-    };
+    let (first, last) = range.trim().split_once(char::is_whitespace)?;
+    let (first, last): (usize, usize) = (first.parse().ok()?, last.trim().parse().ok()?);
     (last + 1).checked_sub(first)
 }
 
@@ -169,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_scarcest_resource_decides() {
-        let of = |descriptors, ports, memory| Ceiling::new(None, descriptors, ports, memory);
+        let of = |descriptors, ports, memory| HostCapacity::new(None, descriptors, ports, memory);
         let by_descriptors = of(1600, Some(28_232), Some(2000));
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
@@ -179,46 +175,46 @@ mod tests {
             (by_memory.max_sessions, by_memory.max_sockets),
             (1500, 1600)
         );
-        for ceiling in [by_descriptors, by_memory] {
-            assert_eq!(ceiling.shortfall(), None);
+        for capacity in [by_descriptors, by_memory] {
+            assert_eq!(capacity.shortfall(), None);
         }
     }
 
     #[test]
-    fn a_configured_number_stands_and_its_shortfall_is_named() {
+    fn a_configured_maximum_applies_and_its_shortfall_is_reported() {
         let of = |configured, descriptors, memory| {
-            let ceiling = Ceiling::new(Some(configured), descriptors, Some(28_232), memory);
-            (ceiling, ceiling.shortfall().unwrap_or_default())
+            let capacity = HostCapacity::new(Some(configured), descriptors, Some(28_232), memory);
+            (capacity, capacity.shortfall().unwrap_or_default())
         };
-        let (ceiling, shortfall) = of(30_000, 100_000, None);
+        let (capacity, shortfall) = of(30_000, 100_000, None);
         assert_eq!(
-            (ceiling.max_sessions, ceiling.max_sockets),
+            (capacity.max_sessions, capacity.max_sockets),
             (30_000, 30_000)
         );
         assert!(shortfall.contains("ip_local_port_range"), "{shortfall}");
-        let (ceiling, shortfall) = of(3000, 100_000, Some(2000));
-        assert_eq!((ceiling.max_sessions, ceiling.max_sockets), (3000, 3000));
+        let (capacity, shortfall) = of(3000, 100_000, Some(2000));
+        assert_eq!((capacity.max_sessions, capacity.max_sockets), (3000, 3000));
         assert!(shortfall.contains("about 2000"), "{shortfall}");
         assert!(of(2000, 2000, Some(2000)).1.is_empty());
     }
 
     #[test]
-    fn no_configured_number_takes_the_spare_descriptors() {
+    fn a_configured_maximum_leaves_spare_descriptors() {
         for (configured, applies) in [(2000, 1000), (1000, 1000), (usize::MAX, 1000)] {
-            let ceiling = Ceiling::new(Some(configured), 1000, None, None);
+            let capacity = HostCapacity::new(Some(configured), 1000, None, None);
             assert_eq!(
-                (ceiling.max_sessions, ceiling.max_sockets),
+                (capacity.max_sessions, capacity.max_sockets),
                 (applies, applies)
             );
-            let shortfall = ceiling.shortfall().unwrap_or_default();
+            let shortfall = capacity.shortfall().unwrap_or_default();
             assert_eq!(configured > applies, shortfall.contains("LimitNOFILE"));
             assert_eq!(configured > applies, shortfall.contains("so 1000 apply"));
         }
-        assert_eq!(Ceiling::new(Some(5), 0, None, None).max_sessions, 1);
+        assert_eq!(HostCapacity::new(Some(5), 0, None, None).max_sessions, 1);
     }
 
     #[test]
-    fn memory_is_for_the_process_first_and_then_for_sessions() {
+    fn sessions_get_the_memory_that_the_process_leaves() {
         let of = |megabytes: u64, workers| {
             let bytes = megabytes << 20;
             let source = "memory.max".into();
@@ -231,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_range_is_read_as_the_kernel_writes_it() {
+    fn the_kernels_port_range_is_read() {
         assert_eq!(ports_in("32768\t60999\n"), Some(28_232));
         assert_eq!(ports_in(""), None);
         assert_eq!(ports_in("5 1"), None);

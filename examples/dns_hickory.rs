@@ -29,7 +29,7 @@ const MOST_AT_ONCE: usize = 1024;
 /// section 4.2.1).
 const SHORTEST_LIMIT: u16 = 512;
 
-/// The way back for one answer.
+/// The recipient of one answer.
 #[derive(Clone)]
 struct Reply {
     socket: Arc<UdpSocket>,

@@ -1,6 +1,6 @@
-//! A game-style server that pushes to its clients unasked: whoever sends `join`
-//! gets the state of the world twenty times a second until it has been silent
-//! for too long or sends `leave`. Any other datagram moves the player.
+//! A game server that pushes to its clients: a client that sends `join` gets the state
+//! of the world twenty times a second until it sends `leave` or is silent for too long.
+//! Any other datagram moves the player.
 //!
 //!     cargo run -p ppv2-examples --bin game_tokio -- --listen 127.0.0.1:9001 --trusted 127.0.0.0/8
 #![expect(clippy::print_stderr, reason = "a program for people to look at")]
@@ -17,11 +17,11 @@ use tokio::time::{MissedTickBehavior, interval};
 /// Between two states of the world.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A client that has been silent for so long is gone. It must be shorter than
-/// the SDK remembers the way to a client, 120 seconds.
+/// A client that is silent for so long is gone. It must be shorter than the SDK
+/// remembers a client, 120 seconds.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Anybody can claim to be many clients, and each costs datagrams and memory.
+/// One sender can pretend to be many clients, and each costs datagrams and memory.
 const MOST_PLAYERS: usize = 1000;
 
 struct Player {
@@ -79,8 +79,8 @@ fn take(players: &mut HashMap<SocketAddr, Player>, client: SocketAddr, message: 
     }
 }
 
-/// Sends the state of the world to everybody, with few calls to the kernel. The
-/// SDK knows which proxy leads to whom.
+/// Sends the state of the world to all players, with few calls to the kernel. The SDK
+/// knows the proxy of each.
 async fn push(socket: &UdpSocket, players: &mut HashMap<SocketAddr, Player>) {
     players.retain(|_, player| player.heard.elapsed() < SILENCE);
     let moves: u64 = players.values().map(|player| player.moves).sum();

@@ -16,9 +16,9 @@ use ppv2_sdk::{Trust, UdpSocket};
 const AT_ONCE: f64 = 5.0;
 const PER_SECOND: f64 = 10.0;
 
-/// Anybody can claim to be many clients. When so many are remembered, those that
-/// have all their tokens back are forgotten, which makes no difference to them;
-/// if that is nobody, newcomers have to wait.
+/// One sender can pretend to be many clients. When so many are remembered, those that
+/// have all their tokens back are forgotten, which makes no difference to them. If there
+/// are none, new clients have to wait.
 const MOST_CLIENTS: usize = 100_000;
 
 /// Between two searches for clients to forget, each of which takes a while.

@@ -1,5 +1,5 @@
-"""A game server that pushes to its players unasked: whoever has sent its position
-is told, many times a second, where everybody is.
+"""A game server that pushes to its players: each player that has sent its position is
+told, many times a second, where all players are.
 
     python game_push.py --listen 127.0.0.1:9001 --trusted 127.0.0.1
 """
@@ -13,7 +13,7 @@ import ppv2
 
 TICK = 0.05  # seconds
 GONE_AFTER = 10.0  # seconds
-# Bounds what made-up players can make us remember, and send.
+# Bounds what made-up players can cost in memory and datagrams.
 MOST_PLAYERS = 256
 LONGEST_POSITION = 32  # bytes
 

@@ -1,5 +1,5 @@
 //! What can be wrong with a header, a TLV's value, or a request to write one.
-//! Every error says which byte, what stood there and what was expected.
+//! Every error names the byte, what was found there and what was expected.
 
 use thiserror::Error;
 
@@ -298,4 +298,17 @@ pub enum EncodeError {
     /// [`Encoder::crc32c`](crate::Encoder::crc32c) can write a true one, once.
     #[error("CRC32C is written once and by Encoder::crc32c")]
     Checksum,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_can_be_boxed_and_sent_to_other_threads() {
+        fn check<E: core::error::Error + Send + Sync + 'static>() {}
+        check::<DecodeError>();
+        check::<EncodeError>();
+        check::<TlvError>();
+    }
 }

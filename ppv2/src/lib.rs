@@ -1,10 +1,9 @@
 //! PROXY protocol v2 for datagrams.
 //!
-//! A UDP proxy that hides its clients can tell the server who they are by
-//! putting a PROXY protocol v2 header in front of every datagram. This crate
-//! reads such a header from a received datagram and writes one into a buffer
-//! that the caller owns. It does no I/O, contains no unsafe code and allocates
-//! nothing.
+//! A UDP proxy hides the clients' addresses from the server. It can pass them on in
+//! a PROXY protocol v2 header in front of every datagram. This crate reads such a
+//! header from a received datagram, and writes one into a buffer of the caller. It
+//! does no I/O, contains no unsafe code and allocates nothing.
 //!
 //! ```text
 //!  0            12 13 14   16               28 or 52            header end
@@ -28,10 +27,9 @@
 //! # Ok::<(), ppv2::DecodeError>(())
 //! ```
 //!
-//! [`decode`] must be asked only of datagrams that are *known* to carry a
-//! header: whether one does is decided by who sent it, never by what it looks
-//! like (specification, section 5). A datagram that fails to decode is dropped;
-//! there is no "need more bytes", since a header never spans two datagrams.
+//! Call [`decode`] only for datagrams that *must* carry a header. The sender decides
+//! that, never the bytes (specification, section 5). Drop a datagram that fails to
+//! decode: there is no "need more bytes", since a header never spans two datagrams.
 //!
 //! # Writing
 //!
@@ -65,6 +63,11 @@
 
 #[cfg(test)]
 extern crate std;
+
+/// Has the examples of the README tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod block;
 mod checksum;

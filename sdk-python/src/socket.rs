@@ -41,9 +41,9 @@ const UDP_GRO: (i32, i32) = (17, 104);
 /// family: (host, port) on an AF_INET socket, IPv6 clients too;
 /// (host, port, flowinfo, scope_id) on an AF_INET6 one, IPv4 clients as
 /// "::ffff:192.0.2.1".
-/// Passed to sendto() as the object that it is, it makes the reply go by the
-/// listener and the proxy that the datagram came through; an equal tuple goes
-/// the way of the client's latest datagram.
+/// Pass the object itself to sendto(): then the reply takes the listener and the
+/// proxy that the datagram came through. A reply to an equal tuple takes those of the
+/// client's latest datagram.
 ///
 /// All methods may be called from several threads.
 #[pyclass(frozen, weakref, module = "ppv2")]
@@ -255,8 +255,8 @@ impl Socket {
     ///     How many bytes were sent.
     ///
     /// Raises:
-    ///     NoReplyPathError: The client was not heard from, or too long ago; or not for
-    ///         10 seconds, and the proxy's address has named another client since.
+    ///     NoReplyPathError: Nothing was received from the client, or too long ago; or
+    ///         10 seconds ago, and the proxy's address has named another client since.
     ///     TimeoutError, BlockingIOError: There is no room to send, and the
     ///         timeout passed or the socket is non-blocking.
     ///     OSError: The datagram could not be sent.
@@ -359,8 +359,8 @@ impl Socket {
     ///     datagrams: Payloads and clients' addresses, each as for sendto().
     ///
     /// Returns:
-    ///     How many datagrams, from the first on, are dealt with: sent, or, with
-    ///     no way to their client, counted in stats() and left out. Less than
+    ///     How many datagrams, from the first on, are dealt with: sent, or, without
+    ///     a reply path to their client, counted in stats() and left out. Less than
     ///     all if one of the rest can't be sent; sending that again says why.
     ///
     /// Raises:

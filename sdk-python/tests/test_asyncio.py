@@ -11,21 +11,10 @@ import uvloop
 
 import ppv2
 import ppv2.asyncio
-from peers import CLIENT, OTHER_CLIENT, PATIENCE, Proxy, hostile, udp
+from peers import CLIENT, OTHER_CLIENT, Proxy, hostile, udp
 from ppv2.asyncio import DatagramTransport, create_datagram_endpoint
 
 Main = Callable[[], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture(params=["standard", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Main) -> None:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(main(), PATIENCE))
-
-    return run
 
 
 class Protocol(asyncio.DatagramProtocol):

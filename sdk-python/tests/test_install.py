@@ -10,24 +10,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from peers import CLIENT, PATIENCE, Proxy, udp
+from peers import CLIENT, Proxy, udp
 from ppv2.asyncio import DatagramTransport, install
 from real_proxy import free_port
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 TRUSTED = ["127.0.0.1", "::1"]
-
-
-@pytest.fixture(params=["standard", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Main) -> None:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(main(), PATIENCE))
-
-    return run
 
 
 class Protocol(asyncio.DatagramProtocol):

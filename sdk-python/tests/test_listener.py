@@ -36,7 +36,7 @@ ip addr add 2001:db8:c::11/64 dev lo nodad
 
 
 def answers(sock: ppv2.Socket, client: Any, listeners: list[Any]) -> None:
-    """Checks every way of sending, and that the proxy sees nothing of it."""
+    """Checks every method that sends, and that the proxy sees nothing of it."""
     at = ("127.0.0.1", sock.getsockname()[1])
     to = client.getsockname()
     addresses = []

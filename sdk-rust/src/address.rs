@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 /// the scope of a link-local address included.
 #[inline]
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
-    // Most are IPv4 already, and putting an address together anew costs more
-    // than all the rest.
+    // Most are IPv4 already, and building a new address costs more than all the
+    // rest.
     let SocketAddr::V6(v6) = address else {
         return address;
     };

@@ -1,10 +1,10 @@
-//! UDP sockets for a server behind a proxy: they show it its clients.
+//! UDP sockets for a server behind a proxy. They show the server its clients.
 //!
-//! A UDP proxy sends from its own address, so that a server behind it sees one
-//! client only: the proxy. One that speaks PROXY protocol v2, as `ppv2-proxy`
-//! does, puts a header in front of every datagram that says who the client is.
-//! The sockets here take it off, hand the server the client's address, and send
-//! replies back through the proxy that the client came through.
+//! A UDP proxy sends from its own address, so a server behind it sees only one client:
+//! the proxy. A proxy that speaks PROXY protocol v2, as `ppv2-proxy` does, puts a header
+//! with the client's address in front of every datagram. The sockets here remove the
+//! header, give the server the client's address, and send replies back through the proxy
+//! that the client came through.
 //!
 //! ```diff
 //! -use std::net::UdpSocket;
@@ -12,7 +12,8 @@
 //!
 //!  fn main() -> std::io::Result<()> {
 //! -    let socket = UdpSocket::bind("0.0.0.0:9000")?;
-//! +    let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?)?;
+//! +    let trust = Trust::networks(["192.0.2.10"]).build()?;
+//! +    let socket = UdpSocket::bind("0.0.0.0:9000", trust)?;
 //!      let mut buffer = [0; 1500];
 //!      loop {
 //!          let (len, client) = socket.recv_from(&mut buffer)?;
@@ -22,32 +23,32 @@
 //! ```
 //!
 //! [`UdpSocket`] blocks as `std`'s does;
-#![cfg_attr(feature = "tokio", doc = "[`tokio::UdpSocket`] is its like for tokio.")]
+#![cfg_attr(
+    feature = "tokio",
+    doc = "[`tokio::UdpSocket`] is its counterpart for tokio."
+)]
 #![cfg_attr(
     not(feature = "tokio"),
-    doc = "the feature `tokio` adds its like for tokio."
+    doc = "the feature `tokio` adds its counterpart for tokio."
 )]
-#![cfg_attr(
-    feature = "quinn",
-    doc = "The module [`quinn`] shows them to a QUIC server."
-)]
-#![cfg_attr(
-    not(feature = "quinn"),
-    doc = "The feature `quinn` shows them to a QUIC server."
-)]
-//! `recv_datagram` returns all that is known of a datagram, and `reply` answers
-//! it; `recv_batch` and `send_batch` move many with one call to the kernel.
-//! [`Demux`] is what stands behind both, for sockets of any other kind.
+#![cfg_attr(feature = "quinn", doc = "The module [`quinn`] serves QUIC.")]
+#![cfg_attr(not(feature = "quinn"), doc = "The feature `quinn` serves QUIC.")]
+//! `recv_datagram` returns all that is known of a datagram, and `reply` answers it.
+//! `recv_batch` and `send_batch` move many datagrams with one call to the kernel.
+//! [`Demux`] is the part behind all of them, for sockets of other kinds.
 //!
-//! # A client, its proxy and a server
+//! # Example
+//!
+//! A client, its proxy and a server:
 //!
 //! ```
 //! use std::net::UdpSocket as StdSocket;
 //! use ppv2_sdk::{Trust, UdpSocket};
 //!
-//! let server = UdpSocket::bind("127.0.0.1:0", Trust::networks(["127.0.0.1"]).build()?)?;
+//! let trust = Trust::networks(["127.0.0.1"]).build()?;
+//! let server = UdpSocket::bind("127.0.0.1:0", trust)?;
 //!
-//! // What a proxy does for a client at 203.0.113.11.
+//! // The proxy passes on the datagram of a client at 203.0.113.11.
 //! let proxy = StdSocket::bind("127.0.0.1:0")?;
 //! let mut datagram = [0; 28 + 5];
 //! let client = "203.0.113.11:54321".parse().unwrap();
@@ -67,52 +68,52 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! # Who is believed
+//! # Trust
 //!
-//! Whether a datagram has a header is decided by who sent it, never by what it
-//! looks like. The networks in [`Trust`] are those of the proxies: what comes
-//! from there must carry a header, and what comes from elsewhere is never
-//! searched for one. There is no default.
+//! The sender decides whether a datagram has a header, never its bytes. [`Trust`] names
+//! the networks of the proxies: a datagram from there must carry a header, and the socket
+//! never looks for a header in a datagram from elsewhere. There is no default.
 //!
-//! | comes from | begins with a header | and is |
+//! | sender | header | the datagram is |
 //! |---|---|---|
-//! | a trusted network | that names a UDP client | delivered, as from that client |
-//! | | that says LOCAL | delivered, as from the proxy itself |
+//! | in a trusted network | names a UDP client | delivered, as from that client |
+//! | | LOCAL | delivered, as from the proxy itself |
 //! | | of any other kind, or none | dropped |
-//! | elsewhere | never looked at | dropped; with [`Untrusted::Accept`] delivered untouched, as from its sender |
+//! | elsewhere | not looked for | dropped; with [`Untrusted::Accept`] delivered unchanged, as from its sender |
 //!
-//! What is dropped never makes a receive call fail: it is counted in [`Stats`]
-//! under its [`DropReason`], and the call goes on waiting. The first drop for each
-//! reason, then at most one a minute, is logged by `tracing` at level WARN, with the
-//! sender and the setting to look at. A sender's address in
-//! UDP can be forged, so trust networks only where routers or firewalls keep
-//! others from sending under their addresses.
+//! A dropped datagram never makes a receive call fail: [`Stats`] counts it under its
+//! [`DropReason`], and the call goes on waiting. `tracing` logs the first drop for each
+//! reason, then at most one a minute, at level WARN, with the sender and the setting to
+//! change.
+//!
+//! Senders of UDP can forge their address. So trust a network only where routers or
+//! firewalls keep other hosts from sending with its addresses.
 //!
 //! # Where replies go
 //!
 //! `send_to` takes the client's address and sends to the proxy that the client's
 //! latest datagram came from. The table behind it holds 65,536 clients, each for
 //! 120 seconds after its latest datagram, unless [`Trust`] says otherwise.
-//! `reply` sends by the way that the very datagram came.
+//! `reply` sends by the [`ReplyPath`] of one datagram.
 //!
 //! A proxy hands the address that it used for one client on to another, once the
-//! first has been silent for long enough. A reply sent later would reach a
-//! stranger. So a client whose proxy's address has named another client since can
+//! first has been silent for long enough. A later reply would reach the wrong client.
+//! So after the address of a client's proxy has named another client, the client can
 //! be sent to for [`FORMER_CLIENT_GRACE`], 10 seconds, after its own latest
-//! datagram; then `send_to` and `reply` fail as for a client that is not known.
+//! datagram; then `send_to` and `reply` fail as for an unknown client.
 //!
-//! A socket that is bound to all addresses of its host, as `0.0.0.0` or `[::]`,
-//! answers from the one that the datagram was sent to (on Linux): the proxy takes
-//! replies from no other. Elsewhere bind to that address.
+//! A socket that is bound to all addresses of its host (`0.0.0.0`, `[::]`) answers from
+//! the address that the datagram was sent to (on Linux): the proxy takes replies from no
+//! other. On other systems bind to that address.
 //!
-//! With [`ReplyFrom::Listener`] replies go straight to the client instead, from
-//! the address that it wrote to, and the proxy is spared them.
+//! With [`ReplyFrom::Listener`] replies go straight to the client, from the address that
+//! it sent to, and past the proxy.
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-/// Has an error's `Debug` print its message, as `main` prints the error that it
-/// returns by `Debug`: inside an [`std::io::Error`] too.
+/// Has an error's `Debug` print its message, since `main` prints the error that it
+/// returns by `Debug`, inside an [`std::io::Error`] too.
 macro_rules! message_as_debug {
     ($error:ty) => {
         impl std::fmt::Debug for $error {
@@ -122,6 +123,11 @@ macro_rules! message_as_debug {
         }
     };
 }
+
+/// Has the examples of the README tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod address;
 mod batch;
@@ -155,3 +161,15 @@ pub use reply_path::{Recipient, ReplyPath};
 pub use socket::UdpSocket;
 pub use stats::Stats;
 pub use trust::{ReplyFrom, Trust, TrustBuilder, TrustError, Untrusted};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_can_be_boxed_and_sent_to_other_threads() {
+        fn check<E: std::error::Error + Send + Sync + 'static>() {}
+        check::<DropReason>();
+        check::<TrustError>();
+    }
+}

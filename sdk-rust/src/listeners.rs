@@ -67,7 +67,7 @@ impl<S> Listeners<S> {
     ///
     /// # Errors
     ///
-    /// What was tried, and what would mend it.
+    /// What was tried, and how to fix it.
     pub(crate) fn source(
         &self,
         receiver: Option<&impl OwnSocket>,

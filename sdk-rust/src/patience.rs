@@ -1,9 +1,9 @@
 //! How long one receive call goes on when what arrives is dropped, and a send
 //! call when there is no room.
 //!
-//! A socket's read timeout starts anew with every call to the kernel, so a
-//! trickle of bad datagrams would keep a receive call waiting for ever. From the
-//! first drop on, the call counts for itself.
+//! A socket's read timeout begins again with every call to the kernel, so a trickle
+//! of bad datagrams would keep a receive call waiting for ever. From the first drop
+//! on, the call measures the time itself.
 
 use std::io;
 use std::net::UdpSocket;

@@ -1,4 +1,4 @@
-//! Shows a QUIC server of quinn its clients.
+//! QUIC servers of quinn that see their clients.
 //!
 //! ```diff
 //! -let endpoint = quinn::Endpoint::server(config, addr)?;
@@ -6,22 +6,21 @@
 //! +let endpoint = ppv2_sdk::quinn::server(EndpointConfig::default(), config, addr, trust)?;
 //! ```
 //!
-//! From then on `remote_address` of a connection is the client's, address
-//! validation (Retry) concerns the client, and when its port or address changes
-//! quinn sees it migrate. [`Runtime`] is what stands behind it, for endpoints
-//! that are set up by hand, and for the numbers of [`Stats`].
+//! `remote_address` of a connection is then the client's, address validation (Retry)
+//! concerns the client, and quinn sees a migration when its port or address changes.
+//! [`Runtime`] is for endpoints that are set up by hand, and for [`Stats`].
 //!
-//! With [`ReplyFrom::Listener`], a connection to whose client this host may not
-//! send from the listener's address fails, with an error in quinn's log that says
-//! what would mend it.
+//! With [`ReplyFrom::Listener`], a connection fails if this host may not send to its
+//! client from the listener's address. An error in quinn's log says how to fix it.
 //!
-//! What quinn sends to a client that is forgotten is lost, counted as
-//! [`Stats::replies_without_path`] and warned of in the log, once a minute at most:
-//! have [`forget_after`](crate::TrustBuilder::forget_after) (120 seconds unless set) last at least as long as
-//! quinn's `max_idle_timeout` (30 seconds unless set), which can't be asked for.
+//! What quinn sends to a forgotten client is lost. It is counted as
+//! [`Stats::replies_without_path`], and the log warns of it at most once a minute. So
+//! set [`forget_after`](crate::TrustBuilder::forget_after) (120 seconds unless set) to
+//! at least quinn's `max_idle_timeout` (30 seconds unless set), which this crate can't
+//! read.
 //!
-//! Such an endpoint serves; it can't connect to anybody, since nothing is sent
-//! to an address that was not heard from.
+//! Such an endpoint serves. It can't connect to other hosts, since it sends only to
+//! addresses that it has received from.
 
 mod inbox;
 

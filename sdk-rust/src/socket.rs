@@ -205,7 +205,7 @@ impl UdpSocket {
     /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
-    /// listener's address; the message says what would mend it. Otherwise as
+    /// listener's address; the message says how to fix it. Otherwise as
     /// [`std::net::UdpSocket::send_to`].
     pub fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
         let client = client.to_socket_addrs()?.next().ok_or_else(no_address)?;

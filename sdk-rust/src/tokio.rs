@@ -200,7 +200,7 @@ impl UdpSocket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<SocketAddr>> {
         loop {
-            // Has the task give way now and then, however many are dropped.
+            // Lets other tasks run now and then, however many datagrams are dropped.
             ready!(self.core.socket.poll_recv_ready(cx))?;
             match self.try_receive_one(|datagram| {
                 let len = datagram.payload.len().min(buffer.remaining());
@@ -296,7 +296,7 @@ impl UdpSocket {
     /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
-    /// listener's address; the message says what would mend it. Otherwise as
+    /// listener's address; the message says how to fix it. Otherwise as
     /// [`send_to`](::tokio::net::UdpSocket::send_to) of tokio.
     pub async fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
         let client = lookup_host(client).await?.next().ok_or_else(no_address)?;

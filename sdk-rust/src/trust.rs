@@ -63,7 +63,7 @@ pub(crate) struct Settings {
 }
 
 /// Where the replies to clients behind a proxy leave from. Direct clients, and
-/// proxies that speak for themselves, are answered by the socket either way.
+/// proxies that speak for themselves, are always answered by the socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ReplyFrom {
     /// They are sent to the proxy, which passes them on.
@@ -73,8 +73,8 @@ pub enum ReplyFrom {
     /// that the header names as destination. The proxy never sees them; it runs
     /// with `mode = "dsr"` and `rewrite_on = "sdk"`.
     ///
-    /// This host must be let send from that address, in one of these ways, tried
-    /// in this order when the first reply leaves from it:
+    /// This host needs the right to send from that address, by one of these means, tried
+    /// in this order at the first reply:
     ///
     /// | the listener's address | needs |
     /// |---|---|

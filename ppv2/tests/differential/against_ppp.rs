@@ -20,7 +20,7 @@ enum Known {
     /// It refuses a LOCAL header of an unknown family or transport. As above.
     LocalPair,
     /// It hands out the transport, addresses and TLVs of a LOCAL header, so that
-    /// whoever does not look at the command takes them for a client's. As above.
+    /// a caller that ignores the command takes them for a client's. As above.
     LocalContent,
     /// It accepts 0x10, 0x20, 0x30, 0x01 and 0x02. We are right: "Other values
     /// are unspecified and must not be emitted in version 2 of this protocol and

@@ -218,7 +218,7 @@ fn each_difference_has_a_datagram() {
 /// Where it names an error otherwise, or refuses to write what we write.
 #[test]
 fn cut_addresses_and_mixed_families_are_treated_differently() {
-    // The header is malformed, and no further byte can mend it; it asks for more.
+    // The header is malformed, and no further byte can make it valid; it asks for more.
     let cut = wire::header(0x21, 0x12, &V4[..11]);
     let theirs = ProxyHeader::parse(&cut, V2_ONLY);
     assert_eq!(theirs.unwrap_err(), Error::BufferTooShort);

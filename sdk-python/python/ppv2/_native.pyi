@@ -224,9 +224,9 @@ class Socket:
     family: (host, port) on an AF_INET socket, IPv6 clients too;
     (host, port, flowinfo, scope_id) on an AF_INET6 one, IPv4 clients as
     "::ffff:192.0.2.1".
-    Passed to sendto() as the object that it is, it makes the reply go by the
-    listener and the proxy that the datagram came through; an equal tuple goes
-    the way of the client's latest datagram.
+    Pass the object itself to sendto(): then the reply takes the listener and the
+    proxy that the datagram came through. A reply to an equal tuple takes those of the
+    client's latest datagram.
 
     All methods may be called from several threads.
     """
@@ -390,8 +390,8 @@ class Socket:
             How many bytes were sent.
 
         Raises:
-            NoReplyPathError: The client was not heard from, or too long ago; or not for
-                10 seconds, and the proxy's address has named another client since.
+            NoReplyPathError: Nothing was received from the client, or too long ago; or
+                10 seconds ago, and the proxy's address has named another client since.
             TimeoutError, BlockingIOError: There is no room to send, and the
                 timeout passed or the socket is non-blocking.
             OSError: The datagram could not be sent.
@@ -407,8 +407,8 @@ class Socket:
             datagrams: Payloads and clients' addresses, each as for sendto().
 
         Returns:
-            How many datagrams, from the first on, are dealt with: sent, or, with
-            no way to their client, counted in stats() and left out. Less than
+            How many datagrams, from the first on, are dealt with: sent, or, without
+            a reply path to their client, counted in stats() and left out. Less than
             all if one of the rest can't be sent; sending that again says why.
 
         Raises:
@@ -608,19 +608,19 @@ def wrap(
             detach().
         trusted: The networks whose datagrams must carry a header, such as
             ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
-            Whoever sits in one can speak for any client, so name the proxies
-            alone.
+            A host in one of them can speak for any client, so name only the
+            proxies.
         untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
             it as one of a client that is not behind a proxy, payload untouched.
         reply_from: Where replies to clients behind a proxy leave from: "proxy"
             sends them through it, "listener" straight to the client from the
             address that it wrote to, for a proxy with mode = "dsr" and
-            rewrite_on = "sdk". This host must be let send from there: the address
-            is one of its own, or an IPv6 one (Linux), or the process has
+            rewrite_on = "sdk". This host needs the right to send from there: the
+            address is one of its own, or an IPv6 one (Linux), or the process has
             CAP_NET_RAW (Linux).
         max_header_len: The longest header to accept, in bytes, at least 28.
-        max_clients: How many clients are remembered, at about 1 kB each. A new
-            one then takes the place of the one longest unheard-of.
+        max_clients: How many clients are remembered, at about 1 kB each. Beyond
+            that a new one replaces the one that has been silent for longest.
         forget_after: For how many seconds after its latest datagram a client can
             be sent to.
 

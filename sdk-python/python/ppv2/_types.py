@@ -92,7 +92,7 @@ class Datagram(NamedTuple):
     payload: bytes
     """The client's bytes, without any header; possibly none."""
     client: Address
-    """The client's address, to pass to sendto(): it carries the way back."""
+    """The client's address, to pass to sendto(): it carries the reply path."""
     destination: Address | None
     """The address that the client sent to, as the proxy saw it. None for a direct
     client, and for a proxy that speaks for itself."""
@@ -122,7 +122,7 @@ class Stats(NamedTuple):
     replies_sent: int
     """Datagrams sent to clients."""
     replies_without_path: int
-    """Datagrams not sent since the way to their client was not known, or no
+    """Datagrams not sent since there was no reply path to their client, or no
     longer."""
     clients_evicted: int
     """Clients forgotten before their time to make room for new ones. If it grows,
@@ -153,9 +153,9 @@ class DecodeError(ValueError):
 
 
 class NoReplyPathError(OSError):
-    """Nobody knows where a datagram for this client would have to go: the client
-    was not heard from, or too long ago; or the proxy's address has named another
-    client since, and this one was not heard for 10 seconds. Its errno is ENOTCONN.
+    """There is no reply path to this client: nothing was received from it, or too
+    long ago; or the proxy's address has named another client since, and nothing was
+    received from this one for 10 seconds. Its errno is ENOTCONN.
     """
 
 

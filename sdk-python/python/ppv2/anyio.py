@@ -117,7 +117,7 @@ class UDPSocket(anyio.abc.AsyncResource):
                 return
 
     async def sendto(self, data: bytes, host: str, port: int) -> None:
-        """Sends to a client by the way that its latest datagram came."""
+        """Sends to a client by the path of its latest datagram."""
         await self.send((data, (host, port)))
 
     async def aclose(self) -> None:

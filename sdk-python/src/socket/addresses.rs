@@ -17,7 +17,7 @@ use pyo3::types::{PyString, PyTuple, PyType};
 
 use crate::arguments;
 
-/// What a datagram says of its client's address and of the way to it.
+/// The addresses of a datagram, and the path of a reply to it.
 #[derive(Clone, Copy)]
 pub(crate) struct Heard {
     pub(crate) client: SocketAddr,

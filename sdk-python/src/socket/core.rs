@@ -28,7 +28,7 @@ pub(crate) const MAX_DATAGRAM: usize = 65_535;
 pub(crate) struct Core {
     pub(crate) demux: Arc<Demux>,
     pub(crate) addresses: Addresses,
-    /// `None` once closed. A call that is under way keeps its own.
+    /// `None` once closed. A call in progress keeps its own.
     socket: Mutex<Option<Arc<UdpSocket>>>,
     /// Seconds, as `socket.settimeout` has them: the bits of an f64, a NaN for none.
     timeout: AtomicU64,

@@ -17,8 +17,8 @@ use super::errors::Failure;
 use super::{Socket, errors};
 use crate::arguments;
 
-/// Datagrams that a call drops before it gives way, as the Rust SDK's sockets do: a flood
-/// of bad datagrams would hold it up for ever.
+/// Datagrams that a call which may not wait drops before it returns, as in the Rust SDK:
+/// a flood of bad datagrams would hold it up for ever.
 const MOST_DROPS_IN_A_ROW: usize = 64;
 
 /// Level and type of a control message with the address of this host that a datagram was

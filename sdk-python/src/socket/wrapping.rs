@@ -25,19 +25,19 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///         detach().
 ///     trusted: The networks whose datagrams must carry a header, such as
 ///         ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
-///         Whoever sits in one can speak for any client, so name the proxies
-///         alone.
+///         A host in one of them can speak for any client, so name only the
+///         proxies.
 ///     untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
 ///         it as one of a client that is not behind a proxy, payload untouched.
 ///     reply_from: Where replies to clients behind a proxy leave from: "proxy"
 ///         sends them through it, "listener" straight to the client from the
 ///         address that it wrote to, for a proxy with mode = "dsr" and
-///         rewrite_on = "sdk". This host must be let send from there: the address
-///         is one of its own, or an IPv6 one (Linux), or the process has
+///         rewrite_on = "sdk". This host needs the right to send from there: the
+///         address is one of its own, or an IPv6 one (Linux), or the process has
 ///         CAP_NET_RAW (Linux).
 ///     max_header_len: The longest header to accept, in bytes, at least 28.
-///     max_clients: How many clients are remembered, at about 1 kB each. A new
-///         one then takes the place of the one longest unheard-of.
+///     max_clients: How many clients are remembered, at about 1 kB each. Beyond
+///         that a new one replaces the one that has been silent for longest.
 ///     forget_after: For how many seconds after its latest datagram a client can
 ///         be sent to.
 ///

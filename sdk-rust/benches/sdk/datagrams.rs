@@ -156,8 +156,8 @@ pub(crate) fn scattered() -> Row {
     }
 }
 
-/// What the batches' calls to the kernel bring by themselves, neither headers nor
-/// anything else of the SDK's in the way: no batch can do better.
+/// The gain of the batches' calls to the kernel alone, without headers and without
+/// the SDK: no batch can do better.
 pub(crate) fn bare_calls() -> Row {
     let (one_by_one, in_batches) = (
         StdSocket::bind("127.0.0.1:0").unwrap(),

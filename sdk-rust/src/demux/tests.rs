@@ -97,14 +97,14 @@ fn delivers_an_empty_payload() {
 
 #[test]
 fn untrusted_datagrams_are_never_parsed() {
-    let claim = from_client(CLIENT, b"hello");
-    dropped(&demux(), STRANGER, &claim, DropReason::Untrusted);
+    let forged = from_client(CLIENT, b"hello");
+    dropped(&demux(), STRANGER, &forged, DropReason::Untrusted);
 
     let demux = open_demux();
     let received = demux
-        .receive(Instant::now(), addr(STRANGER), None, &claim)
+        .receive(Instant::now(), addr(STRANGER), None, &forged)
         .unwrap();
-    assert_eq!(received.payload, claim);
+    assert_eq!(received.payload, forged);
     assert_eq!(received.client, addr(STRANGER));
     assert_eq!((received.destination, received.proxy), (None, None));
     assert!(received.tlvs.is_empty());

@@ -1,4 +1,4 @@
-//! The ways of Linux to send from an address (ip(7), ipv6(7), capabilities(7)).
+//! How Linux sends from an address (ip(7), ipv6(7), capabilities(7)).
 
 use std::fmt;
 use std::io;
@@ -166,7 +166,7 @@ fn bind_deaf(listener: SocketAddr, means: Means) -> Result<UdpSocket, Failed> {
 }
 
 fn not_bound(listener: SocketAddr, error: io::Error) -> io::Error {
-    let mend = if error.kind() == io::ErrorKind::AddrInUse {
+    let fix = if error.kind() == io::ErrorKind::AddrInUse {
         "another socket of this host has that port; give it another, or SO_REUSEADDR".to_owned()
     } else if error.kind() == io::ErrorKind::PermissionDenied {
         format!(
@@ -181,18 +181,18 @@ fn not_bound(listener: SocketAddr, error: io::Error) -> io::Error {
         NotBound {
             listener,
             error,
-            mend,
+            fix,
         },
     )
 }
 
 #[derive(Error)]
-#[error("can't send from listener {listener}: {error}; {mend}")]
+#[error("can't send from listener {listener}: {error}; {fix}")]
 struct NotBound {
     listener: SocketAddr,
     #[source]
     error: io::Error,
-    mend: String,
+    fix: String,
 }
 
 message_as_debug!(NotBound);

@@ -195,12 +195,12 @@ fn what_can_not_be_sent_is_named_when_its_turn_comes() {
 fn any_mixture_is_sent_datagram_by_datagram() {
     let (socket, server) = server();
     let proxies = [Proxy::bind("127.0.0.1:0"), Proxy::bind("127.0.0.2:0")];
-    let mut ways = Vec::new();
+    let mut recipients = Vec::new();
     for (number, proxy) in proxies.iter().enumerate() {
         let client = client(1 + u16::try_from(number).unwrap());
         proxy.send(server, &from_client(&client.to_string(), b"x"));
         socket.recv_datagram().unwrap();
-        ways.push(client);
+        recipients.push(client);
     }
     let lengths = [
         (100, 32),
@@ -216,12 +216,12 @@ fn any_mixture_is_sent_datagram_by_datagram() {
         for (part, (len, count)) in lengths.into_iter().enumerate() {
             for number in 0..count {
                 let mark = u8::try_from((round * 31 + part * 7 + number) % 251).unwrap();
-                replies.push((vec![mark; len], ways[(round + part) % 2]));
+                replies.push((vec![mark; len], recipients[(round + part) % 2]));
             }
         }
         assert_eq!(socket.send_batch(&replies).unwrap(), replies.len());
         for (payload, to) in &replies {
-            let proxy = &proxies[usize::from(*to == ways[1])];
+            let proxy = &proxies[usize::from(*to == recipients[1])];
             assert_eq!(&proxy.receive().0, payload);
         }
     }

@@ -1,4 +1,4 @@
-"""Which way a reply goes."""
+"""Where a reply goes."""
 
 import errno
 import threading
@@ -92,7 +92,9 @@ def test_a_client_never_seen_is_a_clear_error() -> None:
             lambda: sock.sendmsg([b""], (), 0, ("192.0.2.1", 53)),
         ]
         for send in sends:
-            with pytest.raises(OSError, match=r"no reply path to client 192\.0\.2\.1:53: nothing") as e:
+            with pytest.raises(
+                OSError, match=r"no reply path to client 192\.0\.2\.1:53: nothing"
+            ) as e:
                 send()
             assert isinstance(e.value, ppv2.NoReplyPathError)
             assert e.value.errno == errno.ENOTCONN

@@ -196,6 +196,30 @@ fn files_that_are_named_exist() {
 }
 
 #[test]
+fn metrics_that_are_named_exist() {
+    let metrics = fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    // Crates of Rust, and tables of nftables.
+    let others = ["ppv2_sdk", "ppv2_udp", "ppv2_dsr", "ppv2_dsr_server"];
+    let mut missing = Vec::new();
+    for (path, page) in all_pages() {
+        if path == "CHANGELOG.md" {
+            continue;
+        }
+        for (line, span) in &page.spans {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let name = span.split(|c| !is_part(c)).next().unwrap();
+            if name.starts_with("ppv2_")
+                && !others.contains(&name)
+                && !metrics.contains(&format!("`{name}`"))
+            {
+                missing.push(format!("{path}:{line}: there is no metric {name}"));
+            }
+        }
+    }
+    assert_none(&missing);
+}
+
+#[test]
 fn configurations_pass_check() {
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();

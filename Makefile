@@ -49,7 +49,7 @@ demo:
 test: export PROXY_OF := --workspace --tests
 test:
 	@$(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target \
-		unit lint python fuzz demo
+		NEEDED=packages unit lint python fuzz demo
 
 packages:
 	@.ci/debian-packages
@@ -73,7 +73,8 @@ unit: packages tests
 tests:
 	cargo test --locked --workspace --no-run --quiet
 
-python:
+# In `make test`, the packages come first.
+python: $(NEEDED)
 	sdk-python/run-tests
 
 # Nightly flags on the one toolchain that there is; see fuzz/README.md.

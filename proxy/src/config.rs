@@ -84,8 +84,9 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// The groups of flags, all of which a file replaces.
-    pub const GROUPS: [&str; 5] = ["Config", "Limits", "Admin", "Listener", "Upstream"];
+    /// The groups of flags, all of which a file replaces. clap leaves the group of
+    /// [`Config`] empty, since it has groups in it: its own flags are named one by one.
+    pub const GROUPS: [&str; 6] = ["user", "workers", "Limits", "Admin", "Listener", "Upstream"];
 }
 
 impl Config {

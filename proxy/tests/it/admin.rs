@@ -96,7 +96,7 @@ fn metrics_are_in_the_format_that_the_scraper_asks_for() {
     let folder = tempfile::tempdir().unwrap();
     let config = format!(
         "[admin]\nlisten = \"{admin}\"\n[[listener]]\nname = 'a \\ \"quoted\" name'\n\
-         bind = [\"{listener}\"]\nupstream = \"u\"\n\
+         bind = [\"{listener}\"]\nupstream = \"u\"\nidle_timeout = \"1h\"\n\
          [upstream.u]\nservers = [\"{}\"]\nhealth = {{ every = \"1h\" }}\n",
         server.local_addr().unwrap()
     );

@@ -69,7 +69,7 @@ fn forged_path_mtu_does_not_count_as_a_refusal() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
         return;
     };
-    let proxy = lab.proxy("mode = \"plain\"\ndf = true");
+    let proxy = lab.proxy("mode = \"plain\"\ndont_fragment = true");
     for family in Family::BOTH {
         let _server = Echo::new(&lab, family, Answering::Back);
         let client = Client::new(&lab, family, 1, 0);

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
-use ppv2_engine::capacity::{Capacity, Full};
+use ppv2_engine::capacity::{Capacity, Full, Need};
+use ppv2_engine::counters::EndReason;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::server::Server;
 use ppv2_engine::session::{
-    AfterEnd, Amount, EndReason, Ended, Key, MAX_REST, Need, SessionId, Table,
+    AfterEnd, Amount, Ended, Key, MAX_REST, SessionId, Table,
 };
 
 const ONE: Amount = Amount {

@@ -297,9 +297,10 @@ fn count_lines(text: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
+    use ppv2_engine::counters::EndReason;
     use ppv2_engine::listener::Listener;
     use ppv2_engine::server::Server;
-    use ppv2_engine::session::{Amount, EndReason, Key};
+    use ppv2_engine::session::{Amount, Key};
 
     #[test]
     fn a_line_has_all_fields_of_a_session() {

@@ -15,10 +15,11 @@ use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
 use ppv2_engine::capacity::Capacity;
-use ppv2_engine::counters::{DropReason, ListenerCounters, ServerCounters, WorkerCounters};
+use ppv2_engine::counters::{
+    DropReason, EndReason, ListenerCounters, ServerCounters, WorkerCounters,
+};
 use ppv2_engine::listener::Listener;
 use ppv2_engine::server::Server;
-use ppv2_engine::session::EndReason;
 
 pub use format::Format;
 

@@ -73,7 +73,7 @@ impl Registry {
         }
     }
 
-    /// All servers, also those that anything comes to hold or to drop later.
+    /// All servers. Those that nothing holds any more can't be upgraded.
     #[must_use]
     pub fn servers(&self) -> Vec<Weak<Server>> {
         self.servers.clone()

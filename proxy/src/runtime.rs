@@ -43,7 +43,7 @@ const RELOADS: usize = 8;
 #[non_exhaustive]
 pub enum RunError {
     /// A listener's or the admin's address could not be bound.
-    #[error("{what} {address} can't be bound: {reason}; {mend}")]
+    #[error("{what} {address} can't be bound: {reason}; {hint}")]
     Bind {
         /// `listener` and its name, or `admin address`.
         what: String,
@@ -52,7 +52,7 @@ pub enum RunError {
         /// What the kernel said, and who holds it.
         reason: String,
         /// What to do.
-        mend: &'static str,
+        hint: &'static str,
     },
     /// The access log can't be written.
     #[error(
@@ -231,7 +231,7 @@ async fn until_told(
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => control.hang_up(),
-            // Without an admin address nobody ever asks.
+            // Without an admin address no reload is asked for here.
             Some(asker) = reloads.recv() => control.reload(Some(asker)),
             () = status.changed() => control.route_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),

@@ -116,7 +116,7 @@ impl Watch {
     pub fn nearly_full(&mut self, now: Instant) -> Option<usize> {
         let (taken, max) = (self.metrics.capacity.taken(), self.metrics.capacity.max());
         let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
-        // Staying beyond the mark is no news, nor is crossing it anew: the number
+        // Staying beyond the mark is no news, nor is crossing it again: the number
         // goes up and down around it as sessions come and go.
         let news = nearly_full && !self.was_full && !is_recent(self.full_told, now, PAUSE);
         self.was_full = nearly_full;
@@ -134,7 +134,7 @@ impl Watch {
                 sessions,
                 max = self.metrics.capacity.max(),
                 "sessions are nearly all taken; {}",
-                DropReason::MaxSessions.mend()
+                DropReason::MaxSessions.hint()
             );
         }
     }
@@ -180,7 +180,7 @@ impl Watch {
                 fits = oversize.and_then(fits),
                 "datagrams dropped: {}; {}",
                 reason.meaning(),
-                reason.mend(),
+                reason.hint(),
             );
         }
     }

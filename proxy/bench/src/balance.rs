@@ -3,7 +3,6 @@
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -59,14 +58,14 @@ fn pick(balance: Balance, rounds: usize) -> Result<Spread> {
     for (sessions, server) in (0..).zip(&servers) {
         server.counters(0).opened.add(sessions % 7);
     }
-    let plan = Arc::new(Plan::new(balance, &members));
-    let mut balancer = Balancer::new(plan, 0, 1);
+    let plan = Plan::new(balance, &members);
+    let mut balancer = Balancer::new(0, 1);
     let clients: Vec<_> = (0..CLIENTS).map(client).collect();
     let mut turn = 0;
     let mut call = || {
         turn = (turn + 1) % clients.len();
         let sessions = |server: usize| servers[server].counters(0).sessions();
-        balancer.pick(black_box(clients[turn]), sessions)
+        balancer.pick(&plan, black_box(clients[turn]), sessions)
     };
     call().context("a server for each client")?;
     // As many as `time` calls.

@@ -1,4 +1,4 @@
-//! The three addresses on a datagram's way, as types that can't be swapped.
+//! The client's, listener's and server's addresses, as types that can't be swapped.
 
 use std::fmt;
 use std::io;

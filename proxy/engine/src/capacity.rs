@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::client_limits::{ClientPermit, Network};
-use crate::session::Need;
 use newcomers::Newcomers;
 
 /// Fewer sessions that were never answered are no flood, however few sockets there are.
@@ -27,6 +26,18 @@ pub struct Capacity {
     /// Sockets whose sessions were never answered, by servers that answer.
     unanswered: AtomicUsize,
     newcomers: Newcomers,
+}
+
+/// How much new sessions need the ports of ended ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// There are enough others: ports rest for [`MAX_REST`](crate::session::MAX_REST).
+    None,
+    /// Half of all sockets rest: ports may be used again after [`MIN_REST`](crate::session::MIN_REST).
+    Supply,
+    /// There is no other port: one may be used again before if every request was
+    /// answered, and nothing more came within the time that its server usually takes.
+    Now,
 }
 
 /// What is used up.

@@ -119,14 +119,14 @@ impl Drop for ClientPermit {
 const PLACES: usize = 1 << 15;
 
 /// Token buckets of all clients, for datagrams of sessions that were not answered. Those
-/// of an answered one are taken from a bucket of its own, so that nobody who forges its
-/// client's address can empty it. All workers share them, without a lock; their size is
+/// of an answered one are taken from a bucket of its own, so that an attacker who forges its
+/// client's address can't empty it. All workers share them, without a lock; their size is
 /// fixed however many clients there are.
 ///
 /// A client has a place in each of two rows, which it shares with others, and is
 /// over its rate when both say so. A client that keeps to its rate is refused
 /// only while others fill both of its places; which these are is a secret of the
-/// process, so nobody can aim at it. Two workers that look at once may both let
+/// process, so an attacker can't aim at it. Two workers that look at once may both let
 /// a datagram pass that only one should have.
 ///
 /// Each place holds when its bucket will be full again, in nanoseconds since the

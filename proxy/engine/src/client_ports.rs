@@ -173,7 +173,7 @@ mod tests {
         drop(take(Instant::now(), 53).unwrap());
         let now = Instant::now();
         assert!(take(now, 54).is_none());
-        // Its own may go on, and its rest starts anew.
+        // Its own may go on, and its rest starts again.
         drop(take(now, 53).unwrap());
         assert!(take(now + MIN_REST / 2, 54).is_none());
         assert!(take(Instant::now() + MIN_REST, 54).is_some());

@@ -7,8 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::session::EndReason;
-
 /// A number that no other listener or server of this process has or had.
 pub(crate) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -38,7 +36,7 @@ impl Counter {
 }
 
 macro_rules! drop_reasons {
-    ($($variant:ident, $label:literal, $meaning:literal, $mend:literal;)*) => {
+    ($($variant:ident, $label:literal, $meaning:literal, $hint:literal;)*) => {
         /// Why a datagram was dropped. Every dropped datagram is counted under
         /// exactly one of these.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,9 +66,9 @@ macro_rules! drop_reasons {
 
             /// What an operator can do about it.
             #[must_use]
-            pub fn mend(self) -> &'static str {
+            pub fn hint(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $mend,)*
+                    $(Self::$variant => $hint,)*
                 }
             }
         }
@@ -159,6 +157,53 @@ drop_reasons! {
     Truncated, "truncated",
         "only a part of it was received",
         "report this as a bug: buffers hold every UDP datagram";
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// No datagram for the idle timeout.
+    Idle,
+    /// All expected replies have come.
+    Responses,
+    /// It had to leave its server: the client's next datagram begins another one.
+    Moved,
+    /// It goes on from another socket, since this one's address is gone or is no longer
+    /// the one that its server is written to from.
+    Network,
+    /// It was never answered, and sessions had run out: it gave way to a new one.
+    Unanswered,
+    /// Its client is no longer served.
+    Denied,
+    /// The listener was taken out, or the proxy stopped.
+    Stopped,
+}
+
+impl EndReason {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Responses,
+        Self::Moved,
+        Self::Network,
+        Self::Unanswered,
+        Self::Denied,
+        Self::Stopped,
+    ];
+
+    /// The word for it in logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Responses => "responses",
+            Self::Moved => "moved",
+            Self::Network => "network",
+            Self::Unanswered => "unanswered",
+            Self::Denied => "denied",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// Counts of one listener in one worker, apart from what other workers write.

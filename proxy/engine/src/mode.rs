@@ -166,7 +166,7 @@ pub struct Prefix {
     arrival: Option<Arrival>,
 }
 
-/// What is known of a header's way to the server.
+/// Whether the server has a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arrival {
     /// No datagram has gone out with it.

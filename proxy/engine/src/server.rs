@@ -120,8 +120,8 @@ pub struct Target {
     pub sources: Arc<[IpAddr]>,
 }
 
-/// The longest time for an answer. Slower answers count as this, so that nobody who has
-/// a server answer late keeps unanswered sessions from giving way.
+/// The longest time for an answer. Slower answers count as this, so that an
+/// attacker who has a server answer late doesn't keep unanswered sessions from ending.
 pub(crate) const MAX_ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// An [`AnswerTime`], apart from what is read for each datagram.

@@ -6,24 +6,24 @@
 //! socket there) is the type parameter.
 //!
 //! ```text
-//!                      first datagram of a client
-//!                                 │
-//!                                 ▼   `requests` reached,
-//!                ┌──────────▶ ┌──────┐ or `overdraw`      ┌──────────┐
-//!   `overdraw`,  │            │ Live │───────────────────▶│ Detached │ passes replies,
-//!   the others   │            └──────┘                    └──────────┘ takes no requests
-//!   have ended   └────────────────┼─────────────────────────┘   │
-//!                                 │  idle, `responses` reached, │
-//!                                 │  moved, network, denied,    │
-//!                                 │  unanswered, stopped        │
-//!                                 ▼                             │
-//!                           ┌─────────┐◀────────────────────────┘
-//!      late reply: its  ┌──▶│ Retired │  keeps its socket; passes late replies for
-//!      rest starts anew └───└─────────┘  `MIN_REST` if it moved, changed network or
-//!                             │     │    was unanswered, otherwise drops them
-//!            rested, the next │     │ rested, not needed
-//!            session needs it ▼     ▼
-//!          socket of a new session   closed
+//!            first datagram
+//!                  │
+//!                  ▼      took all its `requests`
+//!              ┌────────┐ ───────────────────────▶ ┌──────────┐  passes replies,
+//!              │  Live  │                          │ Detached │  takes no requests
+//!              └────────┘ ◀─────────────────────── └──────────┘
+//!                  │       no other can be begun         │
+//!                  └───────────────┬─────────────────────┘
+//!                                  │  idle, responses, moved, network,
+//!                                  │  unanswered, denied, stopped
+//!                                  ▼
+//!   late reply:       ┌──▶ ┌──────────────┐  keeps its socket; after moved, network and
+//!   its rest restarts │    │   Retired    │  unanswered, late replies pass for `MIN_REST`,
+//!                     └─── └──────────────┘  otherwise they are dropped
+//!                             │        │
+//!     rested, and a session   │        │  rested, and no session
+//!     of its server begins    ▼        ▼  needs its socket
+//!                socket of that one    closed
 //! ```
 //!
 //! A retired session keeps its socket, because a late reply to its port would otherwise
@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr};
 use crate::capacity::Permit;
+use crate::counters::EndReason;
 use crate::listener::{Amplification, Listener, ListenerSettings};
 use crate::server::Server;
 
@@ -64,18 +65,6 @@ pub const MAX_REST: Duration = Duration::from_secs(120);
 /// How long a socket that has rested for [`MAX_REST`] is kept for a new session, which
 /// saves it half of what making one costs.
 const SPARE: Duration = Duration::from_secs(5);
-
-/// How much new sessions need the ports of ended ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Need {
-    /// There are enough others: ports rest for [`MAX_REST`].
-    None,
-    /// Half of all sockets rest: ports may be used again after [`MIN_REST`].
-    Supply,
-    /// There is no other port: one may be used again before if every request was
-    /// answered, and nothing more came within the time that its server usually takes.
-    Now,
-}
 
 /// What makes a session this session and no other. Never to be confused with
 /// what a balancer hashes: two clients behind one IP have a key each.
@@ -135,58 +124,6 @@ impl SessionId {
             slot: bits as u32,
             generation: (bits >> 32) as u32,
         }
-    }
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
-    /// No datagram for the idle timeout.
-    Idle,
-    /// All expected replies have come.
-    Responses,
-    /// It had to leave its server: the client's next datagram begins another one.
-    Moved,
-    /// It goes on from another socket, since this one's address is gone or is no longer
-    /// the one that its server is written to from.
-    Network,
-    /// It was never answered, and sessions had run out: it gave way to a new one.
-    Unanswered,
-    /// Its client is no longer served.
-    Denied,
-    /// The listener was taken out, or the proxy stopped.
-    Stopped,
-}
-
-impl EndReason {
-    /// Every reason.
-    pub const ALL: [Self; 7] = [
-        Self::Idle,
-        Self::Responses,
-        Self::Moved,
-        Self::Network,
-        Self::Unanswered,
-        Self::Denied,
-        Self::Stopped,
-    ];
-
-    /// The word for it in logs.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Responses => "responses",
-            Self::Moved => "moved",
-            Self::Network => "network",
-            Self::Unanswered => "unanswered",
-            Self::Denied => "denied",
-            Self::Stopped => "stopped",
-        }
-    }
-
-    /// Whether replies that are still on their way pass.
-    fn passes_replies(self) -> bool {
-        matches!(self, Self::Moved | Self::Network | Self::Unanswered)
     }
 }
 

@@ -2,15 +2,13 @@
 //!
 //! A [`Plan`] says which servers take new sessions and how these are spread; the control
 //! path makes it, by [`Balance`] and the [`State`] of each server. Each worker has a
-//! [`Balancer`] of its own that follows it.
+//! [`Balancer`] of its own.
 
 mod affinity;
 mod balance;
 mod maglev;
 mod plan;
 mod turns;
-
-use std::net::IpAddr;
 
 pub use affinity::HashOn;
 pub use balance::Balancer;
@@ -32,18 +30,6 @@ impl<T> ByFamily<T> {
     #[must_use]
     pub fn get(&self, v6: bool) -> &T {
         &self.0[usize::from(v6)]
-    }
-
-    /// The one for this client.
-    pub fn of(&mut self, client: IpAddr) -> &mut T {
-        &mut self.0[usize::from(client.is_ipv6())]
-    }
-
-    /// Has `change` change both, told whether it is for IPv6.
-    pub fn each(&mut self, mut change: impl FnMut(bool, &mut T)) {
-        for (v6, one) in [false, true].into_iter().zip(&mut self.0) {
-            change(v6, one);
-        }
     }
 
     /// Both.

@@ -37,7 +37,7 @@ use crate::listener::{Listener, ListenerSettings};
 use crate::server::Server;
 use crate::session::{Key, Session, SessionId, Table};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Balancer, ByFamily};
+use crate::upstream::Balancer;
 use crate::upstream_socket::Connection;
 use client_to_server::Run;
 use new_session::{OwnAddresses, ServerAddresses};
@@ -176,8 +176,8 @@ pub struct Worker {
     readiness: Readiness,
     listener_sockets: Slab<ListenerSocket>,
     snapshot: Arc<Snapshot>,
-    /// By the listener's id.
-    balancers: HashMap<u64, ByFamily<Balancer>>,
+    /// By the listener's id, and whether they are for IPv6 clients.
+    balancers: HashMap<(u64, bool), Balancer>,
     /// Whose turn it is among a server's source addresses.
     next_source: usize,
     /// Where there was no socket for a new session.
@@ -421,7 +421,7 @@ fn key_of(received: &Received) -> Key {
     }
 }
 
-/// A number that nobody outside can foresee.
+/// A number that no client can foresee.
 fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -1,4 +1,4 @@
-//! Sockets that clients and operators write to, and who is in the way of them.
+//! Sockets that clients and operators write to, and what else has their addresses.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 ///
-/// [`RunError::Bind`], with whoever holds the address.
+/// [`RunError::Bind`], with the processes that hold the address.
 pub fn probe(config: &Config) -> Result<(), RunError> {
     probe_but(config, &BTreeSet::new(), PATIENCE)?;
     probe_sources(config, PATIENCE)
@@ -66,7 +66,7 @@ pub(super) fn probe_sources(config: &Config, patience: Duration) -> Result<(), R
                     what: "source".to_owned(),
                     address: SocketAddr::new(source, 0),
                     reason: reason_of(source, &error),
-                    mend: mend_of(source, &error),
+                    hint: hint_of(source, &error),
                 });
             }
             _ => {}
@@ -141,7 +141,7 @@ pub(super) async fn admin(address: SocketAddr) -> Result<TcpListener, RunError> 
             what: "admin address".to_owned(),
             address,
             reason: reason_of(address.ip(), &error),
-            mend: mend_of(address.ip(), &error),
+            hint: hint_of(address.ip(), &error),
         })
 }
 
@@ -153,7 +153,7 @@ fn bind_error(
     held: &BTreeSet<SocketAddr>,
 ) -> RunError {
     let mut reason = reason_of(address.ip(), error);
-    let mut mend = mend_of(address.ip(), error);
+    let mut hint = hint_of(address.ip(), error);
     let overlaps = |own: &&SocketAddr| {
         let wildcard = own.ip().is_unspecified() || address.ip().is_unspecified();
         wildcard && own.port() == address.port() && own.is_ipv4() == address.is_ipv4()
@@ -161,12 +161,12 @@ fn bind_error(
     let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
     if let Some(own) = held.iter().find(overlaps).filter(|_| is_in_use) {
         reason += &format!(", by this proxy, at {own}");
-        mend = "first reload without that address; this one can be bound after `drain_timeout`";
+        hint = "first reload without that address; this one can be bound after `drain_timeout`";
     } else if is_in_use {
         match port_owner::of(address) {
             Some(owners) if owners.with_us => {
                 reason += ", by a session of this proxy";
-                mend = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
+                hint = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
             }
             Some(owners) => reason += &format!(", by {}", owners.names),
             None => reason += ", by a process that we may not look into",
@@ -176,7 +176,7 @@ fn bind_error(
         what: format!("listener `{}`:", listener.name),
         address,
         reason,
-        mend,
+        hint,
     }
 }
 
@@ -198,7 +198,7 @@ fn reason_of(ip: IpAddr, error: &io::Error) -> String {
     }
 }
 
-fn mend_of(ip: IpAddr, error: &io::Error) -> &'static str {
+fn hint_of(ip: IpAddr, error: &io::Error) -> &'static str {
     let no_ipv6 = || ip.is_ipv6() && kernel::parameter("net/ipv6/conf/all/disable_ipv6") == Some(1);
     let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     match Errno::from_io_error(error) {

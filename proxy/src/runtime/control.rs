@@ -82,7 +82,7 @@ pub(super) struct Control {
 pub(super) enum Event {
     /// A worker ended by itself.
     Failed(RunError),
-    /// A configuration is ready, or can't be gone by.
+    /// A configuration is ready, or has a mistake.
     Ready(Box<Result<Ready, String>>),
     /// Addresses or routes of this host have changed.
     Network(Told),
@@ -202,7 +202,7 @@ impl Control {
         }
     }
 
-    /// Has the access log opened anew and the configuration read again.
+    /// Reopens the access log and reads the configuration again.
     pub(super) fn hang_up(&mut self) {
         if let Some(log) = &self.log {
             log.writer.reopen();
@@ -210,7 +210,7 @@ impl Control {
         self.reload(None);
     }
 
-    /// Has the configuration read again. Whoever asked is told what came of it, as
+    /// Has the configuration read again. The asker is told the outcome, as
     /// the log is. All goes on meanwhile.
     pub(super) fn reload(&mut self, asker: Option<ReloadRequest>) {
         if self.reloads.ask(asker) {
@@ -229,7 +229,7 @@ impl Control {
         }));
     }
 
-    /// Goes by the configuration that was made ready. If anything is wrong with it,
+    /// Puts the configuration that was made ready in force. If anything is wrong with it,
     /// nothing changes.
     pub(super) async fn end_reload(&mut self, ready: Result<Ready, String>) {
         let outcome = match ready {
@@ -254,7 +254,7 @@ impl Control {
         } = ready;
         if let Some(upstream) = reload::without_servers(&self.active.config, &config) {
             return Err(format!(
-                "no name in upstream `{upstream}` leads to a server; mend them, or ask again when they do"
+                "no name in upstream `{upstream}` leads to a server; correct them, or reload again when they do"
             ));
         }
         let before = Arc::clone(&self.active);
@@ -279,8 +279,7 @@ impl Control {
         self.expand_at = Some(now.max(self.route_after));
     }
 
-    /// Goes by what names lead to now, and lets go who has been leaving for long
-    /// enough.
+    /// Puts in force what names lead to now, and drops servers whose lame-duck time is over.
     async fn expand(&mut self, now: Instant) {
         self.expand_at = None;
         let expanded = reload::expand(&self.written, self.names.running.status.answers()).await;
@@ -293,7 +292,9 @@ impl Control {
             Err(error) => Err(error),
         };
         if let Err(error) = applied {
-            tracing::error!("can't go by what names lead to now: {error}");
+            tracing::error!(
+                "the servers that names resolve to now can't be used; trying again in 1 s: {error}"
+            );
             self.lame_ducks.postpone(now + RETRY);
             self.expand_at = Some(now + RETRY);
         }
@@ -362,31 +363,18 @@ impl Control {
         Ok(())
     }
 
-    /// Sends the snapshot to all workers, with the sockets of each. False if one has not
-    /// applied it, yet.
-    async fn send_snapshot(&self, mut sockets: Vec<Vec<Socket>>) -> bool {
-        let command = |number: usize, done| {
+    /// Sends the snapshot to all workers, with the sockets of each. The future waits for
+    /// them: false if one has not applied it, yet.
+    fn send_snapshot(&self, mut sockets: Vec<Vec<Socket>>) -> impl Future<Output = bool> {
+        let command = move |number: usize, done| {
+            let sockets = sockets.get_mut(number).map(std::mem::take);
             Command::Reconfigure(Box::new(Reconfiguration {
                 snapshot: Arc::clone(&self.snapshot),
-                sockets: sockets
-                    .get_mut(number)
-                    .map(std::mem::take)
-                    .unwrap_or_default(),
+                sockets: sockets.unwrap_or_default(),
                 done,
             }))
         };
-        self.workers.tell_and_wait(command).await
-    }
-
-    /// Sends the snapshot to all workers, and waits for none.
-    fn send_snapshot_now(&self) {
-        self.workers.tell_all(|| {
-            Command::Reconfigure(Box::new(Reconfiguration {
-                snapshot: Arc::clone(&self.snapshot),
-                sockets: Vec::new(),
-                done: Box::new(|| ()),
-            }))
-        });
+        self.workers.tell_each(command)
     }
 
     /// Notes addresses that `config` has no listener for, and forgets those that it
@@ -508,7 +496,7 @@ impl Control {
             next.version += 1;
             next.closing.retain(|address| !due.contains(address));
             self.snapshot = Arc::new(next);
-            self.send_snapshot_now();
+            drop(self.send_snapshot(Vec::new()));
             tracing::info!(addresses = ?due, "closed");
         }
         let leaves = self.lame_ducks.next();
@@ -518,7 +506,7 @@ impl Control {
             let routing = self.route().await;
             if routing.len() == self.snapshot.listeners.len() {
                 self.snapshot = Arc::new(rerouted(&self.snapshot, routing));
-                self.send_snapshot_now();
+                drop(self.send_snapshot(Vec::new()));
             }
         }
     }

@@ -38,7 +38,7 @@ const AT_ONCE: usize = 1024;
 
 /// Watches the network.
 pub(super) struct Network {
-    /// `None` if nobody tells.
+    /// `None` without a socket that tells.
     events: Option<mpsc::Receiver<Told>>,
     known: State,
 }
@@ -94,7 +94,7 @@ impl Network {
         Arc::clone(&self.known.wrong)
     }
 
-    /// Waits until something changes, for ever if nobody tells. Nothing is lost if the
+    /// Waits until something changes, for ever without events. Nothing is lost if the
     /// future is dropped.
     pub(super) async fn changed(&mut self) -> Told {
         let told = match &mut self.events {
@@ -129,7 +129,7 @@ pub(super) enum Told {
     Addresses,
 }
 
-/// Has a thread wait for changes. It ends some time after nobody wants to hear of them.
+/// Has a thread wait for changes. It ends some time after the receiver is dropped.
 fn listen() -> io::Result<mpsc::Receiver<Told>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&NetlinkAddr::new(0, 0))?;
@@ -263,8 +263,8 @@ struct State {
 }
 
 /// The interfaces by which the kernel takes nothing in of each server, by its own check of
-/// the source (rp_filter in ip-sysctl). Where that is off or loose, or rules go by more
-/// than addresses, no interface is wrong: replies may come by another way than requests go.
+/// the source (rp_filter in ip-sysctl). Where that is off or loose, or rules look at
+/// more than addresses, no interface is wrong: replies may take another path than requests.
 fn wrong_interfaces(servers: impl Iterator<Item = SocketAddr>) -> WrongInterfaces {
     let strict = kernel::strict_interfaces();
     if strict.is_empty() || rules_look_deeper(true).unwrap_or(true) {

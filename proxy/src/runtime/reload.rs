@@ -21,7 +21,7 @@ use crate::registry::ActiveConfig;
 use crate::topology;
 
 /// How long names have to be resolved before the proxy starts without what they lead
-/// to, or goes by another configuration.
+/// to, or puts another configuration in force.
 pub(super) const FIRST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How long reading a configuration may take, with the plain names in it.
@@ -33,19 +33,19 @@ pub(super) type Outcome = Result<String, String>;
 /// The reload that is under way, if one is, and those that are to follow.
 #[derive(Default)]
 pub(super) struct Reloads {
-    /// One task at the most. It ends with the value.
+    /// At most one task. It ends with the value.
     under_way: JoinSet<Result<Ready, String>>,
     /// Who waits for what comes of it.
     asked: Vec<ReloadRequest>,
-    /// Somebody asked after it had begun, when the file may have been another.
+    /// Another was asked for after it had begun, when the file may have been another.
     again: bool,
     /// Who did, and waits.
     asked_again: Vec<ReloadRequest>,
 }
 
 impl Reloads {
-    /// Notes that somebody asked, who perhaps waits for the outcome. Whether one is to
-    /// begin now: otherwise it is when the one under way has ended.
+    /// Notes a request, whose asker perhaps waits for the outcome. Whether a reload begins
+    /// now: otherwise it does when the one under way has ended.
     pub(super) fn ask(&mut self, asker: Option<ReloadRequest>) -> bool {
         if self.under_way.is_empty() {
             self.asked.extend(asker);
@@ -76,7 +76,7 @@ impl Reloads {
     /// Tells who waits what came of it. Whether another is to begin now.
     pub(super) fn end(&mut self, outcome: &Outcome) -> bool {
         for asker in self.asked.drain(..) {
-            // Whoever asked may have gone.
+            // The asker may have gone.
             let _ = asker.send(outcome.clone());
         }
         self.asked.append(&mut self.asked_again);
@@ -96,7 +96,7 @@ pub(super) struct Beside {
     pub(super) unlogged: Unlogged,
 }
 
-/// A configuration that can be gone by.
+/// A configuration that can be put in force.
 pub(super) struct Ready {
     pub(super) written: Config,
     pub(super) candidate: Candidate,
@@ -155,7 +155,7 @@ fn read(
     if let Some(why) = takes_restart(before, &config) {
         return Err(why);
     }
-    // Whoever asked for the reload can ask again when a tentative address is not.
+    // The operator can reload again when a tentative address no longer is.
     bind::probe_but(&config, held, Duration::ZERO).map_err(|error| error.to_string())?;
     bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
     topology::check_host(&config).map_err(|error| error.to_string())?;
@@ -174,7 +174,7 @@ pub(super) async fn expand(written: &Config, answers: Answers) -> Result<Expande
     expanded.await.map_err(|error| error.to_string())
 }
 
-/// What can't change while the proxy runs, and would, in words; with the mend.
+/// What can't change while the proxy runs, and would, in words, and what to do.
 fn takes_restart(old: &Config, new: &Config) -> Option<String> {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".to_owned());
     let differs = |key: &str, old: String, new: String| {

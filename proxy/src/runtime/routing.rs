@@ -123,11 +123,13 @@ mod tests {
     /// The servers that a thousand clients get.
     fn picks(routing: &[Routing]) -> Vec<usize> {
         let plan = Arc::clone(routing[0].plans.get(false));
-        let mut balancer = Balancer::new(plan, 0, 1);
+        let mut balancer = Balancer::new(0, 1);
         let client = |n: u32| ClientAddr((n.to_be_bytes(), 1000).into());
         let mut sessions = [0; 4];
         let mut pick = |n| {
-            let server = balancer.pick(client(n), |server| sessions[server]).unwrap();
+            let server = balancer
+                .pick(&plan, client(n), |server| sessions[server])
+                .unwrap();
             sessions[server] += 1;
             server
         };

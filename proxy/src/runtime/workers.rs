@@ -43,7 +43,7 @@ impl Workers {
                         Ok(result) => result.map_err(|error| error.to_string()),
                         Err(_) => Err("it panicked".to_owned()),
                     };
-                    // The process is ending if nobody listens.
+                    // Without a receiver, the process is ending.
                     let _ = tell.send((number, result));
                 })?;
             handles.push(WorkerHandle::new(commands, waker));
@@ -77,27 +77,25 @@ impl Workers {
         Ok(())
     }
 
-    /// Tells every worker something, and waits until each has heard of it. False if
-    /// one has not, yet.
-    pub(super) async fn tell_and_wait(
+    /// Tells every worker something of its own. The future waits until each calls `done`:
+    /// false if one has not, yet.
+    pub(super) fn tell_each(
         &self,
         mut command: impl FnMut(usize, Box<dyn FnOnce() + Send>) -> Command,
-    ) -> bool {
+    ) -> impl Future<Output = bool> {
         let (done, mut is_done) = unbounded_channel();
         for (number, worker) in self.handles.iter().enumerate() {
             let done = done.clone();
-            let told = worker.tell(command(number, Box::new(move || _ = done.send(()))));
-            // One that is gone is told of elsewhere.
-            let _ = told;
+            // One that is gone ends the process, which is told elsewhere.
+            let _ = worker.tell(command(number, Box::new(move || _ = done.send(()))));
         }
-        drop(done);
-        let all = async {
+        let all = async move {
             for _ in &self.handles {
                 is_done.recv().await?;
             }
             Some(())
         };
-        matches!(tokio::time::timeout(PATIENCE, all).await, Ok(Some(())))
+        async { matches!(tokio::time::timeout(PATIENCE, all).await, Ok(Some(()))) }
     }
 
     /// Tells every worker something.

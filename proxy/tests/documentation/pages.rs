@@ -163,7 +163,7 @@ Reasons that begin with `reply_` concern replies of servers; the others concern 
             "| `{}` | {} | {} |",
             reason.label(),
             cell(reason.meaning()),
-            cell(reason.mend()),
+            cell(reason.hint()),
         );
     }
     text

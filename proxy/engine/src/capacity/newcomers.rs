@@ -35,7 +35,7 @@ const ASKS_AGAIN: Duration = Duration::from_secs(10);
 /// those who get answers may have more and more at a time.
 const FOR_EACH_ANSWER: u64 = 2;
 
-/// The most that it may have saved. Bounds what somebody who forges the address of a
+/// The most that it may have saved. Bounds what an attacker who forges the address of a
 /// client that is served can take.
 const MOST_SAVED: u64 = 256;
 

@@ -14,10 +14,10 @@ use super::links::{Links, List, Rings};
 use super::unanswered::{Client, Unanswered};
 use super::wheel::Wheel;
 use super::{
-    AfterEnd, Amount, EndReason, Ended, Key, MAX_REST, MIN_REST, Need, Reply, SPARE, Session,
-    SessionId, State,
+    AfterEnd, Amount, Ended, Key, MAX_REST, MIN_REST, Reply, SPARE, Session, SessionId, State,
 };
-use crate::capacity::Permit;
+use crate::capacity::{Need, Permit};
+use crate::counters::EndReason;
 use crate::listener::{Listener, ListenerSettings};
 use crate::server::{MAX_ANSWER_TIME, Server};
 
@@ -308,7 +308,7 @@ impl<C> Table<C> {
 
     /// Counts replies that came for session `id` and says whose they are. If it
     /// waited for no more, it ends. `None` if it had ended before, unless it was moved or
-    /// gave way just now: then no client may have them, and its rest begins anew.
+    /// gave way just now: then no client may have them, and its rest starts again.
     pub fn reply(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<Reply> {
         let session = self.sessions.get_mut(id.slot as usize)?;
         if session.generation != id.generation {
@@ -352,7 +352,7 @@ impl<C> Table<C> {
             } else {
                 Class::Owing
             };
-            self.rest_anew(now, id.slot, class);
+            self.restart_rest(now, id.slot, class);
         } else if is_over {
             self.retire(now, id.slot, EndReason::Responses);
         }
@@ -508,7 +508,10 @@ impl<C> Table<C> {
         session.state = State::Retired {
             ended: now,
             since: now,
-            passes: reason.passes_replies(),
+            passes: matches!(
+                reason,
+                EndReason::Moved | EndReason::Network | EndReason::Unanswered
+            ),
             class,
         };
         session.permit.rest();
@@ -633,8 +636,8 @@ impl<C> Table<C> {
         Some((session.permit, session.connection))
     }
 
-    /// Notes that a late reply has come for session `id`: if it rests, its rest begins
-    /// anew, and it gives its socket to no other session.
+    /// Notes that a late reply has come for session `id`: if it rests, its rest
+    /// starts again, and it gives its socket to no other session.
     pub fn hear(&mut self, now: Instant, id: SessionId) {
         if self.get(id).is_some() {
             self.renew(now, id.slot);
@@ -677,7 +680,7 @@ impl<C> Table<C> {
         self.unlogged
     }
 
-    /// How often the rest of a port began anew because a late reply came.
+    /// How often a late reply restarted the rest of a port.
     #[must_use]
     pub fn renewed(&self) -> u64 {
         self.renewed
@@ -689,11 +692,11 @@ impl<C> Table<C> {
             true => Class::Unanswered,
             false => Class::Owing,
         };
-        self.renewed += u64::from(self.rest_anew(now, slot, class));
+        self.renewed += u64::from(self.restart_rest(now, slot, class));
     }
 
-    /// Begins the rest of a session anew, if it rests.
-    fn rest_anew(&mut self, at: Instant, slot: u32, to: Class) -> bool {
+    /// Restarts the rest of a session, if it rests.
+    fn restart_rest(&mut self, at: Instant, slot: u32, to: Class) -> bool {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return false;
         };

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::address::ServerAddr;
-use crate::capacity::{Capacity, Full};
+use crate::capacity::{Capacity, Full, Need};
 use crate::listener::Rules;
 
 mod resting;

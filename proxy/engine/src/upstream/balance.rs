@@ -1,11 +1,9 @@
 //! Balancers: which server a new session gets, by a plan that workers share and
 //! what each keeps for itself.
 //!
-//! Workers share nothing that changes: each takes its own turns, draws its own
-//! lots and goes by its own sessions. The kernel spreads clients over workers
-//! evenly, so what is even in each is even in all.
-
-use std::sync::Arc;
+//! Workers share nothing that changes: each takes its own turns, draws at random by itself
+//! and counts its own sessions. The kernel spreads clients over workers evenly, so what is
+//! even in each is even in all.
 
 use super::affinity::{scale, step};
 use super::plan::{Plan, Spread, Weighted};
@@ -15,51 +13,50 @@ use crate::address::ClientAddr;
 /// ones is drawn twice most of the time, and then has no rival.
 const DRAWS: usize = 4;
 
-/// Servers whose sessions are looked at for a new one, lest each session cost
-/// more the more servers there are.
+/// Servers whose sessions are looked at for a new one, so that a session costs
+/// no more the more servers there are.
 const LOOKS: usize = 64;
 
 /// Picks servers for one worker's new sessions.
 #[derive(Clone, Debug)]
 pub struct Balancer {
-    plan: Arc<Plan>,
     next: usize,
     lot: u64,
 }
 
-impl Balancer {
-    /// A balancer that follows `plan`. It takes its turns from number `start` on,
-    /// so that workers begin elsewhere and a few sessions spread all the same, and
-    /// draws its lots from `seed`.
-    #[must_use]
-    pub fn new(plan: Arc<Plan>, start: usize, seed: u64) -> Self {
-        Self {
-            plan,
-            next: start,
-            lot: seed,
-        }
-    }
-
-    /// Follows another plan from the next session on.
-    pub fn follow(&mut self, plan: Arc<Plan>) {
-        self.plan = plan;
-    }
-
+impl Plan {
     /// The server that any new session of `client` would be given, as its index in
-    /// the upstream. `None` where that is not for the client alone to decide.
+    /// the upstream. `None` where that does not depend on the client alone.
     #[must_use]
     pub fn home(&self, client: ClientAddr) -> Option<usize> {
-        match &self.plan.spread {
+        match &self.spread {
             Spread::Maglev { hash_on, table } => table.get(hash_on.hash(client)).map(usize::from),
             Spread::RoundRobin(_) | Spread::LeastSessions(_) | Spread::RandomTwo { .. } => None,
+        }
+    }
+}
+
+impl Balancer {
+    /// A balancer that takes its turns from number `start` on, so that workers begin
+    /// elsewhere and a few sessions spread all the same, and draws from `seed`.
+    #[must_use]
+    pub fn new(start: usize, seed: u64) -> Self {
+        Self {
+            next: start,
+            lot: seed,
         }
     }
 
     /// The server for a new session of `client`, as its index in the upstream;
     /// `sessions` tells how many a server has. `None` only if there are no servers
     /// at all.
-    pub fn pick(&mut self, client: ClientAddr, sessions: impl Fn(usize) -> u64) -> Option<usize> {
-        let picked = match &self.plan.spread {
+    pub fn pick(
+        &mut self,
+        plan: &Plan,
+        client: ClientAddr,
+        sessions: impl Fn(usize) -> u64,
+    ) -> Option<usize> {
+        let picked = match &plan.spread {
             Spread::Maglev { hash_on, table } => table.get(hash_on.hash(client)),
             Spread::RoundRobin(turns) => take_turn(turns, &mut self.next),
             Spread::LeastSessions(servers) => least(servers, &mut self.next, sessions),

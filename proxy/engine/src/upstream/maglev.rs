@@ -7,17 +7,17 @@
 //! that are free. Servers take their turns in the order of their addresses, so
 //! that how a configuration lists them changes nothing.
 //!
-//! The paper has a server's wishes a fixed distance apart. Of few servers, two may
-//! then have distances that get into each other's way, and ten times as much
-//! moves as usually does; here each order is as good as drawn by lot.
+//! In the paper, the slots that a server prefers are a fixed distance apart. Of few
+//! servers, two may have distances that collide, and ten times as much moves as usually
+//! does; here each order is as good as random.
 
 use super::affinity::{hash_server, scale, step};
 use super::turns;
 use crate::address::ServerAddr;
 
 /// The number of slots is two to the power of this. Never another one, also for
-/// few servers: a table of another size is another table, and whoever crossed from
-/// one size to the next by a server more or less would send all clients elsewhere.
+/// few servers: a table of another size is another table, and a server more or less
+/// could then send all clients elsewhere.
 ///
 /// So many keep what moves besides the unavoidable below one in a hundred, and
 /// cost half a megabyte.
@@ -29,7 +29,7 @@ const SLOTS: u32 = 1 << BITS;
 /// heaviest has a slot still.
 pub const MAX_SERVERS: usize = 2_000;
 
-/// Nobody's.
+/// No server's.
 const FREE: u16 = u16::MAX;
 
 /// Which server clients get, by their hash.
@@ -40,7 +40,7 @@ pub(super) struct Table {
 
 impl Table {
     /// Builds the table of these servers with their weights, which names them as
-    /// `names` does. All three have one length, of [`MAX_SERVERS`] at the most.
+    /// `names` does. All three have one length, of at most [`MAX_SERVERS`].
     pub(super) fn build(servers: &[(ServerAddr, u16)], names: &[u16]) -> Self {
         if servers.len() < 2 {
             return Self {
@@ -50,9 +50,9 @@ impl Table {
         let mut order: Vec<_> = (0..servers.len()).collect();
         order.sort_unstable_by_key(|index| servers[*index].0);
         let weights: Vec<_> = order.iter().map(|index| servers[*index].1).collect();
-        let mut wishes: Vec<_> = order
+        let mut preferences: Vec<_> = order
             .iter()
-            .map(|index| Wishes::of(servers[*index].0))
+            .map(|index| Preferences::of(servers[*index].0))
             .collect();
         let mut slots = vec![FREE; SLOTS as usize];
         let mut free = slots.len();
@@ -61,10 +61,10 @@ impl Table {
             if free == 0 {
                 break;
             }
-            let wishes = &mut wishes[usize::from(turn)];
-            let mut slot = wishes.next();
+            let preferences = &mut preferences[usize::from(turn)];
+            let mut slot = preferences.next();
             while slots[slot] != FREE {
-                slot = wishes.next();
+                slot = preferences.next();
             }
             slots[slot] = turn;
             free -= 1;
@@ -86,14 +86,14 @@ impl Table {
 
 /// The slots that a server prefers, one after the other and each once: numbers
 /// from 0 on, sent through steps that can each be undone.
-struct Wishes {
+struct Preferences {
     next: u32,
     start: u32,
     first: u32,
     second: u32,
 }
 
-impl Wishes {
+impl Preferences {
     #[expect(clippy::cast_possible_truncation, reason = "parts of a hash")]
     fn of(server: ServerAddr) -> Self {
         let hash = hash_server(server);

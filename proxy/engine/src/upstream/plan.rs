@@ -3,8 +3,7 @@
 //!
 //! Built off the data path, from what is known of the servers at that time, and
 //! never changed; workers share it by an `Arc`. When a server goes down or comes
-//! back, another plan is built and handed to them
-//! ([`Balancer::follow`](super::Balancer::follow)). Of the same servers in the
+//! back, another plan is built and handed to them. Of the same servers in the
 //! same states it is the same plan, so clients that a failure moved come back.
 
 use std::fmt;
@@ -14,7 +13,7 @@ use super::maglev::Table;
 use super::turns;
 use crate::address::ServerAddr;
 
-/// How an upstream's servers are chosen for new sessions. All go by weight.
+/// How an upstream's servers are chosen for new sessions. All heed weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Balance {
     /// The same server for the same client, also by other proxies with the same
@@ -123,7 +122,7 @@ impl Plan {
     }
 
     /// The plan for an upstream of these servers, of which there are
-    /// [`MAX_SERVERS`](super::MAX_SERVERS) at the most. It names them by their
+    /// at most [`MAX_SERVERS`](super::MAX_SERVERS). It names them by their
     /// index in `members`.
     #[must_use]
     pub fn new(balance: Balance, members: &[Member]) -> Self {
@@ -181,7 +180,7 @@ impl Plan {
     }
 }
 
-/// The servers that take new sessions: the primary ones that are up; for want of
+/// The servers that take new sessions: the primary ones that are up; without
 /// those the backups that are up; and if none is, all primary ones, since what
 /// says that they are down may be wrong and to send nothing is certainly so. A
 /// draining server gets sessions only where there are no others.

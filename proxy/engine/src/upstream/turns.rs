@@ -62,7 +62,7 @@ mod tests {
 
     proptest! {
         /// In whatever part of a round, each server has had its share to within
-        /// one turn; and two keep their order whoever else is there.
+        /// one turn; and two keep their order whatever others are there.
         #[test]
         fn shares_are_kept_all_along(weights in prop::collection::vec(1..=MAX_WEIGHT, 1..20)) {
             let turns = round(&weights);

@@ -9,8 +9,10 @@ use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket,
 
 use super::{Worker, class_of, key_of, newly_lost, reconfigure};
 use crate::address::ServerAddr;
-use crate::counters::{DropReason, ListenerCounters, Oversize, ServerCounters, WorkerCounters};
-use crate::session::{Amount, EndReason, Key, SessionId};
+use crate::counters::{
+    DropReason, EndReason, ListenerCounters, Oversize, ServerCounters, WorkerCounters,
+};
+use crate::session::{Amount, Key, SessionId};
 
 /// How long no other datagram is noted as oversize, which takes a lock.
 const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
@@ -156,6 +158,40 @@ impl Worker {
             return None;
         }
         self.table.request_of(now, id, amount)
+    }
+
+    /// Whether session `id` is to leave its server at this datagram of its client's.
+    fn must_leave(&mut self, id: SessionId) -> bool {
+        let version = self.snapshot.version;
+        let session = self.table.get_mut(id);
+        // Asked once for each snapshot, which costs as much as a new session's pick.
+        let Some(session) = session.filter(|session| session.connection.checked != version) else {
+            return false;
+        };
+        session.connection.checked = version;
+        let Some(listener) = self.snapshot.of(&session.settings.listener) else {
+            return false;
+        };
+        let Some(place) = listener.targets.place(&session.server) else {
+            return true;
+        };
+        let v6 = session.key.client.0.is_ipv6();
+        let rules = |place: usize| {
+            listener
+                .routing
+                .rules
+                .get(place)
+                .copied()
+                .unwrap_or_default()
+        };
+        if *rules(place).leave.get(v6) {
+            return true;
+        }
+        if rules(place).is_draining {
+            return false;
+        }
+        let home = listener.routing.plans.get(v6).home(session.key.client);
+        home.is_some_and(|home| home != place && *rules(home).takes_back.get(v6))
     }
 
     /// One of the client's sessions that are to take no more, to take these datagrams as

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session_socket::SessionSocket;
-use super::{Readable, Worker};
+use super::{Readable, Worker, random_seed};
 use crate::address::own_addresses;
 use crate::client_limits::{ClientPermit, Network};
-use crate::counters::DropReason;
+use crate::counters::{DropReason, EndReason};
 use crate::listener::ListenerSettings;
 use crate::server::Target;
-use crate::session::{EndReason, Key, SessionId};
+use crate::session::{Key, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
+use crate::upstream::Balancer;
 use crate::upstream_socket::Connection;
 
 /// How long the host's addresses are taken to stay the same.
@@ -64,17 +65,19 @@ impl Worker {
 
     /// The server for a new session.
     fn pick(&mut self, settings: &ListenerSettings, key: &Key) -> Result<Target, DropReason> {
-        let client = key.client.0.ip();
+        let (client, worker) = (key.client.0.ip(), self.number);
         let listener = self.snapshot.of(&settings.listener);
-        let balancers = self.balancers.get_mut(&settings.listener.id());
-        let (listener, balancers) = listener.zip(balancers).ok_or(DropReason::NoServer)?;
+        let listener = listener.ok_or(DropReason::NoServer)?;
         let targets = &listener.targets;
-        let worker = self.number;
         let sessions = |place: usize| {
             let target = targets.get(place);
             target.map_or(0, |target| target.server.counters(worker).sessions())
         };
-        let picked = balancers.of(client).pick(key.client, sessions);
+        let of_family = (settings.listener.id(), client.is_ipv6());
+        let balancer = self.balancers.entry(of_family);
+        let balancer = balancer.or_insert_with(|| Balancer::new(worker, random_seed()));
+        let plan = listener.routing.plans.get(client.is_ipv6());
+        let picked = balancer.pick(plan, key.client, sessions);
         let target = picked.and_then(|place| targets.get(place)).cloned();
         target.ok_or_else(|| why_no_server(listener, client))
     }

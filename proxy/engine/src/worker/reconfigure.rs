@@ -12,12 +12,11 @@ use ppv2_udp::{Cause, Socket};
 
 use super::new_session::ServerAddresses;
 use super::session_socket::{Recent, SessionSocket};
-use super::{ListenerSocket, Readable, Worker, random_seed};
+use super::{ListenerSocket, Readable, Worker};
 use crate::address::ServerAddr;
-use crate::counters::DropReason;
-use crate::session::{EndReason, Key, Session, SessionId};
+use crate::counters::{DropReason, EndReason};
+use crate::session::{Key, Session, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
-use crate::upstream::{Balancer, ByFamily};
 use crate::upstream_socket::{Connection, UpstreamSocket};
 
 /// How long no other socket is tried to a server after one would have sent from the same
@@ -63,7 +62,9 @@ impl Worker {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
         let snapshot = Arc::clone(&self.snapshot);
         self.table.log_to(snapshot.log.clone());
-        self.follow_plans(&snapshot);
+        let listeners = snapshot.listeners.iter();
+        let ids: HashSet<_> = listeners.map(|one| one.settings.listener.id()).collect();
+        self.balancers.retain(|(id, _), _| ids.contains(id));
         let passed = self.reassign_listener_sockets(&snapshot);
         let is_same = |old: &ListenerSnapshot| {
             let new = snapshot.of(&old.settings.listener);
@@ -79,25 +80,6 @@ impl Worker {
         self.close_listener_sockets(now);
     }
 
-    fn follow_plans(&mut self, snapshot: &Snapshot) {
-        let number = self.number;
-        let mut before = std::mem::take(&mut self.balancers);
-        for listener in &snapshot.listeners {
-            let id = listener.settings.listener.id();
-            let plans = &listener.routing.plans;
-            let balancers = match before.remove(&id) {
-                Some(mut balancers) => {
-                    balancers.each(|v6, one| one.follow(Arc::clone(plans.get(v6))));
-                    balancers
-                }
-                None => ByFamily::new(|v6| {
-                    Balancer::new(Arc::clone(plans.get(v6)), number, random_seed())
-                }),
-            };
-            self.balancers.insert(id, balancers);
-        }
-    }
-
     /// Has listeners' sockets serve the listeners that their addresses now belong to.
     /// Returns those that were another listener's.
     fn reassign_listener_sockets(&mut self, snapshot: &Snapshot) -> BTreeSet<usize> {
@@ -109,6 +91,9 @@ impl Worker {
             listener_socket.is_closing = place.is_none();
             if let Some(place) = place {
                 let settings = &snapshot.listeners[*place].settings;
+                if Arc::ptr_eq(settings, &listener_socket.settings) {
+                    continue;
+                }
                 let before = std::mem::replace(&mut listener_socket.settings, Arc::clone(settings));
                 if before.listener != settings.listener {
                     settings.listener.note_open_socket();
@@ -201,41 +186,6 @@ impl Worker {
         for (id, reason) in ends {
             self.table.end(now, id, reason);
         }
-    }
-
-    /// Whether session `id` is to leave its server at this datagram of its client's.
-    pub(super) fn must_leave(&mut self, id: SessionId) -> bool {
-        let version = self.snapshot.version;
-        let session = self.table.get_mut(id);
-        // Asked once for each snapshot, which costs as much as a new session's pick.
-        let Some(session) = session.filter(|session| session.connection.checked != version) else {
-            return false;
-        };
-        session.connection.checked = version;
-        let Some(listener) = self.snapshot.of(&session.settings.listener) else {
-            return false;
-        };
-        let Some(place) = listener.targets.place(&session.server) else {
-            return true;
-        };
-        let v6 = session.key.client.0.is_ipv6();
-        let rules = |place: usize| {
-            listener
-                .routing
-                .rules
-                .get(place)
-                .copied()
-                .unwrap_or_default()
-        };
-        if *rules(place).leave.get(v6) {
-            return true;
-        }
-        if rules(place).is_draining {
-            return false;
-        }
-        let balancers = self.balancers.get(&session.settings.listener.id());
-        let home = balancers.and_then(|balancers| balancers.get(v6).home(session.key.client));
-        home.is_some_and(|home| home != place && *rules(home).takes_back.get(v6))
     }
 
     /// Ends what is left at addresses that no listener has any more.

@@ -11,11 +11,11 @@ use ppv2_udp::Options;
 
 use super::Worker;
 use super::reconfigure::ask_for_interface;
-use crate::capacity::{Full, Permit};
+use crate::capacity::{Full, Need, Permit};
 use crate::counters::DropReason;
 use crate::listener::ListenerSettings;
 use crate::server::Target;
-use crate::session::{Key, Need, Session, SessionId};
+use crate::session::{Key, Session, SessionId};
 use crate::upstream_socket::{Connection, PortPool, UpstreamSocket, is_shortage};
 
 /// How long no socket is looked for where there was none. To find out that all ports

@@ -143,7 +143,7 @@ fn what_matches_is_not_looked_for_among_all_that_rest() {
 }
 
 #[test]
-fn a_late_reply_begins_the_rest_anew() {
+fn a_late_reply_restarts_the_rest() {
     let mut bench = Bench::new(ONE_RESPONSE, 10, 0);
     let id = answered(&mut bench, 1);
     for _ in 0..3 {

@@ -1,6 +1,7 @@
 //! Each balancer gives every server its share, and those that are down none.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -38,12 +39,29 @@ fn of_weights(weights: &[u16]) -> Vec<Member> {
         .collect()
 }
 
-fn balancer(balance: Balance, members: &[Member]) -> Balancer {
-    Balancer::new(Arc::new(Plan::new(balance, members)), 0, 7)
+/// A balancer and its plan.
+struct Planned {
+    plan: Arc<Plan>,
+    balancer: Balancer,
+}
+
+impl Planned {
+    fn new(plan: Arc<Plan>, start: usize, seed: u64) -> Self {
+        let balancer = Balancer::new(start, seed);
+        Self { plan, balancer }
+    }
+
+    fn pick(&mut self, client: ClientAddr, sessions: impl Fn(usize) -> u64) -> Option<usize> {
+        self.balancer.pick(&self.plan, client, sessions)
+    }
+}
+
+fn balancer(balance: Balance, members: &[Member]) -> Planned {
+    Planned::new(Arc::new(Plan::new(balance, members)), 0, 7)
 }
 
 /// Sessions of each server after so many clients, none of which ends.
-fn fill(balancer: &mut Balancer, servers: usize, clients: u32) -> Vec<u64> {
+fn fill(balancer: &mut Planned, servers: usize, clients: u32) -> Vec<u64> {
     let mut sessions = vec![0; servers];
     for number in 0..clients {
         let picked = balancer.pick(client(number), |server| sessions[server]);
@@ -99,7 +117,7 @@ proptest! {
     ) {
         let (weights, sessions): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
         let plan = Arc::new(Plan::new(Balance::LeastSessions, &of_weights(&weights)));
-        let mut balancer = Balancer::new(plan, start, 0);
+        let mut balancer = Planned::new(plan, start, 0);
         let load = |server: usize| float(sessions[server] + 1) / f64::from(weights[server]);
         let picked = balancer.pick(client(0), |server| sessions[server]).unwrap();
         let least = (0..weights.len()).map(load).fold(f64::MAX, f64::min);
@@ -143,7 +161,7 @@ fn workers_begin_elsewhere() {
     for balance in [Balance::RoundRobin, Balance::LeastSessions] {
         let plan = Arc::new(Plan::new(balance, &of_weights(&[1, 1, 1])));
         let first = |worker| {
-            let mut balancer = Balancer::new(Arc::clone(&plan), worker, 0);
+            let mut balancer = Planned::new(Arc::clone(&plan), worker, 0);
             let turns: Vec<_> = (0..4).map(|n| balancer.pick(client(n), |_| 0)).collect();
             turns.into_iter().flatten().collect::<Vec<_>>()
         };
@@ -192,9 +210,9 @@ fn a_server_that_is_back_has_its_clients_back() {
     let mut one_down = up.clone();
     one_down[2].state = State::Down;
     let [up, one_down] = [&up, &one_down].map(|m| Arc::new(Plan::new(BALANCES[0], m)));
-    let mut balancer = Balancer::new(Arc::clone(&up), 0, 0);
+    let mut balancer = Planned::new(Arc::clone(&up), 0, 0);
     let mut picks = |plan: &Arc<Plan>| -> Vec<_> {
-        balancer.follow(Arc::clone(plan));
+        balancer.plan = Arc::clone(plan);
         (0..CLIENTS)
             .map(|n| balancer.pick(client(n), |_| 0))
             .collect()

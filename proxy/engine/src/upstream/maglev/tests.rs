@@ -183,12 +183,12 @@ fn servers_that_differ_by_their_interface_alone_share_evenly() {
 }
 
 #[test]
-fn a_server_wishes_for_every_slot_once() {
+fn a_server_preferences_for_every_slot_once() {
     for address in ["192.0.2.1:53", "[2001:db8::1]:65535", "0.0.0.0:1"] {
-        let mut wishes = Wishes::of(server(address));
+        let mut preferences = Preferences::of(server(address));
         let mut wished = vec![false; SLOTS as usize];
         for _ in 0..SLOTS {
-            let slot = wishes.next();
+            let slot = preferences.next();
             assert!(
                 !std::mem::replace(&mut wished[slot], true),
                 "{address}: {slot}"

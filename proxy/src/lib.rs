@@ -7,14 +7,14 @@
 //! | crate | |
 //! |---|---|
 //! | `ppv2-udp` | batches, sockets, every system call of the data path; all unsafe code |
-//! | `ppv2-engine` | the data path; it knows neither the configuration nor tokio |
+//! | `ppv2-engine` | the data path, with a drawing of it; it knows neither the configuration nor tokio |
 //! | `ppv2-hosts` | `doctor` and `host-setup` |
 //! | this one | the command line, the configuration, and all that runs beside the data path |
 //!
 //! | module | |
 //! |---|---|
 //! | [`config`] | TOML or flags, turned once into a valid [`config::Config`] |
-//! | [`runtime`] | binds sockets, starts workers, has them go by other configurations, drains them at a stop |
+//! | [`runtime`] | binds sockets, starts workers, sends them snapshots, drains them at a stop |
 //! | [`privilege`] | drops root and capabilities |
 //! | [`registry`] | the shared objects of listeners and servers, also after a reload |
 //! | [`capacity`] | how many sessions this host allows |

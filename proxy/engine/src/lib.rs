@@ -1,5 +1,35 @@
 //! The data path of the proxy. It knows neither the configuration nor tokio.
 //!
+//! # The path of a datagram
+//!
+//! ```text
+//!            client                                            server
+//!              │ datagram                                         ▲
+//!              ▼                                                  │ [header][datagram]
+//!   listener's socket: one per worker            upstream_socket: one per session
+//!              │ recvmmsg                                         ▲ sendmmsg
+//!  ┌───────────▼──────────────────── worker ──────────────────────┴────────┐
+//!  │ client_to_server: session::Table ─ known ──────────▶ mode::Prefix     │
+//!  │                     │ new                                 ▲           │
+//!  │                     ▼                                     │           │
+//!  │                   new_session ─▶ upstream ─▶ session_socket           │
+//!  │                                                                       │
+//!  │ reconfigure: compares all sessions with a new snapshot                │
+//!  │                                                                       │
+//!  │ server_to_client: session::Table                                      │
+//!  └───────────┬────────────────────────────────────────────────▲──────────┘
+//!              │ from the address the client wrote to           │ reply
+//!              ▼                                                │
+//!            client                                           server
+//! ```
+//!
+//! What is refused or can't be sent counts under a `counters::DropReason`. The kernel
+//! spreads clients over the workers' sockets (SO_REUSEPORT), always the same client to the
+//! same worker. The header is never copied: it and the datagram are handed to the kernel as
+//! two pieces of one message.
+//!
+//! # Modules
+//!
 //! | module | |
 //! |---|---|
 //! | [`worker`] | receives datagrams, finds or begins their session, and sends them on |

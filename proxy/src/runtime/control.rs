@@ -338,7 +338,7 @@ impl Control {
         capacity.resize(host_capacity.max_sessions, host_capacity.max_sockets);
         self.host_capacity = host_capacity;
         self.close_later(&config, now);
-        self.lame_ducks.update(&mut config, Some(&self.active), now);
+        self.lame_ducks.update(&mut config, &self.active, now);
         let active = Arc::new(self.registry.activate(config));
         let before = std::mem::replace(&mut self.active, active);
         self.health.reconfigure(&self.active, now);

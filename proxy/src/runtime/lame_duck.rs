@@ -31,20 +31,13 @@ pub(super) struct LameDucks(Vec<LameDuck>);
 impl LameDucks {
     /// Notes the servers that were there `before` and that `config` has no more, and adds to
     /// it those that sessions may stay with for a while.
-    pub(super) fn update(
-        &mut self,
-        config: &mut Config,
-        before: Option<&ActiveConfig>,
-        now: Instant,
-    ) {
+    pub(super) fn update(&mut self, config: &mut Config, before: &ActiveConfig, now: Instant) {
         let mut next: Vec<LameDuck> = Vec::new();
-        let before = before.map(|active| &active.config);
-        let listeners = before.into_iter().flat_map(|config| &config.listeners);
-        for old in listeners {
+        let before = &before.config;
+        for old in &before.listeners {
             let Some(new) = config.listeners.iter().find(|new| new.name == old.name) else {
                 continue;
             };
-            let all = before.map_or(&[][..], |config| &config.servers);
             let there: HashSet<_> = new
                 .servers
                 .iter()
@@ -56,7 +49,7 @@ impl LameDucks {
                 .map(|duck| (identity(&duck.server), duck.until))
                 .collect();
             for (index, mode) in old.servers.iter().chain(&old.leaving) {
-                let server = &all[*index];
+                let server = &before.servers[*index];
                 if there.contains(&identity(server)) {
                     continue;
                 }

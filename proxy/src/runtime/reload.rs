@@ -210,37 +210,20 @@ pub(super) fn without_servers<'a>(old: &Config, new: &'a Config) -> Option<&'a s
 
 /// What has come and gone from one configuration to another.
 pub(super) fn news(old: &Config, new: &Config) -> String {
+    fn change<T: Ord>(what: &str, old: &BTreeSet<T>, new: &BTreeSet<T>) -> String {
+        let come = new.difference(old).count();
+        let gone = old.difference(new).count();
+        format!("{} {what} ({come} new, {gone} gone)", new.len())
+    }
     fn listeners(config: &Config) -> BTreeSet<&str> {
         let listeners = config.listeners.iter();
         listeners.map(|listener| listener.name.as_str()).collect()
     }
-    let servers = |config: &Config| -> BTreeSet<_> {
+    fn servers(config: &Config) -> BTreeSet<(&str, SocketAddr)> {
         let servers = config.servers.iter().filter(|server| !server.leaving);
-        servers
-            .map(|server| {
-                let (upstream, address) = identity(server);
-                (upstream.to_owned(), address)
-            })
-            .collect()
-    };
-    let of = |what, count: usize, come: usize, gone: usize| {
-        format!("{count} {what} ({come} new, {gone} gone)")
-    };
-    let (before, after) = (listeners(old), listeners(new));
-    let come = after.difference(&before).count();
-    let listeners = of(
-        "listeners",
-        after.len(),
-        come,
-        before.difference(&after).count(),
-    );
-    let (before, after) = (servers(old), servers(new));
-    let come = after.difference(&before).count();
-    let servers = of(
-        "servers",
-        after.len(),
-        come,
-        before.difference(&after).count(),
-    );
+        servers.map(identity).collect()
+    }
+    let listeners = change("listeners", &listeners(old), &listeners(new));
+    let servers = change("servers", &servers(old), &servers(new));
     format!("{listeners}, {servers}")
 }

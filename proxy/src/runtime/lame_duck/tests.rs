@@ -40,7 +40,7 @@ fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
     let both = registry.activate(config(&format!("{A}, {B}")));
 
     let mut one = config(A);
-    ducks.update(&mut one, Some(&both), now);
+    ducks.update(&mut one, &both, now);
     assert_eq!(addresses(&one, &one.listeners[0].servers), ["192.0.2.1:53"]);
     assert_eq!(addresses(&one, &one.listeners[0].leaving), ["192.0.2.2:53"]);
     assert!(one.servers[1].leaving && !one.servers[0].leaving);
@@ -50,7 +50,7 @@ fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
 
     // Another change meanwhile does not begin its time anew.
     let mut again = config(A);
-    ducks.update(&mut again, Some(&one), after(5));
+    ducks.update(&mut again, &one, after(5));
     assert_eq!(
         addresses(&again, &again.listeners[0].leaving),
         ["192.0.2.2:53"]
@@ -58,13 +58,13 @@ fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
     assert_eq!(ducks.next(), Some(after(10)));
     let again = registry.activate(again);
     let mut gone = config(A);
-    ducks.update(&mut gone, Some(&again), after(10));
+    ducks.update(&mut gone, &again, after(10));
     assert!(gone.listeners[0].leaving.is_empty() && gone.servers.len() == 1);
     assert_eq!(ducks.next(), None);
 
     // One that comes back is as before.
     let mut back = config(&format!("{A}, {B}"));
-    ducks.update(&mut back, Some(&again), after(6));
+    ducks.update(&mut back, &again, after(6));
     assert!(back.listeners[0].leaving.is_empty() && back.servers.len() == 2);
     assert_eq!(ducks.next(), None);
 }
@@ -77,7 +77,7 @@ fn a_name_that_leads_elsewhere_all_the_time_leaves_a_bounded_trail() {
     for n in 0..2_000_u32 {
         now += Duration::from_millis(10);
         let mut next = found(config(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250)));
-        ducks.update(&mut next, Some(&before), now);
+        ducks.update(&mut next, &before, now);
         before = registry.activate(next);
         assert!(before.config.servers.len() <= MAX_LAME_DUCKS + 1);
         // Servers that are gone and have no sessions are forgotten.
@@ -107,11 +107,7 @@ fn a_name_that_leads_elsewhere_all_the_time_cuts_no_other_listeners_time() {
     let mut before = registry.activate(with(A));
     for n in 0..300_u32 {
         let mut next = with(&format!("\"10.0.{}.{}:53\"", n / 250, 1 + n % 250));
-        ducks.update(
-            &mut next,
-            Some(&before),
-            now + Duration::from_millis(n.into()),
-        );
+        ducks.update(&mut next, &before, now + Duration::from_millis(n.into()));
         before = registry.activate(next);
     }
     let listeners = &before.config.listeners;
@@ -128,6 +124,6 @@ fn servers_that_were_written_have_their_time_however_many_they_are() {
     let (mut registry, mut ducks) = (Registry::new(1), LameDucks::default());
     let before = registry.activate(config(&many.join(", ")));
     let mut one = config(A);
-    ducks.update(&mut one, Some(&before), Instant::now());
+    ducks.update(&mut one, &before, Instant::now());
     assert_eq!(one.listeners[0].leaving.len(), 2 * MAX_LAME_DUCKS);
 }

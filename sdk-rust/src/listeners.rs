@@ -1,11 +1,9 @@
-//! Where replies leave from that go straight to clients: a bounded table of
-//! listeners' addresses. How an address is owned stands in `linux` and
-//! `portable`.
+//! The source addresses of replies that go straight to clients: a bounded table of
+//! listeners' addresses. `linux` and `portable` make what sends from one.
 
-#[cfg(target_os = "linux")]
-mod linux;
-#[cfg(not(target_os = "linux"))]
-mod portable;
+#[cfg_attr(target_os = "linux", path = "listeners/linux.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "listeners/portable.rs")]
+mod system;
 #[cfg(test)]
 mod tests;
 
@@ -16,22 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ahash::RandomState;
 use hashlink::LinkedHashMap;
+use ppv2_udp::AsFd;
 use thiserror::Error;
 
 use crate::address::is_one_client;
 use crate::stats::Counters;
 
-#[cfg(target_os = "linux")]
-use linux::is_broadcast;
-#[cfg(target_os = "linux")]
-pub(crate) use linux::{OwnSocket, own};
-#[cfg(not(target_os = "linux"))]
-use portable::is_broadcast;
-#[cfg(not(target_os = "linux"))]
-pub(crate) use portable::{OwnSocket, own};
-
-/// Listeners that are remembered. Trusted proxies alone name them; it bounds the
-/// descriptors that one gone wild could take.
+/// Listeners that are remembered. Only trusted proxies name them; it bounds the
+/// descriptors that a faulty one could take.
 const MAX_LISTENERS: usize = 64;
 
 /// The addresses that one socket's replies leave from, the longest unused first.
@@ -48,14 +38,6 @@ pub(crate) enum Source<S> {
     Bound(Arc<S>),
 }
 
-/// How an address is owned.
-pub(crate) enum Owned {
-    /// The socket that received may send from it.
-    ByOwnSocket,
-    /// This one is bound to it, and receives nothing.
-    By(UdpSocket),
-}
-
 impl<S> Listeners<S> {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(LinkedHashMap::with_hasher(RandomState::new())))
@@ -70,7 +52,7 @@ impl<S> Listeners<S> {
     /// What was tried, and how to fix it.
     pub(crate) fn source(
         &self,
-        receiver: Option<&impl OwnSocket>,
+        receiver: Option<&impl AsFd>,
         local: SocketAddr,
         listener: SocketAddr,
         counters: &Counters,
@@ -81,15 +63,15 @@ impl<S> Listeners<S> {
         if let Some(known) = table.to_back(&listener) {
             return Ok(known.clone());
         }
-        if !is_one_client(&listener) || is_broadcast(listener) {
+        if !is_one_client(&listener) || system::is_broadcast(listener) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 NotOneHosts(listener),
             ));
         }
-        let source = match own(receiver, local, listener)? {
-            Owned::ByOwnSocket => Source::Own(listener.ip()),
-            Owned::By(socket) => Source::Bound(Arc::new(wrap(socket)?)),
+        let source = match system::sender(receiver, local, listener)? {
+            None => Source::Own(listener.ip()),
+            Some(socket) => Source::Bound(Arc::new(wrap(socket)?)),
         };
         table.insert(listener, source.clone());
         if table.len() > MAX_LISTENERS {
@@ -116,7 +98,25 @@ impl<S> Clone for Source<S> {
     }
 }
 
-/// A proxy wrote a destination that nobody can send from.
+/// No socket can be bound to the listener's address.
+#[derive(Error)]
+#[error("can't send from listener {listener}: {error}; {fix}")]
+struct NotBound {
+    listener: SocketAddr,
+    #[source]
+    error: io::Error,
+    fix: String,
+}
+
+message_as_debug!(NotBound);
+
+impl From<NotBound> for io::Error {
+    fn from(error: NotBound) -> Self {
+        Self::new(error.error.kind(), error)
+    }
+}
+
+/// A proxy wrote a destination that no host can send from.
 #[derive(Error)]
 #[error(
     "can't send from listener {0}, which the client's header names as destination, since it is no single host's address and port; have the proxy write the address that the client sent to"

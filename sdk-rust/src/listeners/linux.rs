@@ -1,4 +1,4 @@
-//! How Linux sends from an address (ip(7), ipv6(7), capabilities(7)).
+//! Sending from an address on Linux (ip(7), ipv6(7), capabilities(7)).
 
 use std::fmt;
 use std::io;
@@ -6,50 +6,45 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use socket2::{Domain, SockRef, Socket, Type};
-use thiserror::Error;
 
-use super::Owned;
+use super::NotBound;
 use crate::address::canonical;
 
-/// A socket that may be given the right to send from another address.
-pub(crate) trait OwnSocket: AsFd {}
-
-impl<S: AsFd> OwnSocket for S {}
-
-/// What lets a socket send from an address, that which needs least first.
+/// What lets a socket send from an address, the one with the fewest requirements first.
 #[derive(Clone, Copy, Debug)]
 enum Means {
     /// The address is one of this host's.
     HostAddress,
-    /// Nobody needs a right for it.
+    /// It needs no privilege.
     Ipv6Freebind,
-    /// For CAP_NET_RAW or CAP_NET_ADMIN.
+    /// It needs CAP_NET_RAW or CAP_NET_ADMIN.
     IpTransparent,
 }
 
-/// Owns `listener`.
-pub(crate) fn own(
-    receiver: Option<&impl OwnSocket>,
+/// A socket that sends from `listener`; `None` if `receiver`, bound to `local`, can do so
+/// from now on.
+pub(super) fn sender(
+    receiver: Option<&impl AsFd>,
     local: SocketAddr,
     listener: SocketAddr,
-) -> io::Result<Owned> {
+) -> io::Result<Option<UdpSocket>> {
     let mut tried = Vec::new();
     if listener.port() == local.port()
         && let Some(receiver) = receiver.map(SockRef::from)
-        && speaks(&receiver, local, listener.ip())
+        && has_family(&receiver, local, listener.ip())
     {
         for &means in all_means(listener) {
             match allow(&receiver, means, listener.ip()) {
-                Ok(()) => return Ok(Owned::ByOwnSocket),
+                Ok(()) => return Ok(None),
                 Err(error) => tried.push((means, error)),
             }
         }
     } else {
         for &means in all_means(listener) {
-            match bind_deaf(listener, means) {
-                Ok(socket) => return Ok(Owned::By(socket)),
+            match bind_for_sending(listener, means) {
+                Ok(socket) => return Ok(Some(socket)),
                 Err(Failed::Means(error)) => tried.push((means, error)),
-                Err(Failed::Bind(error)) => return Err(not_bound(listener, error)),
+                Err(Failed::Bind(error)) => return Err(not_bound(listener, error).into()),
             }
         }
     }
@@ -84,7 +79,7 @@ fn all_means(listener: SocketAddr) -> &'static [Means] {
 
 /// Whether a socket that is bound to `local` can send from an address of the
 /// family of `ip`.
-fn speaks(receiver: &SockRef<'_>, local: SocketAddr, ip: IpAddr) -> bool {
+fn has_family(receiver: &SockRef<'_>, local: SocketAddr, ip: IpAddr) -> bool {
     match (canonical(local), ip) {
         (SocketAddr::V4(_), IpAddr::V4(_)) | (SocketAddr::V6(_), IpAddr::V6(_)) => true,
         (SocketAddr::V6(v6), IpAddr::V4(_)) => {
@@ -98,7 +93,7 @@ fn speaks(receiver: &SockRef<'_>, local: SocketAddr, ip: IpAddr) -> bool {
 fn allow(receiver: &SockRef<'_>, means: Means, ip: IpAddr) -> io::Result<()> {
     match means {
         // Any port will do to find out.
-        Means::HostAddress => match bind_deaf(SocketAddr::new(ip, 0), means) {
+        Means::HostAddress => match bind_for_sending(SocketAddr::new(ip, 0), means) {
             Ok(_) => Ok(()),
             Err(Failed::Means(error) | Failed::Bind(error)) => Err(error),
         },
@@ -117,13 +112,13 @@ enum Failed {
 
 /// A socket bound to `listener` that sends only.
 ///
-/// Bound as it is, it would win what this host receives for the listener from
-/// sockets that are bound to all addresses. So it is connected, to a port that
-/// nobody sends from: then the kernel hands it nothing else, no ICMP errors
-/// either, and it can still be told for each datagram where to send (udp(7)).
-fn bind_deaf(listener: SocketAddr, means: Means) -> Result<UdpSocket, Failed> {
-    const NOBODYS_PORT: u16 = 1;
-    let (domain, nobody) = match listener {
+/// Otherwise it would receive what is meant for sockets of this host that are bound to
+/// all addresses. So it is connected, to a port that nothing sends from: then the kernel
+/// gives it nothing else, no ICMP errors either, and each datagram can still have its own
+/// recipient (udp(7)).
+fn bind_for_sending(listener: SocketAddr, means: Means) -> Result<UdpSocket, Failed> {
+    const UNUSED_PORT: u16 = 1;
+    let (domain, loopback) = match listener {
         SocketAddr::V4(_) => (Domain::IPV4, IpAddr::V4(Ipv4Addr::LOCALHOST)),
         SocketAddr::V6(_) => (Domain::IPV6, IpAddr::V6(Ipv6Addr::LOCALHOST)),
     };
@@ -132,10 +127,9 @@ fn bind_deaf(listener: SocketAddr, means: Means) -> Result<UdpSocket, Failed> {
         socket.set_nonblocking(true)?;
         // The kernel makes it as small as it can be.
         socket.set_recv_buffer_size(0)?;
-        // The servers of one host answer from the same listener. Two sockets of
-        // which one lacks it can't share an address, so nothing is taken from
-        // those who don't share. SO_REUSEPORT would put this one among those
-        // that the kernel spreads datagrams over.
+        // The servers of one host answer from the same listener. Two sockets share an
+        // address only if both set it, so nothing is taken from those that don't. With
+        // SO_REUSEPORT the kernel would balance datagrams over this socket, too.
         socket.set_reuse_address(true)?;
         if listener.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -157,15 +151,14 @@ fn bind_deaf(listener: SocketAddr, means: Means) -> Result<UdpSocket, Failed> {
             Failed::Bind(error)
         }
     })?;
-    // Fails where the address could be bound, as by ip_nonlocal_bind, and yet
-    // not be sent from.
+    // Fails where the address can be bound, as by ip_nonlocal_bind, but not sent from.
     socket
-        .connect(&SocketAddr::new(nobody, NOBODYS_PORT).into())
+        .connect(&SocketAddr::new(loopback, UNUSED_PORT).into())
         .map_err(Failed::Means)?;
     Ok(socket.into())
 }
 
-fn not_bound(listener: SocketAddr, error: io::Error) -> io::Error {
+fn not_bound(listener: SocketAddr, error: io::Error) -> NotBound {
     let fix = if error.kind() == io::ErrorKind::AddrInUse {
         "another socket of this host has that port; give it another, or SO_REUSEADDR".to_owned()
     } else if error.kind() == io::ErrorKind::PermissionDenied {
@@ -176,26 +169,12 @@ fn not_bound(listener: SocketAddr, error: io::Error) -> io::Error {
     } else {
         "have its replies go through the proxy".to_owned()
     };
-    io::Error::new(
-        error.kind(),
-        NotBound {
-            listener,
-            error,
-            fix,
-        },
-    )
+    NotBound {
+        listener,
+        error,
+        fix,
+    }
 }
-
-#[derive(Error)]
-#[error("can't send from listener {listener}: {error}; {fix}")]
-struct NotBound {
-    listener: SocketAddr,
-    #[source]
-    error: io::Error,
-    fix: String,
-}
-
-message_as_debug!(NotBound);
 
 struct NotOwned {
     listener: SocketAddr,

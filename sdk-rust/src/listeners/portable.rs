@@ -1,52 +1,35 @@
-//! Where a socket sends from the address that it is bound to, and no other.
+//! Where a socket sends only from the address that it is bound to.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
-use thiserror::Error;
+use ppv2_udp::AsFd;
 
-use super::Owned;
+use super::NotBound;
 use crate::address::canonical;
 
-/// Any: it can't be given a right.
-pub(crate) trait OwnSocket {}
-
-impl<S> OwnSocket for S {}
-
-/// Whether `listener` is a broadcast address of this host's networks, for which there
-/// is no question here: binding to it fails.
+/// Whether `listener` is a broadcast address of this host's networks. Binding to it fails
+/// here, so there is no need to ask.
 pub(super) fn is_broadcast(_listener: SocketAddr) -> bool {
     false
 }
 
-/// Owns `listener`, which must be an address of this host. Without SO_REUSEADDR
-/// it is bound only where nobody else receives.
-pub(crate) fn own(
-    receiver: Option<&impl OwnSocket>,
+/// A socket that sends from `listener`, which must be an address of this host; `None` if
+/// `receiver`, bound to `local`, does. Without SO_REUSEADDR it is bound only where no
+/// other socket receives.
+pub(super) fn sender(
+    receiver: Option<&impl AsFd>,
     local: SocketAddr,
     listener: SocketAddr,
-) -> io::Result<Owned> {
+) -> io::Result<Option<UdpSocket>> {
     if receiver.is_some() && canonical(local) == listener {
-        return Ok(Owned::ByOwnSocket);
+        return Ok(None);
     }
-    let bound = UdpSocket::bind(listener).and_then(|socket| {
-        socket.set_nonblocking(cfg!(unix))?;
-        Ok(socket)
-    });
-    match bound {
-        Ok(socket) => Ok(Owned::By(socket)),
-        Err(error) => Err(io::Error::new(error.kind(), NotBound { listener, error })),
-    }
+    let socket = UdpSocket::bind(listener).map_err(|error| NotBound {
+        listener,
+        error,
+        fix: "give this host that address and leave the port free, or have replies go through the proxy".to_owned(),
+    })?;
+    socket.set_nonblocking(cfg!(unix))?;
+    Ok(Some(socket))
 }
-
-#[derive(Error)]
-#[error(
-    "can't send from listener {listener}: {error}; give this host that address and leave the port free, or have replies go through the proxy"
-)]
-struct NotBound {
-    listener: SocketAddr,
-    #[source]
-    error: io::Error,
-}
-
-message_as_debug!(NotBound);

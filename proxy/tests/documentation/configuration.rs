@@ -280,7 +280,11 @@ fn the_example_has_every_key_and_shows_defaults() {
                 (active, default.is_null() || given.contains(&key.as_str()))
             {
                 let value = value.split(" #").next().unwrap().trim();
-                if value.replace(", ", ",").replace("0us", "0s") != default.to_string() {
+                let (shown, default) = (
+                    value.replace(", ", ",").replace("0us", "0s"),
+                    default.to_string(),
+                );
+                if shown != default {
                     wrong.push(format!("{path}.{key} = {value}: the default is {default}"));
                 }
             }

@@ -1,10 +1,11 @@
 //! The classes of `ppv2/_types.py`, and how values of Rust become theirs.
 
-use ppv2::{DecodeError, EncodeError, TlvError, Transport};
+use ppv2::{DecodeError, EncodeError, TlvError, Tlvs, Transport};
+use pyo3::basic::CompareOp;
 use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyType};
+use pyo3::types::{PyBytes, PyTuple, PyType};
 
 mod exceptions {
     pyo3::import_exception!(ppv2, DecodeError);
@@ -103,4 +104,30 @@ pub(crate) fn encode_error(error: EncodeError) -> PyErr {
 
 pub(crate) fn tlv_error(error: TlvError) -> PyErr {
     exceptions::TlvError::new_err(error.to_string())
+}
+
+pub(crate) fn read<T>(value: Option<Result<T, TlvError>>) -> PyResult<Option<T>> {
+    value.transpose().map_err(tlv_error)
+}
+
+pub(crate) fn tuple_of<'py>(py: Python<'py>, tlvs: Tlvs<'_>) -> PyResult<Bound<'py, PyTuple>> {
+    let tlvs: Vec<_> = tlvs
+        .iter()
+        .map(|one| tlv(py, one))
+        .collect::<PyResult<_>>()?;
+    PyTuple::new(py, tlvs)
+}
+
+/// `==` and `!=` of objects that are what their bytes are; no other comparison.
+pub(crate) fn equality(
+    left: &Bound<'_, PyBytes>,
+    right: &Bound<'_, PyBytes>,
+    op: CompareOp,
+) -> PyResult<Py<PyAny>> {
+    match op {
+        CompareOp::Eq | CompareOp::Ne => Ok(left.rich_compare(right, op)?.unbind()),
+        CompareOp::Lt | CompareOp::Le | CompareOp::Gt | CompareOp::Ge => {
+            Ok(left.py().NotImplemented())
+        }
+    }
 }

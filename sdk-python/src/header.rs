@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
 use crate::arguments::{self, UNIX_PATH_LEN};
-use crate::classes;
+use crate::classes::{self, equality, read, tuple_of};
 use crate::ssl::Ssl;
 
 /// A header that was read and found valid.
@@ -304,32 +304,6 @@ pub(crate) fn header_of(header: &Bound<'_, PyBytes>) -> PyResult<Header> {
 }
 
 /// What a getter of the codec has read, for Python.
-pub(crate) fn read<T>(value: Option<Result<T, ppv2::TlvError>>) -> PyResult<Option<T>> {
-    value.transpose().map_err(classes::tlv_error)
-}
-
-pub(crate) fn tuple_of<'py>(py: Python<'py>, tlvs: Tlvs<'_>) -> PyResult<Bound<'py, PyTuple>> {
-    let tlvs: Vec<_> = tlvs
-        .iter()
-        .map(|tlv| classes::tlv(py, tlv))
-        .collect::<PyResult<_>>()?;
-    PyTuple::new(py, tlvs)
-}
-
-/// `==` and `!=` of objects that are what their bytes are; no other comparison.
-pub(crate) fn equality(
-    left: &Bound<'_, PyBytes>,
-    right: &Bound<'_, PyBytes>,
-    op: CompareOp,
-) -> PyResult<Py<PyAny>> {
-    match op {
-        CompareOp::Eq | CompareOp::Ne => Ok(left.rich_compare(right, op)?.unbind()),
-        CompareOp::Lt | CompareOp::Le | CompareOp::Gt | CompareOp::Ge => {
-            Ok(left.py().NotImplemented())
-        }
-    }
-}
-
 /// An address as Python's `socket` module has it.
 fn address(py: Python<'_>, address: SocketAddr) -> PyResult<Bound<'_, PyAny>> {
     let host = PyString::new(py, &address.ip().to_string());

@@ -4,8 +4,7 @@ use pyo3::basic::CompareOp;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::classes;
-use crate::header::{equality, read, tuple_of};
+use crate::classes::{self, equality, read, tuple_of};
 
 /// What a proxy that ended the client's TLS knows of it.
 ///

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use thiserror::Error;
 
 use crate::kernel;
@@ -21,20 +21,12 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub use crate::role::Role;
 pub(crate) use server::is_here;
 
 /// The MTU of replies that the proxy's host forwards. ICMP errors from hops beyond it
 /// never reach the server; IPv6 passes this MTU everywhere (RFC 8200, 5).
 const DSR_MTU: u32 = 1280;
-
-/// The host that is checked or set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Role {
-    /// That of the proxy
-    Proxy,
-    /// That of a server
-    Server,
-}
 
 impl Role {
     fn name(self) -> &'static str {

@@ -10,6 +10,7 @@ pub mod host_setup;
 pub mod kernel;
 mod nft;
 pub mod reply_path;
+mod role;
 pub mod route;
 pub mod topology;
 

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use crate::host_setup::Role;
 use crate::reply_path::ReplyPath;
+use crate::role::Role;
 
 impl Role {
     /// The nft table of this crate on such a host. It holds nothing else.

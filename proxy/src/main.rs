@@ -21,9 +21,9 @@ use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::Directive;
 
-/// How long the last lines on standard error may hold up the end. More than the
-/// log's own thread waits for.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the last log lines may delay the exit. Longer than the log's own thread
+/// waits.
+const LAST_LINES: Duration = Duration::from_secs(2);
 
 /// An error and the exit code that it ends with.
 struct Failure(ExitCode, anyhow::Error);
@@ -34,7 +34,7 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// For what the user wrote wrong.
+/// An error of the user's: wrong flags or configuration.
 fn usage(error: impl Into<anyhow::Error>) -> Failure {
     Failure(ExitCode::from(2), error.into())
 }
@@ -53,25 +53,25 @@ fn main() -> ExitCode {
     code
 }
 
-/// Lets out what was logged last and what it ended with, but waits for nobody
-/// who has stopped reading.
+/// Writes the last log lines and the error, without waiting for a reader that has
+/// stopped.
 fn end_log(log: Option<WorkerGuard>, error: Option<anyhow::Error>) {
     let (done, is_done) = mpsc::channel();
-    let last_words = move || {
+    let write_last = move || {
         drop(log);
         if let Some(error) = error {
-            // Nothing is left to do if standard error is gone.
+            // It fails if standard error is closed.
             let _ = writeln!(io::stderr(), "ppv2-proxy: {}", shown(&format!("{error:#}")));
         }
         let _ = done.send(());
     };
-    if thread::Builder::new().spawn(last_words).is_ok() {
-        let _ = is_done.recv_timeout(LAST_WORDS);
+    if thread::Builder::new().spawn(write_last).is_ok() {
+        let _ = is_done.recv_timeout(LAST_LINES);
     }
 }
 
-/// An error with its lines and tabs, but without what would do something else to a
-/// terminal: a file or an argument may hold anything.
+/// An error with its lines and tabs, and other control characters escaped: a file or an
+/// argument may have any.
 fn shown(error: &str) -> String {
     let mut text = String::new();
     for piece in error.split_inclusive(['\n', '\t']) {
@@ -81,11 +81,11 @@ fn shown(error: &str) -> String {
     text
 }
 
-/// A command, ready to be carried out.
+/// A command that is ready to run.
 type Task = Box<dyn FnOnce() -> Result<(), Failure>>;
 
-/// Gives up privileges that are not needed, before there is a second thread, and
-/// starts the log, which has one.
+/// Drops privileges that are not needed while there is one thread, then starts the
+/// log, which has its own.
 fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
     let task = match arguments.command {
         Command::Run(run) => prepare(*run)?,
@@ -158,14 +158,14 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     }))
 }
 
-/// A configuration with the servers that its names lead to by now.
+/// A configuration with the servers that its names resolve to now.
 fn resolved(path: &Path) -> Result<Config, ConfigError> {
     let config = Config::from_file(path)?;
     let resolved = discovery::resolve_once(&config);
     Ok(config.expand(&resolved.answers).config)
 }
 
-/// What standard input has for `decode`, up to its end.
+/// Reads standard input for `decode`.
 fn standard_input() -> Result<String, Failure> {
     let mut text = Vec::new();
     io::stdin()
@@ -178,11 +178,11 @@ fn standard_input() -> Result<String, Failure> {
             decode::MAX_TEXT
         )));
     }
-    // What is no text is no hex, which `decode` says.
+    // `decode` refuses what is not text.
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Prints a command's result; a reader that has seen enough is no failure.
+/// Prints a command's result. A reader that stops reading is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -190,17 +190,17 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Silences a library that warns of each datagram that it can't use, which anybody
-/// may send.
+/// Silences the warnings of a library: it has one for each invalid datagram, which any
+/// host may send.
 fn quiet(library: &str) -> Directive {
     let directive = format!("{library}=error");
     directive.parse().expect("a library's name and a level")
 }
 
-/// Starts logging; what was logged last is let out when the guard is dropped.
+/// Starts logging. Dropping the guard writes the last lines.
 ///
-/// A thread of its own writes the lines: whoever reads them, or has stopped
-/// reading, can't hold up or end the proxy. Lines that can't be written are lost.
+/// A thread of its own writes the lines, so that a slow or stopped reader can't block the
+/// proxy. Lines that can't be written are lost.
 fn log(format: LogFormat, level: &str) -> Result<WorkerGuard, Failure> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log-level `{level}`"))

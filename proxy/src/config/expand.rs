@@ -1,6 +1,6 @@
-//! A configuration with the servers that its names lead to, as if they had been
-//! written there. What DNS says is not trusted: what can't be a server, or would
-//! turn the proxy against itself, is left out and told.
+//! A configuration with the servers that its names resolve to, as if they had been
+//! written there. DNS answers are not trusted: an address that can't be a server, or is
+//! this proxy's own, is left out with a remark.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +14,11 @@ use super::{Config, Listener, Server};
 use ppv2_engine::address::{ServerAddr, is_no_host};
 use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
-/// The most servers that one name leads to. It bounds what whoever answers for a
+/// The most servers that one name resolves to. It bounds what the DNS servers of a
 /// name can have the proxy hold, check and count.
 pub const MAX_ADDRESSES: usize = 256;
 
-/// What names lead to, as far as it is known.
+/// The known answers of names.
 pub type Answers = BTreeMap<Name, Vec<Answer>>;
 
 /// A server that a name leads to.
@@ -93,7 +93,7 @@ impl Config {
                         address,
                     ),
                     Ok(_) if of_upstream.len() == MAX_SERVERS => left_out.add(
-                        format!("an upstream has {MAX_SERVERS} servers at the most"),
+                        format!("an upstream has {MAX_SERVERS} servers at most"),
                         address,
                     ),
                     Ok(server) => match refuse(named, answer.address) {

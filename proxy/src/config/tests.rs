@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use clap::Parser;
 
 mod balance;
-mod coming_and_going;
 mod guards;
 mod health;
 mod large;
 mod modes;
 mod names;
+mod server_changes;
 
 use super::*;
 use crate::cli::{Arguments, Command};
@@ -73,7 +73,7 @@ fn broken(from: &str, to: &str) -> String {
 }
 
 #[test]
-fn a_full_file_is_read_whole() {
+fn a_full_file_is_read() {
     let config = Config::from_toml("proxy.toml", GOOD).unwrap();
     assert_eq!(config.worker_count(), 2);
     assert_eq!(*config.limits.max_sessions.unwrap(), 100);
@@ -96,7 +96,7 @@ fn a_full_file_is_read_whole() {
 }
 
 #[test]
-fn defaults_are_those_that_the_readme_promises() {
+fn flags_and_file_have_the_documented_defaults() {
     let config = from_flags("127.0.0.1:5300", "127.0.0.1:53").unwrap();
     let listener = &config.listeners[0];
     let every = Mode::Ppv2 {
@@ -211,8 +211,8 @@ fn the_schema_describes_every_key() {
 }
 
 #[test]
-fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
-    for (from, to, place, what, mend) in [
+fn an_invalid_value_is_shown_with_place_and_fix() {
+    for (from, to, place, what, fix) in [
         (
             "workers = 2",
             "workers = 0",
@@ -461,7 +461,7 @@ fn a_value_that_can_not_be_is_shown_with_its_place_and_mend() {
         ),
     ] {
         let message = broken(from, to);
-        for part in ["proxy.toml", place, what, mend] {
+        for part in ["proxy.toml", place, what, fix] {
             assert!(message.contains(part), "{to}: expected {part} in {message}");
         }
     }
@@ -593,7 +593,7 @@ fn link_local_addresses_of_two_interfaces_are_two_addresses() {
 }
 
 #[test]
-fn listeners_are_told_apart() {
+fn listener_names_are_unique() {
     let second = r#"
 [[listener]]
 name = "dns"
@@ -608,7 +608,7 @@ upstream = "resolvers"
 }
 
 #[test]
-fn nothing_at_all_is_named_too() {
+fn an_empty_file_is_an_error() {
     assert!(error("").contains("no listener"));
     let message = error("[[listener]]\nbind = [\"127.0.0.1:1\"]");
     assert!(
@@ -618,7 +618,7 @@ fn nothing_at_all_is_named_too() {
 }
 
 #[test]
-fn an_upstream_that_nobody_uses_is_checked_all_the_same() {
+fn an_unused_upstream_is_checked_too() {
     for (servers, what) in [
         ("[]", "has no servers"),
         ("[\"192.0.2.1\"]", "has no port"),
@@ -632,7 +632,7 @@ fn an_upstream_that_nobody_uses_is_checked_all_the_same() {
 }
 
 #[test]
-fn flags_are_named_by_value_and_mend() {
+fn an_invalid_flag_names_value_and_fix() {
     let flags = |listen: &str, upstream: &str| {
         let error = from_flags(listen, upstream).unwrap_err();
         error.to_string()

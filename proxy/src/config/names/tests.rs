@@ -1,4 +1,4 @@
-//! Every mistake in a name is named with its place and its mend; servers that names
+//! Every mistake in a name is named with its place and the fix; servers that names
 //! lead to stand behind those that are written, bounded and each but once.
 
 use proptest::prelude::*;
@@ -90,10 +90,10 @@ fn a_host_named_as_a_prefix_is_a_host() {
 }
 
 #[test]
-fn a_name_that_can_not_be_is_shown_with_its_place_and_mend() {
+fn an_invalid_name_is_shown_with_place_and_fix() {
     let long = format!("dns:{}:53", "a".repeat(64));
     let longer = format!("dns:{}a:53", "abc.".repeat(64));
-    for (written, what, mend) in [
+    for (written, what, fix) in [
         ("dns:a.example", "has no port", "dns:servers.example:53"),
         ("dns:a.example:", "has no port", "dns:servers.example:53"),
         (
@@ -140,16 +140,16 @@ fn a_name_that_can_not_be_is_shown_with_its_place_and_mend() {
         ("srv:", "is not a DNS name", "labels"),
     ] {
         let error = load(&format!("\"{written}\""), "").unwrap_err();
-        for part in ["p.toml:7:12:", what, mend, "^^^"] {
+        for part in ["p.toml:7:12:", what, fix, "^^^"] {
             assert!(error.contains(part), "{written}: no {part} in {error}");
         }
     }
 }
 
 #[test]
-fn what_does_not_go_with_a_name_is_an_error() {
+fn options_that_conflict_with_a_name_are_errors() {
     let name = "\"dns:a.example:53\"";
-    for (servers, more, what, mend) in [
+    for (servers, more, what, fix) in [
         (
             "{ address = \"srv:_dns._udp.a.example\", weight = 2 }",
             "",
@@ -188,7 +188,7 @@ fn what_does_not_go_with_a_name_is_an_error() {
         ),
     ] {
         let error = load(servers, more).unwrap_err();
-        for part in ["p.toml:", what, mend] {
+        for part in ["p.toml:", what, fix] {
             assert!(error.contains(part), "{servers}: no {part} in {error}");
         }
     }
@@ -248,7 +248,7 @@ fn the_resolver_has_bounds() {
     let short = load("max_ttl = \"2s\"").unwrap().resolver;
     assert_eq!(short.min_ttl(), Duration::from_secs(2));
     let many = format!("servers = [{}]", "\"192.0.2.1:53\", ".repeat(9));
-    for (keys, what, mend) in [
+    for (keys, what, fix) in [
         (
             "servers = [\"x\"]",
             "servers: this is not an IP address with a port",
@@ -302,7 +302,7 @@ fn the_resolver_has_bounds() {
         ("max_tll = \"6m\"", "unknown key `max_tll`", "`max_ttl`"),
     ] {
         let error = load(keys).unwrap_err();
-        for part in ["p.toml:8:", what, mend] {
+        for part in ["p.toml:8:", what, fix] {
             assert!(error.contains(part), "{keys}: no {part} in {error}");
         }
     }
@@ -421,7 +421,7 @@ fn records_have_their_own_weights_and_the_first_of_two_counts() {
 }
 
 #[test]
-fn what_can_not_be_a_server_is_left_out_and_told() {
+fn unusable_answers_are_left_out_with_a_remark() {
     let config = load(
         "\"192.0.2.1:53\", \"srv:_a._udp.example\"",
         "source = [\"10.0.0.1\"]",
@@ -465,7 +465,7 @@ fn what_can_not_be_a_server_is_left_out_and_told() {
 }
 
 #[test]
-fn a_name_and_an_upstream_hold_so_many_servers() {
+fn names_and_upstreams_have_a_bound_of_servers() {
     let numbered = |from: usize, count: usize| -> Vec<_> {
         let address = |n: usize| {
             let [_, _, high, low] = u32::try_from(n).unwrap().to_be_bytes();
@@ -486,7 +486,7 @@ fn a_name_and_an_upstream_hold_so_many_servers() {
     assert!(remarks[0].contains("10.0.1.0:53 and 43 more, left out: no more than 256"));
     let last = remarks.last().unwrap();
     assert!(
-        last.contains(&format!("{MAX_SERVERS} servers at the most")),
+        last.contains(&format!("{MAX_SERVERS} servers at most")),
         "{last}"
     );
 }

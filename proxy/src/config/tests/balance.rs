@@ -1,4 +1,4 @@
-//! What can be said of balancing, and what can't.
+//! Options of balancing.
 
 use super::super::Config;
 use ppv2_engine::upstream::{Balance, HashOn};
@@ -72,12 +72,12 @@ fn servers_have_weights_and_roles() {
 }
 
 #[test]
-fn what_can_not_be_is_shown_with_its_place_and_mend() {
+fn errors_show_place_and_fix() {
     let weight =
         |weight: &str| format!("servers = [{{ address = \"192.0.2.1:53\", weight = {weight} }}]");
     let all = |what: &str| format!("servers = [{{ address = \"192.0.2.1:53\", {what} = true }}]");
     let with = |keys: &str| format!("{keys}\n{SERVERS}");
-    for (upstream, place, what, mend) in [
+    for (upstream, place, what, fix) in [
         (weight("0"), ":5:49:", "weight is 0", "drain = true"),
         (
             weight("-3"),
@@ -148,7 +148,7 @@ fn what_can_not_be_is_shown_with_its_place_and_mend() {
         ),
     ] {
         let message = config(&upstream).unwrap_err();
-        for part in ["proxy.toml", place, what, mend] {
+        for part in ["proxy.toml", place, what, fix] {
             assert!(
                 message.contains(part),
                 "{upstream}: expected {part} in {message}"
@@ -165,7 +165,7 @@ fn a_drained_server_may_leave_the_work_to_its_backup() {
 }
 
 #[test]
-fn more_servers_than_a_plan_holds_are_refused() {
+fn an_upstream_has_at_most_2000_servers() {
     let servers = |count: u32| {
         let address = |n: u32| format!("\"10.{}.{}.{}:53\"", n >> 16, n >> 8 & 255, n & 255);
         let all: Vec<_> = (0..count).map(address).collect();

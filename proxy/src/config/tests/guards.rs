@@ -12,7 +12,7 @@ fn load(top: &str, of_listener: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn bounds_on_clients_are_off_unless_they_are_asked_for() {
+fn client_bounds_are_off_by_default() {
     let config = load("", "").unwrap();
     let listener = &config.listeners[0];
     let per_client = listener.per_client;
@@ -24,7 +24,7 @@ fn bounds_on_clients_are_off_unless_they_are_asked_for() {
 }
 
 #[test]
-fn what_is_asked_for_is_read() {
+fn client_bounds_are_read() {
     let config = load(
         "workers = 3\nreuse_port = false\npeers = [\"192.0.2.8\", \"2001:db8::/64\"]\n[access_log]\npath = \"-\"",
         "deny = [\"192.0.2.0/24\"]\namplification = { limit = 3 }\n\
@@ -52,8 +52,8 @@ fn what_is_asked_for_is_read() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_mend() {
-    for (top, of_listener, message, mend) in [
+fn errors_name_the_fix() {
+    for (top, of_listener, message, fix) in [
         (
             "",
             "per_client = { burst = 5 }",
@@ -117,6 +117,6 @@ fn mistakes_are_named_with_their_mend() {
     ] {
         let error = load(top, of_listener).unwrap_err();
         assert!(error.contains(message), "{message}: {error}");
-        assert!(error.contains(mend), "{mend}: {error}");
+        assert!(error.contains(fix), "{fix}: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Health checks: what is right is kept, what can't be is shown with its mend.
+//! Options of health checks.
 
 use super::*;
 
@@ -61,8 +61,8 @@ fn probes_are_read() {
 }
 
 #[test]
-fn what_can_not_be_is_shown_with_its_mend() {
-    for (health, what, mend) in [
+fn errors_show_the_fix() {
+    for (health, what, fix) in [
         (
             "every = \"0s\"",
             "health.every: `0s` is too short",
@@ -147,7 +147,7 @@ fn what_can_not_be_is_shown_with_its_mend() {
     ] {
         let error = error(&with(health));
         assert!(
-            error.contains(what) && error.contains(mend),
+            error.contains(what) && error.contains(fix),
             "{health}: {error}"
         );
         assert!(error.contains("proxy.toml:22:"), "{health}: {error}");

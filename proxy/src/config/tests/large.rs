@@ -52,7 +52,7 @@ fn many_listeners_are_checked_in_one_pass() {
 }
 
 #[test]
-fn the_most_servers_of_an_upstream_are_said_before_each_is_looked_at() {
+fn too_many_servers_are_refused_before_they_are_resolved() {
     for odd in ["127.0.0.1:5300", "no.such.name.invalid:53"] {
         let mut servers: Vec<_> = (1..=300_000).map(address).collect();
         servers[0] = odd.to_owned();

@@ -1,4 +1,4 @@
-//! Modes that write in the client's name, and what can't go with them.
+//! Modes that send from the client's address, and what conflicts with them.
 
 use super::super::*;
 use ppv2_engine::mode::{RewriteOn, SourcePort};
@@ -79,7 +79,7 @@ fn a_family_without_a_server_is_an_error() {
 }
 
 #[test]
-fn a_rewritten_reply_has_one_address_to_come_from() {
+fn rewritten_replies_come_from_one_address() {
     let error = broken("192.0.2.1:53", "0.0.0.0:53");
     assert!(error.contains("a wildcard, 0.0.0.0:53, in mode dsr"));
     let error = broken("\"192.0.2.1:53\"", "\"192.0.2.1:53\", \"192.0.2.2:53\"");
@@ -168,7 +168,7 @@ fn servers_of_two_upstreams_are_told_apart_by_address() {
 }
 
 #[test]
-fn a_server_that_answers_the_proxy_too_is_told_by_the_proxys_source() {
+fn a_server_that_also_answers_the_proxy_needs_source() {
     let on_server = |upstream: &str| {
         GOOD.replacen("\"dsr\"", "\"dsr\"\nrewrite_on = \"server\"", 1)
             .replacen("[upstream.u]", &format!("[upstream.u]\n{upstream}"), 1)

@@ -1,4 +1,4 @@
-//! What works but is probably not meant is said, and nothing else.
+//! Warnings of what works but is probably not meant.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn an_address_without_allowed_clients_is_a_warning() {
 }
 
 #[test]
-fn an_upstream_that_nobody_uses_is_a_warning() {
+fn an_unused_upstream_is_a_warning() {
     let unused = "[upstream.spare]\nservers = [\"192.0.2.1:1\"]\n";
     let config = Config::from_toml("proxy.toml", &format!("{GOOD}{unused}")).unwrap();
     assert_eq!(config.warnings, ["upstream `spare` is used by no listener"]);

@@ -1,4 +1,4 @@
-//! What becomes of servers that come, go and come back, as it is read.
+//! Options for servers that are added, removed or come back.
 
 use super::super::*;
 
@@ -11,7 +11,7 @@ fn load(of_upstream: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn sessions_stay_and_nobody_starts_slowly_unless_that_is_asked_for() {
+fn slow_start_and_return_are_off_by_default() {
     let config = load("").unwrap();
     let server = &config.servers[0];
     assert!(!config.listeners[0].returns && !server.leaving);
@@ -28,8 +28,8 @@ fn sessions_stay_and_nobody_starts_slowly_unless_that_is_asked_for() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_mend() {
-    for (of_upstream, message, mend) in [
+fn errors_name_the_fix() {
+    for (of_upstream, message, fix) in [
         ("slow_start = \"soon\"", "slow_start: `soon`", "30s"),
         (
             "lame_duck = \"8days\"",
@@ -48,6 +48,6 @@ fn mistakes_are_named_with_their_mend() {
         ),
     ] {
         let error = load(of_upstream).unwrap_err();
-        assert!(error.contains(message) && error.contains(mend), "{error}");
+        assert!(error.contains(message) && error.contains(fix), "{error}");
     }
 }

@@ -22,7 +22,7 @@
 //! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
 //! | [`discovery`] | looks up servers that are names, and keeps their last answers |
 //! | [`health`] | finds out which servers serve |
-//! | [`admin`], [`metrics`], [`watch`], [`access_log`] | what operators see |
+//! | [`admin`], [`metrics`], [`drop_log`], [`access_log`] | what operators see |
 //! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
 
 pub mod access_log;
@@ -32,6 +32,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod discovery;
+pub mod drop_log;
 mod files;
 pub mod health;
 pub mod memory;
@@ -41,4 +42,3 @@ pub mod privilege;
 pub mod registry;
 pub mod runtime;
 pub mod topology;
-pub mod watch;

@@ -1,4 +1,4 @@
-//! Metrics: the workers' counters summed and written as text for scrapers.
+//! Metrics: the workers' counters, summed and written as text for scrapers.
 
 mod format;
 
@@ -184,172 +184,98 @@ fn by_server(servers: &[Labelled], read: fn(&ServerCounters) -> u64) -> Samples<
     servers.collect()
 }
 
+/// A counter: its name without prefix and suffix, help text, and value.
+type Row<C> = (&'static str, &'static str, fn(&C) -> u64);
+
+macro_rules! rows {
+    ($($field:ident => $name:literal, $help:literal;)*) => {
+        &[$(($name, $help, |c| c.$field.get()),)*]
+    };
+}
+
+const OF_LISTENERS: &[Row<ListenerCounters>] = rows! {
+    received => "client_datagrams", "Datagrams received from clients";
+    received_bytes => "client_bytes", "Payload bytes received from clients";
+    replied => "reply_datagrams", "Replies sent to clients";
+    replied_bytes => "reply_bytes", "Payload bytes of replies sent to clients";
+    overflows => "receive_overflows",
+        "Datagrams from clients that the kernel dropped because a receive buffer was full";
+    opened => "sessions_opened", "Sessions opened";
+    overdrawn => "requests_exceeded_datagrams",
+        "Datagrams beyond `requests` that a session took because no new one could be opened";
+    amplified => "amplified_replies",
+        "Replies beyond `amplification.limit`, whether dropped or not";
+};
+
+const OF_WORKERS: &[Row<WorkerCounters>] = rows! {
+    reclaimed => "resting_ports_reclaimed",
+        "Ports of fully answered sessions that were freed before their rest was over";
+    renewed => "resting_ports_renewed", "Late replies that restarted the rest of a port";
+};
+
+const OF_SERVERS: &[Row<ServerCounters>] = rows! {
+    sent => "upstream_datagrams", "Datagrams sent to servers";
+    sent_bytes => "upstream_bytes", "Bytes sent to servers, headers included";
+    replies => "upstream_reply_datagrams", "Datagrams received from servers";
+    reply_bytes => "upstream_reply_bytes", "Bytes received from servers";
+    overflows => "upstream_receive_overflows",
+        "Replies that the kernel dropped because a receive buffer was full";
+    refusals => "upstream_icmp_errors",
+        "ICMP errors for datagrams sent to servers, such as port unreachable";
+    too_long => "upstream_icmp_too_big",
+        "ICMP reports that a datagram to a server was too long for a later hop, which are ignored";
+};
+
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let to = &mut encoder;
         let counted = self.counted();
+        for (name, help, read) in OF_LISTENERS {
+            count(to, name, help, counted.by_listener(*read))?;
+        }
+        let (dropped, ended) = (counted.drops(), counted.ends());
+        count(to, "dropped_datagrams", "Datagrams dropped", dropped)?;
+        count(to, "sessions_ended", "Sessions ended", ended)?;
+        let sessions = counted.by_listener(ListenerCounters::sessions);
+        gauge(to, "sessions", "Open sessions", sessions)?;
+        for (name, help, read) in OF_WORKERS {
+            count(to, name, help, counted.own(*read))?;
+        }
+        let unlogged = counted.sum(|c| c.unlogged.get()) + self.unlogged.load(Ordering::Relaxed);
+        let help = "Ended sessions missing from the access log, which was full or too slow";
+        count(to, "sessions_unlogged", help, vec![(vec![], unlogged)])?;
+        let help =
+            "Ports kept from reuse after a session, so that a late reply reaches no other client";
+        gauge(to, "resting_ports", help, counted.own(|c| c.retired.get()))?;
+        let all = &self.capacity;
+        for (name, help, value) in [
+            ("sessions_max", "Most open sessions", all.max()),
+            (
+                "session_sockets",
+                "Sockets of sessions and resting ports",
+                all.sockets(),
+            ),
+            (
+                "session_sockets_max",
+                "Most sockets of sessions and resting ports",
+                all.max_sockets(),
+            ),
+        ] {
+            gauge(to, name, help, vec![(vec![], value as u64)])?;
+        }
         let servers = counted.servers().into_iter();
         let servers: Vec<Labelled> = servers
             .map(|server| (Arc::clone(&server), server.label()))
             .collect();
-        count(
-            to,
-            "client_datagrams",
-            "Datagrams from clients",
-            counted.by_listener(|c| c.received.get()),
-        )?;
-        count(
-            to,
-            "client_bytes",
-            "Payload bytes from clients",
-            counted.by_listener(|c| c.received_bytes.get()),
-        )?;
-        count(
-            to,
-            "reply_datagrams",
-            "Replies sent to clients",
-            counted.by_listener(|c| c.replied.get()),
-        )?;
-        count(
-            to,
-            "reply_bytes",
-            "Payload bytes of replies sent to clients",
-            counted.by_listener(|c| c.replied_bytes.get()),
-        )?;
-        count(
-            to,
-            "receive_overflows",
-            "Datagrams from clients that the kernel dropped for want of buffer",
-            counted.by_listener(|c| c.overflows.get()),
-        )?;
-        count(
-            to,
-            "dropped_datagrams",
-            "Datagrams dropped, by reason",
-            counted.drops(),
-        )?;
-        count(
-            to,
-            "sessions_opened",
-            "Sessions begun",
-            counted.by_listener(|c| c.opened.get()),
-        )?;
-        count(
-            to,
-            "sessions_ended",
-            "Sessions ended, by reason",
-            counted.ends(),
-        )?;
-        count(
-            to,
-            "overdrawn_datagrams",
-            "Datagrams beyond `requests` that sessions took since no other could be begun",
-            counted.by_listener(|c| c.overdrawn.get()),
-        )?;
-        count(
-            to,
-            "amplified_replies",
-            "Replies beyond the limit of `amplification`, dropped or not",
-            counted.by_listener(|c| c.amplified.get()),
-        )?;
-        count(
-            to,
-            "sessions_unlogged",
-            "Ended sessions that are not in the access log, which was full or too slow",
-            vec![(
-                vec![],
-                counted.sum(|c| c.unlogged.get()) + self.unlogged.load(Ordering::Relaxed),
-            )],
-        )?;
-        gauge(
-            to,
-            "sessions",
-            "Sessions",
-            counted.by_listener(ListenerCounters::sessions),
-        )?;
-        gauge(
-            to,
-            "sessions_max",
-            "Sessions that there may be",
-            vec![(vec![], self.capacity.max() as u64)],
-        )?;
-        gauge(
-            to,
-            "session_sockets",
-            "Sockets of sessions, running and ended ones",
-            vec![(vec![], self.capacity.sockets() as u64)],
-        )?;
-        gauge(
-            to,
-            "session_sockets_max",
-            "Sockets of sessions that there may be",
-            vec![(vec![], self.capacity.max_sockets() as u64)],
-        )?;
-        gauge(
-            to,
-            "sessions_retired",
-            "Sessions that ended and still hold their port",
-            counted.own(|c| c.retired.get()),
-        )?;
-        count(
-            to,
-            "sessions_reclaimed",
-            "Sessions that ended, all answered, and gave up their port before it had rested",
-            counted.own(|c| c.reclaimed.get()),
-        )?;
-        count(
-            to,
-            "rests_renewed",
-            "Times that a late reply restarted the rest of an ended session's port",
-            counted.own(|c| c.renewed.get()),
-        )?;
-        count(
-            to,
-            "upstream_datagrams",
-            "Datagrams sent to servers",
-            by_server(&servers, |c| c.sent.get()),
-        )?;
-        count(
-            to,
-            "upstream_bytes",
-            "Bytes sent to servers, headers included",
-            by_server(&servers, |c| c.sent_bytes.get()),
-        )?;
-        count(
-            to,
-            "upstream_reply_datagrams",
-            "Datagrams received from servers",
-            by_server(&servers, |c| c.replies.get()),
-        )?;
-        count(
-            to,
-            "upstream_reply_bytes",
-            "Bytes received from servers",
-            by_server(&servers, |c| c.reply_bytes.get()),
-        )?;
-        count(
-            to,
-            "upstream_receive_overflows",
-            "Replies that the kernel dropped for want of buffer",
-            by_server(&servers, |c| c.overflows.get()),
-        )?;
-        count(
-            to,
-            "upstream_refusals",
-            "Errors that the network reported of datagrams sent to servers",
-            by_server(&servers, |c| c.refusals.get()),
-        )?;
-        count(
-            to,
-            "upstream_too_long",
-            "Reports by the network that a datagram to a server was too long for a later hop",
-            by_server(&servers, |c| c.too_long.get()),
-        )?;
+        for (name, help, read) in OF_SERVERS {
+            count(to, name, help, by_server(&servers, *read))?;
+        }
+        let sessions = by_server(&servers, ServerCounters::sessions);
         gauge(
             to,
             "upstream_sessions",
-            "Sessions of servers",
-            by_server(&servers, ServerCounters::sessions),
+            "Open sessions of servers",
+            sessions,
         )
     }
 }

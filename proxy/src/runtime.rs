@@ -2,7 +2,7 @@
 //! while they run, and back to a clean stop.
 //!
 //! tokio drives what is not a datagram: signals, the admin address, health checks,
-//! the watch over the counters. Workers are plain threads, each with an epoll of
+//! the drop log. Workers are plain threads, each with an epoll of
 //! its own: a session's socket then costs one registration and no task.
 
 mod bind;
@@ -29,7 +29,7 @@ use tokio::time::MissedTickBehavior;
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::capacity::HostCapacity;
 use crate::config::Config;
-use crate::watch::{self, Watch};
+use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use ppv2_hosts::doctor;
 
@@ -196,15 +196,15 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
     }
     announce(control.config(), control.host_capacity(), admin);
 
-    let mut watch = Watch::new(control.metrics());
-    let told = until_told(&mut control, &mut watch, &mut signals, reloads).await;
+    let mut drop_log = DropLog::new(control.metrics());
+    let told = until_told(&mut control, &mut drop_log, &mut signals, reloads).await;
     if told.is_err() {
         control.end();
         return told;
     }
     ready.store(false, Ordering::Release);
     let stopped = control.stop(signals.stop()).await;
-    watch.log_rest(Instant::now());
+    drop_log.log_rest(Instant::now());
     tracing::info!("stopped");
     stopped
 }
@@ -212,11 +212,11 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
 /// Sees to all that comes until a signal asks for a stop.
 async fn until_told(
     control: &mut Control,
-    watch: &mut Watch,
+    drop_log: &mut DropLog,
     signals: &mut Signals,
     mut reloads: mpsc::Receiver<ReloadRequest>,
 ) -> Result<(), RunError> {
-    let mut interval = tokio::time::interval(watch::INTERVAL);
+    let mut interval = tokio::time::interval(drop_log::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (status, names) = (control.status(), control.names());
     loop {
@@ -239,8 +239,8 @@ async fn until_told(
             _ = interval.tick() => {
                 let now = Instant::now();
                 let gone = control.gone_listeners();
-                watch.log(now);
-                watch.log_gone(&gone, now);
+                drop_log.log(now);
+                drop_log.log_gone(&gone, now);
                 control.forget(&gone);
             }
             event = control.event() => match event {

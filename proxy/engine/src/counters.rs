@@ -36,12 +36,12 @@ impl Counter {
 }
 
 macro_rules! drop_reasons {
-    ($($variant:ident, $label:literal, $meaning:literal, $hint:literal;)*) => {
+    ($($variant:ident, $label:literal, $description:literal, $fix:literal;)*) => {
         /// Why a datagram was dropped. Every dropped datagram is counted under
         /// exactly one of these.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum DropReason {
-            $(#[doc = $meaning] $variant,)*
+            $(#[doc = $description] $variant,)*
         }
 
         impl DropReason {
@@ -56,19 +56,19 @@ macro_rules! drop_reasons {
                 }
             }
 
-            /// What it means, in words.
+            /// What happened, as a sentence without its end.
             #[must_use]
-            pub fn meaning(self) -> &'static str {
+            pub fn description(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $meaning,)*
+                    $(Self::$variant => $description,)*
                 }
             }
 
             /// What an operator can do about it.
             #[must_use]
-            pub fn hint(self) -> &'static str {
+            pub fn fix(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $hint,)*
+                    $(Self::$variant => $fix,)*
                 }
             }
         }
@@ -85,7 +85,7 @@ drop_reasons! {
     ClientSessions, "client_sessions",
         "the client already has as many sessions as `per_client.sessions` allows",
         "raise `per_client.sessions` if many clients share an address";
-    GroupDestination, "multicast_destination",
+    MulticastDestination, "multicast_destination",
         "it was sent to a multicast or broadcast address, which no reply can come from",
         "let clients send to an address of this host";
     BadSource, "bad_source",
@@ -97,7 +97,7 @@ drop_reasons! {
     MaxSessions, "max_sessions",
         "the client is new, and all sessions are in use",
         "set `responses` if each request has a known number of replies, shorten `idle_timeout`, or raise `limits.max_sessions`";
-    Newcomer, "unverified_client",
+    UnverifiedClient, "unverified_client",
         "sessions that were never answered hold most sockets, as in a flood of forged sources, and the client was not answered lately and sends for the first time, or too many such clients send",
         "nothing, if clients send again; raise the limit of open files, widen net.ipv4.ip_local_port_range or add addresses to `source`, and look for forged sources";
     NoDescriptors, "no_descriptors",
@@ -109,7 +109,7 @@ drop_reasons! {
     NoPrivilege, "no_privilege",
         "the client is new, and the proxy lacks the privilege to send from its address",
         "grant CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; see `ppv2-proxy doctor`";
-    NoClientPort, "client_port_in_use",
+    ClientPortInUse, "client_port_in_use",
         "the client's source port, or every port of its address, is already in use towards this server",
         "let clients send to one address of the listener, or set `source_port` to any";
     NoMemory, "no_memory",

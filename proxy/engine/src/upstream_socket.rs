@@ -128,7 +128,7 @@ impl UpstreamSocket {
         }
         if source.port() != 0 {
             let client_port = client_ports.take(now, key, to);
-            let client_port = Some(client_port.ok_or(DropReason::NoClientPort)?);
+            let client_port = Some(client_port.ok_or(DropReason::ClientPortInUse)?);
             let opened = open()?;
             return Ok(Self {
                 client_port,
@@ -142,7 +142,7 @@ impl UpstreamSocket {
                 return Ok(opened);
             }
         }
-        Err(DropReason::NoClientPort)
+        Err(DropReason::ClientPortInUse)
     }
 
     fn new(socket: Socket, pool: PortPool) -> Self {
@@ -236,14 +236,14 @@ impl ReceiveBatch {
 /// Whether a session that has ended could give what is lacking towards a server. A
 /// client's own port is no other session's to give.
 pub(crate) fn is_shortage(reason: DropReason, target: &Target) -> bool {
-    use DropReason::{NoClientPort, NoDescriptors, NoMemory, NoPorts};
+    use DropReason::{ClientPortInUse, NoDescriptors, NoMemory, NoPorts};
     [NoDescriptors, NoMemory, NoPorts].contains(&reason)
-        || reason == NoClientPort && !target.mode.spoofs_ports()
+        || reason == ClientPortInUse && !target.mode.spoofs_ports()
 }
 
 fn why_not_in_its_name(cause: Cause) -> DropReason {
     match cause {
-        Cause::NoPorts | Cause::WouldBlock => DropReason::NoClientPort,
+        Cause::NoPorts | Cause::WouldBlock => DropReason::ClientPortInUse,
         Cause::NotPermitted => DropReason::NoPrivilege,
         Cause::NoDescriptors
         | Cause::NoMemory

@@ -129,7 +129,7 @@ impl Collector for Status {
         gauge(
             to,
             "name_failing",
-            "Whether the last lookup of a name failed; its last answer is kept",
+            "1 if the last lookup of the name failed, else 0; its last answer is kept",
             samples(|state| u64::from(state.failing.is_some())),
         )
     }

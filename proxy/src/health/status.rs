@@ -397,7 +397,7 @@ impl Collector for Status {
         gauge(
             &mut encoder,
             "upstream_up",
-            "Whether servers are up; without health checks they always are",
+            "1 if the server is up, else 0; always 1 without health checks",
             up.collect(),
         )?;
         let mut results = Samples::new();

@@ -162,8 +162,8 @@ Reasons that begin with `reply_` concern replies of servers; the others concern 
             text,
             "| `{}` | {} | {} |",
             reason.label(),
-            cell(reason.meaning()),
-            cell(reason.hint()),
+            cell(reason.description()),
+            cell(reason.fix()),
         );
     }
     text

@@ -343,9 +343,9 @@ fn datagrams_for_which_there_is_no_session_are_spread_over_servers() {
         let of_listener = |name: &str| metric(admin, &format!("{name}{{listener=\"listener1\"}}"));
         eventually("all lines to be counted", || {
             let opened = of_listener("ppv2_sessions_opened_total");
-            opened + of_listener("ppv2_overdrawn_datagrams_total") == LINES
+            opened + of_listener("ppv2_requests_exceeded_datagrams_total") == LINES
         });
-        assert!(of_listener("ppv2_overdrawn_datagrams_total") > 50);
+        assert!(of_listener("ppv2_requests_exceeded_datagrams_total") > 50);
         let passed = servers.map(|server| {
             server.set_nonblocking(true).unwrap();
             let mut datagram = [0; 2000];

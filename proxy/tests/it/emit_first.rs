@@ -130,7 +130,7 @@ fn a_server_that_restarts_gets_the_header_again() {
         first.is_known();
         let address = first.server.local_addr().unwrap();
         let refusals =
-            format!("ppv2_upstream_refusals_total{{upstream=\"u\",server=\"{address}\"}}");
+            format!("ppv2_upstream_icmp_errors_total{{upstream=\"u\",server=\"{address}\"}}");
 
         // The host of the server says that no socket listens there.
         drop(std::mem::replace(&mut first.server, socket(ip)));

@@ -30,7 +30,7 @@ fn a_server_that_refuses_loses_no_later_datagram_and_no_session() {
     }
     receive_nothing(&client);
     let refusals = format!(
-        "ppv2_upstream_refusals_total{{upstream=\"upstream\",server=\"{server_address}\"}}"
+        "ppv2_upstream_icmp_errors_total{{upstream=\"upstream\",server=\"{server_address}\"}}"
     );
     eventually("a refusal", || metric(admin, &refusals) > 0);
     proxy.wait_for("server refuses datagrams");
@@ -92,7 +92,7 @@ fn a_flood_of_new_clients_is_refused_and_old_sessions_go_on() {
     }
     eventually("100 refusals", || dropped(admin, "max_sessions") == 100);
     proxy.wait_for("reason=\"max_sessions\"");
-    proxy.wait_for("nearly all taken");
+    proxy.wait_for("nearly all sessions are in use");
     let told = proxy.log().matches("reason=\"max_sessions\"").count();
     assert!(told <= 2, "{told} lines for one flood");
     receive_nothing(&server);
@@ -242,7 +242,7 @@ fn unreachable_servers_harm_no_other_upstream() {
     let of_bad = "ppv2_dropped_datagrams_total{listener=\"bad\",reason=\"unreachable\"}";
     eventually("all to be dropped", || metric(admin, of_bad) == 40);
     // Sessions that have ended keep their ports from others.
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+    assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
 }
 
 #[test]

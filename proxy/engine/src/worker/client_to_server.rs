@@ -259,7 +259,7 @@ impl Worker {
 /// Why a datagram is dropped, by what is known of it alone.
 fn refused(received: &Received) -> Option<DropReason> {
     if received.group {
-        Some(DropReason::GroupDestination)
+        Some(DropReason::MulticastDestination)
     } else if received.truncated {
         Some(DropReason::Truncated)
     } else if received.peer.port() == 0 {

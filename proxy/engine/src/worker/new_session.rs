@@ -96,7 +96,7 @@ impl Worker {
         self.make_room_for_all(now);
         match self.capacity.admits(now, client) {
             true => Ok(()),
-            false => Err(DropReason::Newcomer),
+            false => Err(DropReason::UnverifiedClient),
         }
     }
 

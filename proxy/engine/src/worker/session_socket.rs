@@ -186,7 +186,7 @@ impl Worker {
                 if reason == DropReason::NoPorts {
                     PortPool::of_target(target).any(|of_target| of_target == pool)
                 } else {
-                    reason != DropReason::NoClientPort || pool == PortPool::of_client(key.client)
+                    reason != DropReason::ClientPortInUse || pool == PortPool::of_client(key.client)
                 }
             };
             if !self.close_one(Need::Now, now, helps) {
@@ -303,7 +303,7 @@ impl Worker {
             Some(source) if source.port() == 0 => {
                 let client = source.ip();
                 if self.shortages.clients.contains(client, now) {
-                    return Err(DropReason::NoClientPort);
+                    return Err(DropReason::ClientPortInUse);
                 }
             }
             Some(_) => {}
@@ -317,7 +317,7 @@ impl Worker {
     }
 
     fn note_shortage(&mut self, reason: DropReason, key: &Key, now: Instant) {
-        if reason == DropReason::NoClientPort {
+        if reason == DropReason::ClientPortInUse {
             let client = key.client.0.ip();
             self.shortages.clients.note(client, now + EXHAUSTED);
         } else if reason != DropReason::NoPorts {

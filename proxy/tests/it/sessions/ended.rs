@@ -41,7 +41,7 @@ fn sessions_that_ended_give_their_ports_to_new_clients() {
             client.recv(&mut datagram).is_ok()
         });
     }
-    assert!(metric(admin, "ppv2_sessions_reclaimed_total") > 0);
+    assert!(metric(admin, "ppv2_resting_ports_reclaimed_total") > 0);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn late_reply_reaches_no_client_under_a_flood_of_short_sessions() {
         assert_eq!(receive(&client).0, b"own");
     }
     eventually("all late replies", || dropped(admin, "reply_late") == 1500);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+    assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
 }
 
 #[test]
@@ -131,8 +131,8 @@ fn rested_socket_is_reused_unless_a_late_reply_came() {
     server.send_to(b"answer", reused).unwrap();
     assert_eq!(receive(&clients[2]), (b"answer".to_vec(), listener));
     assert_eq!(dropped(admin, "reply_late"), 1);
-    assert_eq!(metric(admin, "ppv2_rests_renewed_total"), 1);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+    assert_eq!(metric(admin, "ppv2_resting_ports_renewed_total"), 1);
+    assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
     receive_nothing(&clients[0]);
 }
 
@@ -173,9 +173,7 @@ fn streamed_to(host: &str) {
     reload();
     write(&folder, "proxy.toml", &config(""));
     reload();
-    eventually("both to rest", || {
-        metric(admin, "ppv2_sessions_retired") == 2
-    });
+    eventually("both to rest", || metric(admin, "ppv2_resting_ports") == 2);
 
     // The server streams on to both, and others ask, past the time of a rest.
     let end = Instant::now() + MIN_REST + Duration::from_secs(3);
@@ -196,14 +194,14 @@ fn streamed_to(host: &str) {
     }
     receive_nothing(&server);
     assert_eq!(dropped(admin, "no_ports"), streamed / 2);
-    assert_eq!(metric(admin, "ppv2_sessions_retired"), 2);
+    assert_eq!(metric(admin, "ppv2_resting_ports"), 2);
     for way_out in ["no_ports", "`source`", "`responses`", "`idle_timeout`"] {
         proxy.wait_for(way_out);
     }
     // Once it is silent for long enough, the ports are free.
     std::thread::sleep(MIN_REST + Duration::from_millis(500));
     served(&clients[3], listener, &server);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+    assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
 }
 
 #[test]

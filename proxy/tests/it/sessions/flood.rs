@@ -106,5 +106,5 @@ fn flood_of_forged_sources_costs_clients_no_answer() {
     });
     let gave_way = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"unanswered\"}";
     assert!(metric(admin, gave_way) > 50);
-    assert_eq!(metric(admin, "ppv2_sessions_reclaimed_total"), 0);
+    assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
 }

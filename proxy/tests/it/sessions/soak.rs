@@ -145,7 +145,7 @@ fn soak(
         "{own} own answers, {others} of others, {opened} sessions in {:?}; \
          {} reused early, {} late replies, {} refused",
         duration(),
-        metric(admin, "ppv2_sessions_reclaimed_total"),
+        metric(admin, "ppv2_resting_ports_reclaimed_total"),
         count("reply_late"),
         count("no_ports"),
     );
@@ -169,7 +169,7 @@ fn no_answer_reaches_another_client_while_ports_run_out() {
     };
     let keys = |_| "responses = 1\nrequests = 1\nidle_timeout = \"200ms\"".to_owned();
     let expects = |admin, opened| {
-        let reclaimed = metric(admin, "ppv2_sessions_reclaimed_total");
+        let reclaimed = metric(admin, "ppv2_resting_ports_reclaimed_total");
         assert!(opened > 2000 && reclaimed > 100, "{opened}, {reclaimed}");
     };
     soak(keys, delay, expects, false);

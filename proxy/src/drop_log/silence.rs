@@ -1,18 +1,17 @@
-//! Finds servers that answer from another address or port than they were written to.
-//! The kernel drops such replies before anybody can see whose they are. What can be
-//! seen is a server that answers nothing, while the kernel drops as many datagrams for
-//! which no socket is open.
+//! Finds servers that answer from another address or port than they were asked at. The
+//! kernel drops such replies unseen. The sign is a server that does not answer while the
+//! kernel drops as many datagrams for which no socket is open.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::metrics::Traffic;
 
-/// Unanswered datagrams from which on a server's silence says something.
+/// How many unanswered datagrams make a server suspect.
 const AT_LEAST: u64 = 10;
 
-/// How long unanswered datagrams are counted together: as a host goes on, more and
-/// more of what it drops has nothing to do with a server.
+/// How long unanswered datagrams are counted together: over a longer time, more of what
+/// the host drops has nothing to do with a server.
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// What is known of one server.
@@ -21,10 +20,10 @@ struct Known {
     since: Instant,
     before: Traffic,
     dropped_before: u64,
-    was_told: bool,
+    was_logged: bool,
 }
 
-/// Compares, over time, what servers were sent with what the kernel dropped.
+/// Compares what servers were sent with what the kernel dropped.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     /// By the server's id.
@@ -37,20 +36,20 @@ impl Silence {
         self.servers.retain(|id, _| is_there(*id));
     }
 
-    /// How many datagrams the server has left unanswered, if that should be told now:
+    /// How many datagrams the server has left unanswered, if that is to be logged now:
     /// once, until it answers. `dropped` is what the kernel has dropped so far.
-    pub(super) fn news(
+    pub(super) fn due(
         &mut self,
         server: u64,
         traffic: Traffic,
         dropped: u64,
         now: Instant,
     ) -> Option<u64> {
-        let fresh = |was_told| Known {
+        let fresh = |was_logged| Known {
             since: now,
             before: traffic,
             dropped_before: dropped,
-            was_told,
+            was_logged,
         };
         let known = self.servers.entry(server).or_insert_with(|| fresh(false));
         if traffic.replies != known.before.replies {
@@ -59,18 +58,18 @@ impl Silence {
         }
         // A server on this host that is gone: the kernel drops what is sent to it.
         if traffic.refusals != known.before.refusals {
-            *known = fresh(known.was_told);
+            *known = fresh(known.was_logged);
             return None;
         }
         let unanswered = traffic.sent.saturating_sub(known.before.sent);
         let dropped = dropped.saturating_sub(known.dropped_before);
-        let was_told = known.was_told;
-        if !was_told && unanswered >= AT_LEAST && dropped >= unanswered / 2 {
-            known.was_told = true;
+        let was_logged = known.was_logged;
+        if !was_logged && unanswered >= AT_LEAST && dropped >= unanswered / 2 {
+            known.was_logged = true;
             return Some(unanswered);
         }
         if now.saturating_duration_since(known.since) >= WINDOW {
-            *known = fresh(was_told);
+            *known = fresh(was_logged);
         }
         None
     }
@@ -83,7 +82,7 @@ mod tests {
     #[test]
     fn a_server_is_told_of_once_until_it_answers() {
         let (mut silence, start) = (Silence::default(), Instant::now());
-        let mut told = Vec::new();
+        let mut logged = Vec::new();
         let (mut traffic, mut dropped) = (Traffic::default(), 0);
         for second in 0..300u64 {
             // It answers rightly for two minutes in between, and nothing gets lost.
@@ -94,10 +93,10 @@ mod tests {
             }
             traffic.sent += 5;
             let now = start + Duration::from_secs(second);
-            let news = silence.news(0, traffic, dropped, now);
-            told.extend(news.map(|unanswered| (second, unanswered)));
+            let due = silence.due(0, traffic, dropped, now);
+            logged.extend(due.map(|unanswered| (second, unanswered)));
         }
-        assert_eq!(told, [(2, 10), (221, 10)]);
+        assert_eq!(logged, [(2, 10), (221, 10)]);
     }
 
     #[test]
@@ -109,7 +108,7 @@ mod tests {
                 ..Traffic::default()
             };
             let now = start + Duration::from_secs(second);
-            assert_eq!(silence.news(0, traffic, second, now), None);
+            assert_eq!(silence.due(0, traffic, second, now), None);
         }
     }
 
@@ -123,7 +122,7 @@ mod tests {
                 ..Traffic::default()
             };
             let now = start + Duration::from_secs(second);
-            assert_eq!(silence.news(0, traffic, second * 5, now), None);
+            assert_eq!(silence.due(0, traffic, second * 5, now), None);
         }
     }
 }

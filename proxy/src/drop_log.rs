@@ -1,7 +1,6 @@
-//! Tells the operator what is being dropped, and which servers refuse or answer from
-//! elsewhere: within a second of its beginning, then at most once a minute for each
-//! reason and server, however many datagrams it concerns, and what is left at a stop or
-//! when a listener is gone.
+//! Logs what is dropped, and which servers refuse datagrams or answer from another
+//! address: within a second, then at most once a minute for each reason and server, and
+//! what is left at shutdown or when a listener is removed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,39 +15,39 @@ use silence::Silence;
 
 mod silence;
 
-/// How often to look.
+/// The time between two looks at the counters.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to say nothing more of one listener and reason, or of sessions that
-/// are nearly all taken.
+/// The time between two warnings of one listener and reason, of one server, or of nearly
+/// all sessions in use.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// Share of the sessions, in percent, from which on it is worth a warning.
+/// Percentage of the sessions in use that causes a warning.
 const NEARLY_FULL: usize = 80;
 
-/// What was dropped since it was last spoken of.
+/// What was dropped since the last notice of the kind.
 #[derive(Debug, PartialEq)]
 pub struct Notice {
     /// The listener.
     pub listener: Arc<Listener>,
     /// Why.
     pub reason: DropReason,
-    /// How many since the last notice of the kind.
+    /// How many datagrams.
     pub count: u64,
 }
 
-/// How far a counter has been spoken of, and when.
+/// How much of a counter has been logged, and when.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct Logged {
     total: u64,
     at: Option<Instant>,
 }
 
-impl Told {
-    /// What has been counted beyond that, if it should be told now.
-    fn news(&mut self, total: u64, now: Instant, patience: Duration) -> Option<u64> {
+impl Logged {
+    /// What has been counted since, if it is to be logged now.
+    fn due(&mut self, total: u64, now: Instant, pause: Duration) -> Option<u64> {
         let count = total.saturating_sub(self.total);
-        if count == 0 || is_recent(self.at, now, patience) {
+        if count == 0 || is_recent(self.at, now, pause) {
             return None;
         }
         *self = Self {
@@ -59,21 +58,21 @@ impl Told {
     }
 }
 
-/// Compares counters over time. Takes the time as an argument.
+/// Compares counters over time.
 #[derive(Debug)]
-pub struct Watch {
+pub struct DropLog {
     metrics: Arc<Metrics>,
     /// By the listener's id and the reason.
-    drops: HashMap<(u64, &'static str), Told>,
+    drops: HashMap<(u64, &'static str), Logged>,
     /// By the server's id.
-    refusals: HashMap<u64, Told>,
+    refusals: HashMap<u64, Logged>,
     silence: Silence,
     was_full: bool,
-    full_told: Option<Instant>,
+    full_logged: Option<Instant>,
 }
 
-impl Watch {
-    /// Watches `metrics` from zero.
+impl DropLog {
+    /// Logs what `metrics` count from now on.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
@@ -82,16 +81,16 @@ impl Watch {
             silence: Silence::default(),
             drops: HashMap::new(),
             was_full: false,
-            full_told: None,
+            full_logged: None,
         }
     }
 
-    /// What drops of the listeners that `of` chooses should be told now, if none are to
-    /// be told twice within `patience`.
+    /// The drops of the listeners that `of` chooses which are to be logged now, none twice
+    /// within `pause`.
     fn notices(
         &mut self,
         now: Instant,
-        patience: Duration,
+        pause: Duration,
         of: impl Fn(&Listener) -> bool,
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
@@ -99,9 +98,9 @@ impl Watch {
         for listener in counted.listeners.iter().filter(|listener| of(listener)) {
             for reason in DropReason::ALL {
                 let total = listener.sum(|counters| counters.dropped(*reason).get());
-                let told = self.drops.entry((listener.id(), reason.label()));
-                let news = told.or_default().news(total, now, patience);
-                notices.extend(news.map(|count| Notice {
+                let logged = self.drops.entry((listener.id(), reason.label()));
+                let due = logged.or_default().due(total, now, pause);
+                notices.extend(due.map(|count| Notice {
                     listener: Arc::clone(listener),
                     reason: *reason,
                     count,
@@ -111,40 +110,39 @@ impl Watch {
         notices
     }
 
-    /// How many sessions are taken, if they are nearly all and that should be
-    /// told now.
+    /// The number of sessions, if nearly all are in use and that is to be logged now.
     pub fn nearly_full(&mut self, now: Instant) -> Option<usize> {
         let (taken, max) = (self.metrics.capacity.taken(), self.metrics.capacity.max());
         let nearly_full = taken.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL);
-        // Staying beyond the mark is no news, nor is crossing it again: the number
-        // goes up and down around it as sessions come and go.
-        let news = nearly_full && !self.was_full && !is_recent(self.full_told, now, PAUSE);
+        // Neither staying beyond the mark nor crossing it again within a minute is logged:
+        // the number goes up and down as sessions come and go.
+        let due = nearly_full && !self.was_full && !is_recent(self.full_logged, now, PAUSE);
         self.was_full = nearly_full;
-        if news {
-            self.full_told = Some(now);
+        if due {
+            self.full_logged = Some(now);
         }
-        news.then_some(taken)
+        due.then_some(taken)
     }
 
-    /// Logs what should be told now.
+    /// Logs what is due.
     pub fn log(&mut self, now: Instant) {
         self.log_counts(now, PAUSE);
         if let Some(sessions) = self.nearly_full(now) {
             tracing::warn!(
                 sessions,
                 max = self.metrics.capacity.max(),
-                "sessions are nearly all taken; {}",
-                DropReason::MaxSessions.hint()
+                "nearly all sessions are in use; {}",
+                DropReason::MaxSessions.fix()
             );
         }
     }
 
-    /// Logs, at a stop, all that has not been told.
+    /// Logs everything that has not been logged, at shutdown.
     pub fn log_rest(&mut self, now: Instant) {
         self.log_counts(now, Duration::ZERO);
     }
 
-    /// Logs all that has not been told of listeners that are gone.
+    /// Logs everything that has not been logged of removed listeners.
     pub fn log_gone(&mut self, listeners: &[Arc<Listener>], now: Instant) {
         let is_gone = |one: &Listener| listeners.iter().any(|gone| **gone == *one);
         let notices = self.notices(now, Duration::ZERO, is_gone);
@@ -153,10 +151,10 @@ impl Watch {
         self.drops.retain(|(id, _), _| is_there(*id));
     }
 
-    fn log_counts(&mut self, now: Instant, patience: Duration) {
-        let notices = self.notices(now, patience, |_| true);
+    fn log_counts(&mut self, now: Instant, pause: Duration) {
+        let notices = self.notices(now, pause, |_| true);
         self.log_drops(notices);
-        self.log_servers(now, patience);
+        self.log_servers(now, pause);
     }
 
     fn log_drops(&self, notices: Vec<Notice>) {
@@ -179,13 +177,13 @@ impl Watch {
                 len = oversize.map(|oversize| oversize.len),
                 fits = oversize.and_then(fits),
                 "datagrams dropped: {}; {}",
-                reason.meaning(),
-                reason.hint(),
+                reason.description(),
+                reason.fix(),
             );
         }
     }
 
-    fn log_servers(&mut self, now: Instant, patience: Duration) {
+    fn log_servers(&mut self, now: Instant, pause: Duration) {
         let counted = self.metrics.counted();
         let servers = counted.servers();
         let ids: HashSet<_> = servers.iter().map(|server| server.id()).collect();
@@ -194,49 +192,49 @@ impl Watch {
         let unclaimed = kernel::datagrams_without_socket();
         for server in servers {
             let (upstream, label) = (&server.upstream, server.label());
-            let told = self.refusals.entry(server.id()).or_default();
+            let logged = self.refusals.entry(server.id()).or_default();
             let traffic = Traffic::of(&server);
-            if let Some(count) = told.news(traffic.refusals, now, patience) {
+            if let Some(count) = logged.due(traffic.refusals, now, pause) {
                 tracing::warn!(
                     upstream,
                     server = label,
                     count,
-                    "server refuses datagrams: the network says that they do not arrive; \
-                     check that it runs and listens there"
+                    "server refuses datagrams: ICMP errors say that they do not arrive; check \
+                     that the server runs and listens there"
                 );
             }
             let silent =
-                unclaimed.and_then(|count| self.silence.news(server.id(), traffic, count, now));
+                unclaimed.and_then(|count| self.silence.due(server.id(), traffic, count, now));
             if let Some(count) = silent {
                 tracing::warn!(
                     upstream,
                     server = label,
                     count,
-                    "server answers nothing, while this host drops datagrams that no socket \
-                     takes: it seems to answer from another address or port than it was asked \
-                     at, and such replies reach no client; `ppv2-proxy doctor --probe` tells \
-                     from which"
+                    "server does not answer, and this host drops datagrams that no socket \
+                     takes: the server seems to answer from another address or port than it \
+                     was asked at, and such replies reach no client; `ppv2-proxy doctor \
+                     --probe` shows from which"
                 );
             }
         }
     }
 }
 
-/// The longest of the datagrams that workers noted as oversize last.
+/// The longest of the oversize datagrams that workers noted last.
 fn oversize(counted: &Counted) -> Option<Oversize> {
     let workers = counted.workers.iter();
     let noted = workers.filter_map(|worker| *worker.oversize.lock().ok()?);
     noted.max_by_key(|oversize| oversize.len)
 }
 
-/// Bytes of payload that go to the server in one piece with a header of that length.
+/// Bytes of payload that reach the server unfragmented with a header of that length.
 fn fits(oversize: Oversize) -> Option<usize> {
     let mtu = kernel::interface_mtu(oversize.server.ip())?;
     Some(kernel::payload_of(mtu, oversize.server.ip()).saturating_sub(oversize.header))
 }
 
-fn is_recent(told: Option<Instant>, now: Instant, patience: Duration) -> bool {
-    told.is_some_and(|at| now.saturating_duration_since(at) < patience)
+fn is_recent(at: Option<Instant>, now: Instant, pause: Duration) -> bool {
+    at.is_some_and(|at| now.saturating_duration_since(at) < pause)
 }
 
 #[cfg(test)]
@@ -245,15 +243,15 @@ mod tests {
     use crate::access_log::Unlogged;
     use ppv2_engine::capacity::Capacity;
 
-    /// What watches listeners with these names, and they.
-    fn watch<const N: usize>(names: [&str; N]) -> (Watch, [Arc<Listener>; N]) {
+    /// A log of listeners with these names, and the listeners.
+    fn drop_log<const N: usize>(names: [&str; N]) -> (DropLog, [Arc<Listener>; N]) {
         let listeners = names.map(|name| Listener::new(name, 1));
         let counted = Counted {
             listeners: listeners.to_vec(),
             ..Counted::default()
         };
         let metrics = Metrics::new(counted, Capacity::new(1, 1), Unlogged::default());
-        (Watch::new(Arc::new(metrics)), listeners)
+        (DropLog::new(Arc::new(metrics)), listeners)
     }
 
     fn drop_at(listener: &Listener, count: u64) {
@@ -262,48 +260,47 @@ mod tests {
 
     #[test]
     fn a_million_drops_are_one_notice_a_minute() {
-        let (mut watch, [listener]) = watch(["a"]);
+        let (mut log, [listener]) = drop_log(["a"]);
         let mut now = Instant::now();
         let all = |_: &Listener| true;
-        assert_eq!(watch.notices(now, PAUSE, all), []);
-        let mut told = Vec::new();
+        assert_eq!(log.notices(now, PAUSE, all), []);
+        let mut logged = Vec::new();
         for _ in 0..121 {
             drop_at(&listener, 1_000_000);
-            told.extend(
-                watch
-                    .notices(now, PAUSE, all)
+            logged.extend(
+                log.notices(now, PAUSE, all)
                     .into_iter()
                     .map(|notice| notice.count),
             );
             now += INTERVAL;
         }
-        assert_eq!(told, [1_000_000, 60_000_000, 60_000_000]);
+        assert_eq!(logged, [1_000_000, 60_000_000, 60_000_000]);
         listener.counters(0).dropped(DropReason::ReplyLate).add(1);
-        let notices = watch.notices(now, PAUSE, all);
+        let notices = log.notices(now, PAUSE, all);
         assert_eq!(notices.len(), 1);
         assert_eq!(notices[0].reason, DropReason::ReplyLate);
     }
 
     #[test]
-    fn all_drops_of_a_listener_that_is_gone_are_told() {
-        let (mut watch, listeners) = watch(["a", "b"]);
+    fn all_drops_of_a_removed_listener_are_logged() {
+        let (mut log, listeners) = drop_log(["a", "b"]);
         let now = Instant::now();
         for listener in &listeners {
             drop_at(listener, 100);
         }
-        watch.log(now);
+        log.log(now);
         for listener in &listeners {
             drop_at(listener, 50);
         }
         let [gone, stays] = listeners;
-        watch.log_gone(&[Arc::clone(&gone)], now);
-        watch.metrics.follow(Counted {
+        log.log_gone(&[Arc::clone(&gone)], now);
+        log.metrics.follow(Counted {
             listeners: vec![Arc::clone(&stays)],
             ..Counted::default()
         });
-        // What came within the pause of the other is told after it.
-        assert_eq!(watch.notices(now, PAUSE, |_| true), []);
-        let rest = watch.notices(now + PAUSE, PAUSE, |_| true);
+        // The drops of the other listener are logged after its pause.
+        assert_eq!(log.notices(now, PAUSE, |_| true), []);
+        let rest = log.notices(now + PAUSE, PAUSE, |_| true);
         let rest: Vec<_> = rest.iter().map(|n| (&n.listener, n.count)).collect();
         assert_eq!(rest, [(&stays, 50)]);
     }
@@ -316,10 +313,10 @@ mod tests {
             Arc::clone(&capacity),
             Unlogged::default(),
         );
-        let mut watch = Watch::new(Arc::new(metrics));
+        let mut log = DropLog::new(Arc::new(metrics));
         let start = Instant::now();
         let mut permits: Vec<_> = (0..7).map(|_| capacity.take().unwrap()).collect();
-        let mut told = Vec::new();
+        let mut logged = Vec::new();
         for second in 0..200 {
             // Beyond the mark in every other second up to 130, then for good.
             if second % 2 == 1 && second < 130 {
@@ -328,16 +325,16 @@ mod tests {
                 permits.push(capacity.take().unwrap());
             }
             let now = start + Duration::from_secs(second);
-            if let Some(taken) = watch.nearly_full(now) {
-                told.push((second, taken));
+            if let Some(taken) = log.nearly_full(now) {
+                logged.push((second, taken));
             }
         }
-        assert_eq!(told, [(0, 8), (60, 8), (120, 8)]);
+        assert_eq!(logged, [(0, 8), (60, 8), (120, 8)]);
         permits.clear();
         let mut now = start + Duration::from_secs(200);
-        assert_eq!(watch.nearly_full(now), None);
+        assert_eq!(log.nearly_full(now), None);
         permits.extend((0..10).map(|_| capacity.take().unwrap()));
         now += INTERVAL;
-        assert_eq!(watch.nearly_full(now), Some(10));
+        assert_eq!(log.nearly_full(now), Some(10));
     }
 }

@@ -335,11 +335,10 @@ fn a_tentative_address_is_waited_for() {
     if !namespace::enter(test_name!(), setup) {
         return;
     }
-    let script = format!(
+    let script =
         "ip addr add 2001:db8::1/64 dev va; grep -q '^20010db8.* [4c]0 *va' /proc/net/if_inet6
-         exec \"$0\" run --listen [2001:db8::1]:9000 --upstream [2001:db8::2]:9000"
-    );
-    let mut proxy = Process::start(Command::new("sh").args(["-ec", &script]).arg(binary()));
+         exec \"$0\" run --listen [2001:db8::1]:9000 --upstream [2001:db8::2]:9000";
+    let mut proxy = Process::start(Command::new("sh").args(["-ec", script]).arg(binary()));
     proxy.wait_for("ready");
 }
 

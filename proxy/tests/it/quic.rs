@@ -270,7 +270,7 @@ fn streams_pass_whole_over_ipv6() {
 }
 
 /// All connections' datagrams in flight then fit the smallest buffer on their
-/// way, one of Linux's default size: 208 KiB, in which a datagram of 1,452 bytes
+/// path, one of Linux's default size: 208 KiB, in which a datagram of 1,452 bytes
 /// takes up to 4 KiB.
 const FITTING: u32 = 12_000;
 

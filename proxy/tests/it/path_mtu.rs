@@ -80,9 +80,9 @@ fn forged_path_mtu_does_not_count_as_a_refusal() {
             let labels = format!("{{upstream=\"{family:?}\",server=\"{server}\"}}");
             proxy.metric(&format!("ppv2_upstream_{name}_total{labels}"))
         };
-        eventually("the report to be counted", || of("too_long") == 1);
+        eventually("the report to be counted", || of("icmp_too_big") == 1);
         client.ask(&PAYLOAD);
-        assert_eq!(of("refusals"), 0);
+        assert_eq!(of("icmp_errors"), 0);
     }
 }
 

@@ -174,7 +174,7 @@ fn standard_input() -> Result<String, Failure> {
         .context("reading standard input")?;
     if text.len() as u64 > decode::MAX_TEXT {
         return Err(usage(anyhow!(
-            "standard input has more than {} bytes, which no datagram of 65,535 bytes takes; give one datagram as hex, as in 0d0a0d0a000d0a51…",
+            "standard input has more than {} bytes, longer than any datagram in hex; give one datagram as hex, as in 0d0a0d0a000d0a51…",
             decode::MAX_TEXT
         )));
     }

@@ -151,7 +151,7 @@ fn warn_of_reloads(file: &Path) {
             }
         }
         Ok(false) => {
-            tracing::warn!("{name} is no regular file, so no reload can succeed");
+            tracing::warn!("{name} is not a regular file, so no reload can succeed");
         }
         Err(error) => {
             tracing::warn!(

@@ -154,7 +154,7 @@ impl fmt::Display for DropWarning {
             ),
             DropReason::ClientAddress => write!(
                 f,
-                "the client's address is none that could be answered (port 0, or an unspecified, \
+                "the client's address can't be answered (port 0, or an unspecified, \
                  multicast or broadcast IP); look at what the sender {ip} forwards"
             ),
         }?;

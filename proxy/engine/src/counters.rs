@@ -90,7 +90,7 @@ drop_reasons! {
         "let clients send to an address of this host";
     BadSource, "bad_source",
         "a reply would be lost or loop: the client's port is 0, its address belongs to the proxy, a server or `peers`, or no server can be reached from it (loopback, multicast, link-local)",
-        "look for forged sources; do not let servers send through their own proxy; list no network with clients in `peers`";
+        "look for forged sources; do not let servers send through their own proxy; keep clients' networks out of `peers`";
     ForgedHeader, "forged_header",
         "with `emit = \"first\"`, the client's datagram itself starts like a PROXY header, which the server could believe",
         "look for clients that impersonate others; use `emit = \"every\"` if legitimate datagrams start like this";
@@ -123,7 +123,7 @@ drop_reasons! {
         "check the server's address, and this host's addresses and routes";
     Oversize, "oversize",
         "with its header it is too long to be sent",
-        "let clients send at most `fits` bytes; without `dont_fragment`, datagrams up to UDP's limit are fragmented";
+        "let clients send at most the bytes that the log's `fits` shows; without `dont_fragment`, datagrams up to UDP's limit are fragmented";
     SendBufferFull, "send_buffer_full",
         "the send buffer of the socket to the server was full",
         "look for a slow network, or raise net.core.wmem_default";

@@ -85,7 +85,7 @@ pub struct Options {
     #[arg(long, value_name = "IP", value_parser = other_host)]
     pub gateway: Vec<IpAddr>,
 
-    /// Role server: address of a server that the script is for, repeatable [default: those that this host has]
+    /// Role server: address of a server that the script is for, repeatable [default: servers with an address of this host]
     #[arg(long, value_name = "IP", value_parser = unicast)]
     pub server: Vec<IpAddr>,
 

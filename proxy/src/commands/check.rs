@@ -25,10 +25,20 @@ fn describe(config: &Config, remarks: &[String]) -> String {
         let rules = listener.rules();
         let _ = write!(text, "  sessions end after {}", listener.idle_timeout);
         if rules.responses > 0 {
-            let _ = write!(text, ", or {} replies a datagram", rules.responses);
+            let replies = if rules.responses == 1 {
+                "reply"
+            } else {
+                "replies"
+            };
+            let _ = write!(text, ", or {} {replies} a datagram", rules.responses);
         }
         if rules.requests > 0 {
-            let _ = write!(text, "; a new one after {} datagrams", rules.requests);
+            let datagrams = if rules.requests == 1 {
+                "datagram"
+            } else {
+                "datagrams"
+            };
+            let _ = write!(text, "; a new one after {} {datagrams}", rules.requests);
         }
         let _ = writeln!(text);
         if listener.servers.len() + listener.names.len() > 1 {
@@ -133,7 +143,7 @@ servers = [
         let text = report(&config);
         for line in [
             "listener listener1: 127.0.0.1:5353 [::1]:5353",
-            "  sessions end after 30s, or 1 replies a datagram",
+            "  sessions end after 30s, or 1 reply a datagram",
             "  -> dns 192.0.2.1:53 ppv2",
             "  -> dns 192.0.2.2:53 plain, weight 3, drain",
             "  -> dns 192.0.2.3:53 ppv2, backup",

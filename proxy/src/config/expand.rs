@@ -173,7 +173,7 @@ impl Named {
         }
         if let Some((listener, bound)) = arrives_at(address) {
             return Err(format!(
-                "listener `{}` is there, at {bound}: datagrams would go round",
+                "listener `{}` is there, at {bound}: datagrams would loop",
                 listener.name
             ));
         }
@@ -220,7 +220,7 @@ impl LeftOut {
                 1 => String::new(),
                 _ => format!(" and {} more", count - 1),
             };
-            format!("upstream `{upstream}`: `{name}` leads to {first}{more}, left out: {reason}")
+            format!("upstream `{upstream}`: `{name}` resolves to {first}{more}, not used: {reason}")
         })
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn suspect_peers(listeners: &[Listener]) -> Option<String> {
         Some((listener, listener.bind.iter().find_map(sign)?))
     })?;
     Some(format!(
-        "listener `{}`: {sign}, so other proxies may serve it, too: list their addresses in `peers`, since one forged datagram can have two proxies answer each other for ever; `peers = []` if there are none",
+        "listener `{}`: {sign}: other proxies may serve this address. List them in `peers`, or set `peers = []` if there are none; otherwise one forged datagram can make two proxies answer each other endlessly",
         listener.name
     ))
 }

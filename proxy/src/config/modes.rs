@@ -174,7 +174,7 @@ impl Config {
                 let family = family(*address);
                 return refuse(
                     format!(
-                        "clients of {address} can't be shown to any server: in these modes that takes an {family} server"
+                        "no server can see the addresses of clients of {address}: these modes need an {family} server"
                     ),
                     format!(
                         "add an {family} server, or one in mode ppv2, or bind no {family} address"
@@ -191,7 +191,9 @@ impl Config {
         if let Some((index, _)) = listener.names.iter().find(|(_, mode)| is_rewritten(*mode)) {
             let name = &self.names[*index].name;
             return refuse(
-                format!("`{name}` in mode dsr, whose rules on hosts can't follow a name"),
+                format!(
+                    "`{name}`: mode dsr needs fixed addresses: the hosts' rules can't follow a name"
+                ),
                 "write the servers' addresses, or use rewrite_on = \"sdk\"",
             )
             .within(key_path!["upstream"]);
@@ -273,7 +275,7 @@ impl Config {
             let is_it = |member: &&Member| self.servers[member.index].address == address;
             let member = groups[upstream].servers.iter().find(is_it);
             return refuse(
-                format!("server {address} answers the proxy itself ({why}), and listener `{rewritten}` has its host rewrite replies: the rules there must know the proxy's address"),
+                format!("server {address} replies to the proxy ({why}), but its host also rewrites replies for listener `{rewritten}`; to tell them apart its rules need the proxy's address"),
                 format!("set `source` in [upstream.{upstream}] to the address that the proxy sends from"),
             )
             .within(key_path!["upstream", upstream, "servers", member.map_or(0, |m| m.entry)]);

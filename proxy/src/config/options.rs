@@ -219,7 +219,7 @@ pub struct Listener {
     #[arg(skip)]
     pub(crate) amplification: Option<Amplification>,
 
-    /// Drop and count datagrams that don't fit the path, rather than fragment them
+    /// Drop and count datagrams that exceed the interface's MTU, rather than fragment them
     #[arg(skip)]
     pub dont_fragment: bool,
 

@@ -401,7 +401,10 @@ impl Config {
         };
         if let Some(index) = peers.iter().position(|peer| peer.0.prefix_len() == 0) {
             return refuse(
-                format!("{} in `peers` takes every client for a proxy", peers[index]),
+                format!(
+                    "{} in `peers` would treat every client as a proxy",
+                    peers[index]
+                ),
                 "list the other proxies' addresses alone, as in \"192.0.2.1\"",
             )
             .within(key_path!["peers", index]);
@@ -477,7 +480,7 @@ fn resolve(text: &str) -> Result<ServerAddr, ConfigError> {
     let ip = address.ip();
     if is_no_host(ip) {
         return refuse(
-            format!("server `{text}`: {ip} is the address of no server"),
+            format!("server `{text}`: {ip} can't be a server's address"),
             "write the address that the server itself has, such as 127.0.0.1",
         );
     }
@@ -569,7 +572,7 @@ impl Resolver {
             };
             if server.port() == 0 || is_no_host(ip) || is_link_local(ip) {
                 let hint =
-                    "give a DNS server's address, that of no link or group, with its port: 53";
+                    "give a DNS server's address, not link-local or multicast, with its port: 53";
                 return at("can't be asked", hint);
             }
             if !known.insert((ip, server.port())) {

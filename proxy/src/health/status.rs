@@ -220,7 +220,13 @@ impl Status {
         for entry in entries.filter(|entry| entry.is(upstream, server)) {
             is_known = true;
             if entry.drain() != drain {
-                tracing::info!(upstream, server, drain, "an operator asked for it");
+                let done = if drain { "drained" } else { "undrained" };
+                tracing::info!(
+                    upstream,
+                    server,
+                    drain,
+                    "server {done} through the admin API"
+                );
                 self.changed.notify_one();
             }
             entry.drain_asked = Some(drain);
@@ -326,7 +332,7 @@ impl Status {
                 let times = if passed { *health.rise } else { *health.fall };
                 format!("probe {}, {times} in a row", outcome.label())
             }
-            _ if was_down => "on trial after its hold".to_owned(),
+            _ if was_down => "hold time is over; taking sessions on trial".to_owned(),
             (_, Outcome::Refused) => "clients' datagrams refused, no replies".to_owned(),
             _ => "clients' datagrams unanswered".to_owned(),
         };

@@ -166,10 +166,12 @@ fn bind_error(
         match port_owner::of(address) {
             Some(owners) if owners.with_us => {
                 reason += ", by a session of this proxy";
-                hint = "choose another port, or ask again when that session has ended; a port outside net.ipv4.ip_local_port_range is no session's";
+                hint = "choose another port, or ask again when that session has ended; sessions never use ports outside net.ipv4.ip_local_port_range";
             }
             Some(owners) => reason += &format!(", by {}", owners.names),
-            None => reason += ", by a process that we may not look into",
+            None => {
+                reason += ", by a process of another user or container (run as root on the host to see which)"
+            }
         }
     }
     RunError::Bind {
@@ -189,7 +191,7 @@ fn reason_of(ip: IpAddr, error: &io::Error) -> String {
     let is_missing = error.kind() == io::ErrorKind::AddrNotAvailable;
     match kernel::unusable(ip).filter(|_| is_missing) {
         Some(Unusable::Tentative) => {
-            "it is tentative, since duplicate address detection goes on".to_owned()
+            "it is not usable yet: duplicate address detection is running (tentative)".to_owned()
         }
         Some(Unusable::Duplicate) => {
             "duplicate address detection has found another host that has it".to_owned()
@@ -215,7 +217,7 @@ fn hint_of(ip: IpAddr, error: &io::Error) -> &'static str {
             "ports below 1024 need CAP_NET_BIND_SERVICE or net.ipv4.ip_unprivileged_port_start"
         }
         Some(Errno::AFNOSUPPORT) => {
-            "use addresses of a family that this host's kernel has: it is without this one"
+            "this kernel does not support this address family; use the other"
         }
         Some(Errno::INVAL) if is_link_local => {
             "name its interface by the number that `ip link` shows, as in [fe80::1%2]:53"

@@ -254,7 +254,7 @@ impl Control {
         } = ready;
         if let Some(upstream) = reload::without_servers(&self.active.config, &config) {
             return Err(format!(
-                "no name in upstream `{upstream}` leads to a server; correct them, or reload again when they do"
+                "none of the names in upstream `{upstream}` resolves to a usable server; correct them, or reload once they do"
             ));
         }
         let before = Arc::clone(&self.active);
@@ -518,7 +518,7 @@ impl Control {
         tracing::info!(
             sessions = self.metrics.capacity.taken(),
             ?drain_timeout,
-            "stopping: no more datagrams are taken, replies in flight are let out"
+            "shutting down: no new datagrams are accepted; waiting up to drain_timeout for outstanding replies"
         );
         self.workers.tell_all(|| Command::Drain);
         let result = tokio::select! {

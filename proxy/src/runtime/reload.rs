@@ -147,9 +147,7 @@ fn read(
     let name = file.display();
     let metadata = fs::metadata(file).map_err(|error| format!("{name}: {error}"))?;
     if !metadata.is_file() {
-        return Err(format!(
-            "{name} is no regular file, which alone can be read again; put one there"
-        ));
+        return Err(format!("{name} is not a regular file; a reload needs one"));
     }
     let config = Config::from_file(file).map_err(|error| error.to_string())?;
     if let Some(why) = takes_restart(before, &config) {
@@ -213,7 +211,8 @@ pub(super) fn news(old: &Config, new: &Config) -> String {
     fn change<T: Ord>(what: &str, old: &BTreeSet<T>, new: &BTreeSet<T>) -> String {
         let come = new.difference(old).count();
         let gone = old.difference(new).count();
-        format!("{} {what} ({come} new, {gone} gone)", new.len())
+        let plural = if new.len() == 1 { "" } else { "s" };
+        format!("{} {what}{plural} ({come} new, {gone} gone)", new.len())
     }
     fn listeners(config: &Config) -> BTreeSet<&str> {
         let listeners = config.listeners.iter();
@@ -223,7 +222,7 @@ pub(super) fn news(old: &Config, new: &Config) -> String {
         let servers = config.servers.iter().filter(|server| !server.leaving);
         servers.map(identity).collect()
     }
-    let listeners = change("listeners", &listeners(old), &listeners(new));
-    let servers = change("servers", &servers(old), &servers(new));
+    let listeners = change("listener", &listeners(old), &listeners(new));
+    let servers = change("server", &servers(old), &servers(new));
     format!("{listeners}, {servers}")
 }

@@ -321,7 +321,7 @@ fn probe_reports_whether_the_reply_came_back() {
         case.reported(parts, status, &stdout, &stderr);
         stdout
     };
-    let refused = "advice … came back as refused";
+    let refused = "advice … the server's host answered 'port unreachable'";
     probe(&[refused, refused]);
     let _echo = echo();
     let stdout = probe(&[]);

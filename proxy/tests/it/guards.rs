@@ -221,7 +221,7 @@ fn the_access_log_has_a_line_for_each_session_that_ended() {
     receive(&it.server);
     let mut proxy = it.proxy;
     proxy.signal("TERM");
-    eventually("the drain", || proxy.log().contains("stopping"));
+    eventually("the drain", || proxy.log().contains("shutting down"));
     proxy.signal("TERM");
     assert_eq!(proxy.wait().0.code(), Some(0));
     assert_eq!(lines(&old).len(), 1);

@@ -91,7 +91,7 @@ fn check_says_why_a_name_does_not_resolve() {
             "warning: upstream `u`: `dns:empty.ppv2.test:53` does not resolve: it has no addresses; `run` goes on asking",
             "warning: upstream `u`: `srv:_none._udp.ppv2.test` does not resolve: its SRV records say that there is no such service; `run` goes on asking",
             "warning: upstream `u`: `srv:_lost._udp.ppv2.test` does not resolve: there is no such name; `run` goes on asking",
-            "warning: upstream `u`: `dns:own.ppv2.test:5353` leads to 127.0.0.1:5353, left out: listener `a` is there, at 127.0.0.1:5353: datagrams would go round",
+            "warning: upstream `u`: `dns:own.ppv2.test:5353` resolves to 127.0.0.1:5353, not used: listener `a` is there, at 127.0.0.1:5353: datagrams would loop",
             "warning: upstream `u`: `dns:x.invalid:53` does not resolve: there is no such name; `run` goes on asking",
         ],
     );
@@ -122,7 +122,7 @@ fn an_answer_too_long_for_a_datagram_is_read_whole_and_used_in_part() {
     let text = check(&config(&resolver, "\"dns:many.ppv2.test:53\""));
     assert_eq!(text.matches("  -> ").count(), 256, "{text}");
     assert!(
-        text.contains("leads to 10.0.1.6:53 and 43 more, left out: no more than 256"),
+        text.contains("resolves to 10.0.1.6:53 and 43 more, not used: no more than 256"),
         "{text}"
     );
 }

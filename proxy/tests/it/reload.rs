@@ -598,7 +598,7 @@ fn pipe_as_configuration_file_is_refused() {
     assert!(made.unwrap().success());
     let (status, said) = http(proxy.admin, "POST /reload", "");
     assert_eq!(status, 422, "{said}");
-    assert!(said.contains("is no regular file"), "{said}");
+    assert!(said.contains("is not a regular file"), "{said}");
 
     // Nor is one waited for where the log should be: that nobody reads it is said.
     let log = proxy.folder.path().join("access.log");

@@ -17,7 +17,7 @@ fn shutdown_passes_replies_in_flight_and_exits_with_0() {
         let (_, session) = receive(&server);
         assert_eq!(http_get(admin, "/readyz").0, 200);
         proxy.signal(signal);
-        proxy.wait_for("stopping");
+        proxy.wait_for("shutting down");
         eventually("not ready", || http_get(admin, "/readyz").0 == 503);
 
         client.send_to(b"too late", listener).unwrap();
@@ -60,7 +60,7 @@ fn silent_server_delays_shutdown_by_the_drain_timeout_alone() {
 #[test]
 fn a_second_signal_stops_at_once() {
     let (mut proxy, _server) = stopping_unanswered("1h");
-    proxy.wait_for("stopping");
+    proxy.wait_for("shutting down");
     std::thread::sleep(Duration::from_millis(300));
     assert!(!proxy.has_ended());
     proxy.signal("TERM");
@@ -195,5 +195,9 @@ fn sighup_while_the_configuration_is_read_ends_nothing() {
     drop(writer);
     proxy.wait_for("ready");
     served(&socket("127.0.0.1"), listener, &server);
-    assert!(proxy.log().contains("no regular file"), "{}", proxy.log());
+    assert!(
+        proxy.log().contains("not a regular file"),
+        "{}",
+        proxy.log()
+    );
 }

@@ -64,7 +64,7 @@ fn send(path: &ReplyPath, client: IpAddr) -> Finding {
         Ok(()) => Finding::ok(what, "the reply came back"),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Finding::advice(
             what,
-            format!("came back as refused: both directions work, and nothing listens at {server}"),
+            "the server's host answered 'port unreachable': the network works, but nothing listens there",
             "start the server",
         ),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => no_reply(path, what, &moved),

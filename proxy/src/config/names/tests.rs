@@ -177,7 +177,7 @@ fn options_that_conflict_with_a_name_are_errors() {
         (
             "{ address = \"dns:a.example:53\", mode = \"dsr\" }",
             "",
-            "`dns:a.example:53` in mode dsr",
+            "`dns:a.example:53`: mode dsr needs fixed addresses",
             "rewrite_on = \"sdk\"",
         ),
         (
@@ -261,7 +261,11 @@ fn the_resolver_has_bounds() {
         ),
         ("servers = [\"192.0.2.1:0\"]", "can't be asked", "53"),
         ("servers = [\"0.0.0.0:53\"]", "can't be asked", "53"),
-        ("servers = [\"224.0.0.1:53\"]", "can't be asked", "group"),
+        (
+            "servers = [\"224.0.0.1:53\"]",
+            "can't be asked",
+            "multicast",
+        ),
         ("servers = [\"[fe80::1%2]:53\"]", "can't be asked", "link"),
         (
             "servers = [\"192.0.2.1:53\", \"[::ffff:192.0.2.1]:53\"]",
@@ -450,16 +454,16 @@ fn unusable_answers_are_left_out_with_a_remark() {
         addresses(&expanded.config),
         ["192.0.2.1:53", "192.0.2.2:53"]
     );
-    let leads = "upstream `u`: `srv:_a._udp.example` leads to";
+    let leads = "upstream `u`: `srv:_a._udp.example` resolves to";
     assert_eq!(
         expanded.remarks,
         [
-            format!("{leads} [2001:db8::1]:53, left out: `source` has no address of its family"),
-            format!("{leads} [fe80::1]:53, left out: it is link-local and names no interface"),
+            format!("{leads} [2001:db8::1]:53, not used: `source` has no address of its family"),
+            format!("{leads} [fe80::1]:53, not used: it is link-local and names no interface"),
             format!(
-                "{leads} 127.0.0.1:5353, left out: listener `a` is there, at 127.0.0.1:5353: datagrams would go round"
+                "{leads} 127.0.0.1:5353, not used: listener `a` is there, at 127.0.0.1:5353: datagrams would loop"
             ),
-            format!("{leads} 0.0.0.0:53 and 8 more, left out: no server has such an address"),
+            format!("{leads} 0.0.0.0:53 and 8 more, not used: no server has such an address"),
         ]
     );
 }
@@ -483,7 +487,7 @@ fn names_and_upstreams_have_a_bound_of_servers() {
         .collect();
     let Expanded { config, remarks } = config.expand(&known);
     assert_eq!(config.servers.len(), MAX_SERVERS);
-    assert!(remarks[0].contains("10.0.1.0:53 and 43 more, left out: no more than 256"));
+    assert!(remarks[0].contains("10.0.1.0:53 and 43 more, not used: no more than 256"));
     let last = remarks.last().unwrap();
     assert!(
         last.contains(&format!("{MAX_SERVERS} servers at most")),

@@ -99,7 +99,7 @@ fn errors_name_the_fix() {
         (
             "peers = [\"0.0.0.0/0\"]",
             "",
-            "0.0.0.0/0 in `peers` takes every client for a proxy",
+            "0.0.0.0/0 in `peers` would treat every client as a proxy",
             "the other proxies' addresses alone",
         ),
         (

@@ -67,7 +67,7 @@ fn keys_of_another_mode_are_errors() {
 #[test]
 fn a_family_without_a_server_is_an_error() {
     let error = broken(", \"[fd00::1]:53\"", "");
-    assert!(error.contains("clients of [2001:db8::1]:53 can't be shown to any server"));
+    assert!(error.contains("no server can see the addresses of clients of [2001:db8::1]:53"));
     assert!(error.contains("an IPv6 server"), "{error}");
     // One that is told by a header takes clients of both.
     let mixed = GOOD.replacen(
@@ -179,7 +179,7 @@ fn a_server_that_also_answers_the_proxy_needs_source() {
     for (probe, kind) in [(udp, "a udp probe"), (dns, "a dns probe")] {
         let error = load(&on_server(probe)).unwrap_err();
         assert!(
-            error.contains("server 10.0.0.1:53 answers the proxy itself"),
+            error.contains("server 10.0.0.1:53 replies to the proxy"),
             "{error}"
         );
         assert!(error.contains(kind), "{error}");
@@ -199,7 +199,7 @@ fn a_server_that_also_answers_the_proxy_needs_source() {
     for mode in ["ppv2", "plain"] {
         let error = second(mode, "").unwrap_err();
         assert!(
-            error.contains("server [fd00::1]:53 answers the proxy itself"),
+            error.contains("server [fd00::1]:53 replies to the proxy"),
             "{error}"
         );
         assert!(error.contains("set `source` in [upstream.v]"), "{error}");

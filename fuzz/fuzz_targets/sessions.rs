@@ -15,9 +15,7 @@ use ppv2_engine::capacity::{Capacity, Full, Need};
 use ppv2_engine::counters::EndReason;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::server::Server;
-use ppv2_engine::session::{
-    AfterEnd, Amount, Ended, Key, MAX_REST, SessionId, Table,
-};
+use ppv2_engine::session::{AfterEnd, Amount, Ended, Key, MAX_REST, SessionId, Table};
 
 const ONE: Amount = Amount {
     datagrams: 1,
@@ -92,7 +90,9 @@ impl Bench {
             assert_eq!(self.table.active(), self.capacity.max());
             return;
         };
-        let id = self.table.open(self.now, key, &self.settings, &self.server, permit, key);
+        let id = self
+            .table
+            .open(self.now, key, &self.settings, &self.server, permit, key);
         assert_eq!(self.table.request(self.now, &key, ONE), Some(id));
         assert_eq!(
             self.owners.insert(id.to_bits(), key),
@@ -203,7 +203,9 @@ fuzz_target!(|input: Input| {
                 let before = bench.table.retired();
                 let id = {
                     let listener = &bench.settings.listener;
-                    bench.table.reusable(bench.now, listener, &bench.server, need(of))
+                    bench
+                        .table
+                        .reusable(bench.now, listener, &bench.server, need(of))
                 };
                 let taken = id.and_then(|id| bench.table.take(bench.now, id));
                 assert_eq!(taken.is_some(), bench.table.retired() < before);

@@ -40,6 +40,12 @@ impl TrafficClass {
     pub fn ecn(self) -> Self {
         Self(self.0 & 0b11)
     }
+
+    /// What a proxy passes on: all bits with `dscp`, else the ECN bits alone.
+    #[must_use]
+    pub fn passed(self, dscp: bool) -> Self {
+        if dscp { self } else { self.ecn() }
+    }
 }
 
 /// What is known of a received datagram, or burst, besides its bytes.
@@ -86,6 +92,19 @@ impl Received {
             segment: len,
             truncated: false,
         }
+    }
+
+    /// Datagrams that the socket has lost since `known`, which is brought up to date. The
+    /// kernel counts all that it ever lost, and starts again after 2³².
+    #[must_use]
+    pub fn newly_lost(&self, known: &mut u32) -> u64 {
+        // A kernel that has lost nothing yet reports nothing.
+        if self.overflows == 0 {
+            return 0;
+        }
+        let new = self.overflows.wrapping_sub(*known);
+        *known = self.overflows;
+        u64::from(new)
     }
 
     /// The number of datagrams: more than one in a burst.

@@ -3,108 +3,29 @@
 //!
 //! Facts from socket(7), ip(7), ipv6(7), udp(7), recvmmsg(2), sendmmsg(2).
 
-mod call;
-mod message;
 mod readiness;
+mod receive;
 mod send;
 
 use std::io;
-use std::mem::{self, MaybeUninit};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
-use libc::{c_int, iovec, mmsghdr, msghdr};
-
-use crate::Received;
-use message::{ControlIn, Name, len_of, read_received};
+use libc::{c_int, c_long, sockaddr_in, sockaddr_in6, socklen_t};
 
 pub use readiness::{READY, Readiness, Waker};
+pub(crate) use receive::receive;
 pub(crate) use send::send;
 
 /// Messages of one system call.
 const MESSAGES: usize = 64;
 
-/// What the kernel is pointed at during one receive call. Nothing in it outlives the call,
-/// so it stays on the stack and is filled only as far as it is used.
-struct Scratch<const N: usize> {
-    names: [Name; N],
-    controls: [ControlIn; N],
-    vectors: [iovec; N],
-    headers: [mmsghdr; N],
-}
-
-/// Fills `buffers` from the first on, and notes in `received` what is in each.
-pub(crate) fn receive<'b>(
-    socket: BorrowedFd<'_>,
-    bound: SocketAddr,
-    mut buffers: impl Iterator<Item = &'b mut [u8]>,
-    received: &mut [Option<Received>],
-    wait: bool,
-) -> io::Result<usize> {
-    if received.len() == 1 {
-        return receive_once::<1>(socket, bound, &mut buffers, received, wait);
-    }
-    let mut filled = 0;
-    for received in received.chunks_mut(MESSAGES) {
-        let wait = wait && filled == 0;
-        match receive_once::<MESSAGES>(socket, bound, &mut buffers, received, wait) {
-            Ok(count) => filled += count,
-            Err(error) if filled == 0 => return Err(error),
-            // It is reported again, or is about an earlier datagram: what was received
-            // matters more.
-            Err(_) => break,
-        }
-        if filled % MESSAGES != 0 {
-            break;
-        }
-    }
-    Ok(filled)
-}
-
-/// As `receive`, for at most `N` of `received`.
-fn receive_once<'b, const N: usize>(
-    socket: BorrowedFd<'_>,
-    bound: SocketAddr,
-    buffers: &mut impl Iterator<Item = &'b mut [u8]>,
-    received: &mut [Option<Received>],
-    wait: bool,
-) -> io::Result<usize> {
-    let mut scratch = MaybeUninit::<Scratch<N>>::uninit();
-    let scratch = scratch.as_mut_ptr();
-    let mut count = 0;
-    for (i, buffer) in buffers.take(received.len().min(N)).enumerate() {
-        // SAFETY: `i < N` indexes the arrays of `scratch`, which lives until the
-        // function returns; fields are written before anything reads them.
-        unsafe {
-            (*scratch).vectors[i] = iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: buffer.len(),
-            };
-            let mut header: msghdr = mem::zeroed();
-            header.msg_name = (&raw mut (*scratch).names[i]).cast();
-            header.msg_namelen = len_of::<Name>();
-            header.msg_iov = &raw mut (*scratch).vectors[i];
-            header.msg_iovlen = 1;
-            header.msg_control = (&raw mut (*scratch).controls[i]).cast();
-            header.msg_controllen = size_of::<ControlIn>() as _;
-            (*scratch).headers[i] = mmsghdr {
-                msg_hdr: header,
-                msg_len: 0,
-            };
-        }
-        count = i + 1;
-    }
-    // SAFETY: the first `count` headers are initialised, and point at names, vectors,
-    // control buffers in `scratch` and at the buffers, which are borrowed for `'b`; all of
-    // them stay in place and untouched by others during the call.
-    let filled =
-        unsafe { call::receive(socket, (&raw mut (*scratch).headers).cast(), count, wait)? };
-    for (i, received) in received.iter_mut().enumerate().take(filled) {
-        // SAFETY: the kernel has filled the first `filled` headers and what they point at.
-        *received = Some(unsafe { read_received(bound, &(*scratch).headers[i]) });
-    }
-    Ok(filled)
+/// The name of an IPv4 or IPv6 socket.
+#[derive(Clone, Copy)]
+#[repr(C)]
+union Name {
+    v4: sockaddr_in,
+    v6: sockaddr_in6,
 }
 
 /// Has each datagram report the number that the socket has lost.
@@ -186,4 +107,16 @@ fn set(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::R
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The result of a call by `libc::syscall`. Batches are received and sent by it: libc's own
+/// functions are points at which a thread can be cancelled (pthreads(7)), which a program
+/// with threads pays for at each call.
+fn number(result: c_long) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "structs are small")]
+const fn len_of<T>() -> socklen_t {
+    size_of::<T>() as socklen_t
 }

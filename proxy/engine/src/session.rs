@@ -42,6 +42,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ppv2_udp::Received;
+
 use crate::address::{ClientAddr, ListenerAddr};
 use crate::capacity::Permit;
 use crate::counters::EndReason;
@@ -74,6 +76,17 @@ pub struct Key {
     pub client: ClientAddr,
     /// The address and port that it wrote to.
     pub local: ListenerAddr,
+}
+
+impl Key {
+    /// The key of the session that a client's datagram belongs to.
+    #[must_use]
+    pub fn of(received: &Received) -> Self {
+        Self {
+            client: ClientAddr(received.peer),
+            local: ListenerAddr(received.local),
+        }
+    }
 }
 
 /// Hashes few words rather than many small parts, which is what takes time.

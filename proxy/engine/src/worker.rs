@@ -26,10 +26,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use ppv2_udp::{Batch, READY, Readiness, Received, Socket, TrafficClass, Waker};
+use ppv2_udp::{Batch, READY, Readiness, Socket, Waker};
 use slab::Slab;
 
-use crate::address::{ClientAddr, ListenerAddr};
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::WorkerCounters;
@@ -414,32 +413,9 @@ impl Worker {
     }
 }
 
-fn key_of(received: &Received) -> Key {
-    Key {
-        client: ClientAddr(received.peer),
-        local: ListenerAddr(received.local),
-    }
-}
-
 /// A number that no client can foresee.
 fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-/// What of a datagram's traffic class passes.
-fn class_of(dscp: bool, class: TrafficClass) -> TrafficClass {
-    if dscp { class } else { class.ecn() }
-}
-
-/// Datagrams that a socket has lost since it was last asked. The kernel's count
-/// is of all that it ever lost, and goes round.
-fn newly_lost(known: &mut u32, latest: &Received) -> u64 {
-    if latest.overflows == 0 {
-        return 0;
-    }
-    let new = latest.overflows.wrapping_sub(*known);
-    *known = latest.overflows;
-    u64::from(new)
 }
 
 /// A wake-up that comes so much later than it was to: the process was stopped, or got no

@@ -10,14 +10,15 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
 
-use libc::{iovec, mmsghdr, msghdr};
+use libc::{c_int, cmsghdr, iovec, mmsghdr, msghdr, sockaddr_in, sockaddr_in6, socklen_t};
 
-use super::message::{ControlOut, Extras, Name, name_of, write_control};
-use super::{MESSAGES, call};
-use crate::{Outgoing, SendFault, Sent, SocketState, Transmit};
+use super::{MESSAGES, Name, len_of, number};
+use crate::{Outgoing, SendFault, Sent, SocketState, TrafficClass, Transmit};
 
 /// Datagrams that the kernel takes in one burst (UDP_MAX_SEGMENTS in Linux before 6.9,
 /// which raised it).
@@ -367,7 +368,181 @@ impl<'s, 'd> Outbox<'s, 'd> {
         // and at what is borrowed for `'d`.
         unsafe {
             let headers = (&raw mut (*self.scratch.as_mut_ptr()).headers).cast::<mmsghdr>();
-            call::send(socket, headers.add(next), self.messages - next)
+            sendmmsg(socket, headers.add(next), self.messages - next)
         }
+    }
+}
+
+/// sendmmsg(2), or sendmsg(2) for a single message. Returns how many messages were sent.
+///
+/// # Safety
+///
+/// `messages` points at `count` messages whose names, vectors and control buffers are
+/// valid for reads.
+unsafe fn sendmmsg(
+    socket: BorrowedFd<'_>,
+    messages: *mut mmsghdr,
+    count: usize,
+) -> io::Result<usize> {
+    let (socket, flags): (_, c_int) = (socket.as_raw_fd(), 0);
+    // SAFETY: as above.
+    unsafe {
+        if count == 1 {
+            let header = &raw const (*messages).msg_hdr;
+            number(libc::syscall(libc::SYS_sendmsg, socket, header, flags))?;
+            return Ok(1);
+        }
+        number(libc::syscall(
+            libc::SYS_sendmmsg,
+            socket,
+            messages,
+            count,
+            flags,
+        ))
+    }
+}
+
+/// Room for the control messages of a message to send: packet info (40 bytes), traffic
+/// class and burst size (24 each).
+pub(super) type ControlOut = [u64; 11];
+
+/// What a message carries besides bytes and recipient.
+struct Extras {
+    from: Option<SocketAddr>,
+    class: TrafficClass,
+    /// Bytes of each datagram of a burst, header included.
+    segment: Option<u16>,
+}
+
+impl Extras {
+    fn is_empty(&self) -> bool {
+        self.from.is_none() && self.class == TrafficClass::default() && self.segment.is_none()
+    }
+}
+
+/// Points `header` at `control`, filled with `extras`.
+///
+/// # Safety
+///
+/// `control` is valid for writes, and stays in place until the kernel has read it.
+unsafe fn write_control(header: &mut msghdr, control: *mut ControlOut, extras: &Extras, v6: bool) {
+    let mut used = 0;
+    // SAFETY: the buffer is zeroed first, as CMSG_NXTHDR asks for, and has room for all
+    // three messages, so no pointer is null.
+    unsafe {
+        *control = ControlOut::default();
+        header.msg_control = control.cast();
+        header.msg_controllen = size_of::<ControlOut>() as _;
+        let mut at = libc::CMSG_FIRSTHDR(header);
+        match extras.from {
+            Some(SocketAddr::V4(from)) => {
+                let mut info: libc::in_pktinfo = mem::zeroed();
+                info.ipi_spec_dst.s_addr = u32::from_ne_bytes(from.ip().octets());
+                used += write_message(at, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+                at = libc::CMSG_NXTHDR(header, at);
+            }
+            Some(SocketAddr::V6(from)) => {
+                let mut info: libc::in6_pktinfo = mem::zeroed();
+                info.ipi6_addr.s6_addr = from.ip().octets();
+                info.ipi6_ifindex = from.scope_id();
+                used += write_message(at, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
+                at = libc::CMSG_NXTHDR(header, at);
+            }
+            None => {}
+        }
+        if extras.class != TrafficClass::default() {
+            let class = c_int::from(extras.class.0);
+            used += if v6 {
+                write_message(at, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class)
+            } else {
+                write_message(at, libc::IPPROTO_IP, libc::IP_TOS, class)
+            };
+            at = libc::CMSG_NXTHDR(header, at);
+        }
+        if let Some(segment) = extras.segment {
+            used += write_message(at, libc::SOL_UDP, libc::UDP_SEGMENT, segment);
+        }
+    }
+    header.msg_controllen = used as _;
+}
+
+/// Writes a control message and returns the bytes that it takes.
+///
+/// # Safety
+///
+/// `at` points into a control buffer with room for a message holding a `T`.
+unsafe fn write_message<T>(at: *mut cmsghdr, level: c_int, kind: c_int, value: T) -> usize {
+    let size = len_of::<T>();
+    // SAFETY: room and alignment of the message header are the caller's promise; the value
+    // may lie unaligned behind it.
+    unsafe {
+        (*at).cmsg_level = level;
+        (*at).cmsg_type = kind;
+        (*at).cmsg_len = libc::CMSG_LEN(size) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(at).cast(), value);
+        libc::CMSG_SPACE(size) as usize
+    }
+}
+
+/// `address` as a name, and the length of that. An IPv4 one is mapped to IPv6 if `v6`: the
+/// socket is one for IPv6.
+fn name_of(address: SocketAddr, v6: bool) -> (Name, socklen_t) {
+    let (ip, scope) = match address {
+        SocketAddr::V4(v4) if !v6 => {
+            let name = sockaddr_in {
+                sin_family: family(libc::AF_INET),
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            return (Name { v4: name }, len_of::<sockaddr_in>());
+        }
+        SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), 0),
+        SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
+    };
+    let name = sockaddr_in6 {
+        sin6_family: family(libc::AF_INET6),
+        sin6_port: address.port().to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: libc::in6_addr {
+            s6_addr: ip.octets(),
+        },
+        sin6_scope_id: scope,
+    };
+    (Name { v6: name }, len_of::<sockaddr_in6>())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "families are small numbers"
+)]
+const fn family(family: c_int) -> libc::sa_family_t {
+    family as libc::sa_family_t
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::receive::read_name;
+    use super::*;
+
+    #[test]
+    fn a_socket_name_keeps_the_address() {
+        for address in ["203.0.113.7:65535", "[2001:db8::1]:53", "[fe80::1%3]:1"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let (name, len) = name_of(address, address.is_ipv6());
+            // SAFETY: all of `name` that is in use is initialised.
+            let back = unsafe { read_name(&name, len) };
+            assert_eq!(back, Some(address));
+        }
+    }
+
+    #[test]
+    fn an_ipv4_recipient_is_mapped_on_an_ipv6_socket() {
+        let (name, len) = name_of("203.0.113.7:9".parse().unwrap(), true);
+        // SAFETY: as above.
+        let back = unsafe { read_name(&name, len) };
+        assert_eq!(back, Some("[::ffff:203.0.113.7]:9".parse().unwrap()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket, TrafficClass};
 
-use super::{Worker, class_of, key_of, newly_lost, reconfigure};
+use super::{Worker, reconfigure};
 use crate::address::ServerAddr;
 use crate::counters::{
     DropReason, EndReason, ListenerCounters, Oversize, ServerCounters, WorkerCounters,
@@ -73,7 +73,7 @@ impl Worker {
         let latest = slots.checked_sub(1);
         let latest = latest.and_then(|slot| self.incoming.received(slot));
         let from = &mut self.listener_sockets[number];
-        let lost = latest.map_or(0, |latest| newly_lost(&mut from.overflows, &latest));
+        let lost = latest.map_or(0, |latest| latest.newly_lost(&mut from.overflows));
         let counters = from.settings.listener.counters(self.number);
         counters.overflows.add(lost);
     }
@@ -87,7 +87,7 @@ impl Worker {
         let Some(received) = received.filter(|_| is_cut) else {
             return rest.take(usize::MAX);
         };
-        let room = self.table.room(&key_of(&received), rules.requests);
+        let room = self.table.room(&Key::of(&received), rules.requests);
         rest.take(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
@@ -103,7 +103,7 @@ impl Worker {
         };
         counters.received.add(amount.datagrams);
         counters.received_bytes.add(amount.bytes);
-        let key = key_of(&received);
+        let key = Key::of(&received);
         let found = match refused(&received) {
             Some(reason) => Err(reason),
             None if self.draining => Err(DropReason::Stopping),
@@ -345,7 +345,7 @@ impl Forward<'_> {
 
     fn class(&self, slot: usize) -> TrafficClass {
         let received = self.batch.received(slot);
-        received.map_or(TrafficClass::default(), |r| class_of(self.dscp, r.class))
+        received.map_or(TrafficClass::default(), |r| r.class.passed(self.dscp))
     }
 
     fn note_oversize(&self, len: usize, header: usize) {

@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::client_to_server::count_report;
 use super::reconfigure::is_wrong;
-use super::{ListenerSocket, Worker, class_of, newly_lost};
+use super::{ListenerSocket, Worker};
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, ServerCounters};
 use crate::session::{Amount, Session, SessionId};
@@ -116,7 +116,7 @@ impl Worker {
         let outgoing = Outgoing {
             to: Some(reply.to.0),
             from: Some(reply.from.0),
-            class: class_of(dscp, received.class),
+            class: received.class.passed(dscp),
             header: &[],
         };
         Ok((listener_socket, outgoing))
@@ -169,7 +169,7 @@ impl Replies {
                     self.filled = slots.end;
                     from.receive_batch.learn(received);
                     if let Some(latest) = self.batch.received(slots.end - 1) {
-                        let lost = newly_lost(&mut from.overflows, &latest);
+                        let lost = latest.newly_lost(&mut from.overflows);
                         server.overflows.add(lost);
                     }
                     return slots;

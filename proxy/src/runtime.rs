@@ -203,8 +203,11 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         return told;
     }
     ready.store(false, Ordering::Release);
+    // Kept for what is still to be logged of them.
+    let servers = control.metrics().counted().servers();
     let stopped = control.stop(signals.stop()).await;
     drop_log.log_rest(Instant::now());
+    drop(servers);
     tracing::info!("stopped");
     stopped
 }

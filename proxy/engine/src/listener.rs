@@ -175,6 +175,12 @@ impl ListenerSettings {
         self.refusal(client).is_none()
     }
 
+    /// Whether both allow the same clients.
+    #[must_use]
+    pub fn has_same_access(&self, other: &Self) -> bool {
+        (&self.allow, &self.deny, &self.peers) == (&other.allow, &other.deny, &other.peers)
+    }
+
     /// What the listener's own sockets are made for.
     #[must_use]
     pub fn listener_options(&self) -> Options {

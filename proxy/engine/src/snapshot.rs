@@ -17,8 +17,8 @@ use crate::upstream::{ByFamily, Plan};
 pub struct Snapshot {
     /// Another one for each snapshot.
     pub version: u64,
-    /// All listeners.
-    pub listeners: Vec<ListenerSnapshot>,
+    /// All listeners, and those that are gone while sessions of theirs go on.
+    pub listeners: Listeners,
     /// The listener of each address, by its place in `listeners`.
     pub bound: BTreeMap<SocketAddr, usize>,
     /// Addresses at which sessions go on and none begins. At those that are neither here
@@ -48,6 +48,13 @@ pub struct Pauses {
     pub busy_poll: Duration,
     /// After a wake-up that brought few, let more gather for so long.
     pub coalesce: Duration,
+}
+
+/// Listeners, each with its place.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners {
+    all: Vec<ListenerSnapshot>,
+    places: HashMap<u64, usize>,
 }
 
 /// The servers of a listener: those that its plans name by their place here, then those
@@ -83,13 +90,49 @@ impl Snapshot {
     /// What there is of this listener.
     #[must_use]
     pub fn of(&self, listener: &Listener) -> Option<&ListenerSnapshot> {
-        let mut all = self.listeners.iter();
-        all.find(|one| *one.settings.listener == *listener)
+        self.listeners.of(listener)
     }
 
     /// All servers of all listeners.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         self.listeners.iter().flat_map(|one| one.targets.iter())
+    }
+}
+
+impl Listeners {
+    /// Those in this place.
+    #[must_use]
+    pub fn get(&self, place: usize) -> Option<&ListenerSnapshot> {
+        self.all.get(place)
+    }
+
+    /// What there is of this listener.
+    #[must_use]
+    pub fn of(&self, listener: &Listener) -> Option<&ListenerSnapshot> {
+        self.get(*self.places.get(&listener.id())?)
+    }
+
+    /// All, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &ListenerSnapshot> {
+        self.all.iter()
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+}
+
+impl FromIterator<ListenerSnapshot> for Listeners {
+    fn from_iter<I: IntoIterator<Item = ListenerSnapshot>>(all: I) -> Self {
+        let all: Vec<_> = all.into_iter().collect();
+        let places = all.iter().enumerate();
+        let places = places.map(|(place, one)| (one.settings.listener.id(), place));
+        Self {
+            places: places.collect(),
+            all,
+        }
     }
 }
 
@@ -132,6 +175,17 @@ impl Targets {
 impl PartialEq for Targets {
     fn eq(&self, other: &Self) -> bool {
         self.all == other.all
+    }
+}
+
+impl Routing {
+    /// No session begins, and none moves.
+    #[must_use]
+    pub fn staying(targets: &Targets) -> Self {
+        Self {
+            rules: vec![TargetRules::default(); targets.all.len()],
+            ..Self::default()
+        }
     }
 }
 

@@ -114,11 +114,13 @@ fn worker(servers: &[UdpSocket], pauses: Pauses) -> Running {
     let (commands, receiver) = mpsc::channel();
     let targets = targets(servers);
     let snapshot = Arc::new(Snapshot {
-        listeners: vec![ListenerSnapshot {
+        listeners: [ListenerSnapshot {
             settings: Arc::new(settings()),
             routing: routing(&targets),
             targets: Arc::new(targets),
-        }],
+        }]
+        .into_iter()
+        .collect(),
         bound: [(address, 0)].into(),
         pauses,
         ..Snapshot::default()
@@ -164,7 +166,7 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
     exchange(address, &servers, rounds);
     stop();
     let allocations = running.join().unwrap();
-    let listener = &snapshot.listeners[0].settings.listener;
+    let listener = &snapshot.listeners.get(0).unwrap().settings.listener;
     assert!(listener.sum(|counters| counters.received.get()) >= (CLIENTS * rounds) as u64);
     allocations
 }
@@ -202,7 +204,7 @@ fn replies_that_wait_at_a_stop_are_passed_on() {
         assert_eq!(reply[..len], [number]);
     }
     worker.join().unwrap();
-    let listener = &running.snapshot.listeners[0];
+    let listener = running.snapshot.listeners.get(0).unwrap();
     let server = &listener.targets.get(0).unwrap().server;
     assert_eq!(server.counters(0).replies.get(), 100);
     let counters = listener.settings.listener.counters(0);

@@ -1,7 +1,7 @@
 //! What is in force: one configuration after the other, how servers stand, and what
 //! workers have been told of both.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -394,20 +394,23 @@ impl Control {
     /// sockets or sessions still.
     fn shown_listeners(&self) -> Vec<Arc<Listener>> {
         let mut shown = self.active.listeners.clone();
-        for listener in &self.metrics.counted().listeners {
-            if !shown.contains(listener) {
-                shown.push(Arc::clone(listener));
-            }
-        }
+        let known: HashSet<_> = shown.iter().map(|listener| listener.id()).collect();
+        let counted = self.metrics.counted();
+        let others = counted
+            .listeners
+            .iter()
+            .filter(|one| !known.contains(&one.id()));
+        shown.extend(others.cloned());
         shown
     }
 
     /// The listeners that are gone and have no socket and no session any more, and that
     /// metrics show yet: what is counted of them doesn't change again.
     pub(super) fn gone_listeners(&self) -> Vec<Arc<Listener>> {
-        let mut shown = self.shown_listeners();
-        shown.retain(|one| !self.active.listeners.contains(one) && !one.is_in_use());
-        shown
+        let gone = self
+            .shown_listeners()
+            .split_off(self.active.listeners.len());
+        gone.into_iter().filter(|one| !one.is_in_use()).collect()
     }
 
     /// Has metrics show these listeners no more.
@@ -495,6 +498,10 @@ impl Control {
             let mut next = (*self.snapshot).clone();
             next.version += 1;
             next.closing.retain(|address| !due.contains(address));
+            if next.closing.is_empty() {
+                let present = next.listeners.iter().take(self.active.listeners.len());
+                next.listeners = present.cloned().collect();
+            }
             self.snapshot = Arc::new(next);
             drop(self.send_snapshot(Vec::new()));
             tracing::info!(addresses = ?due, "closed");
@@ -504,7 +511,7 @@ impl Control {
             self.expand(now).await;
         } else if self.route_at.as_ref().is_some_and(is_due) {
             let routing = self.route().await;
-            if routing.len() == self.snapshot.listeners.len() {
+            if routing.len() == self.active.listeners.len() {
                 self.snapshot = Arc::new(rerouted(&self.snapshot, routing));
                 drop(self.send_snapshot(Vec::new()));
             }

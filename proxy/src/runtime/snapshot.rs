@@ -1,6 +1,6 @@
 //! The snapshot that workers get, made of a configuration and of where sessions go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -42,7 +42,8 @@ impl Log {
 }
 
 /// The snapshot of `active` after `before`, which is nothing at the start. Limits of
-/// clients go on with what was counted.
+/// clients go on with what was counted. What stays the same is handed on, by which workers
+/// know it, and so are listeners that are gone while their addresses are being closed.
 pub(super) fn snapshot(
     active: &ActiveConfig,
     routing: Vec<Routing>,
@@ -55,23 +56,52 @@ pub(super) fn snapshot(
         let addresses = listener.bind.iter();
         addresses.map(move |address| (*address, place))
     });
+    let places: HashMap<_, _> = before
+        .into_iter()
+        .flat_map(|(config, _)| config.listeners.iter().enumerate())
+        .map(|(place, listener)| (listener.id(), place))
+        .collect();
     let of_listener = |((place, listener), routing): ((usize, &Listener), Routing)| {
-        let old = before.and_then(|(config, snapshot)| {
-            let object = &active.listeners[place];
-            let place = config.listeners.iter().position(|old| old == object)?;
-            let settings = &snapshot.of(object)?.settings;
-            Some((config.config.listeners[place].per_client, &**settings))
+        let object = &active.listeners[place];
+        let old = before.and_then(|(_, snapshot)| snapshot.of(object));
+        let limits = before.zip(old).and_then(|((config, _), old)| {
+            let place = *places.get(&object.id())?;
+            Some((config.config.listeners[place].per_client, &*old.settings))
         });
+        let settings = settings(active, place, limits);
+        let targets = targets(active, listener);
+        let same_settings = old.filter(|old| *old.settings == settings);
+        let same_targets = old.filter(|old| *old.targets == targets);
         ListenerSnapshot {
-            settings: Arc::new(settings(active, place, old)),
-            targets: Arc::new(targets(active, listener)),
+            settings: same_settings
+                .map_or_else(|| Arc::new(settings), |old| Arc::clone(&old.settings)),
+            targets: same_targets.map_or_else(|| Arc::new(targets), |old| Arc::clone(&old.targets)),
             routing,
         }
     };
+    let present: HashSet<_> = active.listeners.iter().map(|one| one.id()).collect();
+    let is_gone = |one: &&ListenerSnapshot| {
+        let listener = &one.settings.listener;
+        !closing.is_empty() && !present.contains(&listener.id()) && listener.is_in_use()
+    };
+    let gone = before
+        .into_iter()
+        .flat_map(|(_, snapshot)| snapshot.listeners.iter());
+    let gone = gone.filter(is_gone).map(|one| ListenerSnapshot {
+        routing: Routing::staying(&one.targets),
+        ..one.clone()
+    });
+    let routing = routing
+        .into_iter()
+        .chain(std::iter::repeat_with(Routing::default));
     Snapshot {
         version: before.map_or(0, |(_, snapshot)| snapshot.version + 1),
         bound: bound.collect(),
-        listeners: listeners.zip(routing).map(of_listener).collect(),
+        listeners: listeners
+            .zip(routing)
+            .map(of_listener)
+            .chain(gone)
+            .collect(),
         closing,
         pauses: active.config.pauses(),
         log: log.map(|log| log.sender.clone()),
@@ -80,9 +110,11 @@ pub(super) fn snapshot(
 
 /// `before`, with sessions that go elsewhere.
 pub(super) fn rerouted(before: &Snapshot, routing: Vec<Routing>) -> Snapshot {
+    // Of listeners that are gone, which come last, there is none.
+    let routing = routing.into_iter().map(Some).chain(std::iter::repeat(None));
     let listeners = before.listeners.iter().zip(routing);
     let listeners = listeners.map(|(listener, routing)| ListenerSnapshot {
-        routing,
+        routing: routing.unwrap_or_else(|| listener.routing.clone()),
         ..listener.clone()
     });
     Snapshot {

@@ -132,6 +132,31 @@ fn sessions_follow_an_address_that_is_replaced() {
 }
 
 /// The old address stays, and replies to it would come.
+/// Until its address is closed, `drain_timeout` after the reload.
+#[test]
+fn sessions_of_a_removed_listener_follow_an_address_that_is_replaced() {
+    let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
+        return;
+    };
+    for (family, other) in [(Family::V4, Family::V6), (Family::V6, Family::V4)] {
+        let _server = Echo::new(&lab, family, Answering::Back);
+        let both = listeners("mode = \"plain\"");
+        let proxy = lab.proxy_with(&format!("drain_timeout = \"10m\"\n{both}"));
+        let client = Client::new(&lab, family, 1, 0);
+        let before = client.ask(b"before");
+
+        let rest = listener(other, "mode = \"plain\"");
+        proxy.reload(&format!("drain_timeout = \"10m\"\n{rest}"));
+        assert_eq!(client.ask(b"removed"), before);
+        replace_address(&lab, family);
+
+        let source = ask_until_answered(&client);
+        assert_eq!(source.ip(), next_address(family));
+        assert_eq!(followed(&proxy, family), 1);
+        restore_address(&lab, family);
+    }
+}
+
 #[test]
 fn sessions_follow_a_route_that_prefers_another_address() {
     let Some(lab) = Lab::enter(test_name!(), Side::Private) else {

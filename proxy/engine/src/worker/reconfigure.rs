@@ -39,6 +39,12 @@ pub struct Reconfiguration {
     pub done: Box<dyn FnOnce() + Send>,
 }
 
+/// Whether sessions of a listener have nothing to be compared with. The control path hands
+/// on what stays the same, so no lists are compared here.
+fn is_unchanged(old: &ListenerSnapshot, new: &ListenerSnapshot) -> bool {
+    Arc::ptr_eq(&old.settings, &new.settings) && Arc::ptr_eq(&old.targets, &new.targets)
+}
+
 impl Worker {
     /// Obeys another snapshot.
     pub(super) fn reconfigure(&mut self, to: Reconfiguration, now: Instant) {
@@ -68,10 +74,10 @@ impl Worker {
         let passed = self.reassign_listener_sockets(&snapshot);
         let is_same = |old: &ListenerSnapshot| {
             let new = snapshot.of(&old.settings.listener);
-            new.is_some_and(|new| new.settings == old.settings && new.targets == old.targets)
+            new.is_some_and(|new| is_unchanged(old, new))
         };
         if !passed.is_empty()
-            || before.listeners.len() != snapshot.listeners.len()
+            || before.listeners.count() != snapshot.listeners.count()
             || !before.listeners.iter().all(is_same)
         {
             self.server_addresses = ServerAddresses::of(&snapshot);
@@ -89,8 +95,10 @@ impl Worker {
         for (number, listener_socket) in &mut self.listener_sockets {
             let place = snapshot.bound.get(&listener_socket.socket.bound());
             listener_socket.is_closing = place.is_none();
-            if let Some(place) = place {
-                let settings = &snapshot.listeners[*place].settings;
+            let bound = place.and_then(|place| snapshot.listeners.get(*place));
+            // An address that is being closed keeps its listener, with the present settings.
+            let of_listener = || snapshot.of(&listener_socket.settings.listener);
+            if let Some(ListenerSnapshot { settings, .. }) = bound.or_else(of_listener) {
                 if Arc::ptr_eq(settings, &listener_socket.settings) {
                     continue;
                 }
@@ -114,10 +122,11 @@ impl Worker {
 
     /// Takes from `socket` from now on, for the listener of its address.
     pub(super) fn add_listener_socket(&mut self, socket: Socket) -> io::Result<()> {
-        let Some(place) = self.snapshot.bound.get(&socket.bound()) else {
+        let place = self.snapshot.bound.get(&socket.bound());
+        let Some(listener) = place.and_then(|place| self.snapshot.listeners.get(*place)) else {
             return Ok(());
         };
-        let settings = Arc::clone(&self.snapshot.listeners[*place].settings);
+        let settings = Arc::clone(&listener.settings);
         let entry = self.listener_sockets.vacant_entry();
         let key = Readable::Listener(entry.key()).key();
         self.readiness.register(&socket, key)?;
@@ -148,6 +157,9 @@ impl Worker {
                 continue;
             };
             let old = before.of(listener);
+            if !is_passed && old.is_some_and(|old| is_unchanged(old, new)) {
+                continue;
+            }
             let target = new.targets.of(&session.server);
             let makes_same_socket = || {
                 let (old, target) = (old?, target?);
@@ -159,10 +171,13 @@ impl Worker {
                 session.connection.is_outdated = true;
                 set_aside.insert((listener.id(), session.server.id()));
             }
-            if session.settings != new.settings {
+            let has_other_settings = !Arc::ptr_eq(&session.settings, &new.settings);
+            if has_other_settings {
                 updates.push((id, Arc::clone(&new.settings)));
             }
-            let is_denied = !new.settings.allows(session.key.client.0.ip());
+            let is_denied = has_other_settings
+                && !session.settings.has_same_access(&new.settings)
+                && !new.settings.allows(session.key.client.0.ip());
             if !session.is_active() {
                 if is_denied {
                     session.silence();

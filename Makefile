@@ -17,7 +17,7 @@ FUZZ_SECONDS ?= 10
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
-	@echo 'make test    every test: lint, unit, interop, Python, fuzz'
+	@echo 'make test    every test: unit, lint, python, fuzz, demo'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
 	@echo 'make lint    formatting, lints, docs, licences'
 	@echo 'make unit    tests of all Rust crates, with DNS servers and quinn'

@@ -81,8 +81,8 @@ pub enum RunError {
     },
 }
 
-/// Keeps a SIGHUP from ending the process before it listens to signals: whoever has
-/// logs rotated does not ask whether it is ready. Such a one is lost.
+/// Keeps a SIGHUP from ending the process before it listens to signals: a log rotation
+/// does not ask whether it is ready. Such a signal is lost.
 ///
 /// # Errors
 ///

@@ -34,9 +34,9 @@ use crate::{DatagramRef, DropReason, DropWarning, Recipient, ReplyFrom, ReplyPat
 /// use std::time::{Duration, Instant};
 /// use ppv2_sdk::{Demux, Trust};
 ///
-/// let demux = Demux::new(Trust::networks(["192.0.2.10"]).build()?);
+/// let demux = Demux::new(Trust::networks(["192.0.2.1"]).build()?);
 /// let now = Instant::now();
-/// let proxy = "192.0.2.10:40000".parse().unwrap();
+/// let proxy = "192.0.2.1:40000".parse().unwrap();
 /// let bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
 ///               \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28hello";
 ///
@@ -216,7 +216,7 @@ impl Demux {
     /// ```
     /// # use std::time::Instant;
     /// # use ppv2_sdk::{Demux, Trust};
-    /// let demux = Demux::new(Trust::networks(["192.0.2.10"]).build()?);
+    /// let demux = Demux::new(Trust::networks(["192.0.2.1"]).build()?);
     /// let stranger = "198.51.100.7:4000".parse().unwrap();
     /// demux.receive(Instant::now(), stranger, None, b"hello").unwrap_err();
     ///

@@ -12,7 +12,7 @@
 //!
 //!  fn main() -> std::io::Result<()> {
 //! -    let socket = UdpSocket::bind("0.0.0.0:9000")?;
-//! +    let trust = Trust::networks(["192.0.2.10"]).build()?;
+//! +    let trust = Trust::networks(["192.0.2.1"]).build()?;
 //! +    let socket = UdpSocket::bind("0.0.0.0:9000", trust)?;
 //!      let mut buffer = [0; 1500];
 //!      loop {

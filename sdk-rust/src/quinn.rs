@@ -2,7 +2,7 @@
 //!
 //! ```diff
 //! -let endpoint = quinn::Endpoint::server(config, addr)?;
-//! +let trust = Trust::networks(["192.0.2.10"]).build()?;
+//! +let trust = Trust::networks(["192.0.2.1"]).build()?;
 //! +let endpoint = ppv2_sdk::quinn::server(EndpointConfig::default(), config, addr, trust)?;
 //! ```
 //!
@@ -61,7 +61,7 @@ use inbox::Inbox;
 /// use ppv2_sdk::Trust;
 /// use quinn::EndpointConfig;
 ///
-/// let trust = Trust::networks(["192.0.2.10"]).build()?;
+/// let trust = Trust::networks(["192.0.2.1"]).build()?;
 /// let addr = "0.0.0.0:443".parse().unwrap();
 /// let config = EndpointConfig::default();
 /// let endpoint = ppv2_sdk::quinn::server(config, server_config, addr, trust)?;
@@ -96,7 +96,7 @@ pub fn server(
 /// use quinn::{Endpoint, EndpointConfig};
 ///
 /// # fn serve(server_config: quinn::ServerConfig) -> std::io::Result<()> {
-/// let runtime = Arc::new(Runtime::new(Trust::networks(["192.0.2.10"]).build()?));
+/// let runtime = Arc::new(Runtime::new(Trust::networks(["192.0.2.1"]).build()?));
 /// let socket = std::net::UdpSocket::bind("0.0.0.0:443")?;
 /// let endpoint = Endpoint::new(
 ///     EndpointConfig::default(),

@@ -28,7 +28,7 @@ use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, Stats, Trust};
 /// ```no_run
 /// use ppv2_sdk::{Trust, UdpSocket};
 ///
-/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?)?;
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.1"]).build()?)?;
 /// let mut buffer = [0; 1500];
 /// loop {
 ///     let (len, client) = socket.recv_from(&mut buffer)?;

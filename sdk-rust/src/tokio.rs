@@ -33,7 +33,7 @@ use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, ReplyPath, Stats, Tr
 /// use ppv2_sdk::{Trust, tokio::UdpSocket};
 ///
 /// # async fn serve() -> std::io::Result<()> {
-/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.10"]).build()?).await?;
+/// let socket = UdpSocket::bind("0.0.0.0:9000", Trust::networks(["192.0.2.1"]).build()?).await?;
 /// let mut buffer = [0; 1500];
 /// loop {
 ///     let (len, client) = socket.recv_from(&mut buffer).await?;

@@ -28,13 +28,13 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 /// use std::time::Duration;
 /// use ppv2_sdk::{Trust, TrustError, Untrusted};
 ///
-/// let trust = Trust::networks(["192.0.2.10", "2001:db8:1::/64"])
+/// let trust = Trust::networks(["192.0.2.1", "2001:db8:1::/64"])
 ///     .untrusted(Untrusted::Accept)
 ///     .max_clients(10_000)
 ///     .forget_after(Duration::from_secs(30))
 ///     .build()?;
 ///
-/// let mistake = Trust::networks(["192.0.2.10"]).max_clients(0).build();
+/// let mistake = Trust::networks(["192.0.2.1"]).max_clients(0).build();
 /// assert_eq!(mistake.unwrap_err(), TrustError::MaxClients);
 /// # Ok::<(), ppv2_sdk::TrustError>(())
 /// ```
@@ -246,7 +246,7 @@ impl TrustBuilder {
     /// ```no_run
     /// use ppv2_sdk::{ReplyFrom, Trust, UdpSocket};
     ///
-    /// let trust = Trust::networks(["192.0.2.10"]).reply_from(ReplyFrom::Listener).build()?;
+    /// let trust = Trust::networks(["192.0.2.1"]).reply_from(ReplyFrom::Listener).build()?;
     /// let socket = UdpSocket::bind("0.0.0.0:9001", trust)?;
     /// let mut buffer = [0; 1500];
     /// let (len, client) = socket.recv_from(&mut buffer)?;

@@ -51,6 +51,11 @@
 )]
 #![deny(missing_docs)]
 
+/// Has the examples of the README tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod batch;
 #[cfg(target_os = "linux")]
 mod cause;

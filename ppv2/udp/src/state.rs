@@ -57,8 +57,8 @@ impl SocketState {
         }
     }
 
-    /// Whether datagrams arrive joined, several in a slot. Whoever receives one at a time
-    /// can't take them apart.
+    /// Whether datagrams arrive joined, several in a slot. A caller that receives one at
+    /// a time can't take them apart.
     #[must_use]
     pub fn gro(&self) -> bool {
         self.gro.load(Ordering::Relaxed)

@@ -2,9 +2,9 @@
 //!
 //! A client is an address of 127.0.0.0/8 and a port. All clients of a port
 //! share one socket that is bound to every address; packet info gives each
-//! datagram its source and tells whom a reply was for. So 18,000 clients cost
-//! two sockets, and sending for many of them is one system call: what the
-//! generator doesn't spend is left to the proxy under test.
+//! datagram its source and names the client that a reply was for. So 18,000
+//! clients cost two sockets, and sending for many of them is one system call:
+//! what the generator doesn't spend is left to the proxy under test.
 //!
 //! Every reply is checked: it must come from the listener, to the client that
 //! its tag names, with the content that was sent, and once.

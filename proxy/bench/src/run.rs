@@ -203,7 +203,7 @@ fn take_turn(
     }
 }
 
-/// For those who watch; no claim, hence not in the report.
+/// A line of progress, which is no part of the report.
 fn told(round: usize, peer: Peer, sample: &Sample) -> String {
     let load = &sample.load;
     let latency = load.latency.map_or(String::new(), |latency| {

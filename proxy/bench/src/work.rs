@@ -1,5 +1,4 @@
-//! The loads that proxies are compared under, and what the issue of the data
-//! path demands under each.
+//! The loads that proxies are compared under, and the limits that each must meet.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -8,7 +7,7 @@ use crate::peer::Peer;
 use crate::stage::Sample;
 use crate::tag::Shape;
 
-/// A load, and who has to bear it.
+/// A load, and the proxies that are compared under it.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,

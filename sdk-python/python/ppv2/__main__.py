@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _decode(decode: argparse.ArgumentParser, text: str) -> int:
     if text == "-":
-        # Whoever pipes in the datagram itself is told that hex is expected.
+        # A datagram that is piped in as it is gets an error that asks for hex.
         data = sys.stdin.buffer.read(_MAX_TEXT + 1)
         if len(data) > _MAX_TEXT:
             decode.error(

@@ -19,7 +19,7 @@ const MAX_BURST: usize = 64;
 const SWEEP: Duration = Duration::from_millis(20);
 
 /// A client, or under `fresh` a place that one client after another takes.
-struct Seat {
+struct Slot {
     socket: usize,
     client: SocketAddrV4,
     generation: u32,
@@ -31,8 +31,8 @@ struct Seat {
 
 struct Loop {
     clients: Clients,
-    seats: Vec<Seat>,
-    /// Seats that have something to send, by socket.
+    slots: Vec<Slot>,
+    /// Slots that have something to send, by socket.
     ready: Vec<Vec<usize>>,
     burst: usize,
     next_client: usize,
@@ -72,10 +72,10 @@ impl Loop {
     fn new(load: &Load) -> Result<Self> {
         let clients = Clients::open(load)?;
         let now = Instant::now();
-        let seats: Vec<_> = (load.first..load.first + load.clients)
+        let slots: Vec<_> = (load.first..load.first + load.clients)
             .map(|client| {
                 let (socket, address) = clients.address(client);
-                Seat {
+                Slot {
                     socket,
                     client: address,
                     generation: 0,
@@ -86,12 +86,12 @@ impl Loop {
             })
             .collect();
         let mut ready = vec![Vec::new(); clients.sockets.len()];
-        for (number, seat) in seats.iter().enumerate() {
-            ready[seat.socket].push(number);
+        for (number, slot) in slots.iter().enumerate() {
+            ready[slot.socket].push(number);
         }
         Ok(Self {
             clients,
-            seats,
+            slots,
             ready,
             burst: load.burst,
             next_client: load.first + load.clients,
@@ -122,54 +122,54 @@ impl Loop {
     }
 
     fn receive(&mut self, inbox: &mut Batch) -> Result<usize> {
-        let Self { seats, ready, .. } = self;
+        let Self { slots, ready, .. } = self;
         let mut received = 0;
         let count = self.clients.receive(inbox, |tag| {
             let (generation, number, index) = parts(tag.sequence);
-            let Some(seat) = seats.get_mut(number) else {
+            let Some(slot) = slots.get_mut(number) else {
                 return false;
             };
-            if generation != seat.generation {
+            if generation != slot.generation {
                 // Came after it was given up.
-                return generation < seat.generation;
+                return generation < slot.generation;
             }
             let bit = 1 << index;
-            if seat.missing & bit == 0 {
+            if slot.missing & bit == 0 {
                 return false;
             }
-            seat.missing &= !bit;
+            slot.missing &= !bit;
             received += 1;
-            if seat.missing == 0 {
-                ready[seat.socket].push(number);
+            if slot.missing == 0 {
+                ready[slot.socket].push(number);
             }
             true
         })?;
         self.received += received;
         if self.fresh {
-            self.seat_new_clients();
+            self.admit_new_clients();
         }
         Ok(count)
     }
 
-    /// Gives every seat that is ready to a client that never sent before.
-    fn seat_new_clients(&mut self) {
+    /// Gives every slot that is ready to a client that never sent before.
+    fn admit_new_clients(&mut self) {
         let ready = std::mem::take(&mut self.ready);
         self.ready = vec![Vec::new(); ready.len()];
         for number in ready.into_iter().flatten() {
             let (socket, client) = self.clients.address(self.next_client);
             self.next_client += 1;
-            let seat = &mut self.seats[number];
-            (seat.socket, seat.client) = (socket, client);
+            let slot = &mut self.slots[number];
+            (slot.socket, slot.client) = (socket, client);
             self.ready[socket].push(number);
         }
     }
 
     fn give_up(&mut self, now: Instant) {
-        for (number, seat) in self.seats.iter_mut().enumerate() {
-            if seat.missing != 0 && now - seat.since > TIMEOUT {
-                self.lost += u64::from(seat.missing.count_ones());
-                seat.missing = 0;
-                self.ready[seat.socket].push(number);
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if slot.missing != 0 && now - slot.since > TIMEOUT {
+                self.lost += u64::from(slot.missing.count_ones());
+                slot.missing = 0;
+                self.ready[slot.socket].push(number);
             }
         }
     }
@@ -193,15 +193,15 @@ impl Loop {
         let sent_at = self.clients.now();
         let size = self.clients.template.len();
         for &number in numbers {
-            let seat = &mut self.seats[number];
-            seat.generation = seat.generation.wrapping_add(1);
-            seat.missing = u64::MAX >> (MAX_BURST - self.burst);
-            seat.since = now;
-            for (index, payload) in seat.burst.chunks_mut(size).enumerate() {
+            let slot = &mut self.slots[number];
+            slot.generation = slot.generation.wrapping_add(1);
+            slot.missing = u64::MAX >> (MAX_BURST - self.burst);
+            slot.since = now;
+            for (index, payload) in slot.burst.chunks_mut(size).enumerate() {
                 let tag = Tag {
-                    client: seat.client,
+                    client: slot.client,
                     load: self.clients.number,
-                    sequence: sequence(seat.generation, number, index),
+                    sequence: sequence(slot.generation, number, index),
                     sent: sent_at,
                 };
                 tag.write(payload, self.clients.shape);
@@ -211,10 +211,10 @@ impl Loop {
             .iter()
             .map(|&number| {
                 let outgoing = Outgoing {
-                    from: Some(SocketAddr::V4(self.seats[number].client)),
+                    from: Some(SocketAddr::V4(self.slots[number].client)),
                     ..to(self.clients.target)
                 };
-                Transmit::burst(outgoing, &self.seats[number].burst, size)
+                Transmit::burst(outgoing, &self.slots[number].burst, size)
             })
             .collect();
         self.clients.sockets[socket].send(&transmits)?;
@@ -223,13 +223,13 @@ impl Loop {
     }
 }
 
-/// A sequence number says where it belongs: seat and place in the burst.
-fn sequence(generation: u32, seat: usize, index: usize) -> u64 {
-    u64::from(generation) << 32 | (seat as u64) << 6 | index as u64
+/// A sequence number says where it belongs: slot and place in the burst.
+fn sequence(generation: u32, slot: usize, index: usize) -> u64 {
+    u64::from(generation) << 32 | (slot as u64) << 6 | index as u64
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the parts of a u64")]
 fn parts(sequence: u64) -> (u32, usize, usize) {
-    let seat = (sequence as u32 >> 6) as usize;
-    ((sequence >> 32) as u32, seat, (sequence & 63) as usize)
+    let slot = (sequence as u32 >> 6) as usize;
+    ((sequence >> 32) as u32, slot, (sequence & 63) as usize)
 }

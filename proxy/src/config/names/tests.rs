@@ -379,7 +379,7 @@ fn servers_of_names_stand_behind_those_that_are_written() {
     assert_eq!(config.servers[2].sources[0].to_string(), "fd00::1");
     assert!(config.servers[3].backup);
     assert_eq!(config.sources().len(), 2);
-    // Another expansion begins anew.
+    // Another expansion keeps nothing of the one before.
     let fewer = config.expand(&answers(dns("b.example", 53), &["192.0.2.5:53"]));
     assert_eq!(addresses(&fewer.config), ["192.0.2.1:53", "192.0.2.5:53"]);
     let none = fewer.config.expand(&Answers::new());

@@ -48,7 +48,7 @@ fn a_server_that_is_taken_out_stays_for_its_time_and_no_longer() {
     let one = registry.activate(one);
     assert_eq!(one.servers, both.servers);
 
-    // Another change meanwhile does not begin its time anew.
+    // Another change meanwhile does not restart its time.
     let mut again = config(A);
     ducks.update(&mut again, &one, after(5));
     assert_eq!(

@@ -143,7 +143,7 @@ proptest! {
         prop_assert!(moved <= must + 0.01, "{moved}, not {must}, of {servers:?}");
     }
 
-    /// Whoever builds it, and in whatever order the servers are listed.
+    /// In every proxy, and for every order of the servers.
     #[test]
     fn tables_of_the_same_servers_are_the_same(servers in servers(1..60, 1..=9)) {
         let mut reversed = servers.clone();

@@ -12,10 +12,8 @@ use crate::clock::Tick;
 use crate::datagram::Parts;
 use crate::errors::{is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
+use crate::reply_path::Outgoing;
 use crate::{Batch, DatagramRef, Demux, ReplyPath};
-
-/// One datagram to send, and where to.
-pub(crate) type Outgoing<'d> = (&'d [u8], ReplyPath);
 
 #[derive(Debug)]
 pub(crate) struct Core<S> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::clock::Tick;
-use crate::core::Outgoing;
+use crate::reply_path::Outgoing;
 use crate::{Demux, FORMER_CLIENT_GRACE, Recipient, ReplyPath};
 
 /// Whether `error` is only the echo of a datagram sent earlier: some host on the

@@ -93,6 +93,9 @@ impl PartialEq for ReplyPath {
 
 impl Eq for ReplyPath {}
 
+/// One datagram to send, and where to.
+pub(crate) type Outgoing<'d> = (&'d [u8], ReplyPath);
+
 /// The recipient of a reply: a client by its address, or the sender of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::core::{Core, Exit, Outgoing, send_in_runs};
+use crate::core::{Core, Exit, send_in_runs};
 use crate::errors::no_address;
 use crate::patience::{Patience, until_there_is_room};
+use crate::reply_path::Outgoing;
 use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, Stats, Trust};
 
 /// Takes the place of [`std::net::UdpSocket`] in a server behind a proxy: the

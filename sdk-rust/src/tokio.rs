@@ -12,9 +12,10 @@ use ::tokio::net::{ToSocketAddrs, lookup_host};
 use ::tokio::runtime::Handle;
 use bytes::BufMut;
 
-use crate::core::{Core, Exit, Outgoing, first_run, send_in_runs};
+use crate::core::{Core, Exit, first_run, send_in_runs};
 use crate::errors::no_address;
 use crate::patience::MOST_DROPS_IN_A_ROW;
+use crate::reply_path::Outgoing;
 use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, ReplyPath, Stats, Trust};
 
 /// Takes the place of [tokio's `UdpSocket`](::tokio::net::UdpSocket) in a server

@@ -156,6 +156,9 @@ impl Machine {
             model: model.to_owned(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
                 .trim()
+                .split('-')
+                .next()
+                .unwrap_or_default()
                 .to_owned(),
             load_average: load.split(' ').next().unwrap_or_default().to_owned(),
         })

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use ppv2_udp::{Cause, Socket};
 
 use super::new_session::ServerAddresses;
-use super::session_socket::{Recent, SessionSocket};
+use super::session_socket::{Recent, SessionSocket, ask_for_interface};
 use super::{ListenerSocket, Readable, Worker};
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, EndReason};
 use crate::session::{Key, Session, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
-use crate::upstream_socket::{Connection, UpstreamSocket};
+use crate::upstream_socket::Connection;
 
 /// How long no other socket is tried to a server after one would have sent from the same
 /// address, or had no route: a server that is switched off must not cost one for each
@@ -331,18 +331,6 @@ pub(super) fn is_wrong(wrong: &WrongInterfaces, server: ServerAddr, interface: u
     wrong
         .get(&server.0)
         .is_some_and(|wrong| wrong.contains(&interface))
-}
-
-/// Has the interface of replies told where there are wrong ones.
-pub(super) fn ask_for_interface(
-    wrong: &WrongInterfaces,
-    upstream: &UpstreamSocket,
-    server: ServerAddr,
-) {
-    if upstream.takes_replies && wrong.contains_key(&server.0) {
-        // Best effort: without it nothing is told apart, as by other means.
-        let _ = upstream.socket.report_interface();
-    }
 }
 
 /// Whether another socket could send what this session's could not.

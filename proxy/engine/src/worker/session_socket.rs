@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use ppv2_udp::Options;
 
-use super::Worker;
-use super::reconfigure::ask_for_interface;
+use super::{Worker, WrongInterfaces};
+use crate::address::ServerAddr;
 use crate::capacity::{Full, Need, Permit};
 use crate::counters::DropReason;
 use crate::listener::ListenerSettings;
@@ -382,5 +382,17 @@ fn why_full(full: Full) -> DropReason {
     match full {
         Full::Sessions => DropReason::MaxSessions,
         Full::Sockets => DropReason::NoPorts,
+    }
+}
+
+/// Has the interface of replies told where there are wrong ones.
+pub(super) fn ask_for_interface(
+    wrong: &WrongInterfaces,
+    upstream: &UpstreamSocket,
+    server: ServerAddr,
+) {
+    if upstream.takes_replies && wrong.contains_key(&server.0) {
+        // Best effort: without it nothing is told apart, as by other means.
+        let _ = upstream.socket.report_interface();
     }
 }

@@ -138,6 +138,8 @@ struct ListenerSocket {
     overflows: u32,
     /// Sessions go on, none begins.
     is_closing: bool,
+    /// Sessions that write from the port of their client may have its port.
+    shares_port: bool,
 }
 
 /// What has something to receive. Its number is the key that its socket is watched under.

@@ -98,23 +98,22 @@ impl Worker {
             let bound = place.and_then(|place| snapshot.listeners.get(*place));
             // An address that is being closed keeps its listener, with the present settings.
             let of_listener = || snapshot.of(&listener_socket.settings.listener);
-            if let Some(ListenerSnapshot { settings, .. }) = bound.or_else(of_listener) {
-                if Arc::ptr_eq(settings, &listener_socket.settings) {
-                    continue;
-                }
+            if let Some(ListenerSnapshot { settings, .. }) = bound.or_else(of_listener)
+                && !Arc::ptr_eq(settings, &listener_socket.settings)
+            {
                 let before = std::mem::replace(&mut listener_socket.settings, Arc::clone(settings));
                 if before.listener != settings.listener {
                     settings.listener.note_open_socket();
                     before.listener.note_closed_socket();
                     passed.insert(number);
                 }
+                // It fails where it would have failed at the beginning.
+                let _ = listener_socket.socket.adapt(settings.listener_options());
             }
-            // It fails where it would have failed at the beginning.
-            let options = listener_socket.settings.listener_options();
-            let _ = listener_socket.socket.adapt(options);
-            if own_ports {
+            // Servers may ask for it that are new, while the settings stay.
+            if own_ports && !listener_socket.shares_port {
                 // Without it, clients that write from this port have no session.
-                let _ = listener_socket.socket.share_port();
+                listener_socket.shares_port = listener_socket.socket.share_port().is_ok();
             }
         }
         passed
@@ -136,6 +135,7 @@ impl Worker {
             settings,
             overflows: 0,
             is_closing: false,
+            shares_port: false,
         });
         Ok(())
     }

@@ -201,7 +201,7 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all; or not for
+    /// [`TrustBuilder::forget_after`](crate::TrustBuilder::forget_after), or not at all; or not for
     /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE), and its proxy's address
     /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,

@@ -23,7 +23,7 @@ use crate::{Batch, Datagram, DatagramRef, Demux, Recipient, ReplyPath, Stats, Tr
 /// clients'.
 ///
 /// All methods take `&self`; share it between tasks in an
-/// [`Arc`](std::sync::Arc). Every future may be dropped at any time, as in
+/// [`Arc`]. Every future may be dropped at any time, as in
 /// `select!` or under a timeout, without losing a datagram. What is missing is
 /// missing from [`UdpSocket`](crate::UdpSocket), too, for the same reasons; so are
 /// `into_std`, `try_io` and `async_io`, which would hand out headers. `set_tos_v4`
@@ -292,7 +292,7 @@ impl UdpSocket {
     /// # Errors
     ///
     /// `NotConnected` if the client has not been heard for
-    /// [`Trust::forget_after`], or not at all; or not for
+    /// [`TrustBuilder::forget_after`](crate::TrustBuilder::forget_after), or not at all; or not for
     /// [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE), and its proxy's address
     /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,

@@ -106,7 +106,7 @@ fn answers(text: &str) -> Vec<Answer> {
     answers
 }
 
-/// Does `work` for each item, [`AT_ONCE`] at a time; a panic of any is one of
+/// Does `work` for each item, `AT_ONCE` at a time; a panic of any is one of
 /// the caller.
 pub fn for_each<T: Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);

@@ -282,7 +282,7 @@ pub(crate) fn is_hidden(c: char) -> bool {
     c.is_control() || is_format
 }
 
-/// `text` for a terminal or a log, with [hidden](is_hidden) characters escaped.
+/// `text` for a terminal or a log, with hidden characters escaped.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {

@@ -40,7 +40,7 @@ pub(super) use words;
 
 /// The configuration.
 ///
-/// It is read as it is written; [`validate`](super::validate) fills what follows from
+/// It is read as it is written; `validate` fills what follows from
 /// it and is not written.
 #[derive(Args, Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

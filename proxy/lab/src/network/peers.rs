@@ -263,7 +263,7 @@ impl Client {
     }
 }
 
-/// Has both clients ask [`EXCHANGES`] times at once, each question but once; no
+/// Has both clients ask `EXCHANGES` times at once, each question but once; no
 /// answer is lost or another's. Servers must have seen the client's address, and
 /// its port if `port` says so, in one session alone.
 pub fn exchange(clients: &[Client], port: bool) {

@@ -3,7 +3,7 @@
 //! what is left at shutdown or when a listener is removed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Counted, Metrics, Traffic};
@@ -58,12 +58,20 @@ impl Logged {
     }
 }
 
+/// What has been logged of a listener's drops. A removed listener can return while ended
+/// sessions hold it, and its counters go on then.
+#[derive(Debug)]
+struct Drops {
+    listener: Weak<Listener>,
+    by_reason: HashMap<&'static str, Logged>,
+}
+
 /// Compares counters over time.
 #[derive(Debug)]
 pub struct DropLog {
     metrics: Arc<Metrics>,
-    /// By the listener's id and the reason.
-    drops: HashMap<(u64, &'static str), Logged>,
+    /// By the listener's id.
+    drops: HashMap<u64, Drops>,
     /// By the server's id.
     refusals: HashMap<u64, Logged>,
     silence: Silence,
@@ -95,10 +103,16 @@ impl DropLog {
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
         let counted = self.metrics.counted();
+        self.drops
+            .retain(|_, drops| drops.listener.strong_count() > 0);
         for listener in counted.listeners.iter().filter(|listener| of(listener)) {
+            let drops = self.drops.entry(listener.id()).or_insert_with(|| Drops {
+                listener: Arc::downgrade(listener),
+                by_reason: HashMap::new(),
+            });
             for reason in DropReason::ALL {
                 let total = listener.sum(|counters| counters.dropped(*reason).get());
-                let logged = self.drops.entry((listener.id(), reason.label()));
+                let logged = drops.by_reason.entry(reason.label());
                 let due = logged.or_default().due(total, now, pause);
                 notices.extend(due.map(|count| Notice {
                     listener: Arc::clone(listener),
@@ -147,8 +161,6 @@ impl DropLog {
         let is_gone = |one: &Listener| listeners.iter().any(|gone| **gone == *one);
         let notices = self.notices(now, Duration::ZERO, is_gone);
         self.log_drops(notices);
-        let is_there = |id: u64| listeners.iter().all(|gone| gone.id() != id);
-        self.drops.retain(|(id, _), _| is_there(*id));
     }
 
     fn log_counts(&mut self, now: Instant, pause: Duration) {
@@ -303,6 +315,31 @@ mod tests {
         let rest = log.notices(now + PAUSE, PAUSE, |_| true);
         let rest: Vec<_> = rest.iter().map(|n| (&n.listener, n.count)).collect();
         assert_eq!(rest, [(&stays, 50)]);
+    }
+
+    /// Its ended sessions hold it for some minutes, and its counters go on.
+    #[test]
+    fn drops_of_a_listener_that_returns_are_logged_once() {
+        let (mut log, [listener]) = drop_log(["a"]);
+        let now = Instant::now();
+        drop_at(&listener, 100);
+        log.log_gone(&[Arc::clone(&listener)], now);
+        log.metrics.follow(Counted::default());
+        assert_eq!(log.notices(now, PAUSE, |_| true), []);
+
+        log.metrics.follow(Counted {
+            listeners: vec![Arc::clone(&listener)],
+            ..Counted::default()
+        });
+        drop_at(&listener, 1);
+        let notices = log.notices(now + PAUSE, PAUSE, |_| true);
+        let counts: Vec<_> = notices.iter().map(|notice| notice.count).collect();
+        assert_eq!(counts, [1]);
+
+        log.metrics.follow(Counted::default());
+        drop((notices, listener));
+        assert_eq!(log.notices(now + PAUSE, PAUSE, |_| true), []);
+        assert!(log.drops.is_empty());
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //! holds it, no other object stands for the same server.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::address::ServerAddr;
 use crate::counters::{ServerCounters, next_id};
@@ -115,9 +118,50 @@ pub struct Target {
     pub server: Arc<Server>,
     /// What it is sent.
     pub mode: Mode,
-    /// Addresses of this host to send from, in turn; empty for the kernel's choice.
-    /// Each has local ports of its own.
-    pub sources: Arc<[IpAddr]>,
+    /// Where its datagrams are sent from.
+    pub sources: Sources,
+}
+
+/// Where datagrams to a server are sent from, unless it is the client's address.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sources {
+    /// Addresses of this host, in turn; empty for the kernel's choice. Each has local
+    /// ports of its own, and each session has a socket of its own.
+    Addresses(Arc<[IpAddr]>),
+    /// Each session has an address of this network, and all sessions of a worker share one
+    /// socket.
+    Network(SourceNetwork),
+}
+
+impl Sources {
+    /// Single addresses; none where sessions have a network, or the kernel chooses.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpAddr] {
+        match self {
+            Self::Addresses(addresses) => addresses,
+            Self::Network(_) => &[],
+        }
+    }
+
+    /// The network that sessions have an address of, if they have.
+    #[must_use]
+    pub fn network(&self) -> Option<SourceNetwork> {
+        match self {
+            Self::Addresses(_) => None,
+            Self::Network(network) => Some(*network),
+        }
+    }
+}
+
+/// A network that gives each session a source address of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceNetwork {
+    /// Its addresses, which this host must accept as its own (a local route), of the
+    /// server's family.
+    pub network: IpNet,
+    /// The source port of worker 0; each further worker has the next one. `None` for ports
+    /// of the kernel's choice.
+    pub port: Option<NonZeroU16>,
 }
 
 /// The longest time for an answer. Slower answers count as this, so that an

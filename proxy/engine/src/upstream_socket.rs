@@ -187,8 +187,8 @@ impl PortPool {
 
     /// Those that sockets to a server have, by its sources.
     pub(crate) fn of_target(target: &Target) -> impl Iterator<Item = Self> {
-        let sources = target.sources.iter().copied().map(Some);
-        let any = target.sources.is_empty().then_some(None);
+        let sources = target.sources.addresses().iter().copied().map(Some);
+        let any = target.sources.addresses().is_empty().then_some(None);
         sources
             .chain(any)
             .map(|source| Self::of_host(source, target.server.address))

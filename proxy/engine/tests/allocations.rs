@@ -12,7 +12,7 @@ use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::mode::{Emit, Mode};
-use ppv2_engine::server::{Server, Target};
+use ppv2_engine::server::{Server, Sources, Target};
 use ppv2_engine::snapshot::{ListenerSnapshot, Pauses, Routing, Snapshot, Targets};
 use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, State};
 use ppv2_engine::worker::{Command, Worker, WorkerSetup};
@@ -53,7 +53,7 @@ fn targets(servers: &[UdpSocket]) -> Targets {
         let address = ServerAddr(socket.local_addr().unwrap());
         Target {
             server: Server::new("upstream", &address.to_string(), address, 1),
-            sources: Arc::from([]),
+            sources: Sources::Addresses(Arc::from([])),
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,

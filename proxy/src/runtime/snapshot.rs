@@ -14,7 +14,7 @@ use crate::config::{AccessLog, Listener, Network, PerClient};
 use crate::registry::ActiveConfig;
 use ppv2_engine::client_limits::{ClientRates, ClientSessions};
 use ppv2_engine::listener::ListenerSettings;
-use ppv2_engine::server::Target;
+use ppv2_engine::server::{Sources, Target};
 use ppv2_engine::session::Ended;
 use ppv2_engine::snapshot::{ListenerSnapshot, Routing, Snapshot, Targets};
 
@@ -132,7 +132,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
     let target = |(index, mode): &(usize, _)| Target {
         server: Arc::clone(&active.servers[*index]),
         mode: *mode,
-        sources: Arc::clone(&active.config.servers[*index].sources),
+        sources: Sources::Addresses(Arc::clone(&active.config.servers[*index].sources)),
     };
     Targets::new(targets.map(target).collect())
 }

@@ -255,7 +255,7 @@ impl Worker {
             };
             let listener = &session.settings.listener;
             let target = snapshot.of(listener).and_then(|one| one.targets.of(server));
-            let is_right = if target.is_some_and(|target| !target.sources.is_empty()) {
+            let is_right = if target.is_some_and(|target| !target.sources.addresses().is_empty()) {
                 routes.has(source)
             } else {
                 routes.leave_from(server.address.0.ip(), source)

@@ -353,11 +353,11 @@ impl Worker {
         now: Instant,
     ) -> Result<UpstreamSocket, DropReason> {
         self.next_source = self.next_source.wrapping_add(1);
-        let choices = target.sources.len().max(1);
+        let choices = target.sources.addresses().len().max(1);
         let mut reason = DropReason::Unreachable;
         for choice in 0..choices {
             let number = self.next_source.wrapping_add(choice) % choices;
-            let source = target.sources.get(number).copied();
+            let source = target.sources.addresses().get(number).copied();
             let pool = PortPool::of_host(source, target.server.address);
             if self.shortages.is_out_of(pool, now) {
                 reason = DropReason::NoPorts;

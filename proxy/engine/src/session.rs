@@ -30,7 +30,7 @@
 //! reach another client's session that was given that port. The port rests for
 //! [`MAX_REST`] while there are enough others, and at least for [`MIN_REST`] unless every
 //! request was answered and nothing more came. [`AfterEnd`] says which sockets need no
-//! rest.
+//! rest, and which sessions share one.
 
 mod links;
 mod table;
@@ -175,12 +175,19 @@ pub enum AfterEnd {
     CloseOnceRead,
     /// It is closed at once: no reply ever comes to it.
     Close,
+    /// It has none of its own. Late replies pass for [`MIN_REST`] where the session's end
+    /// lets them, and what is kept with it then goes to [`Table::next_removed`]: at once
+    /// after any other end.
+    Pass,
 }
 
 impl AfterEnd {
     /// Whether replies are waited for.
     fn is_heard(self) -> bool {
-        matches!(self, Self::RestForReuse | Self::Rest | Self::CloseOnceRead)
+        matches!(
+            self,
+            Self::RestForReuse | Self::Rest | Self::CloseOnceRead | Self::Pass
+        )
     }
 }
 
@@ -254,6 +261,25 @@ impl<C> Session<C> {
             State::Retired { ended, passes, .. } => {
                 passes && now.saturating_duration_since(ended) < MIN_REST
             }
+        }
+    }
+
+    /// Whether it has ended and is kept for late replies alone.
+    fn is_passing(&self) -> bool {
+        let class = Some(Class::Passing);
+        matches!(self.state, State::Retired { class: of, .. } if of == class)
+    }
+
+    /// When it ends, or what is kept of it goes, if nothing more comes.
+    fn deadline(&self) -> Instant {
+        match self.state {
+            State::Live | State::Detached => self.last_active + self.settings.rules.idle_timeout,
+            State::Retired {
+                ended,
+                class: Some(Class::Passing),
+                ..
+            } => ended + MIN_REST,
+            State::Retired { since, .. } => since + MAX_REST + SPARE,
         }
     }
 

@@ -24,6 +24,14 @@ use crate::server::{MAX_ANSWER_TIME, Server};
 /// The most sockets that are closed before datagrams have their turn again.
 const CLOSES_AT_ONCE: usize = 64;
 
+/// The most sessions that end, or of which no socket is to be closed, before datagrams
+/// have their turn again: less than a millisecond's. Many can have begun in one moment.
+const ENDS_AT_ONCE: usize = 1024;
+
+/// Places for what was kept with sessions that are gone: memory is kept for so many, for
+/// more only while they wait.
+const REMOVED_KEPT: usize = 1024;
+
 /// Resting sessions of a lane that are looked at for one that matches: there may be tens
 /// of thousands that don't.
 const LOOKS: usize = 64;
@@ -40,6 +48,8 @@ pub(super) enum Class {
     Owing,
     /// No answer came at all.
     Unanswered,
+    /// It has no port that another session could get.
+    Passing,
 }
 
 impl Class {
@@ -50,12 +60,19 @@ impl Class {
             AfterEnd::Rest | AfterEnd::RestUnheard | AfterEnd::CloseOnceRead | AfterEnd::Close => {
                 Self::Silent
             }
+            AfterEnd::Pass => Self::Passing,
         }
     }
 
     /// Whether something may come to the port yet.
     fn owes(self) -> bool {
-        matches!(self, Self::Owing | Self::Unanswered)
+        matches!(self, Self::Owing | Self::Unanswered | Self::Passing)
+    }
+
+    /// Whether another session could be given the port after so short a rest that a late
+    /// reply may still come to it.
+    fn is_early(self, rested: Duration) -> bool {
+        rested < MIN_REST && self != Self::Passing
     }
 }
 
@@ -124,6 +141,9 @@ pub struct Table<C> {
     resting: Resting,
     /// To be closed as soon as what waits for them has been read.
     to_close: Vec<SessionId>,
+    /// What was kept with sessions that are gone, as far as their owner wants it back. As
+    /// many as end before it asks.
+    removed: Vec<C>,
     retired: usize,
     reclaimed: u64,
     renewed: u64,
@@ -148,6 +168,7 @@ impl<C> Table<C> {
             unanswered: Unanswered::new(),
             resting: Resting::default(),
             to_close: Vec::new(),
+            removed: Vec::new(),
             retired: 0,
             reclaimed: 0,
             renewed: 0,
@@ -302,7 +323,7 @@ impl<C> Table<C> {
         if let Some(session) = self.get(id) {
             let key = session.key;
             self.take_no_more(id.slot, key);
-            self.remove(id.slot);
+            self.drop(id.slot);
         }
     }
 
@@ -411,27 +432,27 @@ impl<C> Table<C> {
     /// others wait for the next time, which [`next_deadline`](Self::next_deadline) says is
     /// due.
     pub fn expire(&mut self, now: Instant, mut is_silent: impl FnMut(&mut Session<C>) -> bool) {
-        let mut closed = 0;
+        let (mut closed, mut ended) = (0, 0);
         while closed < CLOSES_AT_ONCE
+            && ended < ENDS_AT_ONCE
             && let Some(slot) = self.wheel.pop(now)
         {
             let Some(session) = self.sessions.get_mut(slot as usize) else {
                 continue;
             };
-            let deadline = match session.state {
-                State::Retired { since, .. } => since + MAX_REST + SPARE,
-                State::Live | State::Detached => {
-                    session.last_active + session.settings.rules.idle_timeout
-                }
-            };
+            let deadline = session.deadline();
             if now < deadline {
                 self.wheel.arm(slot, deadline);
             } else if session.is_active() {
+                ended += 1;
                 self.retire(now, slot, EndReason::Idle);
+            } else if session.is_passing() {
+                ended += 1;
+                self.drop(slot);
             } else {
                 closed += 1;
                 if is_silent(session) {
-                    self.remove(slot);
+                    self.drop(slot);
                 } else {
                     self.renew(now, slot);
                     self.wheel.arm(slot, now + MAX_REST + SPARE);
@@ -489,9 +510,14 @@ impl<C> Table<C> {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
+        let passes = matches!(
+            reason,
+            EndReason::Moved | EndReason::Network | EndReason::Unanswered
+        );
         let class = match (self.after_end)(&session.connection) {
-            AfterEnd::Close => {
-                self.remove(slot);
+            AfterEnd::Pass if passes => Some(Class::Passing),
+            AfterEnd::Close | AfterEnd::Pass => {
+                self.drop(slot);
                 return;
             }
             AfterEnd::CloseOnceRead => None,
@@ -508,17 +534,14 @@ impl<C> Table<C> {
         session.state = State::Retired {
             ended: now,
             since: now,
-            passes: matches!(
-                reason,
-                EndReason::Moved | EndReason::Network | EndReason::Unanswered
-            ),
+            passes,
             class,
         };
         session.permit.rest();
         self.retired += 1;
         if let Some((lane, _)) = session.rest(now) {
             self.resting.push(lane, slot);
-            self.wheel.arm(slot, now + MAX_REST + SPARE);
+            self.wheel.arm(slot, session.deadline());
         } else {
             self.wheel.disarm(slot);
             self.to_close.push(SessionId {
@@ -578,6 +601,15 @@ impl<C> Table<C> {
         }
         Some(session)
     }
+
+    /// As [`remove`](Self::remove), and gives back what was kept with the session.
+    fn drop(&mut self, slot: u32) {
+        if let Some(session) = self.remove(slot)
+            && (self.after_end)(&session.connection) == AfterEnd::Pass
+        {
+            self.removed.push(session.connection);
+        }
+    }
 }
 
 /// Sessions that ended: when they give their sockets to others, and which first.
@@ -618,7 +650,7 @@ impl<C> Table<C> {
             });
             let mut ripe = ripe.take(LOOKS).filter(|(session, ..)| matches(session));
             let (_, id, rested) = ripe.next()?;
-            let is_early = rested < MIN_REST;
+            let is_early = lane.class.is_early(rested);
             Some(((is_early, lane.class.owes(), Reverse(rested)), id))
         };
         let best = self.resting.lanes.iter().filter_map(of_lane);
@@ -630,7 +662,7 @@ impl<C> Table<C> {
     pub fn take(&mut self, now: Instant, id: SessionId) -> Option<(Permit, C)> {
         let session = self.get(id).filter(|session| !session.is_active())?;
         let rest = session.rest(now);
-        let is_early = rest.is_some_and(|(_, rested)| rested < MIN_REST);
+        let is_early = rest.is_some_and(|(lane, rested)| lane.class.is_early(rested));
         self.reclaimed += u64::from(is_early);
         let session = self.remove(id.slot)?;
         Some((session.permit, session.connection))
@@ -667,6 +699,17 @@ impl<C> Table<C> {
         self.to_close.pop()
     }
 
+    /// What was kept with a session that is gone, if that is [`AfterEnd::Pass`] and was not
+    /// [taken](Self::take). To be called until there is none after whatever may have ended
+    /// sessions.
+    pub fn next_removed(&mut self) -> Option<C> {
+        let removed = self.removed.pop();
+        if removed.is_none() && self.removed.capacity() > REMOVED_KEPT {
+            self.removed.shrink_to(REMOVED_KEPT);
+        }
+        removed
+    }
+
     /// Sessions whose port was used again before it had rested for [`MIN_REST`]. All
     /// had been answered, and nothing more had come.
     #[must_use]
@@ -700,7 +743,7 @@ impl<C> Table<C> {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return false;
         };
-        let Some((lane, _)) = session.rest(at) else {
+        let Some((lane, _)) = session.rest(at).filter(|_| !session.is_passing()) else {
             return false;
         };
         if let State::Retired { since, class, .. } = &mut session.state {
@@ -720,6 +763,9 @@ impl<C> Table<C> {
 
     /// Whether a port may be used again.
     fn may_go(session: &Session<C>, class: Class, rested: Duration, need: Need) -> bool {
+        if class == Class::Passing {
+            return need > Need::None;
+        }
         match need {
             Need::None => rested >= MAX_REST,
             Need::Supply => rested >= MIN_REST,

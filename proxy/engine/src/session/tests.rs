@@ -9,6 +9,7 @@ use crate::address::ServerAddr;
 use crate::capacity::{Capacity, Full, Need};
 use crate::listener::Rules;
 
+mod passing;
 mod resting;
 mod unanswered;
 

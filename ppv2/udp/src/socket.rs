@@ -214,9 +214,10 @@ impl Socket {
     }
 
     /// Sends what `outgoing` returns for the indices from 0 to `count`, in order: a part of
-    /// `batch`, a burst in one piece where the kernel takes it, and where it goes. `fault` is
-    /// called with the index for all that could not be sent, after which the rest is tried
-    /// all the same.
+    /// `batch`, and where it goes. A burst leaves in one piece where the kernel takes it, and
+    /// so do neighbours of one length, headers included, that go the same way. `fault` is
+    /// called with each index of what could not be sent, after which the rest is tried all
+    /// the same.
     pub fn send<'d>(
         &self,
         batch: &'d Batch,
@@ -231,7 +232,7 @@ impl Socket {
             let (payload, segment) = batch.burst_of(part);
             Transmit::burst(outgoing, payload, segment)
         };
-        self.state.send_each(self, count, transmit, fault)
+        self.state.send_joined(self, count, transmit, fault)
     }
 
     #[cfg(test)]

@@ -135,7 +135,8 @@ impl SocketState {
 
     /// Sends what `transmit` returns for the indices from 0 to `count`, in order, and
     /// returns how many datagrams were sent before the first that could not be.
-    /// Consecutive datagrams of one length that go the same way leave as one burst.
+    /// Consecutive datagrams of one length, headers included, that go the same way leave as
+    /// one burst; the headers may differ.
     ///
     /// It waits for room in the socket's buffer as the socket does.
     ///
@@ -198,13 +199,36 @@ impl SocketState {
         socket: &impl AsFd,
         count: usize,
         transmit: impl Fn(usize) -> Transmit<'d>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        self.send_all(socket, count, transmit, fault, false)
+    }
+
+    /// As [`send_each`](Self::send_each), but joins as [`send`](Self::send) does. `fault` is
+    /// called for each index that it concerns.
+    pub fn send_joined<'d>(
+        &self,
+        socket: &impl AsFd,
+        count: usize,
+        transmit: impl Fn(usize) -> Transmit<'d>,
+        fault: impl FnMut(usize, SendFault),
+    ) -> Sent {
+        self.send_all(socket, count, transmit, fault, true)
+    }
+
+    fn send_all<'d>(
+        &self,
+        socket: &impl AsFd,
+        count: usize,
+        transmit: impl Fn(usize) -> Transmit<'d>,
         mut fault: impl FnMut(usize, SendFault),
+        join: bool,
     ) -> Sent {
         let mut fault = |index, reported| {
             fault(index, reported);
             ControlFlow::Continue(())
         };
-        sys::send(self, socket.as_fd(), count, &transmit, &mut fault, false)
+        sys::send(self, socket.as_fd(), count, &transmit, &mut fault, join)
     }
 
     #[cfg(target_os = "linux")]
@@ -218,9 +242,17 @@ impl SocketState {
         self.burst_limit.load(Ordering::Relaxed)
     }
 
-    /// Notes that datagrams longer than `limit` are refused in bursts.
+    /// Notes that datagrams longer than `limit` are refused in bursts. Returns the limit
+    /// before.
     #[cfg(target_os = "linux")]
-    pub(crate) fn limit_bursts(&self, limit: usize) {
-        self.burst_limit.fetch_min(limit, Ordering::Relaxed);
+    pub(crate) fn limit_bursts(&self, limit: usize) -> usize {
+        self.burst_limit.fetch_min(limit, Ordering::Relaxed)
+    }
+
+    /// Takes `limit` back, unless another thread has noted another one since.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn unlimit_bursts(&self, limit: usize, before: usize) {
+        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.burst_limit.compare_exchange(limit, before, set, read);
     }
 }

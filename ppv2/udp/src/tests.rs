@@ -28,6 +28,12 @@ const OPTIONS: Options = Options {
     bursts: true,
 };
 
+/// Bytes that differ from datagram to datagram and within one.
+fn pattern(len: usize) -> Vec<u8> {
+    let row = |n: u8| (0..=u8::MAX).map(move |byte| byte.wrapping_mul(3) ^ n);
+    (0..=u8::MAX).flat_map(row).take(len).collect()
+}
+
 fn listen(address: &str) -> Socket {
     Socket::listen(address.parse().unwrap(), Binding::default(), OPTIONS).unwrap()
 }

@@ -2,8 +2,9 @@
 //! never copied.
 //!
 //! A burst leaves as one message, a list of header, datagram, header, datagram, …, which
-//! the kernel splits again at the given size (UDP_SEGMENT, udp(7)). It refuses that where a
-//! datagram exceeds the interface's MTU, or where the device can't compute checksums; then
+//! the kernel splits again at the given size (UDP_SEGMENT, udp(7)). So do neighbours that go
+//! the same way, if they have one length with their headers, which may differ. It refuses
+//! that where a datagram exceeds the interface's MTU, or where the device can't compute checksums; then
 //! each datagram leaves as a message of its own, and longer ones are not tried again on
 //! that socket.
 
@@ -68,7 +69,7 @@ struct Sending<'a, 'd> {
     count: usize,
     transmit: &'a dyn Fn(usize) -> Transmit<'d>,
     fault: &'a mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
-    /// Datagrams of several transmits may leave in one burst.
+    /// Datagrams of neighbouring transmits may leave in one burst.
     join: bool,
     sent: Sent,
 }
@@ -105,10 +106,15 @@ impl<'d> Sending<'_, 'd> {
     fn send(&mut self, mut at: Position, mut left: usize) -> ControlFlow<()> {
         let mut scratch = MaybeUninit::uninit();
         let mut outbox = Outbox::new(&mut scratch);
+        // The transmit at `at`, if it has been asked for.
+        let mut next: Option<Transmit<'d>> = None;
         while at.transmit < self.count && left > 0 {
-            let one = (self.transmit)(at.transmit);
+            let one = match next.take() {
+                Some(one) => one,
+                None => (self.transmit)(at.transmit),
+            };
             let rest = one.datagrams() - at.datagram;
-            let len = one.outgoing.header.len() + one.slice(at.datagram, 1).len();
+            let len = one.len_with_header(at.datagram);
             let most = if rest == 1 && !self.join {
                 1
             } else {
@@ -126,10 +132,11 @@ impl<'d> Sending<'_, 'd> {
             };
             if datagrams < rest {
                 at.datagram += datagrams;
+                next = Some(one);
             } else {
                 at.next_transmit();
                 if self.join {
-                    self.join(&one.outgoing, &mut message, most, &mut at, &mut outbox);
+                    next = self.join(&one.outgoing, &mut message, most, &mut at, &mut outbox);
                 }
             }
             left -= message.datagrams;
@@ -142,13 +149,16 @@ impl<'d> Sending<'_, 'd> {
     fn most_in_burst(&self, len: usize) -> usize {
         if len == 0 || len > self.state.burst_limit() {
             1
+        } else if len <= MAX_BURST_BYTES / MAX_BURST {
+            MAX_BURST
         } else {
-            MAX_BURST.min((MAX_BURST_BYTES / len).max(1))
+            (MAX_BURST_BYTES / len).max(1)
         }
     }
 
-    /// Adds to `message` the single datagrams from `at` on that go the same way, while they
-    /// have its length, and a last one that is shorter. Moves `at` behind them.
+    /// Adds to `message`, until it has `most` datagrams, those from `at` on that go the same
+    /// way, while they have its length with their own headers, and a last one that is
+    /// shorter. Moves `at` behind them. Returns the transmit at `at` if it was asked for.
     fn join(
         &self,
         outgoing: &Outgoing<'_>,
@@ -156,21 +166,27 @@ impl<'d> Sending<'_, 'd> {
         most: usize,
         at: &mut Position,
         outbox: &mut Outbox<'_, 'd>,
-    ) {
-        let longest = message.len - outgoing.header.len();
+    ) -> Option<Transmit<'d>> {
         while message.datagrams < most
             && message.bytes == message.datagrams * message.len
             && at.transmit < self.count
         {
             let next = (self.transmit)(at.transmit);
-            let fits = (1..=longest).contains(&next.payload.len());
-            if !fits || next.datagrams() > 1 || !next.outgoing.is_same_as(outgoing) {
-                break;
+            let (rest, len) = (next.datagrams(), next.len_with_header(0));
+            let fits = len == message.len || rest == 1 && (1..message.len).contains(&len);
+            if !fits || !next.outgoing.goes_as(outgoing) {
+                return Some(next);
             }
-            message.bytes += outbox.add(&next, 0, 1);
-            message.datagrams += 1;
+            let datagrams = rest.min(most - message.datagrams);
+            message.bytes += outbox.add(&next, 0, datagrams);
+            message.datagrams += datagrams;
+            if datagrams < rest {
+                at.datagram = datagrams;
+                return Some(next);
+            }
             at.next_transmit();
         }
+        None
     }
 
     /// Hands the messages in `outbox` to the kernel, until each is sent or reported.
@@ -209,21 +225,47 @@ impl<'d> Sending<'_, 'd> {
             if message.datagrams > 1 && refuses_bursts(&error) {
                 // EIO: the device can't compute checksums, whatever the length.
                 let is_any_length = error.raw_os_error() == Some(libc::EIO);
-                self.state
-                    .limit_bursts(if is_any_length { 0 } else { message.len - 1 });
-                self.send(message.first, message.datagrams)?;
+                let limit = if is_any_length { 0 } else { message.len - 1 };
+                let (before, sent) = (self.state.limit_bursts(limit), self.sent.datagrams);
+                let flow = self.send(message.first, message.datagrams);
+                if self.sent.datagrams == sent {
+                    // It was no burst that the kernel refused, but where they go or come
+                    // from, which says nothing of others.
+                    self.state.unlimit_bursts(limit, before);
+                }
+                flow?;
             } else {
-                let lost = SendFault::Lost {
-                    error,
-                    datagrams: message.datagrams,
-                    len: message.len,
-                };
-                (self.fault)(message.first.transmit, lost)?;
+                self.report_lost(message, &error)?;
             }
         }
         outbox.clear();
         ControlFlow::Continue(())
     }
+
+    /// Reports each transmit that had datagrams in `message`.
+    #[cold]
+    fn report_lost(&mut self, message: Message, error: &io::Error) -> ControlFlow<()> {
+        let (mut at, mut left) = (message.first, message.datagrams);
+        while left > 0 {
+            let one = (self.transmit)(at.transmit);
+            let datagrams = left.min(one.datagrams() - at.datagram);
+            let lost = SendFault::Lost {
+                error: same_error(error),
+                datagrams,
+                len: one.len_with_header(at.datagram),
+            };
+            (self.fault)(at.transmit, lost)?;
+            left -= datagrams;
+            at.next_transmit();
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Another `io::Error` of the same number: they can't be cloned.
+fn same_error(error: &io::Error) -> io::Error {
+    let number = error.raw_os_error();
+    number.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// Whether an error may be one that ICMP left on the socket: those are about something sent

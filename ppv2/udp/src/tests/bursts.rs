@@ -15,12 +15,6 @@ fn send_burst(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], segment: usize) 
     state.try_send(socket.into(), &transmit).unwrap();
 }
 
-/// Bytes that differ from datagram to datagram and within one.
-fn pattern(len: usize) -> Vec<u8> {
-    let row = |n: u8| (0..=u8::MAX).map(move |byte| byte.wrapping_mul(3) ^ n);
-    (0..=u8::MAX).flat_map(row).take(len).collect()
-}
-
 /// A batch that holds one burst of `len` bytes in datagrams of `segment`.
 fn burst(len: usize, segment: usize) -> (Batch, Vec<u8>) {
     let listener = listen("127.0.0.1:0");

@@ -96,6 +96,100 @@ fn datagrams_of_one_length_to_one_recipient_leave_as_one_message() {
 }
 
 #[test]
+fn neighbours_of_one_length_leave_as_one_message_with_their_own_headers() {
+    let pair = Pair::new();
+    let to = Some(pair.receivers[0].local_addr().unwrap());
+    let bytes = pattern(400);
+    let transmit = |header: &'static [u8], payload, segment| {
+        let outgoing = Outgoing {
+            to,
+            header,
+            ..Outgoing::default()
+        };
+        Transmit::burst(outgoing, payload, segment)
+    };
+    let transmits = [
+        // One message: the first header and its datagram have the length of the others.
+        transmit(b"longer", &bytes[..94], 94),
+        transmit(b"one", &bytes[..97], 97),
+        transmit(b"", &bytes[..300], 100),
+        transmit(b"two", &bytes[..3], 3),
+        // Another: the last one of its burst was shorter.
+        transmit(b"three", &bytes[..1], 1),
+        // A burst whose first datagram is shorter than the last message's begins one.
+        transmit(b"", &bytes[..8], 5),
+    ];
+    let send = |transmits: &[Transmit<'_>]| {
+        let (sender, transmit) = (&pair.sender, |index: usize| transmits[index]);
+        let fault = |_, fault| panic!("{fault:?}");
+        pair.state
+            .send_joined(sender, transmits.len(), transmit, fault)
+    };
+    assert_eq!(send(&transmits).datagrams, 9);
+    let received = pair.receive(0);
+    assert_eq!(counts(&received), [6, 1, 2]);
+    let expected: [&[&[u8]]; 3] = [
+        &[
+            &[b"longer", &bytes[..94]].concat(),
+            &[b"one", &bytes[..97]].concat(),
+            &bytes[..100],
+            &bytes[100..200],
+            &bytes[200..300],
+            &[b"two", &bytes[..3]].concat(),
+        ],
+        &[&[b"three", &bytes[..1]].concat()],
+        &[&bytes[..5], &bytes[5..8]],
+    ];
+    assert_eq!(received, expected);
+
+    // A burst that is cut at the most that a message takes goes on in the next one.
+    let long = transmit(b"h", &bytes[..40], 1);
+    assert_eq!(send(&[long; 3]).datagrams, 120);
+    assert_eq!(counts(&pair.receive(0)), [64, 56]);
+}
+
+#[test]
+fn each_transmit_of_a_lost_message_is_reported() {
+    let socket = Socket::listen("0.0.0.0:0".parse().unwrap(), Binding::default(), OPTIONS).unwrap();
+    let state = SocketState::unasked(socket.bound());
+    let cases = [
+        // Broadcast without having asked for it; no port, which the kernel refuses in the words
+        // that it has for bursts.
+        ("255.255.255.255:9", libc::EACCES),
+        ("127.0.0.1:0", libc::EINVAL),
+    ];
+    for (to, number) in cases {
+        let outgoing = |header| Outgoing {
+            to: Some(to.parse().unwrap()),
+            header,
+            ..Outgoing::default()
+        };
+        let transmits = [
+            Transmit::datagram(outgoing(b"h"), b"234"),
+            Transmit::burst(outgoing(b""), b"12341234", 4),
+            Transmit::datagram(outgoing(b"head"), b""),
+        ];
+        let mut lost = Vec::new();
+        let transmit = |index: usize| transmits[index];
+        let sent = state.send_joined(&socket, 3, transmit, |index, fault| match fault {
+            SendFault::Lost {
+                error,
+                datagrams,
+                len,
+            } => {
+                assert_eq!(error.raw_os_error(), Some(number));
+                lost.extend(vec![(index, len); datagrams]);
+            }
+            SendFault::Earlier(error) => panic!("{error}"),
+        });
+        assert_eq!(sent, Sent::default());
+        assert_eq!(lost, [(0, 4), (1, 4), (1, 4), (2, 4)]);
+        // It was not the burst that was refused.
+        assert_eq!(state.burst_limit(), usize::MAX);
+    }
+}
+
+#[test]
 fn a_length_that_the_kernel_refused_is_not_joined_again() {
     let pair = Pair::new();
     assert_eq!(pair.state.burst_limit(), usize::MAX);
@@ -135,26 +229,50 @@ proptest! {
 
     #[test]
     fn every_datagram_arrives_whole_and_in_order(
-        wanted in prop::collection::vec((0_usize..4, 0_usize..2), 1..200),
-        limit in 0_usize..50,
+        wanted in prop::collection::vec((0_usize..4, 0_usize..3, 0_usize..4, 0_usize..2), 1..120),
+        limit in prop_oneof![Just(usize::MAX), 0_usize..90],
+        join in any::<bool>(),
     ) {
         let pair = Pair::new();
         pair.state.limit_bursts(limit);
-        let bytes: Vec<_> = (0..=u8::MAX).map(|number| [number; 40]).collect();
-        let datagrams: Vec<_> = wanted
-            .iter()
-            .zip(&bytes)
-            .map(|(&(len, to), bytes)| (&bytes[..len * 10], to))
-            .collect();
-        prop_assert_eq!(pair.send(&datagrams).unwrap(), datagrams.len());
+        // Few lengths, so that neighbours often have the same with their headers.
+        let numbers = || (0..=u8::MAX).take(wanted.len());
+        let headers: Vec<_> = numbers().map(|number| [number | 0x80; 40]).collect();
+        let payload = |number: u8| (0..200).map(|at: u8| at.wrapping_add(number)).collect();
+        let payloads: Vec<Vec<u8>> = numbers().map(payload).collect();
+        let transmit = |index: usize| {
+            let (size, header, more, to) = wanted[index];
+            let segment = size * 10;
+            let outgoing = Outgoing {
+                to: Some(pair.receivers[to].local_addr().unwrap()),
+                header: &headers[index][..header * 10],
+                ..Outgoing::default()
+            };
+            // Bursts of up to three datagrams and a half.
+            let payload = &payloads[index][..segment + more * segment.min(25)];
+            Transmit::burst(outgoing, payload, segment)
+        };
+        let count = wanted.len();
+        let fault = |_, fault| panic!("{fault:?}");
+        let sent = if join {
+            pair.state.send_joined(&pair.sender, count, transmit, fault)
+        } else {
+            pair.state.send_each(&pair.sender, count, transmit, fault)
+        };
+        let mut all = Sent::default();
         for number in 0..2 {
             let received: Vec<_> = pair.receive(number).into_iter().flatten().collect();
-            let expected: Vec<_> = datagrams
-                .iter()
-                .filter(|(_, to)| *to == number)
-                .map(|(bytes, _)| bytes.to_vec())
-                .collect();
+            let mut expected = Vec::new();
+            for one in (0..count).map(transmit) {
+                if one.outgoing.to == Some(pair.receivers[number].local_addr().unwrap()) {
+                    let datagrams = (0..one.datagrams()).map(|index| one.slice(index, 1));
+                    expected.extend(datagrams.map(|bytes| [one.outgoing.header, bytes].concat()));
+                }
+            }
+            all.datagrams += expected.len();
+            all.bytes += expected.iter().map(Vec::len).sum::<usize>();
             prop_assert_eq!(received, expected);
         }
+        prop_assert_eq!(sent, all);
     }
 }

@@ -2,7 +2,7 @@
 //! has its identity, its counters and the time that it takes to answer. While anything
 //! holds it, no other object stands for the same server.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -164,6 +164,29 @@ pub struct SourceNetwork {
     pub port: Option<NonZeroU16>,
 }
 
+impl SourceNetwork {
+    /// The address that health checks are sent from. No session has it, so that an answer
+    /// to a check is never taken for a client's reply.
+    #[must_use]
+    pub fn probe_address(&self) -> IpAddr {
+        // The first address of an IPv4 network names the network, that of an IPv6 one is
+        // the anycast address of its routers (RFC 4291, section 2.6.1).
+        match self.network {
+            IpNet::V4(net) => Ipv4Addr::from_bits(net.network().to_bits() | 1).into(),
+            IpNet::V6(net) => Ipv6Addr::from_bits(net.network().to_bits() | 1).into(),
+        }
+    }
+
+    /// How many addresses sessions can have: all but those of the network itself, of
+    /// broadcasts, and of health checks.
+    #[must_use]
+    pub fn session_addresses(&self) -> u128 {
+        let host_bits = self.network.max_prefix_len() - self.network.prefix_len();
+        let all = 1u128.checked_shl(host_bits.into()).unwrap_or(u128::MAX);
+        all.saturating_sub(if self.network.addr().is_ipv4() { 3 } else { 2 })
+    }
+}
+
 /// The longest time for an answer. Slower answers count as this, so that an
 /// attacker who has a server answer late doesn't keep unanswered sessions from ending.
 pub(crate) const MAX_ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -220,6 +243,24 @@ impl AnswerTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn health_checks_have_an_address_that_no_session_has() {
+        for (network, probe, sessions) in [
+            ("10.99.0.0/16", "10.99.0.1", (1 << 16) - 3),
+            ("127.64.0.0/10", "127.64.0.1", (1 << 22) - 3),
+            ("192.0.2.4/30", "192.0.2.5", 1),
+            ("fd00:1::/64", "fd00:1::1", (1 << 64) - 2),
+            ("::/0", "::1", u128::MAX - 2),
+        ] {
+            let of = SourceNetwork {
+                network: network.parse().unwrap(),
+                port: None,
+            };
+            assert_eq!(of.probe_address().to_string(), probe);
+            assert_eq!(of.session_addresses(), sessions, "{network}");
+        }
+    }
 
     #[test]
     fn the_usual_answer_time_follows_a_server_within_bounds() {

@@ -137,6 +137,9 @@ pub struct ListenerSettings {
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN, in both directions.
     pub dscp: bool,
+    /// Remember each client in a session. Without sessions, which needs tagged replies,
+    /// nothing that is counted by session applies.
+    pub keeps_sessions: bool,
 }
 
 impl ListenerSettings {
@@ -153,6 +156,7 @@ impl ListenerSettings {
             client_rates: None,
             dont_fragment: false,
             dscp: false,
+            keeps_sessions: true,
         }
     }
 

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::address::ServerAddr;
 use crate::counters::{ServerCounters, next_id};
 use crate::mode::Mode;
+use crate::tag::TagKeys;
 
 /// A server of an upstream. Aligned so that what is read for each datagram shares no
 /// cache line with the number of its holders, which changes with each session.
@@ -120,6 +121,31 @@ pub struct Target {
     pub mode: Mode,
     /// Where its datagrams are sent from.
     pub sources: Sources,
+    /// How its replies find their client.
+    pub replies: Replies,
+}
+
+/// How a server's replies find their client. Keys are equal where they make equal tags.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Replies {
+    /// By the session whose socket or source address they come to.
+    Session,
+    /// By the tag of a reply where the server returns it, otherwise as
+    /// [`Session`](Self::Session).
+    Auto(Arc<TagKeys>),
+    /// By their tags. Replies without one are dropped.
+    Tagged(Arc<TagKeys>),
+}
+
+impl Replies {
+    /// The key of the tags that headers to the server carry, if they do.
+    #[must_use]
+    pub fn tag_keys(&self) -> Option<&Arc<TagKeys>> {
+        match self {
+            Self::Session => None,
+            Self::Auto(keys) | Self::Tagged(keys) => Some(keys),
+        }
+    }
 }
 
 /// Where datagrams to a server are sent from, unless it is the client's address.

@@ -12,7 +12,7 @@ use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::mode::{Emit, Mode};
-use ppv2_engine::server::{Server, Sources, Target};
+use ppv2_engine::server::{Replies, Server, Sources, Target};
 use ppv2_engine::snapshot::{ListenerSnapshot, Pauses, Routing, Snapshot, Targets};
 use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, State};
 use ppv2_engine::worker::{Command, Worker, WorkerSetup};
@@ -54,6 +54,7 @@ fn targets(servers: &[UdpSocket]) -> Targets {
         Target {
             server: Server::new("upstream", &address.to_string(), address, 1),
             sources: Sources::Addresses(Arc::from([])),
+            replies: Replies::Session,
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,

@@ -14,7 +14,7 @@ use crate::config::{AccessLog, Listener, Network, PerClient};
 use crate::registry::ActiveConfig;
 use ppv2_engine::client_limits::{ClientRates, ClientSessions};
 use ppv2_engine::listener::ListenerSettings;
-use ppv2_engine::server::{Sources, Target};
+use ppv2_engine::server::{Replies, Sources, Target};
 use ppv2_engine::session::Ended;
 use ppv2_engine::snapshot::{ListenerSnapshot, Routing, Snapshot, Targets};
 
@@ -133,6 +133,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
         server: Arc::clone(&active.servers[*index]),
         mode: *mode,
         sources: Sources::Addresses(Arc::clone(&active.config.servers[*index].sources)),
+        replies: Replies::Session,
     };
     Targets::new(targets.map(target).collect())
 }
@@ -153,6 +154,7 @@ fn settings(
         client_rates: client_rates(listener.per_client, old),
         dont_fragment: listener.dont_fragment,
         dscp: listener.dscp,
+        keeps_sessions: true,
     }
 }
 

@@ -1,0 +1,173 @@
+//! Tags: what the header of a client's datagram carries so that the server's reply can
+//! carry it back. A tag says for which client, and from which of the proxy's addresses, a
+//! reply is; only who has the key can make one. So the proxy needs to remember nothing to
+//! know where a reply belongs, and a server or a forged source can't have it write to
+//! an address of their choice.
+//!
+//! # What is hashed
+//!
+//! The tag is SipHash-2-4 with a key of 128 bits, over 45 bytes in network byte order:
+//!
+//! | bytes | |
+//! |---|---|
+//! | 1 | version of the tag: 1 |
+//! | 8 | epoch: hours since 1970 |
+//! | 18 | the client's address, IPv4 ones mapped into IPv6, and port |
+//! | 18 | the listener's address and port, as the client's |
+//!
+//! A header writes an IPv4 address in the same way whether its socket is an IPv4 or an IPv6
+//! one, so both are the same here. The scope of a link-local address is no part of a
+//! header, and none of this: a reply to such a client can't be sent by the tag alone.
+//!
+//! # Epochs
+//!
+//! The tag's flags have the parity of its epoch. Of the epochs with this parity the nearest
+//! is taken: at each time two epochs are valid, the current one and the one that ended
+//! less than half an hour ago or begins in less than half an hour. A tag is valid for
+//! 30 to 90 minutes after it was made, and clocks of replicas may differ by up to 30
+//! minutes.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use siphasher::sip::SipHasher24;
+
+/// The version of the tags that are made and accepted.
+const VERSION: u8 = 1;
+
+/// The flag that has the parity of the tag's epoch. Others are 0.
+const ODD_EPOCH: u8 = 1;
+
+/// The length of an epoch.
+pub const EPOCH: Duration = Duration::from_secs(3600);
+
+/// The length of a tag, as a header carries it: version, flags and hash.
+pub const TAG_LEN: usize = 10;
+
+/// The key that tags are made and checked with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TagKeys {
+    key: [u8; 16],
+}
+
+/// Leaves out the key: who has it can write to any client in the proxy's name.
+impl fmt::Debug for TagKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TagKeys").finish_non_exhaustive()
+    }
+}
+
+/// Why a tag is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TagError {
+    /// It was not made with this key for this client and listener, or long ago.
+    #[error("the tag was not made with this key for this client and listener")]
+    Wrong,
+    /// It was made with this key for this client and listener, but in an epoch that is
+    /// valid no more, or not yet: it is repeated, or the clocks of replicas differ by more
+    /// than half an hour. Known of the two epochs next to those that are valid; a tag
+    /// of another is [`Wrong`](Self::Wrong).
+    #[error("the tag's epoch is over or has not begun")]
+    OtherEpoch,
+}
+
+impl TagKeys {
+    /// Tags with this key. Replicas with the same key accept each other's.
+    #[must_use]
+    pub fn new(key: [u8; 16]) -> Self {
+        Self { key }
+    }
+
+    /// Tags with a key that nobody else knows.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel's random numbers.
+    pub fn random() -> std::io::Result<Self> {
+        let mut key = [0; 16];
+        getrandom::fill(&mut key)?;
+        Ok(Self { key })
+    }
+
+    /// The tag of a client's datagram to a listener, made at so many seconds after 1970.
+    #[must_use]
+    pub fn tag(&self, client: SocketAddr, listener: SocketAddr, now: u64) -> [u8; TAG_LEN] {
+        let epoch = now / EPOCH.as_secs();
+        let mut tag = [0; TAG_LEN];
+        tag[0] = VERSION;
+        tag[1] = flags(epoch);
+        tag[2..].copy_from_slice(&self.hash(client, listener, epoch).to_be_bytes());
+        tag
+    }
+
+    /// Checks the tag of a reply to this client from this listener's address, which came
+    /// at so many seconds after 1970.
+    ///
+    /// # Errors
+    ///
+    /// [`TagError`] if the reply must not be sent to the client.
+    pub fn verify(
+        &self,
+        tag: &[u8; TAG_LEN],
+        client: SocketAddr,
+        listener: SocketAddr,
+        now: u64,
+    ) -> Result<(), TagError> {
+        let [VERSION, flags @ (0 | ODD_EPOCH), hash @ ..] = *tag else {
+            return Err(TagError::Wrong);
+        };
+        let hash = u64::from_be_bytes(hash);
+        // Numbers of 64 bits are compared in one step, whose time shows nothing of the
+        // right tag.
+        let is_of = |epoch| self.hash(client, listener, epoch) == hash;
+        let valid = nearest_epoch(flags, now);
+        if is_of(valid) {
+            Ok(())
+        } else if is_of(valid.wrapping_sub(2)) || is_of(valid.wrapping_add(2)) {
+            Err(TagError::OtherEpoch)
+        } else {
+            Err(TagError::Wrong)
+        }
+    }
+
+    fn hash(&self, client: SocketAddr, listener: SocketAddr, epoch: u64) -> u64 {
+        let mut bytes = [0; 45];
+        bytes[0] = VERSION;
+        bytes[1..9].copy_from_slice(&epoch.to_be_bytes());
+        bytes[9..27].copy_from_slice(&address_bytes(client));
+        bytes[27..].copy_from_slice(&address_bytes(listener));
+        SipHasher24::new_with_key(&self.key).hash(&bytes)
+    }
+}
+
+fn flags(epoch: u64) -> u8 {
+    if epoch % 2 == 0 { 0 } else { ODD_EPOCH }
+}
+
+/// Of the epochs with these flags the one that is nearest to `now`.
+fn nearest_epoch(of: u8, now: u64) -> u64 {
+    let (epoch, into) = (now / EPOCH.as_secs(), now % EPOCH.as_secs());
+    if flags(epoch) == of {
+        epoch
+    } else if into < EPOCH.as_secs() / 2 {
+        // Before the first epoch there is none, and no tag.
+        epoch.wrapping_sub(1)
+    } else {
+        epoch + 1
+    }
+}
+
+fn address_bytes(of: SocketAddr) -> [u8; 18] {
+    let ip = match of {
+        SocketAddr::V4(v4) => v4.ip().to_ipv6_mapped(),
+        SocketAddr::V6(v6) => *v6.ip(),
+    };
+    let mut bytes = [0; 18];
+    bytes[..16].copy_from_slice(&ip.octets());
+    bytes[16..].copy_from_slice(&of.port().to_be_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

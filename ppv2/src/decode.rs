@@ -7,12 +7,13 @@
 
 use crate::block::Block;
 use crate::error::DecodeError;
-use crate::fixed::LOCAL;
+use crate::fixed::{LOCAL, TAGGED_IPV4, TAGGED_IPV6};
 use crate::header::{Header, Transport};
+use crate::reply_tag::REPLY_TAG_PREFIX;
 use crate::tlv::{self, Tlvs};
 use crate::{
-    DEFAULT_MAX_HEADER_LEN, FIXED_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, SIGNATURE, TlvType,
-    checksum,
+    DEFAULT_MAX_HEADER_LEN, FIXED_LEN, IPV4_HEADER_LEN, IPV4_TAGGED_HEADER_LEN, IPV6_HEADER_LEN,
+    IPV6_TAGGED_HEADER_LEN, REPLY_TAG_TLV_LEN, SIGNATURE, TlvType, checksum,
 };
 
 const VERSION_COMMAND: usize = 12;
@@ -106,7 +107,7 @@ impl Decoder {
     /// ```
     #[inline]
     pub fn decode<'a>(&self, datagram: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), DecodeError> {
-        match self.decode_udp_without_tlvs(datagram) {
+        match self.decode_plain_udp(datagram) {
             Some(split) => Ok(split),
             None => self.decode_any(datagram),
         }
@@ -129,27 +130,40 @@ impl Decoder {
         Ok((header, payload))
     }
 
-    /// The two headers that nearly all datagrams have differ from each other in
-    /// the addresses alone: one comparison tells that the rest is as it must be.
-    /// `None` for any other header, valid or not.
+    /// The headers that nearly all datagrams have: UDP without a TLV, or with a
+    /// reply tag alone. Those of one kind differ from each other in addresses and
+    /// tag alone: one comparison tells that the rest is as it must be. `None` for
+    /// any other header, valid or not.
     #[inline]
-    fn decode_udp_without_tlvs<'a>(&self, datagram: &'a [u8]) -> Option<(Header<'a>, &'a [u8])> {
+    fn decode_plain_udp<'a>(&self, datagram: &'a [u8]) -> Option<(Header<'a>, &'a [u8])> {
         let (fixed, rest) = datagram.split_first_chunk::<FIXED_LEN>()?;
-        let (block, payload) = match u128::from_be_bytes(*fixed) {
+        let (block, tlvs, payload) = match u128::from_be_bytes(*fixed) {
             UDP_IPV4 if self.max_header_len >= IPV4_HEADER_LEN => {
                 let (block, payload) = rest.split_first_chunk()?;
-                (Block::Ipv4(Transport::Datagram, block), payload)
+                let block = Block::Ipv4(Transport::Datagram, block);
+                (block, Tlvs::default(), payload)
             }
             UDP_IPV6 if self.max_header_len >= IPV6_HEADER_LEN => {
                 let (block, payload) = rest.split_first_chunk()?;
-                (Block::Ipv6(Transport::Datagram, block), payload)
+                let block = Block::Ipv6(Transport::Datagram, block);
+                (block, Tlvs::default(), payload)
+            }
+            UDP_IPV4_TAGGED if self.max_header_len >= IPV4_TAGGED_HEADER_LEN => {
+                let (block, rest) = rest.split_first_chunk()?;
+                let (tlvs, payload) = split_reply_tag(rest)?;
+                (Block::Ipv4(Transport::Datagram, block), tlvs, payload)
+            }
+            UDP_IPV6_TAGGED if self.max_header_len >= IPV6_TAGGED_HEADER_LEN => {
+                let (block, rest) = rest.split_first_chunk()?;
+                let (tlvs, payload) = split_reply_tag(rest)?;
+                (Block::Ipv6(Transport::Datagram, block), tlvs, payload)
             }
             _ => return None,
         };
         let header = Header {
             bytes: datagram.get(..datagram.len() - payload.len())?,
             block,
-            tlvs: Tlvs::default(),
+            tlvs,
         };
         Some((header, payload))
     }
@@ -207,6 +221,22 @@ const UDP_IPV4: u128 = u128::from_be_bytes(*b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x
 
 /// The fixed part of a header with nothing but UDP over IPv6.
 const UDP_IPV6: u128 = u128::from_be_bytes(*b"\r\n\r\n\0\r\nQUIT\n\x21\x22\x00\x24");
+
+/// The fixed parts of headers with a reply tag alone, or with other TLVs of the
+/// same length together.
+const UDP_IPV4_TAGGED: u128 = u128::from_be_bytes(TAGGED_IPV4);
+const UDP_IPV6_TAGGED: u128 = u128::from_be_bytes(TAGGED_IPV6);
+
+/// Splits a reply tag of version 1 off the front of `bytes`. `None` for anything
+/// else, valid or not.
+#[inline]
+fn split_reply_tag(bytes: &[u8]) -> Option<(Tlvs<'_>, &[u8])> {
+    let (tlv, payload) = bytes.split_first_chunk::<REPLY_TAG_TLV_LEN>()?;
+    if *tlv.first_chunk()? != REPLY_TAG_PREFIX {
+        return None;
+    }
+    Some((Tlvs::from_walked(tlv), payload))
+}
 
 fn has_local_command(datagram: &[u8]) -> bool {
     datagram.get(VERSION_COMMAND) == Some(&LOCAL) && datagram.starts_with(&SIGNATURE)

@@ -8,8 +8,8 @@ use crate::fixed::{LOCAL, PROXY, length_field, nibble, write_fixed, write_ip};
 use crate::header::Transport;
 use crate::ssl::SSL_FIXED_LEN;
 use crate::{
-    CRC32C_TLV_LEN, FIXED_LEN, MAX_UNIQUE_ID_LEN, TLV_PREFIX_LEN, TlvType, UNIX_HEADER_LEN,
-    checksum,
+    CRC32C_TLV_LEN, FIXED_LEN, MAX_UNIQUE_ID_LEN, ReplyTag, TLV_PREFIX_LEN, TlvType,
+    UNIX_HEADER_LEN, checksum,
 };
 
 /// Writes a header piece by piece: addresses first, then TLVs in the order in
@@ -359,6 +359,24 @@ impl<'b> Encoder<'b> {
     /// ```
     pub fn gcp_psc_connection_id(self, id: u64) -> Result<Self, EncodeError> {
         self.tlv(TlvType::GCP, &id.to_be_bytes())
+    }
+
+    /// Appends a reply tag, 13 bytes. [`encode_udp_tagged`](crate::encode_udp_tagged)
+    /// is the fast way to a header with this TLV alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`tlv`](Self::tlv).
+    ///
+    /// ```
+    /// let mut buffer = [0; 32];
+    /// let tag = ppv2::ReplyTag::new(0, *b"abcdefgh");
+    /// let header = ppv2::Encoder::local(&mut buffer)?.reply_tag(tag)?.finish();
+    /// assert_eq!(&header[16..], b"\xeb\x00\x0a\x01\x00abcdefgh");
+    /// # Ok::<(), ppv2::EncodeError>(())
+    /// ```
+    pub fn reply_tag(self, tag: ReplyTag) -> Result<Self, EncodeError> {
+        self.tlv(TlvType::REPLY_TAG, tag.value())
     }
 
     /// Appends a checksum, 7 bytes (section 2.2.3). Its value is computed by

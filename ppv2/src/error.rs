@@ -190,6 +190,51 @@ impl DecodeError {
     }
 }
 
+/// Why a reply is not one that [`decode_tagged`](crate::decode_tagged) reads: one
+/// header that names a client over UDP and carries exactly one
+/// [`ReplyTag`](crate::ReplyTag).
+///
+/// ```
+/// use ppv2::TaggedReplyError;
+///
+/// let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+/// let error = ppv2::decode_tagged(local).unwrap_err();
+/// assert_eq!(error, TaggedReplyError::Local);
+/// assert_eq!(error.to_string(), "expected a header that names a client over UDP, found LOCAL");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TaggedReplyError {
+    /// No valid header: a reply from a server that does not know the tag, or a
+    /// malformed one.
+    #[error(transparent)]
+    Header(#[from] DecodeError),
+
+    /// A LOCAL header names no client.
+    #[error("expected a header that names a client over UDP, found LOCAL")]
+    Local,
+
+    /// A PROXY header without addresses names no client.
+    #[error("expected a header that names a client over UDP, found UNSPEC")]
+    Unspecified,
+
+    /// A client over TCP gets no datagrams.
+    #[error("expected a header that names a client over UDP, found TCP")]
+    Tcp,
+
+    /// A client at a UNIX socket is not reached over UDP.
+    #[error("expected a header that names a client over UDP, found UNIX")]
+    Unix,
+
+    /// The header has no [`ReplyTag`](crate::ReplyTag) of version 1.
+    #[error("the header carries no reply tag of version 1")]
+    NoTag,
+
+    /// The header has two [`ReplyTag`](crate::ReplyTag)s or more.
+    #[error("the header carries more than one reply tag, expected exactly one")]
+    SecondTag,
+}
+
 /// Why the value of a TLV is not what its type promises. The header itself is
 /// valid; the raw bytes stay available through [`Tlvs::get`](crate::Tlvs::get).
 ///
@@ -309,6 +354,7 @@ mod tests {
         fn check<E: core::error::Error + Send + Sync + 'static>() {}
         check::<DecodeError>();
         check::<EncodeError>();
+        check::<TaggedReplyError>();
         check::<TlvError>();
     }
 }

@@ -5,10 +5,20 @@ use core::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::error::EncodeError;
 use crate::header::Transport;
-use crate::{FIXED_LEN, IPV4_HEADER_LEN, IPV6_HEADER_LEN, SIGNATURE};
+use crate::reply_tag::REPLY_TAG_PREFIX;
+use crate::{
+    FIXED_LEN, IPV4_HEADER_LEN, IPV4_TAGGED_HEADER_LEN, IPV6_HEADER_LEN, IPV6_TAGGED_HEADER_LEN,
+    ReplyTag, SIGNATURE,
+};
 
 pub(crate) const LOCAL: u8 = 0x20;
 pub(crate) const PROXY: u8 = 0x21;
+
+/// The fixed part of a header with UDP over IPv4 and a reply tag.
+pub(crate) const TAGGED_IPV4: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x19";
+
+/// The fixed part of a header with UDP over IPv6 and a reply tag.
+pub(crate) const TAGGED_IPV6: [u8; FIXED_LEN] = *b"\r\n\r\n\0\r\nQUIT\n\x21\x22\x00\x31";
 
 /// Bytes that [`encode_udp`] writes for these addresses: 28 or 52.
 ///
@@ -58,6 +68,74 @@ pub fn encode_udp(
 ) -> Result<&[u8], EncodeError> {
     let len = write_ip(buffer, Transport::Datagram, client, destination)?;
     Ok(&buffer[..len])
+}
+
+/// Writes the header of [`encode_udp`] with a [`ReplyTag`] as its only TLV, and
+/// returns it: the first 41 or 65 bytes of `buffer`.
+///
+/// A proxy puts it in front of a client's datagram; a server puts it in front of
+/// its reply to a datagram that came with the tag, with the client, the destination
+/// and the tag of that datagram's header.
+///
+/// # Errors
+///
+/// [`EncodeError::BufferTooSmall`] if `buffer` is shorter than [`udp_header_len`]
+/// and [`REPLY_TAG_TLV_LEN`](crate::REPLY_TAG_TLV_LEN) together;
+/// [`MAX_TAGGED_HEADER_LEN`](crate::MAX_TAGGED_HEADER_LEN) is always enough.
+///
+/// ```
+/// let client = "203.0.113.11:54321".parse().unwrap();
+/// let listener = "198.51.100.10:9000".parse().unwrap();
+/// let tag = ppv2::ReplyTag::new(0, *b"abcdefgh");
+/// let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+///
+/// let header = ppv2::encode_udp_tagged(client, listener, tag, &mut buffer)?;
+///
+/// assert_eq!(header, b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x19\
+///                      \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28\
+///                      \xeb\x00\x0a\x01\x00abcdefgh");
+/// # Ok::<(), ppv2::EncodeError>(())
+/// ```
+#[inline]
+pub fn encode_udp_tagged(
+    client: SocketAddr,
+    destination: SocketAddr,
+    tag: ReplyTag,
+    buffer: &mut [u8],
+) -> Result<&[u8], EncodeError> {
+    // Arrays of known length, so that each copy is a store and none is checked.
+    match Pair::new(client, destination) {
+        Pair::V4(client, destination) => {
+            let header = header_of::<IPV4_TAGGED_HEADER_LEN>(buffer)?;
+            header[..16].copy_from_slice(&TAGGED_IPV4);
+            header[16..20].copy_from_slice(&client.ip().octets());
+            header[20..24].copy_from_slice(&destination.ip().octets());
+            header[24..26].copy_from_slice(&client.port().to_be_bytes());
+            header[26..28].copy_from_slice(&destination.port().to_be_bytes());
+            header[28..32].copy_from_slice(&REPLY_TAG_PREFIX);
+            header[31..].copy_from_slice(tag.value());
+            Ok(header)
+        }
+        Pair::V6(client, destination) => {
+            let header = header_of::<IPV6_TAGGED_HEADER_LEN>(buffer)?;
+            header[..16].copy_from_slice(&TAGGED_IPV6);
+            header[16..32].copy_from_slice(&client.ip().octets());
+            header[32..48].copy_from_slice(&destination.ip().octets());
+            header[48..50].copy_from_slice(&client.port().to_be_bytes());
+            header[50..52].copy_from_slice(&destination.port().to_be_bytes());
+            header[52..56].copy_from_slice(&REPLY_TAG_PREFIX);
+            header[55..].copy_from_slice(tag.value());
+            Ok(header)
+        }
+    }
+}
+
+/// The first `N` bytes of `buffer`.
+fn header_of<const N: usize>(buffer: &mut [u8]) -> Result<&mut [u8; N], EncodeError> {
+    let have = buffer.len();
+    buffer
+        .first_chunk_mut()
+        .ok_or(EncodeError::BufferTooSmall { needed: N, have })
 }
 
 /// Two addresses brought to one family, as a header needs them.

@@ -46,6 +46,13 @@
 //!
 //! [`Encoder`] writes everything else: LOCAL headers, TLVs, checksums.
 //!
+//! # Tagged replies
+//!
+//! A proxy may add a [`ReplyTag`] to each header ([`encode_udp_tagged`]). A server
+//! that understands it puts the same header in front of each reply, and the proxy
+//! reads from it whom the reply is for ([`decode_tagged`]). The tag is this project's,
+//! not the specification's.
+//!
 //! # Where the facts come from
 //!
 //! Section numbers in this crate's documentation are those of HAProxy's
@@ -76,15 +83,20 @@ mod encode;
 mod error;
 mod fixed;
 mod header;
+mod reply_tag;
 mod ssl;
 mod tlv;
 mod tlv_type;
 
 pub use decode::{Decoder, decode};
 pub use encode::Encoder;
-pub use error::{DecodeError, EncodeError, TlvError};
-pub use fixed::{encode_udp, udp_header_len};
+pub use error::{DecodeError, EncodeError, TaggedReplyError, TlvError};
+pub use fixed::{encode_udp, encode_udp_tagged, udp_header_len};
 pub use header::{Header, Origin, Transport};
+pub use reply_tag::{
+    IPV4_TAGGED_HEADER_LEN, IPV6_TAGGED_HEADER_LEN, MAX_TAGGED_HEADER_LEN, REPLY_TAG_LEN,
+    REPLY_TAG_TLV_LEN, ReplyTag, TaggedReply, decode_tagged,
+};
 pub use ssl::Ssl;
 pub use tlv::{Tlv, Tlvs, TlvsIter};
 pub use tlv_type::TlvType;

@@ -2,7 +2,7 @@
 //! their type says they are.
 
 use crate::error::{DecodeError, TlvError};
-use crate::{MAX_UNIQUE_ID_LEN, Ssl, TLV_PREFIX_LEN, TlvType};
+use crate::{MAX_UNIQUE_ID_LEN, ReplyTag, Ssl, TLV_PREFIX_LEN, TlvType};
 
 /// One TLV: a type, and a value of 0 to 65,535 bytes.
 ///
@@ -25,7 +25,7 @@ pub struct Tlv<'a> {
 /// The TLVs of a header: well framed, in the order in which they were sent.
 ///
 /// [`get`](Self::get) and the typed getters return the *first* TLV of a type;
-/// iterate to see duplicates.
+/// iterate to see duplicates. Only [`reply_tag`](Self::reply_tag) wants exactly one.
 ///
 /// ```
 /// use ppv2::{Encoder, TlvType};
@@ -284,6 +284,31 @@ impl<'a> Tlvs<'a> {
             })?;
             Ok(u32::from_le_bytes(id))
         })
+    }
+
+    /// The tag that a server returns with its replies to this client, so that the
+    /// proxy knows whom they are for. See [`ReplyTag`].
+    ///
+    /// TLVs of this type that are of another version or length do not count.
+    /// `None` without a tag, and `None` with two: nobody can say which one the
+    /// proxy would recognise.
+    ///
+    /// ```
+    /// use ppv2::{ReplyTag, Tlvs};
+    ///
+    /// let bytes = b"\xeb\x00\x0a\x01\x00abcdefgh";
+    /// let tag = ReplyTag::new(0, *b"abcdefgh");
+    /// assert_eq!(Tlvs::parse(bytes)?.reply_tag(), Some(tag));
+    /// assert_eq!(Tlvs::parse(&bytes.repeat(2))?.reply_tag(), None);
+    /// # Ok::<(), ppv2::DecodeError>(())
+    /// ```
+    #[must_use]
+    #[inline]
+    pub fn reply_tag(&self) -> Option<ReplyTag> {
+        match self.reply_tags() {
+            (tag, false) => tag,
+            (_, true) => None,
+        }
     }
 
     /// Google Cloud: the Private Service Connect connection that the client

@@ -57,6 +57,9 @@ impl TlvType {
     pub const GCP: Self = Self(0xe0);
     /// Amazon: subtype 0x01 and the id of the VPC endpoint, ASCII.
     pub const AWS: Self = Self(0xea);
+    /// This project: the [`ReplyTag`](crate::ReplyTag) that a server returns with
+    /// its replies, 10 bytes.
+    pub const REPLY_TAG: Self = Self(0xeb);
     /// Azure: subtype 0x01 and the link id of the private endpoint, `u32`
     /// little-endian.
     pub const AZURE: Self = Self(0xee);
@@ -114,6 +117,7 @@ impl fmt::Display for TlvType {
             Self::NETNS => "NETNS",
             Self::GCP => "GCP",
             Self::AWS => "AWS",
+            Self::REPLY_TAG => "REPLY_TAG",
             Self::AZURE => "AZURE",
             other => {
                 write!(f, "TLV 0x{:02x}", other.0)?;

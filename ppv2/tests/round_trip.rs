@@ -6,7 +6,7 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use common::{cases, wire};
-use ppv2::{Decoder, EncodeError, Encoder, Origin, Ssl, TlvType, Transport};
+use ppv2::{Decoder, EncodeError, Encoder, Origin, ReplyTag, Ssl, TlvType, Transport};
 use proptest::array::uniform32;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -33,6 +33,7 @@ enum Piece {
     Aws(String),
     Azure(u32),
     Gcp(u64),
+    ReplyTag(u8, [u8; 8]),
     Crc32c,
 }
 
@@ -65,6 +66,7 @@ fn encode<'b>(
             Piece::Aws(id) => encoder.aws_vpc_endpoint_id(id)?,
             Piece::Azure(id) => encoder.azure_private_endpoint_link_id(*id)?,
             Piece::Gcp(id) => encoder.gcp_psc_connection_id(*id)?,
+            Piece::ReplyTag(flags, tag) => encoder.reply_tag(ReplyTag::new(*flags, *tag))?,
             Piece::Crc32c => encoder.crc32c()?,
         };
     }
@@ -91,6 +93,7 @@ fn raw(piece: &Piece) -> (u8, Vec<u8>) {
         Piece::Aws(id) => (0xea, [b"\x01", id.as_bytes()].concat()),
         Piece::Azure(id) => (0xee, [&[0x01], &id.to_le_bytes()[..]].concat()),
         Piece::Gcp(id) => (0xe0, id.to_be_bytes().to_vec()),
+        Piece::ReplyTag(flags, tag) => (0xeb, [&[1, *flags], &tag[..]].concat()),
     }
 }
 
@@ -230,6 +233,7 @@ fn piece() -> impl Strategy<Value = Piece> {
         "[ -~]{0,20}".prop_map(Piece::Aws),
         any::<u32>().prop_map(Piece::Azure),
         any::<u64>().prop_map(Piece::Gcp),
+        any::<(u8, [u8; 8])>().prop_map(|(flags, tag)| Piece::ReplyTag(flags, tag)),
     ]
 }
 
@@ -278,6 +282,11 @@ fn check_getter(piece: &Piece, tlvs: ppv2::Tlvs<'_>) {
         Piece::Aws(id) => assert_eq!(tlvs.aws_vpc_endpoint_id(), Some(Ok(&id[..]))),
         Piece::Azure(id) => assert_eq!(tlvs.azure_private_endpoint_link_id(), Some(Ok(*id))),
         Piece::Gcp(id) => assert_eq!(tlvs.gcp_psc_connection_id(), Some(Ok(*id))),
+        // The only getter that a second TLV of its type silences.
+        Piece::ReplyTag(flags, tag) => {
+            let found = tlvs.reply_tag();
+            assert!(found.is_none_or(|found| found == ReplyTag::new(*flags, *tag)));
+        }
         Piece::Crc32c => assert!(tlvs.crc32c().is_some_and(|checksum| checksum.is_ok())),
         Piece::Ssl(client, verify, nested) => {
             let ssl = tlvs.ssl().expect("was written").expect("is well framed");
@@ -345,6 +354,38 @@ proptest! {
             let error = EncodeError::BufferTooSmall { needed, have };
             prop_assert_eq!(ppv2::encode_udp(from, to, &mut buffer), Err(error));
             prop_assert!(buffer.iter().all(|byte| *byte == 0xa5), "part of a header written");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(2000))]
+
+    #[test]
+    fn a_tagged_reply_reads_back_as_written(
+        client in address(),
+        destination in address(),
+        (flags, tag) in any::<(u8, [u8; 8])>(),
+        payload in vec(any::<u8>(), 0..100),
+    ) {
+        let piece = Piece::ReplyTag(flags, tag);
+        let start = Start::Ip(Transport::Datagram, client, destination);
+        let expected = by_hand(&start, &[piece]);
+        let tag = ReplyTag::new(flags, tag);
+        let mut buffer = [0xa5; ppv2::MAX_TAGGED_HEADER_LEN + 8];
+        let header = ppv2::encode_udp_tagged(client, destination, tag, &mut buffer);
+        prop_assert_eq!(header, Ok(&expected[..]));
+        prop_assert!(buffer[expected.len()..].iter().all(|byte| *byte == 0xa5));
+
+        let datagram = [&expected[..], &payload].concat();
+        let reply = ppv2::decode_tagged(&datagram).unwrap();
+        prop_assert_eq!((reply.client, reply.destination), as_decoded(client, destination));
+        prop_assert_eq!((reply.tag, reply.payload), (tag, &payload[..]));
+
+        // A proxy may keep to whatever limit leaves room for these headers.
+        for max in [expected.len() - 1, expected.len()] {
+            let decoded = Decoder::new().max_header_len(max).decode(&datagram);
+            prop_assert_eq!(decoded.is_ok(), max == expected.len());
         }
     }
 }

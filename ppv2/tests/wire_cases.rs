@@ -140,6 +140,7 @@ fn got(header: &Header<'_>, getter: &str) -> Value {
     let tlvs = header.tlvs();
     match getter {
         "alpn" => tlvs.alpn().map(hex).into(),
+        "reply_tag" => tlvs.reply_tag().map(|tag| hex(tag.value())).into(),
         "unique_id" => tlvs.unique_id().map(hex).into(),
         "authority" => outcome(tlvs.authority()),
         "crc32c" => outcome(tlvs.crc32c()),

@@ -252,6 +252,14 @@ impl Header {
         read(self.parsed_tlvs(py)?.gcp_psc_connection_id())
     }
 
+    /// The tag that a server returns with its replies to this client: the TLV's 10
+    /// bytes. None without a tag of version 1, and None with two of them.
+    #[getter]
+    fn reply_tag<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let tag = self.parsed_tlvs(py)?.reply_tag();
+        Ok(tag.map(|tag| PyBytes::new(py, tag.value())))
+    }
+
     fn __bytes__<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         self.bytes.bind(py).clone()
     }

@@ -2,7 +2,8 @@
 //! this file too, so that it depends on nothing but the crate under test.
 
 use ppv2::{
-    DEFAULT_MAX_HEADER_LEN, DecodeError, Decoder, FIXED_LEN, Header, Origin, Ssl, Tlvs, Transport,
+    DEFAULT_MAX_HEADER_LEN, DecodeError, Decoder, FIXED_LEN, Header, Origin, ReplyTag, Ssl,
+    TaggedReplyError, TlvType, Tlvs, Transport,
 };
 
 /// Decodes `datagram` with and without a limit, and panics if a promise of the
@@ -25,6 +26,53 @@ pub(crate) fn check(datagram: &[u8]) {
 
     check_tlvs(datagram, Tlvs::parse(datagram));
     check_ssl(datagram);
+    check_tagged(datagram);
+}
+
+/// A tagged reply is what the decoder calls a header over UDP with one tag, and
+/// every other datagram is refused with what it is instead.
+pub(crate) fn check_tagged(datagram: &[u8]) {
+    let (header, payload) = match ppv2::decode(datagram) {
+        Ok(split) => split,
+        Err(error) => {
+            let expected = Err(TaggedReplyError::Header(error));
+            return assert_eq!(ppv2::decode_tagged(datagram), expected);
+        }
+    };
+    let tags: Vec<_> = header
+        .tlvs()
+        .iter()
+        .filter(|tlv| tlv.kind == TlvType(0xeb) && tlv.value.len() == 10 && tlv.value[0] == 1)
+        .map(|tlv| tlv.value)
+        .collect();
+    let only = match tags[..] {
+        [tag] => Some(tag),
+        _ => None,
+    };
+    let tag = header.tlvs().reply_tag();
+    assert_eq!(tag.as_ref().map(ReplyTag::value).map(|v| &v[..]), only);
+    let expected = match (header.origin(), &tags[..]) {
+        (Origin::Local, _) => TaggedReplyError::Local,
+        (Origin::Unspecified, _) => TaggedReplyError::Unspecified,
+        (Origin::Unix { .. }, _) => TaggedReplyError::Unix,
+        (
+            Origin::Ip {
+                transport: Transport::Stream,
+                ..
+            },
+            _,
+        ) => TaggedReplyError::Tcp,
+        (_, []) => TaggedReplyError::NoTag,
+        (_, [_]) => {
+            let reply = ppv2::decode_tagged(datagram).expect("exactly one tag");
+            assert_eq!(Some(reply.client), header.client());
+            assert_eq!(Some(reply.destination), header.destination());
+            assert_eq!(Some(reply.tag), tag);
+            return assert!(std::ptr::eq(reply.payload, payload));
+        }
+        (_, [_, _, ..]) => TaggedReplyError::SecondTag,
+    };
+    assert_eq!(ppv2::decode_tagged(datagram), Err(expected));
 }
 
 /// The length of the whole header, as its length field has it.
@@ -100,7 +148,7 @@ fn check_tlvs(bytes: &[u8], parsed: Result<Tlvs<'_>, DecodeError>) {
     let _ = (tlvs.unique_id(), tlvs.aws_vpc_endpoint_id());
     let _ = tlvs.azure_private_endpoint_link_id();
     let _ = tlvs.gcp_psc_connection_id();
-    if let Some(value) = tlvs.get(ppv2::TlvType::SSL) {
+    if let Some(value) = tlvs.get(TlvType::SSL) {
         assert_eq!(tlvs.ssl(), Some(Ssl::parse(value)));
         check_ssl(value);
     }

@@ -102,9 +102,18 @@ impl Wire {
 /// Types with rules of their own, more often than chance has them.
 fn tlv_kind() -> impl Strategy<Value = u8> {
     let named = vec![
-        0x01, 0x02, 0x04, 0x05, 0x20, 0x21, 0x22, 0x25, 0x28, 0x30, 0xe0, 0xea, 0xee,
+        0x01, 0x02, 0x04, 0x05, 0x20, 0x21, 0x22, 0x25, 0x28, 0x30, 0xe0, 0xea, 0xeb, 0xeb, 0xee,
     ];
     prop_oneof![8 => select(named), 1 => any::<u8>(), 1 => Just(0x03)]
+}
+
+/// Values of a reply tag, one in four of an unknown version.
+fn reply_tag() -> impl Strategy<Value = Vec<u8>> {
+    (
+        prop_oneof![3 => Just(1), 1 => any::<u8>()],
+        any::<[u8; 9]>(),
+    )
+        .prop_map(|(version, rest)| [&[version], &rest[..]].concat())
 }
 
 pub(crate) fn tlv_parts() -> impl Strategy<Value = (u8, Vec<u8>)> {
@@ -115,6 +124,7 @@ pub(crate) fn tlv_parts() -> impl Strategy<Value = (u8, Vec<u8>)> {
         4 => text,
         3 => vec(any::<u8>(), 0..12),
         2 => ssl,
+        2 => reply_tag(),
         1 => Just(Vec::new()),
         1 => (120..140usize).prop_map(|len| vec![b'i'; len]),
     ];

@@ -187,6 +187,14 @@ fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
             }
             text
         }),
+        TlvType::REPLY_TAG => match tlvs.reply_tag() {
+            Some(tag) => format!(
+                "epoch {}, tag {:016x}",
+                if tag.is_odd_epoch() { "odd" } else { "even" },
+                u64::from_be_bytes(tag.tag())
+            ),
+            None => "not one tag of version 1; ignored".to_owned(),
+        },
         _ => tlv.value.escape_ascii().to_string(),
     }
 }
@@ -218,6 +226,8 @@ mod tests {
         .unwrap()
         .noop(0)
         .unwrap()
+        .reply_tag(ppv2::ReplyTag::new(0x01, [0xa5; 8]))
+        .unwrap()
         .crc32c()
         .unwrap()
         .finish();
@@ -236,6 +246,7 @@ mod tests {
             "54321",
             "\"example.org\"",
             "SSL_VERSION \"TLSv1.3\"",
+            "epoch odd, tag a5a5a5a5a5a5a5a5",
             "matches the header",
             "5 bytes",
         ] {

@@ -25,6 +25,7 @@ _GETTERS = (
     "aws_vpc_endpoint_id",
     "azure_private_endpoint_link_id",
     "gcp_psc_connection_id",
+    "reply_tag",
 )
 
 _SSL_GETTERS = (

@@ -207,6 +207,12 @@ class Header:
         through, 64 bits. TlvError if the value has another length.
         """
 
+    @property
+    def reply_tag(self) -> bytes | None:
+        """The tag that a server returns with its replies to this client: the TLV's 10
+        bytes. None without a tag of version 1, and None with two of them.
+        """
+
     def __bytes__(self) -> bytes: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...

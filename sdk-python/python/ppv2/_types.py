@@ -54,6 +54,7 @@ class TlvType(IntEnum):
     NETNS = 0x30
     GCP = 0xE0
     AWS = 0xEA
+    REPLY_TAG = 0xEB
     AZURE = 0xEE
 
 

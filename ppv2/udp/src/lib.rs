@@ -83,6 +83,8 @@ pub use linux::{READY, Readiness, Waker};
 #[cfg(target_os = "linux")]
 pub use probe::{probe, probe_bursts, probe_source, source_towards};
 #[cfg(target_os = "linux")]
-pub use socket::{Binding, LISTENER_BUFFER, Options, Socket};
+pub use socket::{Binding, LISTENER_BUFFER, Options, SHARED_BUFFER, Socket};
 pub use state::SocketState;
+#[cfg(target_os = "linux")]
+pub use transmit::SendReport;
 pub use transmit::{Outgoing, SendFault, Sent, Transmit};

@@ -1,12 +1,14 @@
 //! The sockets of a proxy: its listeners, and the sockets to its servers.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use crate::{Batch, Outgoing, Part, SendFault, Sent, SocketState, Transmit, linux, options};
+use crate::{
+    Batch, Outgoing, Part, SendFault, SendReport, Sent, SocketState, Transmit, linux, options,
+};
 
 /// Bytes of the buffers that every listener asks for. The kernel grants at most
 /// `net.core.rmem_max` and `wmem_max` (socket(7)).
@@ -15,6 +17,10 @@ pub const LISTENER_BUFFER: usize = 4 << 20;
 /// Bytes of the receive buffer that every socket to a server asks for, for servers that
 /// answer in bursts. It is a limit, and takes memory only while replies wait in it.
 const SESSION_BUFFER: usize = 1 << 20;
+
+/// Bytes of the buffers that every shared socket asks for: it has the replies of all
+/// sessions of a worker. The kernel grants at most `net.core.rmem_max` and `wmem_max`.
+pub const SHARED_BUFFER: usize = 16 << 20;
 
 /// What a socket is made for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +150,57 @@ impl Socket {
             inner.connect(&SockAddr::from(server))?;
         }
         Ok(Self::new(inner, server))
+    }
+
+    /// A socket that many sessions share, each with an address of its own: bound to all
+    /// addresses of the family and to `port`, or one of the kernel's choice if that is 0.
+    /// Each datagram leaves from the address that [`Outgoing::from`] names, and
+    /// [`Received::local`](crate::Received::local) is the one that it was sent to. Addresses
+    /// are this host's if a local route leads to their network (`ip route add local`), which
+    /// takes no privilege here; over IPv6 they need no route to be sent from.
+    ///
+    /// What the network says of datagrams sent earlier is for
+    /// [`receive_error`](Self::receive_error). It is also in the way of the next send or
+    /// receive, of whichever session: a send goes on and reports it as
+    /// [`SendFault::Earlier`], which says nothing of the server at hand, and a receive fails
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// Those of `socket`, `setsockopt` and `bind`: no descriptors, the port is taken.
+    pub fn shared(v6: bool, port: u16, options: Options) -> io::Result<Self> {
+        let wildcard: IpAddr = if v6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let address = SocketAddr::new(wildcard, port);
+        let inner = open(address, options)?;
+        if v6 {
+            inner.set_only_v6(true)?;
+            // For what IPV6_PKTINFO names as source, too.
+            inner.set_freebind_v6(true)?;
+        }
+        // Best effort, as a listener's.
+        let _ = inner.set_recv_buffer_size(SHARED_BUFFER);
+        let _ = inner.set_send_buffer_size(SHARED_BUFFER);
+        linux::report_packet_info(inner.as_fd(), v6)?;
+        linux::queue_errors(inner.as_fd(), v6)?;
+        inner.bind(&SockAddr::from(address))?;
+        let bound = local_address(&inner)?;
+        Ok(Self::new(inner, bound))
+    }
+
+    /// The next of what the network says of datagrams sent earlier, on a socket made by
+    /// [`shared`](Self::shared). While there is one, [`Readiness`](crate::Readiness) reports
+    /// the socket, and it takes room in the buffer that datagrams are received in. Anybody
+    /// who can guess addresses and ports can forge them.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] when there is none.
+    pub fn receive_error(&self) -> io::Result<SendReport> {
+        linux::receive_error(self.as_fd())
     }
 
     /// The address and port of this host, or of the client, that a session's socket sends

@@ -9,6 +9,7 @@ use crate::*;
 mod bursts;
 mod joined;
 mod one_by_one;
+mod shared;
 
 fn receive(socket: &Socket, batch: &mut Batch, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -1,6 +1,8 @@
 //! What is sent, where to, and what became of it.
 
 use std::io;
+#[cfg(target_os = "linux")]
+use std::net::IpAddr;
 use std::net::SocketAddr;
 
 use crate::TrafficClass;
@@ -101,4 +103,22 @@ pub enum SendFault {
         /// Bytes of the first, with its header.
         len: usize,
     },
+}
+
+/// What became of a datagram that was sent earlier (IP_RECVERR in ip(7)).
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub struct SendReport {
+    /// What the kernel makes of it, such as "connection refused" of ICMP's "port
+    /// unreachable".
+    pub error: io::Error,
+    /// This host reports it, of a datagram that it could not send; the call that was to send
+    /// it has failed, too. If not, a router or the server's host does, by ICMP.
+    pub is_local: bool,
+    /// Where the datagram was sent to; its port is 0 if this host reports it.
+    pub to: SocketAddr,
+    /// The address that it was sent from; `None` if this host reports it.
+    pub from: Option<IpAddr>,
+    /// Bytes of the longest IP packet that the path takes, if the datagram was longer.
+    pub mtu: Option<u32>,
 }

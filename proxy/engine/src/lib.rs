@@ -40,6 +40,7 @@
 //! | [`mode`] | the header in front of a datagram, and the source address |
 //! | `upstream_socket` | the socket by which a session's datagrams leave |
 //! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
+//! | [`source_addresses`] | which address of a source network a new session gets |
 //! | [`tag`] | what a header carries so that the reply says for which client it is |
 //! | [`counters`] | what is counted, and every reason for a drop |
 //! | [`address`] | client, listener and server addresses as types of their own |
@@ -54,6 +55,7 @@ pub mod mode;
 pub mod server;
 pub mod session;
 pub mod snapshot;
+pub mod source_addresses;
 pub mod tag;
 pub mod upstream;
 mod upstream_socket;

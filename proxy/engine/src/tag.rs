@@ -142,7 +142,11 @@ impl TagKeys {
 }
 
 fn flags(epoch: u64) -> u8 {
-    if epoch % 2 == 0 { 0 } else { ODD_EPOCH }
+    if epoch.is_multiple_of(2) {
+        0
+    } else {
+        ODD_EPOCH
+    }
 }
 
 /// Of the epochs with these flags the one that is nearest to `now`.

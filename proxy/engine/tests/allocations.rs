@@ -6,14 +6,16 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::mode::{Emit, Mode};
-use ppv2_engine::server::{Replies, Server, Sources, Target};
+use ppv2_engine::server::{Replies, Server, SourceNetwork, Sources, Target};
+use ppv2_engine::session::MIN_REST;
 use ppv2_engine::snapshot::{ListenerSnapshot, Pauses, Routing, Snapshot, Targets};
+use ppv2_engine::source_addresses::SourceAddresses;
 use ppv2_engine::upstream::{Balance, ByFamily, Member, Plan, State};
 use ppv2_engine::worker::{Command, Worker, WorkerSetup};
 use ppv2_udp::{Binding, Options, Socket};
@@ -210,4 +212,25 @@ fn replies_that_wait_at_a_stop_are_passed_on() {
     assert_eq!(server.counters(0).replies.get(), 100);
     let counters = listener.settings.listener.counters(0);
     assert_eq!(counters.replied.get(), 100);
+}
+
+#[test]
+fn source_addresses_are_taken_without_allocation() {
+    let network = SourceNetwork {
+        network: "192.0.2.0/26".parse().unwrap(),
+        port: None,
+    };
+    let mut now = Instant::now();
+    let mut addresses = SourceAddresses::new(&network, 0, 1, now);
+    let mut take_and_give_back = |times| {
+        for _ in 0..times {
+            let address = addresses.take(now).unwrap();
+            addresses.give_back(address, now);
+            addresses.heard(address, now);
+            now += MIN_REST;
+        }
+    };
+    take_and_give_back(200);
+    let info = allocation_counter::measure(|| take_and_give_back(1000));
+    assert_eq!(info.count_total, 0, "{info:?}");
 }

@@ -7,7 +7,7 @@ use super::*;
 const HOUR: u64 = EPOCH.as_secs();
 
 fn keys() -> TagKeys {
-    TagKeys::new(std::array::from_fn(|n| n as u8))
+    TagKeys::new(std::array::from_fn(|n| u8::try_from(n).unwrap()))
 }
 
 fn addresses() -> impl Strategy<Value = SocketAddr> {

@@ -1,0 +1,342 @@
+//! Which address of a source network a new session gets. Each worker has a share of the
+//! network and hands its addresses out in an order that outsiders can't guess. It does no I/O
+//! and takes the time as an argument.
+//!
+//! A late reply to an ended session would reach the next one that has its address. So an
+//! address comes back only after all others, and after a rest:
+//!
+//! - One that was never used is handed out first.
+//! - Then the one that has rested for longest, if for [`MIN_REST`] at least. A reply that
+//!   comes to a resting address starts its rest again.
+//! - Where more than a million rest, one that has rested for [`MAX_REST`] comes before those
+//!   that were never used. That bounds the memory, of which a resting address takes 8
+//!   bytes: 8 MB, or 96 MB where 100,000 sessions a second end.
+//!
+//! A share of 2⁴⁸ addresses or more is never used up: a million new sessions a second take
+//! 8.9 years for it. Nothing is remembered of such a network; of a /64, even 64 workers
+//! have 2⁵⁸ each, which last for 9,000 years. Of a share between 2³² and 2⁴⁸ addresses, 2³²
+//! are used.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use siphasher::sip::SipHasher13;
+
+use crate::address::is_no_host;
+use crate::server::SourceNetwork;
+use crate::session::{MAX_REST, MIN_REST};
+
+/// The first address of a network that a session may have. The one before it is that of
+/// health checks; the first of all is that of the network itself, or of all its routers.
+const FIRST: u128 = 2;
+
+/// A share of so many addresses is never used up.
+const ENDLESS: u128 = 1 << 48;
+
+/// The most addresses of a share that is not endless.
+const MOST: u128 = 1 << 32;
+
+/// As long as no more addresses rest than this, those that were never used come first.
+const MANY_RESTING: usize = 1 << 20;
+
+/// All addresses of the worker's share are in use, or have not rested for long enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no address of the source network has rested for {} s", MIN_REST.as_secs())]
+pub struct NoAddress;
+
+/// One worker's share of a source network.
+#[derive(Debug)]
+pub struct SourceAddresses {
+    network: IpNet,
+    /// The number in the network of the share's first address.
+    first: u128,
+    order: Permutation,
+    /// How many addresses of `order` are used.
+    len: u128,
+    /// How many of these were handed out.
+    used: u128,
+    clock: Clock,
+    /// By the beginning of the rest, but for those that were heard: these count from then
+    /// and are put behind the others once they come to the front.
+    resting: VecDeque<Resting>,
+    /// Those of `resting` that a late reply came to: their rest began again then. Bounded by
+    /// `resting`, whatever servers and forged replies do, since others are not noted.
+    heard: HashMap<u32, Tick, ahash::RandomState>,
+}
+
+/// An address, by its number in the share, and when its rest began.
+#[derive(Clone, Copy, Debug)]
+struct Resting {
+    number: u32,
+    since: Tick,
+}
+
+impl SourceAddresses {
+    /// The share of one of so many workers.
+    #[must_use]
+    pub fn new(network: &SourceNetwork, worker: usize, workers: usize, now: Instant) -> Self {
+        let all = network.session_addresses();
+        let (worker, workers) = (worker as u128, workers.max(1) as u128);
+        let (each, left) = (all / workers, all % workers);
+        let share = each + u128::from(worker < left);
+        let len = if share >= ENDLESS {
+            share
+        } else {
+            share.min(MOST)
+        };
+        Self {
+            network: network.network.trunc(),
+            first: FIRST + worker * each + worker.min(left),
+            order: Permutation::random(len),
+            len,
+            used: 0,
+            clock: Clock::new(now),
+            resting: VecDeque::new(),
+            heard: HashMap::default(),
+        }
+    }
+
+    /// How many addresses there are.
+    #[must_use]
+    pub fn len(&self) -> u128 {
+        self.len
+    }
+
+    /// Whether there is none: the network has fewer than workers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// An address for a new session, until it is [given back](Self::give_back).
+    ///
+    /// # Errors
+    ///
+    /// [`NoAddress`] if none has rested for [`MIN_REST`].
+    pub fn take(&mut self, now: Instant) -> Result<IpAddr, NoAddress> {
+        if self.resting.len() > MANY_RESTING
+            && let Some(rested) = self.rested(now, MAX_REST)
+        {
+            return Ok(rested);
+        }
+        loop {
+            if self.used == self.len {
+                if self.len < ENDLESS {
+                    return self.rested(now, MIN_REST).ok_or(NoAddress);
+                }
+                self.used = 0;
+            }
+            let address = self.address(self.order.at(self.used));
+            self.used += 1;
+            // In the middle of a network around 127.0.0.0/8 alone.
+            if !is_no_host(address) && address != Ipv4Addr::LOCALHOST {
+                return Ok(address);
+            }
+        }
+    }
+
+    /// The address that has rested for longest, if it has rested for so long.
+    fn rested(&mut self, now: Instant, rest: Duration) -> Option<IpAddr> {
+        let now = self.clock.tick(now);
+        // Each turn but the last forgets one late reply: no more turns than such replies.
+        while let Some(mut front) = self.resting.front().copied() {
+            let heard = self.heard.get(&front.number).copied();
+            front.since = heard.unwrap_or(front.since);
+            if now.is_after(front.since, rest) {
+                self.heard.remove(&front.number);
+                self.resting.pop_front();
+                return Some(self.address(front.number.into()));
+            }
+            heard?;
+            self.heard.remove(&front.number);
+            self.resting.pop_front();
+            self.resting.push_back(front);
+        }
+        None
+    }
+
+    /// The session that had `address` has ended: now it rests.
+    pub fn give_back(&mut self, address: IpAddr, now: Instant) {
+        let since = self.clock.tick(now);
+        if let Some(number) = self.number(address) {
+            self.resting.push_back(Resting { number, since });
+        }
+    }
+
+    /// A reply came to `address`, which no session has: if it rests, its rest begins
+    /// again.
+    pub fn heard(&mut self, address: IpAddr, now: Instant) {
+        let since = self.clock.tick(now);
+        if let Some(number) = self.number(address)
+            && self.order.place(number.into()) < self.used
+        {
+            self.heard.insert(number, since);
+        }
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        let number = self.first + number;
+        match self.network {
+            IpNet::V4(net) => {
+                let number = u32::try_from(number).expect("an IPv4 network has so many");
+                Ipv4Addr::from_bits(net.addr().to_bits() + number).into()
+            }
+            IpNet::V6(net) => Ipv6Addr::from_bits(net.addr().to_bits() + number).into(),
+        }
+    }
+
+    /// The number of an address in the share; `None` if it is of no share, or of one that
+    /// nothing is remembered of.
+    fn number(&self, address: IpAddr) -> Option<u32> {
+        let number = match (self.network, address) {
+            (IpNet::V4(net), IpAddr::V4(ip)) => {
+                ip.to_bits().checked_sub(net.addr().to_bits())?.into()
+            }
+            (IpNet::V6(net), IpAddr::V6(ip)) => ip.to_bits().checked_sub(net.addr().to_bits())?,
+            _ => return None,
+        };
+        let number = number.checked_sub(self.first)?;
+        let is_remembered = number < self.len && self.len < ENDLESS;
+        u32::try_from(number).ok().filter(|_| is_remembered)
+    }
+}
+
+/// The time since a clock's start, in steps of 100 ms. Of times more than 13 years apart,
+/// the difference is wrong.
+#[derive(Clone, Copy, Debug)]
+struct Tick(u32);
+
+impl Tick {
+    const STEP: Duration = Duration::from_millis(100);
+
+    /// Whether at least so much time has passed since `earlier`.
+    fn is_after(self, earlier: Self, rest: Duration) -> bool {
+        let steps = self.0.wrapping_sub(earlier.0);
+        // Both are rounded down: of the first step any part may be missing.
+        steps > 0 && Self::STEP * (steps - 1) >= rest
+    }
+}
+
+/// Never goes back, so that a time read a moment ago isn't taken for one long past.
+#[derive(Debug)]
+struct Clock {
+    started: Instant,
+    latest: u128,
+}
+
+impl Clock {
+    fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            latest: 0,
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "differences alone count")]
+    fn tick(&mut self, now: Instant) -> Tick {
+        let passed = now.saturating_duration_since(self.started);
+        let steps = passed.as_millis() / Tick::STEP.as_millis();
+        self.latest = self.latest.max(steps);
+        Tick(self.latest as u32)
+    }
+}
+
+/// An order of the numbers below `len` that who doesn't know the key can't guess: a
+/// Feistel network over as many bits as the numbers have, with SipHash as its function.
+/// Where it leads beyond `len`, it is applied again (cycle walking): fewer than twice on
+/// average.
+struct Permutation {
+    len: u128,
+    /// At most 64 each.
+    low_bits: u32,
+    high_bits: u32,
+    key: SipHasher13,
+}
+
+/// Leaves out the key: who has it knows which addresses come next.
+impl fmt::Debug for Permutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permutation")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Permutation {
+    /// Four are enough for a pseudorandom permutation where halves are wide (Luby and
+    /// Rackoff); two more for narrow ones.
+    const ROUNDS: u8 = 6;
+
+    fn random(len: u128) -> Self {
+        let random = || RandomState::new().build_hasher().finish();
+        Self::new(len, [random(), random()])
+    }
+
+    fn new(len: u128, key: [u64; 2]) -> Self {
+        let bits = (u128::BITS - len.saturating_sub(1).leading_zeros()).max(2);
+        Self {
+            len,
+            low_bits: bits / 2,
+            high_bits: bits - bits / 2,
+            key: SipHasher13::new_with_keys(key[0], key[1]),
+        }
+    }
+
+    /// The number at this place, which is below `len`.
+    fn at(&self, place: u128) -> u128 {
+        let rounds = |number| self.rounds(number, 0..Self::ROUNDS);
+        self.walk(place, rounds)
+    }
+
+    /// The place of a number below `len`.
+    fn place(&self, number: u128) -> u128 {
+        let rounds = |number| self.rounds(number, (0..Self::ROUNDS).rev());
+        self.walk(number, rounds)
+    }
+
+    fn walk(&self, mut number: u128, step: impl Fn(u128) -> u128) -> u128 {
+        debug_assert!(number < self.len);
+        loop {
+            number = step(number);
+            if number < self.len {
+                return number;
+            }
+        }
+    }
+
+    /// Each round changes one half by a function of the other, and undoes itself.
+    fn rounds(&self, number: u128, rounds: impl Iterator<Item = u8>) -> u128 {
+        let mut low = low_half(number) & mask(self.low_bits);
+        let mut high = low_half(number >> self.low_bits);
+        for round in rounds {
+            if round % 2 == 0 {
+                low ^= self.function(round, high) & mask(self.low_bits);
+            } else {
+                high ^= self.function(round, low) & mask(self.high_bits);
+            }
+        }
+        u128::from(high) << self.low_bits | u128::from(low)
+    }
+
+    fn function(&self, round: u8, half: u64) -> u64 {
+        let mut bytes = [round; 9];
+        bytes[1..].copy_from_slice(&half.to_be_bytes());
+        self.key.hash(&bytes)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half")]
+fn low_half(number: u128) -> u64 {
+    number as u64
+}
+
+fn mask(bits: u32) -> u64 {
+    u64::MAX >> (u64::BITS - bits)
+}
+
+#[cfg(test)]
+mod tests;

@@ -137,6 +137,8 @@ pub struct Part {
     first: usize,
     /// Index behind the last datagram.
     end: usize,
+    /// Bytes at the front of the first datagram that are left out.
+    skip: usize,
 }
 
 impl Part {
@@ -146,11 +148,32 @@ impl Part {
         self.end - self.first
     }
 
+    /// Its datagrams, one by one.
+    pub fn singles(&self) -> impl Iterator<Item = Self> + use<> {
+        let whole = *self;
+        (whole.first..whole.end).map(move |first| Self {
+            first,
+            end: first + 1,
+            ..whole
+        })
+    }
+
+    /// Its first datagram without its first `len` bytes.
+    #[must_use]
+    pub fn behind(&self, len: usize) -> Self {
+        Self {
+            end: self.end.min(self.first + 1),
+            skip: self.skip + len,
+            ..*self
+        }
+    }
+
     /// Splits off the first `count` datagrams, or all if there are no more.
     #[must_use]
     pub fn take(&mut self, count: usize) -> Self {
         let whole = *self;
         self.first += count.min(self.datagrams());
+        self.skip = 0;
         Self {
             end: self.first,
             ..whole
@@ -250,6 +273,7 @@ impl Batch {
             slot,
             first: 0,
             end,
+            skip: 0,
         }
     }
 
@@ -277,6 +301,7 @@ impl Batch {
             (part.first * segment).min(len),
             (part.end * segment).min(len),
         );
+        let first = (first + part.skip).min(end);
         (&self.bytes[start + first..start + end], segment)
     }
 

@@ -136,6 +136,12 @@ drop_reasons! {
     ReplyWrongInterface, "reply_wrong_interface",
         "the reply arrived at an interface where strict rp_filter allows no datagram of that server, and the kernel's own check missed it (net.ipv4.udp_early_demux)",
         "look for forged sources; if the server answers through that interface, set its rp_filter to 2";
+    NoAddresses, "no_addresses",
+        "the client is new, and all addresses of the upstream's source network are in use, or rest so that a late reply reaches no other client",
+        "use a larger network as `source`, or end sessions sooner by `responses` or `idle_timeout`";
+    ReplyUnknownAddress, "reply_unknown_address",
+        "it came to an address of the upstream's source network that no session has: a reply after its session had ended, or one that nobody asked for",
+        "raise `idle_timeout` or `responses` if it should have been forwarded; look for hosts that scan the network";
     ReplyLate, "reply_late",
         "the reply came after its session had ended",
         "raise `idle_timeout` or `responses` if it should have been forwarded";
@@ -278,8 +284,9 @@ pub struct ServerCounters {
     pub opened: Counter,
     /// Sessions ended.
     pub ended: Counter,
-    /// Replies that the kernel dropped because a session's buffer was full. It
-    /// tells with the next reply that it hands over.
+    /// Replies that the kernel dropped because a session's buffer was full. It tells with
+    /// the next reply that it hands over; of a buffer that sessions share, that reply's
+    /// server counts them.
     pub overflows: Counter,
     /// Errors that the network reported of datagrams sent to it, such as "port
     /// unreachable". The sender of such a report can be forged.

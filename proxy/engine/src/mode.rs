@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 
-/// Room for the longest header: 52 bytes for IPv6, 7 more with a checksum.
-const MAX_HEADER: usize = 64;
+/// Room for the longest header: 52 bytes for IPv6, and 7 for a checksum.
+pub const MAX_HEADER: usize = 64;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,17 +75,34 @@ pub enum Emit {
 }
 
 impl Mode {
-    /// What to write in front of the datagrams of one session. It is the same
-    /// for all of them, so it is made once.
+    /// Writes the header that names this client to `buffer` and returns it; nothing if the
+    /// mode has no header. It is the same for all datagrams of a session.
     #[must_use]
-    pub fn prefix(self, client: ClientAddr, local: ListenerAddr) -> Prefix {
-        match self {
-            Self::Ppv2 { emit, crc32c } => Prefix::header(client, local, crc32c, emit),
-            Self::Dsr(RewriteOn::Sdk { crc32c }) => {
-                Prefix::header(client, local, crc32c, Emit::Every)
+    pub fn write_header(
+        self,
+        client: ClientAddr,
+        local: ListenerAddr,
+        buffer: &mut [u8; MAX_HEADER],
+    ) -> &[u8] {
+        let written = match self {
+            Self::Ppv2 { crc32c: false, .. } | Self::Dsr(RewriteOn::Sdk { crc32c: false }) => {
+                ppv2::encode_udp(client.0, local.0, buffer)
             }
-            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => Prefix::NONE,
-        }
+            Self::Ppv2 { crc32c: true, .. } | Self::Dsr(RewriteOn::Sdk { crc32c: true }) => {
+                ppv2::Encoder::udp(buffer, client.0, local.0)
+                    .and_then(ppv2::Encoder::crc32c)
+                    .map(ppv2::Encoder::finish)
+            }
+            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => Ok(&[][..]),
+        };
+        written.expect("there is room for the longest header and its checksum")
+    }
+
+    /// Where the first datagrams of a session alone have the header: what is known of it
+    /// when the session begins.
+    #[must_use]
+    pub fn first_header(self) -> Option<FirstHeader> {
+        self.may_omit_header().then(FirstHeader::default)
     }
 
     /// The address that the datagrams of one session are sent from, if it is the
@@ -157,19 +174,17 @@ impl Mode {
     }
 }
 
-/// The bytes in front of a session's datagrams.
-#[derive(Clone, Debug)]
-pub struct Prefix {
-    bytes: [u8; MAX_HEADER],
-    len: usize,
-    /// Where the first datagrams alone have it: whether the server has it.
-    arrival: Option<Arrival>,
-}
+/// Whether the server of a session has its header, where only the first datagrams carry
+/// it. Such a server looks for a header in datagrams that have none of ours: a client could
+/// pass off one of its own there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FirstHeader(Arrival);
 
 /// Whether the server has a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Arrival {
     /// No datagram has gone out with it.
+    #[default]
     Due,
     /// It has gone out, and no reply has come since.
     Sent,
@@ -180,77 +195,40 @@ enum Arrival {
     },
 }
 
-impl Prefix {
-    const NONE: Self = Self {
-        bytes: [0; MAX_HEADER],
-        len: 0,
-        arrival: None,
-    };
-
-    fn header(client: ClientAddr, local: ListenerAddr, crc32c: bool, emit: Emit) -> Self {
-        let mut bytes = [0; MAX_HEADER];
-        let header = ppv2::Encoder::udp(&mut bytes, client.0, local.0).and_then(|encoder| {
-            if crc32c {
-                encoder.crc32c()
-            } else {
-                Ok(encoder)
-            }
-        });
-        let len = header
-            .expect("there is room for the longest header and its checksum")
-            .finish()
-            .len();
-        Self {
-            bytes,
-            len,
-            arrival: (emit == Emit::First).then_some(Arrival::Due),
-        }
-    }
-
-    /// Whether the server looks for a header in datagrams that have none of ours. A
-    /// client could pass off one of its own there.
+impl FirstHeader {
+    /// Whether the session's next datagrams, sent `now`, carry the header.
     #[must_use]
-    pub fn may_be_absent(&self) -> bool {
-        self.arrival.is_some()
-    }
-
-    /// The bytes for the session's next datagrams, sent `now`.
-    #[must_use]
-    pub fn bytes(&mut self, now: Instant) -> &[u8] {
-        if let Some(Arrival::Known { unanswered }) = self.arrival {
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        if let Arrival::Known { unanswered } = self.0 {
             let waits = |since: Instant| now.saturating_duration_since(since) >= FORGETS;
             if !unanswered.is_some_and(waits) {
-                return &[];
+                return false;
             }
             self.forgotten();
         }
-        &self.bytes[..self.len]
+        true
     }
 
-    /// Notes that datagrams have gone out with these bytes, `now`.
+    /// Notes that datagrams have gone out, `now`, with the header if it was due.
     pub fn went_out(&mut self, now: Instant) {
-        match &mut self.arrival {
-            Some(arrival @ Arrival::Due) => *arrival = Arrival::Sent,
-            Some(Arrival::Known { unanswered }) => _ = unanswered.get_or_insert(now),
-            Some(Arrival::Sent) | None => {}
+        match &mut self.0 {
+            arrival @ Arrival::Due => *arrival = Arrival::Sent,
+            Arrival::Known { unanswered } => _ = unanswered.get_or_insert(now),
+            Arrival::Sent => {}
         }
     }
 
     /// Notes a reply of the server.
     pub fn answered(&mut self) {
-        match &mut self.arrival {
-            // To what went out before the server forgot the header.
-            Some(Arrival::Due) | None => {}
-            Some(arrival) => *arrival = Arrival::Known { unanswered: None },
+        if self.0 != Arrival::Due {
+            self.0 = Arrival::Known { unanswered: None };
         }
     }
 
     /// Notes that the server may have forgotten the header, or has a new client: the
     /// session's next datagrams carry it again.
     pub fn forgotten(&mut self) {
-        if let Some(arrival) = &mut self.arrival {
-            *arrival = Arrival::Due;
-        }
+        self.0 = Arrival::Due;
     }
 }
 
@@ -261,81 +239,77 @@ mod tests {
     const CLIENT: &str = "[2001:db8:c::11]:54321";
     const LOCAL: &str = "[2001:db8:a::10]:9000";
 
-    fn prefix(mode: Mode) -> Prefix {
-        mode.prefix(
+    fn header(mode: Mode, buffer: &mut [u8; MAX_HEADER]) -> &[u8] {
+        mode.write_header(
             ClientAddr(CLIENT.parse().unwrap()),
             ListenerAddr(LOCAL.parse().unwrap()),
+            buffer,
         )
     }
 
     #[test]
     fn the_longest_header_fits_and_names_client_and_listener() {
-        let mut prefix = prefix(Mode::Ppv2 {
+        let mode = Mode::Ppv2 {
             emit: Emit::Every,
             crc32c: true,
-        });
-        assert!(!prefix.may_be_absent());
-        let now = Instant::now();
-        for _ in 0..3 {
-            let (header, rest) = ppv2::decode(prefix.bytes(now)).unwrap();
-            assert_eq!(header.client(), Some(CLIENT.parse().unwrap()));
-            assert_eq!(header.destination(), Some(LOCAL.parse().unwrap()));
-            assert!(header.tlvs().crc32c().is_some());
-            assert!(rest.is_empty());
-            prefix.went_out(now);
-            prefix.answered();
-        }
+        };
+        assert!(mode.first_header().is_none());
+        let mut buffer = [0; MAX_HEADER];
+        let (header, rest) = ppv2::decode(header(mode, &mut buffer)).unwrap();
+        assert_eq!(header.client(), Some(CLIENT.parse().unwrap()));
+        assert_eq!(header.destination(), Some(LOCAL.parse().unwrap()));
+        assert!(header.tlvs().crc32c().is_some());
+        assert!(rest.is_empty());
     }
 
-    fn first() -> Prefix {
-        let prefix = prefix(Mode::Ppv2 {
+    fn first() -> FirstHeader {
+        let mode = Mode::Ppv2 {
             emit: Emit::First,
             crc32c: false,
-        });
-        assert!(prefix.may_be_absent());
-        prefix
+        };
+        mode.first_header().unwrap()
     }
 
     #[test]
     fn the_first_datagrams_carry_it_until_the_server_answers() {
-        let (mut prefix, now) = (first(), Instant::now());
+        let (mut header, now) = (first(), Instant::now());
         for _ in 0..3 {
-            assert_eq!(prefix.bytes(now).len(), ppv2::IPV6_HEADER_LEN);
-            prefix.went_out(now);
+            assert!(header.is_due(now));
+            header.went_out(now);
         }
-        prefix.answered();
+        header.answered();
         for second in 0..100 {
             let now = now + Duration::from_secs(second);
-            assert!(prefix.bytes(now).is_empty(), "{second}");
-            prefix.went_out(now);
-            prefix.answered();
+            assert!(!header.is_due(now), "{second}");
+            header.went_out(now);
+            header.answered();
         }
     }
 
     #[test]
     fn a_server_that_may_have_forgotten_it_gets_it_again() {
-        let (mut prefix, now) = (first(), Instant::now());
-        let has_it = |prefix: &mut Prefix, now| {
-            let has_it = !prefix.bytes(now).is_empty();
-            prefix.went_out(now);
+        let (mut header, now) = (first(), Instant::now());
+        let has_it = |header: &mut FirstHeader, now| {
+            let has_it = header.is_due(now);
+            header.went_out(now);
             has_it
         };
-        assert!(has_it(&mut prefix, now));
-        prefix.answered();
-        prefix.forgotten();
+        assert!(has_it(&mut header, now));
+        header.answered();
+        header.forgotten();
         // What it answered before says nothing.
-        prefix.answered();
-        assert!(has_it(&mut prefix, now));
-        prefix.answered();
+        header.answered();
+        assert!(has_it(&mut header, now));
+        header.answered();
 
         // However long the client was silent.
         let now = now + Duration::from_secs(3600);
-        assert!(!has_it(&mut prefix, now));
-        assert!(!has_it(&mut prefix, now + FORGETS / 2));
-        assert!(has_it(&mut prefix, now + FORGETS));
-        assert!(has_it(&mut prefix, now + FORGETS * 2));
-        prefix.answered();
-        assert!(!has_it(&mut prefix, now + FORGETS * 2));
+        assert!(!has_it(&mut header, now));
+        assert!(!has_it(&mut header, now + FORGETS / 2));
+        assert!(has_it(&mut header, now + FORGETS));
+        assert!(has_it(&mut header, now + FORGETS * 2));
+        header.answered();
+        assert!(!has_it(&mut header, now + FORGETS * 2));
     }
 
     #[test]
@@ -349,11 +323,11 @@ mod tests {
             Mode::Dsr(RewriteOn::Server),
         ];
         for mode in without {
-            assert!(prefix(mode).bytes(Instant::now()).is_empty(), "{mode:?}");
+            assert!(header(mode, &mut [0; MAX_HEADER]).is_empty(), "{mode:?}");
         }
-        let mut sdk = prefix(Mode::Dsr(RewriteOn::Sdk { crc32c: true }));
-        assert!(!sdk.may_be_absent());
-        assert_eq!(sdk.bytes(Instant::now()).len(), ppv2::IPV6_HEADER_LEN + 7);
+        let sdk = Mode::Dsr(RewriteOn::Sdk { crc32c: true });
+        let len = header(sdk, &mut [0; MAX_HEADER]).len();
+        assert_eq!(len, ppv2::IPV6_HEADER_LEN + 7);
     }
 
     #[test]

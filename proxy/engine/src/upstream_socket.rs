@@ -1,6 +1,7 @@
 //! The socket by which a session's datagrams leave to its server: its own, connected, so
-//! that a reply can only come from the server that was asked. It is new, or that of a
-//! session that ended and whose port has rested.
+//! that a reply can only come from the server that was asked, or one that sessions of the
+//! worker share. A socket of its own is new, or that of a session that ended and whose port
+//! has rested.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use ppv2_udp::{Cause, Options, Socket};
 use crate::address::{ClientAddr, ServerAddr};
 use crate::client_ports::{ClientPort, ClientPorts};
 use crate::counters::DropReason;
-use crate::mode::{Mode, Prefix};
+use crate::mode::{FirstHeader, Mode};
 use crate::server::Target;
 use crate::session::{AfterEnd, Key};
 
@@ -22,28 +23,68 @@ const CHOICES: usize = 4;
 /// What a worker keeps with a session.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) socket: UpstreamSocket,
+    pub(crate) path: Path,
     /// Number of the listener's socket that the client writes to.
-    pub(crate) listener_socket: usize,
+    pub(crate) listener_socket: u32,
     /// The mode that it began in.
     pub(crate) mode: Mode,
-    /// What its datagrams carry in front.
-    pub(crate) prefix: Prefix,
-    /// How often the server had gone down when it was last written to.
-    pub(crate) times_down: u32,
-    /// The version of the snapshot that lets it stay with its server.
-    pub(crate) checked: u64,
-    /// Number of the interface that its latest reply came in by, 0 if that is not asked
-    /// for.
-    pub(crate) interface: u32,
     /// A new session would be given another kind of socket.
     pub(crate) is_outdated: bool,
+    /// The version of the snapshot that lets it stay with its server.
+    pub(crate) checked: u64,
+    /// Where the first datagrams alone carry the header.
+    pub(crate) first: Option<Box<First>>,
+}
+
+/// Where the first datagrams alone carry the header: whether the server still has it.
+#[derive(Debug)]
+pub(crate) struct First {
+    pub(crate) header: FirstHeader,
+    /// How often the server had gone down when it was last written to.
+    pub(crate) times_down: u32,
+}
+
+/// The socket by which a session's datagrams leave, and its replies come.
+#[derive(Debug)]
+pub(crate) enum Path {
+    /// One of its own.
+    Own(Box<UpstreamSocket>),
+    /// One that sessions of the worker share.
+    Shared {
+        /// Its number.
+        socket: u32,
+        /// The session's own source address.
+        source: IpAddr,
+    },
 }
 
 impl Connection {
+    /// The session's own socket, if it has one.
+    pub(crate) fn own_socket(&self) -> Option<&UpstreamSocket> {
+        match &self.path {
+            Path::Own(socket) => Some(socket),
+            Path::Shared { .. } => None,
+        }
+    }
+
+    /// The address of this host's that its datagrams are sent from, if routes decide which
+    /// it is.
+    pub(crate) fn own_source(&self) -> Option<IpAddr> {
+        self.own_socket().and_then(UpstreamSocket::own_source)
+    }
+
+    /// Has the header sent again, where the first datagrams alone carry it.
+    pub(crate) fn forget_header(&mut self) {
+        if let Some(first) = &mut self.first {
+            first.header.forgotten();
+        }
+    }
+
     /// What becomes of the session's socket and port when it ends.
     pub(crate) fn after_end(&self) -> AfterEnd {
-        let socket = &self.socket;
+        let Some(socket) = self.own_socket() else {
+            return AfterEnd::Pass;
+        };
         if !socket.takes_replies {
             // On a port of this host's, another session could get it.
             if socket.is_connected {
@@ -61,7 +102,7 @@ impl Connection {
     }
 }
 
-/// A socket towards a server.
+/// A session's own socket towards its server.
 #[derive(Debug)]
 pub(crate) struct UpstreamSocket {
     pub(crate) socket: Socket,
@@ -75,6 +116,9 @@ pub(crate) struct UpstreamSocket {
     pub(crate) pool: PortPool,
     /// The kernel's latest count of replies lost because its buffer was full.
     pub(crate) overflows: u32,
+    /// Number of the interface that its latest reply came in by, 0 if that is not asked
+    /// for.
+    pub(crate) interface: u32,
     pub(crate) receive_batch: ReceiveBatch,
 }
 
@@ -154,6 +198,7 @@ impl UpstreamSocket {
             client_port: None,
             pool,
             overflows: 0,
+            interface: 0,
             receive_batch: ReceiveBatch::default(),
         }
     }

@@ -16,6 +16,7 @@ mod new_session;
 mod reconfigure;
 mod server_to_client;
 mod session_socket;
+mod shared_socket;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ use client_to_server::Run;
 use new_session::{OwnAddresses, ServerAddresses};
 use server_to_client::Replies;
 use session_socket::{Recent, Shortages};
+use shared_socket::SharedSockets;
 
 pub use reconfigure::{Reconfiguration, WrongInterfaces};
 
@@ -73,6 +75,8 @@ const LAST_TAKES: usize = 1024;
 pub struct WorkerSetup {
     /// Its number; each begins its turns through the servers elsewhere.
     pub number: usize,
+    /// How many workers there are.
+    pub workers: usize,
     /// Sockets that clients write to, at addresses that the snapshot has.
     pub sockets: Vec<Socket>,
     /// Listeners, servers and where sessions go.
@@ -147,17 +151,25 @@ struct ListenerSocket {
 enum Readable {
     /// A listener's socket.
     Listener(usize),
+    /// A socket that sessions share.
+    Shared(u32),
     /// A session's socket.
     Session(SessionId),
 }
 
 impl Readable {
-    // Sessions' generations begin at 1, which leaves keys below 2³² to listeners.
+    /// Tells the keys of shared sockets from those of listeners.
+    const SHARED: u64 = 1 << 31;
+
+    // Sessions' generations begin at 1, which leaves keys below 2³² to others.
+    #[expect(clippy::cast_possible_truncation, reason = "it has been compared")]
     fn of_key(key: u64) -> Self {
         if key >> 32 != 0 {
             Self::Session(SessionId::from_bits(key))
+        } else if key & Self::SHARED != 0 {
+            Self::Shared((key & !Self::SHARED) as u32)
         } else {
-            Self::Listener(usize::try_from(key).unwrap_or(usize::MAX))
+            Self::Listener(key as usize)
         }
     }
 
@@ -166,6 +178,7 @@ impl Readable {
             Self::Listener(number) => u32::try_from(number)
                 .expect("a process has fewer than 2^32 descriptors")
                 .into(),
+            Self::Shared(number) => u64::from(number) | Self::SHARED,
             Self::Session(id) => id.to_bits(),
         }
     }
@@ -194,6 +207,7 @@ pub struct Worker {
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Connection>,
+    shared_sockets: SharedSockets,
     capacity: Arc<Capacity>,
     client_ports: Arc<ClientPorts>,
     incoming: Batch,
@@ -218,6 +232,7 @@ impl Worker {
         let now = Instant::now();
         let WorkerSetup {
             number,
+            workers,
             sockets,
             snapshot,
             capacity,
@@ -240,10 +255,11 @@ impl Worker {
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, number, Connection::after_end),
+            shared_sockets: SharedSockets::new(number, workers),
             capacity,
             client_ports,
             incoming: Batch::default(),
-            run: Run::default(),
+            run: Run::new(now),
             replies: Replies::new(number),
             counters,
             commands,
@@ -277,6 +293,7 @@ impl Worker {
                 match Readable::of_key(key) {
                     Readable::Listener(number) => _ = self.take_from_clients(number, now),
                     Readable::Session(id) => _ = self.take_from_server(id, now),
+                    Readable::Shared(number) => _ = self.take_from_shared(number, now),
                 }
                 if at_once {
                     self.replies.send(&self.listener_sockets);
@@ -328,6 +345,7 @@ impl Worker {
             .expire(now, |session| self.replies.are_none_late(session));
         self.close_ended(now);
         self.close_rested(now);
+        self.collect_removed(now);
         self.publish_counts();
     }
 
@@ -393,8 +411,15 @@ impl Worker {
     /// in time still passes.
     fn take_last_replies(&mut self, ids: &[SessionId], now: Instant) {
         for id in ids {
+            let session = self.table.get(*id);
+            if session.is_some_and(|session| session.connection.own_socket().is_some()) {
+                let mut takes = 0..LAST_TAKES;
+                while takes.next().is_some() && self.take_from_server(*id, now) > 0 {}
+            }
+        }
+        for number in self.shared_sockets.numbers() {
             let mut takes = 0..LAST_TAKES;
-            while takes.next().is_some() && self.take_from_server(*id, now) > 0 {}
+            while takes.next().is_some() && self.take_from_shared(number, now) > 0 {}
         }
         self.replies.send(&self.listener_sockets);
     }

@@ -50,12 +50,12 @@ fn routing(targets: &Targets) -> Routing {
     }
 }
 
-fn targets(servers: &[UdpSocket]) -> Targets {
+fn targets(servers: &[UdpSocket], sources: &Sources) -> Targets {
     let target = |socket: &UdpSocket| {
         let address = ServerAddr(socket.local_addr().unwrap());
         Target {
             server: Server::new("upstream", &address.to_string(), address, 1),
-            sources: Sources::Addresses(Arc::from([])),
+            sources: sources.clone(),
             replies: Replies::Session,
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
@@ -74,6 +74,19 @@ fn settings() -> ListenerSettings {
         amplification: None,
     };
     ListenerSettings::new(Listener::new("listener", 1), rules)
+}
+
+/// Each session has a socket of its own.
+fn sources() -> Sources {
+    Sources::Addresses(Arc::from([]))
+}
+
+/// Each session has an address of its own.
+fn network() -> Sources {
+    Sources::Network(SourceNetwork {
+        network: "127.64.0.0/10".parse().unwrap(),
+        port: None,
+    })
 }
 
 /// Asks and answers so many times for each client, and takes some more
@@ -110,12 +123,12 @@ struct Running {
     stop: Box<dyn FnOnce()>,
 }
 
-fn worker(servers: &[UdpSocket], pauses: Pauses) -> Running {
+fn worker(servers: &[UdpSocket], sources: &Sources, pauses: Pauses) -> Running {
     let listener =
         Socket::listen("127.0.0.1:0".parse().unwrap(), Binding::default(), OPTIONS).unwrap();
     let address = listener.bound();
     let (commands, receiver) = mpsc::channel();
-    let targets = targets(servers);
+    let targets = targets(servers, sources);
     let snapshot = Arc::new(Snapshot {
         listeners: [ListenerSnapshot {
             settings: Arc::new(settings()),
@@ -130,6 +143,7 @@ fn worker(servers: &[UdpSocket], pauses: Pauses) -> Running {
     });
     let (worker, waker) = Worker::new(WorkerSetup {
         number: 0,
+        workers: 1,
         sockets: vec![listener],
         snapshot: Arc::clone(&snapshot),
         capacity: Capacity::new(100, 110),
@@ -152,14 +166,14 @@ fn worker(servers: &[UdpSocket], pauses: Pauses) -> Running {
 
 /// Allocations of a worker that moves datagrams for so many rounds, between its
 /// clients and so many servers.
-fn allocations(rounds: usize, servers: usize) -> u64 {
+fn allocations(rounds: usize, servers: usize, sources: &Sources) -> u64 {
     let servers: Vec<_> = (0..servers).map(|_| socket()).collect();
     let Running {
         worker,
         address,
         snapshot,
         stop,
-    } = worker(&servers, Pauses::default());
+    } = worker(&servers, sources, Pauses::default());
     let running = thread::spawn(move || {
         let mut result = Ok(());
         let measured = allocation_counter::measure(|| result = worker.run());
@@ -176,27 +190,36 @@ fn allocations(rounds: usize, servers: usize) -> u64 {
 
 #[test]
 fn a_hundred_times_the_datagrams_take_no_allocation_more() {
-    for servers in [1, 4] {
-        let few = allocations(30, servers);
+    for (servers, sources) in [(1, sources()), (4, sources()), (4, network())] {
+        let few = allocations(30, servers, &sources);
         assert!(few > 0, "beginning sessions allocates, and is counted");
-        assert_eq!(allocations(3000, servers), few);
+        assert_eq!(allocations(3000, servers, &sources), few, "{sources:?}");
     }
 }
 
 #[test]
 fn replies_that_wait_at_a_stop_are_passed_on() {
+    for sources in [sources(), network()] {
+        assert_waiting_replies_are_passed_on(&sources);
+    }
+}
+
+fn assert_waiting_replies_are_passed_on(sources: &Sources) {
     let server = [socket()];
     // They and the order to stop come in the pause after the first.
     let pauses = Pauses {
         coalesce: Duration::from_millis(300),
         ..Pauses::default()
     };
-    let running = worker(&server, pauses);
+    let running = worker(&server, sources, pauses);
     let worker = running.worker;
     let worker = thread::spawn(move || worker.run().unwrap());
     let client = socket();
     client.send_to(b"question", running.address).unwrap();
     let (_, session) = server[0].recv_from(&mut [0; 100]).unwrap();
+    if let Some(network) = sources.network() {
+        assert!(network.network.contains(&session.ip()), "{session}");
+    }
     for number in 0..100 {
         server[0].send_to(&[number], session).unwrap();
     }

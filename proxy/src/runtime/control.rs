@@ -130,8 +130,10 @@ impl Control {
         let first = snapshot(&active, routing, None, BTreeSet::new(), log.as_ref());
         let snapshot = Arc::new(first);
         let client_ports = Arc::default();
-        let workers = Workers::start(sockets.len(), |number, commands| WorkerSetup {
+        let count = sockets.len();
+        let workers = Workers::start(count, |number, commands| WorkerSetup {
             number,
+            workers: count,
             sockets: std::mem::take(&mut sockets[number]),
             snapshot: Arc::clone(&snapshot),
             capacity: Arc::clone(&capacity),

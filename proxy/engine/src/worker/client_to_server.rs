@@ -3,16 +3,18 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket, TrafficClass};
+use ppv2_udp::{BATCH, Cause, Outgoing, Part, Received, SendFault, TrafficClass};
 
 use super::{Worker, reconfigure};
 use crate::address::ServerAddr;
-use crate::counters::{
-    DropReason, EndReason, ListenerCounters, Oversize, ServerCounters, WorkerCounters,
-};
+use crate::counters::{DropReason, EndReason, Oversize, ServerCounters, WorkerCounters};
+use crate::mode::{MAX_HEADER, Mode};
 use crate::session::{Amount, Key, SessionId};
+use crate::upstream_socket::Path;
 
 /// How long no other datagram is noted as oversize, which takes a lock.
 const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
@@ -21,19 +23,50 @@ const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
 /// takes more than it may.
 const MOVES: usize = 4;
 
-/// Datagrams of a batch that go to one session. Those that follow each other leave
-/// in one call.
+/// Datagrams of a batch that leave by one socket, in one call.
 pub(super) struct Run {
-    session: Option<SessionId>,
-    parts: Vec<Part>,
+    socket: Option<RunSocket>,
+    now: Instant,
+    /// At most [`BATCH`].
+    queued: Vec<Queued>,
+    /// Headers of those that are queued, by their place.
+    headers: Box<[[u8; MAX_HEADER]; BATCH]>,
 }
 
-impl Default for Run {
-    fn default() -> Self {
+/// The socket that a run leaves by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunSocket {
+    /// That of this session.
+    Own(SessionId),
+    /// That of this number, which sessions share.
+    Shared(u32),
+}
+
+/// Datagrams of one session that are to leave.
+#[derive(Clone, Copy)]
+struct Queued {
+    session: SessionId,
+    part: Part,
+    /// Place and length of the header.
+    header: (usize, usize),
+    to: Option<SocketAddr>,
+    from: Option<SocketAddr>,
+    class: TrafficClass,
+}
+
+impl Run {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
-            session: None,
-            parts: Vec::with_capacity(BATCH),
+            socket: None,
+            now,
+            queued: Vec::with_capacity(BATCH),
+            headers: Box::new([[0; MAX_HEADER]; BATCH]),
         }
+    }
+
+    fn header_of(&self, queued: &Queued) -> &[u8] {
+        let (place, len) = queued.header;
+        &self.headers[place][..len]
     }
 }
 
@@ -56,13 +89,7 @@ impl Worker {
                 let Some(id) = self.session_for(number, part, now) else {
                     continue;
                 };
-                // A session has one part of each slot, unless it takes more than it may
-                // since no other could be begun.
-                if self.run.session != Some(id) || self.run.parts.len() == BATCH {
-                    self.send_run();
-                    self.run.session = Some(id);
-                }
-                self.run.parts.push(part);
+                self.queue(id, part, now);
             }
         }
         self.send_run();
@@ -110,15 +137,10 @@ impl Worker {
             None if self.is_too_fast(number, &key, amount, now) => Err(DropReason::ClientRate),
             None => match self.known_session(&key, amount, now) {
                 Some(id) => Ok(id),
-                None => {
-                    // Beginning one may end another, which the collected datagrams may be
-                    // of.
-                    self.send_run();
-                    match self.new_session(number, key, now) {
-                        Ok(id) => Ok(self.table.count(now, id, amount)),
-                        Err(reason) => self.overdraw(&key, amount, now).ok_or(reason),
-                    }
-                }
+                None => match self.new_session(number, key, now) {
+                    Ok(id) => Ok(self.table.count(now, id, amount)),
+                    Err(reason) => self.overdraw(&key, amount, now).ok_or(reason),
+                },
             },
         };
         let listener = &self.listener_sockets[number].settings.listener;
@@ -152,9 +174,7 @@ impl Worker {
         let id = self.table.find(key)?;
         let checked = self.table.get(id)?.connection.checked;
         if checked != self.snapshot.version && self.must_leave(id) {
-            // The collected datagrams may be of it.
-            self.send_run();
-            self.table.end(now, id, EndReason::Moved);
+            self.end(id, EndReason::Moved, now);
             return None;
         }
         self.table.request_of(now, id, amount)
@@ -207,53 +227,200 @@ impl Worker {
                 }
                 return Some(id);
             }
-            self.table.end(now, id, EndReason::Moved);
+            self.end(id, EndReason::Moved, now);
         }
         None
     }
 
-    /// Sends the collected datagrams to their session's server.
-    pub(super) fn send_run(&mut self) {
-        let Run { session, parts } = &mut self.run;
-        if let Some(session) = session.take().and_then(|id| self.table.get_mut(id)) {
-            let now = session.last_active;
-            let (server, connection) = (&session.server, &mut session.connection);
-            let counters = server.counters(self.number);
-            let forward = Forward {
-                batch: &self.incoming,
-                socket: &connection.socket.socket,
-                to: server.address,
-                is_connected: connection.socket.is_connected,
-                dscp: session.settings.dscp,
-                oversize_noted: &self.oversize_noted,
-                worker: &self.counters,
-                listener: session.settings.listener.counters(self.number),
-                server: counters,
-                lacks_route: Cell::new(false),
-            };
-            let refusals = counters.refusals.get();
-            let prefix = &mut connection.prefix;
-            let sent = if prefix.may_be_absent() {
-                let times_down = server.times_down();
-                if std::mem::replace(&mut connection.times_down, times_down) != times_down {
-                    prefix.forgotten();
+    /// Ends a session whose datagrams may be queued.
+    pub(super) fn end(&mut self, id: SessionId, reason: EndReason, now: Instant) {
+        self.send_run();
+        self.table.end(now, id, reason);
+    }
+
+    /// Has datagrams of a session leave with others by its socket.
+    fn queue(&mut self, id: SessionId, part: Part, now: Instant) {
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
+        let connection = &mut session.connection;
+        let has_header = match &mut connection.first {
+            None => true,
+            Some(first) => {
+                let times_down = session.server.times_down();
+                if std::mem::replace(&mut first.times_down, times_down) != times_down {
+                    first.header.forgotten();
                 }
-                forward.send_unforged(prefix.bytes(now), parts)
+                first.header.is_due(now)
+            }
+        };
+        let (socket, to, from) = match &connection.path {
+            Path::Own(own) => {
+                let to = (!own.is_connected).then_some(session.server.address.0);
+                (RunSocket::Own(id), to, None)
+            }
+            Path::Shared { socket, source } => {
+                let to = session.server.address.0;
+                let from = SocketAddr::new(*source, 0);
+                (RunSocket::Shared(*socket), Some(to), Some(from))
+            }
+        };
+        let received = self.incoming.received(part.slot);
+        let dscp = session.settings.dscp;
+        let class = received.map_or(TrafficClass::default(), |r| r.class.passed(dscp));
+        let looks_for_headers = connection.first.is_some();
+        let queued = Queued {
+            session: id,
+            part,
+            header: (0, 0),
+            to,
+            from,
+            class,
+        };
+        let header = has_header.then_some((connection.mode, session.key));
+        self.run.now = now;
+        let is_forged = |one: &Part| begins_as_header(self.incoming.first_of(*one));
+        if !looks_for_headers || !part.singles().any(|one| is_forged(&one)) {
+            self.push(socket, queued, header);
+            return;
+        }
+        // The server would believe the client's own header where it has none of ours.
+        let listener = Arc::clone(&session.settings.listener);
+        for part in part.singles() {
+            if begins_as_header(self.incoming.first_of(part)) {
+                let counters = listener.counters(self.number);
+                counters.dropped(DropReason::ForgedHeader).add(1);
             } else {
-                forward.send(prefix.bytes(now), parts)
+                self.push(socket, Queued { part, ..queued }, header);
+            }
+        }
+    }
+
+    /// Adds to the run; sends it first if it leaves by another socket or is full.
+    fn push(&mut self, socket: RunSocket, mut queued: Queued, header: Option<(Mode, Key)>) {
+        if self.run.socket != Some(socket) || self.run.queued.len() == BATCH {
+            self.send_run();
+            self.run.socket = Some(socket);
+        }
+        let Run {
+            queued: before,
+            headers,
+            ..
+        } = &mut self.run;
+        queued.header = match (before.last(), header) {
+            (_, None) => (0, 0),
+            (Some(last), _) if last.session == queued.session => last.header,
+            (_, Some((mode, key))) => {
+                let place = before.len();
+                let header = mode.write_header(key.client, key.local, &mut headers[place]);
+                (place, header.len())
+            }
+        };
+        before.push(queued);
+    }
+
+    /// Sends the queued datagrams to their servers.
+    pub(super) fn send_run(&mut self) {
+        let Some(run_socket) = self.run.socket.take() else {
+            return;
+        };
+        let socket = match run_socket {
+            RunSocket::Own(id) => {
+                let session = self.table.get(id);
+                session.and_then(|session| Some(&session.connection.own_socket()?.socket))
+            }
+            RunSocket::Shared(number) => self.shared_sockets.socket(number),
+        };
+        let mut unsent = [Unsent::default(); BATCH];
+        let (run, table, worker) = (&self.run, &self.table, self.number);
+        if let Some(socket) = socket {
+            let outgoing = |index: usize| {
+                let queued = &run.queued[index];
+                let outgoing = Outgoing {
+                    to: queued.to,
+                    from: queued.from,
+                    class: queued.class,
+                    header: run.header_of(queued),
+                };
+                (queued.part, outgoing)
             };
-            if sent > 0 {
-                prefix.went_out(now);
+            let fault = |index: usize, fault| {
+                let (queued, unsent): (&Queued, _) = (&run.queued[index], &mut unsent[index]);
+                let Some(session) = table.get(queued.session) else {
+                    return;
+                };
+                match (fault, run_socket) {
+                    (SendFault::Earlier(report), RunSocket::Own(_)) => {
+                        unsent.is_refused = true;
+                        count_report(session.server.counters(worker), &report);
+                    }
+                    // Its error queue tells whose datagram it was.
+                    (SendFault::Earlier(_), RunSocket::Shared(_)) => {}
+                    (
+                        SendFault::Lost {
+                            error,
+                            datagrams,
+                            len,
+                        },
+                        _,
+                    ) => {
+                        let reason = why_unsent(&error);
+                        let counters = session.settings.listener.counters(worker);
+                        counters.dropped(reason).add(datagrams as u64);
+                        unsent.datagrams += datagrams;
+                        unsent.bytes += datagrams * len;
+                        unsent.lacks_route |= reason == DropReason::Unreachable;
+                        if reason == DropReason::Oversize {
+                            let (server, header) = (session.server.address, queued.header.1);
+                            note_oversize(
+                                &self.oversize_noted,
+                                &self.counters,
+                                server,
+                                len,
+                                header,
+                            );
+                        }
+                    }
+                }
+            };
+            socket.send(&self.incoming, run.queued.len(), outgoing, fault);
+        }
+        for (queued, unsent) in self.run.queued.drain(..).zip(unsent) {
+            let Some(session) = self.table.get_mut(queued.session) else {
+                continue;
+            };
+            let datagrams = queued.part.datagrams();
+            let bytes = self.incoming.len_of(queued.part) + datagrams * queued.header.1;
+            let sent = datagrams.saturating_sub(unsent.datagrams);
+            let counters = session.server.counters(worker);
+            counters.sent.add(sent as u64);
+            counters
+                .sent_bytes
+                .add(bytes.saturating_sub(unsent.bytes) as u64);
+            if let Some(first) = &mut session.connection.first {
+                if sent > 0 {
+                    first.header.went_out(self.run.now);
+                }
+                if unsent.is_refused {
+                    first.header.forgotten();
+                }
             }
-            if counters.refusals.get() != refusals {
-                prefix.forgotten();
-            }
-            if forward.lacks_route.get() {
+            if unsent.lacks_route {
                 session.needs_socket |= reconfigure::may_need_socket(session, &self.settled);
             }
         }
-        parts.clear();
     }
+}
+
+/// What became of queued datagrams that were not all sent.
+#[derive(Clone, Copy, Default)]
+struct Unsent {
+    datagrams: usize,
+    bytes: usize,
+    /// The server refused an earlier one.
+    is_refused: bool,
+    /// There is no route, or the source address is gone.
+    lacks_route: bool,
 }
 
 /// Why a datagram is dropped, by what is known of it alone.
@@ -269,100 +436,27 @@ fn refused(received: &Received) -> Option<DropReason> {
     }
 }
 
-/// Where datagrams are taken from and sent to, and where they are counted.
-struct Forward<'a> {
-    batch: &'a Batch,
-    socket: &'a Socket,
-    to: ServerAddr,
-    is_connected: bool,
-    dscp: bool,
-    oversize_noted: &'a Cell<Option<Instant>>,
-    worker: &'a WorkerCounters,
-    listener: &'a ListenerCounters,
-    server: &'a ServerCounters,
-    /// Something could not be sent because there is no route, or the source address is gone.
-    lacks_route: Cell<bool>,
-}
-
-impl Forward<'_> {
-    /// Sends `parts`, each datagram with `header` in front. Returns how many were sent.
-    fn send(&self, header: &[u8], parts: &[Part]) -> usize {
-        let to = (!self.is_connected).then_some(self.to.0);
-        let outgoing = |index: usize| {
-            let part = parts[index];
-            let outgoing = Outgoing {
-                to,
-                from: None,
-                class: self.class(part.slot),
-                header,
-            };
-            (part, outgoing)
-        };
-        let socket = self.socket;
-        let sent = socket.send(self.batch, parts.len(), outgoing, |_, fault| match fault {
-            SendFault::Earlier(report) => count_report(self.server, &report),
-            SendFault::Lost {
-                error,
-                datagrams,
-                len,
-            } => {
-                let reason = why_unsent(&error);
-                self.listener.dropped(reason).add(datagrams as u64);
-                if reason == DropReason::Unreachable {
-                    self.lacks_route.set(true);
-                }
-                if reason == DropReason::Oversize {
-                    self.note_oversize(len, header.len());
-                }
-            }
-        });
-        self.server.sent.add(sent.datagrams as u64);
-        self.server.sent_bytes.add(sent.bytes as u64);
-        sent.datagrams
+/// Notes for the operator which datagram was too long.
+fn note_oversize(
+    noted: &Cell<Option<Instant>>,
+    worker: &WorkerCounters,
+    server: ServerAddr,
+    len: usize,
+    header: usize,
+) {
+    let recent = |noted: Instant| noted.elapsed() < OVERSIZE_PAUSE;
+    if noted.get().is_some_and(recent) {
+        return;
     }
-
-    /// As [`send`](Self::send), but drops datagrams that begin as a header does. A
-    /// server that looks for a header where it knows of none would believe theirs.
-    fn send_unforged(&self, header: &[u8], parts: &[Part]) -> usize {
-        let is_forged = |one: &Part| begins_as_header(self.batch.first_of(*one));
-        let singles = |part: &Part| {
-            let mut rest = *part;
-            (0..part.datagrams()).map(move |_| rest.take(1))
-        };
-        if !parts.iter().flat_map(singles).any(|one| is_forged(&one)) {
-            return self.send(header, parts);
-        }
-        let mut sent = 0;
-        for one in parts.iter().flat_map(singles) {
-            if is_forged(&one) {
-                self.listener.dropped(DropReason::ForgedHeader).add(1);
-            } else {
-                sent += self.send(header, &[one]);
-            }
-        }
-        sent
-    }
-
-    fn class(&self, slot: usize) -> TrafficClass {
-        let received = self.batch.received(slot);
-        received.map_or(TrafficClass::default(), |r| r.class.passed(self.dscp))
-    }
-
-    fn note_oversize(&self, len: usize, header: usize) {
-        let recent = |noted: Instant| noted.elapsed() < OVERSIZE_PAUSE;
-        if self.oversize_noted.get().is_some_and(recent) {
-            return;
-        }
-        self.oversize_noted.set(Some(Instant::now()));
-        let noted = Oversize {
-            server: self.to.0,
-            len,
-            header,
-        };
-        // If it is being read, the next one is as good.
-        if let Ok(mut latest) = self.worker.oversize.try_lock() {
-            *latest = Some(noted);
-        }
+    noted.set(Some(Instant::now()));
+    let oversize = Oversize {
+        server: server.0,
+        len,
+        header,
+    };
+    // If it is being read, the next one is as good.
+    if let Ok(mut latest) = worker.oversize.try_lock() {
+        *latest = Some(oversize);
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::session_socket::SessionSocket;
+use super::session_socket::NewPath;
 use super::{Readable, Worker, random_seed};
 use crate::address::own_addresses;
 use crate::client_limits::{ClientPermit, Network};
@@ -15,7 +15,7 @@ use crate::server::Target;
 use crate::session::{Key, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
-use crate::upstream_socket::Connection;
+use crate::upstream_socket::{Connection, First};
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -33,6 +33,7 @@ impl Worker {
         now: Instant,
     ) -> Result<SessionId, DropReason> {
         self.close_ended(now);
+        self.collect_removed(now);
         let old = self.table.find(&key);
         if let Some(renewed) = old.and_then(|old| self.renew(old, number, key, now)) {
             return renewed;
@@ -58,7 +59,7 @@ impl Worker {
         if self.capacity.is_full() {
             self.make_room_for_all(now);
         }
-        let mut got = self.session_socket(&key, &settings, &target, now)?;
+        let mut got = self.new_path(&key, &settings, &target, now)?;
         got.permit = got.permit.of_client(client_permit);
         self.begin(now, key, number, &settings, &target, got)
     }
@@ -135,11 +136,12 @@ impl Worker {
             let Some(id) = self.table.giving_way(now, client) else {
                 return false;
             };
-            // Its answer may wait unread.
+            // Its answer may wait unread, and may end a session whose datagrams are queued.
+            self.send_run();
             self.take_from_server(id, now);
             let session = self.table.get(id);
             if session.is_some_and(|session| session.is_active() && session.replies == 0) {
-                self.table.end(now, id, EndReason::Unanswered);
+                self.end(id, EndReason::Unanswered, now);
                 return true;
             }
         }
@@ -154,18 +156,19 @@ impl Worker {
         number: usize,
         settings: &Arc<ListenerSettings>,
         target: &Target,
-        got: SessionSocket,
+        got: NewPath,
     ) -> Result<SessionId, DropReason> {
         let server = &target.server;
         let connection = Connection {
-            socket: got.socket,
-            listener_socket: number,
+            path: got.path,
+            listener_socket: u32::try_from(number).unwrap_or(u32::MAX),
             mode: target.mode,
-            prefix: target.mode.prefix(key.client, key.local),
-            times_down: server.times_down(),
-            checked: self.snapshot.version,
-            interface: 0,
             is_outdated: false,
+            checked: self.snapshot.version,
+            first: target.mode.first_header().map(|header| {
+                let times_down = server.times_down();
+                Box::new(First { header, times_down })
+            }),
         };
         let permit = got.permit;
         let id = self
@@ -173,11 +176,14 @@ impl Worker {
             .open(now, key, settings, server, permit, connection);
         let watch_key = Readable::Session(id).key();
         let watched = self.table.get(id).map(|session| {
-            let upstream = &session.connection.socket;
-            match (upstream.takes_replies, got.is_watched) {
-                (false, _) => Ok(()),
-                (true, true) => self.readiness.rename(&upstream.socket, watch_key),
-                (true, false) => self.readiness.register(&upstream.socket, watch_key),
+            match (session.connection.own_socket(), got.is_watched) {
+                (Some(own), true) if own.takes_replies => {
+                    self.readiness.rename(&own.socket, watch_key)
+                }
+                (Some(own), false) if own.takes_replies => {
+                    self.readiness.register(&own.socket, watch_key)
+                }
+                _ => Ok(()),
             }
         });
         if let Some(Err(_)) = watched {
@@ -185,6 +191,7 @@ impl Worker {
             self.table.abort(id);
             return Err(DropReason::NoMemory);
         }
+        self.note_shared(id);
         settings.listener.counters(self.number).opened.add(1);
         server.counters(self.number).opened.add(1);
         tracing::trace!(client = %key.client, local = %key.local, "session begun");

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use ppv2_udp::{Cause, Socket};
 
 use super::new_session::ServerAddresses;
-use super::session_socket::{Recent, SessionSocket, ask_for_interface};
+use super::session_socket::{NewPath, Recent, ask_for_interface};
 use super::{ListenerSocket, Readable, Worker};
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, EndReason};
 use crate::session::{Key, Session, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
-use crate::upstream_socket::Connection;
+use crate::upstream_socket::{Connection, Path};
 
 /// How long no other socket is tried to a server after one would have sent from the same
 /// address, or had no route: a server that is switched off must not cost one for each
@@ -84,6 +84,8 @@ impl Worker {
             self.compare_sessions(&before, &passed, now);
         }
         self.close_listener_sockets(now);
+        self.collect_removed(now);
+        self.close_unused_shared();
     }
 
     /// Has listeners' sockets serve the listeners that their addresses now belong to.
@@ -147,7 +149,7 @@ impl Worker {
         let snapshot = Arc::clone(&self.snapshot);
         let (mut ends, mut updates, mut set_aside) = (Vec::new(), Vec::new(), HashSet::new());
         for (id, session) in self.table.iter_mut() {
-            let is_passed = passed.contains(&session.connection.listener_socket);
+            let is_passed = passed.contains(&(session.connection.listener_socket as usize));
             let listener = &session.settings.listener;
             let Some(new) = snapshot.of(listener) else {
                 // Otherwise it ends when its listener's sockets are closed.
@@ -219,8 +221,9 @@ impl Worker {
             // What came in time is still taken, and what has come since is counted.
             self.take_waiting(*number, now);
         }
-        let of_closed =
-            |session: &Session<Connection>| closed.contains(&session.connection.listener_socket);
+        let of_closed = |session: &Session<Connection>| {
+            closed.contains(&(session.connection.listener_socket as usize))
+        };
         let ends = self.table.iter_mut();
         let ends = ends.filter(|(_, session)| of_closed(session));
         let ends: Vec<_> = ends.map(|(id, _)| id).collect();
@@ -248,9 +251,12 @@ impl Worker {
         let snapshot = Arc::clone(&self.snapshot);
         for (_, session) in self.table.iter_mut() {
             let (server, connection) = (&session.server, &mut session.connection);
-            ask_for_interface(&self.wrong_interfaces, &connection.socket, server.address);
-            connection.interface = 0;
-            let Some(source) = connection.socket.own_source() else {
+            let Path::Own(socket) = &mut connection.path else {
+                continue;
+            };
+            ask_for_interface(&self.wrong_interfaces, socket, server.address);
+            socket.interface = 0;
+            let Some(source) = socket.own_source() else {
                 continue;
             };
             let listener = &session.settings.listener;
@@ -286,7 +292,7 @@ impl Worker {
         let settings = Arc::clone(&session.settings);
         let listener = self.snapshot.of(&settings.listener)?;
         let target = listener.targets.of(&session.server)?.clone();
-        let source = session.connection.socket.own_source();
+        let source = session.connection.own_source();
         let ids = (settings.listener.id(), target.server.id());
         if self.routeless.contains(ids, now) {
             return Some(Err(DropReason::Unreachable));
@@ -309,16 +315,16 @@ impl Worker {
             self.table.get_mut(old)?.needs_socket = false;
             return Some(Ok(old));
         }
-        self.table.end(now, old, EndReason::Network);
+        self.end(old, EndReason::Network, now);
         let sessions = settings.client_sessions.as_ref();
         let client = sessions.map(|sessions| sessions.take(key.client.0.ip()));
         let Some(client) = client.map_or(Some(None), |permit| permit.map(Some)) else {
             return Some(Err(DropReason::ClientSessions));
         };
         Some(self.permit(now).and_then(|permit| {
-            let got = SessionSocket {
+            let got = NewPath {
                 permit: permit.of_client(client),
-                socket,
+                path: Path::Own(Box::new(socket)),
                 is_watched: false,
             };
             self.begin(now, key, number, &settings, &target, got)
@@ -336,7 +342,7 @@ pub(super) fn is_wrong(wrong: &WrongInterfaces, server: ServerAddr, interface: u
 /// Whether another socket could send what this session's could not.
 pub(super) fn may_need_socket(session: &Session<Connection>, settled: &Recent<IpAddr>) -> bool {
     let server = session.server.address.0.ip();
-    session.connection.socket.own_source().is_some() && !settled.contains(server, Instant::now())
+    session.connection.own_source().is_some() && !settled.contains(server, Instant::now())
 }
 
 /// What the kernel says of addresses, each asked for once.

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::time::Instant;
 
-use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Received, SendFault};
+use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket};
 use slab::Slab;
 
 use super::client_to_server::count_report;
@@ -14,11 +14,14 @@ use super::{ListenerSocket, Worker};
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, ServerCounters};
 use crate::session::{Amount, Session, SessionId};
-use crate::upstream_socket::{Connection, UpstreamSocket};
+use crate::upstream_socket::{Connection, Path, UpstreamSocket};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.
 const ERRORS_AT_ONCE: usize = 4;
+
+/// As [`ERRORS_AT_ONCE`], of a socket that sessions share.
+const SHARED_ERRORS_AT_ONCE: usize = 32;
 
 /// The most late replies and errors to read from a socket before it is closed or taken
 /// over.
@@ -35,19 +38,94 @@ impl Worker {
             return 0;
         };
         let connection = &mut session.connection;
-        if !connection.socket.takes_replies {
-            return 0;
-        }
         let counters = session.server.counters(self.number);
-        let refusals = counters.refusals.get();
-        let slots = self.replies.receive(&mut connection.socket, counters);
-        if counters.refusals.get() != refusals {
-            connection.prefix.forgotten();
-        }
+        let slots = match &mut connection.path {
+            Path::Own(socket) if socket.takes_replies => {
+                let refusals = counters.refusals.get();
+                let slots = self.replies.receive(socket, counters);
+                if counters.refusals.get() != refusals {
+                    connection.forget_header();
+                }
+                slots
+            }
+            Path::Own(_) => return 0,
+            Path::Shared { socket, .. } => {
+                let number = *socket;
+                return self.take_from_shared(number, now);
+            }
+        };
         for slot in slots.clone() {
             self.pass(slot, id, now);
         }
         slots.len()
+    }
+
+    /// Takes a batch of replies from a socket that sessions share, to leave at the end of
+    /// the round. Returns how many, bursts counted as one.
+    pub(super) fn take_from_shared(&mut self, number: u32, now: Instant) -> usize {
+        // One call then fills all of the batch.
+        self.replies.send(&self.listener_sockets);
+        let Some(shared) = self.shared_sockets.get_mut(number) else {
+            return 0;
+        };
+        let slots = self.replies.receive_from_shared(&shared.socket);
+        let latest = slots
+            .clone()
+            .last()
+            .and_then(|slot| self.replies.batch.received(slot));
+        let lost = latest.map_or(0, |latest| latest.newly_lost(&mut shared.overflows));
+        if slots.is_empty() {
+            self.take_errors(number);
+        }
+        for slot in slots.clone() {
+            let Some(received) = self.replies.batch.received(slot) else {
+                continue;
+            };
+            let to = received.local.ip();
+            let id = self.shared_sockets.session_at(to);
+            match id.filter(|id| self.table.get(*id).is_some()) {
+                Some(id) => {
+                    if lost > 0 && slot + 1 == slots.end {
+                        self.count_overflows_of(id, lost);
+                    }
+                    self.pass(slot, id, now);
+                }
+                None => {
+                    let datagrams = received.datagrams() as u64;
+                    let shared = &mut self.shared_sockets;
+                    shared.drop_of_no_session(number, to, datagrams, now);
+                }
+            }
+        }
+        slots.len()
+    }
+
+    fn count_overflows_of(&self, id: SessionId, lost: u64) {
+        if let Some(session) = self.table.get(id) {
+            session.server.counters(self.number).overflows.add(lost);
+        }
+    }
+
+    /// Counts what the network reports of datagrams that left by a shared socket, for the
+    /// server of the session that each left for.
+    fn take_errors(&mut self, number: u32) {
+        for _ in 0..SHARED_ERRORS_AT_ONCE {
+            let Some(shared) = self.shared_sockets.get_mut(number) else {
+                return;
+            };
+            let Ok(report) = shared.socket.receive_error() else {
+                return;
+            };
+            // What this host could not send has been counted there.
+            let from = report.from.filter(|_| !report.is_local);
+            let id = from.and_then(|ip| self.shared_sockets.session_at(ip));
+            let session = id.and_then(|id| self.table.get_mut(id));
+            let is_of = |session: &&mut Session<Connection>| report.to == session.server.address.0;
+            if let Some(session) = session.filter(is_of) {
+                count_report(session.server.counters(self.number), &report.error);
+                session.connection.forget_header();
+            }
+        }
     }
 
     /// Has the replies in `slot` go to the client of session `id`, if they came from the
@@ -84,14 +162,17 @@ impl Worker {
         id: SessionId,
         amount: Amount,
         now: Instant,
-    ) -> Result<(usize, Outgoing<'static>), DropReason> {
+    ) -> Result<(u32, Outgoing<'static>), DropReason> {
         let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
         let (server, connection) = (&session.server, &mut session.connection);
-        if received.interface != connection.interface {
-            if is_wrong(&self.wrong_interfaces, server.address, received.interface) {
+        let wrong = || is_wrong(&self.wrong_interfaces, server.address, received.interface);
+        match &mut connection.path {
+            Path::Own(socket) if socket.interface == received.interface => {}
+            Path::Own(_) | Path::Shared { .. } if wrong() => {
                 return Err(DropReason::ReplyWrongInterface);
             }
-            connection.interface = received.interface;
+            Path::Own(socket) => socket.interface = received.interface,
+            Path::Shared { .. } => {}
         }
         let counters = server.counters(self.number);
         counters.replies.add(amount.datagrams);
@@ -101,7 +182,9 @@ impl Worker {
         if ServerAddr(received.peer) != server.address {
             return Err(DropReason::ReplyWrongSource);
         }
-        connection.prefix.answered();
+        if let Some(first) = &mut connection.first {
+            first.header.answered();
+        }
         let (listener_socket, dscp) = (connection.listener_socket, session.settings.dscp);
         let reply = self.table.reply(now, id, amount);
         let reply = reply.ok_or(DropReason::ReplyLate)?;
@@ -127,7 +210,7 @@ impl Worker {
 struct Passed {
     slot: usize,
     /// Number of the listener's socket that it leaves by.
-    listener_socket: usize,
+    listener_socket: u32,
     outgoing: Outgoing<'static>,
 }
 
@@ -181,6 +264,23 @@ impl Replies {
         self.filled..self.filled
     }
 
+    /// Receives some of the replies that wait in a socket that sessions share.
+    fn receive_from_shared(&mut self, from: &Socket) -> Range<usize> {
+        for _ in 0..SHARED_ERRORS_AT_ONCE {
+            match from.receive(&mut self.batch, self.filled, BATCH) {
+                Ok(received) => {
+                    let slots = self.filled..self.filled + received;
+                    self.filled = slots.end;
+                    return slots;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The error queue has it, too.
+                Err(_) => {}
+            }
+        }
+        self.filled..self.filled
+    }
+
     /// Sends the replies that passed, and empties the batch.
     pub(super) fn send(&mut self, listener_sockets: &Slab<ListenerSocket>) {
         let batch = &self.batch;
@@ -188,7 +288,7 @@ impl Replies {
             .passed
             .chunk_by(|a, b| a.listener_socket == b.listener_socket)
         {
-            let listener_socket = &listener_sockets[same[0].listener_socket];
+            let listener_socket = &listener_sockets[same[0].listener_socket as usize];
             let counters = listener_socket.settings.listener.counters(self.worker);
             let outgoing = |index: usize| {
                 let passed: &Passed = &same[index];
@@ -215,10 +315,10 @@ impl Replies {
     /// Reads past what waits in the socket of a session that has ended, which are late
     /// replies, and errors. True if there is no reply. The batch must not be full.
     pub(super) fn are_none_late(&mut self, session: &Session<Connection>) -> bool {
-        let from = &session.connection.socket;
-        if !from.takes_replies {
+        let own_socket = session.connection.own_socket();
+        let Some(from) = own_socket.filter(|socket| socket.takes_replies) else {
             return true;
-        }
+        };
         let server = session.server.counters(self.worker);
         let listener = session.settings.listener.counters(self.worker);
         let late = listener.dropped(DropReason::ReplyLate);

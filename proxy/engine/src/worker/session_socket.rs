@@ -1,5 +1,5 @@
-//! Where a new session's socket comes from: a new one, or that of an ended session
-//! whose port has rested; and which ended sessions are closed when there is no other
+//! Where a new session's socket comes from: one that sessions share, a new one, or that of
+//! an ended session whose port has rested; and which ended sessions are closed when there is no other
 //! port.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use crate::counters::DropReason;
 use crate::listener::ListenerSettings;
 use crate::server::Target;
 use crate::session::{Key, Session, SessionId};
-use crate::upstream_socket::{Connection, PortPool, UpstreamSocket, is_shortage};
+use crate::upstream_socket::{Connection, Path, PortPool, UpstreamSocket, is_shortage};
 
 /// How long no socket is looked for where there was none. To find out that all ports
 /// are taken costs the kernel a millisecond, which the clients that have a session
@@ -99,24 +99,32 @@ impl<T: Copy + PartialEq> Recent<T> {
 }
 
 /// What a new session gets.
-pub(super) struct SessionSocket {
+pub(super) struct NewPath {
     pub(super) permit: Permit,
-    pub(super) socket: UpstreamSocket,
+    pub(super) path: Path,
     /// The worker waits for replies there already.
     pub(super) is_watched: bool,
 }
 
 impl Worker {
-    /// A socket for a new session of this listener and server.
-    pub(super) fn session_socket(
+    /// The socket for a new session of this listener and server.
+    pub(super) fn new_path(
         &mut self,
         key: &Key,
         settings: &ListenerSettings,
         target: &Target,
         now: Instant,
-    ) -> Result<SessionSocket, DropReason> {
+    ) -> Result<NewPath, DropReason> {
         if self.capacity.is_full() {
             return Err(DropReason::MaxSessions);
+        }
+        if let Some(network) = target.sources.network() {
+            let permit = self.permit(now)?;
+            return Ok(NewPath {
+                permit,
+                path: self.shared_path(settings, target, network, now)?,
+                is_watched: false,
+            });
         }
         // What is bound to a client's address, or not heard, is of use to no other.
         let is_reusable = !target.mode.spoofs() && target.mode.takes_replies();
@@ -130,9 +138,9 @@ impl Worker {
         if self.capacity.has_sockets() {
             match self.make(key, settings, target, now) {
                 Ok(socket) => {
-                    return Ok(SessionSocket {
+                    return Ok(NewPath {
                         permit: self.permit(now)?,
-                        socket,
+                        path: Path::Own(Box::new(socket)),
                         is_watched: false,
                     });
                 }
@@ -145,9 +153,10 @@ impl Worker {
             return kept;
         }
         let permit = self.permit(now)?;
-        Ok(SessionSocket {
+        let socket = self.new_socket(key, settings, target, now)?;
+        Ok(NewPath {
             permit,
-            socket: self.new_socket(key, settings, target, now)?,
+            path: Path::Own(Box::new(socket)),
             is_watched: false,
         })
     }
@@ -182,7 +191,10 @@ impl Worker {
                 Err(reason) => return Err(reason),
             };
             let helps = |session: &Session<Connection>| {
-                let pool = session.connection.socket.pool;
+                let Some(own) = session.connection.own_socket() else {
+                    return false;
+                };
+                let pool = own.pool;
                 if reason == DropReason::NoPorts {
                     PortPool::of_target(target).any(|of_target| of_target == pool)
                 } else {
@@ -204,7 +216,7 @@ impl Worker {
         pair: Option<(&ListenerSettings, &Target)>,
         need: Need,
         now: Instant,
-    ) -> Option<Result<SessionSocket, DropReason>> {
+    ) -> Option<Result<NewPath, DropReason>> {
         let (settings, target) = pair?;
         for _ in 0..LOOKS {
             let (listener, server) = (&settings.listener, &target.server);
@@ -213,9 +225,9 @@ impl Worker {
                 && let Some((permit, connection)) = self.table.take(now, id)
             {
                 let permit = permit.renew().map_err(why_full);
-                return Some(permit.map(|permit| SessionSocket {
+                return Some(permit.map(|permit| NewPath {
                     permit,
-                    socket: connection.socket,
+                    path: connection.path,
                     is_watched: true,
                 }));
             }
@@ -238,7 +250,9 @@ impl Worker {
             if self.is_silent(id, now)
                 && let Some((_, connection)) = self.table.take(now, id)
             {
-                self.shortages.pools.remove(&connection.socket.pool);
+                if let Some(own) = connection.own_socket() {
+                    self.shortages.pools.remove(&own.pool);
+                }
                 return true;
             }
         }

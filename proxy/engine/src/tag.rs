@@ -31,19 +31,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ppv2::ReplyTag;
 use siphasher::sip::SipHasher24;
-
-/// The version of the tags that are made and accepted.
-const VERSION: u8 = 1;
-
-/// The flag that has the parity of the tag's epoch. Others are 0.
-const ODD_EPOCH: u8 = 1;
 
 /// The length of an epoch.
 pub const EPOCH: Duration = Duration::from_secs(3600);
-
-/// The length of a tag, as a header carries it: version, flags and hash.
-pub const TAG_LEN: usize = 10;
 
 /// The key that tags are made and checked with.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,13 +84,10 @@ impl TagKeys {
 
     /// The tag of a client's datagram to a listener, made at so many seconds after 1970.
     #[must_use]
-    pub fn tag(&self, client: SocketAddr, listener: SocketAddr, now: u64) -> [u8; TAG_LEN] {
+    pub fn tag(&self, client: SocketAddr, listener: SocketAddr, now: u64) -> ReplyTag {
         let epoch = now / EPOCH.as_secs();
-        let mut tag = [0; TAG_LEN];
-        tag[0] = VERSION;
-        tag[1] = flags(epoch);
-        tag[2..].copy_from_slice(&self.hash(client, listener, epoch).to_be_bytes());
-        tag
+        let hash = self.hash(client, listener, epoch);
+        ReplyTag::new(flags(epoch), hash.to_be_bytes())
     }
 
     /// Checks the tag of a reply to this client from this listener's address, which came
@@ -109,20 +98,20 @@ impl TagKeys {
     /// [`TagError`] if the reply must not be sent to the client.
     pub fn verify(
         &self,
-        tag: &[u8; TAG_LEN],
+        tag: ReplyTag,
         client: SocketAddr,
         listener: SocketAddr,
         now: u64,
     ) -> Result<(), TagError> {
-        let [VERSION, flags @ (0 | ODD_EPOCH), hash @ ..] = *tag else {
-            return Err(TagError::Wrong);
-        };
-        let hash = u64::from_be_bytes(hash);
+        let hash = u64::from_be_bytes(tag.tag());
         // Numbers of 64 bits are compared in one step, whose time shows nothing of the
         // right tag.
         let is_of = |epoch| self.hash(client, listener, epoch) == hash;
-        let valid = nearest_epoch(flags, now);
-        if is_of(valid) {
+        let valid = nearest_epoch(tag.is_odd_epoch(), now);
+        if tag.flags() != flags(valid) {
+            // Flags that no tag of this version has.
+            Err(TagError::Wrong)
+        } else if is_of(valid) {
             Ok(())
         } else if is_of(valid.wrapping_sub(2)) || is_of(valid.wrapping_add(2)) {
             Err(TagError::OtherEpoch)
@@ -133,7 +122,7 @@ impl TagKeys {
 
     fn hash(&self, client: SocketAddr, listener: SocketAddr, epoch: u64) -> u64 {
         let mut bytes = [0; 45];
-        bytes[0] = VERSION;
+        bytes[0] = ReplyTag::VERSION;
         bytes[1..9].copy_from_slice(&epoch.to_be_bytes());
         bytes[9..27].copy_from_slice(&address_bytes(client));
         bytes[27..].copy_from_slice(&address_bytes(listener));
@@ -141,18 +130,22 @@ impl TagKeys {
     }
 }
 
+fn is_odd(epoch: u64) -> bool {
+    !epoch.is_multiple_of(2)
+}
+
 fn flags(epoch: u64) -> u8 {
-    if epoch.is_multiple_of(2) {
-        0
+    if is_odd(epoch) {
+        ReplyTag::ODD_EPOCH
     } else {
-        ODD_EPOCH
+        0
     }
 }
 
-/// Of the epochs with these flags the one that is nearest to `now`.
-fn nearest_epoch(of: u8, now: u64) -> u64 {
+/// Of the epochs with this parity the one that is nearest to `now`.
+fn nearest_epoch(odd: bool, now: u64) -> u64 {
     let (epoch, into) = (now / EPOCH.as_secs(), now % EPOCH.as_secs());
-    if flags(epoch) == of {
+    if is_odd(epoch) == odd {
         epoch
     } else if into < EPOCH.as_secs() / 2 {
         // Before the first epoch there is none, and no tag.

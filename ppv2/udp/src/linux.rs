@@ -4,6 +4,7 @@
 //! Facts from socket(7), ip(7), ipv6(7), udp(7), recvmmsg(2), sendmmsg(2).
 
 mod error_queue;
+mod filter;
 mod readiness;
 mod receive;
 mod send;
@@ -15,6 +16,7 @@ use std::sync::OnceLock;
 use libc::{c_int, c_long, sockaddr_in, sockaddr_in6, socklen_t};
 
 pub(crate) use error_queue::receive_error;
+pub(crate) use filter::attach_filter;
 pub use readiness::{READY, Readiness, Waker};
 pub(crate) use receive::receive;
 pub(crate) use send::send;
@@ -48,7 +50,7 @@ pub(crate) fn report_packet_info(socket: BorrowedFd<'_>, v6: bool) -> io::Result
 }
 
 /// Has the kernel keep what becomes of datagrams sent earlier, for
-/// [`receive_error`](receive_error).
+/// [`receive_error`].
 pub(crate) fn queue_errors(socket: BorrowedFd<'_>, v6: bool) -> io::Result<()> {
     if v6 {
         set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)

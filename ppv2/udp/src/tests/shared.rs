@@ -1,5 +1,7 @@
 //! Sockets that many sessions share, over loopback.
 
+use std::net::Ipv6Addr;
+
 use super::*;
 
 /// Sockets of both families, with addresses to send from.
@@ -181,5 +183,100 @@ fn a_shared_socket_takes_the_port_that_it_is_told() {
         assert_eq!(socket.bound().port(), free);
         let taken = Socket::shared(v6, free, OPTIONS).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+}
+
+/// A network, and servers if any: what a filter lets pass.
+type Passing<'a> = ((IpAddr, u8), Option<&'a [SocketAddr]>);
+
+#[test]
+fn a_filter_passes_what_servers_send_to_the_network_alone() {
+    let network = |network: &str, prefix| (network.parse::<IpAddr>().unwrap(), prefix);
+    for (socket, ips) in families() {
+        let servers: Vec<_> = (0..3).map(|_| server(ips[0])).collect();
+        let addresses: Vec<_> = servers.iter().map(|s| s.local_addr().unwrap()).collect();
+        let mut many = vec!["[2001:db8::1]:1".parse().unwrap(); 64];
+        many.extend_from_slice(&addresses);
+        let [ours, wide, other] = if ips[0].is_ipv4() {
+            [("127.64.0.0", 10), ("0.0.0.0", 0), ("127.64.0.8", 32)]
+        } else {
+            [("::", 96), ("::", 0), ("0:0:0:1::", 64)]
+        };
+        let [ours, wide, other] = [ours, wide, other].map(|(ip, prefix)| network(ip, prefix));
+        let others = (1..=61).map(|number| {
+            if ips[0].is_ipv4() {
+                SocketAddr::new([10, 0, 0, number].into(), 53)
+            } else {
+                let ip = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into());
+                SocketAddr::new(ip.into(), 53)
+            }
+        });
+        let most: Vec<_> = others.chain(addresses.clone()).collect();
+        let cases: [(Passing<'_>, &[usize]); 10] = [
+            ((ours, None), &[0, 1, 2]),
+            ((ours, Some(&addresses[..1])), &[0]),
+            ((ours, Some(&addresses[1..])), &[1, 2]),
+            ((wide, Some(&addresses)), &[0, 1, 2]),
+            ((ours, Some(&[])), &[]),
+            ((ours, Some(&most)), &[0, 1, 2]),
+            // Those of the other family don't count.
+            ((ours, Some(&many)), &[0, 1, 2]),
+            ((ours, Some(&[addresses[2]].repeat(65))), &[0, 1, 2]),
+            ((other, Some(&addresses)), &[]),
+            ((other, None), &[]),
+        ];
+        let to = SocketAddr::new(ips[0], socket.bound().port());
+        let mut batch = Batch::default();
+        for (number, ((network, servers_of), expected)) in cases.into_iter().enumerate() {
+            socket.filter(&[network], servers_of).unwrap();
+            for server in &servers {
+                server.send_to(b"answer", to).unwrap();
+            }
+            let mut passed = Vec::new();
+            // Loopback delivers before `send_to` returns.
+            if let Ok(slots) = socket.receive(&mut batch, 0, BATCH) {
+                let peers = (0..slots).map(|slot| batch.received(slot).unwrap().peer);
+                passed.extend(peers.map(|peer| addresses.iter().position(|a| *a == peer).unwrap()));
+            }
+            assert_eq!(passed, expected, "case {number}");
+        }
+        // One network of several is enough.
+        socket
+            .filter(&[other, ours], Some(&addresses[..1]))
+            .unwrap();
+        servers[0].send_to(b"answer", to).unwrap();
+        assert_eq!(socket.receive(&mut batch, 0, BATCH).unwrap(), 1);
+    }
+}
+
+#[test]
+fn a_filter_looks_at_the_address_and_the_port_of_a_server() {
+    let networks = [
+        ("127.64.0.0".parse().unwrap(), 10),
+        ("::".parse().unwrap(), 64),
+    ];
+    for (socket, ips) in families() {
+        let to = SocketAddr::new(ips[0], socket.bound().port());
+        let sender = server(ips[0]);
+        let address = sender.local_addr().unwrap();
+        let mut batch = Batch::default();
+        let other_port = SocketAddr::new(address.ip(), address.port() ^ 1);
+        // The last bytes of the second one are those of the server.
+        let other_ip = if to.is_ipv4() {
+            "127.0.0.2"
+        } else {
+            "2001:db8::1"
+        };
+        let other_ip = SocketAddr::new(other_ip.parse().unwrap(), address.port());
+        for servers in [
+            &[other_port][..],
+            &[other_ip],
+            &[other_ip, other_port, address],
+        ] {
+            socket.filter(&networks, Some(servers)).unwrap();
+            sender.send_to(b"answer", to).unwrap();
+            let is_passed = socket.receive(&mut batch, 0, BATCH).is_ok();
+            assert_eq!(is_passed, servers.contains(&address), "{servers:?}");
+        }
     }
 }

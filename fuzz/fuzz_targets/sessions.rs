@@ -122,8 +122,9 @@ impl Bench {
         assert_eq!(sockets, self.capacity.sockets());
         assert!(sockets <= self.capacity.max_sockets());
         for (_, session) in self.table.iter_from(0) {
-            assert_eq!(session.key, session.connection);
-            assert!(self.now - session.last_active <= idle + Duration::from_millis(100));
+            assert_eq!(session.key(), session.connection);
+            let last_active = self.table.clock().instant(session.last_active);
+            assert!(self.now - last_active <= idle + Duration::from_millis(100));
         }
     }
 }
@@ -137,7 +138,9 @@ fuzz_target!(|input: Input| {
         amplification: None,
     };
     let now = Instant::now();
-    let mut table = Table::new(now, 0, |_: &Key| AfterEnd::RestForReuse);
+    let most = usize::from(input.max_sessions % 16) + 1;
+    let capacity = Capacity::new(most, most + usize::from(input.max_sockets % 8));
+    let mut table = Table::new(now, 0, &capacity, |_: &Key| AfterEnd::RestForReuse);
     let (log, ended) = sync_channel(1024);
     table.log_to(Some(log));
     let server = ServerAddr(SocketAddr::from(([192, 0, 2, 1], 53)));
@@ -146,10 +149,7 @@ fuzz_target!(|input: Input| {
         settings: Arc::new(ListenerSettings::new(Listener::new("l", 1), rules)),
         server: Server::new("u", "s", server, 1),
         ended,
-        capacity: Capacity::new(
-            usize::from(input.max_sessions % 16) + 1,
-            usize::from(input.max_sessions % 16) + 1 + usize::from(input.max_sockets % 8),
-        ),
+        capacity,
         now,
         owners: HashMap::new(),
         opened: Vec::new(),
@@ -181,11 +181,12 @@ fuzz_target!(|input: Input| {
                 bench.now += Duration::from_millis(u64::from(millis));
                 let active = |bench: &Bench| -> Vec<_> {
                     let sessions = bench.table.iter_from(0);
-                    sessions.map(|(_, s)| (s.key, s.last_active)).collect()
+                    sessions.map(|(_, s)| (s.key(), s.last_active)).collect()
                 };
+                let now = bench.table.clock().moment(bench.now);
                 let young: Vec<_> = active(&bench)
                     .into_iter()
-                    .filter(|(_, last_active)| bench.now - *last_active < idle)
+                    .filter(|(_, last_active)| now.since(*last_active) < idle)
                     .collect();
                 bench.ended.try_iter().for_each(drop);
                 bench.table.expire(bench.now, |_| true);

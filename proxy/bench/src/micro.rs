@@ -174,7 +174,7 @@ fn sessions(now: Instant, keys: &[Key]) -> Result<Table<()>> {
     let address = ServerAddr((Ipv4Addr::LOCALHOST, 9_001).into());
     let server = Server::new("upstream", "server", address, 1);
     let capacity = Capacity::new(keys.len(), keys.len());
-    let mut table = Table::new(now, 0, |()| AfterEnd::RestForReuse);
+    let mut table = Table::new(now, 0, &capacity, |()| AfterEnd::RestForReuse);
     for key in keys {
         let permit = capacity.take().context("a permit for each session")?;
         table.open(now, *key, &settings, &server, permit, ());

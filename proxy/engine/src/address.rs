@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The addresses of this host's interfaces; all of 127.0.0.0/8 is this host's besides.
 ///
@@ -55,6 +55,75 @@ address! {
     ServerAddr
 }
 
+/// A socket address in 23 bytes rather than 32. The flow label is left out: the kernel
+/// tells none of a datagram that it has received.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Compact {
+    /// An IPv4 address is in the first four.
+    ip: [u8; 16],
+    scope: [u8; 4],
+    port: [u8; 2],
+    is_v6: bool,
+}
+
+impl Compact {
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        let port = address.port().to_ne_bytes();
+        match address {
+            SocketAddr::V4(v4) => {
+                let mut ip = [0; 16];
+                ip[..4].copy_from_slice(&v4.ip().octets());
+                Self {
+                    ip,
+                    scope: [0; 4],
+                    port,
+                    is_v6: false,
+                }
+            }
+            SocketAddr::V6(v6) => Self {
+                ip: v6.ip().octets(),
+                scope: v6.scope_id().to_ne_bytes(),
+                port,
+                is_v6: true,
+            },
+        }
+    }
+
+    pub(crate) fn address(self) -> SocketAddr {
+        let port = u16::from_ne_bytes(self.port);
+        if self.is_v6 {
+            let scope = u32::from_ne_bytes(self.scope);
+            SocketAddrV6::new(Ipv6Addr::from(self.ip), port, 0, scope).into()
+        } else {
+            SocketAddr::new(self.v4().into(), port)
+        }
+    }
+
+    /// Whether it is this address.
+    pub(crate) fn is(&self, address: &SocketAddr) -> bool {
+        address.port() == u16::from_ne_bytes(self.port)
+            && match address {
+                SocketAddr::V4(v4) => !self.is_v6 && *v4.ip() == self.v4(),
+                SocketAddr::V6(v6) => {
+                    self.is_v6
+                        && v6.ip().octets() == self.ip
+                        && v6.scope_id() == u32::from_ne_bytes(self.scope)
+                }
+            }
+    }
+
+    fn v4(&self) -> Ipv4Addr {
+        let [a, b, c, d, ..] = self.ip;
+        Ipv4Addr::new(a, b, c, d)
+    }
+}
+
+impl fmt::Debug for Compact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address().fmt(f)
+    }
+}
+
 /// Whether no host has this address: it is a group's, a broadcast address of every
 /// network or of loopback, or of the network 0.0.0.0/8, which names no host (RFC 1122,
 /// section 3.2.1.3). Wildcards, too, name no host.
@@ -92,6 +161,29 @@ mod tests {
         }
         for host in ["127.0.0.1", "127.255.255.254", "1.0.0.0", "::1", "fe80::1"] {
             assert!(!is_no_host(host.parse().unwrap()), "{host}");
+        }
+    }
+
+    #[test]
+    fn addresses_come_back_as_they_were_and_differ_in_all_that_they_have() {
+        let addresses: [SocketAddr; 8] = [
+            "192.0.2.1:53",
+            "192.0.2.1:54",
+            "192.0.2.2:53",
+            "[::ffff:192.0.2.1]:53",
+            // As the bytes of the first are kept.
+            "[c000:201::]:53",
+            "[fe80::1%1]:53",
+            "[fe80::1%2]:53",
+            "[fe80::2%1]:53",
+        ]
+        .map(|text| text.parse().unwrap());
+        for one in addresses {
+            let compact = Compact::of(one);
+            assert_eq!(compact.address(), one);
+            for other in addresses {
+                assert_eq!(compact.is(&other), one == other, "{one} {other}");
+            }
         }
     }
 

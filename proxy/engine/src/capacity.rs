@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::client_limits::{ClientPermit, Network};
+use crate::client_limits::ClientPermit;
 use newcomers::Newcomers;
 
 /// Fewer sessions that were never answered are no flood, however few sockets there are.
@@ -166,8 +166,10 @@ impl Capacity {
         }
         Ok(Permit {
             capacity: Arc::clone(self),
-            resting: false,
-            unanswered: false,
+            held: Some(Held {
+                is_resting: false,
+                is_unanswered: false,
+            }),
             client: None,
         })
     }
@@ -186,10 +188,8 @@ fn add_one(number: &AtomicUsize, max: &AtomicUsize) -> bool {
 #[derive(Debug)]
 pub struct Permit {
     capacity: Arc<Capacity>,
-    /// The session has ended.
-    resting: bool,
-    /// The session's first answer is awaited.
-    unanswered: bool,
+    /// `None` once a table keeps it.
+    held: Option<Held>,
     /// The client's part.
     client: Option<ClientPermit>,
 }
@@ -202,36 +202,22 @@ impl Permit {
         self
     }
 
-    /// Counts among those that await an answer.
-    pub(crate) fn await_answer(&mut self) {
-        if !std::mem::replace(&mut self.unanswered, true) {
-            self.capacity.unanswered.fetch_add(1, Ordering::Relaxed);
-        }
+    /// Takes it apart, for a session that keeps its parts. `None` if it is a permit of
+    /// another `capacity`, which that must not be given back to.
+    pub(crate) fn into_parts(
+        mut self,
+        capacity: &Arc<Capacity>,
+    ) -> Option<(Held, Option<ClientPermit>)> {
+        let is_of_it = Arc::ptr_eq(&self.capacity, capacity);
+        let held = self.held.take_if(|_| is_of_it)?;
+        Some((held, self.client.take()))
     }
 
-    /// Notes that the session of this client was answered.
-    pub(crate) fn note_answer(&mut self, client: IpAddr) {
-        self.forget_answer();
-        self.capacity.newcomers.note_answer(client);
-    }
-
-    fn forget_answer(&mut self) {
-        if std::mem::replace(&mut self.unanswered, false) {
-            self.capacity.unanswered.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The client whose right to the session it is, if that has a bound.
-    pub(crate) fn network(&self) -> Option<Network> {
-        self.client.as_ref().map(ClientPermit::network)
-    }
-
-    /// Gives the session back and keeps its socket.
+    #[cfg(test)]
     pub(crate) fn rest(&mut self) {
-        if !std::mem::replace(&mut self.resting, true) {
-            self.capacity.sessions.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.client = None;
+        let held = self.held.as_mut();
+        held.expect("a permit that no table keeps")
+            .rest(&self.capacity);
     }
 
     /// Takes a session for a socket that rested.
@@ -240,12 +226,14 @@ impl Permit {
     ///
     /// [`Full::Sessions`]; the socket's part is given back, too.
     pub fn renew(mut self) -> Result<Self, Full> {
-        self.forget_answer();
-        if self.resting {
-            if !add_one(&self.capacity.sessions, &self.capacity.max_sessions) {
-                return Err(Full::Sessions);
+        if let Some(held) = &mut self.held {
+            held.forget_answer(&self.capacity);
+            if held.is_resting {
+                if !add_one(&self.capacity.sessions, &self.capacity.max_sessions) {
+                    return Err(Full::Sessions);
+                }
+                held.is_resting = false;
             }
-            self.resting = false;
         }
         Ok(self)
     }
@@ -253,9 +241,64 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.rest();
-        self.forget_answer();
-        self.capacity.sockets.fetch_sub(1, Ordering::Relaxed);
+        if let Some(held) = self.held.take() {
+            held.give_back(&self.capacity);
+        }
+    }
+}
+
+/// What a session keeps of its [`Permit`]: two bytes. Whose capacity it is, is known to the
+/// session's table, which must give it back.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Held {
+    /// The session has ended.
+    is_resting: bool,
+    /// The session's first answer is awaited.
+    is_unanswered: bool,
+}
+
+impl Held {
+    /// Makes it a permit again, without the client's part.
+    pub(crate) fn into_permit(self, capacity: &Arc<Capacity>) -> Permit {
+        Permit {
+            capacity: Arc::clone(capacity),
+            held: Some(self),
+            client: None,
+        }
+    }
+
+    /// Counts among those that await an answer.
+    pub(crate) fn await_answer(&mut self, capacity: &Capacity) {
+        if !std::mem::replace(&mut self.is_unanswered, true) {
+            capacity.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the session of this client was answered.
+    pub(crate) fn note_answer(&mut self, capacity: &Capacity, client: IpAddr) {
+        self.forget_answer(capacity);
+        capacity.newcomers.note_answer(client);
+    }
+
+    fn forget_answer(&mut self, capacity: &Capacity) {
+        if std::mem::replace(&mut self.is_unanswered, false) {
+            capacity.unanswered.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives the session back and keeps its socket.
+    pub(crate) fn rest(&mut self, capacity: &Capacity) {
+        if !std::mem::replace(&mut self.is_resting, true) {
+            capacity.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives all back.
+    pub(crate) fn give_back(mut self, capacity: &Capacity) {
+        self.rest(capacity);
+        self.forget_answer(capacity);
+        capacity.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -269,17 +312,18 @@ mod tests {
         let ip =
             |number: u16| IpAddr::from([192, 0, number.to_be_bytes()[0], number.to_be_bytes()[1]]);
         let capacity = Capacity::new(100, 100);
-        let mut answered = capacity.take().unwrap();
-        answered.await_answer();
-        answered.note_answer(ip(1));
+        let taken = || capacity.take().unwrap().into_parts(&capacity).unwrap().0;
+        let mut answered = taken();
+        answered.await_answer(&capacity);
+        answered.note_answer(&capacity, ip(1));
         let mut permits = Vec::new();
         let mut flood = |capacity: &Arc<Capacity>, sources: std::ops::Range<u16>| {
             for source in sources {
                 if !capacity.is_flooded() || capacity.admits(now, ip(source)) {
-                    let mut permit = capacity.take().unwrap();
-                    permit.await_answer();
-                    permit.rest();
-                    permits.push(permit);
+                    let mut held = taken();
+                    held.await_answer(capacity);
+                    held.rest(capacity);
+                    permits.push(held);
                 }
             }
             permits.len()
@@ -291,13 +335,28 @@ mod tests {
         assert_eq!(flood(&capacity, 1000..2000), 75);
         assert!(capacity.admits(now, ip(1)) && capacity.admits(now, ip(1)));
         assert!(!capacity.admits(now, ip(1)));
-        let again = permits.remove(0).renew().unwrap();
-        permits[0].note_answer(ip(2));
+        let again = permits.remove(0).into_permit(&capacity).renew().unwrap();
+        permits[0].note_answer(&capacity, ip(2));
         assert_eq!(capacity.unanswered.load(Ordering::Relaxed), 73);
         assert!(capacity.admits(now, ip(1)));
-        drop((permits, again, answered));
+        drop(again);
+        permits.push(answered);
+        permits
+            .into_iter()
+            .for_each(|held| held.give_back(&capacity));
         assert_eq!(capacity.unanswered.load(Ordering::Relaxed), 0);
         assert!(!capacity.is_flooded());
+    }
+
+    #[test]
+    fn a_permit_of_another_capacity_is_given_back_to_its_own() {
+        let (one, other) = (Capacity::new(1, 1), Capacity::new(1, 1));
+        assert!(one.take().unwrap().into_parts(&other).is_none());
+        assert_eq!((one.taken(), one.sockets()), (0, 0));
+        let (held, _) = one.take().unwrap().into_parts(&one).unwrap();
+        assert_eq!((one.taken(), one.sockets()), (1, 1));
+        held.give_back(&one);
+        assert_eq!((one.taken(), one.sockets()), (0, 0));
     }
 
     #[test]

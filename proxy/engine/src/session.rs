@@ -32,6 +32,8 @@
 //! request was answered and nothing more came. [`AfterEnd`] says which sockets need no
 //! rest, and which sessions share one.
 
+mod clock;
+mod index;
 mod links;
 mod table;
 mod unanswered;
@@ -40,19 +42,19 @@ mod wheel;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ppv2_udp::Received;
 
-use crate::address::{ClientAddr, ListenerAddr};
-use crate::capacity::Permit;
+use crate::address::{ClientAddr, Compact, ListenerAddr};
+use crate::capacity::Held;
 use crate::counters::EndReason;
 use crate::listener::{Amplification, Listener, ListenerSettings};
 use crate::server::Server;
 
+pub use clock::{Clock, Moment};
 pub use table::Table;
 use table::{Class, Lane};
-use unanswered::Client;
 
 /// How long the port of an ended session rests at least, since its end or the latest
 /// reply to it: longer than a server takes to answer, or a network to deliver a
@@ -195,30 +197,25 @@ impl AfterEnd {
 enum State {
     Live,
     Detached,
-    Retired {
-        ended: Instant,
-        /// When its rest began: at its end, or with the latest reply to it.
-        since: Instant,
-        /// It still passes replies for a while.
-        passes: bool,
-        /// `None` if it is closed without rest.
-        class: Option<Class>,
-    },
+    /// `None` if it is closed without rest.
+    Retired(Option<Class>),
 }
 
-/// One session.
+/// One session: 128 bytes besides what is kept with it. There may be a million, so that
+/// what few of them need, or all have in common, is in the table.
 #[derive(Debug)]
 pub struct Session<C> {
-    /// Its client and the address that it wrote to.
-    pub key: Key,
+    client: Compact,
+    local: Compact,
     /// The listener whose rules it obeys.
     pub settings: Arc<ListenerSettings>,
     /// The server that it was given.
     pub server: Arc<Server>,
     /// When it began.
-    pub started: Instant,
-    /// Time of the latest datagram in either direction.
-    pub last_active: Instant,
+    pub started: Moment,
+    /// Time of the latest datagram in either direction. Of one that has ended, when its rest
+    /// began: at its end, or with the latest reply to it.
+    pub last_active: Moment,
     /// Client datagrams so far.
     pub requests: u64,
     /// Their bytes.
@@ -232,15 +229,29 @@ pub struct Session<C> {
     /// [`Table::request`] leaves the client's next datagram to another session, since
     /// this one's socket may no longer do.
     pub needs_socket: bool,
-    /// Of its own, for [`ClientRates`](crate::client_limits::ClientRates), once it was
-    /// answered.
-    bucket: u64,
-    state: State,
+    /// While it is active, its own bucket for
+    /// [`ClientRates`](crate::client_limits::ClientRates), which it has once it was
+    /// answered; then the nanoseconds of the moment until which late replies pass.
+    bucket_or_passes_until: u64,
     generation: u32,
-    permit: Permit,
+    state: State,
+    held: Held,
 }
 
 impl<C> Session<C> {
+    /// Its client and the address that it wrote to.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Key {
+            client: ClientAddr(self.client.address()),
+            local: ListenerAddr(self.local.address()),
+        }
+    }
+
+    fn has_key(&self, key: &Key) -> bool {
+        self.client.is(&key.client.0) && self.local.is(&key.local.0)
+    }
+
     /// Whether the session takes or passes datagrams. One that does not only
     /// keeps its socket's port from being reused.
     #[must_use]
@@ -250,40 +261,39 @@ impl<C> Session<C> {
 
     /// If it has ended, it passes no more replies.
     pub fn silence(&mut self) {
-        if let State::Retired { passes, .. } = &mut self.state {
-            *passes = false;
+        if !self.is_active() {
+            self.pass_until(Moment::ORIGIN);
         }
     }
 
-    fn passes_replies(&self, now: Instant) -> bool {
-        match self.state {
-            State::Live | State::Detached => true,
-            State::Retired { ended, passes, .. } => {
-                passes && now.saturating_duration_since(ended) < MIN_REST
-            }
-        }
+    /// Until when late replies pass, if it has ended; the beginning if none do.
+    fn passes_until(&self) -> Moment {
+        Moment::from_nanos(self.bucket_or_passes_until)
+    }
+
+    fn pass_until(&mut self, end: Moment) {
+        self.bucket_or_passes_until = end.nanos();
+    }
+
+    fn passes_replies(&self, now: Moment) -> bool {
+        self.is_active() || now < self.passes_until()
     }
 
     /// Whether it has ended and is kept for late replies alone.
     fn is_passing(&self) -> bool {
-        let class = Some(Class::Passing);
-        matches!(self.state, State::Retired { class: of, .. } if of == class)
+        self.state == State::Retired(Some(Class::Passing))
     }
 
     /// When it ends, or what is kept of it goes, if nothing more comes.
-    fn deadline(&self) -> Instant {
+    fn deadline(&self) -> Moment {
         match self.state {
             State::Live | State::Detached => self.last_active + self.settings.rules.idle_timeout,
-            State::Retired {
-                ended,
-                class: Some(Class::Passing),
-                ..
-            } => ended + MIN_REST,
-            State::Retired { since, .. } => since + MAX_REST + SPARE,
+            State::Retired(Some(Class::Passing)) => self.passes_until(),
+            State::Retired(_) => self.last_active + MAX_REST + SPARE,
         }
     }
 
-    fn count(&mut self, slot: u32, now: Instant, amount: Amount) -> SessionId {
+    fn count(&mut self, slot: u32, now: Moment, amount: Amount) -> SessionId {
         self.requests += amount.datagrams;
         self.request_bytes += amount.bytes;
         self.last_active = now;
@@ -303,24 +313,18 @@ impl<C> Session<C> {
         self.replies == 0
     }
 
-    /// The client of its listener whose sessions are bounded, if they are.
-    fn bounded_client(&self) -> Option<Client> {
-        let network = self.permit.network()?;
-        Some((self.settings.listener.id(), network))
-    }
-
     /// How long it has rested, and among which; `None` if it doesn't rest.
-    fn rest(&self, now: Instant) -> Option<(Lane, Duration)> {
-        let State::Retired { since, class, .. } = self.state else {
+    fn rest(&self, now: Moment) -> Option<(Lane, Duration)> {
+        let State::Retired(class) = self.state else {
             return None;
         };
         let lane = Lane::of(&self.settings.listener, &self.server, class?);
-        Some((lane, now.saturating_duration_since(since)))
+        Some((lane, now.since(self.last_active)))
     }
 
     fn ended(&self, reason: EndReason) -> Ended {
         Ended {
-            key: self.key,
+            key: self.key(),
             listener: Arc::clone(&self.settings.listener),
             server: Arc::clone(&self.server),
             requests: Amount {
@@ -331,7 +335,7 @@ impl<C> Session<C> {
                 datagrams: self.replies,
                 bytes: self.reply_bytes,
             },
-            lasted: self.last_active.saturating_duration_since(self.started),
+            lasted: self.last_active.since(self.started),
             reason,
         }
     }
@@ -343,9 +347,8 @@ impl<C> Session<C> {
     }
 
     /// Whether its server sends more than it was asked for, and did so lately.
-    fn is_streamed_to(&self, now: Instant) -> bool {
-        self.replies > self.expected_replies()
-            && now.saturating_duration_since(self.last_active) < MIN_REST
+    fn is_streamed_to(&self, now: Moment) -> bool {
+        self.replies > self.expected_replies() && now.since(self.last_active) < MIN_REST
     }
 
     /// Whether all replies have come that its requests are to have.

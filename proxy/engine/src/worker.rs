@@ -254,7 +254,7 @@ impl Worker {
             routeless: Recent::default(),
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
-            table: Table::new(now, number, Connection::after_end),
+            table: Table::new(now, number, &capacity, Connection::after_end),
             shared_sockets: SharedSockets::new(number, workers),
             capacity,
             client_ports,
@@ -383,13 +383,14 @@ impl Worker {
     }
 
     fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
+        let now = self.table.clock().moment(now);
         let report = |(number, session): (usize, &Session<_>)| SessionReport {
             number,
-            key: session.key,
+            key: session.key(),
             listener: Arc::clone(&session.settings.listener),
             server: Arc::clone(&session.server),
-            age: now.saturating_duration_since(session.started),
-            idle: now.saturating_duration_since(session.last_active),
+            age: now.since(session.started),
+            idle: now.since(session.last_active),
             requests: session.requests,
             replies: session.replies,
         };

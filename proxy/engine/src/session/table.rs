@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::clock::{Clock, Moment};
+use super::index::Index;
 use super::links::{Links, List, Rings};
-use super::unanswered::{Client, Unanswered};
+use super::unanswered::{Client, ClientPermits, Unanswered};
 use super::wheel::Wheel;
 use super::{
     AfterEnd, Amount, Ended, Key, MAX_REST, MIN_REST, Reply, SPARE, Session, SessionId, State,
 };
-use crate::capacity::{Need, Permit};
+use crate::address::Compact;
+use crate::capacity::{Capacity, Need, Permit};
 use crate::counters::EndReason;
 use crate::listener::{Listener, ListenerSettings};
 use crate::server::{MAX_ANSWER_TIME, Server};
@@ -99,18 +102,17 @@ impl Lane {
 #[derive(Debug, Default)]
 struct Resting {
     lanes: HashMap<Lane, List, ahash::RandomState>,
-    links: Links,
 }
 
 impl Resting {
-    fn push(&mut self, lane: Lane, slot: u32) {
+    fn push(&mut self, links: &mut Links, lane: Lane, slot: u32) {
         let list = self.lanes.entry(lane).or_insert(List::EMPTY);
-        self.links.push(list, slot);
+        links.push(list, slot);
     }
 
-    fn remove(&mut self, lane: Lane, slot: u32) {
+    fn remove(&mut self, links: &mut Links, lane: Lane, slot: u32) {
         if let Entry::Occupied(mut list) = self.lanes.entry(lane) {
-            self.links.remove(list.get_mut(), slot);
+            links.remove(list.get_mut(), slot);
             if *list.get() == List::EMPTY {
                 list.remove();
             }
@@ -129,16 +131,21 @@ const FEWER: &str = "a table holds fewer than 2^32 sessions";
 /// The sessions of one worker.
 #[derive(Debug)]
 pub struct Table<C> {
+    clock: Clock,
     sessions: Slab<Session<C>>,
-    /// Peers choose the keys: the hash must be keyed, with a key that they can't
-    /// learn, or they could have all theirs meet in one place.
-    by_key: HashMap<Key, u32, ahash::RandomState>,
+    by_key: Index,
     /// Sessions of one key: one that takes its datagrams, and those that have taken all
     /// that they may.
     rings: Rings,
     wheel: Wheel,
+    /// For the list that a session is in: among the unanswered ones while it is active, in
+    /// its lane while it rests.
+    links: Links,
     unanswered: Unanswered,
     resting: Resting,
+    /// What all permits are of.
+    capacity: Arc<Capacity>,
+    client_permits: ClientPermits,
     /// To be closed as soon as what waits for them has been read.
     to_close: Vec<SessionId>,
     /// What was kept with sessions that are gone, as far as their owner wants it back. As
@@ -156,17 +163,26 @@ pub struct Table<C> {
 }
 
 impl<C> Table<C> {
-    /// The table of this worker. `after_end` says of what is kept with a session what
-    /// becomes of it.
+    /// The table of this worker, whose sessions have permits of `capacity`. `after_end` says
+    /// of what is kept with a session what becomes of it.
     #[must_use]
-    pub fn new(now: Instant, worker: usize, after_end: fn(&C) -> AfterEnd) -> Self {
+    pub fn new(
+        now: Instant,
+        worker: usize,
+        capacity: &Arc<Capacity>,
+        after_end: fn(&C) -> AfterEnd,
+    ) -> Self {
         Self {
+            clock: Clock::new(now),
             sessions: Slab::new(),
-            by_key: HashMap::default(),
+            by_key: Index::new(),
             rings: Rings::default(),
-            wheel: Wheel::new(now),
+            wheel: Wheel::new(),
+            links: Links::default(),
             unanswered: Unanswered::new(),
             resting: Resting::default(),
+            capacity: Arc::clone(capacity),
+            client_permits: ClientPermits::default(),
             to_close: Vec::new(),
             removed: Vec::new(),
             retired: 0,
@@ -180,6 +196,12 @@ impl<C> Table<C> {
         }
     }
 
+    /// What its sessions' times are by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Tells of each session that ends there from now on.
     pub fn log_to(&mut self, log: Option<SyncSender<Ended>>) {
         self.log = log;
@@ -187,6 +209,7 @@ impl<C> Table<C> {
 
     /// Has a session obey other settings of its listener.
     pub fn set_settings(&mut self, now: Instant, id: SessionId, settings: &Arc<ListenerSettings>) {
+        let now = self.clock.moment(now);
         let Some(session) = self.get_mut(id) else {
             return;
         };
@@ -218,6 +241,7 @@ impl<C> Table<C> {
 
     /// As [`request`](Self::request), of session `id`, which was found for the client.
     pub fn request_of(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<SessionId> {
+        let now = self.clock.moment(now);
         let session = self.get_mut(id)?;
         if session.needs_socket || !session.takes_more() {
             return None;
@@ -228,9 +252,10 @@ impl<C> Table<C> {
     /// The bucket, for [`ClientRates`](crate::client_limits::ClientRates), of the session that takes this client's
     /// datagrams. `None` if it was never answered, or another is to be begun.
     pub fn bucket(&mut self, key: &Key) -> Option<&mut u64> {
-        let slot = *self.by_key.get(key)?;
+        let slot = self.by_key.get(key, &self.sessions)?;
         let session = self.sessions.get_mut(slot as usize)?;
-        (session.takes_more() && !session.is_unanswered()).then_some(&mut session.bucket)
+        let has_bucket = session.takes_more() && !session.is_unanswered();
+        has_bucket.then_some(&mut session.bucket_or_passes_until)
     }
 
     /// How many datagrams [`request`](Self::request) takes at once for this client,
@@ -245,6 +270,7 @@ impl<C> Table<C> {
 
     /// As [`request`](Self::request), by session `id`, which was found already.
     pub fn count(&mut self, now: Instant, id: SessionId, amount: Amount) -> SessionId {
+        let now = self.clock.moment(now);
         self.get_mut(id)
             .map_or(id, |session| session.count(id.slot, now, amount))
     }
@@ -252,9 +278,10 @@ impl<C> Table<C> {
     /// As [`request`](Self::request), but by sessions of the client that are to take no
     /// more, in turn, since there is none for another.
     pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
-        let current = self.by_key.get_mut(key)?;
-        let slot = self.rings.after(*current);
-        let previous = std::mem::replace(current, slot);
+        let now = self.clock.moment(now);
+        let previous = self.by_key.get(key, &self.sessions)?;
+        let slot = self.rings.after(previous);
+        self.by_key.replace(key, previous, Some(slot));
         self.set_state(previous, State::Detached);
         self.set_state(slot, State::Live);
         let session = self.sessions.get_mut(slot as usize)?;
@@ -272,7 +299,8 @@ impl<C> Table<C> {
     ///
     /// # Panics
     ///
-    /// At 2³² sessions, which no capacity allows.
+    /// With a permit of another capacity than the table's, and at 2³² sessions, which no
+    /// capacity allows.
     pub fn open(
         &mut self,
         now: Instant,
@@ -285,34 +313,43 @@ impl<C> Table<C> {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
         let is_heard = (self.after_end)(&connection).is_heard();
+        let begun = self.clock.moment(now);
+        let (held, client_permit) = permit
+            .into_parts(&self.capacity)
+            .expect("a permit of the table's capacity");
         let slot = self.sessions.insert(Session {
-            key,
+            client: Compact::of(key.client.0),
+            local: Compact::of(key.local.0),
             settings: Arc::clone(settings),
             server: Arc::clone(server),
-            started: now,
-            last_active: now,
+            started: begun,
+            last_active: begun,
             requests: 0,
             request_bytes: 0,
             replies: 0,
             reply_bytes: 0,
             connection,
             needs_socket: false,
-            bucket: 0,
-            state: State::Live,
+            bucket_or_passes_until: 0,
             generation,
-            permit,
+            state: State::Live,
+            held,
         });
         let slot = u32::try_from(slot).expect(FEWER);
-        if let Some(previous) = self.by_key.insert(key, slot) {
+        if let Some(previous) = self.by_key.insert(slot, &self.sessions) {
             self.rings.join(slot, previous);
             self.set_state(previous, State::Detached);
         }
-        self.wheel.arm(slot, now + settings.rules.idle_timeout);
+        self.wheel.arm(slot, begun + settings.rules.idle_timeout);
+        if let Some(permit) = client_permit {
+            self.client_permits.insert(slot, permit);
+        }
         if is_heard && let Some(session) = self.sessions.get_mut(slot as usize) {
-            self.unanswered.push(slot, session.bounded_client());
+            let client = self.client_permits.client(slot, &settings.listener);
+            self.unanswered.push(&mut self.links, slot, client);
             let is_answering = settings.rules.responses > 0;
             if is_answering || server.usual_answer_time().is_some() {
-                session.permit.await_answer();
+                session.held.await_answer(&self.capacity);
             }
         }
         SessionId { slot, generation }
@@ -321,9 +358,9 @@ impl<C> Table<C> {
     /// Undoes [`open`](Self::open) for a session whose owner could not set it up.
     pub fn abort(&mut self, id: SessionId) {
         if let Some(session) = self.get(id) {
-            let key = session.key;
-            self.take_no_more(id.slot, key);
-            self.drop(id.slot);
+            let key = session.key();
+            self.take_no_more(id.slot, &key);
+            self.discard(id.slot);
         }
     }
 
@@ -331,19 +368,25 @@ impl<C> Table<C> {
     /// waited for no more, it ends. `None` if it had ended before, unless it was moved or
     /// gave way just now: then no client may have them, and its rest starts again.
     pub fn reply(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<Reply> {
+        let now = self.clock.moment(now);
         let session = self.sessions.get_mut(id.slot as usize)?;
         if session.generation != id.generation {
             return None;
         }
         if !session.passes_replies(now) {
-            self.hear(now, id);
+            self.renew(now, id.slot);
             return None;
         }
+        let key = session.key();
         if session.is_unanswered() {
-            self.unanswered.remove(id.slot, session.bounded_client());
-            let took = now.saturating_duration_since(session.started);
-            session.server.note_answer(took);
-            session.permit.note_answer(session.key.client.0.ip());
+            if session.is_active() {
+                let client = self
+                    .client_permits
+                    .client(id.slot, &session.settings.listener);
+                self.unanswered.remove(&mut self.links, id.slot, client);
+            }
+            session.server.note_answer(now.since(session.started));
+            session.held.note_answer(&self.capacity, key.client.0.ip());
         }
         let was_answered = session.is_answered();
         session.replies += amount.datagrams;
@@ -357,8 +400,8 @@ impl<C> Table<C> {
             session.reply_bytes = bytes;
         }
         let reply = Reply {
-            to: session.key.client,
-            from: session.key.local,
+            to: key.client,
+            from: key.local,
             exceeds,
         };
         let is_answered = session.is_answered();
@@ -396,7 +439,7 @@ impl<C> Table<C> {
     /// The session that takes a client's datagrams, whether it may take more or not.
     #[must_use]
     pub fn find(&self, key: &Key) -> Option<SessionId> {
-        let slot = *self.by_key.get(key)?;
+        let slot = self.by_key.get(key, &self.sessions)?;
         let session = self.sessions.get(slot as usize)?;
         Some(SessionId {
             slot,
@@ -409,7 +452,7 @@ impl<C> Table<C> {
     /// what it asked pass until it has rested.
     pub fn end(&mut self, now: Instant, id: SessionId, reason: EndReason) {
         if self.get(id).is_some_and(Session::is_active) {
-            self.retire(now, id.slot, reason);
+            self.retire(self.clock.moment(now), id.slot, reason);
         }
     }
 
@@ -420,7 +463,14 @@ impl<C> Table<C> {
     /// Where the server was never seen to answer, as those of logs don't, it must have
     /// had no datagram for as long as the slowest may take.
     pub fn giving_way(&mut self, now: Instant, client: Option<Client>) -> Option<SessionId> {
-        let found = self.unanswered.giving_way(now, client, &self.sessions);
+        let now = self.clock.moment(now);
+        let found = self.unanswered.giving_way(
+            now,
+            client,
+            &mut self.links,
+            &self.sessions,
+            &self.client_permits,
+        );
         found.map(|slot| SessionId {
             slot,
             generation: self.sessions[slot as usize].generation,
@@ -432,6 +482,7 @@ impl<C> Table<C> {
     /// others wait for the next time, which [`next_deadline`](Self::next_deadline) says is
     /// due.
     pub fn expire(&mut self, now: Instant, mut is_silent: impl FnMut(&mut Session<C>) -> bool) {
+        let now = self.clock.moment(now);
         let (mut closed, mut ended) = (0, 0);
         while closed < CLOSES_AT_ONCE
             && ended < ENDS_AT_ONCE
@@ -448,11 +499,11 @@ impl<C> Table<C> {
                 self.retire(now, slot, EndReason::Idle);
             } else if session.is_passing() {
                 ended += 1;
-                self.drop(slot);
+                self.discard(slot);
             } else {
                 closed += 1;
                 if is_silent(session) {
-                    self.drop(slot);
+                    self.discard(slot);
                 } else {
                     self.renew(now, slot);
                     self.wheel.arm(slot, now + MAX_REST + SPARE);
@@ -464,7 +515,7 @@ impl<C> Table<C> {
     /// When [`expire`](Self::expire) has something to do at the earliest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.wheel.next()
+        self.wheel.next().map(|due| self.clock.instant(due))
     }
 
     /// Sessions that take or pass datagrams.
@@ -499,14 +550,15 @@ impl<C> Table<C> {
             .filter(|(_, session)| session.is_active())
     }
 
-    fn retire(&mut self, now: Instant, slot: u32, reason: EndReason) {
+    fn retire(&mut self, now: Moment, slot: u32, reason: EndReason) {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
-        self.unanswered.remove(slot, session.bounded_client());
-        let key = session.key;
+        let client = self.client_permits.client(slot, &session.settings.listener);
+        self.unanswered.remove(&mut self.links, slot, client);
+        let key = session.key();
         self.note_end(slot, reason);
-        self.take_no_more(slot, key);
+        self.take_no_more(slot, &key);
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return;
         };
@@ -517,7 +569,7 @@ impl<C> Table<C> {
         let class = match (self.after_end)(&session.connection) {
             AfterEnd::Pass if passes => Some(Class::Passing),
             AfterEnd::Close | AfterEnd::Pass => {
-                self.drop(slot);
+                self.discard(slot);
                 return;
             }
             AfterEnd::CloseOnceRead => None,
@@ -531,16 +583,18 @@ impl<C> Table<C> {
                 })
             }
         };
-        session.state = State::Retired {
-            ended: now,
-            since: now,
-            passes,
-            class,
-        };
-        session.permit.rest();
+        session.state = State::Retired(class);
+        session.last_active = now;
+        session.pass_until(if passes {
+            now + MIN_REST
+        } else {
+            Moment::ORIGIN
+        });
+        session.held.rest(&self.capacity);
+        self.client_permits.remove(slot);
         self.retired += 1;
         if let Some((lane, _)) = session.rest(now) {
-            self.resting.push(lane, slot);
+            self.resting.push(&mut self.links, lane, slot);
             self.wheel.arm(slot, session.deadline());
         } else {
             self.wheel.disarm(slot);
@@ -557,7 +611,7 @@ impl<C> Table<C> {
         let listener = session.settings.listener.counters(self.worker);
         listener.ended(reason).add(1);
         session.server.counters(self.worker).ended.add(1);
-        tracing::trace!(client = %session.key.client, ?reason, "session ended");
+        tracing::trace!(client = %session.client.address(), ?reason, "session ended");
         if let Some(log) = &self.log {
             let is_lost = log.try_send(session.ended(reason)).is_err();
             self.unlogged += u64::from(is_lost);
@@ -573,41 +627,38 @@ impl<C> Table<C> {
     }
 
     /// Has the client's datagrams go to another of its sessions, if there is one.
-    fn take_no_more(&mut self, slot: u32, key: Key) {
+    fn take_no_more(&mut self, slot: u32, key: &Key) {
         let other = self.rings.leave(slot);
-        let Entry::Occupied(mut current) = self.by_key.entry(key) else {
-            return;
-        };
-        if *current.get() == slot {
-            match other {
-                Some(other) => {
-                    current.insert(other);
-                    self.set_state(other, State::Live);
-                }
-                None => _ = current.remove(),
-            }
+        if self.by_key.replace(key, slot, other)
+            && let Some(other) = other
+        {
+            self.set_state(other, State::Live);
         }
     }
 
     fn remove(&mut self, slot: u32) -> Option<Session<C>> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
-        self.unanswered.remove(slot, session.bounded_client());
-        if let State::Retired { since, .. } = session.state {
+        if session.is_active() {
+            let client = self.client_permits.client(slot, &session.settings.listener);
+            self.unanswered.remove(&mut self.links, slot, client);
+        } else {
             self.retired -= 1;
-            if let Some((lane, _)) = session.rest(since) {
-                self.resting.remove(lane, slot);
+            if let Some((lane, _)) = session.rest(session.last_active) {
+                self.resting.remove(&mut self.links, lane, slot);
             }
         }
+        self.client_permits.remove(slot);
         Some(session)
     }
 
-    /// As [`remove`](Self::remove), and gives back what was kept with the session.
-    fn drop(&mut self, slot: u32) {
-        if let Some(session) = self.remove(slot)
-            && (self.after_end)(&session.connection) == AfterEnd::Pass
-        {
-            self.removed.push(session.connection);
+    /// Removes the session, and gives back what was its.
+    fn discard(&mut self, slot: u32) {
+        if let Some(session) = self.remove(slot) {
+            session.held.give_back(&self.capacity);
+            if (self.after_end)(&session.connection) == AfterEnd::Pass {
+                self.removed.push(session.connection);
+            }
         }
     }
 }
@@ -627,7 +678,7 @@ impl<C> Table<C> {
     ) -> Option<SessionId> {
         let lane = Lane::of(listener, server, Class::Reusable);
         let slot = self.resting.first(lane)?;
-        let (session, id, rested) = self.resting(now, slot)?;
+        let (session, id, rested) = self.resting(self.clock.moment(now), slot)?;
         Self::may_go(session, lane.class, rested, need).then_some(id)
     }
 
@@ -642,8 +693,9 @@ impl<C> Table<C> {
         need: Need,
         matches: impl Fn(&Session<C>) -> bool,
     ) -> Option<SessionId> {
+        let now = self.clock.moment(now);
         let of_lane = |(lane, list): (&Lane, &List)| {
-            let ripe = self.resting.links.iter(*list).map_while(|slot| {
+            let ripe = self.links.iter(*list).map_while(|slot| {
                 let (session, id, rested) = self.resting(now, slot)?;
                 let may_go = Self::may_go(session, lane.class, rested, need);
                 may_go.then_some((session, id, rested))
@@ -661,18 +713,19 @@ impl<C> Table<C> {
     /// or to be dropped. `None` if it is gone, or active.
     pub fn take(&mut self, now: Instant, id: SessionId) -> Option<(Permit, C)> {
         let session = self.get(id).filter(|session| !session.is_active())?;
-        let rest = session.rest(now);
+        let rest = session.rest(self.clock.moment(now));
         let is_early = rest.is_some_and(|(lane, rested)| lane.class.is_early(rested));
         self.reclaimed += u64::from(is_early);
         let session = self.remove(id.slot)?;
-        Some((session.permit, session.connection))
+        let permit = session.held.into_permit(&self.capacity);
+        Some((permit, session.connection))
     }
 
     /// Notes that a late reply has come for session `id`: if it rests, its rest
     /// starts again, and it gives its socket to no other session.
     pub fn hear(&mut self, now: Instant, id: SessionId) {
         if self.get(id).is_some() {
-            self.renew(now, id.slot);
+            self.renew(self.clock.moment(now), id.slot);
         }
     }
 
@@ -685,11 +738,10 @@ impl<C> Table<C> {
             class,
         };
         while let Some(slot) = self.resting.first(lane(Class::Reusable)) {
-            self.resting.remove(lane(Class::Reusable), slot);
-            self.resting.push(lane(Class::Silent), slot);
-            if let State::Retired { class, .. } = &mut self.sessions[slot as usize].state {
-                *class = Some(Class::Silent);
-            }
+            let links = &mut self.links;
+            self.resting.remove(links, lane(Class::Reusable), slot);
+            self.resting.push(links, lane(Class::Silent), slot);
+            self.set_state(slot, State::Retired(Some(Class::Silent)));
         }
     }
 
@@ -729,7 +781,7 @@ impl<C> Table<C> {
         self.renewed
     }
 
-    fn renew(&mut self, now: Instant, slot: u32) {
+    fn renew(&mut self, now: Moment, slot: u32) {
         let session = self.sessions.get(slot as usize);
         let class = match session.is_some_and(Session::is_unanswered) {
             true => Class::Unanswered,
@@ -739,22 +791,22 @@ impl<C> Table<C> {
     }
 
     /// Restarts the rest of a session, if it rests.
-    fn restart_rest(&mut self, at: Instant, slot: u32, to: Class) -> bool {
+    fn restart_rest(&mut self, at: Moment, slot: u32, to: Class) -> bool {
         let Some(session) = self.sessions.get_mut(slot as usize) else {
             return false;
         };
         let Some((lane, _)) = session.rest(at).filter(|_| !session.is_passing()) else {
             return false;
         };
-        if let State::Retired { since, class, .. } = &mut session.state {
-            (*since, *class) = (at, Some(to));
-        }
-        self.resting.remove(lane, slot);
-        self.resting.push(Lane { class: to, ..lane }, slot);
+        session.state = State::Retired(Some(to));
+        session.last_active = at;
+        let links = &mut self.links;
+        self.resting.remove(links, lane, slot);
+        self.resting.push(links, Lane { class: to, ..lane }, slot);
         true
     }
 
-    fn resting(&self, now: Instant, slot: u32) -> Option<(&Session<C>, SessionId, Duration)> {
+    fn resting(&self, now: Moment, slot: u32) -> Option<(&Session<C>, SessionId, Duration)> {
         let session = self.sessions.get(slot as usize)?;
         let (_, rested) = session.rest(now)?;
         let generation = session.generation;
@@ -775,6 +827,15 @@ impl<C> Table<C> {
                 let silent = || rested >= usual.unwrap_or(MAX_ANSWER_TIME);
                 rested >= MIN_REST || !class.owes() && silent()
             }
+        }
+    }
+}
+
+impl<C> Drop for Table<C> {
+    /// Other tables have the same capacity.
+    fn drop(&mut self) {
+        for session in self.sessions.drain() {
+            session.held.give_back(&self.capacity);
         }
     }
 }

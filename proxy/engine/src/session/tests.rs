@@ -1,12 +1,13 @@
 //! The session table driven through hours without waiting for any of them.
 
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::address::ServerAddr;
-use crate::capacity::{Capacity, Full, Need};
+use crate::capacity::{Capacity, Full, Need, Permit};
 use crate::listener::Rules;
 
 mod passing;
@@ -38,8 +39,8 @@ fn servers<const N: usize>() -> [Arc<Server>; N] {
 }
 
 /// A table whose sessions rest at their end, and what it logs.
-fn table<C>(now: Instant) -> (Table<C>, Receiver<Ended>) {
-    let mut table = Table::new(now, 0, |_| AfterEnd::RestForReuse);
+fn table<C>(now: Instant, capacity: &Arc<Capacity>) -> (Table<C>, Receiver<Ended>) {
+    let mut table = Table::new(now, 0, capacity, |_| AfterEnd::RestForReuse);
     let (log, ended) = sync_channel(4096);
     table.log_to(Some(log));
     (table, ended)
@@ -57,13 +58,18 @@ struct Bench {
 
 impl Bench {
     fn new(rules: Rules, max_sessions: usize, more_sockets: usize) -> Self {
+        let capacity = Capacity::new(max_sessions, max_sessions + more_sockets);
+        Self::of(rules, capacity)
+    }
+
+    fn of(rules: Rules, capacity: Arc<Capacity>) -> Self {
         let now = Instant::now();
-        let (table, log) = table(now);
+        let (table, log) = table(now, &capacity);
         Self {
             table,
             settings: settings(rules),
             servers: servers(),
-            capacity: Capacity::new(max_sessions, max_sessions + more_sockets),
+            capacity,
             now,
             log,
             ended: Vec::new(),
@@ -416,7 +422,7 @@ proptest! {
             prop_assert!(sockets <= max_sessions + more_sockets);
             prop_assert_eq!(bench.table.active(), bench.capacity.taken());
             for (_, session) in bench.table.iter_from(0) {
-                let idle = bench.now - session.last_active;
+                let idle = bench.now - bench.table.clock().instant(session.last_active);
                 prop_assert!(idle <= RULES.idle_timeout + 2 * wheel::TICK);
             }
         }
@@ -435,7 +441,7 @@ fn a_socket_that_no_other_client_can_get_is_closed_at_the_end() {
         ..RULES
     };
     let capacity = Capacity::new(10, 10);
-    let mut table = Table::new(now, 0, |kept: &AfterEnd| *kept);
+    let mut table = Table::new(now, 0, &capacity, |kept: &AfterEnd| *kept);
     let (log, ended) = sync_channel(10);
     table.log_to(Some(log));
     let (settings, [server]) = (settings(rules), servers());

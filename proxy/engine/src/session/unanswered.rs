@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::time::Instant;
 
 use slab::Slab;
 
 use super::Session;
+use super::clock::Moment;
 use super::links::{Links, List};
-use crate::client_limits::Network;
+use crate::client_limits::{ClientPermit, Network};
+use crate::listener::Listener;
 use crate::server::MAX_ANSWER_TIME;
 
 /// Sessions that are looked at for one that may give way. More than one, since servers
@@ -19,11 +20,38 @@ const LOOKS: usize = 16;
 /// A client of one listener, by its id, whose sessions are bounded.
 pub(super) type Client = (u64, Network);
 
+/// The permits of clients whose sessions are bounded, by slot. Empty as long as none are.
+#[derive(Debug, Default)]
+pub(super) struct ClientPermits(Vec<Option<ClientPermit>>);
+
+impl ClientPermits {
+    /// Keeps the permit of the session at `slot`, which has none.
+    pub(super) fn insert(&mut self, slot: u32, permit: ClientPermit) {
+        if self.0.len() <= slot as usize {
+            self.0.resize_with(slot as usize + 1, || None);
+        }
+        self.0[slot as usize] = Some(permit);
+    }
+
+    /// Gives back the permit of the session at `slot`, if it has one.
+    pub(super) fn remove(&mut self, slot: u32) {
+        if let Some(permit) = self.0.get_mut(slot as usize) {
+            *permit = None;
+        }
+    }
+
+    /// The client of the session at `slot`, which is of `listener`, if its sessions are
+    /// bounded.
+    pub(super) fn client(&self, slot: u32, listener: &Listener) -> Option<Client> {
+        let permit = self.0.get(slot as usize)?.as_ref()?;
+        Some((listener.id(), permit.network()))
+    }
+}
+
 /// Unanswered sessions by slot, all together and those of each client whose sessions
 /// are bounded. Bounded by the number of sessions.
 #[derive(Debug)]
 pub(super) struct Unanswered {
-    links: Links,
     all: List,
     links_of_clients: Links,
     of_clients: HashMap<Client, List, ahash::RandomState>,
@@ -32,25 +60,25 @@ pub(super) struct Unanswered {
 impl Unanswered {
     pub(super) fn new() -> Self {
         Self {
-            links: Links::default(),
             all: List::EMPTY,
             links_of_clients: Links::default(),
             of_clients: HashMap::default(),
         }
     }
 
-    /// Lists `slot`, which is not listed, as the latest.
-    pub(super) fn push(&mut self, slot: u32, client: Option<Client>) {
-        self.links.push(&mut self.all, slot);
+    /// Lists `slot`, which is in no list that runs through `links`, as the latest.
+    pub(super) fn push(&mut self, links: &mut Links, slot: u32, client: Option<Client>) {
+        links.push(&mut self.all, slot);
         if let Some(client) = client {
             let list = self.of_clients.entry(client).or_insert(List::EMPTY);
             self.links_of_clients.push(list, slot);
         }
     }
 
-    /// Takes `slot` off, if it is listed. `client` must be as when it was pushed.
-    pub(super) fn remove(&mut self, slot: u32, client: Option<Client>) {
-        self.links.remove(&mut self.all, slot);
+    /// Takes `slot` off, which is in no other list that runs through `links`, if it is
+    /// listed. `client` must be as when it was pushed.
+    pub(super) fn remove(&mut self, links: &mut Links, slot: u32, client: Option<Client>) {
+        links.remove(&mut self.all, slot);
         if let Some(client) = client
             && let Entry::Occupied(mut list) = self.of_clients.entry(client)
         {
@@ -66,9 +94,11 @@ impl Unanswered {
     /// datagram for as long as the slowest may take.
     pub(super) fn giving_way<C>(
         &mut self,
-        now: Instant,
+        now: Moment,
         client: Option<Client>,
+        links: &mut Links,
         sessions: &Slab<Session<C>>,
+        permits: &ClientPermits,
     ) -> Option<u32> {
         let had_its_time = |slot: &u32| {
             let session = &sessions[*slot as usize];
@@ -76,20 +106,21 @@ impl Unanswered {
                 Some(usual) => (session.started, usual),
                 None => (session.last_active, MAX_ANSWER_TIME),
             };
-            now.saturating_duration_since(since) >= usual
+            now.since(since) >= usual
         };
-        let (links, list) = match client {
-            None => (&self.links, Some(&self.all)),
+        let (links_of_list, list) = match client {
+            None => (&*links, Some(&self.all)),
             Some(client) => (&self.links_of_clients, self.of_clients.get(&client)),
         };
         let list = *list?;
-        let found = links.iter(list).take(LOOKS).find(had_its_time);
+        let found = links_of_list.iter(list).take(LOOKS).find(had_its_time);
         let oldest = list.first()?;
         let session = &sessions[oldest as usize];
         if found.is_none() && session.server.usual_answer_time().is_none() {
             // It stays while it is used, and must not hide those behind it.
-            self.remove(oldest, session.bounded_client());
-            self.push(oldest, session.bounded_client());
+            let client = permits.client(oldest, &session.settings.listener);
+            self.remove(links, oldest, client);
+            self.push(links, oldest, client);
         }
         found
     }

@@ -5,36 +5,39 @@
 //! not touch the wheel; when its old deadline comes up, the owner looks at it
 //! and arms it again.
 
-use std::time::{Duration, Instant};
+#[cfg(test)]
+use std::time::Duration;
 
+use super::clock::Moment;
 use super::links::{Links, List};
 
 /// How late a deadline may come up.
-pub(super) const TICK: Duration = Duration::from_millis(50);
+#[cfg(test)]
+pub(super) const TICK: Duration = Duration::from_nanos(TICK_NANOS);
 
 const BUCKETS: usize = 1024;
-const NONE: u32 = u32::MAX;
+/// [`TICK`] in nanoseconds.
+const TICK_NANOS: u64 = 50_000_000;
+const NONE: u16 = u16::MAX;
 
 /// The wheel. Every slot is in it at most once.
 #[derive(Debug)]
 pub(super) struct Wheel {
-    origin: Instant,
     /// The tick up to which, inclusively, everything has been popped.
     done: u64,
-    buckets: Vec<List>,
+    buckets: Box<[List]>,
     /// One bit per bucket that is not empty, to find the next one quickly.
     occupied: [u64; BUCKETS / 64],
     links: Links,
     /// The bucket that each slot is in, or `NONE`.
-    bucket_of: Vec<u32>,
+    bucket_of: Vec<u16>,
 }
 
 impl Wheel {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            origin: now,
             done: 0,
-            buckets: vec![List::EMPTY; BUCKETS],
+            buckets: vec![List::EMPTY; BUCKETS].into(),
             occupied: [0; BUCKETS / 64],
             links: Links::default(),
             bucket_of: Vec::new(),
@@ -43,10 +46,10 @@ impl Wheel {
 
     /// Lists `slot` to be popped at `deadline`, rounded up to a tick, or
     /// earlier if that is beyond the wheel's horizon of about 51 seconds.
-    pub(super) fn arm(&mut self, slot: u32, deadline: Instant) {
+    pub(super) fn arm(&mut self, slot: u32, deadline: Moment) {
         self.disarm(slot);
         let last = self.done + BUCKETS as u64 - 1;
-        let tick = self.tick_after(deadline).clamp(self.done + 1, last);
+        let tick = tick_after(deadline).clamp(self.done + 1, last);
         let bucket = bucket_of(tick);
         self.bucket_of[slot as usize] = bucket;
         self.links.push(&mut self.buckets[bucket as usize], slot);
@@ -72,8 +75,8 @@ impl Wheel {
     /// Takes off and returns one slot whose time has come. A slot that is armed
     /// again meanwhile comes up at the next tick at the earliest, so calling
     /// this until `None` ends.
-    pub(super) fn pop(&mut self, now: Instant) -> Option<u32> {
-        let current = self.tick_before(now);
+    pub(super) fn pop(&mut self, now: Moment) -> Option<u32> {
+        let current = now.nanos() / TICK_NANOS;
         while self.done < current {
             let bucket = bucket_of(self.done + 1);
             if let Some(slot) = self.buckets[bucket as usize].first() {
@@ -89,8 +92,9 @@ impl Wheel {
     }
 
     /// When [`pop`](Self::pop) has something to return at the earliest.
-    pub(super) fn next(&self) -> Option<Instant> {
-        self.next_occupied().map(|tick| self.time_of(tick))
+    pub(super) fn next(&self) -> Option<Moment> {
+        let tick = self.next_occupied()?;
+        Some(Moment::from_nanos(tick.saturating_mul(TICK_NANOS)))
     }
 
     fn next_occupied(&self) -> Option<u64> {
@@ -110,27 +114,15 @@ impl Wheel {
             })
         })
     }
+}
 
-    fn tick_before(&self, time: Instant) -> u64 {
-        let elapsed = time.saturating_duration_since(self.origin).as_millis() / TICK.as_millis();
-        u64::try_from(elapsed).unwrap_or(u64::MAX / 2)
-    }
-
-    fn tick_after(&self, time: Instant) -> u64 {
-        let elapsed = time.saturating_duration_since(self.origin).as_nanos();
-        u64::try_from(elapsed.div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX / 2)
-    }
-
-    fn time_of(&self, tick: u64) -> Instant {
-        // Ticks stay within one turn of the present, far below 2^32.
-        let ticks = u32::try_from(tick).unwrap_or(u32::MAX);
-        self.origin.checked_add(TICK * ticks).unwrap_or(self.origin)
-    }
+fn tick_after(time: Moment) -> u64 {
+    time.nanos().div_ceil(TICK_NANOS)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "below BUCKETS")]
-fn bucket_of(tick: u64) -> u32 {
-    (tick % BUCKETS as u64) as u32
+fn bucket_of(tick: u64) -> u16 {
+    (tick % BUCKETS as u64) as u16
 }
 
 #[cfg(test)]
@@ -141,32 +133,32 @@ mod tests {
 
     use super::*;
 
-    fn drain(wheel: &mut Wheel, now: Instant) -> Vec<u32> {
+    const START: Moment = Moment::ORIGIN;
+
+    fn drain(wheel: &mut Wheel, now: Moment) -> Vec<u32> {
         std::iter::from_fn(|| wheel.pop(now)).collect()
     }
 
     #[test]
     fn nothing_comes_up_early_and_all_within_a_tick() {
-        let start = Instant::now();
-        let mut wheel = Wheel::new(start);
-        wheel.arm(7, start + Duration::from_millis(120));
-        assert_eq!(wheel.next(), Some(start + Duration::from_millis(150)));
-        assert!(drain(&mut wheel, start + Duration::from_millis(119)).is_empty());
-        assert_eq!(drain(&mut wheel, start + Duration::from_millis(170)), [7]);
+        let mut wheel = Wheel::new();
+        wheel.arm(7, START + Duration::from_millis(120));
+        assert_eq!(wheel.next(), Some(START + Duration::from_millis(150)));
+        assert!(drain(&mut wheel, START + Duration::from_millis(119)).is_empty());
+        assert_eq!(drain(&mut wheel, START + Duration::from_millis(170)), [7]);
         assert_eq!(wheel.next(), None);
-        assert!(drain(&mut wheel, start + Duration::from_secs(3600)).is_empty());
+        assert!(drain(&mut wheel, START + Duration::from_secs(3600)).is_empty());
     }
 
     #[test]
     fn a_disarmed_slot_is_gone() {
-        let start = Instant::now();
-        let mut wheel = Wheel::new(start);
+        let mut wheel = Wheel::new();
         for slot in 0..3 {
-            wheel.arm(slot, start + Duration::from_secs(1));
+            wheel.arm(slot, START + Duration::from_secs(1));
         }
         wheel.disarm(1);
         wheel.disarm(1);
-        let mut left = drain(&mut wheel, start + Duration::from_secs(2));
+        let mut left = drain(&mut wheel, START + Duration::from_secs(2));
         left.sort_unstable();
         assert_eq!(left, [0, 2]);
     }
@@ -194,10 +186,9 @@ mod tests {
         /// never late.
         #[test]
         fn agrees_with_a_plain_map(steps in steps()) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut wheel = Wheel::new(start);
-            let mut armed: HashMap<u32, Instant> = HashMap::new();
+            let mut now = START;
+            let mut wheel = Wheel::new();
+            let mut armed: HashMap<u32, Moment> = HashMap::new();
             let horizon = TICK * u32::try_from(BUCKETS - 2).unwrap();
             for step in steps {
                 match step {
@@ -211,7 +202,7 @@ mod tests {
                         armed.remove(&slot);
                     }
                     Step::Pass(ms) => {
-                        now += Duration::from_millis(ms);
+                        now = now + Duration::from_millis(ms);
                         while let Some(slot) = wheel.pop(now) {
                             let deadline = armed.remove(&slot);
                             prop_assert!(deadline.is_some(), "{slot} was not armed");

@@ -195,7 +195,7 @@ impl Worker {
         let Some(place) = listener.targets.place(&session.server) else {
             return true;
         };
-        let v6 = session.key.client.0.is_ipv6();
+        let v6 = session.key().client.0.is_ipv6();
         let rules = |place: usize| {
             listener
                 .routing
@@ -210,7 +210,7 @@ impl Worker {
         if rules(place).is_draining {
             return false;
         }
-        let home = listener.routing.plans.get(v6).home(session.key.client);
+        let home = listener.routing.plans.get(v6).home(session.key().client);
         home.is_some_and(|home| home != place && *rules(home).takes_back.get(v6))
     }
 
@@ -277,7 +277,7 @@ impl Worker {
             from,
             class,
         };
-        let header = has_header.then_some((connection.mode, session.key));
+        let header = has_header.then_some((connection.mode, session.key()));
         self.run.now = now;
         let is_forged = |one: &Part| begins_as_header(self.incoming.first_of(*one));
         if !looks_for_headers || !part.singles().any(|one| is_forged(&one)) {

@@ -179,7 +179,7 @@ impl Worker {
             }
             let is_denied = has_other_settings
                 && !session.settings.has_same_access(&new.settings)
-                && !new.settings.allows(session.key.client.0.ip());
+                && !new.settings.allows(session.key().client.0.ip());
             if !session.is_active() {
                 if is_denied {
                     session.silence();

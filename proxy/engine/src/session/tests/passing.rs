@@ -16,11 +16,12 @@ impl Passing {
     fn new(rules: Rules, max_sessions: usize) -> Self {
         let now = Instant::now();
         let [server] = servers();
+        let capacity = Capacity::new(max_sessions, max_sessions);
         Self {
-            table: Table::new(now, 0, |_| AfterEnd::Pass),
+            table: Table::new(now, 0, &capacity, |_| AfterEnd::Pass),
             settings: settings(rules),
             server,
-            capacity: Capacity::new(max_sessions, max_sessions),
+            capacity,
             now,
         }
     }

@@ -209,10 +209,10 @@ fn what_rested_for_longest_goes_first_and_what_owes_goes_last() {
     let matching = answered(&mut bench, 4);
     answered(&mut bench, 5);
     bench.now += ANSWER_TIME;
-    let is_fifth = |session: &Session<_>| session.key == key(5);
+    let is_fifth = |session: &Session<_>| session.key() == key(5);
     let fifth = bench.table.closable(bench.now, Need::Now, is_fifth);
     assert_ne!(fifth, Some(matching));
-    assert_eq!(bench.table.get(fifth.unwrap()).unwrap().key, key(5));
+    assert_eq!(bench.table.get(fifth.unwrap()).unwrap().key(), key(5));
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn what_is_set_aside_rests_and_is_not_taken_over() {
 fn sockets_of_ended_sessions_count_until_they_are_given_back() {
     let capacity = Capacity::new(2, 3);
     let now = Instant::now();
-    let (mut table, _log) = table(now);
+    let (mut table, _log) = table(now, &capacity);
     let (settings, [server]) = (settings(ONE_RESPONSE), servers());
     for client in 0..3 {
         let permit = capacity.take().unwrap();
@@ -259,7 +259,7 @@ fn sockets_of_ended_sessions_count_until_they_are_given_back() {
 fn what_a_session_owned_is_taken_over_once_it_has_rested() {
     let capacity = Capacity::new(2, 3);
     let begun = Instant::now();
-    let (mut table, _log) = table(begun);
+    let (mut table, _log) = table(begun, &capacity);
     let settings = [settings(ONE_RESPONSE), settings(ONE_RESPONSE)];
     let servers = servers::<3>();
     for (client, server) in [(1, 0), (2, 1)] {

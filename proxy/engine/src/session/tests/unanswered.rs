@@ -25,7 +25,7 @@ impl Bench {
     /// The client whose session gives way, which ends.
     fn give_way(&mut self) -> Option<ClientAddr> {
         let id = self.table.giving_way(self.now, None)?;
-        let client = self.table.get(id).unwrap().key.client;
+        let client = self.table.get(id).unwrap().key().client;
         self.end(id, EndReason::Unanswered);
         Some(client)
     }
@@ -74,8 +74,7 @@ fn workers_tell_each_other_how_long_servers_take() {
     let (bench, usual) = two_servers();
     let mut other = Bench {
         servers: bench.servers.clone(),
-        capacity: Arc::clone(&bench.capacity),
-        ..Bench::new(RULES, 100, 100)
+        ..Bench::of(RULES, Arc::clone(&bench.capacity))
     };
     other.open_at(3, 1);
     other.open_at(4, 2);
@@ -209,11 +208,11 @@ proptest! {
                     let key = key(client);
                     let taken = bench.datagram(key);
                     let taken = taken.or_else(|| bench.table.overdraw(bench.now, &key, ONE));
-                    let has_any = bench.table.iter_from(0).any(|(_, session)| session.key == key);
+                    let has_any = bench.table.iter_from(0).any(|(_, session)| session.key() == key);
                     prop_assert_eq!(taken.is_some(), has_any);
                     if let Some(id) = taken {
                         let session = bench.table.get(id).unwrap();
-                        prop_assert!(session.key == key && session.is_active());
+                        prop_assert!(session.key() == key && session.is_active());
                         opened.push((id, key));
                     }
                 }

@@ -34,6 +34,8 @@ enum Content {
         client: (u32, u16),
         changed: (u8, u8),
         payload: Vec<u8>,
+        /// With this reply tag.
+        tag: Option<(u8, [u8; 8])>,
     },
 }
 
@@ -56,11 +58,19 @@ impl Content {
                 client: (ip, port),
                 changed: (at, to),
                 payload,
+                tag,
             } => {
                 let client = SocketAddr::from((Ipv4Addr::from_bits(*ip), *port));
                 let listener = SocketAddr::from(([198, 51, 100, 10], 9000));
-                let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
-                let header = ppv2::encode_udp(client, listener, &mut buffer).expect("fits");
+                let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+                let header = match *tag {
+                    None => ppv2::encode_udp(client, listener, &mut buffer),
+                    Some((flags, tag)) => {
+                        let tag = ppv2::ReplyTag::new(flags, tag);
+                        ppv2::encode_udp_tagged(client, listener, tag, &mut buffer)
+                    }
+                };
+                let header = header.expect("fits");
                 let mut datagram = [header, payload].concat();
                 if let Some(byte) = datagram.get_mut(usize::from(*at)) {
                     *byte = *to;
@@ -95,6 +105,14 @@ fuzz_target!(|steps: Vec<Received>| {
                 assert!(!received.client.ip().is_unspecified());
                 assert!(!received.client.ip().is_multicast());
                 assert_eq!(received.client.ip(), received.client.ip().to_canonical());
+                let header = received.reply_path.header();
+                let tag = received.tlvs.reply_tag();
+                assert_eq!(header.is_empty(), tag.is_none());
+                if let Some(tag) = tag {
+                    let reply = ppv2::decode_tagged(&header).expect("one tag");
+                    assert_eq!(reply.client.ip().to_canonical(), received.client.ip());
+                    assert_eq!((reply.client.port(), reply.tag), (received.client.port(), tag));
+                }
                 if received.proxy.is_none() {
                     assert_eq!(received.payload, datagram);
                     assert_eq!(received.client.ip(), peer.ip().to_canonical());

@@ -2,6 +2,7 @@
 //! that forgets. It takes `now` as an argument and does no I/O.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hashlink::LinkedHashMap;
 
 use crate::ReplyPath;
 use crate::clock::{Span, Tick};
+use crate::reply_path::Tagged;
 
 /// For how long after its own latest datagram a client can still be sent to
 /// through a proxy's address that has named another client since: 10 seconds.
@@ -18,6 +20,9 @@ use crate::clock::{Span, Tick};
 /// client some time after the last datagram. A later reply would reach that next
 /// client. Some senders, such as dnsdist, serve many clients from one address, and
 /// have their replies within this time.
+///
+/// A reply to a datagram that came with a reply tag names its client, so its proxy's
+/// address may name any number of clients, and this time doesn't apply.
 pub const FORMER_CLIENT_GRACE: Duration = Duration::from_secs(10);
 
 /// The latest reply path to each client, the client that has been silent for longest
@@ -37,11 +42,21 @@ pub(crate) struct Clients {
 
 /// An address as numbers, which compare and hash faster: every datagram pays for it
 /// twice. An IPv4 address is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
-    ip: u128,
+    /// In halves: a `u128` would be aligned to 16 bytes, and take 8 more.
+    ip: [u64; 2],
     /// The port, and the scope of a link-local address.
     port: u64,
+}
+
+impl Hash for Key {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [high, low] = self.ip;
+        state.write_u128(u128::from(high) << 64 | u128::from(low));
+        state.write_u64(self.port);
+    }
 }
 
 impl From<SocketAddr> for Key {
@@ -49,13 +64,18 @@ impl From<SocketAddr> for Key {
     fn from(address: SocketAddr) -> Self {
         match address {
             SocketAddr::V4(v4) => Self {
-                ip: 0xffff << 32 | u128::from(v4.ip().to_bits()),
+                ip: [0, 0xffff << 32 | u64::from(v4.ip().to_bits())],
                 port: v4.port().into(),
             },
-            SocketAddr::V6(v6) => Self {
-                ip: v6.ip().to_bits(),
-                port: u64::from(v6.scope_id()) << 16 | u64::from(v6.port()),
-            },
+            SocketAddr::V6(v6) => {
+                let ip = v6.ip().octets();
+                let half =
+                    |at: usize| u64::from_be_bytes(std::array::from_fn(|index| ip[at + index]));
+                Self {
+                    ip: [half(0), half(8)],
+                    port: u64::from(v6.scope_id()) << 16 | u64::from(v6.port()),
+                }
+            }
         }
     }
 }
@@ -81,6 +101,9 @@ enum Reached {
     Directly,
     /// Past the proxy, from the listener's address.
     FromListener,
+    /// Through a proxy's address that may name any number of clients, since the reply
+    /// says whom it is for.
+    Tagged(Tagged),
 }
 
 /// Whether a client was forgotten before its time to make room.
@@ -110,10 +133,11 @@ impl Clients {
         }
         let via = path.from.unwrap_or(path.to);
         let (client, peer) = (Key::from(path.client), Key::from(via));
-        let reached = match path.from {
-            Some(_) => Reached::FromListener,
-            None if peer == client => Reached::Directly,
-            None => Reached::ByProxy,
+        let reached = match (path.from, path.tagged) {
+            (Some(_), _) => Reached::FromListener,
+            (None, Some(tagged)) => Reached::Tagged(tagged),
+            (None, None) if peer == client => Reached::Directly,
+            (None, None) => Reached::ByProxy,
         };
         let known = Known {
             via,
@@ -132,9 +156,18 @@ impl Clients {
             }
             unchanged
         });
-        if reached == Reached::ByProxy
-            && !unchanged
-            && let Some(former) = self.named_last.insert(peer, client)
+        let former = match reached {
+            Reached::ByProxy if !unchanged => self.named_last.insert(peer, client),
+            // A client that this address named without a tag would get a bare reply, and
+            // the address may be another client's by now.
+            Reached::Tagged(_) if !self.named_last.is_empty() => self.named_last.remove(&peer),
+            Reached::ByProxy
+            | Reached::ByFormerProxy
+            | Reached::Directly
+            | Reached::FromListener
+            | Reached::Tagged(_) => None,
+        };
+        if let Some(former) = former
             && let Some(former) = self.table.get_mut(&former)
         {
             former.reached = Reached::ByFormerProxy;
@@ -163,6 +196,13 @@ impl Clients {
             local: known.local,
             client,
             heard: known.heard,
+            tagged: match known.reached {
+                Reached::Tagged(tagged) => Some(tagged),
+                Reached::ByProxy
+                | Reached::ByFormerProxy
+                | Reached::Directly
+                | Reached::FromListener => None,
+            },
         })
     }
 
@@ -316,6 +356,32 @@ mod tests {
             let _ = clients.learn(&ReplyPath::to_peer(addr(1), None, addr(1), later));
         }
         assert_eq!((clients.table.len(), clients.named_last.len()), (1, 0));
+    }
+
+    /// The bound of the table times this is what a flood of clients can allocate.
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn a_client_takes_128_bytes_of_the_table() {
+        let links = 2 * size_of::<usize>();
+        assert_eq!(size_of::<(Key, Known)>() + links, 128);
+    }
+
+    /// Clients that no proxy address stands for need no second entry.
+    #[test]
+    fn tagged_clients_are_not_in_the_index_of_proxy_addresses() {
+        let (now, _, _) = times();
+        let mut clients = Clients::new(10, MINUTE);
+        let tag = ppv2::ReplyTag::new(0, [7; 8]);
+        for number in 0..5 {
+            let _ = clients.learn(&path(now, number, 1));
+            assert_eq!(clients.named_last.len(), 1);
+            let tagged = Some(Tagged::new(addr(9), tag));
+            let _ = clients.learn(&ReplyPath {
+                tagged,
+                ..path(now, number, 1)
+            });
+            assert_eq!(clients.named_last.len(), 0);
+        }
     }
 
     #[test]

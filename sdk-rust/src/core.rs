@@ -10,7 +10,7 @@ use ppv2_udp::{AsFd, MAX_DATAGRAM, SocketState, Transmit};
 
 use crate::clock::Tick;
 use crate::datagram::Parts;
-use crate::errors::{is_echo_of_earlier_send, received_in_batches};
+use crate::errors::{check_length, is_echo_of_earlier_send, received_in_batches};
 use crate::listeners::{Listeners, Source};
 use crate::reply_path::Outgoing;
 use crate::{Batch, DatagramRef, Demux, ReplyPath};
@@ -113,9 +113,18 @@ impl<S: AsFd> Core<S> {
 
     /// Sends one datagram by this socket.
     pub(crate) fn send_one(&self, payload: &[u8], path: &ReplyPath) -> io::Result<usize> {
+        let header = path.header();
+        if !header.is_empty() {
+            check_length(&header, payload, path)?;
+        }
         let send = || {
-            self.state
-                .send_one(&self.socket, payload, path.to, path.local)
+            if header.is_empty() {
+                let (to, local) = (path.to, path.local);
+                return self.state.send_one(&self.socket, payload, to, local);
+            }
+            let one = transmit(&header, payload, path.to, path.local);
+            self.state.send(&self.socket, 1, |_| one)?;
+            Ok(payload.len())
         };
         let sent = match send() {
             // The kernel reported an earlier datagram in place of sending this one.
@@ -167,18 +176,24 @@ impl<S: AsFd> Core<S> {
             Exit::Listener(sender) => (&sender.socket, &sender.state, None),
         };
         let sent = state.send(socket, run.len(), |index| {
-            let (payload, path) = &run[index];
-            transmit(payload, path.to, source)
+            let one = &run[index];
+            transmit(&one.header, one.payload, one.path.to, source)
         })?;
         self.demux.counters().replies_sent(sent);
         Ok(sent)
     }
 }
 
-fn transmit(payload: &[u8], to: SocketAddr, source: Option<IpAddr>) -> Transmit<'_> {
+fn transmit<'d>(
+    header: &'d [u8],
+    payload: &'d [u8],
+    to: SocketAddr,
+    source: Option<IpAddr>,
+) -> Transmit<'d> {
     let outgoing = ppv2_udp::Outgoing {
         to: Some(to),
         from: source.map(|ip| SocketAddr::new(ip, 0)),
+        header,
         ..ppv2_udp::Outgoing::default()
     };
     Transmit::datagram(outgoing, payload)
@@ -186,7 +201,7 @@ fn transmit(payload: &[u8], to: SocketAddr, source: Option<IpAddr>) -> Transmit<
 
 /// The datagrams at the front that leave from one address.
 pub(crate) fn first_run<'o, 'd>(outgoing: &'o [Outgoing<'d>]) -> &'o [Outgoing<'d>] {
-    let mut runs = outgoing.chunk_by(|(_, one), (_, next)| one.same_source(next));
+    let mut runs = outgoing.chunk_by(|one, next| one.path.same_source(&next.path));
     runs.next().unwrap_or_default()
 }
 

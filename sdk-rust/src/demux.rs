@@ -11,11 +11,12 @@ use tracing::{trace, warn};
 
 use crate::address::{canonical, is_one_client};
 use crate::clients::{Clients, Evicted};
-use crate::clock::Tick;
+use crate::clock::{Span, Tick};
 use crate::datagram::Parts;
 #[cfg(feature = "quinn")]
 use crate::drop_warning::Occasionally;
 use crate::drop_warning::Warnings;
+use crate::reply_path::Tagged;
 use crate::stats::Counters;
 use crate::trust::{Settings, Trust, Untrusted};
 use crate::{DatagramRef, DropReason, DropWarning, Recipient, ReplyFrom, ReplyPath, Stats};
@@ -70,6 +71,7 @@ struct Known {
     direct: Clients,
     /// Datagrams delivered. Counted here, where the lock is held anyway.
     delivered: u64,
+    forget_after: Span,
 }
 
 impl Demux {
@@ -88,6 +90,7 @@ impl Demux {
                 through_proxies: Clients::new(max_clients, forget_after),
                 direct: Clients::new(max_clients, forget_after),
                 delivered: 0,
+                forget_after: forget_after.into(),
             }),
             counters: Counters::default(),
             warnings: Warnings::new(),
@@ -150,8 +153,9 @@ impl Demux {
     /// it has been silent for [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) and
     /// the address of its proxy has named another client since. `None` for a path through
     /// a proxy that is older than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) and
-    /// not that of the client's latest datagram. A v4-mapped IPv6 address finds its IPv4
-    /// client.
+    /// not that of the client's latest datagram. Neither of the two holds for datagrams
+    /// with a reply tag: their replies name their clients. A v4-mapped IPv6 address finds
+    /// its IPv4 client.
     #[must_use]
     pub fn reply_path(&self, now: Instant, to: impl Into<Recipient>) -> Option<ReplyPath> {
         self.path_to(now.into(), to.into())
@@ -178,7 +182,7 @@ impl Demux {
     /// The path to a recipient; `None` if the reply could reach another client.
     pub(crate) fn path_to(&self, now: Tick, recipient: Recipient) -> Option<ReplyPath> {
         match recipient {
-            Recipient::Path(path) if path.is_certain(now) => Some(path),
+            Recipient::Path(path) if path.is_certain(now, self.forget_after()) => Some(path),
             Recipient::Path(_) | Recipient::Client(_) => self.known().path_to(now, recipient),
         }
     }
@@ -245,6 +249,10 @@ impl Demux {
         }
     }
 
+    fn forget_after(&self) -> Span {
+        self.trust.settings.forget_after.into()
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -282,7 +290,11 @@ impl Demux {
                         ReplyPath::from_listener(listener, client, now)
                     }
                     (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => {
-                        ReplyPath::to_peer(peer, local, client, now)
+                        let tag = header.tlvs().reply_tag();
+                        ReplyPath {
+                            tagged: destination.zip(tag).map(|(to, tag)| Tagged::new(to, tag)),
+                            ..ReplyPath::to_peer(peer, local, client, now)
+                        }
                     }
                 },
             }
@@ -355,7 +367,7 @@ impl Known {
     fn path_to(&self, now: Tick, recipient: Recipient) -> Option<ReplyPath> {
         match recipient {
             Recipient::Client(client) => self.reply_path(now, client),
-            Recipient::Path(path) if path.is_certain(now) => Some(path),
+            Recipient::Path(path) if path.is_certain(now, self.forget_after) => Some(path),
             Recipient::Path(path) => self
                 .reply_path(now, path.client)
                 .filter(|latest| *latest == path),

@@ -2,7 +2,7 @@
 //! adds.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -41,6 +41,48 @@ struct NoReplyPath {
 
 message_as_debug!(NoReplyPath);
 
+/// Bytes that a UDP datagram holds over IPv4: 65,535, less the headers of both
+/// (RFC 768, RFC 791).
+const MAX_IPV4_PAYLOAD: usize = 65_507;
+
+/// Over IPv6, the length of whose header is not counted (RFC 8200).
+const MAX_IPV6_PAYLOAD: usize = 65_527;
+
+#[derive(Error)]
+#[error(
+    "a reply of {len} bytes to client {client} and the header of {header_len} bytes in front of \
+     it exceed the {max} bytes that a datagram holds; its proxy asks for that header with a \
+     reply tag, so send at most {} bytes",
+    max - header_len
+)]
+struct TooLong {
+    client: SocketAddr,
+    len: usize,
+    header_len: usize,
+    max: usize,
+}
+
+message_as_debug!(TooLong);
+
+/// An error of the kind `InvalidInput` if header and reply exceed what a datagram holds.
+pub(crate) fn check_length(header: &[u8], payload: &[u8], path: &ReplyPath) -> io::Result<()> {
+    let max = match path.to.ip().to_canonical() {
+        IpAddr::V4(_) => MAX_IPV4_PAYLOAD,
+        IpAddr::V6(_) => MAX_IPV6_PAYLOAD,
+    };
+    let (len, header_len) = (payload.len(), header.len());
+    if header_len + len <= max {
+        return Ok(());
+    }
+    let error = TooLong {
+        client: path.client,
+        len,
+        header_len,
+        max,
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
 /// The error of a send call without an address, in the words of std.
 pub(crate) fn no_address() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "no addresses to send data to")
@@ -57,7 +99,8 @@ pub(crate) fn received_in_batches() -> io::Error {
 
 impl Demux {
     /// What to send and where to, up to the first datagram whose recipient has no reply
-    /// path; an error of kind `NotConnected` if that is the first.
+    /// path, or that is too long with the header that it needs; an error of kind
+    /// `NotConnected` or `InvalidInput` if that is the first.
     pub(crate) fn outgoing<'d, P, R>(
         &self,
         datagrams: &'d [(P, R)],
@@ -73,8 +116,20 @@ impl Demux {
         {
             return Err(self.no_reply_path((*first).into()));
         }
-        let payloads = datagrams.iter().map(|(payload, _)| payload.as_ref());
-        Ok(payloads.zip(paths).collect())
+        let mut outgoing = Vec::with_capacity(paths.len());
+        for ((payload, _), path) in datagrams.iter().zip(paths) {
+            let one = Outgoing::new(payload.as_ref(), path);
+            if !one.header.is_empty()
+                && let Err(error) = check_length(&one.header, one.payload, &one.path)
+            {
+                if outgoing.is_empty() {
+                    return Err(error);
+                }
+                break;
+            }
+            outgoing.push(one);
+        }
+        Ok(outgoing)
     }
 
     pub(crate) fn no_reply_path(&self, recipient: Recipient) -> io::Error {

@@ -102,6 +102,13 @@
 //! be sent to for [`FORMER_CLIENT_GRACE`], 10 seconds, after its own latest
 //! datagram; then `send_to` and `reply` fail as for an unknown client.
 //!
+//! A proxy may add a *reply tag* to its headers. Then its address may name many clients
+//! at a time, and the sockets here put a header in front of each reply that says whom it
+//! is for ([specification][tag]). An application has nothing to do; it can send 41 or 65
+//! bytes less in one datagram than without.
+//!
+//! [tag]: https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md
+//!
 //! A socket that is bound to all addresses of its host (`0.0.0.0`, `[::]`) answers from
 //! the address that the datagram was sent to (on Linux): the proxy takes replies from no
 //! other. On other systems bind to that address.
@@ -157,7 +164,7 @@ pub use demux::Demux;
 pub use drop_reason::DropReason;
 pub use drop_warning::DropWarning;
 pub use ipnet::IpNet;
-pub use reply_path::{Recipient, ReplyPath};
+pub use reply_path::{Recipient, ReplyHeader, ReplyPath};
 pub use socket::UdpSocket;
 pub use stats::Stats;
 pub use trust::{ReplyFrom, Trust, TrustBuilder, TrustError, Untrusted};

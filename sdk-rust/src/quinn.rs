@@ -19,11 +19,17 @@
 //! at least quinn's `max_idle_timeout` (30 seconds unless set), which this crate can't
 //! read.
 //!
+//! To a proxy that sends reply tags each datagram has a header of 41 or 65 bytes in front.
+//! quinn doesn't know of it, so `initial_mtu` and `min_mtu` of its `TransportConfig` must
+//! leave room for it on the way to the proxy. 1200, the value unless set, does so where
+//! IP packets of 1313 bytes pass. The search for larger sizes finds what fits.
+//!
 //! Such an endpoint serves. It can't connect to other hosts, since it sends only to
 //! addresses that it has received from.
 
 mod inbox;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
@@ -188,6 +194,10 @@ impl ::quinn::Runtime for Runtime {
     }
 }
 
+/// Bytes that the kernel takes in one burst, headers included: what fits one IP packet,
+/// less the longest IP and UDP headers.
+const MAX_BURST: usize = 65_535 - 48;
+
 /// A socket as quinn has it below an endpoint.
 struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
@@ -218,6 +228,10 @@ type Sender = Arc<dyn AsyncUdpSocket>;
 impl Socket {
     fn send(&self, path: ReplyPath, transmit: &Transmit<'_>) -> io::Result<()> {
         let Some(listener) = path.from else {
+            let header = path.header();
+            if !header.is_empty() {
+                return self.send_with_header(&header, path, transmit);
+            }
             // quinn keeps to the address that a connection began with, whereas
             // the client may come through another proxy by now.
             return self.inner.try_send(&Transmit {
@@ -251,6 +265,48 @@ impl Socket {
                 sent
             }
         }
+    }
+
+    /// Sends with `header` in front of each datagram of a burst. Below quinn a burst is
+    /// one piece of memory, so it has to be copied.
+    fn send_with_header(
+        &self,
+        header: &[u8],
+        path: ReplyPath,
+        transmit: &Transmit<'_>,
+    ) -> io::Result<()> {
+        thread_local! {
+            static BURST: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let payload = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let segment = header.len() + payload.max(1);
+        // Headers may make a burst of large datagrams longer than the kernel takes.
+        let at_once = (MAX_BURST / segment).max(1);
+        BURST.with_borrow_mut(|burst| {
+            for (number, datagrams) in transmit
+                .contents
+                .chunks(payload.max(1).saturating_mul(at_once))
+                .enumerate()
+            {
+                burst.clear();
+                for datagram in datagrams.chunks(payload.max(1)) {
+                    burst.extend_from_slice(header);
+                    burst.extend_from_slice(datagram);
+                }
+                let sent = self.inner.try_send(&Transmit {
+                    destination: path.to,
+                    src_ip: path.local.or(transmit.src_ip),
+                    contents: burst,
+                    segment_size: transmit.segment_size.map(|_| segment),
+                    ecn: transmit.ecn,
+                });
+                // quinn would repeat what was sent already. For QUIC the rest is lost.
+                if number == 0 {
+                    sent?;
+                }
+            }
+            Ok(())
+        })
     }
 
     fn full(&self) -> MutexGuard<'_, Option<Sender>> {

@@ -1,19 +1,24 @@
-//! Where a reply goes.
+//! Where a reply goes, and what stands in front of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Deref;
+
+use ppv2::{MAX_TAGGED_HEADER_LEN, ReplyTag};
 
 use crate::address::canonical;
-use crate::clock::Tick;
+use crate::clock::{Span, Tick};
 use crate::{Datagram, DatagramRef, FORMER_CLIENT_GRACE};
 
 /// The path of a reply to a client: which address it is sent to, and from which.
 ///
 /// Each datagram has the path of a reply to it. [`Demux::reply_path`] returns that of
 /// a client's latest datagram. The sockets of this crate keep to the addresses in it
-/// by themselves; they are public for sockets of other kinds.
+/// by themselves; they are public for sockets of other kinds. Those must put
+/// [`header`](Self::header) in front of each reply too.
 ///
 /// Two paths are equal if replies by them are sent to the same address from the same
-/// address.
+/// address, and reach the client from the same listener where the proxy is told it.
 ///
 /// [`Demux::reply_path`]: crate::Demux::reply_path
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +39,72 @@ pub struct ReplyPath {
     pub(crate) client: SocketAddr,
     /// When the datagram came.
     pub(crate) heard: Tick,
+    /// The datagram came with a reply tag, so the reply names its client.
+    pub(crate) tagged: Option<Tagged>,
+}
+
+/// What the header of a tagged reply says besides the client. In as little room as can
+/// be, since it is remembered for each client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tagged {
+    /// The address that the client sent to, an IPv4 one mapped.
+    ip: [u8; 16],
+    port: u16,
+    tag: ReplyTag,
+}
+
+impl Tagged {
+    pub(crate) fn new(destination: SocketAddr, tag: ReplyTag) -> Self {
+        let ip = match destination.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        Self {
+            ip: ip.octets(),
+            port: destination.port(),
+            tag,
+        }
+    }
+
+    fn destination(self) -> SocketAddr {
+        SocketAddr::from((Ipv6Addr::from(self.ip), self.port))
+    }
+}
+
+/// What must stand in front of a reply, in the same datagram: a PROXY protocol v2 header
+/// of 41 or 65 bytes that names the reply's client, or nothing. [`ReplyPath::header`]
+/// returns it; use it as a slice of bytes.
+#[derive(Clone, Copy)]
+pub struct ReplyHeader {
+    bytes: [u8; MAX_TAGGED_HEADER_LEN],
+    len: u8,
+}
+
+impl ReplyHeader {
+    const NONE: Self = Self {
+        bytes: [0; MAX_TAGGED_HEADER_LEN],
+        len: 0,
+    };
+}
+
+impl Deref for ReplyHeader {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len.into()]
+    }
+}
+
+impl AsRef<[u8]> for ReplyHeader {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for ReplyHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
 }
 
 impl ReplyPath {
@@ -50,6 +121,7 @@ impl ReplyPath {
             local,
             client,
             heard,
+            tagged: None,
         }
     }
 
@@ -67,14 +139,55 @@ impl ReplyPath {
             local: None,
             client,
             heard,
+            tagged: None,
         }
     }
 
-    /// Whether a reply by this path certainly reaches its client: it passes no proxy,
-    /// or the datagram came so lately that its proxy's address can't be another
-    /// client's by now.
-    pub(crate) fn is_certain(&self, now: Tick) -> bool {
+    /// What must stand in front of a reply by this path, in the same datagram. Empty
+    /// unless the datagram came with a reply tag
+    /// ([specification](https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md)).
+    ///
+    /// ```
+    /// # use std::time::Instant;
+    /// # use ppv2_sdk::{Demux, Trust};
+    /// let demux = Demux::new(Trust::networks(["192.0.2.1"]).build()?);
+    /// let (client, listener) = ("203.0.113.11:54321", "198.51.100.10:9000");
+    /// let tag = ppv2::ReplyTag::new(0, *b"abcdefgh");
+    /// let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+    /// let request = ppv2::encode_udp_tagged(
+    ///     client.parse().unwrap(),
+    ///     listener.parse().unwrap(),
+    ///     tag,
+    ///     &mut buffer,
+    /// ).unwrap();
+    ///
+    /// let proxy = "192.0.2.1:40000".parse().unwrap();
+    /// let datagram = demux.receive(Instant::now(), proxy, None, request).unwrap();
+    ///
+    /// let reply = [&datagram.reply_path.header()[..], b"pong"].concat();
+    /// assert_eq!(reply, [request, b"pong"].concat());
+    /// # Ok::<(), ppv2_sdk::TrustError>(())
+    /// ```
+    #[must_use]
+    pub fn header(&self) -> ReplyHeader {
+        let mut header = ReplyHeader::NONE;
+        if let Some(tagged) = self.tagged {
+            let destination = tagged.destination();
+            let written =
+                ppv2::encode_udp_tagged(self.client, destination, tagged.tag, &mut header.bytes)
+                    .map_or(0, <[u8]>::len);
+            // At most 65, and never 0: the buffer has room for the longest.
+            header.len = u8::try_from(written).unwrap_or_default();
+        }
+        header
+    }
+
+    /// Whether a reply by this path certainly reaches its client or nobody: it passes no
+    /// proxy; or it names its client, and the client would still be remembered; or the
+    /// datagram came so lately that its proxy's address can't be another client's by now.
+    pub(crate) fn is_certain(&self, now: Tick, forget_after: Span) -> bool {
         self.from.is_some()
+            || self.tagged.is_some() && !now.is_past(self.heard, forget_after)
             || canonical(self.to) == self.client
             || !now.is_past(self.heard, FORMER_CLIENT_GRACE.into())
     }
@@ -87,14 +200,29 @@ impl ReplyPath {
 
 impl PartialEq for ReplyPath {
     fn eq(&self, other: &Self) -> bool {
-        self.to == other.to && self.same_source(other)
+        let listener = |path: &Self| path.tagged.map(Tagged::destination);
+        self.to == other.to && self.same_source(other) && listener(self) == listener(other)
     }
 }
 
 impl Eq for ReplyPath {}
 
 /// One datagram to send, and where to.
-pub(crate) type Outgoing<'d> = (&'d [u8], ReplyPath);
+pub(crate) struct Outgoing<'d> {
+    pub(crate) header: ReplyHeader,
+    pub(crate) payload: &'d [u8],
+    pub(crate) path: ReplyPath,
+}
+
+impl<'d> Outgoing<'d> {
+    pub(crate) fn new(payload: &'d [u8], path: ReplyPath) -> Self {
+        Self {
+            header: path.header(),
+            payload,
+            path,
+        }
+    }
+}
 
 /// The recipient of a reply: a client by its address, or the sender of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

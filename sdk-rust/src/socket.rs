@@ -246,7 +246,7 @@ impl UdpSocket {
     pub fn reply_to(&self, recipient: impl Into<Recipient>, payload: &[u8]) -> io::Result<usize> {
         let path = self.core.demux.require_reply_path(recipient)?;
         if path.from.is_some() {
-            self.send_run(&[(payload, path)])?;
+            self.send_run(&[Outgoing::new(payload, path)])?;
             return Ok(payload.len());
         }
         self.core.send_one(payload, &path)
@@ -258,7 +258,8 @@ impl UdpSocket {
     ///
     /// On Linux that takes one call to the kernel for many, and consecutive
     /// datagrams of one length for one client leave as a burst (UDP_SEGMENT in
-    /// udp(7)). Elsewhere they are sent one by one.
+    /// udp(7)); so do those for different clients, if they came through one address with
+    /// reply tags. Elsewhere they are sent one by one.
     ///
     /// # Errors
     ///
@@ -395,7 +396,7 @@ impl UdpSocket {
     /// Sends datagrams that leave from one address, from the front, and returns how
     /// many were sent; an error if the first can't be.
     fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let exit = self.core.exit(&run[0].1, Ok)?;
+        let exit = self.core.exit(&run[0].path, Ok)?;
         let send = || self.core.send_run(&exit, run);
         match &exit {
             Exit::Own(_) => send(),

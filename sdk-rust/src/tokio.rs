@@ -345,7 +345,8 @@ impl UdpSocket {
     /// were given, the next one is why: ask for it again to learn the error.
     ///
     /// On Linux one call to the kernel takes many, and consecutive datagrams of
-    /// one length for one client leave as a burst (UDP_SEGMENT in udp(7)).
+    /// one length for one client leave as a burst (UDP_SEGMENT in udp(7)); so do those
+    /// for different clients, if they came through one address with reply tags.
     /// Elsewhere they are sent one by one. A future that is dropped may have sent
     /// a part of them.
     ///
@@ -405,10 +406,10 @@ impl UdpSocket {
         R: Copy + Into<Recipient>,
     {
         let outgoing = self.core.demux.outgoing(datagrams)?;
-        let Some((_, first)) = outgoing.first() else {
+        let Some(first) = outgoing.first() else {
             return Poll::Ready(Ok(0));
         };
-        let exit = self.exit(first)?;
+        let exit = self.exit(&first.path)?;
         loop {
             ready!(self.core.socket_of(&exit).poll_send_ready(cx))?;
             match send_in_runs(&outgoing, |run| self.try_send_run(run)) {
@@ -453,7 +454,7 @@ impl UdpSocket {
     ) -> io::Result<usize> {
         let path = self.core.demux.require_reply_path(recipient)?;
         if path.from.is_some() {
-            self.send_run(&[(payload, path)]).await?;
+            self.send_run(&[Outgoing::new(payload, path)]).await?;
             return Ok(payload.len());
         }
         let once = || self.core.send_one(payload, &path);
@@ -472,7 +473,7 @@ impl UdpSocket {
     ) -> io::Result<usize> {
         let path = self.core.demux.require_reply_path(recipient)?;
         if path.from.is_some() {
-            self.try_send_run(&[(payload, path)])?;
+            self.try_send_run(&[Outgoing::new(payload, path)])?;
             return Ok(payload.len());
         }
         let once = || self.core.send_one(payload, &path);
@@ -591,7 +592,7 @@ impl UdpSocket {
     /// Sends datagrams that leave from one address, from the front, and returns how
     /// many were sent; an error if the first can't be.
     async fn send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let exit = self.exit(&run[0].1)?;
+        let exit = self.exit(&run[0].path)?;
         let once = || self.core.send_run(&exit, run);
         let socket = self.core.socket_of(&exit);
         socket.async_io(Interest::WRITABLE, once).await
@@ -599,7 +600,7 @@ impl UdpSocket {
 
     /// As `send_run`, without waiting.
     fn try_send_run(&self, run: &[Outgoing<'_>]) -> io::Result<usize> {
-        let exit = self.exit(&run[0].1)?;
+        let exit = self.exit(&run[0].path)?;
         let once = || self.core.send_run(&exit, run);
         self.core.socket_of(&exit).try_io(Interest::WRITABLE, once)
     }

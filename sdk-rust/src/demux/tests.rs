@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ppv2::{Encoder, Transport};
+use ppv2::{Encoder, ReplyTag, Transport};
 
 use super::*;
 use crate::TrustBuilder;
@@ -46,6 +46,20 @@ fn with_header(
 
 fn from_client(client: &str, payload: &[u8]) -> Vec<u8> {
     with_header(|b| Encoder::udp(b, addr(client), addr(LISTENER)), payload)
+}
+
+/// The same with a reply tag, which differs by `number`.
+fn tagged(client: &str, number: u8, payload: &[u8]) -> Vec<u8> {
+    let tag = ReplyTag::new(0, [number; 8]);
+    with_header(
+        |b| Encoder::udp(b, addr(client), addr(LISTENER))?.reply_tag(tag),
+        payload,
+    )
+}
+
+/// What must stand in front of a reply to `to`.
+fn header_to(demux: &Demux, now: Instant, to: impl Into<Recipient>) -> Option<Vec<u8>> {
+    Some(demux.reply_path(now, to)?.header().to_vec())
 }
 
 #[track_caller]
@@ -497,5 +511,140 @@ fn only_clients_that_a_header_names_are_answered_from_the_listener() {
         let received = demux.receive(now, addr(peer), None, datagram).unwrap();
         assert_eq!(received.reply_path, ReplyPath::back(addr(peer)));
         assert_eq!(demux.reply_path(now, addr(peer)), Some(received.reply_path));
+    }
+}
+
+#[test]
+fn a_tagged_datagram_is_answered_with_its_header() {
+    let demux = demux();
+    let now = Instant::now();
+    for client in [CLIENT, "[2001:db8::1]:54321"] {
+        let datagram = tagged(client, 1, b"x");
+        let received = demux.receive(now, addr(PROXY), None, &datagram).unwrap();
+        let header = &datagram[..datagram.len() - 1];
+        assert_eq!(*received.reply_path.header(), *header);
+        assert_eq!(header_to(&demux, now, addr(client)).unwrap(), header);
+    }
+    // The latest tag counts, and none if the latest datagram has none.
+    let newer = tagged(CLIENT, 2, b"");
+    demux.receive(now, addr(PROXY), None, &newer).unwrap();
+    assert_eq!(header_to(&demux, now, addr(CLIENT)).unwrap(), newer);
+    let bare = from_client(CLIENT, b"x");
+    demux.receive(now, addr(PROXY), None, &bare).unwrap();
+    assert_eq!(header_to(&demux, now, addr(CLIENT)).unwrap(), b"");
+}
+
+#[test]
+fn only_one_tag_of_version_1_from_a_proxy_counts() {
+    let value = |version: u8, len: usize| [&[version], &vec![7; len - 1][..]].concat();
+    let with_tlvs = |tlvs: &[Vec<u8>]| {
+        with_header(
+            |b| {
+                tlvs.iter()
+                    .try_fold(Encoder::udp(b, addr(CLIENT), addr(LISTENER))?, |e, tlv| {
+                        e.tlv(ppv2::TlvType::REPLY_TAG, tlv)
+                    })
+            },
+            b"x",
+        )
+    };
+    let demux = demux();
+    let now = Instant::now();
+    for (tlvs, counts) in [
+        (vec![value(1, 10)], true),
+        (vec![value(2, 10)], false),
+        (vec![value(1, 9)], false),
+        (vec![value(1, 11)], false),
+        (vec![value(1, 10), value(1, 10)], false),
+        (vec![value(2, 4), value(1, 10)], true),
+    ] {
+        let datagram = with_tlvs(&tlvs);
+        let received = demux.receive(now, addr(PROXY), None, &datagram).unwrap();
+        assert_eq!(received.reply_path.header().is_empty(), !counts, "{tlvs:?}");
+    }
+    let local = with_header(
+        |b| Encoder::local(b)?.reply_tag(ReplyTag::new(0, [7; 8])),
+        b"x",
+    );
+    let received = demux.receive(now, addr(PROXY), None, &local).unwrap();
+    assert!(received.reply_path.header().is_empty());
+
+    let demux = open_demux();
+    let datagram = with_tlvs(&[value(1, 10)]);
+    let received = demux.receive(now, addr(STRANGER), None, &datagram).unwrap();
+    assert_eq!(received.payload, datagram);
+    assert!(received.reply_path.header().is_empty());
+}
+
+#[test]
+fn a_tagged_reply_is_possible_while_its_proxy_address_names_others() {
+    let demux = demux();
+    let start = Instant::now();
+    let first = tagged(CLIENT, 1, b"x");
+    let first = demux.receive(start, addr(PROXY), None, &first).unwrap();
+    let later = start + 100 * SECOND;
+    for at in [start, later] {
+        for client in ["203.0.113.13:1", "203.0.113.14:1"] {
+            let datagram = tagged(client, 2, b"x");
+            demux.receive(at, addr(PROXY), None, &datagram).unwrap();
+        }
+    }
+    for to in [Recipient::from(addr(CLIENT)), first.reply_path.into()] {
+        let header = header_to(&demux, later, to).unwrap();
+        assert_eq!(header, tagged(CLIENT, 1, b""));
+        assert_eq!(header_to(&demux, start + 120 * SECOND, to), None);
+    }
+}
+
+#[test]
+fn a_tagged_client_ends_the_bare_path_through_its_proxys_address() {
+    let demux = demux();
+    let start = Instant::now();
+    let bare = from_client(CLIENT, b"x");
+    let bare = demux.receive(start, addr(PROXY), None, &bare).unwrap();
+    let other = tagged(OTHER_CLIENT, 1, b"x");
+    demux.receive(start, addr(PROXY), None, &other).unwrap();
+    let later = start + 10 * SECOND;
+    assert!(demux.reply_path(later - SECOND, addr(CLIENT)).is_some());
+    assert_eq!(demux.reply_path(later, addr(CLIENT)), None);
+    assert_eq!(demux.reply_path(later, bare.reply_path), None);
+    assert!(demux.reply_path(later, addr(OTHER_CLIENT)).is_some());
+}
+
+#[test]
+fn replies_that_are_pending_while_a_client_changes_its_kind_take_their_own_paths() {
+    let demux = demux();
+    let start = Instant::now();
+    let heard = |at: Instant, proxy: &str, datagram: &[u8]| {
+        let received = demux.receive(at, addr(proxy), None, datagram).unwrap();
+        received.reply_path
+    };
+    let shared = heard(start, PROXY, &tagged(CLIENT, 1, b"x"));
+    let own = heard(start + SECOND, OTHER_PROXY, &from_client(CLIENT, b"x"));
+    let again = heard(start + 20 * SECOND, PROXY, &tagged(CLIENT, 2, b"x"));
+    let now = start + 20 * SECOND;
+    let to = |path| {
+        demux
+            .reply_path(now, path)
+            .map(|p| (p.to, p.header().to_vec()))
+    };
+    assert_eq!(to(shared), Some((addr(PROXY), tagged(CLIENT, 1, b""))));
+    assert_eq!(to(again), Some((addr(PROXY), tagged(CLIENT, 2, b""))));
+    // By now the session's own address may serve another client.
+    assert_eq!(to(own), None);
+}
+
+#[test]
+fn dsr_wins_over_a_tag() {
+    let demux = Demux::new(trust().reply_from(ReplyFrom::Listener).build().unwrap());
+    let now = Instant::now();
+    let datagram = tagged(CLIENT, 1, b"x");
+    let received = demux.receive(now, addr(PROXY), None, &datagram).unwrap();
+    for path in [
+        received.reply_path,
+        demux.reply_path(now, addr(CLIENT)).unwrap(),
+    ] {
+        assert_eq!((path.to, path.from), (addr(CLIENT), Some(addr(LISTENER))));
+        assert!(path.header().is_empty());
     }
 }

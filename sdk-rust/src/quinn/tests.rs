@@ -165,3 +165,58 @@ async fn a_reply_leaves_from_the_address_that_the_latest_datagram_was_sent_to() 
         );
     }
 }
+
+/// Each datagram of a burst has the header in front, also where headers make the burst
+/// longer than the kernel takes at once.
+#[tokio::test]
+async fn a_burst_to_a_tagged_client_has_the_header_in_front_of_each_datagram() {
+    let runtime = Runtime::new(Trust::networks(["127.0.0.0/8"]).build().unwrap());
+    let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = bound.local_addr().unwrap();
+    let socket = runtime.wrap_udp_socket(bound).unwrap();
+    let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
+    proxy.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = "203.0.113.11:54321".parse().unwrap();
+    let listener = "198.51.100.10:9000".parse().unwrap();
+    let tag = ppv2::ReplyTag::new(1, *b"abcdefgh");
+    let mut header = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+    let header = ppv2::encode_udp_tagged(client, listener, tag, &mut header).unwrap();
+    proxy.send_to(&[header, b"x"].concat(), server).unwrap();
+    let (mut buffer, mut metas) = ([0; 2000], [RecvMeta::default()]);
+    let receive = poll_fn(|cx| {
+        let mut buffers = [IoSliceMut::new(&mut buffer)];
+        socket.poll_recv(cx, &mut buffers, &mut metas)
+    });
+    assert_eq!(timeout(PATIENCE, receive).await.unwrap().unwrap(), 1);
+    assert_eq!(metas[0].addr, client);
+
+    let gso = socket.max_transmit_segments() > 1;
+    let mut sent = 0;
+    for (len, segment) in [
+        (1200, None),
+        (1200, Some(1200)),
+        (3 * 1200, Some(1200)),
+        (3 * 1200 + 7, Some(1200)),
+        (40 * 1600, Some(1600)),
+    ] {
+        if !gso && segment.is_some_and(|segment| segment < len) {
+            continue;
+        }
+        let contents: Vec<u8> = (0..=250).cycle().take(len).collect();
+        let burst = Transmit {
+            destination: client,
+            ecn: None,
+            contents: &contents,
+            segment_size: segment,
+            src_ip: None,
+        };
+        socket.try_send(&burst).unwrap();
+        for payload in contents.chunks(segment.unwrap_or(len)) {
+            let (len, from) = proxy.recv_from(&mut buffer).unwrap();
+            assert_eq!((from, len), (server, header.len() + payload.len()));
+            assert_eq!((&buffer[..41], &buffer[41..len]), (header, payload));
+            sent += 1;
+        }
+    }
+    assert_eq!(runtime.stats().replies_sent, sent);
+}

@@ -7,7 +7,10 @@ mod batches;
 mod from_listener;
 #[cfg(all(feature = "quinn", target_os = "linux"))]
 mod quinn_from_listener;
+#[cfg(feature = "quinn")]
+mod quinn_tagged;
 mod std_socket;
+mod tagged;
 #[cfg(feature = "tokio")]
 mod tokio_socket;
 #[cfg(target_os = "linux")]

@@ -1,6 +1,7 @@
 //! What must hold for any peers and any bytes, checked against a log of all
 //! that was let in.
 
+use ppv2::ReplyTag;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -40,12 +41,18 @@ fn any_client() -> impl Strategy<Value = SocketAddr> {
 /// Whole datagrams of proxies, some of them with a byte changed or an end cut
 /// off, and bytes of any kind.
 fn any_datagram() -> impl Strategy<Value = Vec<u8>> {
-    let valid = (any_client(), any_client(), 0..4u8, vec(any::<u8>(), 0..40))
-        .prop_map(|(client, listener, kind, payload)| {
+    let tag = ReplyTag::new(0, [7; 8]);
+    let valid = (any_client(), any_client(), 0..7u8, vec(any::<u8>(), 0..40))
+        .prop_map(move |(client, listener, kind, payload)| {
             with_header(
                 |b| match kind {
                     0 => Encoder::local(b),
                     1 => Encoder::tcp(b, client, listener),
+                    2 | 3 => Encoder::udp(b, client, listener)?.reply_tag(tag),
+                    4 => {
+                        let twice = Encoder::udp(b, client, listener)?.reply_tag(tag)?;
+                        twice.reply_tag(tag)
+                    }
                     _ => Encoder::udp(b, client, listener),
                 },
                 &payload,
@@ -93,34 +100,53 @@ fn client_named(peer: SocketAddr, datagram: &[u8]) -> Option<SocketAddr> {
     possible.then_some(client)
 }
 
+/// The tag and the destination of the header, if it is one that names a client.
+fn tag_of(peer: SocketAddr, datagram: &[u8]) -> Option<Tagged> {
+    let reply = ppv2::decode_tagged(datagram).ok()?;
+    is_trusted(peer).then(|| Tagged::new(reply.destination, reply.tag))
+}
+
 struct Heard {
     at: Instant,
     client: SocketAddr,
     peer: SocketAddr,
+    tagged: Option<Tagged>,
 }
 
-/// The peer that `client` was last heard through, unless that is too long ago for
-/// one whose peer has named another since.
-fn expected_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
-    let peer = remembered_path(log, now, client)?;
+impl Heard {
+    fn path(&self) -> ReplyPath {
+        ReplyPath {
+            tagged: self.tagged,
+            ..ReplyPath::to_peer(self.peer, None, self.client, self.at.into())
+        }
+    }
+}
+
+/// The path by which `client` was last heard, unless that is too long ago for one
+/// whose peer has named another since, and whose replies don't name it.
+fn expected_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<ReplyPath> {
+    let path = remembered_path(log, now, client)?;
+    let peer = path.to;
     let last = log.iter().rposition(|heard| heard.client == client)?;
     let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-    let names_another =
-        |heard: &Heard| canonical(heard.peer) == canonical(peer) && heard.client != canonical(peer);
+    let names_another = |heard: &Heard| {
+        canonical(heard.peer) == canonical(peer)
+            && (heard.client != canonical(peer) || heard.tagged.is_some())
+    };
     let former = client != canonical(peer) && log[last + 1..].iter().any(names_another);
     let lately = now.duration_since(log[last].at) < crate::FORMER_CLIENT_GRACE;
-    (!former || lately).then_some(peer)
+    (!former || lately || path.tagged.is_some()).then_some(path)
 }
 
-/// The peer that `client` was last heard through, unless that is too long ago or
+/// The path by which `client` was last heard, unless that is too long ago or
 /// as many others were heard since as the table holds.
-fn remembered_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<SocketAddr> {
+fn remembered_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<ReplyPath> {
     let last = log.iter().rposition(|heard| heard.client == client)?;
     let mut since: Vec<_> = log[last + 1..].iter().map(|heard| heard.client).collect();
     since.sort();
     since.dedup();
     let alive = now.duration_since(log[last].at) < FORGET_AFTER && since.len() < MAX_CLIENTS;
-    alive.then_some(log[last].peer)
+    alive.then(|| log[last].path())
 }
 
 proptest! {
@@ -154,24 +180,31 @@ proptest! {
                 prop_assert!(datagram.ends_with(received.payload));
                 prop_assert!(trusted || received.payload == datagram.as_slice());
                 let log = if trusted { &mut proxied } else { &mut strangers };
-                log.push(Heard { at: now, client, peer: *peer });
+                let tagged = tag_of(*peer, datagram);
+                prop_assert_eq!(received.reply_path.tagged, tagged);
+                log.push(Heard { at: now, client, peer: *peer, tagged });
                 clients.push(client);
             }
             for client in &clients {
                 let expected = expected_path(&proxied, now, *client)
                     .or_else(|| expected_path(&strangers, now, *client));
-                prop_assert_eq!(demux.reply_path(now, *client), expected.map(ReplyPath::back));
+                let found = demux.reply_path(now, *client);
+                prop_assert_eq!(found, expected);
+                prop_assert_eq!(found.and_then(|p| p.tagged), expected.and_then(|p| p.tagged));
             }
             // A reply to an earlier datagram takes its own path while that is certain
             // to reach its client.
             for heard in proxied.iter().chain(&strangers) {
-                let path = ReplyPath::to_peer(heard.peer, None, heard.client, heard.at.into());
+                let path = heard.path();
                 let expected = expected_path(&proxied, now, heard.client)
                     .or_else(|| expected_path(&strangers, now, heard.client));
-                let lately = now.duration_since(heard.at) < crate::FORMER_CLIENT_GRACE;
+                let lately = now.duration_since(heard.at) < match heard.tagged {
+                    Some(_) => FORGET_AFTER,
+                    None => crate::FORMER_CLIENT_GRACE,
+                };
                 let itself = heard.peer.ip().to_canonical() == heard.client.ip()
                     && heard.peer.port() == heard.client.port();
-                let sure = lately || itself || expected == Some(heard.peer);
+                let sure = lately || itself || expected == Some(path);
                 prop_assert_eq!(demux.reply_path(now, path), sure.then_some(path));
             }
             prop_assert!(demux.stats().clients <= 2 * MAX_CLIENTS);
@@ -206,7 +239,7 @@ proptest! {
     /// A burst is decided by its first datagram, with the same result as one by one.
     #[test]
     fn a_batch_is_decided_as_single_datagrams(
-        choices in vec((0usize..3, 0usize..7, 0u8..3), 1..60),
+        choices in vec((0usize..3, 0usize..9, 0u8..3), 1..60),
     ) {
         let now = Instant::now();
         let peers = [PROXY, OTHER_PROXY, CLIENT].map(addr);
@@ -222,6 +255,7 @@ proptest! {
                         &[byte],
                     ),
                     5 => with_header(|b| Encoder::local(b), &[byte]),
+                    6 | 7 => tagged(CLIENT, byte, &[byte; 5]),
                     _ => vec![byte; 30],
                 };
                 (peers[peer], datagram)

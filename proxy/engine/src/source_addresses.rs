@@ -15,7 +15,7 @@
 //! A share of 2⁴⁸ addresses or more is never used up: a million new sessions a second take
 //! 8.9 years for it. Nothing is remembered of such a network; of a /64, even 64 workers
 //! have 2⁵⁸ each, which last for 9,000 years. Of a share between 2³² and 2⁴⁸ addresses, 2³²
-//! are used.
+//! are used; of a network larger than a /64, its first /64.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -33,6 +33,10 @@ use crate::session::{MAX_REST, MIN_REST};
 /// The first address of a network that a session may have. The one before it is that of
 /// health checks; the first of all is that of the network itself, or of all its routers.
 const FIRST: u128 = 2;
+
+/// Of a larger network the first so many addresses are used, which differ in their low
+/// 64 bits. Workers find sessions by these.
+const LOW_BITS: u128 = 1 << 64;
 
 /// A share of so many addresses is never used up.
 const ENDLESS: u128 = 1 << 48;
@@ -79,7 +83,7 @@ impl SourceAddresses {
     /// The share of one of so many workers.
     #[must_use]
     pub fn new(network: &SourceNetwork, worker: usize, workers: usize, now: Instant) -> Self {
-        let all = network.session_addresses();
+        let all = network.session_addresses().min(LOW_BITS - FIRST);
         let (worker, workers) = (worker as u128, workers.max(1) as u128);
         let (each, left) = (all / workers, all % workers);
         let share = each + u128::from(worker < left);

@@ -84,6 +84,21 @@ fn a_network_of_any_size_gives_addresses() {
 }
 
 #[test]
+fn addresses_of_the_largest_networks_differ_in_their_low_64_bits() {
+    let now = Instant::now();
+    let ends = ["2001:db8::/64", "2001:db8::/32", "2001:db8::/63", "::/0"].map(|name| {
+        let share = SourceAddresses::new(&network(name), 2, 3, now);
+        (share.address(0), share.address(share.len() - 1))
+    });
+    assert!(ends[0].1 <= "2001:db8::ffff:ffff:ffff:ffff".parse::<IpAddr>().unwrap());
+    assert_eq!(ends[1..3], [ends[0]; 2]);
+    assert_eq!(
+        ends[3].1,
+        "::ffff:ffff:ffff:ffff".parse::<IpAddr>().unwrap()
+    );
+}
+
+#[test]
 fn loopback_and_groups_are_no_sources() {
     let now = Instant::now();
     for (around, none) in [

@@ -120,6 +120,24 @@ impl Socket {
         Ok(Self::new(inner, server))
     }
 
+    /// As [`connect`](Self::connect), for a socket that many sessions share: it has the
+    /// buffers of [`shared`](Self::shared).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect).
+    pub fn connect_shared(
+        server: SocketAddr,
+        source: Option<IpAddr>,
+        options: Options,
+    ) -> io::Result<Self> {
+        let socket = Self::connect(server, source, options)?;
+        // Best effort, as a listener's.
+        let _ = socket.inner.set_recv_buffer_size(SHARED_BUFFER);
+        let _ = socket.inner.set_send_buffer_size(SHARED_BUFFER);
+        Ok(socket)
+    }
+
     /// A session's socket to `server` that sends from the address of a client: from
     /// `client`, which is not this host's, and from its port, or one of the kernel's choice
     /// if that is 0. With `takes_replies` it is connected, so that only the server can

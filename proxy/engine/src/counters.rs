@@ -142,6 +142,21 @@ drop_reasons! {
     ReplyUnknownAddress, "reply_unknown_address",
         "it came to an address of the upstream's source network that no session has: a reply after its session had ended, or one that nobody asked for",
         "raise `idle_timeout` or `responses` if it should have been forwarded; look for hosts that scan the network";
+    ReplyUntagged, "reply_untagged",
+        "the reply came without a tag by the socket of tagged replies",
+        "serve by a version of the SDK that returns tags, or set `replies = \"auto\"`; one such drop is normal when a server is rolled back";
+    ReplyWrongTag, "reply_wrong_tag",
+        "the reply's tag was not made with the upstream's key for the client and listener that it names",
+        "give all replicas the same `tag_key_file`; look for servers that forge replies";
+    ReplyOldTag, "reply_old_tag",
+        "the reply's tag is more than half an hour older than its epoch, or the clocks of replicas differ by more than that",
+        "set the clocks of all replicas; look for servers that repeat old replies";
+    ReplyUnknownListener, "reply_unknown_listener",
+        "the reply's tag is valid, but this proxy has no listener at the address that it names",
+        "give all replicas that share a key the same listeners";
+    ReplyNotAllowed, "reply_not_allowed",
+        "the reply's tag is valid, but its client is not in the listener's `allow` list, or is in `deny`",
+        "add the client to `allow` or remove it from `deny` if it should be served";
     ReplyLate, "reply_late",
         "the reply came after its session had ended",
         "raise `idle_timeout` or `responses` if it should have been forwarded";

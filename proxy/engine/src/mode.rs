@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ppv2::ReplyTag;
+
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 
-/// Room for the longest header: 52 bytes for IPv6, and 7 for a checksum.
-pub const MAX_HEADER: usize = 64;
+/// Room for the longest header: 52 bytes for IPv6, 13 for a reply tag and 7 for a checksum.
+pub const MAX_HEADER: usize = ppv2::MAX_TAGGED_HEADER_LEN + 7;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,27 +77,33 @@ pub enum Emit {
 }
 
 impl Mode {
-    /// Writes the header that names this client to `buffer` and returns it; nothing if the
-    /// mode has no header. It is the same for all datagrams of a session.
+    /// Writes the header that names this client to `buffer`, with the tag that replies are
+    /// to carry, and returns it; nothing if the mode has no header.
     #[must_use]
     pub fn write_header(
         self,
         client: ClientAddr,
         local: ListenerAddr,
+        tag: Option<ReplyTag>,
         buffer: &mut [u8; MAX_HEADER],
     ) -> &[u8] {
-        let written = match self {
-            Self::Ppv2 { crc32c: false, .. } | Self::Dsr(RewriteOn::Sdk { crc32c: false }) => {
-                ppv2::encode_udp(client.0, local.0, buffer)
-            }
-            Self::Ppv2 { crc32c: true, .. } | Self::Dsr(RewriteOn::Sdk { crc32c: true }) => {
-                ppv2::Encoder::udp(buffer, client.0, local.0)
-                    .and_then(ppv2::Encoder::crc32c)
-                    .map(ppv2::Encoder::finish)
-            }
-            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => Ok(&[][..]),
+        let (client, local) = (client.0, local.0);
+        let crc32c = match self {
+            Self::Ppv2 { crc32c, .. } | Self::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
+            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => return &[],
         };
-        written.expect("there is room for the longest header and its checksum")
+        let written = match (tag, crc32c) {
+            (None, false) => ppv2::encode_udp(client, local, buffer),
+            (Some(tag), false) => ppv2::encode_udp_tagged(client, local, tag, buffer),
+            (None, true) => ppv2::Encoder::udp(buffer, client, local)
+                .and_then(ppv2::Encoder::crc32c)
+                .map(ppv2::Encoder::finish),
+            (Some(tag), true) => ppv2::Encoder::udp(buffer, client, local)
+                .and_then(|encoder| encoder.reply_tag(tag))
+                .and_then(ppv2::Encoder::crc32c)
+                .map(ppv2::Encoder::finish),
+        };
+        written.expect("there is room for the longest header")
     }
 
     /// Where the first datagrams of a session alone have the header: what is known of it
@@ -243,6 +251,7 @@ mod tests {
         mode.write_header(
             ClientAddr(CLIENT.parse().unwrap()),
             ListenerAddr(LOCAL.parse().unwrap()),
+            Some(ReplyTag::new(0, [7; 8])),
             buffer,
         )
     }
@@ -259,6 +268,7 @@ mod tests {
         assert_eq!(header.client(), Some(CLIENT.parse().unwrap()));
         assert_eq!(header.destination(), Some(LOCAL.parse().unwrap()));
         assert!(header.tlvs().crc32c().is_some());
+        assert!(header.tlvs().reply_tag().is_some());
         assert!(rest.is_empty());
     }
 
@@ -327,7 +337,7 @@ mod tests {
         }
         let sdk = Mode::Dsr(RewriteOn::Sdk { crc32c: true });
         let len = header(sdk, &mut [0; MAX_HEADER]).len();
-        assert_eq!(len, ppv2::IPV6_HEADER_LEN + 7);
+        assert_eq!(len, ppv2::IPV6_TAGGED_HEADER_LEN + 7);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub struct Server {
     counters: Box<[ServerCounters]>,
     answer_time: SharedAnswerTime,
     times_down: AtomicU32,
+    /// It has returned a tag, and has not left one out since.
+    returns_tags: AtomicBool,
     /// Its upstream.
     pub upstream: String,
     /// Its name there: as the configuration has it, or its address if a name leads to
@@ -45,6 +47,7 @@ impl Server {
             counters: (0..workers).map(|_| ServerCounters::default()).collect(),
             answer_time: SharedAnswerTime::default(),
             times_down: AtomicU32::new(0),
+            returns_tags: AtomicBool::new(false),
             upstream: upstream.to_owned(),
             name: name.to_owned(),
             label: Mutex::new(name.to_owned()),
@@ -89,6 +92,27 @@ impl Server {
     #[must_use]
     pub fn times_down(&self) -> u32 {
         self.times_down.load(Ordering::Relaxed)
+    }
+
+    /// Whether its replies carry the tags of the headers that it is sent.
+    #[must_use]
+    pub fn returns_tags(&self) -> bool {
+        self.returns_tags.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether its latest reply carried a tag. It is written when that changes alone.
+    pub(crate) fn note_tag(&self, returned: bool) {
+        if self.returns_tags() != returned {
+            self.returns_tags.store(returned, Ordering::Relaxed);
+            let (upstream, server) = (&self.upstream, &self.name);
+            // Who forges a reply of the server without one must not fill the log.
+            tracing::debug!(
+                upstream,
+                server,
+                returned,
+                "server has begun or ceased to return tags"
+            );
+        }
     }
 
     /// Notes the time that it took to answer a session for the first time.

@@ -89,6 +89,14 @@ impl Key {
             local: ListenerAddr(received.local),
         }
     }
+
+    /// Whether a header can say all of it: it has no room for the interface of a link-local
+    /// address.
+    #[must_use]
+    pub fn fits_header(&self) -> bool {
+        let is_scoped = |address| matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        !is_scoped(self.client.0) && !is_scoped(self.local.0)
+    }
 }
 
 /// Hashes few words rather than many small parts, which is what takes time.

@@ -13,8 +13,9 @@ use crate::address::{ClientAddr, ServerAddr};
 use crate::client_ports::{ClientPort, ClientPorts};
 use crate::counters::DropReason;
 use crate::mode::{FirstHeader, Mode};
-use crate::server::Target;
+use crate::server::{Replies, Server, Target};
 use crate::session::{AfterEnd, Key};
+use crate::tag::TagKeys;
 
 /// Ports of the kernel's choice that are tried of a client's address, since each could
 /// be one that the client itself had a moment ago.
@@ -34,6 +35,8 @@ pub(crate) struct Connection {
     pub(crate) checked: u64,
     /// Where the first datagrams alone carry the header.
     pub(crate) first: Option<Box<First>>,
+    /// Where headers carry a tag.
+    pub(crate) tags: Option<Tags>,
 }
 
 /// Where the first datagrams alone carry the header: whether the server still has it.
@@ -49,13 +52,63 @@ pub(crate) struct First {
 pub(crate) enum Path {
     /// One of its own.
     Own(Box<UpstreamSocket>),
-    /// One that sessions of the worker share.
-    Shared {
+    /// One that sessions of the worker share, by which each sends from an address of its
+    /// own.
+    Network {
         /// Its number.
         socket: u32,
-        /// The session's own source address.
+        /// The session's source address.
         source: IpAddr,
     },
+    /// One that sessions of the worker to this server share: tags tell whose replies are.
+    Tagged {
+        /// Its number.
+        socket: u32,
+    },
+}
+
+impl Path {
+    /// The number of the socket that sessions share.
+    pub(crate) fn shared_socket(&self) -> Option<u32> {
+        match self {
+            Self::Own(_) => None,
+            Self::Network { socket, .. } | Self::Tagged { socket } => Some(*socket),
+        }
+    }
+}
+
+/// That headers of a session carry a tag.
+#[derive(Debug)]
+pub(crate) struct Tags {
+    pub(crate) keys: Arc<TagKeys>,
+    /// The session has a socket or an address of its own while its server doesn't return
+    /// tags.
+    pub(crate) is_auto: bool,
+}
+
+impl Tags {
+    /// Those of sessions of this client to a server.
+    pub(crate) fn of(target: &Target, key: &Key) -> Option<Self> {
+        if !key.fits_header() {
+            return None;
+        }
+        match &target.replies {
+            Replies::Session => None,
+            Replies::Auto(keys) => Some(Self {
+                keys: Arc::clone(keys),
+                is_auto: true,
+            }),
+            Replies::Tagged(keys) => Some(Self {
+                keys: Arc::clone(keys),
+                is_auto: false,
+            }),
+        }
+    }
+
+    /// Whether a session to this server is to have the socket that sessions to it share.
+    pub(crate) fn are_followed(&self, server: &Server) -> bool {
+        !self.is_auto || server.returns_tags()
+    }
 }
 
 impl Connection {
@@ -63,7 +116,7 @@ impl Connection {
     pub(crate) fn own_socket(&self) -> Option<&UpstreamSocket> {
         match &self.path {
             Path::Own(socket) => Some(socket),
-            Path::Shared { .. } => None,
+            Path::Network { .. } | Path::Tagged { .. } => None,
         }
     }
 
@@ -71,6 +124,14 @@ impl Connection {
     /// it is.
     pub(crate) fn own_source(&self) -> Option<IpAddr> {
         self.own_socket().and_then(UpstreamSocket::own_source)
+    }
+
+    /// Whether another socket is to be used since the server has begun to return tags, or
+    /// no longer does.
+    pub(crate) fn is_to_follow_tags(&self, server: &Server) -> bool {
+        let are_followed = self.tags.as_ref().map(|tags| tags.are_followed(server));
+        let is_tagged = matches!(self.path, Path::Tagged { .. });
+        are_followed.unwrap_or(false) != is_tagged
     }
 
     /// Has the header sent again, where the first datagrams alone carry it.

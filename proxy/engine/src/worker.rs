@@ -14,6 +14,7 @@
 mod client_to_server;
 mod new_session;
 mod reconfigure;
+mod run;
 mod server_to_client;
 mod session_socket;
 mod shared_socket;
@@ -22,10 +23,10 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ppv2_udp::{Batch, READY, Readiness, Socket, Waker};
 use slab::Slab;
@@ -39,8 +40,8 @@ use crate::session::{Key, Session, SessionId, Table};
 use crate::snapshot::Snapshot;
 use crate::upstream::Balancer;
 use crate::upstream_socket::Connection;
-use client_to_server::Run;
 use new_session::{OwnAddresses, ServerAddresses};
+use run::Run;
 use server_to_client::Replies;
 use session_socket::{Recent, Shortages};
 use shared_socket::SharedSockets;
@@ -189,6 +190,8 @@ pub struct Worker {
     number: usize,
     readiness: Readiness,
     listener_sockets: Slab<ListenerSocket>,
+    /// By the address that they are bound to, numbers in `listener_sockets`.
+    listeners_at: HashMap<SocketAddr, u32, ahash::RandomState>,
     snapshot: Arc<Snapshot>,
     /// By the listener's id, and whether they are for IPv6 clients.
     balancers: HashMap<(u64, bool), Balancer>,
@@ -208,6 +211,7 @@ pub struct Worker {
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Connection>,
     shared_sockets: SharedSockets,
+    unix: UnixClock,
     capacity: Arc<Capacity>,
     client_ports: Arc<ClientPorts>,
     incoming: Batch,
@@ -244,6 +248,7 @@ impl Worker {
             number,
             readiness,
             listener_sockets: Slab::new(),
+            listeners_at: HashMap::default(),
             snapshot: Arc::default(),
             balancers: HashMap::new(),
             next_source: number,
@@ -256,6 +261,7 @@ impl Worker {
             oversize_noted: Cell::default(),
             table: Table::new(now, number, &capacity, Connection::after_end),
             shared_sockets: SharedSockets::new(number, workers),
+            unix: UnixClock::new(now),
             capacity,
             client_ports,
             incoming: Batch::default(),
@@ -285,6 +291,7 @@ impl Worker {
             let due = self.table.next_deadline();
             self.wait(&mut ready, due)?;
             let now = Instant::now();
+            self.unix.update(now);
             let may_expire = self.late_wake_up.may_expire(now, due, ready.is_empty());
 
             // What is not received to its end is reported again.
@@ -346,6 +353,7 @@ impl Worker {
         self.close_ended(now);
         self.close_rested(now);
         self.collect_removed(now);
+        self.close_unused_shared(now);
         self.publish_counts();
     }
 
@@ -425,6 +433,17 @@ impl Worker {
         self.replies.send(&self.listener_sockets);
     }
 
+    /// The number of the listener's socket that replies from this address leave by.
+    fn listener_socket_at(&self, local: SocketAddr) -> Option<u32> {
+        let wildcard: IpAddr = match local {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let any = SocketAddr::new(wildcard, local.port());
+        let found = self.listeners_at.get(&local);
+        found.or_else(|| self.listeners_at.get(&any)).copied()
+    }
+
     fn is_drained(&self, now: Instant) -> bool {
         self.draining
             && now.saturating_duration_since(self.last_reply) >= QUIET
@@ -438,6 +457,38 @@ impl Worker {
         self.take_last_replies(&ids, now);
         self.table.note_stop();
         self.publish_counts();
+    }
+}
+
+/// Seconds since 1970, which are read from the clock once a second.
+struct UnixClock {
+    seconds: u64,
+    read: Instant,
+}
+
+impl UnixClock {
+    fn new(now: Instant) -> Self {
+        let mut clock = Self {
+            seconds: 0,
+            read: now,
+        };
+        clock.read(now);
+        clock
+    }
+
+    fn update(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.read) >= Duration::from_secs(1) {
+            self.read(now);
+        }
+    }
+
+    fn read(&mut self, now: Instant) {
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        (self.seconds, self.read) = (since.as_secs(), now);
+    }
+
+    fn now(&self) -> u64 {
+        self.seconds
     }
 }
 

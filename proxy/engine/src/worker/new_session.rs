@@ -15,7 +15,7 @@ use crate::server::Target;
 use crate::session::{Key, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
-use crate::upstream_socket::{Connection, First};
+use crate::upstream_socket::{Connection, First, Tags};
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -62,6 +62,29 @@ impl Worker {
         let mut got = self.new_path(&key, &settings, &target, now)?;
         got.permit = got.permit.of_client(client_permit);
         self.begin(now, key, number, &settings, &target, got)
+    }
+
+    /// The server for datagrams of a client, where no session is kept. `number` is that of
+    /// the listener's socket.
+    pub(super) fn target_without_session(
+        &mut self,
+        number: usize,
+        key: &Key,
+        now: Instant,
+    ) -> Result<Target, DropReason> {
+        let listener_socket = &self.listener_sockets[number];
+        if listener_socket.is_closing {
+            return Err(DropReason::Stopping);
+        }
+        let settings = Arc::clone(&listener_socket.settings);
+        if let Some(reason) = settings.refusal(key.client.0.ip()) {
+            return Err(reason);
+        }
+        // A tag can't say which interface a link-local client is at.
+        if !key.fits_header() || self.would_loop(key, now) {
+            return Err(DropReason::BadSource);
+        }
+        self.pick(&settings, key)
     }
 
     /// The server for a new session.
@@ -169,6 +192,7 @@ impl Worker {
                 let times_down = server.times_down();
                 Box::new(First { header, times_down })
             }),
+            tags: Tags::of(target, &key),
         };
         let permit = got.permit;
         let id = self

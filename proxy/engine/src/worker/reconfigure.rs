@@ -22,7 +22,7 @@ use crate::upstream_socket::{Connection, Path};
 /// How long no other socket is tried to a server after one would have sent from the same
 /// address, or had no route: a server that is switched off must not cost one for each
 /// datagram.
-const SETTLED: Duration = Duration::from_millis(100);
+pub(super) const SETTLED: Duration = Duration::from_millis(100);
 
 /// By server, the numbers of interfaces by which the kernel takes nothing of it in. The
 /// kernel checks that of all datagrams except those for connected sockets, which it hands
@@ -85,7 +85,7 @@ impl Worker {
         }
         self.close_listener_sockets(now);
         self.collect_removed(now);
-        self.close_unused_shared();
+        self.adapt_shared(now);
     }
 
     /// Has listeners' sockets serve the listeners that their addresses now belong to.
@@ -132,6 +132,8 @@ impl Worker {
         let key = Readable::Listener(entry.key()).key();
         self.readiness.register(&socket, key)?;
         settings.listener.note_open_socket();
+        let number = u32::try_from(entry.key()).unwrap_or(u32::MAX);
+        self.listeners_at.insert(socket.bound(), number);
         entry.insert(ListenerSocket {
             socket,
             settings,
@@ -237,6 +239,7 @@ impl Worker {
         }
         for number in closed {
             let socket = self.listener_sockets.remove(number);
+            self.listeners_at.remove(&socket.socket.bound());
             socket.settings.listener.note_closed_socket();
         }
     }
@@ -297,11 +300,15 @@ impl Worker {
         if self.routeless.contains(ids, now) {
             return Some(Err(DropReason::Unreachable));
         }
-        let socket = self
-            .is_short(&key, &target, now)
-            .and_then(|()| self.new_socket(&key, &settings, &target, now));
-        let socket = match socket {
-            Ok(socket) => socket,
+        let path = match self.shared_path(&key, &settings, &target, now) {
+            Some(path) => path,
+            None => self
+                .is_short(&key, &target, now)
+                .and_then(|()| self.new_socket(&key, &settings, &target, now))
+                .map(|socket| Path::Own(Box::new(socket))),
+        };
+        let path = match path {
+            Ok(path) => path,
             Err(reason) => {
                 if reason == DropReason::Unreachable {
                     self.routeless.note(ids, now + SETTLED);
@@ -309,7 +316,10 @@ impl Worker {
                 return Some(Err(reason));
             }
         };
-        if socket.own_source() == source {
+        if let Path::Own(socket) = &path
+            && source.is_some()
+            && socket.own_source() == source
+        {
             let server = target.server.address.0.ip();
             self.settled.note(server, now + SETTLED);
             self.table.get_mut(old)?.needs_socket = false;
@@ -324,7 +334,7 @@ impl Worker {
         Some(self.permit(now).and_then(|permit| {
             let got = NewPath {
                 permit: permit.of_client(client),
-                path: Path::Own(Box::new(socket)),
+                path,
                 is_watched: false,
             };
             self.begin(now, key, number, &settings, &target, got)

@@ -3,17 +3,20 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
-use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Received, SendFault, Socket};
+use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket};
 use slab::Slab;
 
-use super::client_to_server::count_report;
 use super::reconfigure::is_wrong;
+use super::run::count_report;
 use super::{ListenerSocket, Worker};
-use crate::address::ServerAddr;
+use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ServerCounters};
-use crate::session::{Amount, Session, SessionId};
+use crate::listener::Listener;
+use crate::session::{Amount, Key, Session, SessionId};
+use crate::tag::TagError;
 use crate::upstream_socket::{Connection, Path, UpstreamSocket};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
@@ -49,13 +52,13 @@ impl Worker {
                 slots
             }
             Path::Own(_) => return 0,
-            Path::Shared { socket, .. } => {
+            Path::Network { socket, .. } | Path::Tagged { socket } => {
                 let number = *socket;
                 return self.take_from_shared(number, now);
             }
         };
         for slot in slots.clone() {
-            self.pass(slot, id, now);
+            self.pass_of_session(slot, id, now);
         }
         slots.len()
     }
@@ -68,12 +71,25 @@ impl Worker {
         let Some(shared) = self.shared_sockets.get_mut(number) else {
             return 0;
         };
-        let slots = self.replies.receive_from_shared(&shared.socket);
-        let latest = slots
-            .clone()
-            .last()
-            .and_then(|slot| self.replies.batch.received(slot));
+        let is_tagged = shared.tagged().is_some();
+        let slots = self.replies.receive_from_shared(&shared.socket, |report| {
+            // Of a source network, the error queue has it, too.
+            if let Some(tagged) = shared.tagged() {
+                count_report(tagged.server.counters(self.number), report);
+            }
+        });
+        let latest = slots.clone().last();
+        let latest = latest.and_then(|slot| self.replies.batch.received(slot));
         let lost = latest.map_or(0, |latest| latest.newly_lost(&mut shared.overflows));
+        if is_tagged {
+            for slot in slots.clone() {
+                self.pass_tagged(slot, number, now);
+            }
+            if let Some(tagged) = self.shared_sockets.tagged(number) {
+                tagged.server.counters(self.number).overflows.add(lost);
+            }
+            return slots.len();
+        }
         if slots.is_empty() {
             self.take_errors(number);
         }
@@ -88,7 +104,7 @@ impl Worker {
                     if lost > 0 && slot + 1 == slots.end {
                         self.count_overflows_of(id, lost);
                     }
-                    self.pass(slot, id, now);
+                    self.pass_of_session(slot, id, now);
                 }
                 None => {
                     let datagrams = received.datagrams() as u64;
@@ -98,6 +114,159 @@ impl Worker {
             }
         }
         slots.len()
+    }
+
+    /// Has the replies in `slot`, each for itself, go to the clients that their tags name.
+    /// They came by a socket that sessions to one server share.
+    fn pass_tagged(&mut self, slot: usize, number: u32, now: Instant) {
+        let Some(received) = self.replies.batch.received(slot) else {
+            return;
+        };
+        self.last_reply = now;
+        for one in self.replies.batch.whole(slot).singles() {
+            match self.check_tagged(number, &received, one, now) {
+                Ok(passed) => self.replies.passed.push(passed),
+                Err((reason, listener)) => {
+                    let of_socket = || self.shared_sockets.listener(number);
+                    if let Some(listener) = listener.or_else(of_socket) {
+                        listener.counters(self.number).dropped(reason).add(1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a reply goes that came by a socket that sessions to one server share, or why it
+    /// is dropped and of which listener, if that is known.
+    fn check_tagged(
+        &mut self,
+        number: u32,
+        received: &Received,
+        one: Part,
+        now: Instant,
+    ) -> Result<Passed, (DropReason, Option<Arc<Listener>>)> {
+        let datagram = self.replies.batch.first_of(one);
+        let tagged = self.shared_sockets.tagged(number);
+        let tagged = tagged.ok_or((DropReason::ReplyLate, None))?;
+        let server = &tagged.server;
+        let counters = server.counters(self.number);
+        counters.replies.add(1);
+        counters.reply_bytes.add(datagram.len() as u64);
+        if ServerAddr(received.peer) != server.address {
+            return Err((DropReason::ReplyWrongSource, None));
+        }
+        let Ok(reply) = ppv2::decode_tagged(datagram) else {
+            server.note_tag(false);
+            return Err((DropReason::ReplyUntagged, None));
+        };
+        let verified = tagged.verify(&reply, self.unix.now());
+        verified.map_err(|reason| (reason, None))?;
+        server.note_tag(true);
+        let key = Key {
+            client: ClientAddr(reply.client),
+            local: ListenerAddr(reply.destination),
+        };
+        let header = datagram.len() - reply.payload.len();
+        let bytes = reply.payload.len() as u64;
+        let Some(id) = self.table.find(&key) else {
+            return self.check_stateless(&key, received, one.behind(header));
+        };
+        let (listener_socket, outgoing) = self
+            .reply_to(
+                id,
+                received,
+                Amount {
+                    datagrams: 1,
+                    bytes,
+                },
+                now,
+            )
+            .map_err(|reason| {
+                let session = self.table.get(id);
+                (
+                    reason,
+                    session.map(|one| Arc::clone(&one.settings.listener)),
+                )
+            })?;
+        Ok(Passed {
+            part: one.behind(header),
+            listener_socket,
+            outgoing,
+        })
+    }
+
+    /// Where a reply with a valid tag goes whose client has no session.
+    fn check_stateless(
+        &self,
+        key: &Key,
+        received: &Received,
+        part: Part,
+    ) -> Result<Passed, (DropReason, Option<Arc<Listener>>)> {
+        let number = self.listener_socket_at(key.local.0);
+        let number = number.ok_or((DropReason::ReplyUnknownListener, None))?;
+        let settings = &self.listener_sockets[number as usize].settings;
+        let of_listener = |reason| Err((reason, Some(Arc::clone(&settings.listener))));
+        if settings.keeps_sessions {
+            return of_listener(DropReason::ReplyLate);
+        }
+        if !settings.allows(key.client.0.ip()) {
+            return of_listener(DropReason::ReplyNotAllowed);
+        }
+        Ok(Passed {
+            part,
+            listener_socket: number,
+            outgoing: Outgoing {
+                to: Some(key.client.0),
+                from: Some(key.local.0),
+                class: received.class.passed(settings.dscp),
+                header: &[],
+            },
+        })
+    }
+
+    /// Has the replies in `slot`, which came by the socket or to the address of session
+    /// `id`, go to its client. Those that carry a tag pass without it.
+    fn pass_of_session(&mut self, slot: usize, id: SessionId, now: Instant) {
+        let session = self.table.get(id);
+        if session.is_none_or(|session| session.connection.tags.is_none()) {
+            self.pass(self.replies.batch.whole(slot), id, now);
+            return;
+        }
+        for one in self.replies.batch.whole(slot).singles() {
+            let datagram = self.replies.batch.first_of(one);
+            let Ok(reply) = ppv2::decode_tagged(datagram) else {
+                self.pass(one, id, now);
+                continue;
+            };
+            let header = datagram.len() - reply.payload.len();
+            let Some(session) = self.table.get(id) else {
+                continue;
+            };
+            let (key, unix) = (session.key(), self.unix.now());
+            let is_of_session = (reply.client, reply.destination) == (key.client.0, key.local.0);
+            let tags = session.connection.tags.as_ref();
+            let verified = tags.map(|tags| {
+                tags.keys
+                    .verify(reply.tag, reply.client, reply.destination, unix)
+            });
+            match verified {
+                Some(Ok(())) if is_of_session => {
+                    session.server.note_tag(true);
+                    self.pass(one.behind(header), id, now);
+                }
+                Some(Err(TagError::OtherEpoch)) => {
+                    self.count_dropped(id, DropReason::ReplyOldTag);
+                }
+                _ => self.count_dropped(id, DropReason::ReplyWrongTag),
+            }
+        }
+    }
+
+    fn count_dropped(&self, id: SessionId, reason: DropReason) {
+        if let Some(session) = self.table.get(id) {
+            let counters = session.settings.listener.counters(self.number);
+            counters.dropped(reason).add(1);
+        }
     }
 
     fn count_overflows_of(&self, id: SessionId, lost: u64) {
@@ -128,20 +297,20 @@ impl Worker {
         }
     }
 
-    /// Has the replies in `slot` go to the client of session `id`, if they came from the
-    /// server that was asked.
-    fn pass(&mut self, slot: usize, id: SessionId, now: Instant) {
-        let Some(received) = self.replies.batch.received(slot) else {
+    /// Has replies go to the client of session `id`, if they came from the server that was
+    /// asked.
+    fn pass(&mut self, part: Part, id: SessionId, now: Instant) {
+        let Some(received) = self.replies.batch.received(part.slot) else {
             return;
         };
         self.last_reply = now;
         let amount = Amount {
-            datagrams: received.datagrams() as u64,
-            bytes: received.len as u64,
+            datagrams: part.datagrams() as u64,
+            bytes: self.replies.batch.len_of(part) as u64,
         };
         match self.check(&received, id, amount, now) {
             Ok((listener_socket, outgoing)) => self.replies.passed.push(Passed {
-                slot,
+                part,
                 listener_socket,
                 outgoing,
             }),
@@ -168,11 +337,9 @@ impl Worker {
         let wrong = || is_wrong(&self.wrong_interfaces, server.address, received.interface);
         match &mut connection.path {
             Path::Own(socket) if socket.interface == received.interface => {}
-            Path::Own(_) | Path::Shared { .. } if wrong() => {
-                return Err(DropReason::ReplyWrongInterface);
-            }
+            _ if wrong() => return Err(DropReason::ReplyWrongInterface),
             Path::Own(socket) => socket.interface = received.interface,
-            Path::Shared { .. } => {}
+            Path::Network { .. } | Path::Tagged { .. } => {}
         }
         let counters = server.counters(self.number);
         counters.replies.add(amount.datagrams);
@@ -182,6 +349,19 @@ impl Worker {
         if ServerAddr(received.peer) != server.address {
             return Err(DropReason::ReplyWrongSource);
         }
+        self.reply_to(id, received, amount, now)
+    }
+
+    /// As [`check`](Self::check), of replies that came from the session's server.
+    fn reply_to(
+        &mut self,
+        id: SessionId,
+        received: &Received,
+        amount: Amount,
+        now: Instant,
+    ) -> Result<(u32, Outgoing<'static>), DropReason> {
+        let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
+        let connection = &mut session.connection;
         if let Some(first) = &mut connection.first {
             first.header.answered();
         }
@@ -208,7 +388,7 @@ impl Worker {
 
 /// A reply that may go to its client.
 struct Passed {
-    slot: usize,
+    part: Part,
     /// Number of the listener's socket that it leaves by.
     listener_socket: u32,
     outgoing: Outgoing<'static>,
@@ -219,7 +399,7 @@ pub(super) struct Replies {
     worker: usize,
     batch: Batch,
     filled: usize,
-    /// In the order of their slots. The others are overwritten after the next
+    /// In the order that they came in. The others are overwritten after the next
     /// [`send`](Self::send).
     passed: Vec<Passed>,
 }
@@ -265,7 +445,11 @@ impl Replies {
     }
 
     /// Receives some of the replies that wait in a socket that sessions share.
-    fn receive_from_shared(&mut self, from: &Socket) -> Range<usize> {
+    fn receive_from_shared(
+        &mut self,
+        from: &Socket,
+        mut report: impl FnMut(&io::Error),
+    ) -> Range<usize> {
         for _ in 0..SHARED_ERRORS_AT_ONCE {
             match from.receive(&mut self.batch, self.filled, BATCH) {
                 Ok(received) => {
@@ -274,8 +458,7 @@ impl Replies {
                     return slots;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The error queue has it, too.
-                Err(_) => {}
+                Err(error) => report(&error),
             }
         }
         self.filled..self.filled
@@ -292,7 +475,7 @@ impl Replies {
             let counters = listener_socket.settings.listener.counters(self.worker);
             let outgoing = |index: usize| {
                 let passed: &Passed = &same[index];
-                (batch.whole(passed.slot), passed.outgoing)
+                (passed.part, passed.outgoing)
             };
             let socket = &listener_socket.socket;
             let sent = socket.send(batch, same.len(), outgoing, |_, fault| {

@@ -16,7 +16,7 @@ use crate::counters::DropReason;
 use crate::listener::ListenerSettings;
 use crate::server::Target;
 use crate::session::{Key, Session, SessionId};
-use crate::upstream_socket::{Connection, Path, PortPool, UpstreamSocket, is_shortage};
+use crate::upstream_socket::{Connection, Path, PortPool, Tags, UpstreamSocket, is_shortage};
 
 /// How long no socket is looked for where there was none. To find out that all ports
 /// are taken costs the kernel a millisecond, which the clients that have a session
@@ -118,11 +118,10 @@ impl Worker {
         if self.capacity.is_full() {
             return Err(DropReason::MaxSessions);
         }
-        if let Some(network) = target.sources.network() {
-            let permit = self.permit(now)?;
+        if let Some(path) = self.shared_path(key, settings, target, now) {
             return Ok(NewPath {
-                permit,
-                path: self.shared_path(settings, target, network, now)?,
+                permit: self.permit(now)?,
+                path: path?,
                 is_watched: false,
             });
         }
@@ -159,6 +158,23 @@ impl Worker {
             path: Path::Own(Box::new(socket)),
             is_watched: false,
         })
+    }
+
+    /// The path of a new session that has no socket of its own.
+    pub(super) fn shared_path(
+        &mut self,
+        key: &Key,
+        settings: &ListenerSettings,
+        target: &Target,
+        now: Instant,
+    ) -> Option<Result<Path, DropReason>> {
+        let tags = Tags::of(target, key);
+        if tags.is_some_and(|tags| tags.are_followed(&target.server)) {
+            let socket = self.tagged_socket(settings, target);
+            return Some(socket.map(|socket| Path::Tagged { socket }));
+        }
+        let network = target.sources.network()?;
+        Some(self.network_path(settings, target, network, now))
     }
 
     /// The permit for a session, for which an ended one may be closed.

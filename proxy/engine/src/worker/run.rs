@@ -1,0 +1,392 @@
+//! Datagrams of a batch that leave by one socket leave in one call. Each has its header in
+//! front, which is written when the datagram is queued.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ppv2_udp::{BATCH, Cause, Outgoing, Part, SendFault, TrafficClass};
+
+use super::{Worker, reconfigure};
+use crate::address::ServerAddr;
+use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
+use crate::listener::ListenerSettings;
+use crate::mode::MAX_HEADER;
+use crate::server::{Server, Target};
+use crate::session::{Key, SessionId};
+use crate::upstream_socket::Path;
+
+/// How long no other datagram is noted as oversize, which takes a lock.
+const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Datagrams that leave by one socket, in one call.
+pub(super) struct Run {
+    socket: Option<RunSocket>,
+    now: Instant,
+    /// At most [`BATCH`].
+    queued: Vec<Queued>,
+    /// Headers of those that are queued, by their place.
+    headers: Box<[[u8; MAX_HEADER]; BATCH]>,
+}
+
+/// The socket that a run leaves by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunSocket {
+    /// That of this session.
+    Own(SessionId),
+    /// That of this number, of a source network.
+    Network(u32),
+    /// That of this number, which is connected to the server.
+    Tagged(u32),
+}
+
+/// Datagrams of one client that are to leave.
+struct Queued {
+    owner: Owner,
+    part: Part,
+    /// Place and length of the header.
+    header: (usize, usize),
+    to: Option<SocketAddr>,
+    from: Option<SocketAddr>,
+    class: TrafficClass,
+    unsent: Cell<Unsent>,
+}
+
+/// Whose datagrams they are, for what is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Session(SessionId),
+    /// Of a listener that keeps no sessions: the number of its socket, and the place of the
+    /// server among its targets.
+    Listener(usize, usize),
+}
+
+/// What became of queued datagrams that were not all sent.
+#[derive(Clone, Copy, Default)]
+struct Unsent {
+    datagrams: u32,
+    bytes: u32,
+    /// The server refused an earlier one.
+    is_refused: bool,
+    /// There is no route, or the source address is gone.
+    lacks_route: bool,
+}
+
+impl Run {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            socket: None,
+            now,
+            queued: Vec::with_capacity(BATCH),
+            headers: Box::new([[0; MAX_HEADER]; BATCH]),
+        }
+    }
+}
+
+impl Worker {
+    /// Has datagrams of a session leave with others by its socket.
+    pub(super) fn queue(&mut self, id: SessionId, part: Part, now: Instant) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        let is_forged = |one: &Part| begins_as_header(self.incoming.first_of(*one));
+        if session.connection.first.is_none() || !part.singles().any(|one| is_forged(&one)) {
+            self.queue_part(id, part, now);
+            return;
+        }
+        // The server would believe the client's own header where it has none of ours.
+        let listener = Arc::clone(&session.settings.listener);
+        for one in part.singles() {
+            if begins_as_header(self.incoming.first_of(one)) {
+                let counters = listener.counters(self.number);
+                counters.dropped(DropReason::ForgedHeader).add(1);
+            } else {
+                self.queue_part(id, one, now);
+            }
+        }
+    }
+
+    fn queue_part(&mut self, id: SessionId, part: Part, now: Instant) {
+        let Some(session) = self.table.get(id) else {
+            return;
+        };
+        let server = session.server.address.0;
+        let (socket, to, from) = match &session.connection.path {
+            Path::Own(own) => (
+                RunSocket::Own(id),
+                (!own.is_connected).then_some(server),
+                None,
+            ),
+            Path::Network { socket, source } => {
+                let from = SocketAddr::new(*source, 0);
+                (RunSocket::Network(*socket), Some(server), Some(from))
+            }
+            Path::Tagged { socket } => (RunSocket::Tagged(*socket), None, None),
+        };
+        self.make_room_in_run(socket);
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
+        let (key, connection) = (session.key(), &mut session.connection);
+        let has_header = match &mut connection.first {
+            None => true,
+            Some(first) => {
+                let times_down = session.server.times_down();
+                if std::mem::replace(&mut first.times_down, times_down) != times_down {
+                    first.header.forgotten();
+                }
+                first.header.is_due(now)
+            }
+        };
+        let owner = Owner::Session(id);
+        let place = self.run.queued.len();
+        let header = match self.run.queued.last() {
+            _ if !has_header => (0, 0),
+            Some(last) if last.owner == owner => last.header,
+            _ => {
+                let keys = connection.tags.as_ref().map(|tags| &tags.keys);
+                let tag = keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now()));
+                let header = &mut self.run.headers[place];
+                let header = connection
+                    .mode
+                    .write_header(key.client, key.local, tag, header);
+                (place, header.len())
+            }
+        };
+        let received = self.incoming.received(part.slot);
+        let dscp = session.settings.dscp;
+        self.run.now = now;
+        self.run.queued.push(Queued {
+            owner,
+            part,
+            header,
+            to,
+            from,
+            class: received.map_or(TrafficClass::default(), |r| r.class.passed(dscp)),
+            unsent: Cell::default(),
+        });
+    }
+
+    /// Has datagrams of a client that has no session leave by the socket of this number to
+    /// its server. `number` is that of the listener's socket.
+    pub(super) fn queue_without_session(
+        &mut self,
+        number: usize,
+        key: Key,
+        target: &Target,
+        socket: u32,
+        part: Part,
+        now: Instant,
+    ) {
+        self.make_room_in_run(RunSocket::Tagged(socket));
+        let settings = &self.listener_sockets[number].settings;
+        let listener = self.snapshot.of(&settings.listener);
+        let Some(place) = listener.and_then(|one| one.targets.place(&target.server)) else {
+            return;
+        };
+        let keys = target.replies.tag_keys();
+        let tag = keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now()));
+        let at = self.run.queued.len();
+        self.run.now = now;
+        let header = &mut self.run.headers[at];
+        let header = target.mode.write_header(key.client, key.local, tag, header);
+        let received = self.incoming.received(part.slot);
+        let dscp = settings.dscp;
+        self.run.queued.push(Queued {
+            owner: Owner::Listener(number, place),
+            part,
+            header: (at, header.len()),
+            to: None,
+            from: None,
+            class: received.map_or(TrafficClass::default(), |r| r.class.passed(dscp)),
+            unsent: Cell::default(),
+        });
+    }
+
+    /// Sends what is queued if it leaves by another socket, or is a full batch.
+    fn make_room_in_run(&mut self, socket: RunSocket) {
+        if self.run.socket != Some(socket) || self.run.queued.len() == BATCH {
+            self.send_run();
+            self.run.socket = Some(socket);
+        }
+    }
+
+    /// Sends the queued datagrams to their servers.
+    pub(super) fn send_run(&mut self) {
+        let Some(run_socket) = self.run.socket.take() else {
+            return;
+        };
+        let socket = match run_socket {
+            RunSocket::Own(id) => {
+                let session = self.table.get(id);
+                session.and_then(|session| Some(&session.connection.own_socket()?.socket))
+            }
+            RunSocket::Network(number) | RunSocket::Tagged(number) => {
+                self.shared_sockets.socket(number)
+            }
+        };
+        let run = &self.run;
+        if let Some(socket) = socket {
+            let outgoing = |index: usize| {
+                let queued = &run.queued[index];
+                let (place, len) = queued.header;
+                let outgoing = Outgoing {
+                    to: queued.to,
+                    from: queued.from,
+                    class: queued.class,
+                    header: &run.headers[place][..len],
+                };
+                (queued.part, outgoing)
+            };
+            let fault =
+                |index: usize, fault| self.note_fault(run_socket, &run.queued[index], fault);
+            socket.send(&self.incoming, run.queued.len(), outgoing, fault);
+        }
+        let mut queued = std::mem::take(&mut self.run.queued);
+        for queued in queued.drain(..) {
+            self.count_sent(run_socket, &queued);
+        }
+        self.run.queued = queued;
+    }
+
+    /// The settings of the listener and the server of queued datagrams.
+    fn ends_of(&self, owner: Owner) -> Option<(&ListenerSettings, &Server)> {
+        match owner {
+            Owner::Session(id) => {
+                let session = self.table.get(id)?;
+                Some((&session.settings, &session.server))
+            }
+            Owner::Listener(number, place) => {
+                let settings = &self.listener_sockets.get(number)?.settings;
+                let target = self.snapshot.of(&settings.listener)?.targets.get(place)?;
+                Some((settings, &target.server))
+            }
+        }
+    }
+
+    #[cold]
+    fn note_fault(&self, run_socket: RunSocket, queued: &Queued, fault: SendFault) {
+        let Some((settings, server)) = self.ends_of(queued.owner) else {
+            return;
+        };
+        let mut unsent = queued.unsent.get();
+        match fault {
+            SendFault::Earlier(report) => {
+                // Of a source network, the error queue tells whose datagram it was.
+                if !matches!(run_socket, RunSocket::Network(_)) {
+                    unsent.is_refused = true;
+                    count_report(server.counters(self.number), &report);
+                }
+            }
+            SendFault::Lost {
+                error,
+                datagrams,
+                len,
+            } => {
+                let reason = why_unsent(&error);
+                let counters = settings.listener.counters(self.number);
+                counters.dropped(reason).add(datagrams as u64);
+                let count = u32::try_from(datagrams).unwrap_or(u32::MAX);
+                let bytes = u32::try_from(datagrams * len).unwrap_or(u32::MAX);
+                unsent.datagrams = unsent.datagrams.saturating_add(count);
+                unsent.bytes = unsent.bytes.saturating_add(bytes);
+                unsent.lacks_route |= reason == DropReason::Unreachable;
+                if reason == DropReason::Oversize {
+                    let noted = &self.oversize_noted;
+                    note_oversize(noted, &self.counters, server.address, len, queued.header.1);
+                }
+            }
+        }
+        queued.unsent.set(unsent);
+    }
+
+    fn count_sent(&mut self, run_socket: RunSocket, queued: &Queued) {
+        let unsent = queued.unsent.get();
+        let datagrams = queued.part.datagrams();
+        let bytes = self.incoming.len_of(queued.part) + datagrams * queued.header.1;
+        let sent = (datagrams as u64).saturating_sub(unsent.datagrams.into());
+        let sent_bytes = (bytes as u64).saturating_sub(unsent.bytes.into());
+        if let Some((_, server)) = self.ends_of(queued.owner) {
+            let counters = server.counters(self.number);
+            counters.sent.add(sent);
+            counters.sent_bytes.add(sent_bytes);
+        }
+        if let RunSocket::Tagged(number) = run_socket
+            && unsent.lacks_route
+        {
+            self.renew_tagged_socket(number, self.run.now);
+        }
+        let Owner::Session(id) = queued.owner else {
+            return;
+        };
+        let now = self.run.now;
+        let Some(session) = self.table.get_mut(id) else {
+            return;
+        };
+        if let Some(first) = &mut session.connection.first {
+            if sent > 0 {
+                first.header.went_out(now);
+            }
+            if unsent.is_refused {
+                first.header.forgotten();
+            }
+        }
+        if unsent.lacks_route {
+            session.needs_socket |= reconfigure::may_need_socket(session, &self.settled);
+        }
+    }
+}
+
+/// Notes for the operator which datagram was too long.
+fn note_oversize(
+    noted: &Cell<Option<Instant>>,
+    worker: &WorkerCounters,
+    server: ServerAddr,
+    len: usize,
+    header: usize,
+) {
+    let recent = |noted: Instant| noted.elapsed() < OVERSIZE_PAUSE;
+    if noted.get().is_some_and(recent) {
+        return;
+    }
+    noted.set(Some(Instant::now()));
+    let oversize = Oversize {
+        server: server.0,
+        len,
+        header,
+    };
+    // If it is being read, the next one is as good.
+    if let Ok(mut latest) = worker.oversize.try_lock() {
+        *latest = Some(oversize);
+    }
+}
+
+/// Counts what the network says of a datagram sent earlier, which can be forged.
+pub(super) fn count_report(server: &ServerCounters, report: &io::Error) {
+    if Cause::of(report) == Cause::Oversize {
+        server.too_long.add(1);
+    } else {
+        server.refusals.add(1);
+    }
+}
+
+/// Whether it begins as a header of PROXY v2 does, or of v1, which servers that look for
+/// one may read as well: `PROXY TCP4 …`.
+fn begins_as_header(datagram: &[u8]) -> bool {
+    let protocols: [&[u8]; 3] = [b"TCP", b"UDP", b"UNKNOWN"];
+    let is_v1 = |rest: &[u8]| protocols.iter().any(|protocol| rest.starts_with(protocol));
+    datagram.starts_with(&ppv2::SIGNATURE) || datagram.strip_prefix(b"PROXY ").is_some_and(is_v1)
+}
+
+fn why_unsent(error: &io::Error) -> DropReason {
+    match Cause::of(error) {
+        Cause::Oversize => DropReason::Oversize,
+        Cause::WouldBlock | Cause::NoMemory => DropReason::SendBufferFull,
+        Cause::Unreachable => DropReason::Unreachable,
+        Cause::NoDescriptors | Cause::NoPorts | Cause::NotPermitted | Cause::Other => {
+            DropReason::SendFailed
+        }
+    }
+}

@@ -5,6 +5,10 @@ use std::process::Command;
 
 const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 
+/// Has the namespaces' root become an ordinary user, in a user namespace that owns no network.
+const WITHOUT_RIGHTS: &str = "unshare --user --map-user=65534 --map-group=65534 \
+     setpriv --bounding-set=-all --inh-caps=-all --no-new-privs";
+
 /// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
 /// has returned, and what is sent there before is lost.
 const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
@@ -23,10 +27,10 @@ pub fn enter(test: &str, setup: &str) -> bool {
     enter_by("", test, setup)
 }
 
-/// As [`enter`], with no more rights inside than an ordinary user has.
+/// As [`enter`], as the ordinary user 65534 without capabilities, who can't gain any.
 #[track_caller]
 pub fn enter_without_rights(test: &str, setup: &str) -> bool {
-    enter_by("setpriv --bounding-set=-all --inh-caps=-all", test, setup)
+    enter_by(WITHOUT_RIGHTS, test, setup)
 }
 
 #[track_caller]

@@ -353,7 +353,8 @@ impl Socket {
     }
 
     /// Sends datagrams to clients, many in one call. What goes to one client in a
-    /// row leaves as a burst (UDP_SEGMENT of Linux).
+    /// row leaves as a burst (UDP_SEGMENT of Linux); so does what goes to different
+    /// clients through one address of a proxy that sends reply tags.
     ///
     /// Args:
     ///     datagrams: Payloads and clients' addresses, each as for sendto().

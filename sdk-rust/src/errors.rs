@@ -48,21 +48,26 @@ const MAX_IPV4_PAYLOAD: usize = 65_507;
 /// Over IPv6, the length of whose header is not counted (RFC 8200).
 const MAX_IPV6_PAYLOAD: usize = 65_527;
 
+/// A reply that was not sent, since header and reply exceed what a datagram holds: the
+/// [source](std::error::Error::source), or [`get_ref`](io::Error::get_ref), of the
+/// [`io::Error`] of a send call, whose kind is `InvalidInput`. Only a reply to a datagram
+/// with a reply tag needs a header ([`ReplyPath::header`]).
 #[derive(Error)]
+#[non_exhaustive]
 #[error(
     "a reply of {len} bytes to client {client} and the header of {header_len} bytes in front of \
      it exceed the {max} bytes that a datagram holds; its proxy asks for that header with a \
      reply tag, so send at most {} bytes",
     max - header_len
 )]
-struct TooLong {
+pub struct ReplyTooLong {
     client: SocketAddr,
     len: usize,
     header_len: usize,
     max: usize,
 }
 
-message_as_debug!(TooLong);
+message_as_debug!(ReplyTooLong);
 
 /// An error of the kind `InvalidInput` if header and reply exceed what a datagram holds.
 pub(crate) fn check_length(header: &[u8], payload: &[u8], path: &ReplyPath) -> io::Result<()> {
@@ -74,7 +79,7 @@ pub(crate) fn check_length(header: &[u8], payload: &[u8], path: &ReplyPath) -> i
     if header_len + len <= max {
         return Ok(());
     }
-    let error = TooLong {
+    let error = ReplyTooLong {
         client: path.client,
         len,
         header_len,

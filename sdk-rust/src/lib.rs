@@ -163,6 +163,7 @@ pub use datagram::{Datagram, DatagramRef};
 pub use demux::Demux;
 pub use drop_reason::DropReason;
 pub use drop_warning::DropWarning;
+pub use errors::ReplyTooLong;
 pub use ipnet::IpNet;
 pub use reply_path::{Recipient, ReplyHeader, ReplyPath};
 pub use socket::UdpSocket;
@@ -178,5 +179,6 @@ mod tests {
         fn check<E: std::error::Error + Send + Sync + 'static>() {}
         check::<DropReason>();
         check::<TrustError>();
+        check::<ReplyTooLong>();
     }
 }

@@ -206,7 +206,9 @@ impl UdpSocket {
     /// has named another client since. With
     /// [`ReplyFrom::Listener`](crate::ReplyFrom::Listener), `AddrNotAvailable`,
     /// `AddrInUse` or `PermissionDenied` if this host may not send from the
-    /// listener's address; the message says how to fix it. Otherwise as
+    /// listener's address; the message says how to fix it. `InvalidInput` with
+    /// [`ReplyTooLong`](crate::ReplyTooLong) if no datagram holds the reply and the header
+    /// that its proxy asks for. Otherwise as
     /// [`std::net::UdpSocket::send_to`].
     pub fn send_to(&self, payload: &[u8], client: impl ToSocketAddrs) -> io::Result<usize> {
         let client = client.to_socket_addrs()?.next().ok_or_else(no_address)?;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ppv2_sdk::ReplyTooLong;
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use rustix::io::Errno;
@@ -51,7 +52,7 @@ impl Failure {
         }
         // What the Rust SDK says itself: that a call would wait, that there is no reply
         // path, or why it can't send from a listener's address.
-        let (name, words) = (errno_of(error.kind()), error.to_string());
+        let (name, words) = (errno_of(&error), error.to_string());
         let number = py
             .import("errno")
             .and_then(|errno| errno.getattr(name)?.extract::<i32>());
@@ -67,7 +68,13 @@ impl Failure {
 }
 
 /// The name in Python's module `errno` that is nearest to an error of the Rust SDK.
-fn errno_of(kind: io::ErrorKind) -> &'static str {
+fn errno_of(error: &io::Error) -> &'static str {
+    if error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<ReplyTooLong>())
+    {
+        return "EMSGSIZE";
+    }
     let names = [
         (io::ErrorKind::WouldBlock, "EAGAIN"),
         (io::ErrorKind::NotConnected, "ENOTCONN"),
@@ -75,7 +82,7 @@ fn errno_of(kind: io::ErrorKind) -> &'static str {
         (io::ErrorKind::AddrNotAvailable, "EADDRNOTAVAIL"),
         (io::ErrorKind::PermissionDenied, "EACCES"),
     ];
-    let found = names.into_iter().find(|(known, _)| *known == kind);
+    let found = names.into_iter().find(|(known, _)| *known == error.kind());
     found.map_or("EINVAL", |(_, name)| name)
 }
 

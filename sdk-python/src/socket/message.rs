@@ -155,7 +155,8 @@ impl Socket {
         }
         let wait = self.core.wait(flags.dontwait);
         let ancdata = leave_from(path.local, ancdata)?;
-        let parts = (PyBytes::new(py, data),);
+        let header = path.header();
+        let parts = (PyBytes::new(py, &header), PyBytes::new(py, data));
         let to = to_python(py, path.to, self.core.addresses.form)?;
         let arguments = (parts, ancdata, flags.bits(), to).into_pyobject(py)?;
         let socket = self.python.bind(py);
@@ -169,7 +170,8 @@ impl Socket {
             None => send()?,
         };
         self.core.demux.count_reply_sent();
-        sent.extract()
+        let sent: usize = sent.extract()?;
+        Ok(sent.saturating_sub(header.len()))
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use ppv2::{ReplyTag, TaggedReplyError, decode_tagged};
 use ppv2_lab::TIMEOUT;
 use ppv2_lab::fake_proxy::*;
-use ppv2_sdk::{Batch, Datagram, Recipient, ReplyFrom, Trust, UdpSocket, Untrusted};
+use ppv2_sdk::{Batch, Datagram, Recipient, ReplyFrom, ReplyTooLong, Trust, UdpSocket, Untrusted};
 
 const CLIENTS: u16 = 50;
 const EXCHANGES: usize = 1_000;
@@ -263,6 +263,7 @@ fn a_reply_that_is_too_long_with_its_header_is_refused_as_a_whole() {
         assert_eq!(proxy.receive(), (client, longest.clone()));
 
         let error = socket.reply(datagram, &longer).unwrap_err();
+        assert!(error.get_ref().unwrap().is::<ReplyTooLong>());
         assert_eq!(
             error.to_string(),
             format!(

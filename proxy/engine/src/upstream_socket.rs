@@ -31,12 +31,14 @@ pub(crate) struct Connection {
     pub(crate) mode: Mode,
     /// A new session would be given another kind of socket.
     pub(crate) is_outdated: bool,
-    /// The version of the snapshot that lets it stay with its server.
-    pub(crate) checked: u64,
+    /// Which snapshot lets it stay with its server.
+    pub(crate) checked: u32,
     /// Where the first datagrams alone carry the header.
     pub(crate) first: Option<Box<First>>,
-    /// Where headers carry a tag.
-    pub(crate) tags: Option<Tags>,
+    /// What tags are made with that its headers carry, if they carry any.
+    pub(crate) tags: Option<Arc<TagKeys>>,
+    /// While its server doesn't return tags, it has a socket or an address of its own.
+    pub(crate) tags_are_optional: bool,
 }
 
 /// Where the first datagrams alone carry the header: whether the server still has it.
@@ -77,41 +79,18 @@ impl Path {
     }
 }
 
-/// That headers of a session carry a tag.
-#[derive(Debug)]
-pub(crate) struct Tags {
-    pub(crate) keys: Arc<TagKeys>,
-    /// The session has a socket or an address of its own while its server doesn't return
-    /// tags.
-    pub(crate) is_auto: bool,
-}
-
-impl Tags {
-    /// Those of sessions of this client to a server.
-    pub(crate) fn of(target: &Target, key: &Key) -> Option<Self> {
-        if !key.fits_header() {
-            return None;
-        }
-        match &target.replies {
-            Replies::Session => None,
-            Replies::Auto(keys) => Some(Self {
-                keys: Arc::clone(keys),
-                is_auto: true,
-            }),
-            Replies::Tagged(keys) => Some(Self {
-                keys: Arc::clone(keys),
-                is_auto: false,
-            }),
-        }
-    }
-
-    /// Whether a session to this server is to have the socket that sessions to it share.
-    pub(crate) fn are_followed(&self, server: &Server) -> bool {
-        !self.is_auto || server.returns_tags()
-    }
-}
-
 impl Connection {
+    /// Whether replies of `target` to this client are to come by the socket that sessions to
+    /// it share.
+    pub(crate) fn shares_tagged_socket(target: &Target, key: &Key) -> bool {
+        let returns_tags = match &target.replies {
+            Replies::Session => false,
+            Replies::Auto(_) => target.server.returns_tags(),
+            Replies::Tagged(_) => true,
+        };
+        returns_tags && key.fits_header()
+    }
+
     /// The session's own socket, if it has one.
     pub(crate) fn own_socket(&self) -> Option<&UpstreamSocket> {
         match &self.path {
@@ -126,12 +105,22 @@ impl Connection {
         self.own_socket().and_then(UpstreamSocket::own_source)
     }
 
+    /// Has headers of a session of this client carry tags as `target` says.
+    pub(crate) fn set_tags(&mut self, target: &Target, key: &Key) {
+        let keys = target.replies.tag_keys().filter(|_| key.fits_header());
+        self.tags = keys.cloned();
+        self.tags_are_optional = matches!(target.replies, Replies::Auto(_));
+    }
+
     /// Whether another socket is to be used since the server has begun to return tags, or
     /// no longer does.
     pub(crate) fn is_to_follow_tags(&self, server: &Server) -> bool {
-        let are_followed = self.tags.as_ref().map(|tags| tags.are_followed(server));
-        let is_tagged = matches!(self.path, Path::Tagged { .. });
-        are_followed.unwrap_or(false) != is_tagged
+        let has_shared = matches!(self.path, Path::Tagged { .. });
+        match &self.tags {
+            None => has_shared,
+            Some(_) if self.tags_are_optional => server.returns_tags() != has_shared,
+            Some(_) => !has_shared,
+        }
     }
 
     /// Has the header sent again, where the first datagrams alone carry it.

@@ -375,7 +375,7 @@ impl Worker {
                     reply,
                 } => reply(self.report(first, limit, now)),
                 Command::Reconfigure(to) => self.reconfigure(*to, now),
-                Command::NetworkChanged(wrong) => self.network_changed(wrong),
+                Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
                 Command::Drain => {
                     let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
                     for number in numbers {
@@ -442,6 +442,12 @@ impl Worker {
         let any = SocketAddr::new(wildcard, local.port());
         let found = self.listeners_at.get(&local);
         found.or_else(|| self.listeners_at.get(&any)).copied()
+    }
+
+    /// Tells the snapshot from those before.
+    #[expect(clippy::cast_possible_truncation, reason = "no session sees so many")]
+    fn snapshot_number(&self) -> u32 {
+        self.snapshot.version as u32
     }
 
     fn is_drained(&self, now: Instant) -> bool {

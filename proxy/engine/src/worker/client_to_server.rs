@@ -156,7 +156,7 @@ impl Worker {
             session.needs_socket = true;
         }
         let checked = session.connection.checked;
-        if checked != self.snapshot.version && self.must_leave(id) {
+        if checked != self.snapshot_number() && self.must_leave(id) {
             self.end(id, EndReason::Moved, now);
             return None;
         }
@@ -165,7 +165,7 @@ impl Worker {
 
     /// Whether session `id` is to leave its server at this datagram of its client's.
     fn must_leave(&mut self, id: SessionId) -> bool {
-        let version = self.snapshot.version;
+        let version = self.snapshot_number();
         let session = self.table.get_mut(id);
         // Asked once for each snapshot, which costs as much as a new session's pick.
         let Some(session) = session.filter(|session| session.connection.checked != version) else {

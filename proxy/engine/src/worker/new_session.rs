@@ -15,7 +15,7 @@ use crate::server::Target;
 use crate::session::{Key, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
-use crate::upstream_socket::{Connection, First, Tags};
+use crate::upstream_socket::{Connection, First};
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -182,18 +182,20 @@ impl Worker {
         got: NewPath,
     ) -> Result<SessionId, DropReason> {
         let server = &target.server;
-        let connection = Connection {
+        let mut connection = Connection {
             path: got.path,
             listener_socket: u32::try_from(number).unwrap_or(u32::MAX),
             mode: target.mode,
             is_outdated: false,
-            checked: self.snapshot.version,
+            checked: self.snapshot_number(),
             first: target.mode.first_header().map(|header| {
                 let times_down = server.times_down();
                 Box::new(First { header, times_down })
             }),
-            tags: Tags::of(target, &key),
+            tags: None,
+            tags_are_optional: false,
         };
+        connection.set_tags(target, &key);
         let permit = got.permit;
         let id = self
             .table

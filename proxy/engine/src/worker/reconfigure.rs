@@ -175,13 +175,17 @@ impl Worker {
                 session.connection.is_outdated = true;
                 set_aside.insert((listener.id(), session.server.id()));
             }
+            let key = session.key();
+            if let Some(target) = target {
+                session.connection.set_tags(target, &key);
+            }
             let has_other_settings = !Arc::ptr_eq(&session.settings, &new.settings);
             if has_other_settings {
                 updates.push((id, Arc::clone(&new.settings)));
             }
             let is_denied = has_other_settings
                 && !session.settings.has_same_access(&new.settings)
-                && !new.settings.allows(session.key().client.0.ip());
+                && !new.settings.allows(key.client.0.ip());
             if !session.is_active() {
                 if is_denied {
                     session.silence();
@@ -248,7 +252,7 @@ impl Worker {
     /// source address is gone, or is no longer the one that their server is written to
     /// from. They get it at their client's next datagram and keep their server. Sockets of
     /// ended ones are not taken over.
-    pub(super) fn network_changed(&mut self, wrong: Arc<WrongInterfaces>) {
+    pub(super) fn network_changed(&mut self, wrong: Arc<WrongInterfaces>, now: Instant) {
         self.wrong_interfaces = wrong;
         let (mut routes, mut outdated) = (Routes::default(), HashSet::new());
         let snapshot = Arc::clone(&self.snapshot);
@@ -277,6 +281,9 @@ impl Worker {
         }
         for (listener, server) in outdated {
             self.table.set_aside(listener, server);
+        }
+        for number in self.shared_sockets.numbers() {
+            self.renew_tagged_socket(number, now);
         }
     }
 

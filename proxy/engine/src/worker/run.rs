@@ -146,7 +146,7 @@ impl Worker {
             _ if !has_header => (0, 0),
             Some(last) if last.owner == owner => last.header,
             _ => {
-                let keys = connection.tags.as_ref().map(|tags| &tags.keys);
+                let keys = connection.tags.as_ref();
                 let tag = keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now()));
                 let header = &mut self.run.headers[place];
                 let header = connection

@@ -244,11 +244,9 @@ impl Worker {
             };
             let (key, unix) = (session.key(), self.unix.now());
             let is_of_session = (reply.client, reply.destination) == (key.client.0, key.local.0);
-            let tags = session.connection.tags.as_ref();
-            let verified = tags.map(|tags| {
-                tags.keys
-                    .verify(reply.tag, reply.client, reply.destination, unix)
-            });
+            let keys = session.connection.tags.as_ref();
+            let verified =
+                keys.map(|keys| keys.verify(reply.tag, reply.client, reply.destination, unix));
             match verified {
                 Some(Ok(())) if is_of_session => {
                     session.server.note_tag(true);

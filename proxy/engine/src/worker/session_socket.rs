@@ -16,7 +16,7 @@ use crate::counters::DropReason;
 use crate::listener::ListenerSettings;
 use crate::server::Target;
 use crate::session::{Key, Session, SessionId};
-use crate::upstream_socket::{Connection, Path, PortPool, Tags, UpstreamSocket, is_shortage};
+use crate::upstream_socket::{Connection, Path, PortPool, UpstreamSocket, is_shortage};
 
 /// How long no socket is looked for where there was none. To find out that all ports
 /// are taken costs the kernel a millisecond, which the clients that have a session
@@ -168,8 +168,7 @@ impl Worker {
         target: &Target,
         now: Instant,
     ) -> Option<Result<Path, DropReason>> {
-        let tags = Tags::of(target, key);
-        if tags.is_some_and(|tags| tags.are_followed(&target.server)) {
+        if Connection::shares_tagged_socket(target, key) {
             let socket = self.tagged_socket(settings, target);
             return Some(socket.map(|socket| Path::Tagged { socket }));
         }

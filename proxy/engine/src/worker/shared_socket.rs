@@ -389,16 +389,15 @@ impl Worker {
         if self.settled.contains(server, now) {
             return;
         }
-        self.settled.note(server, now + SETTLED);
         let listener = self.snapshot.of(&shared.listener);
         let target = listener.and_then(|one| one.targets.of(&tagged.server));
-        let Some(Ok(socket)) = target.map(|target| connect(target, options)) else {
+        let socket = target.and_then(|target| connect(target, options).ok());
+        let source = |socket: &Socket| socket.local().ok().map(|local| local.ip());
+        let before = source(&shared.socket);
+        let Some(socket) = socket.filter(|socket| source(socket) != before) else {
+            self.settled.note(server, now + SETTLED);
             return;
         };
-        let source = |socket: &Socket| socket.local().ok().map(|local| local.ip());
-        if source(&socket) == source(&shared.socket) {
-            return;
-        }
         let mut takes = 0..LAST_TAKES;
         while takes.next().is_some() && self.take_from_shared(number, now) > 0 {}
         let key = Readable::Shared(number).key();

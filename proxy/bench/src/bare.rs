@@ -4,11 +4,14 @@
 //! no expiry, no counters, no bursts.
 //!
 //! `--careful` adds what no proxy may leave out, and nothing else: it asks for
-//! the ECN bits of every datagram, and for the source of every reply.
+//! the ECN bits of every datagram, and for the source of every reply. `--join` sends
+//! neighbouring datagrams of one session as one burst, both ways, and receives all
+//! replies of a session that are there.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -26,6 +29,9 @@ pub(crate) struct Bare {
     /// Ask for ECN bits, and check the sources of replies
     #[arg(long)]
     pub(crate) careful: bool,
+    /// Send what is neighbouring, of one session and of equal length, as one burst
+    #[arg(long, conflicts_with = "careful")]
+    pub(crate) join: bool,
 }
 
 struct Session {
@@ -48,7 +54,7 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
     let mut by_client: HashMap<SocketAddrV4, usize> = HashMap::new();
     let mut inbox = Batch::with_capacity(BATCH, DATAGRAM_CAPACITY);
     let mut replies = vec![[0; DATAGRAM_CAPACITY]; BATCH];
-    let mut careful_replies = Batch::with_capacity(BATCH, DATAGRAM_CAPACITY);
+    let mut batch = Batch::with_capacity(BATCH, DATAGRAM_CAPACITY);
     let mut events = Vec::with_capacity(BATCH);
     loop {
         events.clear();
@@ -56,11 +62,13 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut gathered = Vec::with_capacity(BATCH);
+        // The sessions of replies, and the lengths of those.
+        let mut gathered: Vec<(usize, usize)> = Vec::with_capacity(BATCH);
         for event in &events {
             let number = event.data.u64();
             if number == LISTENER {
                 let count = listener.receive(&mut inbox, 0..BATCH)?;
+                let mut run = Run::default();
                 for (about, range) in inbox.datagrams(count) {
                     let client = v4(about.peer);
                     let number = match by_client.get(&client) {
@@ -75,45 +83,97 @@ pub(crate) fn run(bare: &Bare) -> Result<()> {
                             sessions.len() - 1
                         }
                     };
-                    let session = &sessions[number];
-                    let outgoing = Outgoing {
-                        header: &session.header,
-                        ..Outgoing::default()
-                    };
-                    let transmit = Transmit::datagram(outgoing, &inbox.bytes()[range]);
+                    if bare.join {
+                        run.add(number, range, &sessions, &inbox);
+                        continue;
+                    }
                     // What the kernel won't take is lost.
-                    let _ = session.socket.send(&[transmit]);
+                    let session = &sessions[number];
+                    let _ = session.socket.send(&[session.transmit(&inbox, range)]);
                 }
+                run.send(&sessions, &inbox);
                 continue;
             }
-            let session = &sessions[usize::try_from(number)?];
+            let number = usize::try_from(number)?;
+            let session = &sessions[number];
             let place = gathered.len();
-            if bare.careful {
-                let slots = place..place + 1;
-                let received = session.socket.receive(&mut careful_replies, slots);
-                // An error takes no slot.
-                if let (Ok(1), Some(reply)) = (received, careful_replies.received(place)) {
+            if bare.join || bare.careful {
+                let room = if bare.join { BATCH - place } else { 1 };
+                if room == 0 {
+                    // The rest is reported again.
+                    break;
+                }
+                let slots = place..place + room;
+                let received = session.socket.receive(&mut batch, slots).unwrap_or(0);
+                for slot in place..place + received {
+                    // An error takes no slot.
+                    let Some(reply) = batch.received(slot) else {
+                        break;
+                    };
                     let from = v4(reply.peer);
-                    ensure!(from == bare.server, "a reply from {from}");
-                    gathered.push((session.client, reply.len));
+                    ensure!(!bare.careful || from == bare.server, "a reply from {from}");
+                    gathered.push((number, reply.len));
                 }
             } else if let Ok(len) = session.socket.inner.recv(&mut replies[place]) {
-                gathered.push((session.client, len));
+                gathered.push((number, len));
             }
         }
         let transmits: Vec<_> = gathered
             .iter()
             .enumerate()
-            .map(|(slot, (client, len))| {
-                let payload = if bare.careful {
-                    careful_replies.payload(slot)
+            .map(|(slot, (session, len))| {
+                let payload = if bare.join || bare.careful {
+                    batch.payload(slot)
                 } else {
                     &replies[slot][..*len]
                 };
-                Transmit::datagram(to(*client), payload)
+                Transmit::datagram(to(sessions[*session].client), payload)
             })
             .collect();
-        let _ = listener.send(&transmits);
+        let _ = if bare.join {
+            listener.send_joined(&transmits)
+        } else {
+            listener.send(&transmits)
+        };
+    }
+}
+
+impl Session {
+    fn transmit<'d>(&'d self, inbox: &'d Batch, range: Range<usize>) -> Transmit<'d> {
+        let outgoing = Outgoing {
+            header: &self.header,
+            ..Outgoing::default()
+        };
+        Transmit::datagram(outgoing, &inbox.bytes()[range])
+    }
+}
+
+/// Neighbouring datagrams of one session, not sent yet.
+#[derive(Default)]
+struct Run {
+    session: usize,
+    datagrams: Vec<Range<usize>>,
+}
+
+impl Run {
+    fn add(&mut self, session: usize, datagram: Range<usize>, sessions: &[Session], inbox: &Batch) {
+        if session != self.session {
+            self.send(sessions, inbox);
+        }
+        self.session = session;
+        self.datagrams.push(datagram);
+    }
+
+    fn send(&mut self, sessions: &[Session], inbox: &Batch) {
+        let datagrams = self.datagrams.drain(..);
+        if datagrams.len() == 0 {
+            return;
+        }
+        let session = &sessions[self.session];
+        let transmits: Vec<_> = datagrams
+            .map(|range| session.transmit(inbox, range))
+            .collect();
+        let _ = session.socket.send_joined(&transmits);
     }
 }
 

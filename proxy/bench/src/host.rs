@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
@@ -16,18 +17,9 @@ const INSIDE: &str = "PPV2_BENCH_INSIDE";
 
 /// Goes on in a network namespace of its own, in which loopback is up. Without
 /// root, in a user namespace too.
-///
-/// Under `real_time` it goes on at a higher priority than what it measures, since
-/// it has to look at the clock when a measurement begins and ends.
-pub(crate) fn enter_namespace(real_time: bool) -> Result<()> {
+pub(crate) fn enter_namespace() -> Result<()> {
     if std::env::var_os(INSIDE).is_none() {
-        let mut unshare = if real_time {
-            let mut chrt = Command::new("chrt");
-            chrt.args(["--rr", "2", "unshare"]);
-            chrt
-        } else {
-            Command::new("unshare")
-        };
+        let mut unshare = Command::new("unshare");
         if !rustix::process::geteuid().is_root() {
             unshare.args(["--user", "--map-root-user"]);
         }
@@ -94,11 +86,14 @@ pub(crate) enum Priority {
 
 impl Priority {
     /// Raises the priority of everything that is started from now on, where root
-    /// may: then the others' noise is less of it.
+    /// may: then the others' noise is less of it. What is measured may have real-time
+    /// priority beside; this process has none, since the kernel waits in a busy loop for
+    /// others to let go of a process that has ended, who might never have their turn.
     pub(crate) fn raise(real_time: bool) -> Self {
+        let raised = rustix::process::setpriority_process(None, -10).is_ok();
         if real_time {
             Self::RealTime
-        } else if rustix::process::setpriority_process(None, -10).is_ok() {
+        } else if raised {
             Self::Raised
         } else {
             Self::None
@@ -114,6 +109,34 @@ impl std::fmt::Display for Priority {
             Self::RealTime => "at real-time priority",
         })
     }
+}
+
+/// Descriptors that session sockets need in the largest work, and what else has some.
+const DESCRIPTORS: u64 = 40_000;
+
+/// Programs have tables of as many entries as they may have descriptors.
+const MOST_DESCRIPTORS: u64 = 1 << 16;
+
+/// Lets everything that is started from now on have many descriptors: as many as are
+/// needed, or as this process may have. Says how many.
+pub(crate) fn allow_descriptors() -> u64 {
+    let now = getrlimit(Resource::Nofile);
+    let hard = now.maximum.unwrap_or(u64::MAX);
+    let allow = |most| {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most.max(hard)),
+        };
+        setrlimit(Resource::Nofile, limit).is_ok()
+    };
+    // More than the hard limit takes a capability that root may lack.
+    for most in [hard.max(DESCRIPTORS), hard] {
+        let most = most.min(MOST_DESCRIPTORS);
+        if allow(most) {
+            return most;
+        }
+    }
+    now.current.unwrap_or(hard)
 }
 
 /// Compiles the library that makes receive buffers equal.

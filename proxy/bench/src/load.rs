@@ -19,9 +19,11 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ppv2_udp::Batch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::output;
+use crate::process::Tree;
 use crate::tag::{self, Shape, Tag};
 use crate::wire::{BATCH, Socket};
 
@@ -58,6 +60,9 @@ pub(crate) struct Load {
     /// Datagrams that a client sends in one go (UDP_SEGMENT)
     #[arg(long, default_value_t = 1)]
     pub(crate) burst: usize,
+    /// Datagrams, or bursts, that a client keeps in flight, in a closed loop
+    #[arg(long, default_value_t = 1)]
+    pub(crate) flight: usize,
     /// Datagrams a second; without it each client sends when it has its replies
     #[arg(long)]
     pub(crate) rate: Option<u64>,
@@ -73,6 +78,12 @@ pub(crate) struct Load {
     /// Milliseconds of the measurement
     #[arg(long, default_value_t = 2_000)]
     pub(crate) time: u64,
+    /// Processes of the proxy, whose CPU time is to be told
+    #[arg(long, value_name = "PID")]
+    pub(crate) proxy: Vec<i32>,
+    /// The same of the server
+    #[arg(long, value_name = "PID")]
+    pub(crate) server: Vec<i32>,
 }
 
 /// What came of it, between the end of the warm-up and the end.
@@ -84,6 +95,11 @@ pub(crate) struct Report {
     pub(crate) lost: u64,
     /// Replies that reached the wrong client, twice, or changed.
     pub(crate) wrong: u64,
+    /// Replies to a client that came after the reply to one that it sent later, in a closed
+    /// loop.
+    pub(crate) reordered: u64,
+    /// Nanoseconds of CPU that were spent meanwhile.
+    pub(crate) cpu: Cpu,
     /// Sent while warming up.
     pub(crate) sent_before: u64,
     /// Lost while warming up.
@@ -101,8 +117,7 @@ pub(crate) struct Latency {
     pub(crate) lag_p99: f64,
 }
 
-/// Applies the load; prints `start` when the measurement begins and the report,
-/// as one line of JSON, at its end.
+/// Applies the load, and prints the report as one line of JSON.
 pub(crate) fn run(load: &Load) -> Result<()> {
     // Without it, the kernel may let a timer go off 50 µs late.
     let slack = std::num::NonZeroU64::new(1);
@@ -112,6 +127,55 @@ pub(crate) fn run(load: &Load) -> Result<()> {
         None => closed::run(load)?,
     };
     output::line(&serde_json::to_string(&report)?)
+}
+
+/// Nanoseconds of CPU.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Cpu {
+    pub(crate) proxy: u64,
+    pub(crate) server: u64,
+    /// The generator's own.
+    pub(crate) clients: u64,
+}
+
+/// Looks at the clocks of all processes, which nobody can do at a better time than the
+/// generator.
+struct Clocks {
+    proxy: Tree,
+    server: Tree,
+}
+
+impl Clocks {
+    fn of(load: &Load) -> Result<Self> {
+        Ok(Self {
+            proxy: Tree::with(&load.proxy)?,
+            server: Tree::with(&load.server)?,
+        })
+    }
+
+    fn now(&self) -> Cpu {
+        let own = Duration::try_from(clock_gettime(ClockId::ProcessCPUTime));
+        let own = own.unwrap_or_default().as_nanos();
+        Cpu {
+            proxy: self.proxy.cpu(),
+            server: self.server.cpu(),
+            clients: u64::try_from(own).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Cpu {
+    fn since(self, before: Self) -> Self {
+        Self {
+            proxy: self.proxy - before.proxy,
+            server: self.server - before.server,
+            clients: self.clients - before.clients,
+        }
+    }
+
+    pub(crate) fn all(self) -> u64 {
+        self.proxy + self.server + self.clients
+    }
 }
 
 /// The clients' sockets, and what is common to all loads.

@@ -7,6 +7,7 @@ mod bare;
 mod echo;
 mod host;
 mod hosts;
+mod kernel_memory;
 mod load;
 mod measure;
 mod micro;
@@ -19,6 +20,8 @@ mod report;
 mod run;
 mod stage;
 mod tag;
+mod target;
+mod unprivileged;
 mod wire;
 mod work;
 

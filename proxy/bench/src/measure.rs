@@ -35,7 +35,13 @@ impl Spread {
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.2} [{:.2}–{:.2}]", self.median, self.low, self.high)
+        // Of counts, no decimals are told.
+        let decimals = if self.high.abs() < 100.0 { 2 } else { 0 };
+        let Self { median, low, high } = self;
+        write!(
+            f,
+            "{median:.decimals$} [{low:.decimals$}–{high:.decimals$}]"
+        )
     }
 }
 

@@ -1,7 +1,8 @@
 /* Gives every UDP socket of a program the same receive buffer, whatever it asks
  * for itself: proxies differ in what they ask for, and hosts in what they grant.
  * SO_RCVBUFFORCE needs CAP_NET_ADMIN over the network namespace, which the
- * bench has in the one that it makes. */
+ * bench has in the one that it makes. A program that has given it up gets at most
+ * net.core.rmem_max. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <sys/socket.h>
@@ -11,7 +12,8 @@ static const int buffer = 4 << 20;
 static int force(int fd) {
     static int (*real)(int, int, int, const void *, socklen_t);
     if (!real) real = dlsym(RTLD_NEXT, "setsockopt");
-    return real(fd, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer);
+    if (real(fd, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) == 0) return 0;
+    return real(fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
 }
 
 int socket(int domain, int type, int protocol) {

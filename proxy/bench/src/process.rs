@@ -20,6 +20,8 @@ pub(crate) struct Place<'a> {
     pub(crate) real_time: bool,
     /// The host, as `ip netns` names it, if it is not this one.
     pub(crate) host: Option<&'static str>,
+    /// As `nobody`, with no capability and no way to gain one.
+    pub(crate) unprivileged: bool,
 }
 
 impl Place<'_> {
@@ -37,6 +39,17 @@ impl Place<'_> {
         if self.real_time {
             command.args(["chrt", "--rr", "1"]);
         }
+        if self.unprivileged {
+            // The signal is asked for again: another user doesn't inherit it.
+            command.args([
+                "setpriv",
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+            ]);
+            command.args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
+            command.args(["--pdeathsig", "KILL"]);
+        }
         command.arg(program).env("LD_PRELOAD", self.preload);
         configure(&mut command);
         let before = rustix::thread::sched_getaffinity(None)?;
@@ -49,7 +62,7 @@ impl Place<'_> {
 
 /// A process and its descendants, as they were when looked for.
 pub(crate) struct Tree {
-    members: Vec<(Process, OwnedFd)>,
+    members: Vec<Process>,
 }
 
 impl Tree {
@@ -67,22 +80,27 @@ impl Tree {
             pids.extend(all.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| pid));
             next += 1;
         }
-        let members = pids
-            .into_iter()
-            .map(|number| {
-                let pid = Pid::from_raw(number).context("process 0")?;
-                let process = Process::new(number)?;
-                Ok((process, pidfd_open(pid, PidfdFlags::empty())?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { members })
+        Self::with(&pids)
     }
 
-    /// Nanoseconds that all threads have run for.
+    /// These processes.
+    pub(crate) fn with(pids: &[i32]) -> Result<Self> {
+        let members = pids.iter().map(|pid| Ok(Process::new(*pid)?));
+        Ok(Self {
+            members: members.collect::<Result<_>>()?,
+        })
+    }
+
+    pub(crate) fn pids(&self) -> impl Iterator<Item = i32> {
+        self.members.iter().map(|process| process.pid)
+    }
+
+    /// Nanoseconds that all threads have run for. What the kernel does for a datagram on
+    /// loopback, up to the receiver's buffer, it does in the name of the sender.
     pub(crate) fn cpu(&self) -> u64 {
         self.members
             .iter()
-            .filter_map(|(process, _)| process.tasks().ok())
+            .filter_map(|process| process.tasks().ok())
             .flatten()
             .filter_map(|task| Some(task.ok()?.schedstat().ok()?.sum_exec_runtime))
             .sum()
@@ -92,18 +110,39 @@ impl Tree {
     pub(crate) fn memory(&self) -> u64 {
         self.members
             .iter()
-            .filter_map(|(process, _)| process.smaps_rollup().ok())
+            .filter_map(|process| process.smaps_rollup().ok())
             .flat_map(|rollup| rollup.memory_map_rollup)
             .filter_map(|map| map.extension.map.get("Pss").copied())
             .sum()
     }
+
+    /// Open files and sockets.
+    pub(crate) fn descriptors(&self) -> u64 {
+        let counts = self
+            .members
+            .iter()
+            .filter_map(|process| process.fd_count().ok());
+        counts.map(|count| count as u64).sum()
+    }
 }
 
-impl Drop for Tree {
-    /// Ends all of them. The descriptors name the processes themselves, not
-    /// numbers that others may have by now.
+/// Ends all of a tree when it is dropped. The descriptors name the processes themselves,
+/// not numbers that others may have by then.
+pub(crate) struct End(Vec<OwnedFd>);
+
+impl End {
+    pub(crate) fn of(tree: &Tree) -> Result<Self> {
+        let open = |pid| {
+            let pid = Pid::from_raw(pid).context("process 0")?;
+            Ok(pidfd_open(pid, PidfdFlags::empty())?)
+        };
+        Ok(Self(tree.pids().map(open).collect::<Result<_>>()?))
+    }
+}
+
+impl Drop for End {
     fn drop(&mut self) {
-        for (_, process) in &self.members {
+        for process in &self.0 {
             // Gone is what it shall be.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }

@@ -9,15 +9,15 @@ use clap::Args;
 use crate::host::{self, Cores, Machine, Priority};
 use crate::outcome::{Measured, Outcome, Series};
 use crate::output;
-use crate::peer::Peer;
+use crate::peer::{Peer, Programs};
 use crate::stage::{Ground, Sample, Stage};
 use crate::work::{Work, works};
-use crate::{micro, picture, report};
+use crate::{micro, picture, report, target};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Run {
     /// Rounds; in each, every proxy has its turn
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// Milliseconds of one turn
     #[arg(long, default_value_t = 2_000)]
@@ -26,19 +26,25 @@ pub(crate) struct Run {
     /// others work too, who then have to wait
     #[arg(long)]
     real_time: bool,
-    /// Two minutes: nginx and the bare loop alone, three short rounds
+    /// Two to three minutes: nginx and the bare loop alone, three short rounds
     #[arg(long)]
     quick: bool,
     /// Work to measure; repeatable [default: all]
     #[arg(long, value_name = "WORK")]
     only: Vec<String>,
+    /// Proxy to measure, as the tables name it; repeatable [default: all]
+    #[arg(long, value_name = "NAME")]
+    peer: Vec<String>,
     /// The proxy [default: ppv2-proxy beside this program]
     #[arg(long, value_name = "FILE")]
     proxy: Option<PathBuf>,
+    /// Another build of the proxy, to compare with under some works
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
     /// Where peers.sh put the peers
     #[arg(long, value_name = "FOLDER", default_value = "target/peers")]
     peers: PathBuf,
-    /// Where result.json, logs and configurations go
+    /// Where result.json, result.md, logs and configurations go
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
     /// Where the picture goes [default: result.svg beside result.json]
@@ -47,10 +53,10 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(arguments: &Run) -> Result<()> {
-    host::enter_namespace(arguments.real_time)?;
+    host::enter_namespace()?;
     let machine = Machine::describe()?;
     let (rounds, time) = if arguments.quick {
-        (3, 800)
+        (3, 700)
     } else {
         (arguments.rounds.max(1), arguments.time)
     };
@@ -65,18 +71,26 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     for work in &works {
         measured.push(measure(&mut ground, work, rounds)?);
     }
-    let outcome = Outcome {
+    let mut outcome = Outcome {
         machine,
         rounds,
         priority,
         receive_buffers: "4 MiB for every UDP socket of every program, by a preloaded \
-                          socket() that sets SO_RCVBUFFORCE",
+                          socket() that sets SO_RCVBUFFORCE, or at most net.core.rmem_max for \
+                          those that have given up CAP_NET_ADMIN",
+        whole: "that of proxy, server and load generator for each round trip; the kernel works on \
+                loopback in the name of the sender, so it is in there",
         works: measured,
         micro,
+        targets: Vec::new(),
     };
+    outcome.targets = target::verdicts(&outcome);
     let json = arguments.out.join("result.json");
     fs::write(&json, serde_json::to_string_pretty(&outcome)?)
         .with_context(|| format!("writing {}", json.display()))?;
+    let markdown = arguments.out.join("result.md");
+    fs::write(&markdown, report::markdown(&outcome))
+        .with_context(|| format!("writing {}", markdown.display()))?;
     let svg = match &arguments.svg {
         Some(svg) => svg.clone(),
         None => arguments.out.join("result.svg"),
@@ -84,7 +98,12 @@ pub(crate) fn run(arguments: &Run) -> Result<()> {
     fs::write(&svg, picture::draw(&outcome))
         .with_context(|| format!("writing {}", svg.display()))?;
     output::line(&report::text(&outcome))?;
-    output::line(&format!("{} and {} hold it", json.display(), svg.display()))?;
+    output::line(&format!(
+        "{}, {} and {} hold it",
+        json.display(),
+        markdown.display(),
+        svg.display()
+    ))?;
     if let Some(count) = wrong(&outcome) {
         bail!("ppv2-proxy delivered {count} datagrams or headers wrongly");
     }
@@ -102,14 +121,20 @@ fn chosen(arguments: &Run, time: u64) -> Result<Vec<Work>> {
     works.retain(|work| {
         arguments.only.is_empty() || arguments.only.iter().any(|name| name == work.name)
     });
-    if arguments.quick {
-        for work in &mut works {
-            work.peers.retain(|peer| {
-                peer.is_ours() || matches!(peer, Peer::Bare | Peer::BareCareful | Peer::Nginx)
-            });
+    for work in &mut works {
+        // What is asked for by name is measured in full.
+        if arguments.quick && arguments.only.is_empty() {
+            let slow = std::mem::take(&mut work.slow);
+            work.peers.retain(|peer| !slow.contains(peer));
         }
-        works.retain(|work| work.peers.len() > 1);
+        if arguments.reference.is_none() {
+            work.peers.retain(|peer| *peer != Peer::Reference);
+        }
+        work.peers.retain(|peer| {
+            arguments.peer.is_empty() || arguments.peer.iter().any(|p| p == peer.name())
+        });
     }
+    works.retain(|work| !work.peers.is_empty());
     Ok(works)
 }
 
@@ -124,12 +149,20 @@ fn ground(arguments: &Run) -> Result<Ground> {
     Ok(Ground {
         cores: Cores::find()?,
         preload: host::preload(&folder)?,
-        proxy: fs::canonicalize(&proxy).with_context(|| format!("finding {}", proxy.display()))?,
-        peers: absolute(&arguments.peers)?,
+        programs: Programs {
+            proxy: existing(&proxy)?,
+            reference: arguments.reference.as_deref().map(existing).transpose()?,
+            peers: absolute(&arguments.peers)?,
+        },
         folder,
         real_time: arguments.real_time,
+        descriptors: host::allow_descriptors(),
         used: 0,
     })
+}
+
+fn existing(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).with_context(|| format!("finding {}", path.display()))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -144,10 +177,11 @@ fn measure(ground: &mut Ground, work: &Work, rounds: usize) -> Result<Measured> 
         .map(|&peer| Series {
             peer,
             samples: Vec::new(),
-            failure: peer.missing(&ground.proxy, &ground.peers),
+            failure: peer.missing(&ground.programs),
         })
         .collect();
     let mut stages: Vec<Option<Stage>> = all.iter().map(|_| None).collect();
+    let rounds = if work.counted { 1 } else { rounds };
     for round in 0..rounds {
         for turn in 0..all.len() {
             // Another one begins each round.
@@ -188,13 +222,7 @@ fn take_turn(
 ) -> Result<Sample> {
     let stage = match stage {
         Some(stage) => stage,
-        None => stage.insert(Stage::set(
-            ground,
-            peer,
-            work.shape,
-            work.one_reply,
-            work.hosts,
-        )?),
+        None => stage.insert(Stage::set(ground, peer, work.terms)?),
     };
     if work.search {
         stage.search(ground, &work.load)
@@ -213,18 +241,23 @@ fn told(round: usize, peer: Peer, sample: &Sample) -> String {
         )
     });
     format!(
-        "  {} {}: {:.0} replies/s, {:.2} µs/datagram, core {:.0} %, lost {}+{}, wrong {}+{}, \
-         {:.1} MB{latency}",
+        "  {} {}: {:.0} replies/s, {:.2} µs/datagram, {:.2} µs/round trip of all, core {:.0} %, \
+         lost {}+{}, wrong {}+{}+{}, {:.1} MB, {:.0}+{:.0} B/session, {} descriptors{latency}",
         round + 1,
         peer.name(),
         load.received as f64 / load.seconds,
         sample.cpu / 1_000.0,
+        sample.whole / 1_000.0,
         sample.busy * 100.0,
         load.lost_before,
         load.lost,
         load.wrong,
+        load.reordered,
         sample.wrong_headers,
         sample.memory / 1e6,
+        sample.session_memory,
+        sample.kernel_memory.unwrap_or(0.0),
+        sample.descriptors,
     )
 }
 

@@ -13,13 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::echo::Seen;
+use crate::echo::{Header, Seen};
 use crate::host::Cores;
 use crate::hosts;
+use crate::kernel_memory::Group;
 use crate::load::{FIRST_ADDRESS, Load, Report};
-use crate::peer::{Peer, Setup};
-use crate::process::{Place, Tree};
+use crate::peer::{Peer, Programs, Setup};
+use crate::process::{End, Place, Tree};
 use crate::tag::{Shape, Tag};
+use crate::unprivileged;
 
 /// How long a proxy may take until the first reply comes.
 const READY_WITHIN: Duration = Duration::from_secs(15);
@@ -39,13 +41,28 @@ const STEPS: usize = 7;
 pub(crate) struct Ground {
     pub(crate) cores: Cores,
     pub(crate) preload: PathBuf,
-    pub(crate) proxy: PathBuf,
-    pub(crate) peers: PathBuf,
+    pub(crate) programs: Programs,
     /// Configurations and logs of the proxies, a folder for each.
     pub(crate) folder: PathBuf,
     pub(crate) real_time: bool,
+    /// Descriptors that a process may have.
+    pub(crate) descriptors: u64,
     /// Ports given out so far.
     pub(crate) used: u16,
+}
+
+/// How a proxy and its server are set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) shape: Shape,
+    /// A session ends with its first reply.
+    pub(crate) one_reply: bool,
+    /// Clients, proxy and server are hosts of their own.
+    pub(crate) hosts: bool,
+    /// The proxy runs as `nobody`, without any capability, if root is here to see to it.
+    pub(crate) unprivileged: bool,
+    /// How many clients there will be at once.
+    pub(crate) clients: usize,
 }
 
 impl Ground {
@@ -55,6 +72,7 @@ impl Ground {
             preload: &self.preload,
             real_time: self.real_time,
             host,
+            unprivileged: false,
         }
     }
 
@@ -74,8 +92,19 @@ pub(crate) struct Sample {
     /// Part of its core that the proxy used: near 1, the proxy is what limits
     /// throughput.
     pub(crate) busy: f64,
-    /// Bytes of memory at the end, less those before the first client.
+    /// Nanoseconds of CPU that proxy, server and clients together spent on each round
+    /// trip.
+    pub(crate) whole: f64,
+    /// Clients, each of which has a session.
+    pub(crate) clients: usize,
+    /// Bytes of memory at the end.
     pub(crate) memory: f64,
+    /// Those less the ones before the first client, for each client.
+    pub(crate) session_memory: f64,
+    /// The same of the kernel's memory for the process, if that is known.
+    pub(crate) kernel_memory: Option<f64>,
+    /// Descriptors at the end.
+    pub(crate) descriptors: u64,
     /// Datagrams that reached the server without their header, or with a wrong
     /// one, where there should be one.
     pub(crate) wrong_headers: u64,
@@ -87,13 +116,16 @@ pub(crate) struct Sample {
 pub(crate) struct Stage {
     pub(crate) peer: Peer,
     listen: SocketAddrV4,
-    shape: Shape,
-    hosts: bool,
+    terms: Terms,
     tree: Tree,
+    _end: End,
     /// Reaped at the end.
     proxy: Child,
     echo: Echo,
+    /// After the end.
+    group: Option<Group>,
     memory_before: u64,
+    kernel_memory_before: Option<u64>,
 }
 
 impl Drop for Stage {
@@ -104,13 +136,8 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    pub(crate) fn set(
-        ground: &mut Ground,
-        peer: Peer,
-        shape: Shape,
-        one_reply: bool,
-        hosts: bool,
-    ) -> Result<Self> {
+    pub(crate) fn set(ground: &mut Ground, peer: Peer, terms: Terms) -> Result<Self> {
+        let hosts = terms.hosts;
         ground.used += 1;
         let (listener, server) = match (hosts, peer.is_returned()) {
             (false, _) => (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
@@ -122,17 +149,28 @@ impl Stage {
         if hosts {
             hosts::make()?;
         }
-        if peer.is_returned() && !peer.header() {
+        if peer.is_returned() && peer.header() == Header::None {
             hosts::rewrite(server, listen)?;
         }
-        let folder = ground.folder.join(format!("{peer:?}").to_lowercase());
+        let own = format!("{peer:?}").to_lowercase();
+        let program = ground.programs.file(peer.program());
+        let copies = match terms.unprivileged && unprivileged::can_be() {
+            true => Some(unprivileged::copies(&[&program, &ground.preload])?),
+            false => None,
+        };
+        let (folder, program, preload) = match &copies {
+            Some(copies) => (copies.folder.join(own), &copies.files[0], &copies.files[1]),
+            None => (ground.folder.join(own), &program, &ground.preload),
+        };
         fs::create_dir_all(&folder)?;
-        let echo = Echo::start(ground, server, listen, peer, shape, hosts)?;
+        let echo = Echo::start(ground, server, listen, peer, terms)?;
         let setup = Setup {
             folder: &folder,
             listen,
             server,
-            one_reply,
+            one_reply: terms.one_reply,
+            clients: terms.clients,
+            descriptors: ground.descriptors,
         };
         let log = File::create(folder.join("output"))?;
         let cores = if peer.everywhere() {
@@ -140,9 +178,13 @@ impl Stage {
         } else {
             from_ref(&ground.cores.proxy)
         };
-        let place = ground.place(cores, hosts.then_some(hosts::PROXY));
+        let place = Place {
+            preload,
+            unprivileged: copies.is_some(),
+            ..ground.place(cores, hosts.then_some(hosts::PROXY))
+        };
         let mut configured = Ok(());
-        let mut child = place.start(&peer.program(&ground.proxy, &ground.peers), |command| {
+        let mut child = place.start(program, |command| {
             configured = peer.configure(&setup, command);
             command.stdin(Stdio::null());
             if let Ok(other) = log.try_clone() {
@@ -157,20 +199,26 @@ impl Stage {
             } else {
                 UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?
             };
-            await_reply(&mut child, &client, listen, shape)
+            await_reply(&mut child, &client, listen, terms.shape)
         });
-        let tree = Tree::of(child.id())?;
+        let found = Tree::of(child.id()).and_then(|tree| Ok((End::of(&tree)?, tree)));
         ready.with_context(|| format!("{} ({})", peer.name(), last_line(&folder)))?;
-        let memory_before = tree.memory();
+        let (end, tree) = found?;
+        let group = Group::make(child.id());
+        if let Some(group) = &group {
+            tree.pids().for_each(|pid| group.add(pid));
+        }
         Ok(Self {
             peer,
             listen,
-            shape,
-            hosts,
+            terms,
+            memory_before: tree.memory(),
+            kernel_memory_before: group.as_ref().and_then(Group::bytes),
             tree,
+            _end: end,
             proxy: child,
             echo,
-            memory_before,
+            group,
         })
     }
 
@@ -209,14 +257,15 @@ impl Stage {
     /// Applies a load.
     pub(crate) fn measure(&mut self, ground: &Ground, load: &Load) -> Result<Sample> {
         let seen_before = self.echo.seen()?;
-        let from = if self.hosts {
+        let from = if self.terms.hosts {
             hosts::FIRST_CLIENT
         } else {
             FIRST_ADDRESS
         };
-        let mut generator = ground.around(self.hosts.then_some(hosts::CLIENTS)).start(
-            &std::env::current_exe()?,
-            |command| {
+        let host = self.terms.hosts.then_some(hosts::CLIENTS);
+        let mut generator = ground
+            .around(host)
+            .start(&std::env::current_exe()?, |command| {
                 command
                     .arg("load")
                     .args(["--target", &self.listen.to_string()])
@@ -226,22 +275,18 @@ impl Stage {
                     .args(["--ports", &load.ports.to_string()])
                     .args(["--size", &load.size.to_string()])
                     .args(["--burst", &load.burst.to_string()])
+                    .args(["--flight", &load.flight.to_string()])
                     .args(["--warm-up", &load.warm_up.to_string()])
                     .args(["--time", &load.time.to_string()])
                     .args(load.rate.map(|rate| format!("--rate={rate}")))
                     .args(load.fresh.then_some("--fresh"))
-                    .args((self.shape == Shape::Dns).then_some("--dns"))
+                    .args((self.terms.shape == Shape::Dns).then_some("--dns"))
+                    .args(self.tree.pids().map(|pid| format!("--proxy={pid}")))
+                    .args(self.echo.tree.pids().map(|pid| format!("--server={pid}")))
                     .stdout(Stdio::piped());
-            },
-        )?;
+            })?;
         let output = generator.stdout.take().context("a pipe")?;
-        let mut lines = BufReader::new(output).lines();
-        let start = lines.next().context("the load generator ended early")??;
-        ensure!(start == "start", "unexpected output: {start}");
-        let before = self.tree.cpu();
-        let line = lines.next().context("the load generator ended early")??;
-        let spent = self.tree.cpu() - before;
-        let load: Report = serde_json::from_str(&line)?;
+        let load: Report = read_json(&mut BufReader::new(output))?;
         ensure!(generator.wait()?.success(), "the load generator failed");
         let seen = self.echo.seen()?;
         if let Some(status) = self.proxy.try_wait()? {
@@ -252,10 +297,22 @@ impl Stage {
         let arrived = (seen.received - seen_before.received) as f64
             / (load.sent_before + load.sent).max(1) as f64;
         let delivered = load.received as f64 + load.sent as f64 * arrived.min(1.0);
+        let spent = load.cpu.proxy as f64;
+        let clients = self.terms.clients;
+        let per_client = |now: u64, before: u64| (now as f64 - before as f64) / clients as f64;
+        let memory = self.tree.memory();
+        let kernel_memory = self.group.as_ref().and_then(Group::bytes);
         Ok(Sample {
-            cpu: spent as f64 / delivered.max(1.0),
-            busy: spent as f64 / 1e9 / load.seconds,
-            memory: self.tree.memory() as f64 - self.memory_before as f64,
+            cpu: spent / delivered.max(1.0),
+            busy: spent / 1e9 / load.seconds,
+            whole: load.cpu.all() as f64 / load.received.max(1) as f64,
+            clients,
+            memory: memory as f64,
+            session_memory: per_client(memory, self.memory_before),
+            kernel_memory: kernel_memory
+                .zip(self.kernel_memory_before)
+                .map(|(now, before)| per_client(now, before)),
+            descriptors: self.tree.descriptors(),
             // Since the proxy was started, warm-ups included.
             wrong_headers: seen.wrong,
             rate: None,
@@ -267,6 +324,7 @@ impl Stage {
 /// The server.
 struct Echo {
     child: Child,
+    tree: Tree,
     questions: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
@@ -284,26 +342,27 @@ impl Echo {
         listen: SocketAddrV4,
         listener: SocketAddrV4,
         peer: Peer,
-        shape: Shape,
-        hosts: bool,
+        terms: Terms,
     ) -> Result<Self> {
-        let by_itself = peer.header() && peer.is_returned();
-        let mut child = ground.around(hosts.then_some(hosts::SERVER)).start(
-            &std::env::current_exe()?,
-            |command| {
+        let by_itself = peer.header() != Header::None && peer.is_returned();
+        let host = terms.hosts.then_some(hosts::SERVER);
+        let mut child = ground
+            .around(host)
+            .start(&std::env::current_exe()?, |command| {
                 command
                     .args(["echo", "--listen", &listen.to_string()])
-                    .args(peer.header().then_some("--header"))
+                    .args(["--header", peer.header().name()])
+                    .args(["--server", peer.server().name()])
                     .args(peer.is_spoofing().then_some("--spoofed"))
                     .args(by_itself.then(|| format!("--reply-from={listener}")))
-                    .args((shape == Shape::Dns).then_some("--dns"))
+                    .args((terms.shape == Shape::Dns).then_some("--dns"))
                     .stdin(Stdio::piped())
                     .stdout(Stdio::piped());
-            },
-        )?;
+            })?;
         let questions = child.stdin.take().context("a pipe")?;
         let answers = BufReader::new(child.stdout.take().context("a pipe")?);
         let mut echo = Self {
+            tree: Tree::of(child.id())?,
             child,
             questions,
             answers,

@@ -75,7 +75,8 @@ pub(crate) struct Tag {
     /// Tells loads apart: replies of the one before may still come.
     pub(crate) load: u32,
     pub(crate) sequence: u64,
-    /// Nanoseconds since the load began.
+    /// Nanoseconds since the load began, or the number of the datagram in a load that
+    /// doesn't measure time.
     pub(crate) sent: u64,
 }
 

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use ppv2_udp::{Batch, Outgoing, SocketState, Transmit};
+use ppv2_udp::{Batch, Outgoing, SendFault, SocketState, Transmit};
 
 /// Slots of the bench's batches.
 pub(crate) const BATCH: usize = 64;
@@ -71,20 +71,35 @@ impl Socket {
         }
     }
 
-    /// Sends all of `transmits` that the kernel takes; the first error if it refuses some.
+    /// Sends all of `transmits` that the kernel takes, each as a message of its own; the
+    /// first error if it refuses some.
     pub(crate) fn send(&self, transmits: &[Transmit<'_>]) -> io::Result<()> {
         let mut result = Ok(());
+        let fault = |_, fault| note(&mut result, fault);
         let transmit = |index: usize| transmits[index];
-        let fault = |_, fault| {
-            if let ppv2_udp::SendFault::Lost { error, .. } = fault
-                && result.is_ok()
-            {
-                result = Err(error);
-            }
-        };
         self.state
             .send_each(&self.inner, transmits.len(), transmit, fault);
         result
+    }
+
+    /// As [`send`](Self::send), but neighbours of one length that go the same way leave as
+    /// one burst.
+    pub(crate) fn send_joined(&self, transmits: &[Transmit<'_>]) -> io::Result<()> {
+        let mut result = Ok(());
+        let fault = |_, fault| note(&mut result, fault);
+        let transmit = |index: usize| transmits[index];
+        self.state
+            .send_joined(&self.inner, transmits.len(), transmit, fault);
+        result
+    }
+}
+
+/// Keeps the first error.
+fn note(result: &mut io::Result<()>, fault: SendFault) {
+    if let SendFault::Lost { error, .. } = fault
+        && result.is_ok()
+    {
+        *result = Err(error);
     }
 }
 

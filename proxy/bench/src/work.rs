@@ -1,10 +1,10 @@
-//! The loads that proxies are compared under, and the limits that each must meet.
+//! The loads that proxies are compared under.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::load::{FIRST_ADDRESS, Load};
 use crate::peer::Peer;
-use crate::stage::Sample;
+use crate::stage::{Sample, Terms};
 use crate::tag::Shape;
 
 /// A load, and the proxies that are compared under it.
@@ -12,31 +12,33 @@ pub(crate) struct Work {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) load: Load,
-    pub(crate) shape: Shape,
+    pub(crate) terms: Terms,
     pub(crate) peers: Vec<Peer>,
+    /// Those that a short run leaves out.
+    pub(crate) slow: Vec<Peer>,
     /// Each measurement gets a process of its own, since sessions of the one
     /// before would be in the way.
     pub(crate) own_process: bool,
-    pub(crate) one_reply: bool,
     /// The highest rate without loss is looked for.
     pub(crate) search: bool,
-    /// Clients, proxy and server are hosts of their own.
-    pub(crate) hosts: bool,
+    /// Memory, descriptors and losses are counted, which need no second round.
+    pub(crate) counted: bool,
 }
-
-/// Clients of the work with many.
-pub(crate) const SESSIONS: usize = 18_000;
 
 /// Requests a second, where a rate is given.
 const RATE: u64 = 20_000;
 
 /// All works; `time` is how long each is measured, in milliseconds.
 pub(crate) fn works(time: u64) -> Vec<Work> {
-    use Peer::{
-        Bare, BareCareful, Dnsdist, Envoy, Nginx, NginxTransparent, Ours, OursBusyPoll,
-        OursCoalesce, OursDsr, OursDsrSdk, OursTransparent, OursTwice, Sozu, Udppp,
-    };
-    let load = Load {
+    let base = base(time);
+    [closed(&base), other(&base), paced(&base), many(&base)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn base(time: u64) -> Load {
+    Load {
         target: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0),
         from: FIRST_ADDRESS,
         clients: 64,
@@ -44,66 +46,201 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
         ports: 2,
         size: 64,
         burst: 1,
+        flight: 1,
         rate: None,
         fresh: false,
         dns: false,
         warm_up: 300,
         time,
-    };
-    let work = |name, title, load, peers| Work {
+        proxy: Vec::new(),
+        server: Vec::new(),
+    }
+}
+
+fn work(name: &'static str, title: &'static str, load: Load, peers: &[Peer]) -> Work {
+    Work {
         name,
         title,
+        terms: Terms {
+            shape: Shape::Plain,
+            one_reply: false,
+            hosts: false,
+            unprivileged: false,
+            clients: load.clients,
+        },
         load,
-        shape: Shape::Plain,
-        peers,
+        peers: peers.to_vec(),
+        slow: Vec::new(),
         own_process: false,
-        one_reply: false,
         search: false,
-        hosts: false,
+        counted: false,
+    }
+}
+
+impl Work {
+    /// Leaves peers out of a short run.
+    fn without(self, slow: &[Peer]) -> Self {
+        let slow = slow.to_vec();
+        Self { slow, ..self }
+    }
+
+    /// Leaves all of it out of a short run.
+    fn long(self) -> Self {
+        let slow = self.peers.clone();
+        Self { slow, ..self }
+    }
+
+    fn with_terms(mut self, change: impl FnOnce(&mut Terms)) -> Self {
+        change(&mut self.terms);
+        self
+    }
+
+    fn alone(self) -> Self {
+        Self {
+            own_process: true,
+            ..self
+        }
+    }
+}
+
+/// As fast as replies come.
+fn closed(base: &Load) -> Vec<Work> {
+    use Peer::{
+        Bare, BareCareful, BareJoin, Envoy, Network, Nginx, NginxHeader, Ours, Reference, Sozu,
+        Tagged, TaggedBatch, Udppp,
     };
-    let all = vec![Ours, Bare, Nginx, Envoy, Sozu, Udppp];
-    let with_careful = vec![Ours, Bare, BareCareful, Nginx, Envoy, Sozu, Udppp];
-    let sized = |size| Load {
-        size,
-        ..load.clone()
+    let scattered = |clients, warm_up| Load {
+        clients,
+        warm_up,
+        ..base.clone()
     };
     let burst = |burst| Load {
         clients: 16,
         size: 1_200,
         burst,
-        ..load.clone()
+        ..base.clone()
     };
-    let paced = Load {
-        rate: Some(RATE),
-        ..load.clone()
-    };
+    let with_bursts = [
+        Ours,
+        Reference,
+        Network,
+        TaggedBatch,
+        Bare,
+        Nginx,
+        Envoy,
+        Sozu,
+        Udppp,
+    ];
+    let others = [Reference, NginxHeader, Envoy, Sozu, Udppp];
     vec![
         work(
             "scattered-64",
-            "64 clients, closed loop, 64 B",
-            sized(64),
-            with_careful,
-        ),
-        Work {
-            shape: Shape::Dns,
-            ..work(
-                "scattered-dns",
-                "64 clients, closed loop, DNS questions of 64 B",
-                sized(64),
-                vec![Ours, Dnsdist],
-            )
-        },
+            "64 clients, 64 B",
+            base.clone(),
+            &[
+                Ours,
+                Reference,
+                Network,
+                Tagged,
+                TaggedBatch,
+                Bare,
+                BareCareful,
+                Nginx,
+                NginxHeader,
+                Envoy,
+                Sozu,
+                Udppp,
+            ],
+        )
+        .without(&[&others[..], &[Network, Tagged, TaggedBatch, BareCareful]].concat()),
         work(
-            "scattered-512",
-            "64 clients, closed loop, 512 B",
-            sized(512),
-            all.clone(),
-        ),
+            "runs-64",
+            "64 clients that keep 8 datagrams in flight, 64 B",
+            Load {
+                flight: 8,
+                ..base.clone()
+            },
+            &[
+                Ours,
+                Reference,
+                Network,
+                TaggedBatch,
+                Bare,
+                BareJoin,
+                Nginx,
+                NginxHeader,
+                Sozu,
+            ],
+        )
+        .without(&[&others[..], &[TaggedBatch, BareJoin]].concat()),
+        work(
+            "scattered-1024",
+            "1,024 clients, 64 B",
+            scattered(1_024, 500),
+            &[
+                Ours,
+                Reference,
+                Network,
+                Tagged,
+                TaggedBatch,
+                Bare,
+                BareJoin,
+                Nginx,
+                NginxHeader,
+                Envoy,
+                Sozu,
+            ],
+        )
+        .without(&[&others[..], &[BareJoin]].concat()),
+        work(
+            "scattered-16384",
+            "16,384 clients, 64 B",
+            scattered(16_384, 1_500),
+            &[Ours, Network, Tagged, TaggedBatch, Bare, Nginx, NginxHeader],
+        )
+        .without(&[Tagged, TaggedBatch, NginxHeader]),
+        work(
+            "burst-8",
+            "16 clients, bursts of 8 × 1200 B",
+            burst(8),
+            &with_bursts,
+        )
+        .long(),
+        work(
+            "burst-32",
+            "16 clients, bursts of 32 × 1200 B",
+            burst(32),
+            &with_bursts,
+        )
+        .without(&others),
+    ]
+}
+
+/// Other sizes, and other ways to set up the proxy.
+fn other(base: &Load) -> Vec<Work> {
+    use Peer::{
+        Bare, Dnsdist, Dsr, DsrSdk, Envoy, Nginx, NginxTransparent, Ours, Sozu, Transparent,
+        TwoWorkers, Udppp,
+    };
+    let sized = |size| Load {
+        size,
+        ..base.clone()
+    };
+    let common = [Ours, Bare, Nginx, Envoy, Sozu];
+    vec![
+        work(
+            "scattered-dns",
+            "64 clients, DNS questions of 64 B",
+            base.clone(),
+            &[Ours, Dnsdist],
+        )
+        .with_terms(|terms| terms.shape = Shape::Dns),
+        work("scattered-512", "64 clients, 512 B", sized(512), &common),
         work(
             "scattered-1200",
-            "64 clients, closed loop, 1200 B",
+            "64 clients, 1200 B",
             sized(1_200),
-            all.clone(),
+            &common,
         ),
         Work {
             search: true,
@@ -112,92 +249,134 @@ pub(crate) fn works(time: u64) -> Vec<Work> {
                 "64 clients, highest rate with at most 0.01 % lost, 64 B",
                 Load {
                     warm_up: 100,
-                    time: time / 4,
-                    ..load.clone()
+                    time: base.time / 4,
+                    ..base.clone()
                 },
-                vec![Ours, Bare, Nginx, Envoy, Sozu, Udppp],
+                &[Ours, Bare, Nginx, Envoy, Sozu, Udppp],
             )
         },
         work(
             "two-workers",
-            "64 clients, closed loop, 64 B, on cores that the clients share",
-            load.clone(),
-            vec![Ours, OursTwice],
-        ),
-        Work {
-            hosts: true,
-            ..work(
-                "modes",
-                "64 clients, closed loop, 64 B, over three hosts",
-                load.clone(),
-                vec![
-                    Ours,
-                    OursTransparent,
-                    NginxTransparent,
-                    OursDsr,
-                    OursDsrSdk,
-                    Nginx,
-                ],
-            )
-        },
-        work(
-            "burst-8",
-            "16 clients, bursts of 8 × 1200 B",
-            burst(8),
-            all.clone(),
+            "64 clients, 64 B, on cores that the clients share",
+            base.clone(),
+            &[Ours, TwoWorkers],
         ),
         work(
-            "burst-32",
-            "16 clients, bursts of 32 × 1200 B",
-            burst(32),
-            all,
-        ),
+            "modes",
+            "64 clients, 64 B, over three hosts",
+            base.clone(),
+            &[Ours, Transparent, NginxTransparent, Dsr, DsrSdk, Nginx],
+        )
+        .with_terms(|terms| terms.hosts = true),
+    ]
+    .into_iter()
+    .map(Work::long)
+    .collect()
+}
+
+/// At a rate.
+fn paced(base: &Load) -> Vec<Work> {
+    use Peer::{Bare, BusyPoll, Coalesce, Envoy, Network, Nginx, Ours, Sozu, Tagged, Udppp};
+    let paced = Load {
+        rate: Some(RATE),
+        ..base.clone()
+    };
+    let several = [
+        Ours, BusyPoll, Coalesce, Network, Tagged, Bare, Nginx, Envoy, Sozu,
+    ];
+    vec![
         work(
             "latency",
             "64 clients, 20,000 requests/s, 64 B",
             paced.clone(),
-            vec![Ours, OursBusyPoll, OursCoalesce, Bare, Nginx, Envoy, Sozu],
-        ),
-        Work {
-            own_process: true,
-            ..work(
-                "sessions",
-                "18,000 clients, 20,000 datagrams/s, 64 B",
-                Load {
-                    clients: SESSIONS,
-                    warm_up: 2_000,
-                    ..paced
-                },
-                vec![Ours, Bare, Nginx, Envoy, Udppp],
-            )
-        },
-        Work {
-            own_process: true,
-            one_reply: true,
-            ..work(
-                "new-sessions",
-                "every datagram from a new client, 64 B",
-                Load {
-                    fresh: true,
-                    // Not those who asked whether the proxy is ready.
-                    first: 1_000_000,
-                    ..load.clone()
-                },
-                vec![Ours, Nginx, Sozu],
-            )
-        },
+            &several,
+        )
+        .without(&[BusyPoll, Coalesce, Network, Tagged, Bare, Envoy, Sozu]),
+        work(
+            "sessions",
+            "18,000 clients, 20,000 datagrams/s, 64 B",
+            Load {
+                clients: 18_000,
+                warm_up: 2_000,
+                ..paced
+            },
+            &[Ours, Network, Tagged, Bare, Nginx, Envoy, Udppp],
+        )
+        .alone()
+        .long(),
+        work(
+            "new-sessions",
+            "every datagram from a new client, 64 B",
+            Load {
+                fresh: true,
+                // Not those who asked whether the proxy is ready.
+                first: 1_000_000,
+                ..base.clone()
+            },
+            &[Ours, Network, Nginx, Sozu],
+        )
+        .with_terms(|terms| terms.one_reply = true)
+        .alone()
+        .without(&[Network, Sozu]),
     ]
 }
 
-/// What of a sample is compared.
+/// More clients than a socket for each could serve: all of them write once while the
+/// proxy warms up, and some of them once more.
+fn many(base: &Load) -> Vec<Work> {
+    let at_rate = |clients: usize, rate: u64, time| Load {
+        clients,
+        rate: Some(rate),
+        warm_up: clients as u64 * 1_000 / rate,
+        time,
+        ..base.clone()
+    };
+    let counted = |work: Work| {
+        Work {
+            counted: true,
+            ..work
+        }
+        .with_terms(|terms| terms.unprivileged = true)
+        .alone()
+        .long()
+    };
+    vec![
+        counted(work(
+            "sessions-200k",
+            "200,000 clients, 40,000 datagrams/s, 64 B, as nobody",
+            at_rate(200_000, 40_000, 6_000),
+            &[Peer::Network, Peer::Tagged],
+        )),
+        counted(work(
+            "sessions-1m",
+            "1,000,000 clients, 50,000 datagrams/s, 64 B, as nobody",
+            at_rate(1_000_000, 50_000, 10_000),
+            &[Peer::Network],
+        )),
+        counted(work(
+            "stateless-1m",
+            "1,000,000 clients without sessions, 50,000 datagrams/s, 64 B",
+            at_rate(1_000_000, 50_000, 5_000),
+            &[Peer::Stateless],
+        )),
+    ]
+}
+
+/// What of a sample is compared, or bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Figure {
     Cpu,
+    Whole,
     Throughput,
     P50,
     P99,
     P999,
+    SessionMemory,
+    KernelMemory,
     Memory,
+    Descriptors,
+    Lost,
+    Wrong,
     Rate,
 }
 
@@ -205,112 +384,65 @@ impl Figure {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "CPU per datagram",
+            Self::Whole => "whole machine's CPU",
             Self::Throughput => "throughput",
             Self::P50 => "latency p50",
             Self::P99 => "latency p99",
             Self::P999 => "latency p99.9",
-            Self::Memory => "memory per session",
+            Self::SessionMemory => "bytes per session",
+            Self::KernelMemory => "kernel's bytes per session",
+            Self::Memory => "MB of process",
+            Self::Descriptors => "descriptors",
+            Self::Lost => "lost",
+            Self::Wrong => "wrong",
             Self::Rate => "highest rate",
         }
     }
 
     pub(crate) fn of(self, sample: &Sample) -> Option<f64> {
-        let latency = sample.load.latency;
+        let (load, latency) = (&sample.load, sample.load.latency);
         match self {
             Self::Cpu => Some(sample.cpu),
-            Self::Throughput => Some(sample.load.received as f64 / sample.load.seconds),
+            Self::Whole => Some(sample.whole),
+            Self::Throughput => Some(load.received as f64 / load.seconds),
             Self::P50 => latency.map(|latency| latency.p50),
             Self::P99 => latency.map(|latency| latency.p99),
             Self::P999 => latency.map(|latency| latency.p999),
-            Self::Memory => Some(sample.memory),
+            Self::SessionMemory => Some(sample.session_memory),
+            Self::KernelMemory => sample.kernel_memory,
+            Self::Memory => Some(sample.memory / 1e6),
+            Self::Descriptors => Some(sample.descriptors as f64),
+            Self::Lost => Some((load.lost_before + load.lost) as f64),
+            Self::Wrong => Some((load.wrong + load.reordered + sample.wrong_headers) as f64),
             Self::Rate => sample.rate,
         }
-        .filter(|value| *value > 0.0)
     }
 }
 
 impl Work {
     /// What says something under this load.
     pub(crate) fn figures(&self) -> &'static [Figure] {
-        use Figure::{Cpu, Memory, P50, P99, P999, Rate, Throughput};
+        use Figure::{
+            Cpu, Descriptors, KernelMemory, Lost, Memory, P50, P99, P999, Rate, SessionMemory,
+            Throughput, Whole, Wrong,
+        };
         if self.search {
             return &[Rate];
         }
+        if self.counted {
+            return &[
+                Memory,
+                SessionMemory,
+                KernelMemory,
+                Descriptors,
+                Lost,
+                Wrong,
+            ];
+        }
         match (self.load.rate, self.own_process) {
-            (None, _) => &[Cpu, Throughput],
-            (Some(_), false) => &[Cpu, P50, P99, P999],
-            (Some(_), true) => &[Cpu, Memory],
+            (None, _) => &[Cpu, Whole, Throughput],
+            (Some(_), false) => &[Cpu, Whole, P50, P99, P999],
+            (Some(_), true) => &[Cpu, P99, SessionMemory, KernelMemory, Descriptors],
         }
     }
-}
-
-/// What must be reached: a figure of ours divided by a peer's.
-pub(crate) struct Goal {
-    pub(crate) work: &'static str,
-    pub(crate) ours: Peer,
-    pub(crate) peer: Peer,
-    pub(crate) figure: Figure,
-    pub(crate) limit: Limit,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Limit {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-impl Limit {
-    pub(crate) fn met(self, ratio: f64) -> bool {
-        match self {
-            Self::AtMost(limit) => ratio <= limit,
-            Self::AtLeast(limit) => ratio >= limit,
-        }
-    }
-}
-
-impl std::fmt::Display for Limit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::AtMost(limit) => write!(f, "≤ {limit:.2}"),
-            Self::AtLeast(limit) => write!(f, "≥ {limit:.2}"),
-        }
-    }
-}
-
-pub(crate) fn goals() -> Vec<Goal> {
-    use Figure::{Cpu, Memory, P50, P99, Throughput};
-    use Limit::{AtLeast, AtMost};
-    use Peer::{
-        Bare, Envoy, Nginx, NginxTransparent, Ours, OursBusyPoll, OursCoalesce, OursDsr,
-        OursTransparent, Sozu, Udppp,
-    };
-    let goal = |work, ours, peer, figure, limit| Goal {
-        work,
-        ours,
-        peer,
-        figure,
-        limit,
-    };
-    vec![
-        goal("scattered-64", Ours, Bare, Cpu, AtMost(1.05)),
-        goal("scattered-64", Ours, Nginx, Cpu, AtMost(1.0)),
-        goal("scattered-64", Ours, Nginx, Throughput, AtLeast(1.0)),
-        goal("scattered-64", Ours, Sozu, Cpu, AtMost(1.0)),
-        goal("scattered-64", Ours, Sozu, Throughput, AtLeast(1.0)),
-        goal("scattered-64", Ours, Envoy, Cpu, AtMost(0.8)),
-        goal("scattered-64", Ours, Udppp, Cpu, AtMost(0.8)),
-        goal("modes", OursTransparent, NginxTransparent, Cpu, AtMost(1.0)),
-        goal("modes", OursDsr, Ours, Cpu, AtMost(0.6)),
-        goal("burst-8", Ours, Nginx, Throughput, AtLeast(2.2)),
-        goal("burst-8", Ours, Nginx, Cpu, AtMost(0.45)),
-        goal("burst-32", Ours, Nginx, Throughput, AtLeast(3.2)),
-        goal("burst-32", Ours, Nginx, Cpu, AtMost(0.33)),
-        goal("latency", Ours, Nginx, P50, AtMost(1.0)),
-        goal("latency", Ours, Nginx, P99, AtMost(1.0)),
-        goal("latency", OursBusyPoll, Nginx, P50, AtMost(0.7)),
-        goal("latency", OursCoalesce, Nginx, Cpu, AtMost(0.75)),
-        goal("sessions", Ours, Nginx, Memory, AtMost(0.1)),
-        goal("sessions", Ours, Nginx, Cpu, AtMost(1.0)),
-        goal("new-sessions", Ours, Nginx, Throughput, AtLeast(1.2)),
-    ]
 }

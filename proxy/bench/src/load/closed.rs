@@ -1,14 +1,17 @@
 //! Closed loop: a client sends a datagram or a burst, and the next when all
-//! replies are there or their time is up. What comes out is throughput.
+//! replies are there or their time is up; or it keeps several in flight, for each of
+//! which that holds. What comes out is throughput.
+//!
+//! Order is checked too: a reply that is older than the client's latest is counted.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use ppv2_udp::{Batch, Outgoing, Transmit};
 
-use super::{Clients, Load, Report, TIMEOUT};
-use crate::output;
+use super::{Clients, Clocks, Load, Report, TIMEOUT};
 use crate::tag::Tag;
 use crate::wire::{BATCH, to};
 
@@ -18,10 +21,18 @@ const MAX_BURST: usize = 64;
 /// How often lost datagrams are looked for.
 const SWEEP: Duration = Duration::from_millis(20);
 
-/// A client, or under `fresh` a place that one client after another takes.
+/// What all clients together have in flight at most: as many can wait in the proxy's
+/// receive buffer without loss. Each socket has its share, and the client that has waited
+/// longest is the next.
+const MOST_IN_FLIGHT: usize = 4_096;
+
+/// One of those that a client keeps in flight, or under `fresh` a place that one client
+/// after another takes.
 struct Slot {
     socket: usize,
     client: SocketAddrV4,
+    /// Number of the client.
+    owner: usize,
     generation: u32,
     missing: u64,
     since: Instant,
@@ -32,8 +43,15 @@ struct Slot {
 struct Loop {
     clients: Clients,
     slots: Vec<Slot>,
-    /// Slots that have something to send, by socket.
-    ready: Vec<Vec<usize>>,
+    /// Slots that have something to send, by socket, the one that waits longest first.
+    ready: Vec<VecDeque<usize>>,
+    /// Number of slots that wait for replies, by socket.
+    waiting: Vec<usize>,
+    /// By client: the number of the latest of its datagrams that was answered.
+    answered: Vec<u64>,
+    /// Datagrams sent, warm-up included.
+    number: u64,
+    reordered: u64,
     burst: usize,
     next_client: usize,
     fresh: bool,
@@ -47,21 +65,25 @@ pub(super) fn run(load: &Load) -> Result<Report> {
         (1..=MAX_BURST).contains(&load.burst) && load.burst * load.size <= 65_000,
         "a burst is at most {MAX_BURST} datagrams and 65,000 bytes"
     );
+    let clocks = Clocks::of(load)?;
     let mut state = Loop::new(load)?;
     let mut inbox = Batch::new(BATCH);
     let start = Instant::now();
     state.until(start + Duration::from_millis(load.warm_up), &mut inbox)?;
     let (sent_before, lost_before) = (state.sent, state.lost);
     (state.sent, state.received, state.lost) = (0, 0, 0);
-    output::line("start")?;
+    let before = clocks.now();
     let start = Instant::now();
     state.until(start + Duration::from_millis(load.time), &mut inbox)?;
+    let seconds = start.elapsed().as_secs_f64();
     Ok(Report {
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
         sent: state.sent,
         received: state.received,
         lost: state.lost,
         wrong: state.clients.wrong,
+        reordered: state.reordered,
+        cpu: clocks.now().since(before),
         sent_before,
         lost_before,
         latency: None,
@@ -72,12 +94,14 @@ impl Loop {
     fn new(load: &Load) -> Result<Self> {
         let clients = Clients::open(load)?;
         let now = Instant::now();
-        let slots: Vec<_> = (load.first..load.first + load.clients)
-            .map(|client| {
-                let (socket, address) = clients.address(client);
+        let slots: Vec<_> = (0..load.clients * load.flight)
+            .map(|number| {
+                let owner = number / load.flight;
+                let (socket, address) = clients.address(load.first + owner);
                 Slot {
                     socket,
                     client: address,
+                    owner,
                     generation: 0,
                     missing: 0,
                     since: now,
@@ -85,14 +109,18 @@ impl Loop {
                 }
             })
             .collect();
-        let mut ready = vec![Vec::new(); clients.sockets.len()];
+        let mut ready = vec![VecDeque::new(); clients.sockets.len()];
         for (number, slot) in slots.iter().enumerate() {
-            ready[slot.socket].push(number);
+            ready[slot.socket].push_back(number);
         }
         Ok(Self {
+            waiting: vec![0; clients.sockets.len()],
             clients,
             slots,
             ready,
+            answered: vec![0; load.clients],
+            number: 0,
+            reordered: 0,
             burst: load.burst,
             next_client: load.first + load.clients,
             fresh: load.fresh,
@@ -122,7 +150,14 @@ impl Loop {
     }
 
     fn receive(&mut self, inbox: &mut Batch) -> Result<usize> {
-        let Self { slots, ready, .. } = self;
+        let Self {
+            slots,
+            ready,
+            waiting,
+            answered,
+            reordered,
+            ..
+        } = self;
         let mut received = 0;
         let count = self.clients.receive(inbox, |tag| {
             let (generation, number, index) = parts(tag.sequence);
@@ -139,8 +174,12 @@ impl Loop {
             }
             slot.missing &= !bit;
             received += 1;
+            let latest = &mut answered[slot.owner];
+            *reordered += u64::from(tag.sent < *latest);
+            *latest = tag.sent.max(*latest);
             if slot.missing == 0 {
-                ready[slot.socket].push(number);
+                ready[slot.socket].push_back(number);
+                waiting[slot.socket] -= 1;
             }
             true
         })?;
@@ -154,13 +193,13 @@ impl Loop {
     /// Gives every slot that is ready to a client that never sent before.
     fn admit_new_clients(&mut self) {
         let ready = std::mem::take(&mut self.ready);
-        self.ready = vec![Vec::new(); ready.len()];
+        self.ready = vec![VecDeque::new(); ready.len()];
         for number in ready.into_iter().flatten() {
             let (socket, client) = self.clients.address(self.next_client);
             self.next_client += 1;
             let slot = &mut self.slots[number];
             (slot.socket, slot.client) = (socket, client);
-            self.ready[socket].push(number);
+            self.ready[socket].push_back(number);
         }
     }
 
@@ -169,28 +208,35 @@ impl Loop {
             if slot.missing != 0 && now - slot.since > TIMEOUT {
                 self.lost += u64::from(slot.missing.count_ones());
                 slot.missing = 0;
-                self.ready[slot.socket].push(number);
+                self.ready[slot.socket].push_back(number);
+                self.waiting[slot.socket] -= 1;
             }
         }
     }
 
     fn send(&mut self) -> Result<usize> {
         let mut total = 0;
+        let mut numbers = Vec::with_capacity(BATCH);
+        let most = MOST_IN_FLIGHT / self.ready.len();
         for socket in 0..self.ready.len() {
-            let ready = std::mem::take(&mut self.ready[socket]);
-            for numbers in ready.chunks(BATCH) {
-                total += self.send_batch(socket, numbers)?;
+            loop {
+                let room = most.saturating_sub(self.waiting[socket]).min(BATCH);
+                let ready = &mut self.ready[socket];
+                let count = room.min(ready.len());
+                if count == 0 {
+                    break;
+                }
+                numbers.clear();
+                numbers.extend(ready.drain(..count));
+                self.waiting[socket] += count;
+                total += self.send_batch(socket, &numbers)?;
             }
-            // Keeps the allocation.
-            self.ready[socket] = ready;
-            self.ready[socket].clear();
         }
         Ok(total)
     }
 
     fn send_batch(&mut self, socket: usize, numbers: &[usize]) -> Result<usize> {
         let now = Instant::now();
-        let sent_at = self.clients.now();
         let size = self.clients.template.len();
         for &number in numbers {
             let slot = &mut self.slots[number];
@@ -198,11 +244,13 @@ impl Loop {
             slot.missing = u64::MAX >> (MAX_BURST - self.burst);
             slot.since = now;
             for (index, payload) in slot.burst.chunks_mut(size).enumerate() {
+                self.number += 1;
                 let tag = Tag {
                     client: slot.client,
                     load: self.clients.number,
                     sequence: sequence(slot.generation, number, index),
-                    sent: sent_at,
+                    // Latency isn't measured: here the order is, in its place.
+                    sent: self.number,
                 };
                 tag.write(payload, self.clients.shape);
             }

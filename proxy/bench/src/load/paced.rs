@@ -9,8 +9,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use ppv2_udp::{Batch, Outgoing, Transmit};
 
-use super::{Clients, Latency, Load, Report, TIMEOUT};
-use crate::output;
+use super::{Clients, Clocks, Cpu, Latency, Load, Report, TIMEOUT};
 use crate::tag::Tag;
 use crate::wire::{BATCH, to};
 
@@ -62,12 +61,14 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
     let mut next = 0;
     let mut last_sent = Instant::now();
     let mut measured_from = clients.start;
+    let clocks = Clocks::of(load)?;
+    let mut before = Cpu::default();
     while next < total || answered[0] + answered[1] < total && last_sent.elapsed() < TIMEOUT {
         let due = (clients.now() * rate / 1_000_000_000).min(total);
         while next < due {
             if next == warm_up {
                 measured_from = Instant::now();
-                output::line("start")?;
+                before = clocks.now();
             }
             // The warm-up ends between two batches.
             let end = if next < warm_up {
@@ -128,6 +129,8 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
         received: answered[1],
         lost: total - warm_up - answered[1],
         wrong: clients.wrong,
+        reordered: 0,
+        cpu: clocks.now().since(before),
         sent_before: warm_up,
         lost_before: warm_up - answered[0],
         latency: Some(Latency {

@@ -1,12 +1,13 @@
-//! How many sessions this host allows: each takes a file descriptor, a local port and
-//! some kilobytes of memory.
+//! How many sessions this host allows. One with a socket of its own takes a file
+//! descriptor, a local port and some kilobytes of memory; one on a source network takes an
+//! address of it and some hundred bytes.
 
 use std::fs;
 
 use ppv2_engine::mode::Mode;
 
 use crate::admin;
-use crate::config::{Config, Listener};
+use crate::config::{self, Config, Listener};
 use crate::discovery;
 use crate::health;
 use crate::memory::{self, MemoryLimit};
@@ -32,9 +33,20 @@ const HOST_SHARE: usize = 32;
 /// addresses wants.
 const SPOOFED_SESSIONS: usize = 100_000;
 
+/// The default maximum of sessions on source networks. Neither descriptors nor ports bound
+/// them, and an attacker who forges client addresses could fill the host's memory.
+const NETWORK_SESSIONS: usize = 1_000_000;
+
+/// Of this many addresses of a source network, one session has one: the others rest after
+/// use, so that late replies reach nobody.
+const RESTING_ADDRESSES: usize = 2;
+
 /// Memory of a session in bytes, most of it the kernel's for its socket: 3,500 to 3,800
 /// were measured.
 const SESSION_BYTES: u64 = 4096;
+
+/// Memory of a session on a source network, which has no socket.
+const NETWORK_SESSION_BYTES: u64 = 512;
 
 /// Memory of the process without sessions, in bytes, and of each worker. About half was
 /// measured; lists of thousands of servers take some of the rest.
@@ -52,10 +64,13 @@ const DEFAULT_PORTS: usize = 28_232;
 /// How many sessions and sockets there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCapacity {
-    /// Sessions that descriptors allow.
-    pub descriptors: usize,
+    /// Sessions that descriptors allow; `None` if no session takes one.
+    pub descriptors: Option<usize>,
     /// Sessions that local ports allow; `None` if no session takes one.
     pub ports: Option<usize>,
+    /// Sessions that the smallest source network has addresses for, beside as many that
+    /// rest; `None` without one.
+    pub addresses: Option<usize>,
     /// Sessions that memory allows, about; `None` if the kernel doesn't say how much
     /// there is.
     pub memory: Option<usize>,
@@ -81,40 +96,84 @@ impl HostCapacity {
             true => 0,
             false => discovery::MAX_SOCKETS,
         };
-        let taken = SPARE_DESCRIPTORS + probes + lookups + workers + config.listening_sockets();
-        let descriptors = descriptors.saturating_sub(taken);
+        let networks = config.source_networks();
+        // Each worker has a socket for each family and port, perhaps another for datagrams
+        // that may not be fragmented.
+        let shared = config.worker_count() * networks.len() * 2;
+        let taken =
+            SPARE_DESCRIPTORS + probes + lookups + workers + shared + config.listening_sockets();
+        let has_sockets = config.uses_session_sockets();
+        let descriptors = has_sockets.then(|| descriptors.saturating_sub(taken));
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
         // Each source address has local ports of its own, and so has each client's.
         let sources = config.sources().len().max(1);
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let ports = ports_in(&range).unwrap_or(DEFAULT_PORTS) * sources;
-        let ports = (!modes.all(Mode::spoofs)).then_some(ports);
-        let memory = memory::limit().map(|limit| sessions_in(&limit, config.worker_count()));
-        let configured = config.limits.max_sessions.map(|most| *most);
-        Self::new(configured, descriptors, ports, memory)
-    }
-
-    fn new(
-        configured: Option<usize>,
-        descriptors: usize,
-        ports: Option<usize>,
-        memory: Option<usize>,
-    ) -> Self {
-        let by_ports = ports.map_or(SPOOFED_SESSIONS, |ports| ports - ports / HOST_SHARE);
-        let by_memory = memory.unwrap_or(usize::MAX);
-        let sockets = descriptors.min(by_ports).min(by_memory).max(1);
-        let running = (sockets - sockets / RETIRED_SHARE).max(1);
-        // More sessions would take the descriptors of the admin address.
-        let allowed = configured.map(|wanted| wanted.min(descriptors).max(1));
-        let max_sessions = allowed.unwrap_or(running);
-        Self {
+        let ports = (has_sockets && !modes.all(Mode::spoofs)).then_some(ports);
+        let room = |(_, network)| config::sessions_in(network, config.worker_count());
+        let addresses = networks.into_iter().map(room).min();
+        let each = match has_sockets {
+            true => SESSION_BYTES,
+            false => NETWORK_SESSION_BYTES,
+        };
+        let memory = memory::limit();
+        let memory = memory.map(|limit| sessions_in(&limit, config.worker_count(), each));
+        Self::new(Self {
             descriptors,
             ports,
+            addresses: addresses.map(|all| all / RESTING_ADDRESSES),
             memory,
-            configured,
+            configured: config.limits.max_sessions.map(|most| *most),
+            max_sessions: 0,
+            max_sockets: 0,
+        })
+    }
+
+    /// With the maxima that follow from what each resource allows.
+    fn new(allowed: Self) -> Self {
+        let all = usize::MAX;
+        let by_ports = match (allowed.ports, allowed.descriptors) {
+            (Some(ports), _) => ports - ports / HOST_SHARE,
+            (None, Some(_)) => SPOOFED_SESSIONS,
+            (None, None) => NETWORK_SESSIONS,
+        };
+        let descriptors = allowed.descriptors.unwrap_or(all);
+        let by_addresses = allowed.addresses.unwrap_or(all);
+        let by_memory = allowed.memory.unwrap_or(all);
+        let sockets = descriptors.min(by_ports).min(by_memory).max(1);
+        let sockets = sockets.min(by_addresses).max(1);
+        // An address of a network rests without a socket.
+        let retired = match allowed.descriptors {
+            Some(_) => sockets / RETIRED_SHARE,
+            None => 0,
+        };
+        let running = (sockets - retired).max(1);
+        // More sessions would take the descriptors of the admin address.
+        let configured = allowed.configured;
+        let configured = configured.map(|wanted| wanted.min(descriptors).max(1));
+        let max_sessions = configured.unwrap_or(running);
+        Self {
             max_sessions,
             max_sockets: sockets.max(max_sessions),
+            ..allowed
         }
+    }
+
+    /// What each resource allows, in words.
+    #[must_use]
+    pub fn bounds(&self) -> String {
+        let of_sockets = [
+            ("open files", self.descriptors),
+            ("local ports", self.ports),
+        ];
+        let others = [("source networks", self.addresses), ("memory", self.memory)];
+        let mut known = Vec::new();
+        for (what, allowed) in of_sockets.into_iter().chain(others) {
+            let about = if what == "memory" { "about " } else { "" };
+            let allow = if known.is_empty() { "allow " } else { "" };
+            known.extend(allowed.map(|allowed| format!("{what} {allow}{about}{allowed}")));
+        }
+        known.join(", ")
     }
 
     /// Which resource runs out before `max_sessions` is reached, for the operator.
@@ -123,13 +182,17 @@ impl HostCapacity {
         let wanted = self.configured.unwrap_or(self.max_sessions);
         let (descriptors, applied) = (self.descriptors, self.max_sessions);
         let is_short = |allowed: &usize| wanted > *allowed;
-        let why = if wanted > descriptors {
+        let why = if let Some(descriptors) = descriptors.filter(is_short) {
             format!(
                 "open files allow {descriptors}, so {applied} apply; raise the hard limit (LimitNOFILE)"
             )
         } else if let Some(memory) = self.memory.filter(is_short) {
             format!(
                 "memory allows about {memory}, and the kernel ends a process that exceeds its limit; raise that (MemoryMax, docker run --memory) or lower max_sessions"
+            )
+        } else if let Some(addresses) = self.addresses.filter(is_short) {
+            format!(
+                "a source network has addresses for {addresses}, beside as many that rest after use; give a larger network"
             )
         } else {
             let ports = self.ports.filter(is_short)?;
@@ -141,14 +204,14 @@ impl HostCapacity {
     }
 }
 
-/// About how many sessions there is memory for.
-fn sessions_in(limit: &MemoryLimit, workers: usize) -> usize {
+/// About how many sessions there is memory for, of so many bytes each.
+fn sessions_in(limit: &MemoryLimit, workers: usize, each: u64) -> usize {
     let workers = u64::try_from(workers).unwrap_or(u64::MAX);
     let process = WORKER_BYTES
         .saturating_mul(workers)
         .saturating_add(PROCESS_BYTES);
     let left = limit.bytes.saturating_sub(process);
-    let sessions = (left - left / QUEUES_SHARE) / SESSION_BYTES;
+    let sessions = (left - left / QUEUES_SHARE) / each;
     usize::try_from(sessions).unwrap_or(usize::MAX)
 }
 
@@ -163,9 +226,26 @@ fn ports_in(range: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn capacity(
+        configured: Option<usize>,
+        descriptors: Option<usize>,
+        ports: Option<usize>,
+        memory: Option<usize>,
+    ) -> HostCapacity {
+        HostCapacity::new(HostCapacity {
+            descriptors,
+            ports,
+            addresses: None,
+            memory,
+            configured,
+            max_sessions: 0,
+            max_sockets: 0,
+        })
+    }
+
     #[test]
     fn the_scarcest_resource_decides() {
-        let of = |descriptors, ports, memory| HostCapacity::new(None, descriptors, ports, memory);
+        let of = |descriptors, ports, memory| capacity(None, Some(descriptors), ports, memory);
         let by_descriptors = of(1600, Some(28_232), Some(2000));
         assert_eq!(by_descriptors.max_sessions, 1500);
         assert_eq!(by_descriptors.max_sockets, 1600);
@@ -183,7 +263,7 @@ mod tests {
     #[test]
     fn a_configured_maximum_applies_and_its_shortfall_is_reported() {
         let of = |configured, descriptors, memory| {
-            let capacity = HostCapacity::new(Some(configured), descriptors, Some(28_232), memory);
+            let capacity = capacity(Some(configured), Some(descriptors), Some(28_232), memory);
             (capacity, capacity.shortfall().unwrap_or_default())
         };
         let (capacity, shortfall) = of(30_000, 100_000, None);
@@ -201,7 +281,7 @@ mod tests {
     #[test]
     fn a_configured_maximum_leaves_spare_descriptors() {
         for (configured, applies) in [(2000, 1000), (1000, 1000), (usize::MAX, 1000)] {
-            let capacity = HostCapacity::new(Some(configured), 1000, None, None);
+            let capacity = capacity(Some(configured), Some(1000), None, None);
             assert_eq!(
                 (capacity.max_sessions, capacity.max_sockets),
                 (applies, applies)
@@ -210,7 +290,54 @@ mod tests {
             assert_eq!(configured > applies, shortfall.contains("LimitNOFILE"));
             assert_eq!(configured > applies, shortfall.contains("so 1000 apply"));
         }
-        assert_eq!(HostCapacity::new(Some(5), 0, None, None).max_sessions, 1);
+        assert_eq!(capacity(Some(5), Some(0), None, None).max_sessions, 1);
+    }
+
+    #[test]
+    fn sessions_on_source_networks_take_no_descriptor_and_no_port() {
+        let of = |networks: &str, more: &str| {
+            HostCapacity::of(
+                &Config::from_toml(
+                    "x",
+                    &format!(
+                        "workers = 2\n{more}\n[[listener]]\nbind = [\"127.0.0.1:53\"]\nupstream = \"u\"\n\
+                         [upstream.u]\nsource = {networks}\nservers = [\"127.0.0.1:5300\", \"[::1]:5300\"]\n"
+                    ),
+                )
+                .unwrap(),
+            )
+        };
+        let both = of("[\"127.64.0.0/10\", \"fd00:1::/64\"]", "");
+        assert_eq!((both.descriptors, both.ports), (None, None));
+        // Two workers have an equal part of 2^22 - 3; half of that rests.
+        assert_eq!(both.addresses, Some(((1 << 22) - 4) / 2));
+        let most = NETWORK_SESSIONS.min(both.memory.unwrap());
+        assert_eq!((both.max_sessions, both.max_sockets), (most, most));
+        let small = of("[\"10.99.0.0/24\", \"fd00:1::/64\"]", "");
+        assert_eq!((small.max_sessions, small.max_sockets), (126, 126));
+        let few = of(
+            "[\"10.99.0.0/24\", \"fd00:1::/64\"]",
+            "[limits]\nmax_sessions = 200",
+        );
+        assert_eq!(few.max_sessions, 200);
+        let shortfall = few.shortfall().unwrap();
+        assert!(shortfall.contains("has addresses for 126"), "{shortfall}");
+        assert!(
+            few.bounds()
+                .starts_with("source networks allow 126, memory about ")
+        );
+    }
+
+    #[test]
+    fn a_session_socket_anywhere_bounds_all_sessions() {
+        let config = "workers = 2\n[[listener]]\nbind = [\"127.0.0.1:53\"]\nupstream = \"u\"\n\
+                      [[listener]]\nbind = [\"127.0.0.1:54\"]\nupstream = \"v\"\n\
+                      [upstream.u]\nsource = [\"127.64.0.0/10\"]\nservers = [\"127.0.0.1:5300\"]\n\
+                      [upstream.v]\nservers = [\"127.0.0.1:5300\"]\n";
+        let capacity = HostCapacity::of(&Config::from_toml("x", config).unwrap());
+        let (descriptors, ports) = (capacity.descriptors.unwrap(), capacity.ports.unwrap());
+        assert!(capacity.max_sessions <= descriptors.min(ports));
+        assert!(capacity.addresses.is_some());
     }
 
     #[test]
@@ -218,7 +345,7 @@ mod tests {
         let of = |megabytes: u64, workers| {
             let bytes = megabytes << 20;
             let source = "memory.max".into();
-            sessions_in(&MemoryLimit { bytes, source }, workers)
+            sessions_in(&MemoryLimit { bytes, source }, workers, SESSION_BYTES)
         };
         assert_eq!((of(0, 1), of(14, 1), of(15, 1)), (0, 0, 192));
         // Three quarters of 48 MiB, at 4 KiB each.

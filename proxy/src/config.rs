@@ -8,6 +8,8 @@ mod loops;
 mod modes;
 mod names;
 mod options;
+mod replies;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -26,6 +28,7 @@ use crate::files;
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::listener::{Amplification, Rules};
 use ppv2_engine::mode::Mode;
+use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
 pub use error::{ConfigError, printable};
@@ -36,6 +39,8 @@ pub use names::{Name, Named};
 pub use options::{
     AccessLog, Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upstream,
 };
+pub use sources::FamilySources;
+pub(crate) use sources::sessions_in;
 pub use values::{Network, Number, OnByDefault, Time};
 
 /// The most bytes that a configuration has: some thousands of servers, at length.
@@ -52,8 +57,10 @@ pub struct Server {
     pub address: ServerAddr,
     /// The name that resolves to it, if it was not written itself.
     pub found_by: Option<Name>,
-    /// Addresses of this host to send to it from; empty for the kernel's choice.
-    pub sources: Arc<[IpAddr]>,
+    /// What it is written to from.
+    pub sources: Sources,
+    /// How its replies find their client.
+    pub replies: Replies,
     /// Its share of the sessions beside the others'.
     pub weight: u16,
     /// Whether it only stands in for the others.
@@ -137,14 +144,14 @@ impl Config {
 }
 
 impl Config {
-    /// Addresses of this host that sessions are sent from, by configuration.
+    /// Single addresses of this host that sessions are sent from, by configuration.
     #[must_use]
     pub fn sources(&self) -> BTreeSet<IpAddr> {
         let of_servers = self.servers.iter().map(|server| &server.sources);
-        let of_names = self.names.iter().map(|named| &named.server.sources);
+        let of_names = self.names.iter().flat_map(|named| named.sources.both());
         // The servers of an upstream share one list.
         let mut seen = BTreeSet::new();
-        let lists = of_servers.chain(of_names);
+        let lists = of_servers.chain(of_names).map(Sources::addresses);
         let lists = lists.filter(|sources| seen.insert(sources.as_ptr()));
         lists.flat_map(|sources| sources.iter().copied()).collect()
     }

@@ -177,7 +177,7 @@ impl Resolved {
     /// A line for each name of `config` that failed.
     #[must_use]
     pub fn remarks(&self, config: &Config) -> Vec<String> {
-        let remark = |Named { server, name }: &Named| {
+        let remark = |Named { server, name, .. }: &Named| {
             let upstream = &server.upstream;
             let why = self.failures.get(name)?;
             let how = match self.answers.contains_key(name) {

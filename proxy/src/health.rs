@@ -97,7 +97,8 @@ impl Health {
                 health: Arc::clone(health),
                 target: Target {
                     address: server.address.0,
-                    source: server.sources.first().copied(),
+                    source: server.probe_source(),
+                    freebind: server.sources.network().is_some(),
                     reads_header: read_header.contains(&index),
                 },
                 replies_pass: !bypassed.contains(&index),

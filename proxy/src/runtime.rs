@@ -168,7 +168,11 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
         );
     }
-    if let Some(file) = &file {
+    for file in file
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(config.tag_key_files())
+    {
         warn_of_reloads(file);
     }
     let admin_listener = match config.admin() {

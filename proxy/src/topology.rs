@@ -1,15 +1,20 @@
 //! The part of a configuration that concerns hosts, as [`ppv2_hosts`] takes it for
 //! `doctor`, `host-setup` and the check at a start.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+
+use ipnet::IpNet;
 
 use ppv2_engine::mode::{Mode, RewriteOn};
 use ppv2_hosts::Topology;
 use ppv2_hosts::doctor::{self, Finding, Options, ProbeError, QUESTION, Unfit};
 use ppv2_hosts::host_setup::Role;
 use ppv2_hosts::reply_path::Rewriter;
-use ppv2_hosts::topology::Server;
-use ppv2_udp::LISTENER_BUFFER;
+use ppv2_hosts::topology::{self, Server};
+use ppv2_udp::{LISTENER_BUFFER, SHARED_BUFFER};
+
+use ppv2::REPLY_TAG_TLV_LEN;
 
 use crate::capacity::HostCapacity;
 use crate::config::{Answers, Config, Expanded, Expect, Header, Health, Listener, Probe};
@@ -21,15 +26,38 @@ use crate::memory;
 pub fn of(config: &Config) -> Topology {
     let servers = config.served().map(|(listener, found, mode)| Server {
         upstream: found.upstream.clone(),
-        sources: found.sources.to_vec(),
+        source: found.probe_source(),
         answers_proxy: found.answers_proxy(mode),
+        tag_len: found.replies.tag_keys().map_or(0, |_| REPLY_TAG_TLV_LEN),
         ..server(listener, found.address.0, mode, found.health.as_deref())
     });
     Topology {
         servers: servers.collect(),
         sources: config.sources(),
+        source_networks: source_networks(config),
+        max_sessions: HostCapacity::of(config).max_sessions,
         ..listeners(config)
     }
+}
+
+fn source_networks(config: &Config) -> Vec<topology::SourceNetwork> {
+    let mut networks: BTreeMap<IpNet, topology::SourceNetwork> = BTreeMap::new();
+    for (listener, found) in config.source_networks() {
+        let network = networks.entry(found.network);
+        network.or_insert_with(|| topology::SourceNetwork {
+            network: found.network,
+            probe: found.probe_address(),
+            upstream: listener.upstream.clone(),
+            servers: BTreeSet::new(),
+        });
+    }
+    for (_, server, _) in config.served() {
+        let network = server.sources.network();
+        if let Some(found) = network.and_then(|net| networks.get_mut(&net.network)) {
+            found.servers.insert(server.address.0);
+        }
+    }
+    networks.into_values().collect()
 }
 
 fn listeners(config: &Config) -> Topology {
@@ -38,6 +66,7 @@ fn listeners(config: &Config) -> Topology {
         listeners: listeners.clone().flat_map(|l| &l.bind).copied().collect(),
         allow: listeners.flat_map(|l| &l.allow).map(|net| net.0).collect(),
         receive_buffer: LISTENER_BUFFER,
+        shared_buffer: SHARED_BUFFER,
         ..Topology::default()
     }
 }
@@ -67,8 +96,9 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
         spoofs_ports: mode.spoofs_ports(),
         header_len: crc32c.map_or(0, |crc32c| longest + if crc32c { 7 } else { 0 }),
         dont_fragment: listener.dont_fragment,
-        sources: Vec::new(),
+        source: None,
         answers_proxy: None,
+        tag_len: 0,
         question,
         answers_question,
     }

@@ -193,6 +193,15 @@ impl Sources {
         }
     }
 
+    /// Whether the configuration says where datagrams come from, rather than the kernel.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        match self {
+            Self::Addresses(addresses) => !addresses.is_empty(),
+            Self::Network(_) => true,
+        }
+    }
+
     /// The network that sessions have an address of, if they have.
     #[must_use]
     pub fn network(&self) -> Option<SourceNetwork> {

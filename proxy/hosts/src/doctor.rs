@@ -24,8 +24,10 @@ mod nft_rules;
 mod probe;
 mod proxy_host;
 mod server_host;
+pub(crate) mod source_networks;
 
 pub use probe::{ProbeError, QUESTION};
+pub use source_networks::add_route;
 
 /// Options of the command.
 #[derive(Args, Clone, Debug)]
@@ -171,6 +173,7 @@ pub fn check_proxy_host(topology: &Topology) -> Result<(), Unfit> {
     let paths = topology.reply_paths();
     let mut findings = capabilities::examine(&paths);
     findings.extend(proxy_host::examine(topology, &paths, None));
+    findings.extend(source_networks::examine(topology));
     findings.retain(Finding::is_fatal);
     if findings.is_empty() {
         Ok(())
@@ -223,6 +226,8 @@ fn examine_proxy_host(topology: &Topology, options: &Options) -> Vec<Finding> {
     let paths = topology.reply_paths();
     let mut findings = capabilities::examine(&paths);
     findings.extend(proxy_host::examine(topology, &paths, options.client));
+    findings.extend(source_networks::examine(topology));
+    findings.extend(source_networks::examine_more(topology));
     if options.is_gateway {
         let gateway = proxy_host::examine_gateway(topology, &paths, options.client);
         findings.extend(gateway);

@@ -22,8 +22,26 @@ pub struct Topology {
     pub servers: Vec<Server>,
     /// Addresses that the proxy is configured to write to servers from.
     pub sources: BTreeSet<IpAddr>,
+    /// Networks that the proxy's sessions have source addresses of.
+    pub source_networks: Vec<SourceNetwork>,
+    /// The most sessions that there can be.
+    pub max_sessions: usize,
     /// Bytes that the proxy asks the kernel for as the receive buffer of a listener.
     pub receive_buffer: usize,
+    /// The same of a socket that all sessions of a worker share.
+    pub shared_buffer: usize,
+}
+
+/// A network that gives each session a source address.
+#[derive(Clone, Debug)]
+pub struct SourceNetwork {
+    pub network: IpNet,
+    /// Its address that health checks are sent from.
+    pub probe: IpAddr,
+    /// The name of its upstream.
+    pub upstream: String,
+    /// The servers that are written to from it.
+    pub servers: BTreeSet<SocketAddr>,
 }
 
 /// A server as one listener uses it.
@@ -40,10 +58,13 @@ pub struct Server {
     pub spoofs_ports: bool,
     /// Bytes of the header in front of each datagram, 0 without one.
     pub header_len: usize,
+    /// Bytes of the reply tag in the header, 0 without one.
+    pub tag_len: usize,
     /// Whether datagrams that are too long are dropped rather than fragmented.
     pub dont_fragment: bool,
-    /// Addresses that the proxy writes to it from; empty for the kernel's choice.
-    pub sources: Vec<IpAddr>,
+    /// The address that the proxy's health checks of it come from; `None` for the kernel's
+    /// choice.
+    pub source: Option<IpAddr>,
     /// Why it sends datagrams to the proxy's own address, if it does.
     pub answers_proxy: Option<&'static str>,
     /// A datagram that it may answer.

@@ -4,8 +4,9 @@
 use std::fmt::Write;
 
 use crate::capacity::HostCapacity;
-use crate::config::Config;
+use crate::config::{Config, Listener};
 use crate::discovery;
+use ppv2_engine::server::{Replies, SourceNetwork};
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
 /// servers that its names resolve to now. Must not be called within a tokio runtime.
@@ -62,6 +63,12 @@ fn describe(config: &Config, remarks: &[String]) -> String {
                 let _ = writeln!(text, "  slow start: {slow_start}");
             }
         }
+        if let Some(replies) = replies_of(config, listener) {
+            let _ = writeln!(text, "  {replies}");
+        }
+        for source in networks_of(config, listener) {
+            let _ = writeln!(text, "  {source}");
+        }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];
             let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);
@@ -93,23 +100,47 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     let capacity = HostCapacity::of(config);
     let _ = writeln!(
         text,
-        "sessions: at most {} (open files allow {}{}{})",
+        "sessions: at most {} ({})",
         capacity.max_sessions,
-        capacity.descriptors,
-        match capacity.ports {
-            Some(ports) => format!(", local ports {ports}"),
-            None => String::new(),
-        },
-        match capacity.memory {
-            Some(memory) => format!(", memory about {memory}"),
-            None => String::new(),
-        }
+        capacity.bounds()
     );
     let warnings = config.warnings.iter().chain(remarks);
     for warning in warnings.chain(&capacity.shortfall()) {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
+}
+
+/// How replies find the clients of a listener, if not by sessions.
+fn replies_of(config: &Config, listener: &Listener) -> Option<&'static str> {
+    let servers = listener.servers.iter();
+    let mut servers = servers.map(|(index, _)| &config.servers[*index]);
+    let named = listener.names.iter();
+    let mut named = named.map(|(index, _)| &config.names[*index].server);
+    match servers.next().or_else(|| named.next())?.replies {
+        Replies::Session => None,
+        Replies::Auto(_) => Some("replies find their client by tags where servers return them"),
+        Replies::Tagged(_) if listener.sessions.0 => Some("replies find their client by tags"),
+        Replies::Tagged(_) => Some("no sessions: replies find their client by tags"),
+    }
+}
+
+/// A line for each source network of a listener.
+fn networks_of(config: &Config, listener: &Listener) -> Vec<String> {
+    let all = config.source_networks_of(listener).into_iter();
+    let line = |network: SourceNetwork| {
+        let workers = config.worker_count();
+        let ports = match network.port.map(|port| usize::from(port.get())) {
+            None => String::new(),
+            Some(port) if workers == 1 => format!(", port {port}"),
+            Some(first) => format!(", ports {first} to {}", first + workers - 1),
+        };
+        format!(
+            "sessions send from an address each of {}{ports}",
+            network.network
+        )
+    };
+    all.map(line).collect()
 }
 
 #[cfg(test)]
@@ -158,6 +189,26 @@ servers = [
         }
         assert!(text.contains("warning: max_sessions is 3000000"));
         assert!(text.contains(", memory about "), "{text}");
+    }
+
+    #[test]
+    fn source_networks_are_named_with_their_ports() {
+        let content = "workers = 3\n[[listener]]\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\n[upstream.u]\n\
+                       source = [\"fd00:1::/64\", \"127.64.0.0/10\"]\nsource_port = 7000\nservers = [\"127.0.0.1:53\"]\n";
+        let text = report(&Config::from_toml("x", content).unwrap());
+        for line in [
+            "  sessions send from an address each of 127.64.0.0/10, ports 7000 to 7002",
+            "warning: upstream `u`: source network fd00:1::/64 is not used: no server is of its family",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+        assert!(
+            text.contains(" (source networks allow 2097150, memory about "),
+            "{text}"
+        );
     }
 
     #[test]

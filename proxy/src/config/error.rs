@@ -87,7 +87,7 @@ const FORMER_KEYS: [(&str, &str); 6] = [
     ("answer", "write `expect_reply`"),
     (
         "share_sockets",
-        "remove the key: source networks and tagged replies, coming next, replace it; until then, add addresses to `source` for more sessions",
+        "remove the key: a network in `source` gives each session an address instead, as in source = [\"127.64.0.0/10\"]",
     ),
 ];
 

@@ -4,8 +4,9 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
 
 use super::loops::{Bound, Host};
 use super::names::{Name, Named};
@@ -75,6 +76,8 @@ impl Config {
             let (number, at) = bound.arrives_at(address, &host)?;
             Some((&self.listeners[number], at))
         };
+        let networks = self.source_networks().into_iter();
+        let networks: Vec<_> = networks.map(|(_, network)| network.network).collect();
         let mut numbers = Vec::new();
         for named in &self.names {
             let of_upstream = known.entry(&named.server.upstream).or_default();
@@ -86,7 +89,7 @@ impl Config {
                 if of_upstream.contains(&address) {
                     continue;
                 }
-                match named.server(answer, arrives_at) {
+                match named.server(answer, arrives_at, &networks) {
                     Err(reason) => left_out.add(reason, address),
                     Ok(_) if taken == MAX_ADDRESSES => left_out.add(
                         format!("no more than {MAX_ADDRESSES} servers of a name are used"),
@@ -149,7 +152,7 @@ pub(crate) fn in_order(mut answers: Vec<Answer>) -> Vec<Answer> {
 }
 
 impl Named {
-    /// The server that an answer means, unless a listener is there.
+    /// The server that an answer means, unless a listener or a source network is there.
     ///
     /// # Errors
     ///
@@ -158,6 +161,7 @@ impl Named {
         &self,
         answer: Answer,
         arrives_at: impl Fn(SocketAddr) -> Option<(&'l Listener, SocketAddr)>,
+        networks: &[IpNet],
     ) -> Result<Server, String> {
         let Answer {
             address,
@@ -177,10 +181,12 @@ impl Named {
                 listener.name
             ));
         }
-        let sources = of_family(&self.server.sources, ip.is_ipv4());
-        if sources.is_empty() && !self.server.sources.is_empty() {
-            return Err("`source` has no address of its family".to_owned());
+        if let Some(network) = networks.iter().find(|network| network.contains(&ip)) {
+            return Err(format!("source network {network} has its address"));
         }
+        let Some(sources) = self.sources.reaching(ip.is_ipv4()) else {
+            return Err("`source` has no address of its family".to_owned());
+        };
         let weight = match self.name {
             Name::Dns { .. } => self.server.weight,
             Name::Srv { .. } => weight.clamp(1, MAX_WEIGHT),
@@ -189,18 +195,12 @@ impl Named {
             name: address.to_string(),
             address: ServerAddr(address),
             found_by: Some(self.name.clone()),
-            sources,
+            sources: sources.clone(),
             weight,
             backup: self.server.backup || backup,
             ..self.server.clone()
         })
     }
-}
-
-/// Of these addresses, those of IPv4 or of IPv6.
-pub(super) fn of_family(sources: &[IpAddr], v4: bool) -> Arc<[IpAddr]> {
-    let same = sources.iter().filter(|source| source.is_ipv4() == v4);
-    same.copied().collect()
 }
 
 /// What a name leads to and is not used: the first address for each reason, and how

@@ -268,7 +268,7 @@ impl Config {
             else {
                 continue;
             };
-            if !server.sources.is_empty() {
+            if server.sources.are_given() {
                 continue;
             }
             let (upstream, address) = (listener.upstream.as_str(), server.address);

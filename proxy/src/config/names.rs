@@ -8,7 +8,7 @@ use std::str::FromStr;
 use hickory_resolver::proto::rr;
 
 use super::values::read_from_text;
-use super::{Config, ConfigError, Listener, Server};
+use super::{Config, ConfigError, FamilySources, Listener, Server};
 use ppv2_engine::mode::Mode;
 
 /// A name that resolves to servers.
@@ -43,9 +43,11 @@ impl fmt::Display for Name {
 pub struct Named {
     /// What is looked up.
     pub name: Name,
-    /// What its servers have in common; its address says nothing. Records of `srv:`
-    /// have their own weights, and sources are of both families.
+    /// What its servers have in common; its address and its sources say nothing. Records
+    /// of `srv:` have their own weights.
     pub server: Server,
+    /// What its servers are written to from.
+    pub sources: FamilySources,
 }
 
 impl Config {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::names::ServerAddress;
+use super::sources::{FirstPort, Source};
 use super::values::{
     DAY, MINUTE, MS, Network, Number, OnByDefault, S, Time, WEEK, everybody, label,
 };
@@ -103,6 +104,11 @@ pub struct Config {
     #[arg(skip)]
     #[serde(skip)]
     pub names: Vec<Named>,
+
+    /// The files with keys of tags.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(super) key_files: Vec<PathBuf>,
 
     /// What works but is probably not meant.
     #[arg(skip)]
@@ -201,6 +207,11 @@ pub struct Listener {
     /// Start a new session after N client datagrams; 0 for never
     #[arg(long, value_name = "N", default_value_t)]
     pub requests: u64,
+
+    /// Remember each client in a session; false: replies find their client by tags alone, which
+    /// needs replies = "tagged" in the upstream
+    #[arg(skip)]
+    pub(crate) sessions: OnByDefault,
 
     /// Network whose clients are served; repeatable
     #[arg(long, value_name = "NET", default_values_t = everybody())]
@@ -326,10 +337,25 @@ pub struct Upstream {
     #[arg(skip)]
     pub(crate) hash_ipv6_prefix: Option<Number<u8, 1, 128>>,
 
-    /// Addresses of this host to send from, each with ports of its own [default: the kernel's
+    /// Addresses of this host to send from, each with ports of its own; or a network of each
+    /// family, of which each session gets an address of its own; repeatable [default: the kernel's
     /// choice]
+    #[arg(long, value_name = "IP|NET")]
+    pub(crate) source: Vec<Source>,
+
+    /// Beside a network in `source`: the port that the first worker sends from; each further
+    /// worker has the next one [default: the kernel's choice]
     #[arg(skip)]
-    pub(crate) source: Vec<IpAddr>,
+    pub(crate) source_port: Option<FirstPort>,
+
+    /// How replies find their client
+    #[arg(skip)]
+    pub(crate) replies: ReplyKind,
+
+    /// Replies auto and tagged: file with the key of tags, 32 hexadecimal digits, which proxies
+    /// that serve the same clients share [default: a key of this process]
+    #[arg(skip)]
+    pub(crate) tag_key_file: Option<PathBuf>,
 
     /// How long a server takes to get its whole share of sessions once it comes, or comes back
     #[arg(skip)]
@@ -425,6 +451,17 @@ impl<'de> Deserialize<'de> for ServerOptions {
     }
 }
 
+impl ReplyKind {
+    /// As it is written.
+    pub(super) fn quoted(self) -> &'static str {
+        match self {
+            Self::Session => "\"session\"",
+            Self::Auto => "\"auto\"",
+            Self::Tagged => "\"tagged\"",
+        }
+    }
+}
+
 words! {
     /// How lines of a log are written
     pub LogFormat {
@@ -466,6 +503,17 @@ words! {
         Any,
         /// The client's own
         Client,
+    }
+
+    /// How replies find their client
+    pub(crate) ReplyKind {
+        /// By the session that they come to
+        #[default]
+        Session,
+        /// By the tag that a server on our SDKs returns; of other servers as session
+        Auto,
+        /// By their tags; replies without one are dropped
+        Tagged,
     }
 
     /// How new sessions are spread over servers

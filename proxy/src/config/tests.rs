@@ -10,7 +10,9 @@ mod health;
 mod large;
 mod modes;
 mod names;
+mod replies;
 mod server_changes;
+mod sources;
 
 use super::*;
 use crate::cli::{Arguments, Command};
@@ -152,7 +154,7 @@ fn a_former_key_names_what_replaced_it() {
         (
             "balance =",
             "share_sockets = true\nbalance =",
-            "source networks and tagged replies",
+            "a network in `source` gives each session an address",
         ),
         (
             "balance =",

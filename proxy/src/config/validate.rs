@@ -11,12 +11,11 @@ use ppv2_engine::mode::Mode;
 use ppv2_engine::upstream::{self, Balance, MAX_SERVERS, MAX_WEIGHT};
 
 use super::error::{Within, key_path, nearest, refuse};
-use super::expand::of_family;
 use super::loops::{Bound, Host, suspect_peers};
 use super::names::ServerAddress;
 use super::options::{BalanceKind, HashOn, OnReturn, Resolver, ServerOptions, Upstream};
 use super::values::{Network, canonical, is_link_local, refuse_hidden, scope};
-use super::{Config, ConfigError, Health, Listener, Name, Named, Server};
+use super::{Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server};
 
 /// What one subscriber gets at least (RFC 6177): a host can take any address of its
 /// network, and with privacy extensions takes new ones every day.
@@ -60,6 +59,7 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
     let mut groups = Groups::new();
     for (name, options) in &upstreams {
         let known = (config.servers.len(), config.names.len());
+        config.key_files.extend(options.tag_key_file.clone());
         let group = config.add_upstream(name, options);
         groups.insert(name, group.within(key_path!["upstream", name.as_str()])?);
         if !used.contains(name) {
@@ -85,10 +85,13 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
         }
         let checked = config.check_modes(listener, &mut spoofed);
         checked.within(key_path!["listener", index])?;
+        let options = groups[listener.upstream.as_str()].options;
+        config.check_replies(listener, options, index)?;
     }
     config.listeners = listeners;
     config.refuse_loops(&bound, &groups, &used)?;
     config.require_sources(&groups)?;
+    config.check_source_networks(&groups)?;
     config.check_peers()?;
     if let Some(admin) = &mut config.admin {
         let checked = local_address("admin address", admin.listen);
@@ -239,13 +242,14 @@ impl Config {
         if let Some(health) = &options.health {
             health.check().within(key_path!["health"])?;
         }
-        let sources = check_sources(&options.source)?;
+        let sources = options.sources()?;
         let template = Server {
             upstream: name.to_owned(),
             name: String::new(),
             address: ServerAddr((IpAddr::from([0; 4]), 0).into()),
             found_by: None,
-            sources: Arc::clone(&sources),
+            sources: sources.of(true).clone(),
+            replies: options.reply_paths()?,
             weight: 1,
             backup: false,
             drain: false,
@@ -254,7 +258,6 @@ impl Config {
             lame_duck: *options.lame_duck,
             health: options.health.clone().map(Arc::new),
         };
-        let by_family = [true, false].map(|v4| of_family(&sources, v4));
         let mut group = Group {
             options,
             balance: self.balance(name, options)?,
@@ -263,21 +266,21 @@ impl Config {
         };
         let mut known = HashSet::new();
         for (entry, server) in options.servers.iter().enumerate() {
-            self.add_server(&mut group, entry, server, &template, &by_family, &mut known)
+            self.add_server(&mut group, entry, server, &template, &sources, &mut known)
                 .within(key_path!["servers", entry])?;
         }
         Ok(group)
     }
 
     /// Adds the server or name number `entry` of an upstream, whose servers so far are
-    /// `known`. `sources` are those of IPv4 and of IPv6.
+    /// `known`.
     fn add_server(
         &mut self,
         group: &mut Group<'_>,
         entry: usize,
         server: &ServerOptions,
         template: &Server,
-        sources: &[Arc<[IpAddr]>; 2],
+        sources: &FamilySources,
         known: &mut HashSet<String>,
     ) -> Result<(), ConfigError> {
         let mode = server.own_mode(group.options.header)?;
@@ -314,16 +317,16 @@ impl Config {
             self.names.push(Named {
                 name: name.clone(),
                 server: template,
+                sources: sources.clone(),
             });
         } else {
-            let of_family = &sources[usize::from(template.address.0.is_ipv6())];
-            if of_family.is_empty() && !template.sources.is_empty() {
+            let Some(of_family) = sources.reaching(template.address.0.is_ipv4()) else {
                 return refuse(
                     format!("no source address can reach {what}"),
-                    "add one of its family to `source`",
+                    "add an address or a network of its family to `source`",
                 );
-            }
-            template.sources = Arc::clone(of_family);
+            };
+            template.sources = of_family.clone();
             group.servers.push(member);
             self.servers.push(template);
         }
@@ -514,25 +517,6 @@ fn check_weight(weight: Option<i64>) -> Result<u16, ConfigError> {
         format!("weight is {weight}"),
         format!("give a number from 1 to {max}{otherwise}"),
     )
-}
-
-/// The addresses to send from, each once.
-fn check_sources(sources: &[IpAddr]) -> Result<Arc<[IpAddr]>, ConfigError> {
-    let (mut usable, mut known) = (Vec::new(), HashSet::new());
-    for (index, source) in sources.iter().enumerate() {
-        let ip = source.to_canonical();
-        if is_no_host(ip) {
-            return refuse(
-                format!("can't send from {ip}"),
-                "write an address of this host",
-            )
-            .within(key_path!["source", index]);
-        }
-        if known.insert(ip) {
-            usable.push(ip);
-        }
-    }
-    Ok(usable.into())
 }
 
 impl Health {

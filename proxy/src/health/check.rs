@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
 use rustix::io::Errno;
+use socket2::{SockAddr, SockRef};
 use tokio::time::Instant;
 
 use crate::config::Header;
@@ -86,6 +88,8 @@ impl Outcome {
 pub(super) struct Target {
     pub(super) address: SocketAddr,
     pub(super) source: Option<IpAddr>,
+    /// The source is an address of a network, which no interface has.
+    pub(super) freebind: bool,
     /// Whether clients' datagrams to it have a header.
     pub(super) reads_header: bool,
 }
@@ -98,6 +102,16 @@ impl Target {
             SocketAddr::V6(_) => [0u16; 8].into(),
         };
         SocketAddr::new(self.source.unwrap_or(any), 0)
+    }
+
+    /// Binds a socket to [`local`](Self::local).
+    pub(super) fn bind(&self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        // A local route is enough for IPv4 alone (ip(7), IP_FREEBIND).
+        if self.freebind && self.address.is_ipv6() {
+            socket.set_freebind_v6(true)?;
+        }
+        socket.bind(&SockAddr::from(self.local()))
     }
 
     /// The server's address with another port, if one is configured for the check.

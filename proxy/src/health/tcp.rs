@@ -51,7 +51,7 @@ impl Tcp {
             false => TcpSocket::new_v6()?,
         };
         if self.target.source.is_some() {
-            socket.bind(self.target.local()).map_err(own)?;
+            self.target.bind(&socket).map_err(own)?;
         }
         socket.connect(address).await
     }

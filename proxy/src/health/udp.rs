@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use regex::bytes::Regex;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -97,7 +98,10 @@ pub(super) async fn exchange(
 }
 
 async fn connected(target: &Target, datagram: &[u8]) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(target.local()).await.map_err(own)?;
+    let domain = Domain::for_address(target.address);
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    target.bind(&socket).map_err(own)?;
+    let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(target.address).await?;
     socket.send(datagram).await?;
     Ok(socket)

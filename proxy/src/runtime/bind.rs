@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,49 @@ const LOOK: Duration = Duration::from_millis(50);
 /// [`RunError::Bind`], with the processes that hold the address.
 pub fn probe(config: &Config) -> Result<(), RunError> {
     probe_but(config, &BTreeSet::new(), PATIENCE)?;
-    probe_sources(config, PATIENCE)
+    probe_sources(config, PATIENCE)?;
+    probe_source_ports(config, None)
+}
+
+/// Whether the fixed ports of source networks are free, but for those of the configuration
+/// that is in force.
+pub(super) fn probe_source_ports(
+    config: &Config,
+    in_force: Option<&Config>,
+) -> Result<(), RunError> {
+    let ports = |config: &Config| -> BTreeSet<SocketAddr> {
+        let networks = config.source_networks().into_iter();
+        let fixed = networks.filter_map(|(_, source)| {
+            let any: IpAddr = match source.network.addr().is_ipv4() {
+                true => Ipv4Addr::UNSPECIFIED.into(),
+                false => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            Some((any, source.port?.get()))
+        });
+        let workers = u16::try_from(config.worker_count()).unwrap_or(u16::MAX);
+        fixed
+            .flat_map(|(any, first)| {
+                let ports = (0..workers).map(move |worker| first.saturating_add(worker));
+                ports.map(move |port| SocketAddr::new(any, port))
+            })
+            .collect()
+    };
+    let held = in_force.map(ports).unwrap_or_default();
+    for address in ports(config).difference(&held) {
+        ppv2_udp::probe(*address, false).map_err(|error| {
+            let mut reason = reason_of(address.ip(), &error);
+            if let Some(owners) = port_owner::of(*address) {
+                reason += &format!(", by {}", owners.names);
+            }
+            RunError::Bind {
+                what: "source_port, address".to_owned(),
+                address: *address,
+                reason,
+                hint: "stop that process or choose another `source_port`; those outside net.ipv4.ip_local_port_range are taken by nobody by chance",
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// As [`probe`], but for addresses that this process holds itself. Tentative addresses

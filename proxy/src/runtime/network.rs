@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rustix::io::Errno;
@@ -19,6 +20,7 @@ use tokio::task::spawn_blocking;
 use crate::config::Config;
 use ppv2_engine::address::own_addresses;
 use ppv2_engine::worker::WrongInterfaces;
+use ppv2_hosts::doctor::add_route;
 use ppv2_hosts::kernel;
 use ppv2_hosts::route::{NoRoute, Packet, rules_look_deeper};
 use ppv2_udp::{Cause, source_towards};
@@ -74,14 +76,22 @@ impl Network {
         let known = &mut self.known;
         known.sources.retain(|to, _| wanted.servers.contains(to));
         known.own.retain(|ip, _| wanted.own.contains_key(ip));
+        known
+            .networks
+            .retain(|net, _| wanted.networks.contains(net));
         // What has changed of the others is still to be found.
         wanted.servers.retain(|to| !known.sources.contains_key(to));
         wanted.own.retain(|ip, _| !known.own.contains_key(ip));
+        wanted
+            .networks
+            .retain(|net| !known.networks.contains_key(net));
         let State {
             sources,
             own,
+            networks,
             wrong,
         } = wanted.look().await;
+        self.known.networks.extend(networks);
         self.known.sources.extend(sources);
         self.known.own.extend(own);
         let is_other = self.known.wrong != wrong;
@@ -191,6 +201,8 @@ struct Wanted {
     answering: BTreeSet<SocketAddr>,
     /// What should be this host's, and what for.
     own: BTreeMap<IpAddr, String>,
+    /// Source networks, whose addresses a route should make this host's.
+    networks: BTreeSet<IpNet>,
 }
 
 impl Wanted {
@@ -208,7 +220,7 @@ impl Wanted {
                 if ip.is_ipv4() && mode.takes_replies() {
                     wanted.answering.insert(server.address.0);
                 }
-                if server.sources.is_empty() && !mode.spoofs() {
+                if !server.sources.are_given() && !mode.spoofs() {
                     wanted.servers.insert(ip);
                 }
             }
@@ -219,6 +231,8 @@ impl Wanted {
                 .entry(source)
                 .or_insert_with(|| "source".to_owned());
         }
+        let networks = config.source_networks().into_iter();
+        wanted.networks = networks.map(|(_, source)| source.network).collect();
         wanted
     }
 
@@ -231,6 +245,7 @@ impl Wanted {
             State {
                 sources: servers.filter_map(|to| Some((to, source(to)?))).collect(),
                 own: self.own.into_keys().map(|ip| (ip, is_own(ip))).collect(),
+                networks: self.networks.into_iter().filter_map(is_local).collect(),
                 wrong: Arc::new(wrong_interfaces(
                     self.answering
                         .into_iter()
@@ -252,6 +267,27 @@ fn source(server: IpAddr) -> Option<Option<IpAddr>> {
     }
 }
 
+/// A source network, and whether its addresses are this host's; `None` if that can't be
+/// told now.
+fn is_local(network: IpNet) -> Option<(IpNet, bool)> {
+    // One in the middle, since a single address may be an interface's.
+    let middle = match network {
+        IpNet::V4(net) => {
+            let host = net.hostmask().to_bits();
+            IpAddr::from(Ipv4Addr::from_bits(net.network().to_bits() | host / 2))
+        }
+        IpNet::V6(net) => {
+            let host = net.hostmask().to_bits();
+            IpAddr::from(Ipv6Addr::from_bits(net.network().to_bits() | host / 2))
+        }
+    };
+    match Packet::sent_to(middle).route() {
+        Ok(route) => Some((network, route.is_local)),
+        Err(NoRoute::Unknown(_)) => None,
+        Err(_) => Some((network, false)),
+    }
+}
+
 /// How the network is.
 #[derive(Debug, Default)]
 struct State {
@@ -259,6 +295,8 @@ struct State {
     sources: BTreeMap<IpAddr, Option<IpAddr>>,
     /// Whether this host has an address.
     own: BTreeMap<IpAddr, bool>,
+    /// Whether a source network's addresses are this host's.
+    networks: BTreeMap<IpNet, bool>,
     wrong: Arc<WrongInterfaces>,
 }
 
@@ -293,6 +331,7 @@ struct Changes {
     /// Servers by the address that they were written to from and the one that they are.
     sources: BTreeMap<(Option<IpAddr>, Option<IpAddr>), Vec<IpAddr>>,
     own: Vec<(IpAddr, bool)>,
+    networks: Vec<(IpNet, bool)>,
 }
 
 impl State {
@@ -308,13 +347,17 @@ impl State {
         let own = next.own.iter().map(|(ip, is_own)| (*ip, *is_own));
         let is_new = |(ip, is_own): &(IpAddr, bool)| self.own.get(ip).is_some_and(|o| o != is_own);
         changes.own = own.filter(is_new).collect();
+        let networks = next.networks.iter().map(|(net, is_own)| (*net, *is_own));
+        let is_new =
+            |(net, is_own): &(IpNet, bool)| self.networks.get(net).is_some_and(|o| o != is_own);
+        changes.networks = networks.filter(is_new).collect();
         changes
     }
 }
 
 impl Changes {
     fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.own.is_empty()
+        self.sources.is_empty() && self.own.is_empty() && self.networks.is_empty()
     }
 
     /// A line for each.
@@ -326,6 +369,18 @@ impl Changes {
             } else {
                 tracing::warn!(
                     "address {ip} ({of}) is gone from this host: nothing is sent from it until it is back"
+                );
+            }
+        }
+        for (network, is_own) in &self.networks {
+            if *is_own {
+                tracing::info!(
+                    "the addresses of source network {network} are this host's again: its sessions go on"
+                );
+            } else {
+                let fix = add_route(*network);
+                tracing::warn!(
+                    "the addresses of source network {network} are no longer this host's: its sessions get no replies until they are; fix: {fix}"
                 );
             }
         }
@@ -359,9 +414,11 @@ mod tests {
     #[test]
     fn only_what_is_otherwise_than_before_is_a_change() {
         let ip = |last| IpAddr::from([192, 0, 2, last]);
+        let net = |third| IpNet::new_assert(IpAddr::from([10, 99, third, 0]), 24);
         let before = State {
             sources: [(ip(1), Some(ip(10))), (ip(2), Some(ip(10))), (ip(3), None)].into(),
             own: [(ip(10), true), (ip(11), true)].into(),
+            networks: [(net(1), true), (net(2), true)].into(),
             wrong: Arc::default(),
         };
         assert!(before.changes_to(&before).is_empty());
@@ -369,11 +426,13 @@ mod tests {
             // Of one that is new, nothing was known.
             sources: [(ip(1), Some(ip(11))), (ip(3), None), (ip(4), None)].into(),
             own: [(ip(10), false), (ip(11), true), (ip(12), false)].into(),
+            networks: [(net(1), true), (net(2), false), (net(3), false)].into(),
             wrong: Arc::default(),
         };
         let expected = Changes {
             sources: [((Some(ip(10)), Some(ip(11))), vec![ip(1)])].into(),
             own: vec![(ip(10), false)],
+            networks: vec![(net(2), false)],
         };
         assert_eq!(before.changes_to(&now), expected);
     }

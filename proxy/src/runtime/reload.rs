@@ -156,6 +156,7 @@ fn read(
     // The operator can reload again when a tentative address no longer is.
     bind::probe_but(&config, held, Duration::ZERO).map_err(|error| error.to_string())?;
     bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
+    bind::probe_source_ports(&config, Some(before)).map_err(|error| error.to_string())?;
     topology::check_host(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
     let log = another.map(|log| Log::open(log, unlogged)).transpose();

@@ -14,7 +14,7 @@ use crate::config::{AccessLog, Listener, Network, PerClient};
 use crate::registry::ActiveConfig;
 use ppv2_engine::client_limits::{ClientRates, ClientSessions};
 use ppv2_engine::listener::ListenerSettings;
-use ppv2_engine::server::{Replies, Sources, Target};
+use ppv2_engine::server::Target;
 use ppv2_engine::session::Ended;
 use ppv2_engine::snapshot::{ListenerSnapshot, Routing, Snapshot, Targets};
 
@@ -132,8 +132,8 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
     let target = |(index, mode): &(usize, _)| Target {
         server: Arc::clone(&active.servers[*index]),
         mode: *mode,
-        sources: Sources::Addresses(Arc::clone(&active.config.servers[*index].sources)),
-        replies: Replies::Session,
+        sources: active.config.servers[*index].sources.clone(),
+        replies: active.config.servers[*index].replies.clone(),
     };
     Targets::new(targets.map(target).collect())
 }
@@ -154,7 +154,7 @@ fn settings(
         client_rates: client_rates(listener.per_client, old),
         dont_fragment: listener.dont_fragment,
         dscp: listener.dscp,
-        keeps_sessions: true,
+        keeps_sessions: listener.sessions.0,
     }
 }
 

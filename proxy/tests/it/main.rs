@@ -27,6 +27,7 @@ mod quic;
 mod reload;
 mod resolving;
 mod sessions;
+mod source_network_hosts;
 mod stop;
 mod transparent;
 mod unbound;

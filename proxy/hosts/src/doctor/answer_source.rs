@@ -7,6 +7,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread;
 
+use socket2::{Domain, Socket, Type};
+
 use super::Finding;
 use super::probe::TIMEOUT;
 use crate::topology::{Server, Topology};
@@ -47,7 +49,7 @@ impl<'a> Question<'a> {
     fn of(server: &'a Server) -> Self {
         Self {
             server: server.address,
-            source: server.sources.first().copied(),
+            source: server.source,
             datagram: &server.question,
             is_answered: server.answers_question,
         }
@@ -59,7 +61,14 @@ impl<'a> Question<'a> {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = UdpSocket::bind((self.source.unwrap_or(any), 0))?;
+        let local = SocketAddr::new(self.source.unwrap_or(any), 0);
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, None)?;
+        // An address of a source network is no interface's.
+        if local.is_ipv6() {
+            socket.set_freebind_v6(true)?;
+        }
+        socket.bind(&local.into())?;
+        let socket = UdpSocket::from(socket);
         socket.send_to(self.datagram, self.server)?;
         socket.set_read_timeout(Some(TIMEOUT))?;
         match socket.recv_from(&mut [0; 2048]) {

@@ -9,7 +9,10 @@ use crate::kernel;
 use crate::topology::{Server, Topology};
 
 pub(super) fn examine(topology: &Topology) -> Vec<Finding> {
-    let mut findings = vec![receive_buffer(topology.receive_buffer)];
+    let mut findings = vec![receive_buffer(
+        "receive buffer of listeners",
+        topology.receive_buffer,
+    )];
     let with_header = topology
         .servers
         .iter()
@@ -19,8 +22,7 @@ pub(super) fn examine(topology: &Topology) -> Vec<Finding> {
 }
 
 /// Asks the kernel by a socket, since a network namespace may have no `rmem_max` to read.
-fn receive_buffer(wanted: usize) -> Finding {
-    let what = "receive buffer of listeners";
+pub(super) fn receive_buffer(what: &str, wanted: usize) -> Finding {
     match granted(wanted) {
         Ok(granted) if granted < wanted => Finding::advice(
             what,
@@ -41,7 +43,7 @@ fn granted(wanted: usize) -> io::Result<usize> {
 
 /// The longest datagram of a client that reaches the server unfragmented.
 fn mtu(server: &Server) -> Option<Finding> {
-    let (address, header) = (server.address, server.header_len);
+    let (address, header) = (server.address, server.header_len + server.tag_len);
     let mtu = kernel::interface_mtu(address.ip())?;
     let room = kernel::payload_of(mtu, address.ip()).saturating_sub(header);
     let longer = match server.dont_fragment {

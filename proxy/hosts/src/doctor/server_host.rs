@@ -7,7 +7,7 @@ use crate::host_setup::{Role, is_here};
 use crate::kernel;
 use crate::reply_path::{ReplyPath, Rewriter, conflict};
 use crate::route::{NoRoute, Packet};
-use crate::topology::Topology;
+use crate::topology::{SourceNetwork, Topology};
 
 pub(super) fn examine(topology: &Topology, options: &Options) -> Vec<Finding> {
     let paths = topology.reply_paths();
@@ -15,14 +15,14 @@ pub(super) fn examine(topology: &Topology, options: &Options) -> Vec<Finding> {
         .iter()
         .filter(|path| is_here(path.server.ip(), &options.server));
     let here: Vec<_> = here.collect();
-    if here.is_empty() {
+    let mut findings = routes_to_source_networks(topology, options);
+    if here.is_empty() && findings.is_empty() {
         return vec![Finding::advice(
             "servers of this host",
-            "no server in mode transparent or dsr has an address of this host",
+            "no server in mode transparent or dsr, or of a source network, has an address of this host",
             "name the server with --server",
         )];
     }
-    let mut findings = Vec::new();
     if let Some([first, second]) = conflict(&here) {
         findings.push(Finding::fatal(
             format!("replies of servers {} and {}", first.server, second.server),
@@ -48,6 +48,61 @@ pub(super) fn examine(topology: &Topology, options: &Options) -> Vec<Finding> {
     let rewritten: Vec<_> = here.into_iter().filter(by_kernel).collect();
     findings.extend(nft_rules::examine(&rewritten, Role::Server));
     findings
+}
+
+/// Replies to addresses of source networks must go to the proxy's host as a router's:
+/// on a link, this host would resolve each address by itself.
+fn routes_to_source_networks(topology: &Topology, options: &Options) -> Vec<Finding> {
+    let networks = topology.source_networks.iter().filter(|source| {
+        let mut servers = source.servers.iter();
+        servers.any(|server| is_here(server.ip(), &options.server))
+    });
+    networks
+        .map(|source| route_to(source, &options.gateway))
+        .collect()
+}
+
+fn route_to(source: &SourceNetwork, gateways: &[IpAddr]) -> Finding {
+    let (network, ip) = (source.network, source.probe);
+    let what = format!("replies to source network {network}");
+    let mut same = gateways.iter().filter(|g| g.is_ipv4() == ip.is_ipv4());
+    let gateway = same.next();
+    let via = gateway.map_or_else(|| "PROXY".to_owned(), IpAddr::to_string);
+    let fix = format!("ip route replace {network} via {via}");
+    let route = match Packet::sent_to(ip).route() {
+        Ok(route) => route,
+        Err(NoRoute::Unknown(error)) => {
+            return Finding::lookup_failed(what, &error, &format!("ip route get {ip}"));
+        }
+        Err(error) => {
+            return Finding::fatal(what, format!("have no route to {ip} ({error})"), fix);
+        }
+    };
+    if route.is_local {
+        return Finding::ok(what, "stay on this host");
+    }
+    let name = kernel::interface_name(route.interface).unwrap_or_default();
+    match (route.gateway, gateway) {
+        (None, _) => Finding::advice(
+            what,
+            format!(
+                "leave directly through {name}: this host keeps a neighbour entry for each session, and loses replies where they are too many (gc_thresh3)"
+            ),
+            fix,
+        ),
+        (Some(via), Some(expected)) if via != *expected => Finding::fatal(
+            what,
+            format!("leave via {via} on {name}, not via the proxy"),
+            fix,
+        ),
+        (Some(via), Some(_)) => Finding::ok(what, format!("leave via {via} on {name}")),
+        (Some(via), None) => Finding::ok(
+            what,
+            format!(
+                "leave via {via} on {name}, which is right if the proxy's host is there (--gateway checks it)"
+            ),
+        ),
+    }
 }
 
 /// Datagrams with a client's source must pass rp_filter. IPv6 has none.

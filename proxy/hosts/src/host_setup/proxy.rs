@@ -1,13 +1,15 @@
 //! The proxy's host.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use super::script::{Chain, Script};
 use super::{Host, HostSetupError, Role};
+use crate::doctor::source_networks;
 use crate::kernel;
 use crate::nft::family;
 use crate::reply_path::{ReplyPath, Rewriter};
+use crate::topology::SourceNetwork;
 
 /// A firewall mark that no packet has: a rule that asks for it never matches, but its
 /// presence switches defragmentation on.
@@ -27,7 +29,71 @@ pub(super) fn set_up(
     if !of(Rewriter::ServerHost).is_empty() {
         script.comment("Servers whose own hosts rewrite their replies (mode dsr, rewrite_on server) need nothing here.");
     }
-    forward_for_sdk(script, &of(Rewriter::Sdk), host)
+    forward_for_sdk(script, &of(Rewriter::Sdk), host)?;
+    own_source_networks(script, host);
+    Ok(())
+}
+
+/// Source networks: their addresses are this host's own.
+fn own_source_networks(script: &mut Script, host: &Host<'_>) {
+    let networks = &host.topology.source_networks;
+    if networks.is_empty() {
+        return;
+    }
+    let is_needed = |source: &&SourceNetwork| !source.network.addr().is_loopback();
+    let needed: Vec<_> = networks.iter().filter(is_needed).collect();
+    if needed.len() < networks.len() {
+        script.comment(
+            "Source networks in 127.0.0.0/8 need nothing: these addresses are every host's own. They reach servers on this host alone.",
+        );
+    }
+    if !needed.is_empty() {
+        script.comment(
+            "Source networks: each session sends from an address of its own. This route makes all of them this host's.",
+        );
+    }
+    for source in &needed {
+        script.local_route(source.network);
+    }
+    let routed: Vec<_> = needed
+        .iter()
+        .filter_map(|source| route_here(source))
+        .collect();
+    if !routed.is_empty() {
+        script.comment(
+            "The servers' hosts, or the router between, need a route to these networks through this host. It is not enough that a link has them: each server would keep a neighbour entry for each session, and lose replies where its table is full.",
+        );
+        for route in routed {
+            script.comment(&route);
+        }
+    }
+    let rules = networks.iter().map(source_networks::no_track).collect();
+    script.comment(
+        "Where a firewall tracks connections, each session takes an entry and each datagram about a microsecond. If no rule needs the state of these datagrams, switch it off:",
+    );
+    script.comment_line(&format!("nft '{}'", source_networks::notrack_rules(rules)));
+}
+
+/// The command that servers' hosts need.
+fn route_here(source: &SourceNetwork) -> Option<String> {
+    let network = source.network;
+    let elsewhere = source.servers.iter().map(SocketAddr::ip);
+    let server = elsewhere.filter(|ip| !kernel::is_own(*ip)).next()?;
+    let own = own_address_towards(server);
+    let own = own.map_or_else(|| "PROXY".to_owned(), |ip| ip.to_string());
+    Some(format!("ip route add {network} via {own}"))
+}
+
+/// The address of this host that a server sees it by.
+fn own_address_towards(server: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match server.is_ipv4() {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Nothing is sent.
+    socket.connect((server, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Mode transparent: the kernel takes a reply to a client as this host's own.

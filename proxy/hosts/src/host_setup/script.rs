@@ -1,6 +1,9 @@
 //! The shell script: how it records and reverts its changes. It knows no mode.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::Role;
 
@@ -25,6 +28,11 @@ undo() {
                 while ip $family rule del pref "$what" 2>/dev/null; do :; done
                 ip $family route flush table "$what" 2>/dev/null || :
             done ;;
+        route)
+            ip $what route del local "$value" dev lo 2>/dev/null || [ -z "$(ip $what route show table local "$value" type local dev lo)" ] || failed=1 ;;
+        via)
+            set -- $value
+            ip $what route del "$1" via "$2" dev "$3" 2>/dev/null || [ -z "$(ip $what route show "$1" via "$2" dev "$3")" ] || failed=1 ;;
         nft)
             ! nft list table inet "$what" >/dev/null 2>&1 || nft delete table inet "$what" || failed=1 ;;
         esac
@@ -61,6 +69,22 @@ keep() {
 set_parameter() {
     keep "$1"
     echo "$2" >"/proc/sys/$1"
+}
+
+# Makes the addresses of a network this host's, unless they are.
+add_local_route() {
+    if [ -z "$(ip "$1" route show table local "$2" type local dev lo)" ]; then
+        echo "route $1 $2" >>"$state"
+        ip "$1" route add local "$2" dev lo
+    fi
+}
+
+# Adds a route through a gateway, unless there is that route.
+add_route() {
+    if [ -z "$(ip "$1" route show "$2" via "$3" dev "$4")" ]; then
+        echo "via $1 $2 $3 $4" >>"$state"
+        ip "$1" route add "$2" via "$3" dev "$4"
+    fi
 }
 
 # Adds an address to lo unless lo has it.
@@ -164,6 +188,23 @@ impl Script {
     /// Adds an address to lo.
     pub(super) fn address(&mut self, network: &str) {
         self.command(&format!("add_address {network}"));
+    }
+
+    /// Makes the addresses of a network this host's own.
+    pub(super) fn local_route(&mut self, network: IpNet) {
+        let flag = ip_flag(network.addr().is_ipv4());
+        self.command(&format!("add_local_route {flag} {network}"));
+    }
+
+    /// A comment on one line, as a command that can be copied.
+    pub(super) fn comment_line(&mut self, command: &str) {
+        self.command(&format!("#   {command}"));
+    }
+
+    /// Adds a recorded route through a gateway.
+    pub(super) fn route_via(&mut self, network: IpNet, gateway: IpAddr, interface: &str) {
+        let flag = ip_flag(network.addr().is_ipv4());
+        self.command(&format!("add_route {flag} {network} {gateway} {interface}"));
     }
 
     /// Adds the nft table of this role, replacing any table of that name.

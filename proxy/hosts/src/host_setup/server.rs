@@ -1,13 +1,16 @@
 //! A server's host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::script::{Chain, Script};
 use super::{DSR_MTU, Host, HostSetupError, Role, interface_of_route, unknown};
 use crate::kernel;
 use crate::nft::family;
 use crate::reply_path::{ReplyPath, Rewriter, conflict};
+use crate::route::Packet;
 
 pub(super) fn set_up(
     script: &mut Script,
@@ -18,7 +21,8 @@ pub(super) fn set_up(
         .iter()
         .filter(|path| is_here(path.server.ip(), &host.options.server));
     let here: Vec<_> = here.collect();
-    if here.is_empty() && !paths.is_empty() {
+    let routes = routes_to_source_networks(host)?;
+    if here.is_empty() && routes.is_empty() && !paths.is_empty() {
         let servers: BTreeSet<_> = paths.iter().map(|path| path.server.to_string()).collect();
         return Err(HostSetupError(format!(
             "none of the servers in mode transparent or dsr ({}) has an address of this host; name the one that the script is for with --server",
@@ -46,7 +50,42 @@ pub(super) fn set_up(
     let by_sdk = of(&[Rewriter::Sdk]);
     route_through_proxy(script, &of(&[Rewriter::Proxy, Rewriter::ProxyHost]), host)?;
     rewrite(script, &of(&[Rewriter::ServerHost]), &by_sdk, host)?;
-    own_listener_addresses(script, &by_sdk, host)
+    own_listener_addresses(script, &by_sdk, host)?;
+    if !routes.is_empty() {
+        script.comment(
+            "Replies to source networks go to the proxy's host as a router's. On a link, this host would keep a neighbour entry for each session, and lose replies where its table is full.",
+        );
+    }
+    for (network, (gateway, interface)) in routes {
+        script.route_via(network, gateway, &interface);
+    }
+    Ok(())
+}
+
+/// The gateway to each source network that a server of this host is written to from, and
+/// the interface towards it.
+fn routes_to_source_networks(
+    host: &Host<'_>,
+) -> Result<BTreeMap<IpNet, (IpAddr, String)>, HostSetupError> {
+    let mut routes = BTreeMap::new();
+    for source in &host.topology.source_networks {
+        let network = source.network;
+        let is_local = || {
+            let route = Packet::sent_to(source.probe).route();
+            route.is_ok_and(|route| route.is_local)
+        };
+        let servers = source.servers.iter().map(SocketAddr::ip);
+        let here = servers.filter(|ip| is_here(*ip, &host.options.server));
+        let Some(server) = here.filter(|_| !is_local()).next() else {
+            continue;
+        };
+        let what = format!("the proxy's address that replies to source network {network} go to");
+        let gateway = host
+            .gateway(server)
+            .ok_or_else(|| unknown(&what, "only the proxy's host has it", "--gateway"))?;
+        routes.insert(network, (gateway, host.interface_of(server)?));
+    }
+    Ok(routes)
 }
 
 /// Whether a server with this address is on the host that the script is for.
@@ -191,7 +230,7 @@ fn replies_to_proxy(
         };
         let is_rewritten = rewritten.contains(&(ip.is_ipv4(), address.port()))
             && is_here(ip, &host.options.server);
-        if is_rewritten && server.sources.is_empty() && host.gateway(ip).is_none() {
+        if is_rewritten && server.source.is_none() && host.gateway(ip).is_none() {
             let what = format!("the proxy's address that server {address} answers ({why})");
             let why = format!("[upstream.{}] has no `source`", server.upstream);
             return Err(unknown(&what, &why, "--gateway"));
@@ -201,16 +240,27 @@ fn replies_to_proxy(
     proxy.extend(host.topology.listeners.iter().map(SocketAddr::ip));
     proxy.extend(&host.options.gateway);
     proxy.retain(|ip| !ip.is_unspecified());
+    let networks = host.topology.source_networks.iter();
+    let networks = networks.map(|source| source.network);
+    let proxy: BTreeSet<_> = proxy.into_iter().map(IpNet::from).chain(networks).collect();
     let mut rules = Vec::new();
     for v4 in [true, false] {
         if rewritten.iter().any(|(is_v4, _)| *is_v4 == v4) {
-            let of_family = proxy.iter().filter(|ip| ip.is_ipv4() == v4);
-            let of_family: Vec<_> = of_family.map(ToString::to_string).collect();
+            let of_family = proxy.iter().filter(|net| net.addr().is_ipv4() == v4);
+            let of_family: Vec<_> = of_family.map(in_nft).collect();
             let (family, all) = (family(v4), of_family.join(", "));
             rules.push(format!("{family} daddr {{ {all} }} accept"));
         }
     }
     Ok(rules)
+}
+
+/// A network in a set of nft's; a single address without the length of its prefix.
+fn in_nft(net: &IpNet) -> String {
+    match net.prefix_len() == net.max_prefix_len() {
+        true => net.addr().to_string(),
+        false => net.to_string(),
+    }
 }
 
 /// Mode dsr by the SDK: the server sends from the listener's address.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::reply_path::Rewriter;
-use crate::topology::Server;
+use crate::topology::{Server, SourceNetwork};
 
 /// Options that ask this host for nothing.
 fn options(role: Role) -> Options {
@@ -36,8 +36,9 @@ fn server(listener: &[&str], address: &str, rewriter: Option<Rewriter>) -> Serve
         rewriter,
         spoofs_ports: false,
         header_len: 0,
+        tag_len: 0,
         dont_fragment: false,
-        sources: Vec::new(),
+        source: None,
         answers_proxy: None,
         question: Vec::new(),
         answers_question: false,
@@ -63,7 +64,10 @@ fn both_families(rewriter: Option<Rewriter>) -> Topology {
 /// The commands, without the functions and the comments.
 #[track_caller]
 fn commands(rewriter: Option<Rewriter>, options: &Options) -> String {
-    let text = compose(&both_families(rewriter), options).unwrap();
+    commands_of(&compose(&both_families(rewriter), options).unwrap())
+}
+
+fn commands_of(text: &str) -> String {
     let (_, own) = text.split_once("\nundo\n").unwrap();
     let lines = own.lines().filter(|line| !line.is_empty());
     let lines = lines.filter(|line| !line.starts_with('#'));
@@ -96,6 +100,64 @@ ip -4 rule add pref 9023 from 192.0.2.202 lookup main suppress_prefixlength 0
 ip -4 rule add pref 9023 from 192.0.2.202 lookup 9023
 "
     );
+}
+
+/// Two source networks, one of them on loopback, each with a server.
+fn with_source_networks() -> Topology {
+    let mut topology = both_families(None);
+    let sources = [
+        ("10.99.0.0/16", "192.0.2.202:9001"),
+        ("fd00:1::/64", "[2001:db8:b::2]:9001"),
+        ("127.64.0.0/10", "127.0.0.2:9001"),
+    ];
+    let source = |(network, server): (&str, &str)| SourceNetwork {
+        network: network.parse().unwrap(),
+        probe: network.split('/').next().unwrap().parse().unwrap(),
+        upstream: "u".to_owned(),
+        servers: [server.parse().unwrap()].into(),
+    };
+    topology.source_networks = sources.map(source).into();
+    topology
+}
+
+#[test]
+fn source_networks_need_local_routes_and_routes_to_the_proxy() {
+    let topology = with_source_networks();
+    let set_up = |role| commands_of(&compose(&topology, &options(role)).unwrap());
+    assert_eq!(
+        set_up(Role::Proxy),
+        "\
+add_local_route -4 10.99.0.0/16
+add_local_route -6 fd00:1::/64
+"
+    );
+    assert_eq!(
+        set_up(Role::Server),
+        "\
+add_route -4 10.99.0.0/16 192.0.2.1 priv
+add_route -6 fd00:1::/64 2001:db8:b::1 priv
+"
+    );
+    let text = compose(&topology, &options(Role::Proxy)).unwrap();
+    for part in [
+        "127.0.0.0/8 need nothing",
+        "neighbour entry for each session",
+        "# ip route add 10.99.0.0/16 via ",
+        "# ip route add fd00:1::/64 via ",
+        "out ip saddr 127.64.0.0/10 meta l4proto udp notrack",
+    ] {
+        assert!(
+            text.replace("\n# ", " ").contains(part) || text.contains(part),
+            "no `{part}` in\n{text}"
+        );
+    }
+    let unknown = Options {
+        gateway: Vec::new(),
+        ..options(Role::Server)
+    };
+    let error = compose(&topology, &unknown).unwrap_err().to_string();
+    assert!(error.contains("source network 10.99.0.0/16"), "{error}");
+    assert!(error.ends_with("name it with --gateway"), "{error}");
 }
 
 #[test]
@@ -404,7 +466,7 @@ fn replies_of_the_sdk_and_to_the_proxy_are_not_rewritten() {
     compose(&plain, &two_servers()).unwrap();
     let source = "192.0.2.9".parse().unwrap();
     plain.sources.insert(source);
-    plain.servers[1].sources.push(source);
+    plain.servers[1].source = Some(source);
     let text = compose(&plain, &without_gateway).unwrap();
     let proxy = "ip daddr { 192.0.2.9, 198.51.100.10, 198.51.100.11 } accept\n";
     assert!(text.contains(proxy), "{text}");

@@ -375,8 +375,11 @@ fn servers_of_names_stand_behind_those_that_are_written() {
     assert_eq!((found.name.as_str(), found.weight), ("192.0.2.8:53", 3));
     assert_eq!(found.found_by, Some(dns("b.example", 53)));
     assert!(found.health.is_some() && !found.backup);
-    assert_eq!(*found.sources, [IpAddr::from([10, 0, 0, 1])]);
-    assert_eq!(config.servers[2].sources[0].to_string(), "fd00::1");
+    assert_eq!(found.sources.addresses(), [IpAddr::from([10, 0, 0, 1])]);
+    assert_eq!(
+        config.servers[2].sources.addresses()[0].to_string(),
+        "fd00::1"
+    );
     assert!(config.servers[3].backup);
     assert_eq!(config.sources().len(), 2);
     // Another expansion keeps nothing of the one before.

@@ -108,7 +108,7 @@ fn errors_show_place_and_fix() {
             with("share_sockets = true"),
             ":5:1:",
             "`share_sockets` no longer exists",
-            "remove the key: source networks and tagged replies",
+            "remove the key: a network in `source`",
         ),
         (
             with("balance = \"magliv\""),

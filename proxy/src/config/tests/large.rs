@@ -76,9 +76,9 @@ fn servers_of_an_upstream_share_its_source_addresses() {
          source = [\"192.0.2.1\", \"2001:db8::1\", \"192.0.2.1\", \"192.0.2.2\"]\nservers = {servers:?}\n"
     );
     let config = Config::from_toml("x", &content).unwrap();
-    let first = &config.servers[0].sources;
+    let first = config.servers[0].sources.addresses();
     assert_eq!(first.len(), 2);
-    let same = |server: &Server| Arc::ptr_eq(&server.sources, first);
+    let same = |server: &Server| std::ptr::eq(server.sources.addresses(), first);
     assert!(config.servers.iter().all(same));
     assert_eq!(config.sources().len(), 2);
 }

@@ -19,6 +19,7 @@ fn target(address: SocketAddr) -> Target {
     Target {
         address,
         source: None,
+        freebind: false,
         reads_header: false,
     }
 }

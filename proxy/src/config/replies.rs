@@ -1,0 +1,203 @@
+//! `replies`, `tag_key_file` and `sessions`: how replies find their client.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use ppv2_engine::mode::{Emit, Mode};
+use ppv2_engine::server::Replies;
+use ppv2_engine::tag::TagKeys;
+
+use super::error::{Within, key_path, refuse};
+use super::options::{BalanceKind, ReplyKind, Upstream};
+use super::values::Hex;
+use super::{Config, ConfigError, Listener};
+use crate::files;
+
+/// Bytes of a key.
+const KEY_LEN: usize = 16;
+
+/// The most bytes of a key file: a key, however it is spaced.
+const MAX_KEY_FILE: u64 = 4096;
+
+/// What a key file must be, and how to make one.
+const MAKE_KEY: &str = "openssl rand -hex 16 >FILE; chmod 600 FILE";
+
+impl Upstream {
+    /// Checks `replies` and `tag_key_file`, and reads the key.
+    pub(super) fn reply_paths(&self) -> Result<Replies, ConfigError> {
+        let keys = match (self.replies, &self.tag_key_file) {
+            (ReplyKind::Session, None) => return Ok(Replies::Session),
+            (ReplyKind::Session, Some(_)) => {
+                return refuse(
+                    "`tag_key_file` without tags",
+                    "set replies = \"auto\" or \"tagged\", or leave `tag_key_file` out",
+                )
+                .within(key_path!["tag_key_file"]);
+            }
+            (_, Some(file)) => read_key(file).within(key_path!["tag_key_file"])?,
+            (_, None) => key_of_process().within(key_path!["replies"])?,
+        };
+        Ok(match self.replies {
+            ReplyKind::Session => Replies::Session,
+            ReplyKind::Auto => Replies::Auto(keys),
+            ReplyKind::Tagged => Replies::Tagged(keys),
+        })
+    }
+}
+
+/// The key of tags where no file has one: the same for every configuration of this process,
+/// so that a reload leaves replies in flight valid.
+fn key_of_process() -> Result<Arc<TagKeys>, ConfigError> {
+    static KEY: OnceLock<Arc<TagKeys>> = OnceLock::new();
+    if let Some(key) = KEY.get() {
+        return Ok(Arc::clone(key));
+    }
+    match TagKeys::random() {
+        Ok(key) => Ok(Arc::clone(KEY.get_or_init(|| Arc::new(key)))),
+        Err(error) => refuse(
+            format!("there are no random numbers for the key of tags: {error}"),
+            format!("name a file with a key in `tag_key_file` ({MAKE_KEY})"),
+        ),
+    }
+}
+
+/// Reads a key. Errors never show what is in the file.
+fn read_key(file: &Path) -> Result<Arc<TagKeys>, ConfigError> {
+    let name = file.display();
+    let bad = |what: String, hint: String| refuse(format!("key file {name} {what}"), hint);
+    let make = MAKE_KEY.replace("FILE", &name.to_string());
+    let mode = match std::fs::metadata(file) {
+        Ok(metadata) => metadata.mode(),
+        Err(error) => {
+            return bad(
+                format!("can't be read: {error}"),
+                format!("make it: {make}"),
+            );
+        }
+    };
+    if mode & 0o077 != 0 {
+        return bad(
+            format!(
+                "can be used by others than its owner (mode {:03o})",
+                mode & 0o777
+            ),
+            format!(
+                "chmod 600 {name}; who has read the key can write to any client in the proxy's name, so make another: openssl rand -hex 16"
+            ),
+        );
+    }
+    let text = match files::read(file, MAX_KEY_FILE) {
+        Ok(text) => text,
+        Err(error) => {
+            return bad(
+                format!("can't be read: {error}"),
+                format!("let the proxy's user own it (chown), or make it: {make}"),
+            );
+        }
+    };
+    let Ok(Hex(bytes)) = text.parse() else {
+        return bad(
+            "has something else than hexadecimal digits".to_owned(),
+            format!("make it: {make}"),
+        );
+    };
+    match bytes.first_chunk::<KEY_LEN>() {
+        Some(key) if bytes.len() == KEY_LEN => Ok(Arc::new(TagKeys::new(*key))),
+        _ => bad(
+            format!("has {} hexadecimal digits", bytes.len() * 2),
+            format!("a key has {}: {make}", KEY_LEN * 2),
+        ),
+    }
+}
+
+impl Config {
+    /// Refuses tags where no header can carry them, and listeners without sessions where
+    /// something depends on these.
+    pub(super) fn check_replies(
+        &mut self,
+        listener: &Listener,
+        upstream: &Upstream,
+        index: usize,
+    ) -> Result<(), ConfigError> {
+        let name = &listener.upstream;
+        if upstream.replies != ReplyKind::Session {
+            let bad = listener
+                .modes()
+                .find(|mode| !matches!(mode, Mode::Ppv2 { emit, .. } if *emit == Emit::Every));
+            if let Some(mode) = bad {
+                let what = match mode {
+                    Mode::Ppv2 { .. } => "header.emit = \"first\"".to_owned(),
+                    other => format!("mode {}", other.name()),
+                };
+                return refuse(
+                    format!(
+                        "replies = {} with {what} (listener `{}`): a tag needs a header on each datagram",
+                        upstream.replies.quoted(),
+                        listener.name
+                    ),
+                    "set mode = \"ppv2\" and header.emit = \"every\", or replies = \"session\"",
+                )
+                .within(key_path!["upstream", name.as_str(), "replies"]);
+            }
+        }
+        if listener.sessions.0 {
+            return Ok(());
+        }
+        if upstream.replies != ReplyKind::Tagged {
+            return refuse(
+                format!(
+                    "sessions = false with replies = {}: without a session, a reply finds its client by a tag alone",
+                    upstream.replies.quoted()
+                ),
+                format!("set replies = \"tagged\" in [upstream.{name}], whose servers must then return tags"),
+            )
+            .within(key_path!["listener", index, "sessions"]);
+        }
+        // Bounds on what attackers can do must not vanish silently.
+        for (is_set, key, what) in [
+            (
+                listener.rules().amplification.is_some(),
+                "amplification",
+                "`amplification` bounds the replies of a session",
+            ),
+            (
+                listener.per_client.sessions.is_some(),
+                "per_client",
+                "`per_client.sessions` bounds sessions",
+            ),
+        ] {
+            if is_set {
+                return refuse(
+                    format!("{what}, which sessions = false does without"),
+                    "leave it out, or leave `sessions` out",
+                )
+                .within(key_path!["listener", index, key]);
+            }
+        }
+        let counts = [BalanceKind::LeastSessions, BalanceKind::RandomTwo];
+        let unused = [
+            (listener.responses > 0, "responses"),
+            (listener.requests > 0, "requests"),
+            (listener.idle_timeout != Default::default(), "idle_timeout"),
+            (counts.contains(&upstream.balance), "balance by sessions"),
+            (listener.returns, "on_return"),
+            (self.access_log.is_some(), "the access log"),
+        ];
+        let unused: Vec<_> = unused.iter().filter(|(is_set, _)| *is_set).collect();
+        if !unused.is_empty() {
+            let unused: Vec<_> = unused.iter().map(|(_, what)| *what).collect();
+            self.warnings.push(format!(
+                "listener `{}` has no sessions (sessions = false), so this doesn't apply to it: {}",
+                listener.name,
+                unused.join(", ")
+            ));
+        }
+        Ok(())
+    }
+
+    /// The files with keys of tags.
+    pub fn tag_key_files(&self) -> impl Iterator<Item = &Path> {
+        self.key_files.iter().map(|file| &**file)
+    }
+}

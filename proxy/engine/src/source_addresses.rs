@@ -70,6 +70,8 @@ pub struct SourceAddresses {
     /// Those of `resting` that a late reply came to: their rest began again then. Bounded by
     /// `resting`, whatever servers and forged replies do, since others are not noted.
     heard: HashMap<u32, Tick, ahash::RandomState>,
+    /// When a rest last began.
+    latest_rest: Option<Tick>,
 }
 
 /// An address, by its number in the share, and when its rest began.
@@ -101,6 +103,7 @@ impl SourceAddresses {
             clock: Clock::new(now),
             resting: VecDeque::new(),
             heard: HashMap::default(),
+            latest_rest: None,
         }
     }
 
@@ -168,7 +171,15 @@ impl SourceAddresses {
         let since = self.clock.tick(now);
         if let Some(number) = self.number(address) {
             self.resting.push_back(Resting { number, since });
+            self.latest_rest = Some(since);
         }
+    }
+
+    /// Whether an address has not rested for [`MIN_REST`] yet, or one that was taken since.
+    pub fn any_rests(&mut self, now: Instant) -> bool {
+        let now = self.clock.tick(now);
+        let latest = self.latest_rest;
+        latest.is_some_and(|latest| !now.is_after(latest, MIN_REST))
     }
 
     /// A reply came to `address`, which no session has: if it rests, its rest begins
@@ -179,6 +190,7 @@ impl SourceAddresses {
             && self.order.place(number.into()) < self.used
         {
             self.heard.insert(number, since);
+            self.latest_rest = Some(since);
         }
     }
 

@@ -99,6 +99,14 @@ impl Connection {
         }
     }
 
+    /// Whether its datagrams leave by this shared socket from this address.
+    pub(crate) fn sends_from(&self, number: u32, from: IpAddr) -> bool {
+        match &self.path {
+            Path::Network { socket, source } => (*socket, *source) == (number, from),
+            Path::Own(_) | Path::Tagged { .. } => false,
+        }
+    }
+
     /// The address of this host's that its datagrams are sent from, if routes decide which
     /// it is.
     pub(crate) fn own_source(&self) -> Option<IpAddr> {

@@ -177,7 +177,10 @@ fn an_address_rests_after_its_session_and_after_late_replies() {
     share.heard(only, at(1020));
     assert_eq!(share.take(at(1029)), Err(NoAddress));
     assert_eq!(share.take(at(1031)), Ok(only));
+    assert!(!share.any_rests(at(1031)));
     assert_eq!((share.resting.len(), share.heard.len()), (0, 0));
+    share.give_back(only, at(1031));
+    assert!(share.any_rests(at(1040)) && !share.any_rests(at(1042)));
 }
 
 /// A share of which many rest, without a million takes.
@@ -355,6 +358,11 @@ proptest! {
                 }
                 Step::Pass(millis) => now += Duration::from_millis(millis),
             }
+            let rests = |of: &Known| match of {
+                Known::Resting(since, _) => !rested(*since, now),
+                Known::Running => false,
+            };
+            prop_assert!(share.any_rests(now) || !known.values().any(rests), "{known:?}");
             let resting = known.values().filter(|of| **of != Known::Running).count();
             prop_assert_eq!(share.resting.len(), resting);
             prop_assert!(share.heard.len() <= resting);

@@ -26,6 +26,10 @@ const ERRORS_AT_ONCE: usize = 4;
 /// As [`ERRORS_AT_ONCE`], of a socket that sessions share.
 const SHARED_ERRORS_AT_ONCE: usize = 32;
 
+/// Batches of replies from such a socket after which its errors are looked for, whether or
+/// not a call has failed: one that received something swallows an error.
+const TAKES_BETWEEN_LOOKS: u32 = 64;
+
 /// The most late replies and errors to read from a socket before it is closed or taken
 /// over.
 const LATE: usize = 64;
@@ -72,10 +76,13 @@ impl Worker {
             return 0;
         };
         let is_tagged = shared.tagged().is_some();
+        shared.takes = shared.takes.wrapping_add(1);
+        let mut look_for_errors = shared.takes.is_multiple_of(TAKES_BETWEEN_LOOKS);
         let slots = self.replies.receive_from_shared(&shared.socket, |report| {
-            // Of a source network, the error queue has it, too.
-            if let Some(tagged) = shared.tagged() {
-                count_report(tagged.server.counters(self.number), report);
+            match shared.tagged() {
+                Some(tagged) => count_report(tagged.server.counters(self.number), report),
+                // The error queue has it, too.
+                None => look_for_errors = true,
             }
         });
         let latest = slots.clone().last();
@@ -90,7 +97,8 @@ impl Worker {
             }
             return slots.len();
         }
-        if slots.is_empty() {
+        // Also while replies come: errors fill the same buffer, and no reply would.
+        if slots.is_empty() || look_for_errors {
             self.take_errors(number);
         }
         for slot in slots.clone() {
@@ -99,7 +107,11 @@ impl Worker {
             };
             let to = received.local.ip();
             let id = self.shared_sockets.session_at(to);
-            match id.filter(|id| self.table.get(*id).is_some()) {
+            let is_asked = |id: &SessionId| {
+                let session = self.table.get(*id);
+                session.is_some_and(|session| session.connection.sends_from(number, to))
+            };
+            match id.filter(is_asked) {
                 Some(id) => {
                     if lost > 0 && slot + 1 == slots.end {
                         self.count_overflows_of(id, lost);

@@ -41,6 +41,8 @@ pub(super) struct SharedSocket {
     kind: Kind,
     /// The kernel's latest count of replies lost because its buffer was full.
     pub(super) overflows: u32,
+    /// How many batches were taken from it.
+    pub(super) takes: u32,
     sessions: usize,
     /// Counts what belongs to no session: the listener that opened the socket.
     listener: Arc<Listener>,
@@ -369,6 +371,7 @@ impl Worker {
             socket,
             kind,
             overflows: 0,
+            takes: 0,
             sessions: 0,
             listener: Arc::clone(&settings.listener),
             unused: None,
@@ -456,9 +459,9 @@ impl Worker {
             .unzip();
         let shared = &mut self.shared_sockets;
         let is_wanted = |one: &NetworkInUse| networks.contains(&one.network.network);
-        shared
-            .networks
-            .retain(|one| !one.sessions.is_empty() || is_wanted(one));
+        shared.networks.retain_mut(|one| {
+            is_wanted(one) || !one.sessions.is_empty() || one.free.any_rests(now)
+        });
         if shared.servers != servers {
             shared.former_servers = std::mem::replace(&mut shared.servers, servers);
         }

@@ -28,6 +28,7 @@ mod reload;
 mod resolving;
 mod sessions;
 mod source_network_hosts;
+mod source_networks;
 mod stop;
 mod transparent;
 mod unbound;

@@ -91,6 +91,11 @@ impl Connection {
         returns_tags && key.fits_header()
     }
 
+    /// Whether a session of this client to `target` has no socket of its own.
+    pub(crate) fn shares_socket(target: &Target, key: &Key) -> bool {
+        target.sources.network().is_some() || Self::shares_tagged_socket(target, key)
+    }
+
     /// The session's own socket, if it has one.
     pub(crate) fn own_socket(&self) -> Option<&UpstreamSocket> {
         match &self.path {

@@ -20,7 +20,7 @@ mod session_socket;
 mod shared_socket;
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -192,6 +192,8 @@ pub struct Worker {
     listener_sockets: Slab<ListenerSocket>,
     /// By the address that they are bound to, numbers in `listener_sockets`.
     listeners_at: HashMap<SocketAddr, u32, ahash::RandomState>,
+    /// The ports in `listeners_at`.
+    listener_ports: HashSet<u16, ahash::RandomState>,
     snapshot: Arc<Snapshot>,
     /// By the listener's id, and whether they are for IPv6 clients.
     balancers: HashMap<(u64, bool), Balancer>,
@@ -249,6 +251,7 @@ impl Worker {
             readiness,
             listener_sockets: Slab::new(),
             listeners_at: HashMap::default(),
+            listener_ports: HashSet::default(),
             snapshot: Arc::default(),
             balancers: HashMap::new(),
             next_source: number,

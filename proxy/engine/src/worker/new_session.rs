@@ -245,6 +245,9 @@ impl Worker {
         if self.server_addresses.addresses.contains(&client) {
             return true;
         }
+        if !self.listener_ports.contains(&client.port()) {
+            return false;
+        }
         let bound = self.listener_sockets.iter();
         let bound = bound.map(|(_, listener_socket)| listener_socket.socket.bound());
         let mut same_port = bound.filter(|bound| bound.port() == client.port());

@@ -134,6 +134,7 @@ impl Worker {
         settings.listener.note_open_socket();
         let number = u32::try_from(entry.key()).unwrap_or(u32::MAX);
         self.listeners_at.insert(socket.bound(), number);
+        self.listener_ports.insert(socket.bound().port());
         entry.insert(ListenerSocket {
             socket,
             settings,
@@ -246,6 +247,8 @@ impl Worker {
             self.listeners_at.remove(&socket.socket.bound());
             socket.settings.listener.note_closed_socket();
         }
+        let ports = self.listeners_at.keys().map(SocketAddr::port);
+        self.listener_ports = ports.collect();
     }
 
     /// Notes which sessions need another socket since the network has changed: those whose
@@ -307,12 +310,12 @@ impl Worker {
         if self.routeless.contains(ids, now) {
             return Some(Err(DropReason::Unreachable));
         }
-        let path = match self.shared_path(&key, &settings, &target, now) {
-            Some(path) => path,
-            None => self
-                .is_short(&key, &target, now)
+        let path = if Connection::shares_socket(&target, &key) {
+            self.shared_path(&key, &settings, &target, now)
+        } else {
+            self.is_short(&key, &target, now)
                 .and_then(|()| self.new_socket(&key, &settings, &target, now))
-                .map(|socket| Path::Own(Box::new(socket))),
+                .map(|socket| Path::Own(Box::new(socket)))
         };
         let path = match path {
             Ok(path) => path,
@@ -335,17 +338,23 @@ impl Worker {
         self.end(old, EndReason::Network, now);
         let sessions = settings.client_sessions.as_ref();
         let client = sessions.map(|sessions| sessions.take(key.client.0.ip()));
-        let Some(client) = client.map_or(Some(None), |permit| permit.map(Some)) else {
-            return Some(Err(DropReason::ClientSessions));
+        let client = client.map_or(Ok(None), |permit| {
+            permit.map(Some).ok_or(DropReason::ClientSessions)
+        });
+        let permit = client.and_then(|client| Ok(self.permit(now)?.of_client(client)));
+        let permit = match permit {
+            Ok(permit) => permit,
+            Err(reason) => {
+                self.give_back(&path, now);
+                return Some(Err(reason));
+            }
         };
-        Some(self.permit(now).and_then(|permit| {
-            let got = NewPath {
-                permit: permit.of_client(client),
-                path,
-                is_watched: false,
-            };
-            self.begin(now, key, number, &settings, &target, got)
-        }))
+        let got = NewPath {
+            permit,
+            path,
+            is_watched: false,
+        };
+        Some(self.begin(now, key, number, &settings, &target, got))
     }
 }
 

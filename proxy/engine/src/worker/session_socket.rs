@@ -118,10 +118,12 @@ impl Worker {
         if self.capacity.is_full() {
             return Err(DropReason::MaxSessions);
         }
-        if let Some(path) = self.shared_path(key, settings, target, now) {
+        if Connection::shares_socket(target, key) {
+            // First, since an address that is not used after all would have to be given back.
+            let permit = self.permit(now)?;
             return Ok(NewPath {
-                permit: self.permit(now)?,
-                path: path?,
+                permit,
+                path: self.shared_path(key, settings, target, now)?,
                 is_watched: false,
             });
         }
@@ -167,13 +169,16 @@ impl Worker {
         settings: &ListenerSettings,
         target: &Target,
         now: Instant,
-    ) -> Option<Result<Path, DropReason>> {
-        if Connection::shares_tagged_socket(target, key) {
-            let socket = self.tagged_socket(settings, target);
-            return Some(socket.map(|socket| Path::Tagged { socket }));
+    ) -> Result<Path, DropReason> {
+        match target.sources.network() {
+            Some(network) if !Connection::shares_tagged_socket(target, key) => {
+                self.network_path(settings, target, network, now)
+            }
+            _ => {
+                let socket = self.tagged_socket(settings, target)?;
+                Ok(Path::Tagged { socket })
+            }
         }
-        let network = target.sources.network()?;
-        Some(self.network_path(settings, target, network, now))
     }
 
     /// The permit for a session, for which an ended one may be closed.

@@ -412,6 +412,13 @@ impl Worker {
         }
     }
 
+    /// Has the address of a path that no session got after all be used again.
+    pub(super) fn give_back(&mut self, path: &Path, now: Instant) {
+        if let Path::Network { source, .. } = path {
+            self.shared_sockets.give_back(*source, now);
+        }
+    }
+
     /// Notes the session that has a path.
     pub(super) fn note_shared(&mut self, id: SessionId) {
         if let Some(session) = self.table.get(id) {

@@ -187,6 +187,8 @@ impl Part {
 pub struct Batch {
     bytes: Vec<u8>,
     capacity: usize,
+    /// Bytes from the start of one slot to that of the next.
+    stride: usize,
     received: Vec<Option<Received>>,
 }
 
@@ -204,6 +206,7 @@ impl Batch {
         Self {
             bytes: vec![0; slots * stride(capacity)],
             capacity,
+            stride: stride(capacity),
             received: vec![None; slots],
         }
     }
@@ -234,7 +237,7 @@ impl Batch {
     }
 
     fn range(&self, slot: usize) -> Range<usize> {
-        let start = slot * stride(self.capacity);
+        let start = slot * self.stride;
         start
             ..start
                 + self.received[slot]
@@ -296,7 +299,7 @@ impl Batch {
             return (&[], 0);
         };
         let (len, segment) = (received.len, received.segment);
-        let start = part.slot * stride(self.capacity);
+        let start = part.slot * self.stride;
         let (first, end) = (
             (part.first * segment).min(len),
             (part.end * segment).min(len),
@@ -310,7 +313,7 @@ impl Batch {
         &mut self,
         slots: Range<usize>,
     ) -> (impl Iterator<Item = &mut [u8]>, &mut [Option<Received>]) {
-        let buffers = self.bytes.chunks_exact_mut(stride(self.capacity));
+        let buffers = self.bytes.chunks_exact_mut(self.stride);
         let received = &mut self.received[slots.clone()];
         let buffers = buffers.skip(slots.start).take(received.len());
         (buffers.map(|buffer| &mut buffer[..self.capacity]), received)

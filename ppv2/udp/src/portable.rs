@@ -90,8 +90,8 @@ pub(crate) fn send<'d>(
     _state: &SocketState,
     socket: BorrowedFd<'_>,
     count: usize,
-    transmit: &dyn Fn(usize) -> Transmit<'d>,
-    fault: &mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
+    transmit: &impl Fn(usize) -> Transmit<'d>,
+    fault: &mut impl FnMut(usize, SendFault) -> ControlFlow<()>,
     _join: bool,
 ) -> Sent {
     let mut sent = Sent::default();

@@ -26,8 +26,9 @@ pub struct Outgoing<'h> {
 impl Outgoing<'_> {
     /// Whether both go from one address to one address, with one class: they can leave as one
     /// burst, in which each datagram has a header of its own.
+    #[inline]
     pub(crate) fn goes_as(&self, other: &Self) -> bool {
-        (self.to, self.from, self.class) == (other.to, other.from, other.class)
+        self.to == other.to && self.class == other.class && self.from == other.from
     }
 }
 
@@ -60,18 +61,21 @@ impl<'d> Transmit<'d> {
     }
 
     /// The number of datagrams. An empty payload is one.
+    #[inline]
     pub(crate) fn datagrams(&self) -> usize {
         count(self.payload.len(), self.segment)
     }
 
     /// Bytes of the datagram of index `number`, with its header.
     #[cfg(target_os = "linux")]
+    #[inline]
     pub(crate) fn len_with_header(&self, number: usize) -> usize {
         let left = self.payload.len() - (number * self.segment).min(self.payload.len());
         self.outgoing.header.len() + left.min(self.segment)
     }
 
     /// The payload of `count` datagrams from index `first` on.
+    #[inline]
     pub(crate) fn slice(&self, first: usize, count: usize) -> &'d [u8] {
         let len = self.payload.len();
         let start = (first * self.segment).min(len);

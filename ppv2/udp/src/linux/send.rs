@@ -55,6 +55,12 @@ struct Position {
     datagram: usize,
 }
 
+/// The first of all.
+const START: Position = Position {
+    transmit: 0,
+    datagram: 0,
+};
+
 impl Position {
     fn next_transmit(&mut self) {
         self.transmit += 1;
@@ -63,12 +69,12 @@ impl Position {
 }
 
 /// One call of [`send`].
-struct Sending<'a, 'd> {
+struct Sending<'a, T, F> {
     state: &'a SocketState,
     socket: BorrowedFd<'a>,
     count: usize,
-    transmit: &'a dyn Fn(usize) -> Transmit<'d>,
-    fault: &'a mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
+    transmit: &'a T,
+    fault: &'a mut F,
     /// Datagrams of neighbouring transmits may leave in one burst.
     join: bool,
     sent: Sent,
@@ -79,8 +85,8 @@ pub(crate) fn send<'d>(
     state: &SocketState,
     socket: BorrowedFd<'_>,
     count: usize,
-    transmit: &dyn Fn(usize) -> Transmit<'d>,
-    fault: &mut dyn FnMut(usize, SendFault) -> ControlFlow<()>,
+    transmit: &impl Fn(usize) -> Transmit<'d>,
+    fault: &mut impl FnMut(usize, SendFault) -> ControlFlow<()>,
     join: bool,
 ) -> Sent {
     let mut sending = Sending {
@@ -92,16 +98,71 @@ pub(crate) fn send<'d>(
         join,
         sent: Sent::default(),
     };
-    let start = Position {
-        transmit: 0,
-        datagram: 0,
-    };
     // Where it was told to stop, there is nothing left to do.
-    let _ = sending.send(start, usize::MAX);
+    let _ = if count == 1 {
+        sending.send_only()
+    } else {
+        sending.send(START, usize::MAX)
+    };
     sending.sent
 }
 
-impl<'d> Sending<'_, 'd> {
+/// Generic, so that a transmit need not be written to memory to be read again at once.
+impl<'d, T, F> Sending<'_, T, F>
+where
+    T: Fn(usize) -> Transmit<'d>,
+    F: FnMut(usize, SendFault) -> ControlFlow<()>,
+{
+    /// Sends the only transmit, which a session's datagrams mostly are: a single datagram
+    /// needs no list.
+    fn send_only(&mut self) -> ControlFlow<()> {
+        let one = (self.transmit)(0);
+        if one.datagrams() > 1 {
+            return self.send(START, usize::MAX);
+        }
+        let (mut name, mut control) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let header = one.outgoing.header;
+        let mut pieces = [piece(header), piece(one.payload)];
+        let (extras, v6) = (
+            Extras::of(&one.outgoing, None),
+            self.state.bound().is_ipv6(),
+        );
+        // SAFETY: name and control buffer outlive the call, and so do the pieces, the bytes
+        // of which are borrowed for `'d`.
+        let result = unsafe {
+            let (name, control) = (name.as_mut_ptr(), control.as_mut_ptr());
+            let mut message = message_header(one.outgoing.to, &extras, name, control, v6);
+            let skipped = usize::from(header.is_empty());
+            message.msg_iov = pieces.as_mut_ptr().add(skipped);
+            message.msg_iovlen = (pieces.len() - skipped) as _;
+            sendmsg(self.socket, &message)
+        };
+        match result {
+            Ok(_) => {
+                self.sent.datagrams += 1;
+                self.sent.bytes += one.len_with_header(0);
+                ControlFlow::Continue(())
+            }
+            Err(error) => self.after_error_of_only(&one, error),
+        }
+    }
+
+    #[cold]
+    fn after_error_of_only(&mut self, one: &Transmit<'d>, error: io::Error) -> ControlFlow<()> {
+        let mut scratch = MaybeUninit::uninit();
+        let mut outbox = Outbox::new(&mut scratch);
+        let bytes = outbox.add(one, 0, 1);
+        let message = Message {
+            first: START,
+            datagrams: 1,
+            len: bytes,
+            bytes,
+        };
+        outbox.end_message(message, &one.outgoing, self.state.bound().is_ipv6());
+        self.after_error(&mut outbox, 0, error)?;
+        ControlFlow::Continue(())
+    }
+
     /// Sends `left` datagrams, or all, from `at` on.
     fn send(&mut self, mut at: Position, mut left: usize) -> ControlFlow<()> {
         let mut scratch = MaybeUninit::uninit();
@@ -172,9 +233,12 @@ impl<'d> Sending<'_, 'd> {
             && at.transmit < self.count
         {
             let next = (self.transmit)(at.transmit);
+            if !next.outgoing.goes_as(outgoing) {
+                return Some(next);
+            }
             let (rest, len) = (next.datagrams(), next.len_with_header(0));
             let fits = len == message.len || rest == 1 && (1..message.len).contains(&len);
-            if !fits || !next.outgoing.goes_as(outgoing) {
+            if !fits {
                 return Some(next);
             }
             let datagrams = rest.min(most - message.datagrams);
@@ -192,54 +256,70 @@ impl<'d> Sending<'_, 'd> {
     /// Hands the messages in `outbox` to the kernel, until each is sent or reported.
     fn flush(&mut self, outbox: &mut Outbox<'_, 'd>) -> ControlFlow<()> {
         let mut next = 0;
-        // Error of the message at `next` that may be about an earlier one, and how often the
-        // message was tried again.
-        let mut doubted: Option<(io::Error, u32)> = None;
         while next < outbox.messages {
-            let message = outbox.message(next);
-            let error = match outbox.send(self.socket, next) {
-                Ok(taken) => {
-                    for message in (next..next + taken).map(|index| outbox.message(index)) {
-                        self.sent.datagrams += message.datagrams;
-                        self.sent.bytes += message.bytes;
-                    }
-                    next += taken;
-                    if let Some((error, _)) = doubted.take() {
-                        (self.fault)(message.first.transmit, SendFault::Earlier(error))?;
-                    }
-                    continue;
-                }
-                Err(error) => error,
+            next += match self.try_send(outbox, next) {
+                Ok(taken) => taken,
+                Err(error) => self.after_error(outbox, next, error)?,
             };
-            let tries = doubted.as_ref().map_or(0, |(_, tries)| *tries);
-            if tries < TRIES && may_be_of_an_earlier_one(&error) {
-                doubted = Some((error, tries + 1));
-                continue;
-            }
-            if let Some((earlier, _)) = doubted.take()
-                && earlier.raw_os_error() != error.raw_os_error()
-            {
-                (self.fault)(message.first.transmit, SendFault::Earlier(earlier))?;
-            }
-            next += 1;
-            if message.datagrams > 1 && refuses_bursts(&error) {
-                // EIO: the device can't compute checksums, whatever the length.
-                let is_any_length = error.raw_os_error() == Some(libc::EIO);
-                let limit = if is_any_length { 0 } else { message.len - 1 };
-                let (before, sent) = (self.state.limit_bursts(limit), self.sent.datagrams);
-                let flow = self.send(message.first, message.datagrams);
-                if self.sent.datagrams == sent {
-                    // It was no burst that the kernel refused, but where they go or come
-                    // from, which says nothing of others.
-                    self.state.unlimit_bursts(limit, before);
-                }
-                flow?;
-            } else {
-                self.report_lost(message, &error)?;
-            }
         }
         outbox.clear();
         ControlFlow::Continue(())
+    }
+
+    /// Hands the messages from index `next` on to the kernel, and returns how many it took.
+    fn try_send(&mut self, outbox: &mut Outbox<'_, 'd>, next: usize) -> io::Result<usize> {
+        let taken = outbox.send(self.socket, next)?;
+        for message in (next..next + taken).map(|index| outbox.message(index)) {
+            self.sent.datagrams += message.datagrams;
+            self.sent.bytes += message.bytes;
+        }
+        Ok(taken)
+    }
+
+    /// Sends the message at index `next`, which failed with `error`, in another way, or
+    /// reports it. Returns how many messages are done with.
+    #[cold]
+    fn after_error(
+        &mut self,
+        outbox: &mut Outbox<'_, 'd>,
+        next: usize,
+        mut error: io::Error,
+    ) -> ControlFlow<(), usize> {
+        let message = outbox.message(next);
+        let mut earlier: Option<io::Error> = None;
+        for _ in 0..TRIES {
+            if !may_be_of_an_earlier_one(&error) {
+                break;
+            }
+            match self.try_send(outbox, next) {
+                Ok(taken) => {
+                    (self.fault)(message.first.transmit, SendFault::Earlier(error))?;
+                    return ControlFlow::Continue(taken);
+                }
+                Err(another) => earlier = Some(mem::replace(&mut error, another)),
+            }
+        }
+        if let Some(earlier) = earlier
+            && earlier.raw_os_error() != error.raw_os_error()
+        {
+            (self.fault)(message.first.transmit, SendFault::Earlier(earlier))?;
+        }
+        if message.datagrams > 1 && refuses_bursts(&error) {
+            // EIO: the device can't compute checksums, whatever the length.
+            let is_any_length = error.raw_os_error() == Some(libc::EIO);
+            let limit = if is_any_length { 0 } else { message.len - 1 };
+            let (before, sent) = (self.state.limit_bursts(limit), self.sent.datagrams);
+            let flow = self.send(message.first, message.datagrams);
+            if self.sent.datagrams == sent {
+                // It was no burst that the kernel refused, but where they go or come from,
+                // which says nothing of others.
+                self.state.unlimit_bursts(limit, before);
+            }
+            flow?;
+        } else {
+            self.report_lost(message, &error)?;
+        }
+        ControlFlow::Continue(1)
     }
 
     /// Reports each transmit that had datagrams in `message`.
@@ -330,6 +410,7 @@ impl<'s, 'd> Outbox<'s, 'd> {
 
     /// Adds `datagrams` datagrams of `one` to the message, from index `first` on, each with
     /// its header. Returns their bytes.
+    #[inline]
     fn add(&mut self, one: &Transmit<'d>, first: usize, datagrams: usize) -> usize {
         let header = one.outgoing.header;
         let payload = one.slice(first, datagrams);
@@ -344,46 +425,33 @@ impl<'s, 'd> Outbox<'s, 'd> {
         payload.len() + datagrams * header.len()
     }
 
+    #[inline]
     fn add_piece(&mut self, bytes: &'d [u8]) {
         assert!(self.pieces < PIECES, "the caller has asked for room");
-        let piece = iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: bytes.len(),
-        };
         // SAFETY: the index is within the array, and the field is valid for writes.
-        unsafe { (*self.scratch.as_mut_ptr()).pieces[self.pieces] = piece };
+        unsafe { (*self.scratch.as_mut_ptr()).pieces[self.pieces] = piece(bytes) };
         self.pieces += 1;
     }
 
     /// Ends `message`, which consists of the pieces added since the last one.
+    #[inline]
     fn end_message(&mut self, message: Message, outgoing: &Outgoing<'_>, v6: bool) {
         let at = self.messages;
         assert!(at < MESSAGES, "the caller has asked for room");
         let segment = u16::try_from(message.len).ok();
-        let extras = Extras {
-            from: outgoing.from,
-            class: outgoing.class,
-            segment: segment.filter(|_| message.datagrams > 1),
-        };
+        let extras = Extras::of(outgoing, segment.filter(|_| message.datagrams > 1));
         let scratch = self.scratch.as_mut_ptr();
         // SAFETY: `at < MESSAGES` and `first_piece <= PIECES`, and every field is written
         // before it is read. The pointers lead into `scratch`, which is borrowed for longer
         // than `self` lives.
         unsafe {
-            let mut header: msghdr = mem::zeroed();
-            if let Some(to) = outgoing.to {
-                let (name, len) = name_of(to, v6);
-                (*scratch).names[at] = name;
-                header.msg_name = (&raw mut (*scratch).names[at]).cast();
-                header.msg_namelen = len;
-            }
+            let name = (&raw mut (*scratch).names).cast::<Name>().add(at);
+            let control = (&raw mut (*scratch).controls).cast::<ControlOut>().add(at);
+            let mut header = message_header(outgoing.to, &extras, name, control, v6);
             header.msg_iov = (&raw mut (*scratch).pieces)
                 .cast::<iovec>()
                 .add(self.first_piece);
             header.msg_iovlen = (self.pieces - self.first_piece) as _;
-            if !extras.is_empty() {
-                write_control(&mut header, &raw mut (*scratch).controls[at], &extras, v6);
-            }
             (*scratch).headers[at] = mmsghdr {
                 msg_hdr: header,
                 msg_len: 0,
@@ -394,6 +462,7 @@ impl<'s, 'd> Outbox<'s, 'd> {
         self.first_piece = self.pieces;
     }
 
+    #[inline]
     fn message(&self, index: usize) -> Message {
         assert!(
             index < self.messages,
@@ -415,6 +484,46 @@ impl<'s, 'd> Outbox<'s, 'd> {
     }
 }
 
+/// What the kernel is pointed at for some bytes, which it only reads.
+#[inline]
+fn piece(bytes: &[u8]) -> iovec {
+    iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// A message without content, to be sent to `to` with `extras`, which it points at `name` and
+/// `control` for.
+///
+/// # Safety
+///
+/// `name` and `control` are valid for writes, and stay in place until the kernel has read
+/// them.
+#[inline]
+unsafe fn message_header(
+    to: Option<SocketAddr>,
+    extras: &Extras,
+    name: *mut Name,
+    control: *mut ControlOut,
+    v6: bool,
+) -> msghdr {
+    // SAFETY: a `msghdr` of zeros is valid; the rest is the caller's promise.
+    unsafe {
+        let mut header: msghdr = mem::zeroed();
+        if let Some(to) = to {
+            let (value, len) = name_of(to, v6);
+            name.write(value);
+            header.msg_name = name.cast();
+            header.msg_namelen = len;
+        }
+        if !extras.is_empty() {
+            write_control(&mut header, control, extras, v6);
+        }
+        header
+    }
+}
+
 /// sendmmsg(2), or sendmsg(2) for a single message. Returns how many messages were sent.
 ///
 /// # Safety
@@ -426,22 +535,32 @@ unsafe fn sendmmsg(
     messages: *mut mmsghdr,
     count: usize,
 ) -> io::Result<usize> {
-    let (socket, flags): (_, c_int) = (socket.as_raw_fd(), 0);
+    let (fd, flags): (_, c_int) = (socket.as_raw_fd(), 0);
     // SAFETY: as above.
     unsafe {
         if count == 1 {
-            let header = &raw const (*messages).msg_hdr;
-            number(libc::syscall(libc::SYS_sendmsg, socket, header, flags))?;
-            return Ok(1);
+            return sendmsg(socket, &(*messages).msg_hdr).map(|_| 1);
         }
         number(libc::syscall(
             libc::SYS_sendmmsg,
-            socket,
+            fd,
             messages,
             count,
             flags,
         ))
     }
+}
+
+/// sendmsg(2). Returns how many bytes were sent.
+///
+/// # Safety
+///
+/// Name, vectors and control buffer of `message` are valid for reads.
+unsafe fn sendmsg(socket: BorrowedFd<'_>, message: &msghdr) -> io::Result<usize> {
+    let (fd, flags): (_, c_int) = (socket.as_raw_fd(), 0);
+    let message: *const msghdr = message;
+    // SAFETY: as above.
+    number(unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) })
 }
 
 /// Room for the control messages of a message to send: packet info (40 bytes), traffic
@@ -457,6 +576,15 @@ struct Extras {
 }
 
 impl Extras {
+    #[inline]
+    fn of(outgoing: &Outgoing<'_>, segment: Option<u16>) -> Self {
+        Self {
+            from: outgoing.from,
+            class: outgoing.class,
+            segment,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.from.is_none() && self.class == TrafficClass::default() && self.segment.is_none()
     }

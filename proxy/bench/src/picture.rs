@@ -30,9 +30,9 @@ const PEERS: [Peer; 9] = [
 const WIDTH: f64 = 760.0;
 const MARGIN: f64 = 16.0;
 /// Where bars begin: names end before it.
-const LEFT: f64 = 206.0;
+const LEFT: f64 = 228.0;
 /// Pixels for the cost of nginx.
-const UNIT: f64 = 170.0;
+const UNIT: f64 = 164.0;
 /// Longer bars are cut, their figure still told.
 const LONGEST: f64 = 2.0;
 const ROW: f64 = 21.0;
@@ -43,16 +43,16 @@ const LARGE: f64 = 16.0;
 
 /// Of a character, relative to the size of the font: more than the average of the fonts
 /// that browsers take for `sans-serif`.
-const CHARACTER: f64 = 0.56;
+const CHARACTER: f64 = 0.6;
 
 /// Colours for light and dark pages; the background is drawn too, since a page's own is
 /// not known to a picture.
 const STYLE: &str = "<style>
 text { fill: #1f2328 } .page { fill: #ffffff } .note { fill: #59636e }
-.ours { fill: #1a7f5a } .floor { fill: #b8c4bf } .other { fill: #7d8fa6 } .nginx { stroke: #59636e }
+.ours { fill: #1a7f5a } .floor { fill: #b8c4bf } .other { fill: #7d8fa6 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .page { fill: #0d1117 } .note { fill: #9198a1 }
-.ours { fill: #2fa77a } .floor { fill: #4d5a54 } .other { fill: #66788f } .nginx { stroke: #9198a1 }
+.ours { fill: #2fa77a } .floor { fill: #4d5a54 } .other { fill: #66788f }
 }
 </style>
 ";
@@ -80,7 +80,7 @@ pub(crate) fn draw(outcome: &Outcome) -> String {
     canvas.y -= 6.0;
     let rounds = outcome.rounds;
     canvas.note(&format!(
-        "One worker, over loopback, median of {rounds} rounds. Repeat it with: make bench"
+        "One worker, over loopback; medians of {rounds} rounds. Repeat it with: make bench"
     ));
     canvas.note(&outcome.machine.to_string());
     let height = canvas.y;
@@ -95,7 +95,7 @@ pub(crate) fn draw(outcome: &Outcome) -> String {
 impl Canvas {
     /// A line of text, in a smaller font where it would not fit.
     fn text(&mut self, x: f64, size: f64, attributes: &str, text: &str) {
-        let size = size.min((WIDTH - MARGIN - x) / width(text, 1.0));
+        let size = fitting(size, WIDTH - MARGIN - x, text);
         let _ = writeln!(
             self.body,
             "<text x=\"{x:.0}\" y=\"{:.0}\" font-size=\"{size:.1}\" {attributes}>{}</text>",
@@ -119,17 +119,9 @@ impl Canvas {
         }
         self.text(MARGIN, NORMAL, "font-weight=\"bold\"", work.title);
         self.y += 10.0;
-        let top = self.y - 2.0;
         for (peer, ratio) in rows {
             self.row(work, peer, ratio);
         }
-        let _ = writeln!(
-            self.body,
-            "<line class=\"nginx\" x1=\"{x:.0}\" x2=\"{x:.0}\" y1=\"{top:.0}\" y2=\"{:.0}\" \
-             stroke-dasharray=\"2 3\"/>",
-            self.y - 2.0,
-            x = LEFT + UNIT,
-        );
         self.y += GAP;
     }
 
@@ -150,7 +142,7 @@ impl Canvas {
         );
         self.y += 12.0;
         let name = peer.name();
-        let size = NORMAL.min((LEFT - 8.0 - MARGIN) / width(name, 1.0));
+        let size = fitting(NORMAL, LEFT - 8.0 - MARGIN, name);
         let _ = writeln!(
             self.body,
             "<text x=\"{:.0}\" y=\"{:.0}\" font-size=\"{size:.1}\" text-anchor=\"end\">{}</text>",
@@ -173,6 +165,13 @@ impl Canvas {
 /// Pixels that a text takes, or rather less.
 fn width(text: &str, size: f64) -> f64 {
     text.chars().count() as f64 * CHARACTER * size
+}
+
+/// A size of the font, or a smaller one in which a text fits.
+fn fitting(size: f64, room: f64, text: &str) -> f64 {
+    let largest = room / width(text, 1.0);
+    // One decimal is written.
+    size.min((largest * 10.0).floor() / 10.0)
 }
 
 fn escape(text: &str) -> String {

@@ -37,6 +37,9 @@ const HIGHEST: u64 = 480_000;
 /// Seven steps tell the rate to 2 %.
 const STEPS: usize = 7;
 
+/// Lines of a program's output that tell why it ended.
+const LAST_LINES: usize = 6;
+
 /// What all measurements share.
 pub(crate) struct Ground {
     pub(crate) cores: Cores,
@@ -202,7 +205,7 @@ impl Stage {
             await_reply(&mut child, &client, listen, terms.shape)
         });
         let found = Tree::of(child.id()).and_then(|tree| Ok((End::of(&tree)?, tree)));
-        ready.with_context(|| format!("{} ({})", peer.name(), last_line(&folder)))?;
+        ready.with_context(|| format!("{} ({})", peer.name(), last_words(&folder)))?;
         let (end, tree) = found?;
         let group = Group::make(child.id());
         if let Some(group) = &group {
@@ -424,11 +427,13 @@ fn await_reply(
     }
 }
 
-fn last_line(folder: &Path) -> String {
+/// What a program said last: the lines of an error that end its output.
+fn last_words(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("output")).unwrap_or_default();
-    let line = text.lines().rfind(|line| !line.trim().is_empty());
-    line.unwrap_or("it said nothing")
-        .chars()
-        .take(300)
-        .collect()
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let last = lines[lines.len().saturating_sub(LAST_LINES)..].join(" ");
+    match last.trim() {
+        "" => "it said nothing".to_owned(),
+        last => last.chars().take(300).collect(),
+    }
 }

@@ -128,9 +128,7 @@ impl Config {
             if let Some(mode) = bad {
                 let what = match mode {
                     Mode::Ppv2 { .. } => "header.emit = \"first\"".to_owned(),
-                    Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => {
-                        format!("mode {}", mode.name())
-                    }
+                    other => format!("mode {}", other.name()),
                 };
                 return refuse(
                     format!(

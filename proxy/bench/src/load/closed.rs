@@ -208,6 +208,8 @@ impl Loop {
             if slot.missing != 0 && now - slot.since > TIMEOUT {
                 self.lost += u64::from(slot.missing.count_ones());
                 slot.missing = 0;
+                // What comes after all is late, and not wrong.
+                slot.generation = slot.generation.wrapping_add(1);
                 self.ready[slot.socket].push_back(number);
                 self.waiting[slot.socket] -= 1;
             }
@@ -280,4 +282,17 @@ fn sequence(generation: u32, slot: usize, index: usize) -> u64 {
 fn parts(sequence: u64) -> (u32, usize, usize) {
     let slot = (sequence as u32 >> 6) as usize;
     ((sequence >> 32) as u32, slot, (sequence & 63) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_number_tells_where_it_belongs() {
+        for (generation, slot, index) in [(0, 0, 0), (7, 16_383, 63), (u32::MAX, 500, 1)] {
+            let parts = parts(sequence(generation, slot, index));
+            assert_eq!(parts, (generation, slot, index));
+        }
+    }
 }

@@ -195,3 +195,56 @@ newServer{{address='{}', useProxyProtocol=true, sockets=1}}:setUp()
         setup.listen, setup.server
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn setup() -> Setup<'static> {
+        Setup {
+            folder: Path::new("/nowhere"),
+            listen: SocketAddrV4::new([127, 0, 0, 1].into(), 7_000),
+            server: SocketAddrV4::new([127, 0, 0, 1].into(), 12_000),
+            one_reply: false,
+            clients: 200_000,
+            descriptors: 20_000,
+        }
+    }
+
+    #[test]
+    fn sessions_without_a_socket_are_not_bounded_by_descriptors() {
+        let network = ours(Peer::Network, &setup());
+        assert!(network.contains("max_sessions = 251000\n"), "{network}");
+        assert!(
+            network.contains("source = [\"127.64.0.0/10\"]\n"),
+            "{network}"
+        );
+        let sockets = ours(Peer::Ours, &setup());
+        assert!(!sockets.contains("max_sessions"), "{sockets}");
+        assert!(!sockets.contains("source"), "{sockets}");
+    }
+
+    #[test]
+    fn tags_are_asked_for_where_servers_send_them() {
+        for peer in [Peer::Tagged, Peer::TaggedBatch, Peer::Stateless] {
+            let text = ours(peer, &setup());
+            assert!(text.contains("replies = \"tagged\"\n"), "{text}");
+            let is_stateless = text.contains("sessions = false\n");
+            assert_eq!(is_stateless, peer == Peer::Stateless, "{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_end_with_their_reply_if_that_is_asked_for() {
+        let setup = Setup {
+            one_reply: true,
+            ..setup()
+        };
+        assert!(ours(Peer::Ours, &setup).contains("responses = 1\n"));
+        assert!(nginx(Peer::Nginx, &setup).contains("proxy_responses 1;"));
+        assert!(nginx(Peer::NginxHeader, &setup).contains("proxy_protocol on;"));
+        assert!(!nginx(Peer::Nginx, &setup).contains("proxy_protocol on;"));
+    }
+}

@@ -6,6 +6,7 @@ import hashlib
 import socket
 import socketserver
 import struct
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -227,6 +228,21 @@ def test_a_reply_that_is_too_long_with_its_header_is_refused_as_a_whole() -> Non
         assert caught.value.errno == errno.EMSGSIZE
         assert sock.send_batch([(longest, client), (longer, client)]) == 1
         assert proxy.receive() == tagged(CLIENT, longest)
+        proxy.receives_nothing()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has bursts")
+def test_each_datagram_of_a_burst_has_the_header_in_front() -> None:
+    with server() as sock, Proxy() as proxy:
+        proxy.send_raw(sock.getsockname(), tagged(CLIENT, b""))
+        _, client = sock.recvfrom(9)
+        for size in (100, 0):
+            burst = [(socket.SOL_UDP, 103, struct.pack("H", size)), *ANCILLARY]
+            data = [bytes(100), b"1" * 100, b"2"]
+            assert sock.sendmsg(data, burst, 0, client) == 201
+            expected = data if size else [b"".join(data)]
+            for payload in expected:
+                assert proxy.receive() == tagged(CLIENT, payload)
         proxy.receives_nothing()
 
 

@@ -40,7 +40,7 @@ mod unanswered;
 mod wheel;
 
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +101,14 @@ impl Key {
 
 /// Hashes few words rather than many small parts, which is what takes time.
 impl Hash for Key {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
+        if let (SocketAddr::V4(client), SocketAddr::V4(local)) = (self.client.0, self.local.0) {
+            let word =
+                |v4: SocketAddrV4| u128::from(v4.ip().to_bits()) << 16 | u128::from(v4.port());
+            state.write_u128(word(client) << 64 | word(local));
+            return;
+        }
         for address in [self.client.0, self.local.0] {
             let port = u64::from(address.port());
             match address {

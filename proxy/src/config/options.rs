@@ -338,9 +338,9 @@ pub struct Upstream {
     pub(crate) hash_ipv6_prefix: Option<Number<u8, 1, 128>>,
 
     /// Addresses of this host to send from, each with ports of its own; or a network of each
-    /// family, of which each session gets an address of its own; repeatable [default: the kernel's
+    /// family, of which each session gets an address of its own [default: the kernel's
     /// choice]
-    #[arg(long, value_name = "IP|NET")]
+    #[arg(long, value_name = "SOURCE")]
     pub(crate) source: Vec<Source>,
 
     /// Beside a network in `source`: the port that the first worker sends from; each further

@@ -128,7 +128,9 @@ impl Config {
             if let Some(mode) = bad {
                 let what = match mode {
                     Mode::Ppv2 { .. } => "header.emit = \"first\"".to_owned(),
-                    other => format!("mode {}", other.name()),
+                    Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => {
+                        format!("mode {}", mode.name())
+                    }
                 };
                 return refuse(
                     format!(

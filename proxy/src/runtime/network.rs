@@ -274,11 +274,11 @@ fn is_local(network: IpNet) -> Option<(IpNet, bool)> {
     let middle = match network {
         IpNet::V4(net) => {
             let host = net.hostmask().to_bits();
-            IpAddr::from(Ipv4Addr::from_bits(net.network().to_bits() | host / 2))
+            IpAddr::from(Ipv4Addr::from_bits(net.network().to_bits() | (host >> 1)))
         }
         IpNet::V6(net) => {
             let host = net.hostmask().to_bits();
-            IpAddr::from(Ipv6Addr::from_bits(net.network().to_bits() | host / 2))
+            IpAddr::from(Ipv6Addr::from_bits(net.network().to_bits() | (host >> 1)))
         }
     };
     match Packet::sent_to(middle).route() {

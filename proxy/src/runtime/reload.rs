@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::bind;
@@ -190,6 +191,26 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
         })
         .or_else(|| differs("admin.listen", shown(&admin(old)), shown(&admin(new))))
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
+        .or_else(|| overlapping_networks(old, new))
+}
+
+/// A source network that has addresses of another one before: a session that has one of
+/// those now and a new one could get the same.
+fn overlapping_networks(old: &Config, new: &Config) -> Option<String> {
+    let networks = |config: &Config| -> Vec<_> {
+        let all = config.source_networks().into_iter();
+        all.map(|(_, source)| source.network).collect()
+    };
+    let before = networks(old);
+    networks(new).into_iter().find_map(|after| {
+        let overlaps = |before: &&IpNet| {
+            **before != after && (before.contains(&after) || after.contains(*before))
+        };
+        let before = before.iter().find(overlaps)?;
+        Some(format!(
+            "source network {after} overlaps with {before}, of which sessions have addresses now; take another network, or restart the proxy"
+        ))
+    })
 }
 
 /// The name of an upstream that has no servers at all in `new`, if one has not, but

@@ -286,10 +286,10 @@ fn doctor_warns_of_ipv6_networks_with_servers_on_the_same_host() {
     assert_eq!(status, Some(0), "{report}");
     let found = finding(
         &report,
-        "IPv6 neighbour table, with servers of fd00:99::/64 on this host",
+        "neighbour entries of source network fd00:99::/64, with servers on this host",
     );
     assert!(
-        found.starts_with("advice") && found.contains("gc_thresh3"),
+        found.starts_with("advice") && found.contains("source = [\"127.64.0.0/10\"]"),
         "{found}"
     );
 }
@@ -312,6 +312,126 @@ fn a_route_that_goes_and_comes_back_is_logged() {
     let back = "the addresses of source network fd00:99::/64 are this host's again";
     eventually("its end", || running.log().contains(back));
     assert!(!running.log().contains("10.99.0.0/16"), "{}", running.log());
+    running.signal("TERM");
+    assert!(running.wait().0.success());
+}
+
+/// A client that has asked `proxy` and been answered: its address, and the answer.
+fn ask(proxy: &str) -> (std::net::SocketAddr, String) {
+    let client = socket("127.0.0.1");
+    client.send_to(b"who", proxy).unwrap();
+    let (answer, from) = receive(&client);
+    assert_eq!(from.to_string(), proxy);
+    let answer = String::from_utf8(answer).unwrap();
+    (client.local_addr().unwrap(), answer.trim().to_owned())
+}
+
+#[test]
+fn sessions_send_from_addresses_of_the_network_and_a_reload_keeps_these_apart() {
+    if !enter_without_rights(test_name!(), "") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = |network: &str| {
+        let content = format!(
+            "workers = 1\n[[listener]]\nbind = [\"127.0.0.1:9000\"]\nupstream = \"u\"\n[upstream.u]\n\
+             source = [\"{network}\"]\nsource_port = 7000\nservers = [\"127.0.0.1:9001\"]\n"
+        );
+        write(&folder, "proxy.toml", &content)
+    };
+    let file = config("127.64.0.0/10");
+    let mut running = proxy(&["--config", file.to_str().unwrap()]);
+    let server = std::net::UdpSocket::bind("127.0.0.1:9001").unwrap();
+    let clients: Vec<_> = (0..20).map(|_| socket("127.0.0.1")).collect();
+    let mut sources = std::collections::BTreeSet::new();
+    for client in &clients {
+        client.send_to(b"ping", "127.0.0.1:9000").unwrap();
+        let (datagram, source) = receive(&server);
+        let (header, payload) = ppv2::decode(&datagram).unwrap();
+        assert_eq!(
+            (header.client(), payload),
+            (client.local_addr().ok(), &b"ping"[..])
+        );
+        let network: ipnet::IpNet = "127.64.0.0/10".parse().unwrap();
+        assert!(network.contains(&source.ip()), "{source}");
+        assert_eq!(source.port(), 7000);
+        assert!(sources.insert(source), "{source} has two clients");
+        server.send_to(b"pong", source).unwrap();
+        assert_eq!(receive(client).0, b"pong");
+    }
+    config("127.96.0.0/11");
+    running.signal("HUP");
+    let refused = "source network 127.96.0.0/11 overlaps with 127.64.0.0/10, of which sessions have addresses now";
+    eventually(refused, || running.log().contains(refused));
+    config("127.32.0.0/11");
+    running.signal("HUP");
+    eventually("the reload", || running.log().contains("reloaded: "));
+    let new = socket("127.0.0.1");
+    new.send_to(b"ping", "127.0.0.1:9000").unwrap();
+    let other: ipnet::IpNet = "127.32.0.0/11".parse().unwrap();
+    assert!(other.contains(&receive(&server).1.ip()));
+    running.signal("TERM");
+    running.wait();
+}
+
+#[test]
+fn tagged_replies_need_no_session_and_a_reload_reads_the_key_again() {
+    if !enter_without_rights(test_name!(), "") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let key = |content: &str, mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        let file = write(&folder, "tags.key", content);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let name = key(&"01".repeat(16), 0o640);
+    let content = format!(
+        "[[listener]]\nbind = [\"127.0.0.1:9000\"]\nupstream = \"u\"\nsessions = false\n[upstream.u]\n\
+         replies = \"tagged\"\ntag_key_file = \"{name}\"\nservers = [\"127.0.0.1:9001\"]\n"
+    );
+    let file = write(&folder, "proxy.toml", &content);
+    let config = file.to_str().unwrap();
+    for command in ["run", "check"] {
+        let (status, _, stderr) = output(&[command, "--config", config]);
+        assert_eq!(status, Some(2), "{stderr}");
+        let fix = format!("chmod 600 {name}");
+        assert!(stderr.contains(&name) && stderr.contains(&fix), "{stderr}");
+    }
+    key(&"01".repeat(16), 0o600);
+    let (status, told, _) = output(&["check", "--config", config]);
+    assert_eq!(status, Some(0));
+    assert!(
+        told.contains("  no sessions: replies find their client by tags\n"),
+        "{told}"
+    );
+    let mut server = Command::new(binary());
+    server.args([
+        "whoami",
+        "--listen",
+        "127.0.0.1:9001",
+        "--trusted",
+        "127.0.0.1",
+    ]);
+    let mut server = Process::start(&mut server);
+    server.wait_for("ready");
+    let mut running = proxy(&["--config", config]);
+    let is_told = || {
+        let (client, answer) = ask("127.0.0.1:9000");
+        assert!(answer.contains(&client.to_string()), "{answer}");
+    };
+    is_told();
+    key(&"02".repeat(16), 0o644);
+    running.signal("HUP");
+    eventually("the refusal", || {
+        running.log().contains(&format!("chmod 600 {name}"))
+    });
+    is_told();
+    key(&"02".repeat(16), 0o600);
+    running.signal("HUP");
+    eventually("the reload", || running.log().contains("reloaded: "));
+    is_told();
     running.signal("TERM");
     assert!(running.wait().0.success());
 }

@@ -171,6 +171,7 @@ fn flags_other_than_the_logs_are_refused_beside_a_file() {
             "--idle-timeout" => "1s",
             "--mode" => "plain",
             "--rewrite-on" => "sdk",
+            "--source" => "127.64.0.0/10",
             "--source-port" => "any",
             _ => "1",
         };

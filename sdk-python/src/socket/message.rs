@@ -29,6 +29,10 @@ const IPV6_PACKET_INFO: (i32, i32) = (41, 50);
 /// The options that ask for them.
 pub(super) const PACKET_INFO_OPTIONS: [(i32, i32); 2] = [(0, 8), (41, 49)];
 
+/// Level and type of the control message that has a datagram leave as a burst: bytes of
+/// each, as a `u16` (udp(7)).
+const UDP_SEGMENT: (i32, i32) = (17, 103);
+
 /// Bytes for both control messages.
 const PACKET_INFO_ROOM: usize = 128;
 
@@ -156,7 +160,9 @@ impl Socket {
         let wait = self.core.wait(flags.dontwait);
         let ancdata = leave_from(path.local, ancdata)?;
         let header = path.header();
-        let parts = (PyBytes::new(py, &header), PyBytes::new(py, data));
+        let (datagrams, ancdata) = with_headers(&header, data, &ancdata)?;
+        let headers = datagrams.len() - data.len();
+        let parts = (PyBytes::new(py, &datagrams),);
         let to = to_python(py, path.to, self.core.addresses.form)?;
         let arguments = (parts, ancdata, flags.bits(), to).into_pyobject(py)?;
         let socket = self.python.bind(py);
@@ -171,7 +177,7 @@ impl Socket {
         };
         self.core.demux.count_reply_sent();
         let sent: usize = sent.extract()?;
-        Ok(sent.saturating_sub(header.len()))
+        Ok(sent.saturating_sub(headers))
     }
 }
 
@@ -222,6 +228,47 @@ fn leave_from<'py>(
         all.append((level, kind, PyBytes::new(py, &data)))?;
     }
     Ok(all.into_any())
+}
+
+/// Header and data of each datagram, of which there are several if the application asks
+/// for a burst (UDP_SEGMENT in udp(7)); and its ancillary data, with the size of the
+/// burst's datagrams as they are now.
+fn with_headers<'py>(
+    header: &[u8],
+    data: &[u8],
+    ancdata: &Bound<'py, PyAny>,
+) -> PyResult<(Vec<u8>, Bound<'py, PyAny>)> {
+    if header.is_empty() {
+        return Ok((data.to_vec(), ancdata.clone()));
+    }
+    let py = ancdata.py();
+    let (all, mut size) = (PyList::empty(py), None);
+    for item in ancdata.try_iter()? {
+        let item = item?;
+        let (level, kind, value): (i32, i32, Bound<'_, PyAny>) = item.extract()?;
+        let asked = (level, kind) == UDP_SEGMENT;
+        let value = asked.then(|| arguments::bytes_like("ancdata", &value));
+        match value.transpose()?.map(|bytes| bytes.as_bytes().try_into()) {
+            // 0 is one datagram, as for the kernel.
+            Some(Ok(bytes)) if bytes != [0, 0] => {
+                let each = u16::from_ne_bytes(bytes);
+                let longer = usize::from(each) + header.len();
+                size = Some(usize::from(each));
+                let longer = u16::try_from(longer).unwrap_or(u16::MAX);
+                all.append((level, kind, PyBytes::new(py, &longer.to_ne_bytes())))?;
+            }
+            Some(_) | None => all.append(item)?,
+        }
+    }
+    let size = size.unwrap_or(data.len());
+    let mut datagrams = header.to_vec();
+    for (number, datagram) in data.chunks(size.max(1)).enumerate() {
+        if number > 0 {
+            datagrams.extend_from_slice(header);
+        }
+        datagrams.extend_from_slice(datagram);
+    }
+    Ok((datagrams, all.into_any()))
 }
 
 /// The address that a reply leaves from: what `known` control messages said, or this

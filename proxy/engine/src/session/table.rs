@@ -132,6 +132,8 @@ const FEWER: &str = "a table holds fewer than 2^32 sessions";
 #[derive(Debug)]
 pub struct Table<C> {
     clock: Clock,
+    /// What was asked last: many datagrams come at one time.
+    latest: (Instant, Moment),
     sessions: Slab<Session<C>>,
     by_key: Index,
     /// Sessions of one key: one that takes its datagrams, and those that have taken all
@@ -174,6 +176,7 @@ impl<C> Table<C> {
     ) -> Self {
         Self {
             clock: Clock::new(now),
+            latest: (now, Moment::ORIGIN),
             sessions: Slab::new(),
             by_key: Index::new(),
             rings: Rings::default(),
@@ -200,6 +203,14 @@ impl<C> Table<C> {
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// As [`Clock::moment`].
+    fn moment(&mut self, now: Instant) -> Moment {
+        if self.latest.0 != now {
+            self.latest = (now, self.clock.moment(now));
+        }
+        self.latest.1
     }
 
     /// Tells of each session that ends there from now on.
@@ -241,7 +252,7 @@ impl<C> Table<C> {
 
     /// As [`request`](Self::request), of session `id`, which was found for the client.
     pub fn request_of(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<SessionId> {
-        let now = self.clock.moment(now);
+        let now = self.moment(now);
         let session = self.get_mut(id)?;
         if session.needs_socket || !session.takes_more() {
             return None;
@@ -270,7 +281,7 @@ impl<C> Table<C> {
 
     /// As [`request`](Self::request), by session `id`, which was found already.
     pub fn count(&mut self, now: Instant, id: SessionId, amount: Amount) -> SessionId {
-        let now = self.clock.moment(now);
+        let now = self.moment(now);
         self.get_mut(id)
             .map_or(id, |session| session.count(id.slot, now, amount))
     }
@@ -368,7 +379,7 @@ impl<C> Table<C> {
     /// waited for no more, it ends. `None` if it had ended before, unless it was moved or
     /// gave way just now: then no client may have them, and its rest starts again.
     pub fn reply(&mut self, now: Instant, id: SessionId, amount: Amount) -> Option<Reply> {
-        let now = self.clock.moment(now);
+        let now = self.moment(now);
         let session = self.sessions.get_mut(id.slot as usize)?;
         if session.generation != id.generation {
             return None;

@@ -273,6 +273,7 @@ impl Worker {
                 if let Some(own) = connection.own_socket() {
                     self.shortages.pools.remove(&own.pool);
                 }
+                self.shared_sockets.end(&connection.path, now);
                 return true;
             }
         }

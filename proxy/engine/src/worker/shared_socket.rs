@@ -258,7 +258,8 @@ impl SharedSockets {
         }
     }
 
-    fn end(&mut self, path: &Path, now: Instant) {
+    /// Has the address of a session that is gone rest.
+    pub(super) fn end(&mut self, path: &Path, now: Instant) {
         if let Some(number) = path.shared_socket()
             && let Some(shared) = self.sockets.get_mut(number as usize)
         {

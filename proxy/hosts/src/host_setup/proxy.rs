@@ -77,8 +77,8 @@ fn own_source_networks(script: &mut Script, host: &Host<'_>) {
 /// The command that servers' hosts need.
 fn route_here(source: &SourceNetwork) -> Option<String> {
     let network = source.network;
-    let elsewhere = source.servers.iter().map(SocketAddr::ip);
-    let server = elsewhere.filter(|ip| !kernel::is_own(*ip)).next()?;
+    let mut servers = source.servers.iter().map(SocketAddr::ip);
+    let server = servers.find(|ip| !kernel::is_own(*ip))?;
     let own = own_address_towards(server);
     let own = own.map_or_else(|| "PROXY".to_owned(), |ip| ip.to_string());
     Some(format!("ip route add {network} via {own}"))

@@ -75,8 +75,8 @@ fn routes_to_source_networks(
             route.is_ok_and(|route| route.is_local)
         };
         let servers = source.servers.iter().map(SocketAddr::ip);
-        let here = servers.filter(|ip| is_here(*ip, &host.options.server));
-        let Some(server) = here.filter(|_| !is_local()).next() else {
+        let mut here = servers.filter(|ip| is_here(*ip, &host.options.server));
+        let Some(server) = here.find(|_| !is_local()) else {
             continue;
         };
         let what = format!("the proxy's address that replies to source network {network} go to");

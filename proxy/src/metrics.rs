@@ -219,7 +219,7 @@ const OF_SERVERS: &[Row<ServerCounters>] = rows! {
     replies => "upstream_reply_datagrams", "Datagrams received from servers";
     reply_bytes => "upstream_reply_bytes", "Bytes received from servers";
     overflows => "upstream_receive_overflows",
-        "Replies that the kernel dropped because a receive buffer was full";
+        "Replies that the kernel dropped because a receive buffer was full, or on a source network since no server sent them";
     refusals => "upstream_icmp_errors",
         "ICMP errors for datagrams sent to servers, such as port unreachable";
     too_long => "upstream_icmp_too_big",
@@ -276,7 +276,13 @@ impl Collector for Metrics {
             "upstream_sessions",
             "Open sessions of servers",
             sessions,
-        )
+        )?;
+        let help = "1 for servers whose latest replies carried the tags of `replies`";
+        let returns_tags = servers.iter().map(|(server, label)| {
+            let labels = vec![("upstream", &*server.upstream), ("server", &**label)];
+            (labels, u64::from(server.returns_tags()))
+        });
+        gauge(to, "upstream_returns_tags", help, returns_tags.collect())
     }
 }
 

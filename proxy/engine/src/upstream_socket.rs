@@ -331,7 +331,7 @@ impl ReceiveBatch {
         usize::from(self.0)
     }
 
-    /// Learns from how many there were of those asked for.
+    /// Learns from how many there were.
     pub(crate) fn learn(&mut self, received: usize) {
         if received >= self.get() {
             self.0 = (self.0 * 2).min(Self::MAX);

@@ -308,33 +308,39 @@ impl Worker {
         let bytes = self.incoming.len_of(queued.part) + datagrams * queued.header.1;
         let sent = (datagrams as u64).saturating_sub(unsent.datagrams.into());
         let sent_bytes = (bytes as u64).saturating_sub(unsent.bytes.into());
-        if let Some((_, server)) = self.ends_of(queued.owner) {
+        let count = |server: &Server| {
             let counters = server.counters(self.number);
             counters.sent.add(sent);
             counters.sent_bytes.add(sent_bytes);
+        };
+        match queued.owner {
+            Owner::Session(id) => {
+                let Some(session) = self.table.get_mut(id) else {
+                    return;
+                };
+                count(&session.server);
+                if let Some(first) = &mut session.connection.first {
+                    if sent > 0 {
+                        first.header.went_out(self.run.now);
+                    }
+                    if unsent.is_refused {
+                        first.header.forgotten();
+                    }
+                }
+                if unsent.lacks_route {
+                    session.needs_socket |= reconfigure::may_need_socket(session, &self.settled);
+                }
+            }
+            Owner::Listener(..) => {
+                if let Some((_, server)) = self.ends_of(queued.owner) {
+                    count(server);
+                }
+            }
         }
         if let RunSocket::Tagged(number) = run_socket
             && unsent.lacks_route
         {
             self.renew_tagged_socket(number, self.run.now);
-        }
-        let Owner::Session(id) = queued.owner else {
-            return;
-        };
-        let now = self.run.now;
-        let Some(session) = self.table.get_mut(id) else {
-            return;
-        };
-        if let Some(first) = &mut session.connection.first {
-            if sent > 0 {
-                first.header.went_out(now);
-            }
-            if unsent.is_refused {
-                first.header.forgotten();
-            }
-        }
-        if unsent.lacks_route {
-            session.needs_socket |= reconfigure::may_need_socket(session, &self.settled);
         }
     }
 }

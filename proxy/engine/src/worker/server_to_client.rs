@@ -38,9 +38,6 @@ impl Worker {
     /// Takes some replies from a session's socket, to leave at the end of the
     /// round. Returns how many, bursts counted as one.
     pub(super) fn take_from_server(&mut self, id: SessionId, now: Instant) -> usize {
-        if self.replies.is_full() {
-            self.replies.send(&self.listener_sockets);
-        }
         let Some(session) = self.table.get_mut(id) else {
             return 0;
         };
@@ -48,6 +45,10 @@ impl Worker {
         let counters = session.server.counters(self.number);
         let slots = match &mut connection.path {
             Path::Own(socket) if socket.takes_replies => {
+                // Fewer than there are would leave in several calls, to several bursts.
+                if self.replies.room() < socket.receive_batch.get() {
+                    self.replies.send(&self.listener_sockets);
+                }
                 let refusals = counters.refusals.get();
                 let slots = self.replies.receive(socket, counters);
                 if counters.refusals.get() != refusals {
@@ -426,15 +427,20 @@ impl Replies {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.filled == BATCH
+        self.room() == 0
+    }
+
+    /// Slots that are free.
+    fn room(&self) -> usize {
+        BATCH - self.filled
     }
 
     /// Receives some of the replies that wait in a socket, past errors that speak
     /// of datagrams sent earlier, which are counted, as is what the kernel lost.
     /// Returns the slots that they are in, none if there is nothing. The batch
-    /// must not be full.
+    /// must have room for as many as are asked for.
     fn receive(&mut self, from: &mut UpstreamSocket, server: &ServerCounters) -> Range<usize> {
-        let end = BATCH.min(self.filled + from.receive_batch.get());
+        let end = self.filled + from.receive_batch.get().min(self.room());
         for _ in 0..ERRORS_AT_ONCE {
             match from.socket.receive(&mut self.batch, self.filled, end) {
                 Ok(received) => {

@@ -35,7 +35,7 @@ use crate::session::{MAX_REST, MIN_REST};
 const FIRST: u128 = 2;
 
 /// Of a larger network the first so many addresses are used, which differ in their low
-/// 64 bits. Workers find sessions by these.
+/// 64 bits.
 const LOW_BITS: u128 = 1 << 64;
 
 /// A share of so many addresses is never used up.

@@ -143,6 +143,14 @@ impl Connection {
         }
     }
 
+    /// The session's source address, if it has one of its own.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        match &self.path {
+            Path::Network { source, .. } => Some(*source),
+            Path::Own(_) | Path::Tagged { .. } => None,
+        }
+    }
+
     /// What becomes of the session's socket and port when it ends.
     pub(crate) fn after_end(&self) -> AfterEnd {
         let Some(socket) = self.own_socket() else {

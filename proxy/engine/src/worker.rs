@@ -262,7 +262,8 @@ impl Worker {
             routeless: Recent::default(),
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
-            table: Table::new(now, number, &capacity, Connection::after_end),
+            table: Table::new(now, number, &capacity, Connection::after_end)
+                .with_sources(Connection::source),
             shared_sockets: SharedSockets::new(number, workers),
             unix: UnixClock::new(now),
             capacity,

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -136,6 +137,9 @@ pub struct Table<C> {
     latest: (Instant, Moment),
     sessions: Slab<Session<C>>,
     by_key: Index,
+    /// Those that have a source address of their own.
+    by_source: Index,
+    source_of: fn(&C) -> Option<IpAddr>,
     /// Sessions of one key: one that takes its datagrams, and those that have taken all
     /// that they may.
     rings: Rings,
@@ -179,6 +183,8 @@ impl<C> Table<C> {
             latest: (now, Moment::ORIGIN),
             sessions: Slab::new(),
             by_key: Index::new(),
+            by_source: Index::new(),
+            source_of: |_| None,
             rings: Rings::default(),
             wheel: Wheel::new(),
             links: Links::default(),
@@ -197,6 +203,14 @@ impl<C> Table<C> {
             worker,
             log: None,
         }
+    }
+
+    /// Has sessions found by the source address that each has of its own, which
+    /// `source_of` says of what is kept with one and which stays as it is.
+    #[must_use]
+    pub fn with_sources(mut self, source_of: fn(&C) -> Option<IpAddr>) -> Self {
+        self.source_of = source_of;
+        self
     }
 
     /// What its sessions' times are by.
@@ -263,7 +277,7 @@ impl<C> Table<C> {
     /// The bucket, for [`ClientRates`](crate::client_limits::ClientRates), of the session that takes this client's
     /// datagrams. `None` if it was never answered, or another is to be begun.
     pub fn bucket(&mut self, key: &Key) -> Option<&mut u64> {
-        let slot = self.by_key.get(key, &self.sessions)?;
+        let slot = self.slot_of(key)?;
         let session = self.sessions.get_mut(slot as usize)?;
         let has_bucket = session.takes_more() && !session.is_unanswered();
         has_bucket.then_some(&mut session.bucket_or_passes_until)
@@ -290,7 +304,7 @@ impl<C> Table<C> {
     /// more, in turn, since there is none for another.
     pub fn overdraw(&mut self, now: Instant, key: &Key, amount: Amount) -> Option<SessionId> {
         let now = self.clock.moment(now);
-        let previous = self.by_key.get(key, &self.sessions)?;
+        let previous = self.slot_of(key)?;
         let slot = self.rings.after(previous);
         self.by_key.replace(key, previous, Some(slot));
         self.set_state(previous, State::Detached);
@@ -347,10 +361,11 @@ impl<C> Table<C> {
             held,
         });
         let slot = u32::try_from(slot).expect(FEWER);
-        if let Some(previous) = self.by_key.insert(slot, &self.sessions) {
+        if let Some(previous) = self.note_key(slot, &key) {
             self.rings.join(slot, previous);
             self.set_state(previous, State::Detached);
         }
+        self.note_source(slot);
         self.wheel.arm(slot, begun + settings.rules.idle_timeout);
         if let Some(permit) = client_permit {
             self.client_permits.insert(slot, permit);
@@ -364,6 +379,28 @@ impl<C> Table<C> {
             }
         }
         SessionId { slot, generation }
+    }
+
+    /// Has the key lead to `slot`. Returns where it led before.
+    fn note_key(&mut self, slot: u32, key: &Key) -> Option<u32> {
+        let sessions = &self.sessions;
+        let key_of = |slot: u32| sessions.get(slot as usize).map(Session::key);
+        self.by_key
+            .insert(slot, key, |slot| has_key(sessions, slot, key), key_of)
+    }
+
+    /// Has the session found by its source address, if it has one of its own.
+    fn note_source(&mut self, slot: u32) {
+        let Some(source) = self.source_at(slot) else {
+            return;
+        };
+        let source_at = |slot: u32| source_at(&self.sessions, self.source_of, slot);
+        self.by_source.insert(
+            slot,
+            &source_bits(source),
+            |slot| source_at(slot) == Some(source),
+            |slot| source_at(slot).map(source_bits),
+        );
     }
 
     /// Undoes [`open`](Self::open) for a session whose owner could not set it up.
@@ -450,12 +487,31 @@ impl<C> Table<C> {
     /// The session that takes a client's datagrams, whether it may take more or not.
     #[must_use]
     pub fn find(&self, key: &Key) -> Option<SessionId> {
-        let slot = self.by_key.get(key, &self.sessions)?;
+        self.id_at(self.slot_of(key)?)
+    }
+
+    /// The session, ended or not, that has this source address of its own.
+    #[must_use]
+    pub fn find_by_source(&self, source: IpAddr) -> Option<SessionId> {
+        let has_source = |slot: u32| self.source_at(slot) == Some(source);
+        self.id_at(self.by_source.get(&source_bits(source), has_source)?)
+    }
+
+    fn slot_of(&self, key: &Key) -> Option<u32> {
+        self.by_key
+            .get(key, |slot| has_key(&self.sessions, slot, key))
+    }
+
+    fn id_at(&self, slot: u32) -> Option<SessionId> {
         let session = self.sessions.get(slot as usize)?;
         Some(SessionId {
             slot,
             generation: session.generation,
         })
+    }
+
+    fn source_at(&self, slot: u32) -> Option<IpAddr> {
+        source_at(&self.sessions, self.source_of, slot)
     }
 
     /// Ends session `id`, if it is active. If it has [`Moved`](EndReason::Moved), goes on
@@ -650,6 +706,9 @@ impl<C> Table<C> {
     fn remove(&mut self, slot: u32) -> Option<Session<C>> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
+        if let Some(source) = (self.source_of)(&session.connection) {
+            self.by_source.replace(&source_bits(source), slot, None);
+        }
         if session.is_active() {
             let client = self.client_permits.client(slot, &session.settings.listener);
             self.unanswered.remove(&mut self.links, slot, client);
@@ -848,6 +907,26 @@ impl<C> Drop for Table<C> {
         for session in self.sessions.drain() {
             session.held.give_back(&self.capacity);
         }
+    }
+}
+
+fn has_key<C>(sessions: &Slab<Session<C>>, slot: u32, key: &Key) -> bool {
+    let session = sessions.get(slot as usize);
+    session.is_some_and(|session| session.has_key(key))
+}
+
+fn source_at<C>(
+    sessions: &Slab<Session<C>>,
+    source_of: fn(&C) -> Option<IpAddr>,
+    slot: u32,
+) -> Option<IpAddr> {
+    source_of(&sessions.get(slot as usize)?.connection)
+}
+
+fn source_bits(source: IpAddr) -> u128 {
+    match source {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
 }
 

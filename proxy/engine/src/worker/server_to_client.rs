@@ -107,7 +107,7 @@ impl Worker {
                 continue;
             };
             let to = received.local.ip();
-            let id = self.shared_sockets.session_at(to);
+            let id = self.table.find_by_source(to);
             let is_asked = |id: &SessionId| {
                 let session = self.table.get(*id);
                 session.is_some_and(|session| session.connection.sends_from(number, to))
@@ -298,7 +298,7 @@ impl Worker {
             };
             // What this host could not send has been counted there.
             let from = report.from.filter(|_| !report.is_local);
-            let id = from.and_then(|ip| self.shared_sockets.session_at(ip));
+            let id = from.and_then(|ip| self.table.find_by_source(ip));
             let session = id.and_then(|id| self.table.get_mut(id));
             let is_of = |session: &&mut Session<Connection>| report.to == session.server.address.0;
             if let Some(session) = session.filter(is_of) {

@@ -97,13 +97,11 @@ impl Tagged {
     }
 }
 
-/// The addresses of a network, and the sessions that have them.
+/// The addresses of a network, and how many sessions have one.
 struct NetworkInUse {
     network: SourceNetwork,
     free: SourceAddresses,
-    /// By the low 64 bits of their address, in which all addresses of a network that are
-    /// used differ. Keyed: who sends to the network chooses the address.
-    sessions: HashMap<u64, SessionId, ahash::RandomState>,
+    sessions: usize,
 }
 
 /// The port that a worker sends from; 0 for one of the kernel's choice.
@@ -112,14 +110,6 @@ fn port_of(network: SourceNetwork, worker: usize) -> u16 {
     network
         .port
         .map_or(0, |port| port.get().saturating_add(number))
-}
-
-fn low_bits(ip: IpAddr) -> u64 {
-    match ip {
-        IpAddr::V4(v4) => v4.to_bits().into(),
-        #[expect(clippy::cast_possible_truncation, reason = "the low half")]
-        IpAddr::V6(v6) => v6.to_bits() as u64,
-    }
 }
 
 impl SharedSockets {
@@ -160,15 +150,6 @@ impl SharedSockets {
         numbers
             .filter_map(|number| number.try_into().ok())
             .collect()
-    }
-
-    /// The session that has this source address.
-    pub(super) fn session_at(&self, source: IpAddr) -> Option<SessionId> {
-        let network = self.network_of(source)?;
-        self.networks[network]
-            .sessions
-            .get(&low_bits(source))
-            .copied()
     }
 
     fn network_of(&self, source: IpAddr) -> Option<usize> {
@@ -217,7 +198,7 @@ impl SharedSockets {
             self.networks.push(NetworkInUse {
                 network: of,
                 free: SourceAddresses::new(&of, self.worker, self.workers, now),
-                sessions: HashMap::default(),
+                sessions: 0,
             });
             self.networks.len() - 1
         });
@@ -243,7 +224,7 @@ impl SharedSockets {
         }
     }
 
-    fn begin(&mut self, path: &Path, id: SessionId) {
+    fn begin(&mut self, path: &Path) {
         if let Some(number) = path.shared_socket()
             && let Some(shared) = self.sockets.get_mut(number as usize)
         {
@@ -252,9 +233,7 @@ impl SharedSockets {
         if let Path::Network { source, .. } = path
             && let Some(network) = self.network_of(*source)
         {
-            self.networks[network]
-                .sessions
-                .insert(low_bits(*source), id);
+            self.networks[network].sessions += 1;
         }
     }
 
@@ -269,7 +248,7 @@ impl SharedSockets {
             && let Some(network) = self.network_of(*source)
         {
             let network = &mut self.networks[network];
-            network.sessions.remove(&low_bits(*source));
+            network.sessions -= 1;
             network.free.give_back(*source, now);
         }
     }
@@ -423,7 +402,7 @@ impl Worker {
     /// Notes the session that has a path.
     pub(super) fn note_shared(&mut self, id: SessionId) {
         if let Some(session) = self.table.get(id) {
-            self.shared_sockets.begin(&session.connection.path, id);
+            self.shared_sockets.begin(&session.connection.path);
         }
     }
 
@@ -467,9 +446,9 @@ impl Worker {
             .unzip();
         let shared = &mut self.shared_sockets;
         let is_wanted = |one: &NetworkInUse| networks.contains(&one.network.network);
-        shared.networks.retain_mut(|one| {
-            is_wanted(one) || !one.sessions.is_empty() || one.free.any_rests(now)
-        });
+        shared
+            .networks
+            .retain_mut(|one| is_wanted(one) || one.sessions > 0 || one.free.any_rests(now));
         if shared.servers != servers {
             shared.former_servers = std::mem::replace(&mut shared.servers, servers);
         }

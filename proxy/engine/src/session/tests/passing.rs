@@ -1,6 +1,8 @@
 //! Sessions without a socket of their own: how long late replies pass, and what their
 //! owner gets back.
 
+use std::net::IpAddr;
+
 use super::*;
 
 /// Sessions to which a number is kept that the owner wants back.
@@ -101,6 +103,41 @@ fn what_ended_is_given_back_at_once_or_when_late_replies_have_passed() {
     assert_eq!(bench.table.next_deadline(), None);
     assert_eq!((bench.table.renewed(), bench.table.reclaimed()), (0, 0));
     assert_eq!(bench.capacity.sockets(), 0);
+}
+
+fn source(number: u16) -> IpAddr {
+    let [a, b] = number.to_be_bytes();
+    IpAddr::from([10, 99, a, b])
+}
+
+#[test]
+fn sessions_are_found_by_their_source_as_long_as_they_are_there() {
+    let mut bench = Passing::new(RULES, 3000);
+    bench.table = Table::new(bench.now, 0, &bench.capacity, |_| AfterEnd::Pass)
+        .with_sources(|number| (*number > 0).then(|| source(*number)));
+    let found = |bench: &Passing, number| bench.table.find_by_source(source(number));
+    let ids: Vec<_> = (0..3000).map(|number| bench.begin(number)).collect();
+    let is_found =
+        |bench: &Passing, number: u16| found(bench, number) == Some(ids[usize::from(number)]);
+    assert!((1..3000).all(|number| is_found(&bench, number)));
+    assert_eq!(found(&bench, 0), None);
+    for (number, id) in (0u16..).zip(&ids) {
+        let reason = [EndReason::Denied, EndReason::Moved][usize::from(number % 2)];
+        bench.end(*id, reason);
+    }
+    // Late replies pass for every second one.
+    assert!((1..3000).all(|number| is_found(&bench, number) == (number % 2 == 1)));
+    let first = bench.table.take(bench.now, ids[1]);
+    assert_eq!(
+        (first.map(|(_, number)| number), found(&bench, 1)),
+        (Some(1), None)
+    );
+    bench.pass(MIN_REST + wheel::TICK);
+    bench.pass(Duration::ZERO);
+    assert!((1..3000).all(|number| found(&bench, number).is_none()));
+    // The address is another session's now, in a slot that had another one.
+    let id = bench.begin(2);
+    assert_eq!(found(&bench, 2), Some(id));
 }
 
 #[test]

@@ -116,10 +116,16 @@ fn exchange(client: &mut Peer, listener: SocketAddr, server: &mut Peer) {
 
 #[test]
 fn bursts_pass_both_ways_over_ipv4_and_ipv6() {
-    for ip in ["127.0.0.1", "::1"] {
+    let network = ["--source", "127.64.0.0/10"];
+    for (ip, source) in [
+        ("127.0.0.1", &[][..]),
+        ("::1", &[][..]),
+        ("127.0.0.1", &network[..]),
+    ] {
         let (mut server, listener) = (Peer::new(socket(ip)), address(ip));
-        let admin = address("127.0.0.1");
-        let more = ["--admin", &admin.to_string()];
+        let admin = address("127.0.0.1").to_string();
+        let more = [&["--admin", &admin], source].concat();
+        let admin = admin.parse().unwrap();
         let _proxy = proxy_between(listener, server.address(), &more);
         exchange(&mut Peer::new(socket(ip)), listener, &mut server);
         let sent = 8 + 8 + 32 + 45 + 64 + 2 + 1;

@@ -233,7 +233,11 @@ fn ecn_marks_pass_in_both_directions() {
         result.unwrap()
     }
 
-    for ip in ["127.0.0.1", "::1"] {
+    for (ip, source) in [
+        ("127.0.0.1", ""),
+        ("::1", ""),
+        ("127.0.0.1", "source = [\"127.64.0.0/10\"]"),
+    ] {
         let server = socket(ip);
         let listener = address(ip);
         let folder = tempfile::tempdir().unwrap();
@@ -241,7 +245,7 @@ fn ecn_marks_pass_in_both_directions() {
             &folder,
             &format!(
                 "workers = 1\n[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-                 [upstream.u]\nservers = [\"{}\"]\n",
+                 [upstream.u]\n{source}\nservers = [\"{}\"]\n",
                 server.local_addr().unwrap()
             ),
         );

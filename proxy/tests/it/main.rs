@@ -30,6 +30,7 @@ mod sessions;
 mod source_network_hosts;
 mod source_networks;
 mod stop;
+mod tagged_replies;
 mod transparent;
 mod unbound;
 mod usage;

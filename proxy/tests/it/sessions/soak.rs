@@ -100,7 +100,19 @@ fn soak(
     expects: impl FnOnce(SocketAddr, u64),
     flaps: bool,
 ) {
-    let server = bind(address("127.0.0.1"));
+    soak_between("127.0.0.1", "", listener_keys, delay, expects, flaps);
+}
+
+/// As [`soak`], with a server at this address and more keys of its upstream.
+fn soak_between(
+    host: &str,
+    upstream_keys: &str,
+    listener_keys: impl Fn(u32) -> String,
+    delay: Delay,
+    expects: impl FnOnce(SocketAddr, u64),
+    flaps: bool,
+) {
+    let server = bind(address(host));
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
     let upstream = server.local_addr().unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -108,7 +120,7 @@ fn soak(
         format!(
             "[admin]\nlisten = \"{admin}\"\n\
              [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n{}\n\
-             [upstream.u]\nservers = [\"{upstream}\"]\n",
+             [upstream.u]\nservers = [\"{upstream}\"]\n{upstream_keys}\n",
             listener_keys(turn)
         )
     };
@@ -146,8 +158,8 @@ fn soak(
          {} reused early, {} late replies, {} refused",
         duration(),
         metric(admin, "ppv2_resting_ports_reclaimed_total"),
-        count("reply_late"),
-        count("no_ports"),
+        count("reply_late") + count("reply_unknown_address"),
+        count("no_ports") + count("no_addresses"),
     );
     assert_eq!(others, 0, "{own} were right");
     assert!(own > 1000, "{own} answers");
@@ -192,4 +204,56 @@ fn no_answer_reaches_another_client_while_modes_change() {
         assert!(moved > 500, "{moved} of {opened}");
     };
     soak(keys, delay, expects, true);
+}
+
+/// One in 16 answers comes when its session has ended.
+fn some_late(question: u32) -> Duration {
+    match question % 16 {
+        0 => Duration::from_millis(u64::from(question / 16 % 8) * 500 + 400),
+        _ => Duration::ZERO,
+    }
+}
+
+#[test]
+fn no_answer_reaches_another_client_of_a_source_network() {
+    let setup = "ip -6 route add local fd00:1::/64 dev lo; ip route add local 10.99.0.0/22 dev lo";
+    if !namespace::enter_without_rights(test_name!(), setup) {
+        return;
+    }
+    let keys = |_| "responses = 1\nrequests = 1\nidle_timeout = \"200ms\"".to_owned();
+    for (host, network, is_used_up) in [
+        ("127.0.0.1", "127.64.0.0/10", false),
+        ("::1", "fd00:1::/64", false),
+        ("127.0.0.1", "10.99.0.0/22", true),
+    ] {
+        let expects = |admin, opened| {
+            let late = dropped(admin, "reply_unknown_address");
+            let refused = dropped(admin, "no_addresses");
+            assert!(opened > 900, "{opened}");
+            // Where no other session can begin, one that goes on has the late answer.
+            assert!(late > 10 || is_used_up, "{late}");
+            assert_eq!(refused > 0, is_used_up, "{refused}");
+        };
+        let upstream = format!("source = [\"{network}\"]\n[limits]\nmax_sessions = 900");
+        soak_between(host, &upstream, keys, some_late, expects, false);
+    }
+}
+
+#[test]
+fn no_answer_reaches_another_client_while_modes_change_on_a_source_network() {
+    if !namespace::enter_without_rights(test_name!(), "") {
+        return;
+    }
+    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
+    let keys = |turn: u32| {
+        let mode = ["ppv2", "plain"][turn as usize % 2];
+        format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
+    };
+    let expects = |admin, opened| {
+        let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
+        let moved = metric(admin, ended);
+        assert!(moved > 500, "{moved} of {opened}");
+    };
+    let network = "source = [\"127.64.0.0/10\"]";
+    soak_between("127.0.0.1", network, keys, delay, expects, true);
 }

@@ -1,6 +1,6 @@
 //! How many sessions this host allows. One with a socket of its own takes a file
 //! descriptor, a local port and some kilobytes of memory; one on a source network takes an
-//! address of it and some hundred bytes.
+//! address of it and some hundred bytes; one with tagged replies just these bytes.
 
 use std::fs;
 
@@ -33,7 +33,7 @@ const HOST_SHARE: usize = 32;
 /// addresses wants.
 const SPOOFED_SESSIONS: usize = 100_000;
 
-/// The default maximum of sessions on source networks. Neither descriptors nor ports bound
+/// The default maximum of sessions on source networks or with tagged replies. Neither descriptors nor ports bound
 /// them, and an attacker who forges client addresses could fill the host's memory.
 const NETWORK_SESSIONS: usize = 1_000_000;
 
@@ -45,7 +45,7 @@ const RESTING_ADDRESSES: usize = 2;
 /// were measured.
 const SESSION_BYTES: u64 = 4096;
 
-/// Memory of a session on a source network, which has no socket.
+/// Memory of a session without a socket, in bytes.
 const NETWORK_SESSION_BYTES: u64 = 512;
 
 /// Memory of the process without sessions, in bytes, and of each worker. About half was
@@ -98,8 +98,10 @@ impl HostCapacity {
         };
         let networks = config.source_networks();
         // Each worker has a socket for each family and port, perhaps another for datagrams
-        // that may not be fragmented.
-        let shared = config.worker_count() * networks.len() * 2;
+        // that may not be fragmented, and one for each server that returns tags.
+        let by_tags = config.servers.iter();
+        let by_tags = by_tags.filter(|server| server.replies.tag_keys().is_some());
+        let shared = config.worker_count() * (networks.len() * 2 + by_tags.count());
         let taken =
             SPARE_DESCRIPTORS + probes + lookups + workers + shared + config.listening_sockets();
         let has_sockets = config.uses_session_sockets();
@@ -170,7 +172,11 @@ impl HostCapacity {
         let mut known = Vec::new();
         for (what, allowed) in of_sockets.into_iter().chain(others) {
             let about = if what == "memory" { "about " } else { "" };
-            let allow = if known.is_empty() { "allow " } else { "" };
+            let allow = match (known.is_empty(), what) {
+                (false, _) => "",
+                (true, "memory") => "allows ",
+                (true, _) => "allow ",
+            };
             known.extend(allowed.map(|allowed| format!("{what} {allow}{about}{allowed}")));
         }
         known.join(", ")
@@ -326,6 +332,26 @@ mod tests {
             few.bounds()
                 .starts_with("source networks allow 126, memory about ")
         );
+    }
+
+    #[test]
+    fn tagged_replies_take_a_descriptor_for_each_server_alone() {
+        let of = |replies: &str| {
+            let config = format!(
+                "workers = 2\n[[listener]]\nbind = [\"127.0.0.1:53\"]\nupstream = \"u\"\n\
+                 [upstream.u]\nreplies = \"{replies}\"\nservers = [\"127.0.0.1:5300\", \"127.0.0.1:5301\"]\n"
+            );
+            HostCapacity::of(&Config::from_toml("x", &config).unwrap())
+        };
+        let descriptors = |replies| of(replies).descriptors;
+        let of_sessions = descriptors("session").unwrap();
+        // Two workers, two servers.
+        assert_eq!(descriptors("auto"), Some(of_sessions - 4));
+        let tagged = of("tagged");
+        assert_eq!((tagged.descriptors, tagged.ports), (None, None));
+        let most = NETWORK_SESSIONS.min(tagged.memory.unwrap());
+        assert_eq!(tagged.max_sessions, most);
+        assert!(tagged.bounds().starts_with("memory allows about "));
     }
 
     #[test]

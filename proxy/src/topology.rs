@@ -169,16 +169,18 @@ fn capacity(config: &Config) -> Vec<Finding> {
         Some(shortfall) => Finding::advice(
             what,
             shortfall,
-            "LimitNOFILE= or MemoryMax= in the systemd unit, `ulimit -n`, or sysctl -w net.ipv4.ip_local_port_range=…",
+            "LimitNOFILE= or MemoryMax= in the systemd unit, `ulimit -n`, sysctl -w net.ipv4.ip_local_port_range=…, or a (larger) source network",
         ),
         None => Finding::ok(what, format!("at most {}", capacity.max_sessions)),
     };
     // A service has a control group of its own, so its limit may be another.
     let memory = memory::limit().map(|limit| {
         let (megabytes, source) = (limit.bytes >> 20, limit.source.display());
-        let found = format!(
-            "{megabytes} MiB, by {source}; a session takes about 4 kB, most of it the kernel's"
-        );
+        let each = match config.uses_session_sockets() {
+            true => "4 kB, most of it the kernel's",
+            false => "500 bytes",
+        };
+        let found = format!("{megabytes} MiB, by {source}; a session takes about {each}");
         Finding::ok("memory", found)
     });
     [sessions].into_iter().chain(memory).collect()

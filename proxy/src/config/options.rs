@@ -120,7 +120,7 @@ pub struct Config {
 #[derive(Args, Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// The most sessions [default: what open files, local ports and memory allow]
+    /// The most sessions [default: what open files, local ports, source networks and memory allow]
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<Number<usize, 1, { u32::MAX }>>,
 }

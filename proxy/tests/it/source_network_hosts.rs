@@ -29,6 +29,13 @@ fn doctor(host: Host, config: &str, more: &[&str]) -> (Option<i32>, String) {
     (status, stdout)
 }
 
+/// A command that is ended if it doesn't end by itself, as a proxy that starts.
+fn ended(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program);
+    command
+}
+
 /// The finding whose line has this part, and its fix.
 #[track_caller]
 fn finding(report: &str, part: &str) -> String {
@@ -63,7 +70,7 @@ fn run_refuses_a_network_without_its_route_in_the_words_of_doctor() {
     assert_eq!(status, Some(1), "{report}");
     let refuses = |fatal: &[(&str, &str)]| {
         let (status, _, stderr) = output_of(
-            Command::new("setpriv")
+            ended("setpriv")
                 .args(["--bounding-set=-all", "--inh-caps=-all"])
                 .arg(binary())
                 .args(["run", "--config", &config]),
@@ -394,7 +401,7 @@ fn tagged_replies_need_no_session_and_a_reload_reads_the_key_again() {
     let file = write(&folder, "proxy.toml", &content);
     let config = file.to_str().unwrap();
     for command in ["run", "check"] {
-        let (status, _, stderr) = output(&[command, "--config", config]);
+        let (status, _, stderr) = output_of(ended(binary()).args([command, "--config", config]));
         assert_eq!(status, Some(2), "{stderr}");
         let fix = format!("chmod 600 {name}");
         assert!(stderr.contains(&name) && stderr.contains(&fix), "{stderr}");

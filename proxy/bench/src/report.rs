@@ -53,7 +53,7 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
     for work in &outcome.works {
         let _ = write!(text, "\n## {}: {}\n\n| |", work.name, work.title);
         for figure in work.figures {
-            let _ = write!(text, " {} |", figure.name());
+            let _ = write!(text, " {}{} |", figure.name(), figure.unit());
         }
         let _ = writeln!(text, " |\n|---|{}---|", "---|".repeat(work.figures.len()));
         for series in &work.peers {
@@ -153,4 +153,42 @@ pub(crate) fn figure_row(figure: &Bounded) -> String {
 fn row(what: &str, value: Option<Spread>, limit: Limit) -> String {
     let mark = Reached::of(limit, value).mark();
     format!("{mark} {what:<76} {} ({limit})", reached(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::tests::{measured, outcome};
+    use crate::target;
+
+    #[test]
+    fn markdown_tells_of_each_target_whether_it_was_reached() {
+        let cpu: [(Peer, &[f64]); 3] = [
+            (Peer::Ours, &[80.0, 90.0, 85.0]),
+            (Peer::Bare, &[100.0, 100.0, 100.0]),
+            (Peer::Nginx, &[90.0, 95.0, 90.0]),
+        ];
+        let mut outcome = outcome(vec![measured("runs-64", &cpu)]);
+        outcome.targets = target::verdicts(&outcome);
+        let text = markdown(&outcome);
+        let row = |mark, figure, against, limit, reached| {
+            format!(
+                "| {mark} | runs-64 | {figure} | CPU per datagram | {against} | {limit} | {reached} |\n"
+            )
+        };
+        let rows = [
+            row('✓', "ppv2-proxy", "bare loop", "≤ 0.85", "0.85 [0.80–0.90]"),
+            row('~', "ppv2-proxy", "nginx", "≤ 0.90", "0.94 [0.89–0.95]"),
+            row(
+                '?',
+                "ppv2-proxy, source network",
+                "bare loop",
+                "≤ 0.85",
+                "not measured",
+            ),
+        ];
+        for row in rows {
+            assert!(text.contains(&row), "{row}{text}");
+        }
+    }
 }

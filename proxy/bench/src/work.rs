@@ -401,6 +401,21 @@ impl Figure {
         }
     }
 
+    /// What it is counted in, if it isn't told by its name.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Cpu | Self::Whole => ", ns",
+            Self::Throughput | Self::Rate => ", /s",
+            Self::P50 | Self::P99 | Self::P999 => ", µs",
+            Self::SessionMemory
+            | Self::KernelMemory
+            | Self::Memory
+            | Self::Descriptors
+            | Self::Lost
+            | Self::Wrong => "",
+        }
+    }
+
     pub(crate) fn of(self, sample: &Sample) -> Option<f64> {
         let (load, latency) = (&sample.load, sample.load.latency);
         match self {

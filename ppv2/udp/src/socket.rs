@@ -23,7 +23,7 @@ const SESSION_BUFFER: usize = 1 << 20;
 pub const SHARED_BUFFER: usize = 16 << 20;
 
 /// What a socket is made for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// Refuse to send what exceeds the interface's MTU, instead of fragmenting it, and
     /// forbid routers to fragment it.

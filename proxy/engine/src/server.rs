@@ -15,6 +15,9 @@ use crate::counters::{ServerCounters, next_id};
 use crate::mode::Mode;
 use crate::tag::TagKeys;
 
+/// How long a server that has left a tag out is taken to return none.
+const TAG_PAUSE: Duration = Duration::from_secs(30);
+
 /// A server of an upstream. Aligned so that what is read for each datagram shares no
 /// cache line with the number of its holders, which changes with each session.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Server {
     times_down: AtomicU32,
     /// It has returned a tag, and has not left one out since.
     returns_tags: AtomicBool,
+    /// Seconds after 1970 until which a tag is not taken for a change.
+    no_tags_until: AtomicU64,
     /// Its upstream.
     pub upstream: String,
     /// Its name there: as the configuration has it, or its address if a name leads to
@@ -48,6 +53,7 @@ impl Server {
             answer_time: SharedAnswerTime::default(),
             times_down: AtomicU32::new(0),
             returns_tags: AtomicBool::new(false),
+            no_tags_until: AtomicU64::new(0),
             upstream: upstream.to_owned(),
             name: name.to_owned(),
             label: Mutex::new(name.to_owned()),
@@ -100,9 +106,18 @@ impl Server {
         self.returns_tags.load(Ordering::Relaxed)
     }
 
-    /// Notes whether its latest reply carried a tag. It is written when that changes alone.
-    pub(crate) fn note_tag(&self, returned: bool) {
+    /// Notes whether its latest reply, at so many seconds after 1970, carried a tag. It is
+    /// written when that changes alone. After a reply without one, a tag changes nothing for
+    /// a while: a server that returns some, or who forges replies, must not have sessions
+    /// move to and fro.
+    pub(crate) fn note_tag(&self, returned: bool, unix: u64) {
         if self.returns_tags() != returned {
+            if !returned {
+                let until = unix + TAG_PAUSE.as_secs();
+                self.no_tags_until.store(until, Ordering::Relaxed);
+            } else if unix < self.no_tags_until.load(Ordering::Relaxed) {
+                return;
+            }
             self.returns_tags.store(returned, Ordering::Relaxed);
             let (upstream, server) = (&self.upstream, &self.name);
             // Who forges a reply of the server without one must not fill the log.
@@ -319,6 +334,20 @@ mod tests {
             assert_eq!(of.probe_address().to_string(), probe);
             assert_eq!(of.session_addresses(), sessions, "{network}");
         }
+    }
+
+    #[test]
+    fn a_server_that_leaves_a_tag_out_is_not_believed_at_once_again() {
+        let server = Server::new("u", "s", ServerAddr(([192, 0, 2, 1], 53).into()), 1);
+        server.note_tag(true, 1000);
+        assert!(server.returns_tags());
+        server.note_tag(false, 1001);
+        for unix in 1001..1031 {
+            server.note_tag(true, unix);
+            assert!(!server.returns_tags(), "{unix}");
+        }
+        server.note_tag(true, 1031);
+        assert!(server.returns_tags());
     }
 
     #[test]

@@ -196,6 +196,9 @@ pub enum AfterEnd {
     /// lets them, and what is kept with it then goes to [`Table::next_removed`]: at once
     /// after any other end.
     Pass,
+    /// It has nothing of its own, and late replies are known without it. What is kept with
+    /// it goes to [`Table::next_removed`].
+    Forget,
 }
 
 impl AfterEnd {
@@ -203,7 +206,7 @@ impl AfterEnd {
     fn is_heard(self) -> bool {
         matches!(
             self,
-            Self::RestForReuse | Self::Rest | Self::CloseOnceRead | Self::Pass
+            Self::RestForReuse | Self::Rest | Self::CloseOnceRead | Self::Pass | Self::Forget
         )
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) tags: Option<Arc<TagKeys>>,
     /// While its server doesn't return tags, it has a socket or an address of its own.
     pub(crate) tags_are_optional: bool,
+    /// Its headers have carried a tag, so that replies may carry it.
+    pub(crate) had_tags: bool,
 }
 
 /// Where the first datagrams alone carry the header: whether the server still has it.
@@ -122,6 +124,7 @@ impl Connection {
     pub(crate) fn set_tags(&mut self, target: &Target, key: &Key) {
         let keys = target.replies.tag_keys().filter(|_| key.fits_header());
         self.tags = keys.cloned();
+        self.had_tags |= self.tags.is_some();
         self.tags_are_optional = matches!(target.replies, Replies::Auto(_));
     }
 
@@ -153,8 +156,10 @@ impl Connection {
 
     /// What becomes of the session's socket and port when it ends.
     pub(crate) fn after_end(&self) -> AfterEnd {
-        let Some(socket) = self.own_socket() else {
-            return AfterEnd::Pass;
+        let socket = match &self.path {
+            Path::Own(socket) => socket,
+            Path::Network { .. } => return AfterEnd::Pass,
+            Path::Tagged { .. } => return AfterEnd::Forget,
         };
         if !socket.takes_replies {
             // On a port of this host's, another session could get it.

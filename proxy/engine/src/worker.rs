@@ -33,9 +33,9 @@ use slab::Slab;
 
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
-use crate::counters::WorkerCounters;
+use crate::counters::{DropReason, WorkerCounters};
 use crate::listener::{Listener, ListenerSettings};
-use crate::server::Server;
+use crate::server::{MAX_ANSWER_TIME, Server};
 use crate::session::{Key, Session, SessionId, Table};
 use crate::snapshot::Snapshot;
 use crate::upstream::Balancer;
@@ -208,6 +208,8 @@ pub struct Worker {
     /// Listeners and servers, by their ids, for which no other socket has a route. The
     /// sources of one listener say nothing of another's.
     routeless: Recent<(u64, u64)>,
+    /// Servers, by their ids, to which no shared socket could be opened, and why.
+    unopened: Recent<(u64, DropReason)>,
     wrong_interfaces: Arc<WrongInterfaces>,
     /// When a datagram was last noted as oversize.
     oversize_noted: Cell<Option<Instant>>,
@@ -260,6 +262,7 @@ impl Worker {
             server_addresses: ServerAddresses::default(),
             settled: Recent::default(),
             routeless: Recent::default(),
+            unopened: Recent::default(),
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, number, &capacity, Connection::after_end)
@@ -455,8 +458,14 @@ impl Worker {
     }
 
     fn is_drained(&self, now: Instant) -> bool {
+        let mut listeners = self.listener_sockets.iter();
+        // Where no session is kept, nobody knows which replies are still to come.
+        let quiet = match listeners.all(|(_, one)| one.settings.keeps_sessions) {
+            true => QUIET,
+            false => MAX_ANSWER_TIME,
+        };
         self.draining
-            && now.saturating_duration_since(self.last_reply) >= QUIET
+            && now.saturating_duration_since(self.last_reply) >= quiet
             && !self.table.awaits_replies()
     }
 

@@ -64,7 +64,7 @@ impl Class {
             AfterEnd::Rest | AfterEnd::RestUnheard | AfterEnd::CloseOnceRead | AfterEnd::Close => {
                 Self::Silent
             }
-            AfterEnd::Pass => Self::Passing,
+            AfterEnd::Pass | AfterEnd::Forget => Self::Passing,
         }
     }
 
@@ -635,7 +635,7 @@ impl<C> Table<C> {
         );
         let class = match (self.after_end)(&session.connection) {
             AfterEnd::Pass if passes => Some(Class::Passing),
-            AfterEnd::Close | AfterEnd::Pass => {
+            AfterEnd::Close | AfterEnd::Pass | AfterEnd::Forget => {
                 self.discard(slot);
                 return;
             }
@@ -726,7 +726,8 @@ impl<C> Table<C> {
     fn discard(&mut self, slot: u32) {
         if let Some(session) = self.remove(slot) {
             session.held.give_back(&self.capacity);
-            if (self.after_end)(&session.connection) == AfterEnd::Pass {
+            let after_end = (self.after_end)(&session.connection);
+            if matches!(after_end, AfterEnd::Pass | AfterEnd::Forget) {
                 self.removed.push(session.connection);
             }
         }

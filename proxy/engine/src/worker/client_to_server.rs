@@ -39,6 +39,9 @@ impl Worker {
             }
         }
         self.send_run();
+        if let Some(number) = self.run.renew.take() {
+            self.renew_tagged_socket(number, now);
+        }
         slots == BATCH
     }
 
@@ -118,7 +121,7 @@ impl Worker {
             None => self.target_without_session(number, &key, now),
         };
         let queued = target.and_then(|target| {
-            let socket = self.tagged_socket(&settings, &target)?;
+            let socket = self.tagged_socket(&settings, &target, now)?;
             Ok((target, socket))
         });
         match queued {

@@ -11,7 +11,7 @@ use crate::address::own_addresses;
 use crate::client_limits::{ClientPermit, Network};
 use crate::counters::{DropReason, EndReason};
 use crate::listener::ListenerSettings;
-use crate::server::Target;
+use crate::server::{Replies, Target};
 use crate::session::{Key, SessionId};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
@@ -54,6 +54,10 @@ impl Worker {
         if target.mode.spoofs() && !self.can_speak_for(client, now) {
             return Err(DropReason::BadSource);
         }
+        // A tag can't say which interface a link-local client is at.
+        if matches!(target.replies, Replies::Tagged(_)) && !key.fits_header() {
+            return Err(DropReason::BadSource);
+        }
         self.admit_in_flood(&target, client, now)?;
         let client_permit = self.client_permit(&settings, client, now)?;
         if self.capacity.is_full() {
@@ -72,11 +76,7 @@ impl Worker {
         key: &Key,
         now: Instant,
     ) -> Result<Target, DropReason> {
-        let listener_socket = &self.listener_sockets[number];
-        if listener_socket.is_closing {
-            return Err(DropReason::Stopping);
-        }
-        let settings = Arc::clone(&listener_socket.settings);
+        let settings = Arc::clone(&self.listener_sockets[number].settings);
         if let Some(reason) = settings.refusal(key.client.0.ip()) {
             return Err(reason);
         }
@@ -194,6 +194,7 @@ impl Worker {
             }),
             tags: None,
             tags_are_optional: false,
+            had_tags: false,
         };
         connection.set_tags(target, &key);
         let permit = got.permit;

@@ -29,6 +29,8 @@ pub(super) struct Run {
     queued: Vec<Queued>,
     /// Headers of those that are queued, by their place.
     headers: Box<[[u8; MAX_HEADER]; BATCH]>,
+    /// The number of a socket to a server that has no route: to be renewed after the batch.
+    pub(super) renew: Option<u32>,
 }
 
 /// The socket that a run leaves by.
@@ -81,6 +83,7 @@ impl Run {
             now,
             queued: Vec::with_capacity(BATCH),
             headers: Box::new([[0; MAX_HEADER]; BATCH]),
+            renew: None,
         }
     }
 }
@@ -249,6 +252,11 @@ impl Worker {
             self.count_sent(run_socket, &queued);
         }
         self.run.queued = queued;
+        if let RunSocket::Tagged(number) = run_socket
+            && let Some(tagged) = self.shared_sockets.tagged_mut(number)
+        {
+            tagged.note_sent(self.run.now, self.unix.now());
+        }
     }
 
     /// The settings of the listener and the server of queued datagrams.
@@ -340,7 +348,7 @@ impl Worker {
         if let RunSocket::Tagged(number) = run_socket
             && unsent.lacks_route
         {
-            self.renew_tagged_socket(number, self.run.now);
+            self.run.renew = Some(number);
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ServerCounters};
 use crate::listener::Listener;
 use crate::session::{Amount, Key, Session, SessionId};
-use crate::tag::TagError;
 use crate::upstream_socket::{Connection, Path, UpstreamSocket};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
@@ -89,6 +88,7 @@ impl Worker {
         let latest = slots.clone().last();
         let latest = latest.and_then(|slot| self.replies.batch.received(slot));
         let lost = latest.map_or(0, |latest| latest.newly_lost(&mut shared.overflows));
+        let mut lost = lost + std::mem::take(&mut shared.lost);
         if is_tagged {
             for slot in slots.clone() {
                 self.pass_tagged(slot, number, now);
@@ -114,8 +114,8 @@ impl Worker {
             };
             match id.filter(is_asked) {
                 Some(id) => {
-                    if lost > 0 && slot + 1 == slots.end {
-                        self.count_overflows_of(id, lost);
+                    if lost > 0 {
+                        self.count_overflows_of(id, std::mem::take(&mut lost));
                     }
                     self.pass_of_session(slot, id, now);
                 }
@@ -125,6 +125,9 @@ impl Worker {
                     shared.drop_of_no_session(number, to, datagrams, now);
                 }
             }
+        }
+        if let Some(shared) = self.shared_sockets.get_mut(number) {
+            shared.lost = lost;
         }
         slots.len()
     }
@@ -159,7 +162,8 @@ impl Worker {
         now: Instant,
     ) -> Result<Passed, (DropReason, Option<Arc<Listener>>)> {
         let datagram = self.replies.batch.first_of(one);
-        let tagged = self.shared_sockets.tagged(number);
+        let unix = self.unix.now();
+        let tagged = self.shared_sockets.tagged_mut(number);
         let tagged = tagged.ok_or((DropReason::ReplyLate, None))?;
         let server = &tagged.server;
         let counters = server.counters(self.number);
@@ -169,20 +173,26 @@ impl Worker {
             return Err((DropReason::ReplyWrongSource, None));
         }
         let Ok(reply) = ppv2::decode_tagged(datagram) else {
-            server.note_tag(false);
+            server.note_tag(false, unix);
             return Err((DropReason::ReplyUntagged, None));
         };
-        let verified = tagged.verify(&reply, self.unix.now());
+        let verified = tagged.verify(&reply, unix);
         verified.map_err(|reason| (reason, None))?;
-        server.note_tag(true);
+        let server = server.id();
+        tagged.note_reply(unix);
         let key = Key {
             client: ClientAddr(reply.client),
             local: ListenerAddr(reply.destination),
         };
         let header = datagram.len() - reply.payload.len();
         let bytes = reply.payload.len() as u64;
-        let Some(id) = self.table.find(&key) else {
-            return self.check_stateless(&key, received, one.behind(header));
+        // A server that the session has left doesn't count for it.
+        let is_of_server = |id: &SessionId| {
+            let session = self.table.get(*id);
+            session.is_some_and(|session| session.server.id() == server)
+        };
+        let Some(id) = self.table.find(&key).filter(is_of_server) else {
+            return self.check_without_session(&key, received, one.behind(header));
         };
         let (listener_socket, outgoing) = self
             .reply_to(
@@ -208,8 +218,10 @@ impl Worker {
         })
     }
 
-    /// Where a reply with a valid tag goes whose client has no session.
-    fn check_stateless(
+    /// Where a reply with a valid tag goes that is of no session: none is kept, or it has
+    /// ended. It can reach no other client, so it passes, unless there is a bound on what a
+    /// client gets.
+    fn check_without_session(
         &self,
         key: &Key,
         received: &Received,
@@ -219,7 +231,7 @@ impl Worker {
         let number = number.ok_or((DropReason::ReplyUnknownListener, None))?;
         let settings = &self.listener_sockets[number as usize].settings;
         let of_listener = |reason| Err((reason, Some(Arc::clone(&settings.listener))));
-        if settings.keeps_sessions {
+        if settings.rules.amplification.is_some() {
             return of_listener(DropReason::ReplyLate);
         }
         if !settings.allows(key.client.0.ip()) {
@@ -241,42 +253,34 @@ impl Worker {
     /// `id`, go to its client. Those that carry a tag pass without it.
     fn pass_of_session(&mut self, slot: usize, id: SessionId, now: Instant) {
         let session = self.table.get(id);
-        if session.is_none_or(|session| session.connection.tags.is_none()) {
+        if session.is_none_or(|session| !session.connection.had_tags) {
             self.pass(self.replies.batch.whole(slot), id, now);
             return;
         }
         for one in self.replies.batch.whole(slot).singles() {
             let datagram = self.replies.batch.first_of(one);
-            let Ok(reply) = ppv2::decode_tagged(datagram) else {
+            let (Ok(reply), Some(session)) = (ppv2::decode_tagged(datagram), self.table.get(id))
+            else {
                 self.pass(one, id, now);
                 continue;
             };
-            let header = datagram.len() - reply.payload.len();
-            let Some(session) = self.table.get(id) else {
+            let key = session.key();
+            if (reply.client, reply.destination) != (key.client.0, key.local.0) {
+                let counters = session.settings.listener.counters(self.number);
+                counters.dropped(DropReason::ReplyWrongTag).add(1);
                 continue;
-            };
-            let (key, unix) = (session.key(), self.unix.now());
-            let is_of_session = (reply.client, reply.destination) == (key.client.0, key.local.0);
-            let keys = session.connection.tags.as_ref();
-            let verified =
-                keys.map(|keys| keys.verify(reply.tag, reply.client, reply.destination, unix));
-            match verified {
-                Some(Ok(())) if is_of_session => {
-                    session.server.note_tag(true);
-                    self.pass(one.behind(header), id, now);
-                }
-                Some(Err(TagError::OtherEpoch)) => {
-                    self.count_dropped(id, DropReason::ReplyOldTag);
-                }
-                _ => self.count_dropped(id, DropReason::ReplyWrongTag),
             }
-        }
-    }
-
-    fn count_dropped(&self, id: SessionId, reason: DropReason) {
-        if let Some(session) = self.table.get(id) {
-            let counters = session.settings.listener.counters(self.number);
-            counters.dropped(reason).add(1);
+            // Socket or address say whose reply it is, also with a tag of a former key.
+            let (unix, header) = (self.unix.now(), datagram.len() - reply.payload.len());
+            let verified = session
+                .connection
+                .tags
+                .as_ref()
+                .map(|keys| keys.verify(reply.tag, reply.client, reply.destination, unix));
+            if verified == Some(Ok(())) {
+                session.server.note_tag(true, unix);
+            }
+            self.pass(one.behind(header), id, now);
         }
     }
 

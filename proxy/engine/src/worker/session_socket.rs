@@ -92,6 +92,16 @@ impl<T: Copy + PartialEq> Recent<T> {
         self.noted.iter().flatten().any(is_it)
     }
 
+    /// What was noted lately and matches.
+    pub(super) fn find(&self, now: Instant, matches: impl Fn(&T) -> bool) -> Option<T> {
+        let mut valid = self
+            .noted
+            .iter()
+            .flatten()
+            .filter(|(_, until)| now < *until);
+        valid.find_map(|(noted, _)| matches(noted).then_some(*noted))
+    }
+
     pub(super) fn note(&mut self, what: T, until: Instant) {
         self.noted[self.next] = Some((what, until));
         self.next = (self.next + 1) % self.noted.len();
@@ -175,7 +185,7 @@ impl Worker {
                 self.network_path(settings, target, network, now)
             }
             _ => {
-                let socket = self.tagged_socket(settings, target)?;
+                let socket = self.tagged_socket(settings, target, now)?;
                 Ok(Path::Tagged { socket })
             }
         }

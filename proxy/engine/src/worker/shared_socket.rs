@@ -2,11 +2,11 @@
 //! own, and its replies are known by the address that they come to; or replies carry tags
 //! that say whose they are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ppv2::TaggedReply;
 use ppv2_udp::{Cause, Options, Socket};
@@ -16,7 +16,7 @@ use super::reconfigure::SETTLED;
 use super::{LAST_TAKES, Readable, Worker};
 use crate::counters::DropReason;
 use crate::listener::{Listener, ListenerSettings};
-use crate::server::{Server, SourceNetwork, Target};
+use crate::server::{Replies, Server, SourceNetwork, Sources, Target};
 use crate::session::{MIN_REST, SessionId};
 use crate::source_addresses::{NoAddress, SourceAddresses};
 use crate::tag::{TagError, TagKeys};
@@ -29,10 +29,11 @@ pub(super) struct SharedSockets {
     sockets: Slab<SharedSocket>,
     /// Few: those that the configuration names, and former ones that have sessions.
     networks: Vec<NetworkInUse>,
-    /// What source networks are used towards: servers of the snapshot, and of the one
-    /// before, whose replies may still come.
+    /// What source networks are used towards, now or before, since replies of former servers
+    /// may still come. At most [`MOST_SERVERS`].
     servers: Vec<SocketAddr>,
-    former_servers: Vec<SocketAddr>,
+    /// By server and options, the number of the socket that is connected to it.
+    tagged: HashMap<(u64, Options), u32, ahash::RandomState>,
 }
 
 /// A socket that sessions share.
@@ -41,6 +42,8 @@ pub(super) struct SharedSocket {
     kind: Kind,
     /// The kernel's latest count of replies lost because its buffer was full.
     pub(super) overflows: u32,
+    /// Replies that were lost, until one of a session says of which server they may be.
+    pub(super) lost: u64,
     /// How many batches were taken from it.
     pub(super) takes: u32,
     sessions: usize,
@@ -76,12 +79,48 @@ enum Kind {
 /// A server whose replies carry tags.
 pub(super) struct Tagged {
     pub(super) server: Arc<Server>,
+    /// Where the socket sends from.
+    sources: Sources,
+    /// A server that returns none is served by sessions.
+    is_auto: bool,
     keys: Arc<TagKeys>,
     /// Those before the latest reload.
     former: Option<Arc<TagKeys>>,
+    /// When the first datagram was sent that no reply has followed.
+    unanswered: Option<Instant>,
 }
 
 impl Tagged {
+    /// Notes that datagrams were sent. A server that is silent for long, although it
+    /// answered before, may take none by this socket.
+    pub(super) fn note_sent(&mut self, now: Instant, unix: u64) {
+        let since = *self.unanswered.get_or_insert(now);
+        if self.is_auto && now.saturating_duration_since(since) >= SILENCE {
+            self.unanswered = None;
+            self.server.note_tag(false, unix);
+        }
+    }
+
+    /// Notes a reply with a valid tag.
+    pub(super) fn note_reply(&mut self, unix: u64) {
+        self.unanswered = None;
+        self.server.note_tag(true, unix);
+    }
+
+    /// Obeys another snapshot. True if it is to be sent from elsewhere.
+    fn adapt(&mut self, target: &Target) -> bool {
+        self.is_auto = matches!(target.replies, Replies::Auto(_));
+        if let Some(keys) = target.replies.tag_keys()
+            && **keys != *self.keys
+        {
+            let former = std::mem::replace(&mut self.keys, Arc::clone(keys));
+            self.former = Some(former);
+        }
+        let moves = self.sources != target.sources;
+        self.sources = target.sources.clone();
+        moves
+    }
+
     /// Checks the tag of a reply.
     pub(super) fn verify(&self, reply: &TaggedReply<'_>, unix: u64) -> Result<(), DropReason> {
         let verify = |keys: &TagKeys| keys.verify(reply.tag, reply.client, reply.destination, unix);
@@ -96,6 +135,13 @@ impl Tagged {
         })
     }
 }
+
+/// How long a server may leave all datagrams unanswered that leave by the socket of tagged
+/// replies, before sessions have sockets or addresses of their own again.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// The most servers that a filter looks at, and one more.
+const MOST_SERVERS: usize = 65;
 
 /// The addresses of a network, and how many sessions have one.
 struct NetworkInUse {
@@ -120,7 +166,7 @@ impl SharedSockets {
             sockets: Slab::new(),
             networks: Vec::new(),
             servers: Vec::new(),
-            former_servers: Vec::new(),
+            tagged: HashMap::default(),
         }
     }
 
@@ -143,6 +189,13 @@ impl SharedSockets {
     pub(super) fn listener(&self, number: u32) -> Option<Arc<Listener>> {
         let shared = self.sockets.get(number as usize)?;
         Some(Arc::clone(&shared.listener))
+    }
+
+    pub(super) fn tagged_mut(&mut self, number: u32) -> Option<&mut Tagged> {
+        match &mut self.sockets.get_mut(number as usize)?.kind {
+            Kind::Network { .. } => None,
+            Kind::Tagged { tagged, .. } => Some(tagged),
+        }
     }
 
     pub(super) fn numbers(&self) -> Vec<u32> {
@@ -194,14 +247,25 @@ impl SharedSockets {
 
     /// A source address that no session has and none had lately.
     fn take_address(&mut self, of: SourceNetwork, now: Instant) -> Result<IpAddr, NoAddress> {
-        let place = self.place_of(of).unwrap_or_else(|| {
-            self.networks.push(NetworkInUse {
-                network: of,
-                free: SourceAddresses::new(&of, self.worker, self.workers, now),
-                sessions: 0,
-            });
-            self.networks.len() - 1
-        });
+        let place = match self.place_of(of) {
+            Some(place) => place,
+            None => {
+                // A former network that sessions still have must not give out the same.
+                let overlaps = |one: &NetworkInUse| {
+                    let (one, of) = (one.network.network, of.network);
+                    one.contains(&of) || of.contains(&one)
+                };
+                if self.networks.iter().any(overlaps) {
+                    return Err(NoAddress);
+                }
+                self.networks.push(NetworkInUse {
+                    network: of,
+                    free: SourceAddresses::new(&of, self.worker, self.workers, now),
+                    sessions: 0,
+                });
+                self.networks.len() - 1
+            }
+        };
         self.networks[place].free.take(now)
     }
 
@@ -209,17 +273,15 @@ impl SharedSockets {
     fn filter(&self) {
         let networks = self.networks.iter().map(|one| one.network.network);
         let networks: Vec<_> = networks.map(|net| (net.addr(), net.prefix_len())).collect();
-        let servers: Vec<_> = [&self.servers[..], &self.former_servers].concat();
         for (_, shared) in &self.sockets {
             if let Kind::Network { v6, .. } = shared.kind {
                 let mut networks = networks.clone();
                 networks.retain(|(ip, _)| ip.is_ipv6() == v6);
-                let mut servers = servers.clone();
+                let mut servers = self.servers.clone();
                 servers.retain(|server| server.is_ipv6() == v6);
-                servers.sort_unstable();
-                servers.dedup();
+                let all = (self.servers.len() < MOST_SERVERS).then_some(&servers[..]);
                 // Best effort: what comes from others is dropped, with it or without.
-                let _ = shared.socket.filter(&networks, Some(&servers));
+                let _ = shared.socket.filter(&networks, all);
             }
         }
     }
@@ -285,22 +347,17 @@ impl Worker {
             Kind::Network { .. } | Kind::Tagged { .. } => None,
         });
         let is_known = self.shared_sockets.knows(network);
-        let source = self.shared_sockets.take_address(network, now);
-        let source = source.map_err(|NoAddress| DropReason::NoAddresses)?;
         let socket = match found {
             Some(number) => number,
             None => {
-                let socket = Socket::shared(v6, port, options).map_err(|e| why_unopened(&e));
-                let added = socket.and_then(|socket| {
-                    let kind = Kind::Network { v6, port, options };
-                    self.add_shared(socket, kind, settings)
-                });
-                if added.is_err() {
-                    self.shared_sockets.give_back(source, now);
-                }
-                added?
+                let kind = Kind::Network { v6, port, options };
+                self.open_shared(target, kind, settings, now, || {
+                    Socket::shared(v6, port, options)
+                })?
             }
         };
+        let source = self.shared_sockets.take_address(network, now);
+        let source = source.map_err(|NoAddress| DropReason::NoAddresses)?;
         if found.is_none() || !is_known {
             self.shared_sockets.filter();
         }
@@ -312,27 +369,44 @@ impl Worker {
         &mut self,
         settings: &ListenerSettings,
         target: &Target,
+        now: Instant,
     ) -> Result<u32, DropReason> {
         let options = settings.upstream_options();
-        let mut sockets = self.shared_sockets.sockets.iter();
-        let found = sockets.find(|(_, shared)| match &shared.kind {
-            Kind::Network { .. } => false,
-            Kind::Tagged {
-                tagged,
-                options: its,
-            } => *tagged.server == *target.server && *its == options,
-        });
-        if let Some((number, _)) = found {
-            return Ok(u32::try_from(number).unwrap_or(u32::MAX));
+        let key = (target.server.id(), options);
+        if let Some(number) = self.shared_sockets.tagged.get(&key) {
+            return Ok(*number);
         }
         let keys = target.replies.tag_keys().ok_or(DropReason::NoServer)?;
-        let socket = connect(target, options)?;
         let tagged = Tagged {
             server: Arc::clone(&target.server),
+            sources: target.sources.clone(),
+            is_auto: matches!(target.replies, Replies::Auto(_)),
             keys: Arc::clone(keys),
             former: None,
+            unanswered: None,
         };
-        self.add_shared(socket, Kind::Tagged { tagged, options }, settings)
+        let kind = Kind::Tagged { tagged, options };
+        let number = self.open_shared(target, kind, settings, now, || connect(target, options))?;
+        self.shared_sockets.tagged.insert(key, number);
+        Ok(number)
+    }
+
+    /// Opens a shared socket, unless that was tried in vain a moment ago.
+    fn open_shared(
+        &mut self,
+        target: &Target,
+        kind: Kind,
+        settings: &ListenerSettings,
+        now: Instant,
+        open: impl FnOnce() -> io::Result<Socket>,
+    ) -> Result<u32, DropReason> {
+        let server = target.server.id();
+        if let Some((_, reason)) = self.unopened.find(now, |(of, _)| *of == server) {
+            return Err(reason);
+        }
+        let opened = open().map_err(|error| why_unopened(&error));
+        let opened = opened.and_then(|socket| self.add_shared(socket, kind, settings));
+        opened.inspect_err(|reason| self.unopened.note((server, *reason), now + SETTLED))
     }
 
     fn add_shared(
@@ -351,6 +425,7 @@ impl Worker {
             socket,
             kind,
             overflows: 0,
+            lost: 0,
             takes: 0,
             sessions: 0,
             listener: Arc::clone(&settings.listener),
@@ -372,8 +447,9 @@ impl Worker {
         if self.settled.contains(server, now) {
             return;
         }
-        let listener = self.snapshot.of(&shared.listener);
-        let target = listener.and_then(|one| one.targets.of(&tagged.server));
+        let server_id = tagged.server.id();
+        let is_of = |target: &&Target| target.server.id() == server_id;
+        let target = self.snapshot.targets().find(is_of);
         let socket = target.and_then(|target| connect(target, options).ok());
         let source = |socket: &Socket| socket.local().ok().map(|local| local.ip());
         let before = source(&shared.socket);
@@ -416,31 +492,49 @@ impl Worker {
     /// Has sockets obey the snapshot: they check tags with its keys, and those that it has
     /// no use for are closed once no session has them and late replies have come.
     pub(super) fn adapt_shared(&mut self, now: Instant) {
-        let targets: Vec<_> = self.snapshot.targets().collect();
-        let keys = targets
+        let listeners = self.snapshot.listeners.iter();
+        let targets: Vec<_> = listeners
+            .flat_map(|one| {
+                one.targets
+                    .iter()
+                    .map(|target| (target, &one.settings.listener))
+            })
+            .collect();
+        let tagged = targets
             .iter()
-            .filter_map(|target| Some((target.server.id(), target.replies.tag_keys()?)));
-        let keys: HashMap<_, _> = keys.collect();
-        let networks = targets.iter().filter_map(|one| one.sources.network());
-        let ports = networks.map(|one| (port_of(one, self.number), one.network.addr().is_ipv6()));
-        let ports: HashSet<_> = ports.collect();
-        for (_, shared) in &mut self.shared_sockets.sockets {
-            let is_wanted = match &mut shared.kind {
-                Kind::Network { v6, port, .. } => ports.contains(&(*port, *v6)),
+            .filter(|(one, _)| one.replies.tag_keys().is_some());
+        let tagged = tagged.map(|(target, listener)| (target.server.id(), (*target, *listener)));
+        let tagged_targets: HashMap<_, _> = tagged.collect();
+        let networks = targets.iter().filter_map(|(one, listener)| {
+            let network = one.sources.network()?;
+            let port = port_of(network, self.number);
+            Some(((port, network.network.addr().is_ipv6()), *listener))
+        });
+        let ports: HashMap<_, _> = networks.collect();
+        let mut renew = Vec::new();
+        for (number, shared) in &mut self.shared_sockets.sockets {
+            let listener = match &mut shared.kind {
+                Kind::Network { v6, port, .. } => ports.get(&(*port, *v6)).copied(),
                 Kind::Tagged { tagged, .. } => {
-                    let keys = keys.get(&tagged.server.id());
-                    if let Some(keys) = keys.filter(|keys| ***keys != tagged.keys) {
-                        let former = std::mem::replace(&mut tagged.keys, Arc::clone(keys));
-                        tagged.former = Some(former);
+                    let target = tagged_targets.get(&tagged.server.id());
+                    if let Some((target, _)) = target
+                        && tagged.adapt(target)
+                    {
+                        renew.extend(u32::try_from(number));
                     }
-                    keys.is_some()
+                    target.map(|(_, listener)| *listener)
                 }
             };
+            if let Some(listener) = listener {
+                // The one before may be gone, and its counters with it.
+                shared.listener = Arc::clone(listener);
+            }
+            let is_wanted = listener.is_some();
             shared.unused = (!is_wanted).then(|| shared.unused.unwrap_or(now));
         }
         let of_networks = targets.iter();
         let of_networks =
-            of_networks.filter_map(|target| Some((target.sources.network()?, &target.server)));
+            of_networks.filter_map(|(target, _)| Some((target.sources.network()?, &target.server)));
         let (networks, servers): (Vec<_>, Vec<_>) = of_networks
             .map(|(network, server)| (network.network, server.address.0))
             .unzip();
@@ -449,26 +543,47 @@ impl Worker {
         shared
             .networks
             .retain_mut(|one| is_wanted(one) || one.sessions > 0 || one.free.any_rests(now));
-        if shared.servers != servers {
-            shared.former_servers = std::mem::replace(&mut shared.servers, servers);
+        for server in servers {
+            if shared.servers.len() < MOST_SERVERS && !shared.servers.contains(&server) {
+                shared.servers.push(server);
+            }
         }
         shared.filter();
+        for number in renew {
+            self.renew_tagged_socket(number, now);
+        }
     }
 
     /// Closes shared sockets that have been of no use for as long as late replies may come.
     pub(super) fn close_unused_shared(&mut self, now: Instant) {
-        self.shared_sockets.sockets.retain(|_, shared| {
+        let SharedSockets {
+            sockets, tagged, ..
+        } = &mut self.shared_sockets;
+        sockets.retain(|_, shared| {
             let is_over = |since| now.saturating_duration_since(since) >= MIN_REST;
-            shared.sessions > 0 || !shared.unused.is_some_and(is_over)
+            let is_kept = shared.sessions > 0 || !shared.unused.is_some_and(is_over);
+            if let Kind::Tagged {
+                tagged: of,
+                options,
+            } = &shared.kind
+                && !is_kept
+            {
+                tagged.remove(&(of.server.id(), *options));
+            }
+            is_kept
         });
     }
 }
 
-/// A socket to a server for all its sessions, from one of the server's sources.
-fn connect(target: &Target, options: Options) -> Result<Socket, DropReason> {
-    let source = target.sources.addresses().first().copied();
-    let server = target.server.address.0;
-    Socket::connect_shared(server, source, options).map_err(|error| why_unopened(&error))
+/// A socket to a server for all its sessions, from one of the server's sources: of a network,
+/// from the address that no session has.
+fn connect(target: &Target, options: Options) -> io::Result<Socket> {
+    let probe = target
+        .sources
+        .network()
+        .map(|network| network.probe_address());
+    let source = probe.or_else(|| target.sources.addresses().first().copied());
+    Socket::connect_shared(target.server.address.0, source, options)
 }
 
 fn why_unopened(error: &io::Error) -> DropReason {

@@ -81,8 +81,15 @@ fn is_told_its_address(client: SocketAddr, asked: SocketAddr, tlvs: &str) {
 /// Clients of both families behind listeners of both, in front of servers of
 /// both.
 fn everybody_is_told_its_address(crc32c: bool) {
+    let tlvs = if crc32c { CHECKSUM } else { "" };
+    let header = format!("header = {{ crc32c = {crc32c} }}");
+    each_is_told_its_address(PROXIES, |_| header.clone(), tlvs);
+}
+
+/// `keys` are those of the upstream of a server at an address.
+fn each_is_told_its_address(proxies: &str, keys: impl Fn(SocketAddr) -> String, tlvs: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let (_dnsdist, upstreams) = dnsdist(&folder, PROXIES);
+    let (_dnsdist, upstreams) = dnsdist(&folder, proxies);
     let mut config = String::new();
     let mut questions = Vec::new();
     for (ip, (prefix, count)) in [("127.0.0.1", CLIENTS4), ("::1", CLIENTS6)] {
@@ -91,7 +98,8 @@ fn everybody_is_told_its_address(crc32c: bool) {
             let name = format!("to{number}from{}", listener.port());
             config += &format!(
                 "[[listener]]\nname = \"{name}\"\nbind = [\"{listener}\"]\nupstream = \"{name}\"\n\
-                 [upstream.{name}]\nservers = [\"{upstream}\"]\nheader = {{ crc32c = {crc32c} }}\n"
+                 [upstream.{name}]\nservers = [\"{upstream}\"]\n{}\n",
+                keys(*upstream)
             );
             let clients = clients(prefix, count, port());
             questions.extend(clients.into_iter().map(|client| (client, listener)));
@@ -99,7 +107,6 @@ fn everybody_is_told_its_address(crc32c: bool) {
     }
     let _proxy = proxy_with(&folder, &config);
     assert_eq!(questions.len(), 2 * 30 + 2 * 20);
-    let tlvs = if crc32c { CHECKSUM } else { "" };
     for_each(&questions, |&(client, listener)| {
         is_told_its_address(client, listener, tlvs);
     });
@@ -110,6 +117,37 @@ fn clients_and_destinations_are_read() {
     let setup = setup_clients(&[CLIENTS6]);
     if namespace::enter(test_name!(), &setup) {
         everybody_is_told_its_address(false);
+    }
+}
+
+/// By its list of proxies that may send headers, which has networks in place of addresses.
+#[test]
+fn clients_behind_source_networks_are_read() {
+    let setup = setup_clients(&[CLIENTS6]);
+    let routes = "for net in fd00:1::/64 fd00:2::/64; do ip -6 route add local $net dev lo; done";
+    if !namespace::enter(test_name!(), &format!("{routes}\n{setup}")) {
+        return;
+    }
+    let turn = std::cell::Cell::new(0);
+    // Each upstream needs a network of its own.
+    let keys = |upstream: SocketAddr| {
+        turn.set(turn.get() + 1);
+        match upstream.is_ipv4() {
+            true => format!("source = [\"127.{}.0.0/16\"]", 64 + turn.get()),
+            false => format!("source = [\"fd00:{}::/64\"]", turn.get() / 2),
+        }
+    };
+    let networks = r#""127.64.0.0/10", "fd00:1::/64", "fd00:2::/64""#;
+    each_is_told_its_address(networks, keys, "");
+}
+
+/// TLV type and length of a tag, as the Lua above writes it.
+const TAG: &str = "235:10";
+
+#[test]
+fn a_tag_is_ignored() {
+    if namespace::enter(test_name!(), &setup_clients(&[CLIENTS6])) {
+        each_is_told_its_address(PROXIES, |_| "replies = \"auto\"".to_owned(), TAG);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Unbound, a server that is not ours, reads clients' addresses from the
 //! proxy's headers: it answers those that its access control allows, refuses
 //! the others, and logs each by its address and never the proxy's, whatever
-//! families the client and the server speak.
+//! families the client and the server speak, also where each session has an address of a
+//! source network. It ignores the tag in a header.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +14,10 @@ const ALLOWED4: (&str, usize) = ("127.10.0.", 40);
 const REFUSED4: (&str, usize) = ("127.11.0.", 40);
 const ALLOWED6: (&str, usize) = ("fd00:10::", 20);
 const REFUSED6: (&str, usize) = ("fd00:11::", 20);
+
+/// Source networks of proxies, all of IPv4 and that of IPv6.
+const NETWORKS4: &str = "127.64.0.0/10";
+const NETWORK6: &str = "fd00:1::/64";
 
 /// Unbound on one port of both loopback addresses. Version 1.17 asks its access
 /// control about the proxy too, so that its addresses must be allowed; the rest
@@ -39,6 +44,8 @@ server:
     access-control: ::/0 refuse
     access-control: 127.0.0.1/32 allow
     access-control: ::1/128 allow
+    access-control: {NETWORKS4} allow
+    access-control: {NETWORK6} allow
     access-control: {}0/24 allow
     access-control: {}/64 allow
     local-zone: "ppv2.test." static
@@ -63,9 +70,32 @@ remote-control:
 
 #[test]
 fn each_client_is_allowed_refused_and_logged_by_its_own_address() {
-    if !namespace::enter(test_name!(), &setup_clients(&[ALLOWED6, REFUSED6])) {
-        return;
+    if namespace::enter(test_name!(), &setup_clients(&[ALLOWED6, REFUSED6])) {
+        each_is_allowed_refused_and_logged(|_| String::new());
     }
+}
+
+#[test]
+fn each_client_of_a_source_network_is_allowed_refused_and_logged_by_its_own_address() {
+    let clients = setup_clients(&[ALLOWED6, REFUSED6]);
+    let route = format!("ip -6 route add local {NETWORK6} dev lo\n{clients}");
+    if namespace::enter(test_name!(), &route) {
+        each_is_allowed_refused_and_logged(|upstream| match upstream.is_ipv4() {
+            true => format!("source = [\"{NETWORKS4}\"]"),
+            false => format!("source = [\"{NETWORK6}\"]"),
+        });
+    }
+}
+
+#[test]
+fn each_client_is_answered_where_headers_carry_a_tag() {
+    if namespace::enter(test_name!(), &setup_clients(&[ALLOWED6, REFUSED6])) {
+        each_is_allowed_refused_and_logged(|_| "replies = \"auto\"".to_owned());
+    }
+}
+
+/// `keys` are those of the upstream of a server at an address.
+fn each_is_allowed_refused_and_logged(keys: impl Fn(SocketAddr) -> String) {
     let folder = tempfile::tempdir().unwrap();
     let (unbound, upstreams) = unbound(&folder);
     let mut proxies = Vec::new();
@@ -76,7 +106,13 @@ fn each_client_is_allowed_refused_and_logged_by_its_own_address() {
     ] {
         for upstream in upstreams {
             let listener = address(ip);
-            proxies.push(proxy_between(listener, upstream, &[]));
+            let folder = tempfile::tempdir().unwrap();
+            let config = format!(
+                "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+                 [upstream.u]\nservers = [\"{upstream}\"]\n{}\n",
+                keys(upstream)
+            );
+            proxies.push((proxy_with(&folder, &config), folder));
             let ask = |(prefix, count), is_allowed| {
                 clients(prefix, count, port())
                     .into_iter()

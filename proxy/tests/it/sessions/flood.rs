@@ -1,11 +1,12 @@
 //! A flood of forged sources that the server doesn't answer displaces no client that is
-//! answered.
+//! answered. In a flood of short sessions, each gets its own reply.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ppv2_lab::*;
 
@@ -107,4 +108,98 @@ fn flood_of_forged_sources_costs_clients_no_answer() {
     let gave_way = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"unanswered\"}";
     assert!(metric(admin, gave_way) > 50);
     assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
+}
+
+/// Questions of the flood in which each begins a session, and none rests for long enough to be used again.
+const SHORT_SESSIONS: u64 = 40_000;
+
+/// Answers each question with itself, and once more when its session has ended, up to a
+/// second later. Returns how many late answers it has sent.
+fn answer_twice(server: &UdpSocket, stop: &AtomicBool) -> u64 {
+    let moment = Some(Duration::from_millis(100));
+    server.set_read_timeout(moment).unwrap();
+    socket2::SockRef::from(server)
+        .set_recv_buffer_size(4 << 20)
+        .unwrap();
+    let (mut datagram, mut sent) = ([0; 200], 0);
+    let mut late: VecDeque<(Instant, SocketAddr, Vec<u8>)> = VecDeque::new();
+    loop {
+        let received = server.recv_from(&mut datagram);
+        if let Ok((len, session)) = received {
+            let (_, question) = ppv2::decode(&datagram[..len]).unwrap();
+            server.send_to(question, session).unwrap();
+            late.push_back((Instant::now(), session, question.to_vec()));
+        } else if stop.load(Ordering::Relaxed) && late.is_empty() {
+            return sent;
+        }
+        let is_due = |at: Instant| at.elapsed() >= Duration::from_secs(1) || received.is_err();
+        while let Some((_, session, question)) = late.pop_front_if(|(at, ..)| is_due(*at)) {
+            server.send_to(&question, session).unwrap();
+            sent += 1;
+        }
+    }
+}
+
+/// Each question is another session's, and has one answer: no late one of an earlier session
+/// comes in its place.
+#[test]
+fn late_replies_reach_nobody_under_a_flood_of_short_sessions_of_a_source_network() {
+    let setup = "ip -6 route add local fd00:1::/64 dev lo";
+    if !namespace::enter_without_rights(test_name!(), setup) {
+        return;
+    }
+    for (host, network) in [("127.0.0.1", "127.64.0.0/10"), ("::1", "fd00:1::/64")] {
+        let server = socket(host);
+        let (listener, admin) = (address(host), address("127.0.0.1"));
+        let (to, admin_text) = (server.local_addr().unwrap(), admin.to_string());
+        let more = [
+            "--responses",
+            "1",
+            "--source",
+            network,
+            "--admin",
+            &admin_text,
+        ];
+        let proxy = proxy_between(listener, to, &more);
+        let folder = format!("/proc/{}/fd", proxy.pid());
+        let stop = AtomicBool::new(false);
+        let begun = Instant::now();
+        let late = thread::scope(|scope| {
+            let serving = scope.spawn(|| answer_twice(&server, &stop));
+            let clients = (0..2u64).map(|number| {
+                scope.spawn(move || {
+                    let clients: Vec<_> = (0..64).map(|_| socket(host)).collect();
+                    let each = SHORT_SESSIONS / 2 / clients.len() as u64;
+                    for question in 0..each {
+                        for (client, place) in clients.iter().zip(0u64..) {
+                            let question = [number, place, question].map(u64::to_be_bytes);
+                            client.send_to(&question.concat(), listener).unwrap();
+                        }
+                        for (client, place) in clients.iter().zip(0u64..) {
+                            let question = [number, place, question].map(u64::to_be_bytes);
+                            assert_eq!(receive(client).0, question.concat());
+                        }
+                    }
+                    for client in &clients {
+                        receive_nothing(client);
+                    }
+                })
+            });
+            let clients: Vec<_> = clients.collect();
+            let ended: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+            let took = begun.elapsed();
+            stop.store(true, Ordering::Relaxed);
+            assert!(ended.iter().all(Result::is_ok));
+            let late = serving.join().unwrap();
+            println!("{network}: {late} sessions in {took:?}");
+            late
+        });
+        eventually("late replies to be dropped", || {
+            dropped(admin, "reply_unknown_address") == late
+        });
+        let opened = metric(admin, "ppv2_sessions_opened_total{listener=\"listener1\"}");
+        assert_eq!((opened, dropped(admin, "no_addresses")), (late, 0));
+        // No session has had a descriptor.
+        assert!(std::fs::read_dir(folder).unwrap().count() < 100);
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -458,5 +459,79 @@ fn datagrams_that_exceed_the_path_are_fragmented_or_dropped_as_configured() {
             }
             client.ask(b"short");
         }
+    }
+}
+
+/// Clients of a server that answers, each with one datagram in flight.
+const BUSY: usize = 64;
+
+#[test]
+fn refusals_take_no_room_of_replies() {
+    if !namespace::enter_without_rights(test_name!(), "") {
+        return;
+    }
+    let server = socket("127.0.0.1");
+    let [dead, busy, nobody, admin] = [(); 4].map(|()| address("127.0.0.1"));
+    let of = |bind: SocketAddr, network: &str, server: SocketAddr| {
+        format!(
+            "[[listener]]\nname = \"{bind}\"\nbind = [\"{bind}\"]\nmode = \"plain\"\n\
+             upstream = \"{bind}\"\n[upstream.\"{bind}\"]\nsource = [\"{network}\"]\n\
+             servers = [\"{server}\"]\n"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    // One worker, and so one socket.
+    let config = format!("workers = 1\n[admin]\nlisten = \"{admin}\"\n")
+        + &of(dead, "127.64.0.0/16", nobody)
+        + &of(busy, "127.65.0.0/16", server.local_addr().unwrap());
+    let _proxy = proxy_with(&folder, &config);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _over = Over(&is_over);
+            // More than the buffer has room for, of each of the others' rounds.
+            let clients: Vec<_> = (0..BUSY).map(|_| socket("127.0.0.1")).collect();
+            for round in 0..500u32 {
+                for client in &clients {
+                    client.send_to(&round.to_be_bytes(), busy).unwrap();
+                }
+                for client in &clients {
+                    assert_eq!(receive(client).0, round.to_be_bytes());
+                }
+            }
+        });
+        scope.spawn(|| {
+            let client = socket("127.0.0.1");
+            while !is_over.load(Ordering::Relaxed) {
+                client.send_to(b"to nobody", dead).unwrap();
+            }
+        });
+        server
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let mut datagram = [0; 100];
+        while !is_over.load(Ordering::Relaxed) {
+            if let Ok((len, session)) = server.recv_from(&mut datagram) {
+                server.send_to(&datagram[..len], session).unwrap();
+            }
+        }
+    });
+    let labels = |listener, server| format!("{{upstream=\"{listener}\",server=\"{server}\"}}");
+    let errors = labels(dead, nobody);
+    assert!(metric(admin, &format!("ppv2_upstream_icmp_errors_total{errors}")) > 1000);
+    let lost = labels(busy, server.local_addr().unwrap());
+    let lost = metric(
+        admin,
+        &format!("ppv2_upstream_receive_overflows_total{lost}"),
+    );
+    assert_eq!(lost, 0);
+}
+
+/// Says that it is over when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

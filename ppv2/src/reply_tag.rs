@@ -39,7 +39,8 @@ pub const MAX_TAGGED_HEADER_LEN: usize = IPV6_TAGGED_HEADER_LEN;
 pub(crate) const REPLY_TAG_PREFIX: [u8; 4] = [TlvType::REPLY_TAG.0, 0, 10, ReplyTag::VERSION];
 
 /// The value of a [`TlvType::REPLY_TAG`] TLV of version 1: 10 bytes by which a
-/// proxy recognises that it named this client to this server itself.
+/// proxy recognises that it, or another proxy with its key, named this client to a
+/// server.
 ///
 /// A server that understands it puts a header with the same client, destination
 /// and tag in front of each reply. It copies all 10 bytes and reads none of them.
@@ -48,7 +49,7 @@ pub(crate) const REPLY_TAG_PREFIX: [u8; 4] = [TlvType::REPLY_TAG.0, 0, 10, Reply
 /// |---|---|
 /// | 0 | [version](Self::VERSION), 1 |
 /// | 1 | [flags](Self::flags): bit 0 is the parity of the epoch, the others are 0 |
-/// | 2–9 | [tag](Self::tag): a keyed hash that the proxy alone can compute |
+/// | 2–9 | [tag](Self::tag): a hash that only proxies with the key can compute |
 ///
 /// ```
 /// use ppv2::{ReplyTag, encode_udp_tagged};

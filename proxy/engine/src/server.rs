@@ -107,9 +107,9 @@ impl Server {
     }
 
     /// Notes whether its latest reply, at so many seconds after 1970, carried a tag. It is
-    /// written when that changes alone. After a reply without one, a tag changes nothing for
-    /// a while: a server that returns some, or who forges replies, must not have sessions
-    /// move to and fro.
+    /// written only when that changes. After a reply without a tag, a tag changes nothing for
+    /// [`TAG_PAUSE`]: neither a server that returns only some tags nor an attacker who forges
+    /// replies can make sessions move back and forth.
     pub(crate) fn note_tag(&self, returned: bool, unix: u64) {
         if self.returns_tags() != returned {
             if !returned {
@@ -191,10 +191,10 @@ impl Replies {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Sources {
     /// Addresses of this host, in turn; empty for the kernel's choice. Each has local
-    /// ports of its own, and each session has a socket of its own.
+    /// ports of its own. Each session has a socket of its own, unless its replies carry tags.
     Addresses(Arc<[IpAddr]>),
-    /// Each session has an address of this network, and all sessions of a worker share one
-    /// socket.
+    /// Each session has an address of this network, unless its replies carry tags. Sessions
+    /// of a worker share sockets: one for each family, port and set of options.
     Network(SourceNetwork),
 }
 
@@ -239,8 +239,9 @@ pub struct SourceNetwork {
 }
 
 impl SourceNetwork {
-    /// The address that health checks are sent from. No session has it, so that an answer
-    /// to a check is never taken for a client's reply.
+    /// The address that health checks are sent from, and datagrams to servers that return
+    /// tags. No session has it, so that an answer to a check is never taken for a client's
+    /// reply.
     #[must_use]
     pub fn probe_address(&self) -> IpAddr {
         // The first address of an IPv4 network names the network, that of an IPv6 one is

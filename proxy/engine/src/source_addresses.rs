@@ -56,7 +56,7 @@ pub struct NoAddress;
 #[derive(Debug)]
 pub struct SourceAddresses {
     network: IpNet,
-    /// The number in the network of the share's first address.
+    /// The share's first address, counted from the start of the network.
     first: u128,
     order: Permutation,
     /// How many addresses of `order` are used.
@@ -113,7 +113,7 @@ impl SourceAddresses {
         self.len
     }
 
-    /// Whether there is none: the network has fewer than workers.
+    /// Whether there is none: the network has fewer addresses than there are workers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -175,7 +175,7 @@ impl SourceAddresses {
         }
     }
 
-    /// Whether an address has not rested for [`MIN_REST`] yet, or one that was taken since.
+    /// Whether a rest began within the last [`MIN_REST`], even if its address is in use again.
     pub fn any_rests(&mut self, now: Instant) -> bool {
         let now = self.clock.tick(now);
         let latest = self.latest_rest;

@@ -1,8 +1,9 @@
 //! Tags: what the header of a client's datagram carries so that the server's reply can
-//! carry it back. A tag says for which client, and from which of the proxy's addresses, a
-//! reply is; only who has the key can make one. So the proxy needs to remember nothing to
-//! know where a reply belongs, and a server or a forged source can't have it write to
-//! an address of their choice.
+//! carry it back. A tag proves for which client a reply is, and from which of the proxy's
+//! addresses it leaves; only a holder of the key can make one. So the proxy needs no memory
+//! of clients, and neither a server nor an attacker with a forged source can have it write
+//! to an address of their choice. A tag says nothing of the server or the request: until its
+//! epoch is over, it is valid from every server of the key, as often as it comes.
 //!
 //! # What is hashed
 //!
@@ -43,7 +44,7 @@ pub struct TagKeys {
     key: [u8; 16],
 }
 
-/// Leaves out the key: who has it can write to any client in the proxy's name.
+/// Leaves out the key, whose holder can make a valid tag for any client.
 impl fmt::Debug for TagKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TagKeys").finish_non_exhaustive()
@@ -57,9 +58,9 @@ pub enum TagError {
     #[error("the tag was not made with this key for this client and listener")]
     Wrong,
     /// It was made with this key for this client and listener, but in an epoch that is
-    /// valid no more, or not yet: it is repeated, or the clocks of replicas differ by more
-    /// than half an hour. Known of the two epochs next to those that are valid; a tag
-    /// of another is [`Wrong`](Self::Wrong).
+    /// no longer valid, or not yet: it is repeated, or the clocks of replicas differ by more
+    /// than half an hour. Only the nearest such epochs of the tag's parity are tried; a tag
+    /// of any other epoch is [`Wrong`](Self::Wrong).
     #[error("the tag's epoch is over or has not begun")]
     OtherEpoch,
 }

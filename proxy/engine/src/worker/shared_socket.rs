@@ -65,14 +65,14 @@ impl SharedSocket {
 
 /// What tells the sockets of a worker apart.
 enum Kind {
-    /// One that is not connected and sends from any address of this host's.
+    /// Not connected: sends from any address of this host, and hears any server.
     Network {
         v6: bool,
         /// 0 for one of the kernel's choice.
         port: u16,
         options: Options,
     },
-    /// One that is connected to a server, whose replies carry tags.
+    /// Connected to a server whose replies carry tags.
     Tagged { tagged: Tagged, options: Options },
 }
 

@@ -143,13 +143,13 @@ drop_reasons! {
         "it came to an address of the upstream's source network that no session has: a reply after its session had ended, or one that nobody asked for",
         "raise `idle_timeout` or `responses` if it should have been forwarded; look for hosts that scan the network";
     ReplyUntagged, "reply_untagged",
-        "the reply came without a tag by the socket of tagged replies",
+        "the reply came without a valid header and tag, through the socket that all sessions to its server share",
         "serve by a version of the SDK that returns tags, or set `replies = \"auto\"`; one such drop is normal when a server is rolled back";
     ReplyWrongTag, "reply_wrong_tag",
-        "the reply's tag was not made with the upstream's key for the client and listener that it names",
+        "the reply's tag was not made with the upstream's key for the client and listener that its header names, or is hours old",
         "give all replicas the same `tag_key_file`; look for servers that forge replies";
     ReplyOldTag, "reply_old_tag",
-        "the reply's tag is more than half an hour older than its epoch, or the clocks of replicas differ by more than that",
+        "the reply's tag is no longer valid (it is for 30 to 90 minutes), or the clocks of replicas differ by more than half an hour",
         "set the clocks of all replicas; look for servers that repeat old replies";
     ReplyUnknownListener, "reply_unknown_listener",
         "the reply's tag is valid, but this proxy has no listener at the address that it names",

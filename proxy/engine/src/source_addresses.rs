@@ -6,8 +6,10 @@
 //! address comes back only after all others, and after a rest:
 //!
 //! - One that was never used is handed out first.
-//! - Then the one that has rested for longest, if for [`MIN_REST`] at least. A reply that
-//!   comes to a resting address starts its rest again.
+//! - Then the one whose session ended first, if it has rested for [`MIN_REST`]. A reply that
+//!   comes to a resting address starts its rest again, but [`MAX_REST`] after the session's
+//!   end the rest is over: whoever forges replies without end would keep all addresses away
+//!   otherwise. One that comes to the front during such a rest waits behind the others.
 //! - Where more than a million rest, one that has rested for [`MAX_REST`] comes before those
 //!   that were never used. That bounds the memory, of which a resting address takes 8
 //!   bytes: 8 MB, or 96 MB where 100,000 sessions a second end.
@@ -47,6 +49,11 @@ const MOST: u128 = 1 << 32;
 /// As long as no more addresses rest than this, those that were never used come first.
 const MANY_RESTING: usize = 1 << 20;
 
+/// How many resting addresses that were heard a new session passes over at most. Whoever
+/// forges replies to a million of them would stop the worker for as long as all of them
+/// take.
+const MOST_PASSED_OVER: usize = 64;
+
 /// All addresses of the worker's share are in use, or have not rested for long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no address of the source network has rested for {} s", MIN_REST.as_secs())]
@@ -64,21 +71,23 @@ pub struct SourceAddresses {
     /// How many of these were handed out.
     used: u128,
     clock: Clock,
-    /// By the beginning of the rest, but for those that were heard: these count from then
-    /// and are put behind the others once they come to the front.
+    /// By the end of their sessions, but for those that were passed over.
     resting: VecDeque<Resting>,
-    /// Those of `resting` that a late reply came to: their rest began again then. Bounded by
-    /// `resting`, whatever servers and forged replies do, since others are not noted.
+    /// When the latest reply came to each of `resting` that one came to. Bounded by the
+    /// addresses that were handed out, whatever servers and forged replies do, since others
+    /// are not noted. What came to a running session is forgotten when it ends.
     heard: HashMap<u32, Tick, ahash::RandomState>,
-    /// When a rest last began.
+    /// When a rest last began, or began again.
     latest_rest: Option<Tick>,
+    /// When a session last ended.
+    latest_end: Option<Tick>,
 }
 
-/// An address, by its number in the share, and when its rest began.
+/// An address, by its number in the share, and when its session ended.
 #[derive(Clone, Copy, Debug)]
 struct Resting {
     number: u32,
-    since: Tick,
+    ended: Tick,
 }
 
 impl SourceAddresses {
@@ -104,6 +113,7 @@ impl SourceAddresses {
             resting: VecDeque::new(),
             heard: HashMap::default(),
             latest_rest: None,
+            latest_end: None,
         }
     }
 
@@ -146,21 +156,21 @@ impl SourceAddresses {
         }
     }
 
-    /// The address that has rested for longest, if it has rested for so long.
+    /// The address whose session ended first, if it has rested for so long.
     fn rested(&mut self, now: Instant, rest: Duration) -> Option<IpAddr> {
         let now = self.clock.tick(now);
-        // Each turn but the last forgets one late reply: no more turns than such replies.
-        while let Some(mut front) = self.resting.front().copied() {
-            let heard = self.heard.get(&front.number).copied();
-            front.since = heard.unwrap_or(front.since);
-            if now.is_after(front.since, rest) {
+        for _ in 0..MOST_PASSED_OVER {
+            let front = *self.resting.front()?;
+            if !now.is_after(front.ended, rest) {
+                return None;
+            }
+            self.resting.pop_front();
+            let heard = self.heard.get(&front.number);
+            let heard_lately = heard.is_some_and(|heard| !now.is_after(*heard, rest));
+            if !heard_lately || now.is_after(front.ended, MAX_REST) {
                 self.heard.remove(&front.number);
-                self.resting.pop_front();
                 return Some(self.address(front.number.into()));
             }
-            heard?;
-            self.heard.remove(&front.number);
-            self.resting.pop_front();
             self.resting.push_back(front);
         }
         None
@@ -168,22 +178,24 @@ impl SourceAddresses {
 
     /// The session that had `address` has ended: now it rests.
     pub fn give_back(&mut self, address: IpAddr, now: Instant) {
-        let since = self.clock.tick(now);
+        let ended = self.clock.tick(now);
         if let Some(number) = self.number(address) {
-            self.resting.push_back(Resting { number, since });
-            self.latest_rest = Some(since);
+            self.heard.remove(&number);
+            self.resting.push_back(Resting { number, ended });
+            self.latest_rest = Some(ended);
+            self.latest_end = Some(ended);
         }
     }
 
     /// Whether a rest began within the last [`MIN_REST`], even if its address is in use again.
     pub fn any_rests(&mut self, now: Instant) -> bool {
         let now = self.clock.tick(now);
-        let latest = self.latest_rest;
-        latest.is_some_and(|latest| !now.is_after(latest, MIN_REST))
+        let lasts = |since: Option<Tick>, rest| since.is_some_and(|at| !now.is_after(at, rest));
+        lasts(self.latest_rest, MIN_REST) && lasts(self.latest_end, MAX_REST)
     }
 
     /// A reply came to `address`, which no session has: if it rests, its rest begins
-    /// again.
+    /// again, and is over at most [`MAX_REST`] after the session's end.
     pub fn heard(&mut self, address: IpAddr, now: Instant) {
         let since = self.clock.tick(now);
         if let Some(number) = self.number(address)

@@ -183,6 +183,61 @@ fn an_address_rests_after_its_session_and_after_late_replies() {
     assert!(share.any_rests(at(1040)) && !share.any_rests(at(1042)));
 }
 
+#[test]
+fn late_replies_lengthen_a_rest_to_its_longest_at_most() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut share = SourceAddresses::new(&network("192.0.2.0/30"), 0, 1, start);
+    let only = share.take(start).unwrap();
+    share.give_back(only, at(1000));
+    for seconds in 0..MAX_REST.as_secs() {
+        share.heard(only, at(1000 + seconds));
+        assert_eq!(share.take(at(1000 + seconds)), Err(NoAddress));
+        assert!(share.any_rests(at(1000 + seconds)));
+    }
+    let over = at(1001) + MAX_REST;
+    share.heard(only, over);
+    assert!(!share.any_rests(over));
+    assert_eq!(share.take(over), Ok(only));
+}
+
+#[test]
+fn a_reply_to_a_session_shortens_no_rest() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let mut share = SourceAddresses::new(&network("192.0.2.0/30"), 0, 1, start);
+    let only = share.take(start).unwrap();
+    share.heard(only, at(1));
+    share.give_back(only, at(1000));
+    assert!(share.heard.is_empty());
+    assert_eq!(share.take(at(1000)), Err(NoAddress));
+    assert_eq!(share.take(at(1009)), Err(NoAddress));
+    assert_eq!(share.take(at(1011)), Ok(only));
+}
+
+#[test]
+fn a_take_passes_over_few_addresses_that_were_heard() {
+    let start = Instant::now();
+    let mut share = SourceAddresses::new(&network("10.0.0.0/20"), 0, 1, start);
+    let all = take_all(&mut share, start);
+    let (last, others) = all.split_last().unwrap();
+    for address in &all {
+        share.give_back(*address, start);
+    }
+    let now = start + MIN_REST * 2;
+    for address in others {
+        share.heard(*address, now);
+    }
+    let turns = MOST_PASSED_OVER;
+    let after = share.resting[turns].number;
+    assert_eq!(share.take(now), Err(NoAddress));
+    assert_eq!(share.resting[0].number, after);
+    // The next ones go on there.
+    let takes = (1..others.len()).map(|_| share.take(now));
+    let found: Vec<_> = takes.flatten().collect();
+    assert_eq!(found, [*last]);
+}
+
 /// A share of which many rest, without a million takes.
 fn busy(share: &mut SourceAddresses, now: Instant) -> IpAddr {
     let first = share.take(now).unwrap();
@@ -292,13 +347,26 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Known {
     Running,
-    /// Since then, and whether a late reply came.
-    Resting(Instant, bool),
+    /// Since when, and when the latest reply came.
+    Resting(Instant, Option<Instant>),
+}
+
+impl Known {
+    /// Whether it has rested for as long as it must.
+    fn has_rested(self, now: Instant) -> bool {
+        match self {
+            Self::Running => false,
+            Self::Resting(ended, heard) => {
+                let latest = heard.map_or(ended, |heard| heard.max(ended));
+                now - latest >= MIN_REST || now - ended >= MAX_REST
+            }
+        }
+    }
 }
 
 proptest! {
-    /// Whatever happens in whatever order: no address is handed out that runs or has not
-    /// rested, and one is refused only if all run or rest.
+    /// Whatever happens in whatever order, also replies to running sessions: no address is
+    /// handed out that runs or has not rested, and one is refused only if all run or rest.
     #[test]
     fn an_address_has_one_session_at_a_time_and_rests_in_between(
         steps in steps(),
@@ -309,7 +377,6 @@ proptest! {
         let mut now = Instant::now();
         let mut share = SourceAddresses::new(&network, 0, workers, now);
         let mut known: BTreeMap<IpAddr, Known> = BTreeMap::new();
-        let rested = |since: Instant, now: Instant| now - since >= MIN_REST;
         for step in steps {
             match step {
                 Step::Take => match share.take(now) {
@@ -319,8 +386,8 @@ proptest! {
                         match known.insert(address, Known::Running) {
                             None => {}
                             Some(Known::Running) => prop_assert!(false, "{address} runs"),
-                            Some(Known::Resting(since, _)) => {
-                                prop_assert!(rested(since, now), "{address} rests");
+                            Some(rests) => {
+                                prop_assert!(rests.has_rested(now), "{address}: {rests:?}");
                                 prop_assert_eq!(known.len() as u128, share.len());
                             }
                         }
@@ -331,7 +398,7 @@ proptest! {
                         // waits for its turn.
                         let a_moment_ago = now - 2 * Tick::STEP;
                         let could = |of: &Known| match of {
-                            Known::Resting(since, false) => rested(*since, a_moment_ago),
+                            Known::Resting(_, None) => of.has_rested(a_moment_ago),
                             Known::Running | Known::Resting(..) => false,
                         };
                         prop_assert!(!known.values().any(could), "{known:?}");
@@ -343,29 +410,24 @@ proptest! {
                     if !running.is_empty() {
                         let address = *which.get(&running);
                         share.give_back(address, now);
-                        known.insert(address, Known::Resting(now, false));
+                        known.insert(address, Known::Resting(now, None));
                     }
                 }
                 Step::Heard(which) => {
                     let hosts: Vec<_> = network.network.hosts().collect();
                     let address = *which.get(&hosts);
-                    if known.get(&address) != Some(&Known::Running) {
-                        share.heard(address, now);
-                        if let Some(of) = known.get_mut(&address) {
-                            *of = Known::Resting(now, true);
-                        }
+                    share.heard(address, now);
+                    if let Some(Known::Resting(_, heard)) = known.get_mut(&address) {
+                        *heard = Some(now);
                     }
                 }
                 Step::Pass(millis) => now += Duration::from_millis(millis),
             }
-            let rests = |of: &Known| match of {
-                Known::Resting(since, _) => !rested(*since, now),
-                Known::Running => false,
-            };
+            let rests = |of: &Known| *of != Known::Running && !of.has_rested(now);
             prop_assert!(share.any_rests(now) || !known.values().any(rests), "{known:?}");
             let resting = known.values().filter(|of| **of != Known::Running).count();
             prop_assert_eq!(share.resting.len(), resting);
-            prop_assert!(share.heard.len() <= resting);
+            prop_assert!(share.heard.len() <= known.len());
         }
         // Whatever happened, all come back.
         now += MAX_REST;

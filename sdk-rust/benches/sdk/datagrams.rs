@@ -6,6 +6,7 @@
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::time::Duration;
 
+use ppv2::ReplyTag;
 use ppv2_sdk::{Batch, Recipient, Trust, UdpSocket};
 use ppv2_udp::{Outgoing, SocketState, Transmit};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,14 +20,24 @@ const WINDOWS: usize = 300;
 const BURST: usize = 32;
 const PAYLOAD: [u8; 100] = [7; 100];
 
-/// Clients, or what the proxy has for each of them: a socket of its own.
+/// Clients, or what the proxy has for them: a socket for each, or with reply tags one
+/// for all.
 struct Clients {
     sockets: Vec<StdSocket>,
-    headers: bool,
+    front: Front,
+}
+
+/// What stands in front of each client's datagrams.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Front {
+    Nothing,
+    Header,
+    /// A header with a reply tag, in front of the replies too.
+    Tagged,
 }
 
 impl Clients {
-    fn new(count: usize, headers: bool) -> Self {
+    fn new(count: usize, front: Front) -> Self {
         let socket = |_| {
             let socket = StdSocket::bind("127.0.0.1:0").unwrap();
             // As the proxy has it.
@@ -36,28 +47,35 @@ impl Clients {
         };
         Self {
             sockets: (0..count).map(socket).collect(),
-            headers,
+            front,
         }
     }
 
     fn datagram(&self, client: usize) -> Vec<u8> {
-        if !self.headers {
-            return PAYLOAD.to_vec();
-        }
         let client = SocketAddr::from(([203, 0, 113, 11], 1000 + u16::try_from(client).unwrap()));
         let listener = "198.51.100.10:9000".parse().unwrap();
-        let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
-        let header = ppv2::encode_udp(client, listener, &mut buffer).unwrap();
-        [header, &PAYLOAD].concat()
+        let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+        let header = match self.front {
+            Front::Nothing => return PAYLOAD.to_vec(),
+            Front::Header => ppv2::encode_udp(client, listener, &mut buffer),
+            Front::Tagged => {
+                let tag = ReplyTag::new(0, u64::from(client.port()).to_be_bytes());
+                ppv2::encode_udp_tagged(client, listener, tag, &mut buffer)
+            }
+        };
+        [header.unwrap(), &PAYLOAD].concat()
     }
 
     /// Each sends an equal part of the window, all of it at once.
     fn send(&self, server: SocketAddr) {
         let each = WINDOW / self.sockets.len();
         for (number, socket) in self.sockets.iter().enumerate() {
-            let datagram = self.datagram(number);
-            let burst = datagram.repeat(each);
-            let transmit = Transmit::burst(to(server), &burst, datagram.len());
+            let burst: Vec<_> = match self.front {
+                // One of each client.
+                Front::Tagged => (0..each).flat_map(|client| self.datagram(client)).collect(),
+                Front::Nothing | Front::Header => self.datagram(number).repeat(each),
+            };
+            let transmit = Transmit::burst(to(server), &burst, burst.len() / each);
             let state = SocketState::unasked(server);
             assert_eq!(state.send(socket, 1, |_| transmit).unwrap(), each);
         }
@@ -66,7 +84,11 @@ impl Clients {
     /// Takes the replies away and checks that all came.
     fn drain(&self) {
         let mut buffer = [0; 65_535];
-        let each = WINDOW / self.sockets.len() * PAYLOAD.len();
+        let reply = match self.front {
+            Front::Tagged => ppv2::IPV4_TAGGED_HEADER_LEN + PAYLOAD.len(),
+            Front::Nothing | Front::Header => PAYLOAD.len(),
+        };
+        let each = WINDOW / self.sockets.len() * reply;
         for socket in &self.sockets {
             socket.set_nonblocking(true).unwrap();
             let mut bytes = 0;
@@ -98,14 +120,24 @@ pub(crate) fn cpu_time() -> Duration {
 
 /// Ratios of time: that of the server that `sdk` makes to that of `std`'s, each
 /// for so many clients.
-fn ratios(clients: usize, mut sdk: impl FnMut(&UdpSocket), gro: bool) -> Vec<f64> {
+fn ratios(clients: usize, sdk: impl FnMut(&UdpSocket), gro: bool) -> Vec<f64> {
+    let direct = Clients::new(clients, Front::Nothing);
+    ratios_of(&direct, &Clients::new(clients, Front::Header), sdk, gro)
+}
+
+/// As `ratios`, for these clients without the proxy and behind it.
+fn ratios_of(
+    direct: &Clients,
+    behind_proxy: &Clients,
+    mut sdk: impl FnMut(&UdpSocket),
+    gro: bool,
+) -> Vec<f64> {
     let plain = StdSocket::bind("127.0.0.1:0").unwrap();
     let trust = Trust::networks(["127.0.0.1"]).build().unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0", trust).unwrap();
     if gro {
         assert!(socket.enable_gro().unwrap());
     }
-    let (direct, behind_proxy) = (Clients::new(clients, false), Clients::new(clients, true));
     let mut buffer = [0; 2048];
     let mut round = || {
         let without = direct.measure(plain.local_addr().unwrap(), || {
@@ -163,7 +195,7 @@ pub(crate) fn bare_calls() -> Row {
         StdSocket::bind("127.0.0.1:0").unwrap(),
         StdSocket::bind("127.0.0.1:0").unwrap(),
     );
-    let clients = Clients::new(WINDOW, false);
+    let clients = Clients::new(WINDOW, Front::Nothing);
     let mut buffer = [0; 2048];
     let state = SocketState::unasked(in_batches.local_addr().unwrap());
     let mut batch = ppv2_udp::Batch::new(WINDOW);
@@ -214,6 +246,20 @@ pub(crate) fn bursts() -> Row {
         unit: "datagrams/s",
         wanted: Wanted::AtLeast(3.0),
         ratios: inverse(ratios(WINDOW / BURST, echo_batches(), true)),
+    }
+}
+
+/// As many clients as `scattered` has, through one address of the proxy, whose datagrams
+/// and replies can be joined therefore.
+pub(crate) fn tagged() -> Row {
+    let direct = Clients::new(WINDOW, Front::Nothing);
+    let one_address = Clients::new(1, Front::Tagged);
+    Row {
+        work: "Rust batches, scattered clients with reply tags, GRO and GSO",
+        against: "`std`'s loop, no header",
+        unit: "datagrams/s",
+        wanted: Wanted::AtLeast(2.0),
+        ratios: inverse(ratios_of(&direct, &one_address, echo_batches(), true)),
     }
 }
 

@@ -54,11 +54,12 @@ impl Row {
 fn main() -> ExitCode {
     println!("| work | against | measured: median (all rounds) | wanted | |");
     println!("|---|---|---|---|---|");
-    let rows: [fn() -> Row; 5] = [
+    let rows: [fn() -> Row; 6] = [
         datagrams::one_by_one,
         datagrams::scattered,
         datagrams::bare_calls,
         datagrams::bursts,
+        datagrams::tagged,
         quic::bulk,
     ];
     let mut all = true;

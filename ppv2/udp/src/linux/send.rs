@@ -48,6 +48,44 @@ struct Message {
     bytes: usize,
 }
 
+/// A message that datagrams may yet be added to.
+struct Open<'d> {
+    message: Message,
+    /// The most datagrams that it may have.
+    most: usize,
+    outgoing: Outgoing<'d>,
+}
+
+impl<'d> Open<'d> {
+    /// Adds `rest` datagrams of `one`, from index `first` on, if they go the same way and have
+    /// the length of those before with their own headers; a single one may be shorter, and is
+    /// the last. Returns how many it took.
+    #[inline]
+    fn join(
+        &mut self,
+        one: &Transmit<'d>,
+        first: usize,
+        rest: usize,
+        outbox: &mut Outbox<'_, 'd>,
+    ) -> usize {
+        let message = &mut self.message;
+        if message.datagrams == self.most
+            || message.bytes != message.datagrams * message.len
+            || !one.outgoing.goes_as(&self.outgoing)
+        {
+            return 0;
+        }
+        let len = one.len_with_header(first);
+        if len != message.len && !(rest == 1 && (1..message.len).contains(&len)) {
+            return 0;
+        }
+        let datagrams = rest.min(self.most - message.datagrams);
+        message.bytes += outbox.add(one, first, datagrams);
+        message.datagrams += datagrams;
+        datagrams
+    }
+}
+
 /// A datagram to send: its index within the transmit of the given index.
 #[derive(Clone, Copy)]
 struct Position {
@@ -167,41 +205,52 @@ where
     fn send(&mut self, mut at: Position, mut left: usize) -> ControlFlow<()> {
         let mut scratch = MaybeUninit::uninit();
         let mut outbox = Outbox::new(&mut scratch);
-        // The transmit at `at`, if it has been asked for.
-        let mut next: Option<Transmit<'d>> = None;
+        let v6 = self.state.bound().is_ipv6();
+        let mut open: Option<Open<'d>> = None;
         while at.transmit < self.count && left > 0 {
-            let one = match next.take() {
-                Some(one) => one,
-                None => (self.transmit)(at.transmit),
-            };
-            let rest = one.datagrams() - at.datagram;
-            let len = one.len_with_header(at.datagram);
-            let most = if rest == 1 && !self.join {
-                1
-            } else {
-                self.most_in_burst(len).min(left)
-            };
-            if !outbox.has_room_for(if self.join { most } else { most.min(rest) }) {
-                self.flush(&mut outbox)?;
+            // Asked for here alone, so that it is inlined.
+            let one = (self.transmit)(at.transmit);
+            let mut rest = left.min(one.datagrams() - at.datagram);
+            left -= rest;
+            if self.join
+                && let Some(open) = &mut open
+            {
+                let joined = open.join(&one, at.datagram, rest, &mut outbox);
+                at.datagram += joined;
+                rest -= joined;
             }
-            let datagrams = most.min(rest);
-            let mut message = Message {
-                first: at,
-                datagrams,
-                len,
-                bytes: outbox.add(&one, at.datagram, datagrams),
-            };
-            if datagrams < rest {
-                at.datagram += datagrams;
-                next = Some(one);
-            } else {
-                at.next_transmit();
-                if self.join {
-                    next = self.join(&one.outgoing, &mut message, most, &mut at, &mut outbox);
+            while rest > 0 {
+                if let Some(done) = open.take() {
+                    outbox.end_message(done.message, &done.outgoing, v6);
                 }
+                let len = one.len_with_header(at.datagram);
+                let most = if rest == 1 && !self.join {
+                    1
+                } else {
+                    self.most_in_burst(len)
+                };
+                let datagrams = most.min(rest);
+                if !outbox.has_room_for(if self.join { most } else { datagrams }) {
+                    self.flush(&mut outbox)?;
+                }
+                let message = Message {
+                    first: at,
+                    datagrams,
+                    len,
+                    bytes: outbox.add(&one, at.datagram, datagrams),
+                };
+                at.datagram += datagrams;
+                rest -= datagrams;
+                open = Some(Open {
+                    message,
+                    most,
+                    outgoing: one.outgoing,
+                });
             }
-            left -= message.datagrams;
-            outbox.end_message(message, &one.outgoing, self.state.bound().is_ipv6());
+            at.next_transmit();
+        }
+        if let Some(done) = open {
+            outbox.end_message(done.message, &done.outgoing, v6);
         }
         self.flush(&mut outbox)
     }
@@ -215,42 +264,6 @@ where
         } else {
             (MAX_BURST_BYTES / len).max(1)
         }
-    }
-
-    /// Adds to `message`, until it has `most` datagrams, those from `at` on that go the same
-    /// way, while they have its length with their own headers, and a last one that is
-    /// shorter. Moves `at` behind them. Returns the transmit at `at` if it was asked for.
-    fn join(
-        &self,
-        outgoing: &Outgoing<'_>,
-        message: &mut Message,
-        most: usize,
-        at: &mut Position,
-        outbox: &mut Outbox<'_, 'd>,
-    ) -> Option<Transmit<'d>> {
-        while message.datagrams < most
-            && message.bytes == message.datagrams * message.len
-            && at.transmit < self.count
-        {
-            let next = (self.transmit)(at.transmit);
-            if !next.outgoing.goes_as(outgoing) {
-                return Some(next);
-            }
-            let (rest, len) = (next.datagrams(), next.len_with_header(0));
-            let fits = len == message.len || rest == 1 && (1..message.len).contains(&len);
-            if !fits {
-                return Some(next);
-            }
-            let datagrams = rest.min(most - message.datagrams);
-            message.bytes += outbox.add(&next, 0, datagrams);
-            message.datagrams += datagrams;
-            if datagrams < rest {
-                at.datagram = datagrams;
-                return Some(next);
-            }
-            at.next_transmit();
-        }
-        None
     }
 
     /// Hands the messages in `outbox` to the kernel, until each is sent or reported.

@@ -328,11 +328,16 @@ impl PortPool {
 /// as many as its server answered with of late. Most answer with one, and to ask for
 /// another costs half as much as the reply itself, to learn that there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ReceiveBatch(u8);
+pub(crate) struct ReceiveBatch {
+    most: u8,
+    /// How often one was asked for, and came, since more were asked for. One that was asked
+    /// for says nothing of others.
+    ones: u8,
+}
 
 impl Default for ReceiveBatch {
     fn default() -> Self {
-        Self(1)
+        Self { most: 1, ones: 0 }
     }
 }
 
@@ -340,16 +345,28 @@ impl ReceiveBatch {
     /// The most to take from one session before others have their turn.
     const MAX: u8 = 8;
 
-    pub(crate) fn get(self) -> usize {
-        usize::from(self.0)
+    /// How often one is asked for until two are, to see whether there are more: then that is
+    /// an eighth of what it would be to ask for two each time.
+    const ONES: u8 = 8;
+
+    /// For a session of which so many requests are not answered yet, or never will be.
+    pub(crate) fn get(self, unanswered: u64) -> usize {
+        let are_more_likely = self.ones >= Self::ONES || self.ones > 0 && unanswered > 1;
+        let is_try = self.most == 1 && are_more_likely;
+        if is_try { 2 } else { self.most.into() }
     }
 
-    /// Learns from how many there were.
-    pub(crate) fn learn(&mut self, received: usize) {
-        if received >= self.get() {
-            self.0 = (self.0 * 2).min(Self::MAX);
-        } else if received <= self.get() / 2 {
-            self.0 = (self.0 / 2).max(1);
+    /// Learns from how many there were of those `asked` for.
+    pub(crate) fn learn(&mut self, asked: usize, received: usize) {
+        if asked == 1 {
+            self.ones = self.ones.saturating_add(1);
+            return;
+        }
+        self.ones = 0;
+        if received >= asked {
+            self.most = u8::try_from(asked * 2).map_or(Self::MAX, |most| most.min(Self::MAX));
+        } else if received <= asked / 2 {
+            self.most = u8::try_from(asked / 2).unwrap_or(Self::MAX).max(1);
         }
     }
 }
@@ -393,16 +410,34 @@ mod tests {
     #[test]
     fn as_many_replies_are_asked_for_as_there_were() {
         let mut batch = ReceiveBatch::default();
-        assert_eq!(batch.get(), 1);
-        for expected in [2, 4, 8, 8] {
-            batch.learn(batch.get());
-            assert_eq!(batch.get(), expected);
+        // Several requests wait for their replies.
+        for expected in [1, 2, 4, 8, 8] {
+            assert_eq!(batch.get(8), expected);
+            batch.learn(expected, expected);
         }
-        batch.learn(5);
-        assert_eq!(batch.get(), 8);
-        for expected in [4, 2, 1, 1] {
-            batch.learn(0);
-            assert_eq!(batch.get(), expected);
+        batch.learn(8, 5);
+        assert_eq!(batch.get(8), 8);
+        for (asked, expected) in [(8, 4), (4, 2), (2, 1)] {
+            batch.learn(asked, 1);
+            assert_eq!(batch.get(8), expected);
         }
+    }
+
+    #[test]
+    fn two_replies_are_seldom_asked_for_where_one_comes() {
+        let mut batch = ReceiveBatch::default();
+        let mut asked_for_two = 0;
+        for _ in 0..90 {
+            let asked = batch.get(1);
+            asked_for_two += usize::from(asked == 2);
+            batch.learn(asked, 1);
+        }
+        assert_eq!(asked_for_two, 10);
+        // A server that sends without being asked is found out.
+        while batch.get(0) == 1 {
+            batch.learn(1, 1);
+        }
+        batch.learn(2, 2);
+        assert_eq!(batch.get(0), 4);
     }
 }

@@ -95,7 +95,7 @@ fn receive_once<'b, const N: usize>(
     let filled = unsafe { recvmmsg(socket, (&raw mut (*scratch).headers).cast(), count, wait)? };
     for (i, received) in received.iter_mut().enumerate().take(filled) {
         // SAFETY: the kernel has filled the first `filled` headers and what they point at.
-        *received = Some(unsafe { read_received(bound, &(*scratch).headers[i]) });
+        unsafe { read_received(bound, &(*scratch).headers[i], received) };
     }
     Ok(filled)
 }
@@ -140,19 +140,19 @@ unsafe fn recvmmsg(
     }
 }
 
-/// Converts what the kernel wrote about a datagram.
+/// Converts what the kernel wrote about a datagram, in place.
 ///
 /// # Safety
 ///
 /// `message` was filled by `recvmmsg`, and its name, a [`Name`], and control pointers are
 /// still valid.
-pub(super) unsafe fn read_received(bound: SocketAddr, message: &mmsghdr) -> Received {
+unsafe fn read_received(bound: SocketAddr, message: &mmsghdr, received: &mut Option<Received>) {
     let header = &message.msg_hdr;
     // SAFETY: the name was filled by the kernel, by this function's contract.
     let peer = unsafe { read_name(&*header.msg_name.cast(), header.msg_namelen) };
     // On UDP sockets the kernel always gives a name.
     let peer = peer.unwrap_or(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into());
-    let mut received = Received::plain(peer, bound, message.msg_len as usize);
+    let received = received.insert(Received::plain(peer, bound, message.msg_len as usize));
     received.truncated = header.msg_flags & libc::MSG_TRUNC != 0;
     // SAFETY: `header` describes a control buffer that the kernel filled. CMSG_FIRSTHDR and
     // CMSG_NXTHDR return null or a whole message in it, and the kernel wrote a value of the
@@ -175,19 +175,18 @@ pub(super) unsafe fn read_received(bound: SocketAddr, message: &mmsghdr) -> Rece
                     received.segment = usize::try_from(size).unwrap_or(received.len);
                 }
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    note_v4(&mut received, ptr::read_unaligned(data.cast()));
+                    note_v4(received, ptr::read_unaligned(data.cast()));
                 }
                 // A socket for both families reports what came by IPv4 twice, first in IPv6
                 // form; the IPv4 form knows the interface's address of a broadcast.
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    note_v6(&mut received, ptr::read_unaligned(data.cast()));
+                    note_v6(received, ptr::read_unaligned(data.cast()));
                 }
                 _ => {}
             }
             next = libc::CMSG_NXTHDR(header, next);
         }
     }
-    received
 }
 
 /// Notes the address that an IPv4 datagram was sent to, and the one that a reply leaves

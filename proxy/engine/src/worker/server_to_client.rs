@@ -45,11 +45,13 @@ impl Worker {
         let slots = match &mut connection.path {
             Path::Own(socket) if socket.takes_replies => {
                 // Fewer than there are would leave in several calls, to several bursts.
-                if self.replies.room() < socket.receive_batch.get() {
+                let unanswered = session.requests.saturating_sub(session.replies);
+                let most = socket.receive_batch.get(unanswered);
+                if self.replies.room() < most {
                     self.replies.send(&self.listener_sockets);
                 }
                 let refusals = counters.refusals.get();
-                let slots = self.replies.receive(socket, counters);
+                let slots = self.replies.receive(socket, most, counters);
                 if counters.refusals.get() != refusals {
                     connection.forget_header();
                 }
@@ -439,18 +441,23 @@ impl Replies {
         BATCH - self.filled
     }
 
-    /// Receives some of the replies that wait in a socket, past errors that speak
+    /// Receives at most so many of the replies that wait in a socket, past errors that speak
     /// of datagrams sent earlier, which are counted, as is what the kernel lost.
     /// Returns the slots that they are in, none if there is nothing. The batch
-    /// must have room for as many as are asked for.
-    fn receive(&mut self, from: &mut UpstreamSocket, server: &ServerCounters) -> Range<usize> {
-        let end = self.filled + from.receive_batch.get().min(self.room());
+    /// must have room for them.
+    fn receive(
+        &mut self,
+        from: &mut UpstreamSocket,
+        most: usize,
+        server: &ServerCounters,
+    ) -> Range<usize> {
+        let end = self.filled + most;
         for _ in 0..ERRORS_AT_ONCE {
             match from.socket.receive(&mut self.batch, self.filled, end) {
                 Ok(received) => {
                     let slots = self.filled..self.filled + received;
                     self.filled = slots.end;
-                    from.receive_batch.learn(received);
+                    from.receive_batch.learn(most, received);
                     if let Some(latest) = self.batch.received(slots.end - 1) {
                         let lost = latest.newly_lost(&mut from.overflows);
                         server.overflows.add(lost);

@@ -133,7 +133,9 @@ fn answer_twice(server: &UdpSocket, stop: &AtomicBool) -> u64 {
             return sent;
         }
         let is_due = |at: Instant| at.elapsed() >= Duration::from_secs(1) || received.is_err();
-        while let Some((_, session, question)) = late.pop_front_if(|(at, ..)| is_due(*at)) {
+        while late.front().is_some_and(|(at, ..)| is_due(*at))
+            && let Some((_, session, question)) = late.pop_front()
+        {
             server.send_to(&question, session).unwrap();
             sent += 1;
         }

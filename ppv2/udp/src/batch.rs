@@ -158,6 +158,16 @@ impl Part {
         })
     }
 
+    /// With the datagrams of `next`, which follow it in the same slot.
+    #[must_use]
+    pub fn with(&self, next: Self) -> Self {
+        debug_assert_eq!((self.slot, self.end), (next.slot, next.first));
+        Self {
+            end: next.end,
+            ..*self
+        }
+    }
+
     /// Its first datagram without its first `len` bytes.
     #[must_use]
     pub fn behind(&self, len: usize) -> Self {

@@ -141,82 +141,110 @@ impl Worker {
             return;
         };
         self.last_reply = now;
-        for one in self.replies.batch.whole(slot).singles() {
-            match self.check_tagged(number, &received, one, now) {
-                Ok(passed) => self.replies.passed.push(passed),
+        let mut rest = self.replies.batch.whole(slot);
+        while rest.datagrams() > 0 {
+            let first = rest.take(1);
+            let read = self.read_tag(number, &received, first);
+            let (mut all, bytes_of_first) = (first, self.replies.batch.len_of(first));
+            let mut amount = Amount {
+                datagrams: 1,
+                bytes: bytes_of_first as u64,
+            };
+            let checked = read.map_err(|reason| (reason, None)).and_then(|named| {
+                // The next ones of a burst mostly have the same header, and the same way.
+                let header = &self.replies.batch.first_of(first)[..named.header];
+                while self.replies.batch.first_of(rest).starts_with(header) {
+                    let next = rest.take(1);
+                    amount.datagrams += 1;
+                    amount.bytes += self.replies.batch.len_of(next) as u64;
+                    all = all.with(next);
+                }
+                let headers = amount.datagrams * named.header as u64;
+                let payload = Amount {
+                    bytes: amount.bytes - headers,
+                    ..amount
+                };
+                let (listener_socket, outgoing) =
+                    self.tagged_reply_to(&named, &received, payload, now)?;
+                Ok((named.header, listener_socket, outgoing))
+            });
+            if let Some(tagged) = self.shared_sockets.tagged(number) {
+                let counters = tagged.server.counters(self.number);
+                counters.replies.add(amount.datagrams);
+                counters.reply_bytes.add(amount.bytes);
+            }
+            match checked {
+                Ok((header, listener_socket, outgoing)) => {
+                    let passed = all.singles().map(|one| Passed {
+                        part: one.behind(header),
+                        listener_socket,
+                        outgoing,
+                    });
+                    self.replies.passed.extend(passed);
+                }
                 Err((reason, listener)) => {
                     let of_socket = || self.shared_sockets.listener(number);
                     if let Some(listener) = listener.or_else(of_socket) {
-                        listener.counters(self.number).dropped(reason).add(1);
+                        let counters = listener.counters(self.number);
+                        counters.dropped(reason).add(amount.datagrams);
                     }
                 }
             }
         }
     }
 
-    /// Where a reply goes that came by a socket that sessions to one server share, or why it
-    /// is dropped and of which listener, if that is known.
-    fn check_tagged(
+    /// What the valid tag of a reply says that came by a socket that sessions to one server
+    /// share.
+    fn read_tag(
         &mut self,
         number: u32,
         received: &Received,
         one: Part,
-        now: Instant,
-    ) -> Result<Passed, (DropReason, Option<Arc<Listener>>)> {
+    ) -> Result<Named, DropReason> {
         let datagram = self.replies.batch.first_of(one);
         let unix = self.unix.now();
         let tagged = self.shared_sockets.tagged_mut(number);
-        let tagged = tagged.ok_or((DropReason::ReplyLate, None))?;
-        let server = &tagged.server;
-        let counters = server.counters(self.number);
-        counters.replies.add(1);
-        counters.reply_bytes.add(datagram.len() as u64);
-        if ServerAddr(received.peer) != server.address {
-            return Err((DropReason::ReplyWrongSource, None));
+        let tagged = tagged.ok_or(DropReason::ReplyLate)?;
+        if ServerAddr(received.peer) != tagged.server.address {
+            return Err(DropReason::ReplyWrongSource);
         }
         let Ok(reply) = ppv2::decode_tagged(datagram) else {
-            server.note_tag(false, unix);
-            return Err((DropReason::ReplyUntagged, None));
+            tagged.server.note_tag(false, unix);
+            return Err(DropReason::ReplyUntagged);
         };
-        let verified = tagged.verify(&reply, unix);
-        verified.map_err(|reason| (reason, None))?;
-        let server = server.id();
+        tagged.verify(&reply, unix)?;
         tagged.note_reply(unix);
-        let key = Key {
-            client: ClientAddr(reply.client),
-            local: ListenerAddr(reply.destination),
-        };
-        let header = datagram.len() - reply.payload.len();
-        let bytes = reply.payload.len() as u64;
+        Ok(Named {
+            key: Key {
+                client: ClientAddr(reply.client),
+                local: ListenerAddr(reply.destination),
+            },
+            server: tagged.server.id(),
+            header: datagram.len() - reply.payload.len(),
+        })
+    }
+
+    /// Where replies with a valid tag go, or why they are dropped and of which listener, if
+    /// that is known.
+    fn tagged_reply_to(
+        &mut self,
+        named: &Named,
+        received: &Received,
+        amount: Amount,
+        now: Instant,
+    ) -> Result<(u32, Outgoing<'static>), Refusal> {
         // A server that the session has left doesn't count for it.
         let is_of_server = |id: &SessionId| {
             let session = self.table.get(*id);
-            session.is_some_and(|session| session.server.id() == server)
+            session.is_some_and(|session| session.server.id() == named.server)
         };
-        let Some(id) = self.table.find(&key).filter(is_of_server) else {
-            return self.check_without_session(&key, received, one.behind(header));
+        let Some(id) = self.table.find(&named.key).filter(is_of_server) else {
+            return self.check_without_session(&named.key, received);
         };
-        let (listener_socket, outgoing) = self
-            .reply_to(
-                id,
-                received,
-                Amount {
-                    datagrams: 1,
-                    bytes,
-                },
-                now,
-            )
-            .map_err(|reason| {
-                let session = self.table.get(id);
-                (
-                    reason,
-                    session.map(|one| Arc::clone(&one.settings.listener)),
-                )
-            })?;
-        Ok(Passed {
-            part: one.behind(header),
-            listener_socket,
-            outgoing,
+        self.reply_to(id, received, amount, now).map_err(|reason| {
+            let session = self.table.get(id);
+            let listener = session.map(|one| Arc::clone(&one.settings.listener));
+            (reason, listener)
         })
     }
 
@@ -227,8 +255,7 @@ impl Worker {
         &self,
         key: &Key,
         received: &Received,
-        part: Part,
-    ) -> Result<Passed, (DropReason, Option<Arc<Listener>>)> {
+    ) -> Result<(u32, Outgoing<'static>), Refusal> {
         let number = self.listener_socket_at(key.local.0);
         let number = number.ok_or((DropReason::ReplyUnknownListener, None))?;
         let settings = &self.listener_sockets[number as usize].settings;
@@ -239,16 +266,13 @@ impl Worker {
         if !settings.allows(key.client.0.ip()) {
             return of_listener(DropReason::ReplyNotAllowed);
         }
-        Ok(Passed {
-            part,
-            listener_socket: number,
-            outgoing: Outgoing {
-                to: Some(key.client.0),
-                from: Some(key.local.0),
-                class: received.class.passed(settings.dscp),
-                header: &[],
-            },
-        })
+        let outgoing = Outgoing {
+            to: Some(key.client.0),
+            from: Some(key.local.0),
+            class: received.class.passed(settings.dscp),
+            header: &[],
+        };
+        Ok((number, outgoing))
     }
 
     /// Has the replies in `slot`, which came by the socket or to the address of session
@@ -401,6 +425,18 @@ impl Worker {
         };
         Ok((listener_socket, outgoing))
     }
+}
+
+/// Why a tagged reply is dropped, and of which listener it is, if that is known.
+type Refusal = (DropReason, Option<Arc<Listener>>);
+
+/// What a valid tag says.
+struct Named {
+    key: Key,
+    /// Its id.
+    server: u64,
+    /// Bytes of the header.
+    header: usize,
 }
 
 /// A reply that may go to its client.

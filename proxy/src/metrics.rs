@@ -219,7 +219,7 @@ const OF_SERVERS: &[Row<ServerCounters>] = rows! {
     replies => "upstream_reply_datagrams", "Datagrams received from servers";
     reply_bytes => "upstream_reply_bytes", "Bytes received from servers";
     overflows => "upstream_receive_overflows",
-        "Replies that the kernel dropped because a receive buffer was full, or on a source network since no server sent them";
+        "Replies that the kernel dropped because a receive buffer was full, and what came to a source network from elsewhere than its servers";
     refusals => "upstream_icmp_errors",
         "ICMP errors for datagrams sent to servers, such as port unreachable";
     too_long => "upstream_icmp_too_big",

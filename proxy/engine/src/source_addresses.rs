@@ -117,6 +117,13 @@ impl SourceAddresses {
         }
     }
 
+    /// Whether none of so many workers ever hands out an address twice.
+    #[must_use]
+    pub fn never_repeats(network: &SourceNetwork, workers: usize) -> bool {
+        let all = network.session_addresses().min(LOW_BITS - FIRST);
+        all / workers.max(1) as u128 >= ENDLESS
+    }
+
     /// How many addresses there are.
     #[must_use]
     pub fn len(&self) -> u128 {

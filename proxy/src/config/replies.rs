@@ -142,6 +142,17 @@ impl Config {
                 )
                 .within(key_path!["upstream", name.as_str(), "replies"]);
             }
+            if listener.requests > 0 {
+                return refuse(
+                    format!(
+                        "requests = {} with replies = {} in [upstream.{name}]: a tag names the client, not which of its sessions a reply belongs to",
+                        listener.requests,
+                        upstream.replies.quoted()
+                    ),
+                    format!("leave `requests` out, or set replies = \"session\" in [upstream.{name}]"),
+                )
+                .within(key_path!["listener", index, "requests"]);
+            }
         }
         if listener.sessions.0 {
             return Ok(());
@@ -153,6 +164,21 @@ impl Config {
                     upstream.replies.quoted()
                 ),
                 format!("set replies = \"tagged\" in [upstream.{name}], whose servers must then return tags"),
+            )
+            .within(key_path!["listener", index, "sessions"]);
+        }
+        let balance = match upstream.balance {
+            BalanceKind::Maglev => None,
+            BalanceKind::RoundRobin => Some("round_robin"),
+            BalanceKind::LeastSessions => Some("least_sessions"),
+            BalanceKind::RandomTwo => Some("random_two"),
+        };
+        if let Some(balance) = balance {
+            return refuse(
+                format!(
+                    "sessions = false with balance = \"{balance}\" in [upstream.{name}]: without a session, each datagram of a client would go to another server"
+                ),
+                format!("set balance = \"maglev\" in [upstream.{name}], or leave `sessions` out"),
             )
             .within(key_path!["listener", index, "sessions"]);
         }
@@ -177,12 +203,9 @@ impl Config {
                 .within(key_path!["listener", index, key]);
             }
         }
-        let counts = [BalanceKind::LeastSessions, BalanceKind::RandomTwo];
         let unused = [
             (listener.responses > 0, "responses"),
-            (listener.requests > 0, "requests"),
             (listener.idle_timeout != Default::default(), "idle_timeout"),
-            (counts.contains(&upstream.balance), "balance by sessions"),
             (listener.returns, "on_return"),
             (self.access_log.is_some(), "the access log"),
         ];

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use ppv2_engine::address::is_no_host;
 use ppv2_engine::mode::Mode;
 use ppv2_engine::server::{Replies, SourceNetwork, Sources};
+use ppv2_engine::source_addresses::SourceAddresses;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -362,7 +363,7 @@ impl Config {
     /// Checks source networks beside everything else: nothing but sessions may have their
     /// addresses, and they must have enough of them.
     pub(super) fn check_source_networks(&mut self, groups: &Groups<'_>) -> Result<(), ConfigError> {
-        let mut seen = HashSet::new();
+        let (mut seen, mut warnings) = (HashSet::new(), Vec::new());
         for in_use in self.networks_in_use() {
             let upstream = in_use.listener.upstream.as_str();
             let network = in_use.network.network;
@@ -377,9 +378,14 @@ impl Config {
             self.refuse_overlap(upstream, network).within(at.clone())?;
             self.check_size(in_use.network).within(at)?;
             self.check_ports(&in_use).within(at_port)?;
+            let repeats = !SourceAddresses::never_repeats(&in_use.network, self.worker_count());
+            if let Some(port) = in_use.network.port.filter(|_| repeats) {
+                warnings.push(format!(
+                    "upstream `{upstream}`: source_port = {port} with source network {network}: after a restart, late replies to a former session can reach a new one that has its address; leave `source_port` out, or take a /64"
+                ));
+            }
         }
         let used: HashSet<_> = self.listeners.iter().map(|l| &*l.upstream).collect();
-        let mut warnings = Vec::new();
         for (name, group) in groups.iter().filter(|(name, _)| used.contains(**name)) {
             for source in &group.options.source {
                 if let Source::Network(net) = source

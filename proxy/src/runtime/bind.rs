@@ -1,6 +1,6 @@
 //! Sockets that clients and operators write to, and what else has their addresses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
@@ -33,46 +33,63 @@ const LOOK: Duration = Duration::from_millis(50);
 pub fn probe(config: &Config) -> Result<(), RunError> {
     probe_but(config, &BTreeSet::new(), PATIENCE)?;
     probe_sources(config, PATIENCE)?;
-    probe_source_ports(config, None)
+    probe_source_ports(config, &BTreeMap::new())
 }
 
-/// Whether the fixed ports of source networks are free, but for those of the configuration
-/// that is in force.
+/// The fixed ports of source networks, each with the number of the worker that sends from
+/// it.
+pub(super) fn source_ports(config: &Config) -> BTreeMap<SocketAddr, usize> {
+    let mut ports = BTreeMap::new();
+    for (_, source) in config.source_networks() {
+        let any: IpAddr = match source.network.addr().is_ipv4() {
+            true => Ipv4Addr::UNSPECIFIED.into(),
+            false => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        if let Some(first) = source.port {
+            let of_workers = (first.get()..=u16::MAX).zip(0..config.worker_count());
+            ports.extend(of_workers.map(|(port, worker)| (SocketAddr::new(any, port), worker)));
+        }
+    }
+    ports
+}
+
+/// Whether the fixed ports of source networks are free, or held by the worker that is to
+/// send from them: for sessions of now, or for former ones whose port comes back. `known`
+/// are the ports that workers send or once sent from.
 pub(super) fn probe_source_ports(
     config: &Config,
-    in_force: Option<&Config>,
+    known: &BTreeMap<SocketAddr, usize>,
 ) -> Result<(), RunError> {
-    let ports = |config: &Config| -> BTreeSet<SocketAddr> {
-        let networks = config.source_networks().into_iter();
-        let fixed = networks.filter_map(|(_, source)| {
-            let any: IpAddr = match source.network.addr().is_ipv4() {
-                true => Ipv4Addr::UNSPECIFIED.into(),
-                false => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            Some((any, source.port?.get()))
+    for (address, worker) in source_ports(config) {
+        let Err(error) = ppv2_udp::probe(address, false) else {
+            continue;
+        };
+        let mut reason = reason_of(address.ip(), &error);
+        let mut hint = "stop that process or choose another `source_port`; those outside net.ipv4.ip_local_port_range are taken by nobody by chance";
+        match (port_owner::of(address), known.get(&address)) {
+            (Some(owners), Some(before)) if owners.with_us => {
+                if *before == worker {
+                    continue;
+                }
+                reason += &format!(
+                    ", by worker {before} of this proxy, for sessions from before an earlier reload"
+                );
+                hint =
+                    "choose another `source_port`, or reload again once those sessions have ended";
+            }
+            (Some(owners), None) if owners.with_us => {
+                reason += ", by a session of this proxy";
+                hint = "choose another `source_port`, or reload again when that session has ended; sessions never use ports outside net.ipv4.ip_local_port_range";
+            }
+            (Some(owners), _) => reason += &format!(", by {}", owners.names),
+            (None, _) => {}
+        }
+        return Err(RunError::Bind {
+            what: "source_port, address".to_owned(),
+            address,
+            reason,
+            hint,
         });
-        let workers = u16::try_from(config.worker_count()).unwrap_or(u16::MAX);
-        fixed
-            .flat_map(|(any, first)| {
-                let ports = (0..workers).map(move |worker| first.saturating_add(worker));
-                ports.map(move |port| SocketAddr::new(any, port))
-            })
-            .collect()
-    };
-    let held = in_force.map(ports).unwrap_or_default();
-    for address in ports(config).difference(&held) {
-        ppv2_udp::probe(*address, false).map_err(|error| {
-            let mut reason = reason_of(address.ip(), &error);
-            if let Some(owners) = port_owner::of(*address) {
-                reason += &format!(", by {}", owners.names);
-            }
-            RunError::Bind {
-                what: "source_port, address".to_owned(),
-                address: *address,
-                reason,
-                hint: "stop that process or choose another `source_port`; those outside net.ipv4.ip_local_port_range are taken by nobody by chance",
-            }
-        })?;
     }
     Ok(())
 }
@@ -265,5 +282,43 @@ fn hint_of(ip: IpAddr, error: &io::Error) -> &'static str {
             "name its interface by the number that `ip link` shows, as in [fe80::1%2]:53"
         }
         _ => "use an address of one interface of this host (ip address)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_a_worker_still_holds_is_its_own_again_and_no_others() {
+        // As the worker's socket for sessions from before an earlier reload.
+        let held = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let address = held.local_addr().unwrap();
+        let content = format!(
+            "workers = 1\n[[listener]]\nbind = [\"127.0.0.1:53\"]\nupstream = \"u\"\n[upstream.u]\n\
+             source = [\"127.64.0.0/10\"]\nsource_port = {}\nservers = [\"127.0.0.1:54\"]\n",
+            address.port()
+        );
+        let config = Config::from_toml("x", &content).unwrap();
+        assert_eq!(source_ports(&config), [(address, 0)].into());
+        probe_source_ports(&config, &source_ports(&config)).unwrap();
+        let why = |known: BTreeMap<_, _>| {
+            let error = probe_source_ports(&config, &known).unwrap_err();
+            error.to_string()
+        };
+        let of_another = why([(address, 1)].into());
+        for part in [
+            "in use, by worker 1 of this proxy, for sessions from before an earlier reload",
+            "once those sessions have ended",
+        ] {
+            assert!(of_another.contains(part), "{of_another}");
+        }
+        let of_session = why(BTreeMap::new());
+        assert!(
+            of_session.contains("by a session of this proxy"),
+            "{of_session}"
+        );
     }
 }

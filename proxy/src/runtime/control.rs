@@ -60,6 +60,8 @@ pub(super) struct Control {
     lame_ducks: LameDucks,
     /// Addresses that no listener has any more, and when their sessions end.
     closing: BTreeMap<SocketAddr, Instant>,
+    /// Ports of source networks that workers send or once sent from, and which worker did.
+    source_ports: BTreeMap<SocketAddr, usize>,
     /// What workers obey.
     snapshot: Arc<Snapshot>,
     /// Servers, by their ids, that are down.
@@ -145,6 +147,7 @@ impl Control {
         if !wrong.is_empty() {
             workers.tell_all(|| Command::NetworkChanged(Arc::clone(&wrong)));
         }
+        let source_ports = bind::source_ports(&active.config);
         Ok(Self {
             file,
             written,
@@ -155,6 +158,7 @@ impl Control {
             active,
             lame_ducks: LameDucks::default(),
             closing: BTreeMap::new(),
+            source_ports,
             snapshot,
             down: BTreeSet::new(),
             route_at: None,
@@ -225,6 +229,7 @@ impl Control {
             file: self.file.clone(),
             active: Arc::clone(&self.active),
             held: self.held(),
+            source_ports: self.source_ports.clone(),
             names: self.names.running.clone(),
             log: self.log.as_ref().map(|log| log.of.clone()),
             unlogged: Arc::clone(&self.metrics.unlogged),
@@ -340,6 +345,7 @@ impl Control {
         capacity.resize(host_capacity.max_sessions, host_capacity.max_sockets);
         self.host_capacity = host_capacity;
         self.close_later(&config, now);
+        self.source_ports.extend(bind::source_ports(&config));
         self.lame_ducks.update(&mut config, &self.active, now);
         let active = Arc::new(self.registry.activate(config));
         let before = std::mem::replace(&mut self.active, active);

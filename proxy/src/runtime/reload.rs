@@ -1,7 +1,7 @@
 //! Another configuration: made ready beside the one that holds, which goes on
 //! meanwhile; what of it takes a restart; and what has come and gone, in words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -91,6 +91,8 @@ pub(super) struct Beside {
     pub(super) active: Arc<ActiveConfig>,
     /// Addresses that this process has sockets for.
     pub(super) held: BTreeSet<SocketAddr>,
+    /// Ports of source networks that it sends or once sent from, and which worker did.
+    pub(super) source_ports: BTreeMap<SocketAddr, usize>,
     pub(super) names: Running,
     /// The access log that is open.
     pub(super) log: Option<AccessLog>,
@@ -118,7 +120,17 @@ pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
     let (held, active, open) = (beside.held, beside.active, beside.log);
     let name = file.display().to_string();
     let unlogged = beside.unlogged;
-    let read = spawn_blocking(move || read(&file, &active.config, &held, open.as_ref(), &unlogged));
+    let ports = beside.source_ports;
+    let read = spawn_blocking(move || {
+        read(
+            &file,
+            &active.config,
+            &held,
+            &ports,
+            open.as_ref(),
+            &unlogged,
+        )
+    });
     let Ok(read) = tokio::time::timeout(PATIENCE, read).await else {
         return Err(format!(
             "{name} could not be read within {} s; see that its file system and DNS answer",
@@ -142,6 +154,7 @@ fn read(
     file: &Path,
     before: &Config,
     held: &BTreeSet<SocketAddr>,
+    source_ports: &BTreeMap<SocketAddr, usize>,
     open: Option<&AccessLog>,
     unlogged: &Unlogged,
 ) -> Result<(Config, Option<Log>), String> {
@@ -157,7 +170,7 @@ fn read(
     // The operator can reload again when a tentative address no longer is.
     bind::probe_but(&config, held, Duration::ZERO).map_err(|error| error.to_string())?;
     bind::probe_sources(&config, Duration::ZERO).map_err(|error| error.to_string())?;
-    bind::probe_source_ports(&config, Some(before)).map_err(|error| error.to_string())?;
+    bind::probe_source_ports(&config, source_ports).map_err(|error| error.to_string())?;
     topology::check_host(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
     let log = another.map(|log| Log::open(log, unlogged)).transpose();
@@ -192,6 +205,22 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
         .or_else(|| differs("admin.listen", shown(&admin(old)), shown(&admin(new))))
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
         .or_else(|| overlapping_networks(old, new))
+        .or_else(|| shifted_ports(old, new))
+}
+
+/// A port that another worker sends from before: it keeps its socket for its sessions, and
+/// the worker that would have the port could open none.
+fn shifted_ports(old: &Config, new: &Config) -> Option<String> {
+    let (before, after) = (bind::source_ports(old), bind::source_ports(new));
+    let shifted = |(port, worker): (&SocketAddr, &usize)| {
+        let holder = before.get(port).filter(|holder| *holder != worker)?;
+        let port = port.port();
+        Some(format!(
+            "source_port: worker {worker} would send from port {port}, which worker {holder} sends from now; give ports that are at least {} apart from those in force, or restart the proxy",
+            old.worker_count()
+        ))
+    };
+    after.iter().find_map(shifted)
 }
 
 /// A source network that has addresses of another one before: a session that has one of
@@ -247,4 +276,33 @@ pub(super) fn news(old: &Config, new: &Config) -> String {
     let listeners = change("listener", &listeners(old), &listeners(new));
     let servers = change("server", &servers(old), &servers(new));
     format!("{listeners}, {servers}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(first_port: u16) -> Config {
+        let content = format!(
+            "workers = 2\n[[listener]]\nbind = [\"127.0.0.1:53\"]\nupstream = \"u\"\n[upstream.u]\n\
+             source = [\"127.64.0.0/10\"]\nsource_port = {first_port}\nservers = [\"127.0.0.1:54\"]\n"
+        );
+        Config::from_toml("x", &content).unwrap()
+    }
+
+    #[test]
+    fn a_reload_gives_no_worker_the_port_of_another() {
+        let before = config(7000);
+        for (first_port, parts) in [
+            (7001, "worker 0 would send from port 7001, which worker 1"),
+            (6999, "worker 1 would send from port 7000, which worker 0"),
+        ] {
+            let why = takes_restart(&before, &config(first_port)).unwrap();
+            assert!(why.contains(parts), "{why}");
+            assert!(why.contains("at least 2 apart"), "{why}");
+        }
+        for first_port in [6998, 7000, 7002] {
+            assert_eq!(takes_restart(&before, &config(first_port)), None);
+        }
+    }
 }

@@ -272,6 +272,11 @@ fn nothing_is_remembered_of_a_network_that_is_never_used_up() {
         share.give_back(address, now);
         share.heard(address, now);
     }
+    assert!(SourceAddresses::never_repeats(&network, 2));
+    assert!(!SourceAddresses::never_repeats(
+        &self::network("2001:db8::/80"),
+        2
+    ));
     assert_eq!((share.resting.capacity(), share.heard.capacity()), (0, 0));
     share.used = share.len;
     assert!(network.network.contains(&share.take(now).unwrap()));

@@ -195,13 +195,43 @@ fn listeners_without_sessions_need_tags_and_no_bound_by_session() {
     let quiet = load("", &without("per_client = { rate = 9 }"), tagged).unwrap();
     assert!(quiet.warnings.is_empty(), "{:?}", quiet.warnings);
     let log = "[access_log]\npath = \"-\"";
-    let rules = "responses = 1\nrequests = 2\nidle_timeout = \"1s\"";
-    let balance = format!("{tagged}\nbalance = \"least_sessions\"");
-    let told = load(log, &without(rules), &balance).unwrap();
+    let rules = "responses = 1\nidle_timeout = \"1s\"";
+    let told = load(log, &without(rules), tagged).unwrap();
     assert_eq!(
         told.warnings,
         [
-            "listener `l` has no sessions (sessions = false), so this doesn't apply to it: responses, requests, idle_timeout, balance by sessions, the access log"
+            "listener `l` has no sessions (sessions = false), so this doesn't apply to it: responses, idle_timeout, the access log"
         ]
     );
+}
+
+#[test]
+fn without_sessions_a_client_keeps_its_server_by_maglev_alone() {
+    for balance in ["round_robin", "least_sessions", "random_two"] {
+        let upstream = format!("replies = \"tagged\"\nbalance = \"{balance}\"");
+        refused(
+            load("", "sessions = false", &upstream),
+            &[
+                "p.toml:6",
+                &format!("sessions = false with balance = \"{balance}\" in [upstream.u]"),
+                "set balance = \"maglev\" in [upstream.u]",
+            ],
+        );
+        load("", "", &upstream).unwrap();
+    }
+}
+
+#[test]
+fn tags_dont_tell_the_sessions_of_a_client_apart() {
+    for replies in ["auto", "tagged"] {
+        refused(
+            load("", "requests = 2", &format!("replies = \"{replies}\"")),
+            &[
+                "p.toml:6",
+                &format!("requests = 2 with replies = \"{replies}\" in [upstream.u]"),
+                "leave `requests` out, or set replies = \"session\"",
+            ],
+        );
+    }
+    load("", "requests = 2", "replies = \"session\"").unwrap();
 }

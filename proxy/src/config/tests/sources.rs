@@ -51,7 +51,21 @@ fn each_server_is_written_to_from_the_network_of_its_family() {
     let probes = config.servers.iter().map(Server::probe_source);
     let probes: Vec<_> = probes.map(|ip| ip.unwrap().to_string()).collect();
     assert_eq!(probes, ["127.64.0.1", "fd00:1::1"]);
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn a_fixed_port_on_a_network_that_repeats_addresses_is_a_warning() {
+    let warnings = |more: &str| {
+        let upstream = format!("{BOTH}\n{more}");
+        load("workers = 2", "", &upstream).unwrap().warnings
+    };
+    assert_eq!(
+        warnings("source_port = 7000"),
+        [
+            "upstream `u`: source_port = 7000 with source network 127.64.0.0/10: after a restart, late replies to a former session can reach a new one that has its address; leave `source_port` out, or take a /64"
+        ]
+    );
+    assert!(warnings("").is_empty());
 }
 
 #[test]

@@ -111,7 +111,10 @@ fuzz_target!(|steps: Vec<Received>| {
                 if let Some(tag) = tag {
                     let reply = ppv2::decode_tagged(&header).expect("one tag");
                     assert_eq!(reply.client.ip().to_canonical(), received.client.ip());
-                    assert_eq!((reply.client.port(), reply.tag), (received.client.port(), tag));
+                    assert_eq!(
+                        (reply.client.port(), reply.tag),
+                        (received.client.port(), tag)
+                    );
                 }
                 if received.proxy.is_none() {
                     assert_eq!(received.payload, datagram);

@@ -86,16 +86,18 @@ pub(super) struct Tagged {
     keys: Arc<TagKeys>,
     /// Those before the latest reload.
     former: Option<Arc<TagKeys>>,
-    /// When the first datagram was sent that no reply has followed.
-    unanswered: Option<Instant>,
+    /// When the first batch was sent that no reply has followed, and how many were since.
+    unanswered: Option<(Instant, u32)>,
 }
 
 impl Tagged {
-    /// Notes that datagrams were sent. A server that is silent for long, although it
-    /// answered before, may take none by this socket.
+    /// Notes that a batch was sent. A server that is silent for long, although it answered
+    /// before, may take none by this socket.
     pub(super) fn note_sent(&mut self, now: Instant, unix: u64) {
-        let since = *self.unanswered.get_or_insert(now);
-        if self.is_auto && now.saturating_duration_since(since) >= SILENCE {
+        let (since, batches) = self.unanswered.get_or_insert((now, 0));
+        *batches = batches.saturating_add(1);
+        let is_long = now.saturating_duration_since(*since) >= SILENCE;
+        if self.is_auto && is_long && *batches >= SILENT_BATCHES {
             self.unanswered = None;
             self.server.note_tag(false, unix);
         }
@@ -139,6 +141,9 @@ impl Tagged {
 /// How long a server may leave all datagrams unanswered that leave by the socket of tagged
 /// replies, before sessions have sockets or addresses of their own again.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// So many batches, too: that some datagrams need no answer is nothing special.
+const SILENT_BATCHES: u32 = 16;
 
 /// The most servers that a filter looks at, and one more.
 const MOST_SERVERS: usize = 65;
@@ -593,6 +598,57 @@ fn why_unopened(error: &io::Error) -> DropReason {
         Cause::NoPorts | Cause::WouldBlock => DropReason::NoPorts,
         Cause::Unreachable | Cause::Oversize | Cause::NotPermitted | Cause::Other => {
             DropReason::Unreachable
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ServerAddr;
+
+    fn tagged(is_auto: bool) -> Tagged {
+        Tagged {
+            server: Server::new("u", "s", ServerAddr(([192, 0, 2, 1], 53).into()), 1),
+            sources: Sources::Addresses(Arc::from([])),
+            is_auto,
+            keys: Arc::new(TagKeys::new([7; 16])),
+            former: None,
+            unanswered: None,
+        }
+    }
+
+    #[test]
+    fn a_server_that_falls_silent_by_the_shared_socket_is_served_by_sessions() {
+        let (start, batch) = (Instant::now(), Duration::from_secs(1));
+        for (is_auto, expected) in [(true, false), (false, true)] {
+            let mut tagged = tagged(is_auto);
+            tagged.note_reply(1000);
+            for number in 0..SILENT_BATCHES {
+                assert!(tagged.server.returns_tags(), "{number}");
+                tagged.note_sent(start + batch * number, 1000);
+            }
+            assert_eq!(tagged.server.returns_tags(), expected);
+        }
+    }
+
+    #[test]
+    fn some_unanswered_datagrams_are_no_silence() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut tagged = tagged(true);
+        tagged.note_reply(1000);
+        // Few in a long time, or many at once.
+        for number in 0..100 {
+            let now = start + second * 60 * number;
+            for _ in 0..SILENT_BATCHES - 1 {
+                tagged.note_sent(now, 1000);
+            }
+            tagged.note_reply(1000);
+            for _ in 0..1000 {
+                tagged.note_sent(now, 1000);
+            }
+            assert!(tagged.server.returns_tags(), "{number}");
+            tagged.note_reply(1000);
         }
     }
 }

@@ -2,7 +2,6 @@
 //! session is found or begun.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use ppv2_udp::{BATCH, Part, Received};
@@ -105,8 +104,8 @@ impl Worker {
         let Some(received) = self.incoming.received(part.slot) else {
             return;
         };
-        let settings = Arc::clone(&self.listener_sockets[number].settings);
-        let counters = settings.listener.counters(self.number);
+        let listener = &self.listener_sockets[number].settings.listener;
+        let counters = listener.counters(self.number);
         let amount = Amount {
             datagrams: part.datagrams() as u64,
             bytes: self.incoming.len_of(part) as u64,
@@ -114,21 +113,25 @@ impl Worker {
         counters.received.add(amount.datagrams);
         counters.received_bytes.add(amount.bytes);
         let key = Key::of(&received);
-        let target = match refused(&received) {
+        let place = match refused(&received) {
             Some(reason) => Err(reason),
             None if self.draining => Err(DropReason::Stopping),
             None if self.is_too_fast(number, &key, amount, now) => Err(DropReason::ClientRate),
-            None => self.target_without_session(number, &key, now),
+            None => self.place_without_session(number, &key, now),
         };
-        let queued = target.and_then(|target| {
-            let socket = self.tagged_socket(&settings, &target, now)?;
-            Ok((target, socket))
+        let socket = place.and_then(|place| {
+            let socket = self.tagged_socket_at(number, place, now)?;
+            Ok((place, socket))
         });
-        match queued {
-            Ok((target, socket)) => {
-                self.queue_without_session(number, key, &target, socket, part, now);
+        match socket {
+            Ok((place, socket)) => {
+                self.queue_without_session(number, place, socket, key, part, now);
             }
-            Err(reason) => counters.dropped(reason).add(amount.datagrams),
+            Err(reason) => {
+                let listener = &self.listener_sockets[number].settings.listener;
+                let counters = listener.counters(self.number);
+                counters.dropped(reason).add(amount.datagrams);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! New sessions: whether a client may have one, with which server, and by which socket.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,15 +68,15 @@ impl Worker {
         self.begin(now, key, number, &settings, &target, got)
     }
 
-    /// The server for datagrams of a client, where no session is kept. `number` is that of
-    /// the listener's socket.
-    pub(super) fn target_without_session(
+    /// The place of the server for datagrams of a client, where no session is kept. `number`
+    /// is that of the listener's socket.
+    pub(super) fn place_without_session(
         &mut self,
         number: usize,
         key: &Key,
         now: Instant,
-    ) -> Result<Target, DropReason> {
-        let settings = Arc::clone(&self.listener_sockets[number].settings);
+    ) -> Result<usize, DropReason> {
+        let settings = &self.listener_sockets[number].settings;
         if let Some(reason) = settings.refusal(key.client.0.ip()) {
             return Err(reason);
         }
@@ -84,26 +84,19 @@ impl Worker {
         if !key.fits_header() || self.would_loop(key, now) {
             return Err(DropReason::BadSource);
         }
-        self.pick(&settings, key)
+        let settings = &self.listener_sockets[number].settings;
+        let listener = self.snapshot.of(&settings.listener);
+        let listener = listener.ok_or(DropReason::NoServer)?;
+        pick(&mut self.balancers, listener, key, self.number)
     }
 
     /// The server for a new session.
     fn pick(&mut self, settings: &ListenerSettings, key: &Key) -> Result<Target, DropReason> {
-        let (client, worker) = (key.client.0.ip(), self.number);
         let listener = self.snapshot.of(&settings.listener);
         let listener = listener.ok_or(DropReason::NoServer)?;
-        let targets = &listener.targets;
-        let sessions = |place: usize| {
-            let target = targets.get(place);
-            target.map_or(0, |target| target.server.counters(worker).sessions())
-        };
-        let of_family = (settings.listener.id(), client.is_ipv6());
-        let balancer = self.balancers.entry(of_family);
-        let balancer = balancer.or_insert_with(|| Balancer::new(worker, random_seed()));
-        let plan = listener.routing.plans.get(client.is_ipv6());
-        let picked = balancer.pick(plan, key.client, sessions);
-        let target = picked.and_then(|place| targets.get(place)).cloned();
-        target.ok_or_else(|| why_no_server(listener, client))
+        let place = pick(&mut self.balancers, listener, key, self.number)?;
+        let target = listener.targets.get(place).cloned();
+        target.ok_or(DropReason::NoServer)
     }
 
     /// Refuses this client a socket if a flood of forged sources has left too few of them.
@@ -260,6 +253,29 @@ impl Worker {
                 || wildcard(bound) && self.own_addresses.contains(client.ip(), now)
         })
     }
+}
+
+/// The place of the server that a worker picks for this client.
+fn pick(
+    balancers: &mut HashMap<(u64, bool), Balancer>,
+    listener: &ListenerSnapshot,
+    key: &Key,
+    worker: usize,
+) -> Result<usize, DropReason> {
+    let (client, targets) = (key.client.0.ip(), &listener.targets);
+    let sessions = |place: usize| {
+        let target = targets.get(place);
+        target.map_or(0, |target| target.server.counters(worker).sessions())
+    };
+    let of_family = (listener.settings.listener.id(), client.is_ipv6());
+    let balancer = balancers.entry(of_family);
+    let balancer = balancer.or_insert_with(|| Balancer::new(worker, random_seed()));
+    let plan = listener.routing.plans.get(client.is_ipv6());
+    let picked = balancer.pick(plan, key.client, sessions);
+    let is_there = |place: &usize| targets.get(*place).is_some();
+    picked
+        .filter(is_there)
+        .ok_or_else(|| why_no_server(listener, client))
 }
 
 /// Why no server takes a new session of this client: all are down, or none is

@@ -14,7 +14,7 @@ use crate::address::ServerAddr;
 use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
 use crate::listener::ListenerSettings;
 use crate::mode::MAX_HEADER;
-use crate::server::{Server, Target};
+use crate::server::Server;
 use crate::session::{Key, SessionId};
 use crate::upstream_socket::Path;
 
@@ -172,21 +172,21 @@ impl Worker {
         });
     }
 
-    /// Has datagrams of a client that has no session leave by the socket of this number to
-    /// its server. `number` is that of the listener's socket.
+    /// Has datagrams of a client that has no session leave by this `socket` to the server in
+    /// this place. `number` is that of the listener's socket.
     pub(super) fn queue_without_session(
         &mut self,
         number: usize,
-        key: Key,
-        target: &Target,
+        place: usize,
         socket: u32,
+        key: Key,
         part: Part,
         now: Instant,
     ) {
         self.make_room_in_run(RunSocket::Tagged(socket));
         let settings = &self.listener_sockets[number].settings;
         let listener = self.snapshot.of(&settings.listener);
-        let Some(place) = listener.and_then(|one| one.targets.place(&target.server)) else {
+        let Some(target) = listener.and_then(|one| one.targets.get(place)) else {
             return;
         };
         let keys = target.replies.tag_keys();

@@ -396,6 +396,27 @@ impl Worker {
         Ok(number)
     }
 
+    /// As [`tagged_socket`](Self::tagged_socket), of the server in this place. `number` is
+    /// that of the listener's socket. Nothing that workers share is touched where the socket
+    /// is there already.
+    pub(super) fn tagged_socket_at(
+        &mut self,
+        number: usize,
+        place: usize,
+        now: Instant,
+    ) -> Result<u32, DropReason> {
+        let settings = &self.listener_sockets[number].settings;
+        let listener = self.snapshot.of(&settings.listener);
+        let target = listener.and_then(|one| one.targets.get(place));
+        let target = target.ok_or(DropReason::NoServer)?;
+        let key = (target.server.id(), settings.upstream_options());
+        if let Some(number) = self.shared_sockets.tagged.get(&key) {
+            return Ok(*number);
+        }
+        let (settings, target) = (Arc::clone(settings), target.clone());
+        self.tagged_socket(&settings, &target, now)
+    }
+
     /// Opens a shared socket, unless that was tried in vain a moment ago.
     fn open_shared(
         &mut self,

@@ -79,10 +79,8 @@ fn dns_change_moves_new_clients_at_once_and_sessions_after_the_drain_timeout() {
         let asked = resolver.asked(NAME);
         eventually("it to be asked", || resolver.asked(NAME) > asked + 2);
         assert_eq!(of_new_clients(a), changed);
-        assert_eq!(
-            proxy.metric(&format!("ppv2_name_failing{{name=\"dns:{NAME}:{port}\"}}")),
-            1
-        );
+        let failing = format!("ppv2_name_failing{{name=\"dns:{NAME}:{port}\"}}");
+        eventually("it to be told", || proxy.metric(&failing) == 1);
     }
     resolver.remove(NAME);
     resolver.answer(Answers::Right);

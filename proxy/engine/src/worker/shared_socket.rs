@@ -551,8 +551,10 @@ impl Worker {
                     target.map(|(_, listener)| *listener)
                 }
             };
-            if let Some(listener) = listener {
-                // The one before may be gone, and its counters with it.
+            if let Some(listener) = listener
+                && self.snapshot.of(&shared.listener).is_none()
+            {
+                // The one before is gone, and soon its counters with it.
                 shared.listener = Arc::clone(listener);
             }
             let is_wanted = listener.is_some();

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import uvloop
 
+import real_proxy
 from peers import PATIENCE
 
 Main = Callable[[], Coroutine[Any, Any, None]]
@@ -16,6 +17,12 @@ Main = Callable[[], Coroutine[Any, Any, None]]
 # programs under test would inherit that. A handler is not inherited: they begin with
 # the system's default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["session", "tagged"])
+def any_replies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the real proxy with each kind of replies, by socket and by tag."""
+    monkeypatch.setattr(real_proxy, "replies", request.param)
 
 
 @pytest.fixture(params=["standard", "uvloop"])

@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+# How replies find their client, of the proxies that are started: `any_replies` changes it.
+replies = "session"
+
 
 def binary() -> str:
     """The proxy's path: PPV2_PROXY, or where cargo builds it."""
@@ -37,7 +40,8 @@ def proxy_to(server: tuple[str, int], *options: str) -> Iterator[tuple[str, int]
     """Runs the proxy, and yields the listener's address."""
     listener = ("127.0.0.1", free_port())
     command = [binary(), "run", "--listen", f"127.0.0.1:{listener[1]}"]
-    command += ["--upstream", f"{server[0]}:{server[1]}", "--workers", "1", *options]
+    command += ["--upstream", f"{server[0]}:{server[1]}", "--workers", "1"]
+    command += ["--replies", replies, *options]
     with until_ready(command):
         yield listener
 

@@ -66,6 +66,7 @@ def move(client: QuicConnectionProtocol) -> int:
     return port
 
 
+@pytest.mark.usefixtures("any_replies")
 @pytest.mark.parametrize("retry", [False, True], ids=["", "retry"])
 @pytest.mark.parametrize(
     ("bound", "upstream", "seen"),

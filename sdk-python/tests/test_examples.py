@@ -23,6 +23,8 @@ from certificate import write_certificate
 from peers import PATIENCE, udp
 from real_proxy import ROOT, free_port, proxy_to, until_ready
 
+pytestmark = pytest.mark.usefixtures("any_replies")
+
 EXAMPLES = ROOT / "examples" / "python"
 
 LISTENER = tuple[str, int]

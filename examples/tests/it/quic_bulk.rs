@@ -60,7 +60,7 @@ async fn transfer(connection: &Connection, move_now: impl FnOnce()) -> String {
     String::from_utf8_lossy(address).trim_start().to_owned()
 }
 
-async fn carries_on() -> (Stats, Arc<Traffic>) {
+async fn carries_on(replies: &str) -> (Stats, Arc<Traffic>) {
     let (server_config, client_config) = configs();
     let runtime = Arc::new(Runtime::new(
         Trust::networks(["127.0.0.1"]).build().unwrap(),
@@ -77,7 +77,7 @@ async fn carries_on() -> (Stats, Arc<Traffic>) {
     let server =
         Endpoint::new_with_abstract_socket(config, Some(server_config), socket, runtime.clone())
             .unwrap();
-    let proxy = Proxy::start(server.local_addr().unwrap(), 1);
+    let proxy = Proxy::start(server.local_addr().unwrap(), 1, replies);
     let (retried, first_address) = oneshot::channel();
     tokio::spawn(serve(server, retried));
 
@@ -105,12 +105,18 @@ async fn carries_on() -> (Stats, Arc<Traffic>) {
 
 #[test]
 fn a_client_that_moves_carries_on_and_is_seen_to_move() {
+    for replies in ["session", "tagged"] {
+        is_seen_to_move(replies);
+    }
+}
+
+fn is_seen_to_move(replies: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let (stats, traffic) = runtime
-        .block_on(async { tokio::time::timeout(PATIENCE, carries_on()).await })
+        .block_on(async { tokio::time::timeout(PATIENCE, carries_on(replies)).await })
         .expect("to be done by now");
     assert_eq!(stats.dropped_total(), 0);
     assert_eq!(stats.replies_without_path, 0);

@@ -26,6 +26,10 @@ impl Example {
     }
 }
 
+/// How replies find their client: by the session's socket, or by tags that the server
+/// returns.
+pub(crate) const REPLIES: [&str; 3] = ["session", "auto", "tagged"];
+
 /// The real proxy, stopped when dropped.
 pub(crate) struct Proxy {
     _process: Process,
@@ -33,12 +37,14 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of `server`, with so many listeners.
-    pub(crate) fn start(server: SocketAddr, listeners: usize) -> Self {
+    /// In front of `server`, with so many listeners and this setting of `replies`.
+    pub(crate) fn start(server: SocketAddr, listeners: usize, replies: &str) -> Self {
         let listeners: Vec<_> = (0..listeners)
             .map(|_| ppv2_lab::address("127.0.0.1"))
             .collect();
-        let mut arguments = vec!["--upstream".to_owned(), server.to_string()];
+        let mut arguments = ["--upstream", &server.to_string(), "--replies", replies]
+            .map(str::to_owned)
+            .to_vec();
         for listener in &listeners {
             arguments.extend(["--listen".to_owned(), listener.to_string()]);
         }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use ppv2_lab::{receive, socket};
 
 use crate::http3;
-use crate::running::{Example, Proxy};
+use crate::running::{Example, Proxy, REPLIES};
 
-fn behind_proxy(path: &str, listeners: usize) -> (Example, Proxy) {
+fn behind_proxy(path: &str, listeners: usize, replies: &str) -> (Example, Proxy) {
     let example = Example::start(path);
-    let proxy = Proxy::start(example.address, listeners);
+    let proxy = Proxy::start(example.address, listeners, replies);
     (example, proxy)
 }
 
@@ -21,15 +21,20 @@ fn echo_and_whoami_answer_every_client_its_own() {
         (env!("CARGO_BIN_EXE_whoami_std"), false),
         (env!("CARGO_BIN_EXE_whoami_tokio"), false),
     ] {
-        let (_example, proxy) = behind_proxy(path, 1);
-        let clients = ["127.0.0.1", "127.0.0.2", "127.0.0.2"].map(socket);
-        for client in &clients {
-            client.send_to(b"hello", proxy.listener()).unwrap();
-        }
-        for client in &clients {
-            let own = client.local_addr().unwrap().to_string().into_bytes();
-            let answer = if echoes { b"hello".to_vec() } else { own };
-            assert_eq!(receive(client), (answer, proxy.listener()), "{path}");
+        for replies in REPLIES {
+            let (_example, proxy) = behind_proxy(path, 1, replies);
+            let clients: Vec<_> = (0..60).map(|_| socket("127.0.0.2")).collect();
+            for _ in 0..20 {
+                for client in &clients {
+                    client.send_to(b"hello", proxy.listener()).unwrap();
+                }
+                for client in &clients {
+                    let own = client.local_addr().unwrap().to_string().into_bytes();
+                    let answer = if echoes { b"hello".to_vec() } else { own };
+                    let expected = (answer, proxy.listener());
+                    assert_eq!(receive(client), expected, "{path}, {replies}");
+                }
+            }
         }
     }
 }
@@ -37,12 +42,15 @@ fn echo_and_whoami_answer_every_client_its_own() {
 /// `reply` answers through the proxy and the listener that the datagram came by.
 #[test]
 fn one_client_at_two_listeners_and_two_proxies_gets_each_answer_from_where_it_asked() {
-    for path in [
+    for (path, replies) in [
         env!("CARGO_BIN_EXE_whoami_std"),
         env!("CARGO_BIN_EXE_whoami_tokio"),
-    ] {
-        let (example, proxy) = behind_proxy(path, 2);
-        let other = Proxy::start(example.address, 1);
+    ]
+    .into_iter()
+    .flat_map(|path| REPLIES.map(|replies| (path, replies)))
+    {
+        let (example, proxy) = behind_proxy(path, 2, replies);
+        let other = Proxy::start(example.address, 1, replies);
         let client = socket("127.0.0.2");
         let mut asked = [&proxy.listeners[..], &other.listeners].concat();
         for listener in &asked {
@@ -76,7 +84,7 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 
 #[test]
 fn dns_tells_every_client_its_address() {
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1);
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1, "tagged");
     for (id, ip) in [(1, "127.0.0.2"), (2, "127.0.0.3")] {
         let client = socket(ip);
         let question = question(id, "whoami.example");
@@ -101,13 +109,21 @@ fn dns_tells_every_client_its_address() {
 
 #[test]
 fn http3_sees_the_client_and_where_it_moves_to() {
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_http3_quinn"), 1);
-    http3::move_about(proxy.listener());
+    for replies in REPLIES {
+        let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_http3_quinn"), 1, replies);
+        http3::move_about(proxy.listener());
+    }
 }
 
 #[test]
 fn game_pushes_to_its_players_unasked() {
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_game_tokio"), 1);
+    for replies in REPLIES {
+        game_pushes(replies);
+    }
+}
+
+fn game_pushes(replies: &str) {
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_game_tokio"), 1, replies);
     let players = ["127.0.0.2", "127.0.0.3"].map(socket);
     let onlooker = socket("127.0.0.4");
     onlooker.send_to(b"move", proxy.listener()).unwrap();
@@ -134,7 +150,7 @@ fn rate_limit_tells_clients_apart() {
     // is too small for it.
     const FLOOD: usize = 150;
 
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1);
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1, "session");
     let (flooding, modest) = (socket("127.0.0.2"), socket("127.0.0.3"));
     for _ in 0..FLOOD {
         flooding.send_to(b"flood", proxy.listener()).unwrap();

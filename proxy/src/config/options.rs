@@ -349,7 +349,7 @@ pub struct Upstream {
     pub(crate) source_port: Option<FirstPort>,
 
     /// How replies find their client
-    #[arg(skip)]
+    #[arg(long, default_value_t, value_enum)]
     pub(crate) replies: ReplyKind,
 
     /// Replies auto and tagged: file with the key of tags, 32 hexadecimal digits, which proxies

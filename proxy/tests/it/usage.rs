@@ -170,6 +170,7 @@ fn flags_other_than_the_logs_are_refused_beside_a_file() {
             "--busy-poll" | "--coalesce" => "100us",
             "--idle-timeout" => "1s",
             "--mode" => "plain",
+            "--replies" => "auto",
             "--rewrite-on" => "sdk",
             "--source" => "127.64.0.0/10",
             "--source-port" => "any",

@@ -50,7 +50,7 @@
 //!
 //! A proxy may add a [`ReplyTag`] to each header ([`encode_udp_tagged`]). A server
 //! that understands it puts the same header in front of each reply, and the proxy
-//! reads from it whom the reply is for ([`decode_tagged`]). The tag is this project's,
+//! reads from it which client the reply is for ([`decode_tagged`]). The tag is this project's,
 //! not the specification's.
 //!
 //! # Where the facts come from

@@ -287,7 +287,7 @@ impl<'a> Tlvs<'a> {
     }
 
     /// The tag that a server returns with its replies to this client, so that the
-    /// proxy knows whom they are for. See [`ReplyTag`].
+    /// proxy knows which client they are for. See [`ReplyTag`].
     ///
     /// TLVs of this type that are of another version or length do not count.
     /// `None` without a tag, and `None` with two: nobody can say which one the

@@ -102,7 +102,7 @@ enum Reached {
     /// Past the proxy, from the listener's address.
     FromListener,
     /// Through a proxy's address that may name any number of clients, since the reply
-    /// says whom it is for.
+    /// says which client it is for.
     Tagged(Tagged),
 }
 

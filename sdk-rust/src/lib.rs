@@ -103,8 +103,8 @@
 //! datagram; then `send_to` and `reply` fail as for an unknown client.
 //!
 //! A proxy may add a *reply tag* to its headers. Then its address may name many clients
-//! at a time, and the sockets here put a header in front of each reply that says whom it
-//! is for ([specification][tag]). An application has nothing to do; it can send 41 or 65
+//! at a time, and the sockets here put a header in front of each reply that names its
+//! client ([specification][tag]). An application has nothing to do; it can send 41 or 65
 //! bytes less in one datagram than without.
 //!
 //! [tag]: https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md

@@ -84,7 +84,13 @@ fn question(id: u16, name: &str) -> Vec<u8> {
 
 #[test]
 fn dns_tells_every_client_its_address() {
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1, "tagged");
+    for replies in REPLIES {
+        dns_tells_address(replies);
+    }
+}
+
+fn dns_tells_address(replies: &str) {
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_dns_hickory"), 1, replies);
     for (id, ip) in [(1, "127.0.0.2"), (2, "127.0.0.3")] {
         let client = socket(ip);
         let question = question(id, "whoami.example");
@@ -146,11 +152,17 @@ fn game_pushes(replies: &str) {
 
 #[test]
 fn rate_limit_tells_clients_apart() {
+    for replies in ["session", "tagged"] {
+        rate_limit(replies);
+    }
+}
+
+fn rate_limit(replies: &str) {
     // All of it would take fifteen seconds to let through; no buffer
     // is too small for it.
     const FLOOD: usize = 150;
 
-    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1, "session");
+    let (_example, proxy) = behind_proxy(env!("CARGO_BIN_EXE_rate_limit_std"), 1, replies);
     let (flooding, modest) = (socket("127.0.0.2"), socket("127.0.0.3"));
     for _ in 0..FLOOD {
         flooding.send_to(b"flood", proxy.listener()).unwrap();

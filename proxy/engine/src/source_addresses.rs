@@ -8,8 +8,8 @@
 //! - One that was never used is handed out first.
 //! - Then the one whose session ended first, if it has rested for [`MIN_REST`]. A reply that
 //!   comes to a resting address starts its rest again, but [`MAX_REST`] after the session's
-//!   end the rest is over: whoever forges replies without end would keep all addresses away
-//!   otherwise. One that comes to the front during such a rest waits behind the others.
+//!   end the rest is over. Otherwise replies forged without end would keep all addresses
+//!   away. One that comes to the front during such a rest waits behind the others.
 //! - Where more than a million rest, one that has rested for [`MAX_REST`] comes before those
 //!   that were never used. That bounds the memory, of which a resting address takes 8
 //!   bytes: 8 MB, or 96 MB where 100,000 sessions a second end.
@@ -49,9 +49,8 @@ const MOST: u128 = 1 << 32;
 /// As long as no more addresses rest than this, those that were never used come first.
 const MANY_RESTING: usize = 1 << 20;
 
-/// How many resting addresses that were heard a new session passes over at most. Whoever
-/// forges replies to a million of them would stop the worker for as long as all of them
-/// take.
+/// How many resting addresses that were heard a new session passes over at most: after forged
+/// replies to a million of them, passing over all would stop the worker.
 const MOST_PASSED_OVER: usize = 64;
 
 /// All addresses of the worker's share are in use, or have not rested for long enough.

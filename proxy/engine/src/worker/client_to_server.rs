@@ -70,14 +70,7 @@ impl Worker {
     /// if they are dropped, which is counted.
     fn session_for(&mut self, number: usize, part: Part, now: Instant) -> Option<SessionId> {
         let received = self.incoming.received(part.slot)?;
-        let listener = &self.listener_sockets[number].settings.listener;
-        let counters = listener.counters(self.number);
-        let amount = Amount {
-            datagrams: part.datagrams() as u64,
-            bytes: self.incoming.len_of(part) as u64,
-        };
-        counters.received.add(amount.datagrams);
-        counters.received_bytes.add(amount.bytes);
+        let amount = self.count_received(number, part);
         let key = Key::of(&received);
         let found = match refused(&received) {
             Some(reason) => Err(reason),
@@ -91,11 +84,29 @@ impl Worker {
                 },
             },
         };
+        found
+            .inspect_err(|reason| self.count_dropped_of(number, *reason, amount))
+            .ok()
+    }
+
+    /// Counts what came from a client by the listener's socket of this number.
+    fn count_received(&self, number: usize, part: Part) -> Amount {
+        let amount = Amount {
+            datagrams: part.datagrams() as u64,
+            bytes: self.incoming.len_of(part) as u64,
+        };
         let listener = &self.listener_sockets[number].settings.listener;
         let counters = listener.counters(self.number);
-        found
-            .inspect_err(|reason| counters.dropped(*reason).add(amount.datagrams))
-            .ok()
+        counters.received.add(amount.datagrams);
+        counters.received_bytes.add(amount.bytes);
+        amount
+    }
+
+    /// Counts a drop of what came by the listener's socket of this number.
+    fn count_dropped_of(&self, number: usize, reason: DropReason, amount: Amount) {
+        let listener = &self.listener_sockets[number].settings.listener;
+        let counters = listener.counters(self.number);
+        counters.dropped(reason).add(amount.datagrams);
     }
 
     /// Has a client's datagrams leave where no session is kept: each for itself goes to the
@@ -104,14 +115,7 @@ impl Worker {
         let Some(received) = self.incoming.received(part.slot) else {
             return;
         };
-        let listener = &self.listener_sockets[number].settings.listener;
-        let counters = listener.counters(self.number);
-        let amount = Amount {
-            datagrams: part.datagrams() as u64,
-            bytes: self.incoming.len_of(part) as u64,
-        };
-        counters.received.add(amount.datagrams);
-        counters.received_bytes.add(amount.bytes);
+        let amount = self.count_received(number, part);
         let key = Key::of(&received);
         let place = match refused(&received) {
             Some(reason) => Err(reason),
@@ -127,11 +131,7 @@ impl Worker {
             Ok((place, socket)) => {
                 self.queue_without_session(number, place, socket, key, part, now);
             }
-            Err(reason) => {
-                let listener = &self.listener_sockets[number].settings.listener;
-                let counters = listener.counters(self.number);
-                counters.dropped(reason).add(amount.datagrams);
-            }
+            Err(reason) => self.count_dropped_of(number, reason, amount),
         }
     }
 

@@ -246,6 +246,16 @@ impl Worker {
             let fault =
                 |index: usize, fault| self.note_fault(run_socket, &run.queued[index], fault);
             socket.send(&self.incoming, run.queued.len(), outgoing, fault);
+        } else {
+            // Not known to happen: runs are sent before sessions and sockets go.
+            for queued in &run.queued {
+                let lost = SendFault::Lost {
+                    error: io::ErrorKind::NotConnected.into(),
+                    datagrams: queued.part.datagrams(),
+                    len: self.incoming.len_of(queued.part),
+                };
+                self.note_fault(run_socket, queued, lost);
+            }
         }
         let mut queued = std::mem::take(&mut self.run.queued);
         for queued in queued.drain(..) {

@@ -187,23 +187,29 @@ fn no_answer_reaches_another_client_while_ports_run_out() {
     soak(keys, delay, expects, false);
 }
 
+/// Another mode with each reload.
+fn changing_modes(turn: u32) -> String {
+    let mode = ["ppv2", "plain"][turn as usize % 2];
+    format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
+}
+
+/// Most answers wait when their session has to move.
+fn while_moving(question: u32) -> Duration {
+    Duration::from_millis(u64::from(question % 8) * 200)
+}
+
+fn many_moved(admin: SocketAddr, opened: u64) {
+    let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
+    let moved = metric(admin, ended);
+    assert!(moved > 500, "{moved} of {opened}");
+}
+
 #[test]
 fn no_answer_reaches_another_client_while_modes_change() {
     if !namespace::enter(test_name!(), FEW_PORTS) {
         return;
     }
-    // Most wait when their session has to move.
-    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
-    let keys = |turn: u32| {
-        let mode = ["ppv2", "plain"][turn as usize % 2];
-        format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
-    };
-    let expects = |admin, opened| {
-        let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
-        let moved = metric(admin, ended);
-        assert!(moved > 500, "{moved} of {opened}");
-    };
-    soak(keys, delay, expects, true);
+    soak(changing_modes, while_moving, many_moved, true);
 }
 
 /// One in 16 answers comes when its session has ended.
@@ -245,16 +251,13 @@ fn no_answer_reaches_another_client_while_modes_change_on_a_source_network() {
     if !namespace::enter_without_rights(test_name!(), "") {
         return;
     }
-    let delay = |question: u32| Duration::from_millis(u64::from(question % 8) * 200);
-    let keys = |turn: u32| {
-        let mode = ["ppv2", "plain"][turn as usize % 2];
-        format!("mode = \"{mode}\"\nidle_timeout = \"1s\"")
-    };
-    let expects = |admin, opened| {
-        let ended = "ppv2_sessions_ended_total{listener=\"listener1\",reason=\"moved\"}";
-        let moved = metric(admin, ended);
-        assert!(moved > 500, "{moved} of {opened}");
-    };
     let network = "source = [\"127.64.0.0/10\"]";
-    soak_between("127.0.0.1", network, keys, delay, expects, true);
+    soak_between(
+        "127.0.0.1",
+        network,
+        changing_modes,
+        while_moving,
+        many_moved,
+        true,
+    );
 }

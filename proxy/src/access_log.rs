@@ -306,12 +306,13 @@ mod tests {
     fn a_line_has_all_fields_of_a_session() {
         let server = ServerAddr("192.0.2.10:53".parse().unwrap());
         let ended = Ended {
+            proxy: None,
             listener: Listener::new("dns", 1),
             server: Server::new("resolvers", "192.0.2.10:53", server, 1),
-            key: Key {
-                client: ClientAddr("[2001:db8::1]:5000".parse().unwrap()),
-                local: ListenerAddr("[2001:db8::2]:53".parse().unwrap()),
-            },
+            key: Key::direct(
+                ClientAddr("[2001:db8::1]:5000".parse().unwrap()),
+                ListenerAddr("[2001:db8::2]:53".parse().unwrap()),
+            ),
             requests: Amount {
                 datagrams: 2,
                 bytes: 60,

@@ -151,10 +151,10 @@ pub(crate) fn run(rounds: usize) -> Result<Vec<Ratio>> {
 }
 
 fn key(number: u16) -> Key {
-    Key {
-        client: ClientAddr((Ipv4Addr::new(127, 1, 0, 1), number).into()),
-        local: ListenerAddr((Ipv4Addr::LOCALHOST, 9_000).into()),
-    }
+    Key::direct(
+        ClientAddr((Ipv4Addr::new(127, 1, 0, 1), number).into()),
+        ListenerAddr((Ipv4Addr::LOCALHOST, 9_000).into()),
+    )
 }
 
 const ONE: Amount = Amount {

@@ -144,10 +144,10 @@ mod tests {
     use crate::address::ClientAddr;
 
     fn key(client: u16, local: u16) -> Key {
-        Key {
-            client: ClientAddr(([203, 0, 113, 11], client).into()),
-            local: ListenerAddr(([198, 51, 100, 10], local).into()),
-        }
+        Key::direct(
+            ClientAddr(([203, 0, 113, 11], client).into()),
+            ListenerAddr(([198, 51, 100, 10], local).into()),
+        )
     }
 
     fn server(port: u16) -> ServerAddr {
@@ -203,7 +203,7 @@ mod tests {
         let take = |now, ip: u32| {
             let client = ClientAddr((ip.to_be_bytes(), 1).into());
             let local = key(1, 53).local;
-            ports.take(now, &Key { client, local }, server(1))
+            ports.take(now, &Key::direct(client, local), server(1))
         };
         let now = Instant::now();
         let most = u32::try_from(MAX_PORTS).unwrap();

@@ -76,6 +76,39 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
+    Untrusted, "untrusted",
+        "it came from an address outside `accept.from`, and `accept.direct` is drop",
+        "add the address to `accept.from` if it is a proxy that writes headers; set `accept.direct` to accept if clients send here directly, too";
+    NoHeader, "no_header",
+        "it came from a network in `accept.from` and does not begin with a header of `accept.formats`",
+        "have the sender put a header in front of each datagram; set `accept.remember` if it does so once per session";
+    V1Header, "v1_header",
+        "it came from a network in `accept.from` and begins with a PROXY v1 header, which is for TCP alone",
+        "have the sender write PROXY v2: nginx needs 1.31.4 and `proxy_protocol v2`, older versions write v1 over UDP, too";
+    BadHeader, "bad_header",
+        "its PROXY v2 header is malformed, its checksum is wrong, or it is cut off",
+        "capture such a datagram and look at it with `ppv2-proxy capture` or `ppv2-proxy decode`";
+    HeaderTooLong, "header_too_long",
+        "its header has more than 512 bytes",
+        "have the sender write fewer or shorter TLVs";
+    LocalHeader, "local_header",
+        "its header says LOCAL, as health checks of the sender do, and `accept.local` is drop",
+        "nothing; set `accept.local` to forward if servers are to answer such checks";
+    Unspecified, "unspecified",
+        "its header names no client (address family UNSPEC)",
+        "find out why the sender does not know its client's address";
+    Tcp, "tcp",
+        "its header names a client of a TCP connection",
+        "have the sender write the transport protocol of what it passes on: UDP";
+    Unix, "unix",
+        "its header names a UNIX socket",
+        "have the sender write the client's IP address";
+    ClientAddress, "client_address",
+        "no client can have the address that its header names: port 0, or an unspecified, multicast or broadcast IP address",
+        "have the sender write the address that the datagram came from";
+    HeaderAlone, "header_alone",
+        "its header has no payload: it says the client of later datagrams, which `accept.remember` keeps",
+        "nothing; set `accept.remember.header_alone` to forward if clients send empty datagrams";
     NotAllowed, "not_allowed",
         "the client's address is not in the listener's `allow` list, or is in `deny`",
         "add it to `allow` or remove it from `deny` if it should be served";
@@ -157,6 +190,15 @@ drop_reasons! {
     ReplyNotAllowed, "reply_not_allowed",
         "the reply's tag is valid, but its client is not in the listener's `allow` list, or is in `deny`",
         "add the client to `allow` or remove it from `deny` if it should be served";
+    ReplyReassigned, "reply_reassigned",
+        "the sender's port that the client's datagrams came from names another client now, and this client was silent for 10 s",
+        "have the sender use a port for each client, or keep clients sending";
+    ReplyNoHeader, "reply_no_header",
+        "the server's reply has no Simple Proxy Protocol header in front",
+        "serve by a program that returns the header with its replies, or set another `header.format`";
+    ReplyWrongClient, "reply_wrong_client",
+        "the Simple Proxy Protocol header of the server's reply names another client than the session's",
+        "look for a server that mixes up its clients";
     ReplyLate, "reply_late",
         "the reply came after its session had ended",
         "raise `idle_timeout` or `responses` if it should have been forwarded";
@@ -242,6 +284,13 @@ pub struct ListenerCounters {
     /// Datagrams that the kernel dropped because a socket's buffer was full. It
     /// tells with the next datagram that it hands over.
     pub overflows: Counter,
+    /// Datagrams without header that a remembered sender sent: see
+    /// [`Remember`](crate::accept::Remember).
+    pub without_header: Counter,
+    /// Senders that were not remembered since there were too many.
+    pub unremembered: Counter,
+    /// Datagrams whose payload begins with another header. They are forwarded as they are.
+    pub nested_headers: Counter,
     /// Sessions begun.
     pub opened: Counter,
     /// Datagrams beyond `requests` that sessions took since no other could be begun.

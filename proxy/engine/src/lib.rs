@@ -37,6 +37,7 @@
 //! | [`snapshot`] | all that the control path tells workers, as it is at one time |
 //! | [`listener`], [`server`] | what workers, sessions and the control path share of each |
 //! | [`upstream`] | which server a new session gets |
+//! | [`accept`] | headers in front of what other proxies pass on |
 //! | [`mode`] | the header in front of a datagram, and the source address |
 //! | `upstream_socket` | the socket by which a session's datagrams leave |
 //! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
@@ -45,6 +46,7 @@
 //! | [`counters`] | what is counted, and every reason for a drop |
 //! | [`address`] | client, listener and server addresses as types of their own |
 
+pub mod accept;
 pub mod address;
 pub mod capacity;
 pub mod client_limits;

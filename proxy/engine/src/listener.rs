@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use ppv2_udp::Options;
 
+use crate::accept::Accept;
 use crate::client_limits::{ClientRates, ClientSessions};
 use crate::counters::{DropReason, ListenerCounters, next_id};
 
@@ -137,6 +138,9 @@ pub struct ListenerSettings {
     pub dont_fragment: bool,
     /// Pass DSCP as well as ECN, in both directions.
     pub dscp: bool,
+    /// Other proxies whose datagrams carry a header. `None` where all bytes of all datagrams
+    /// are payload.
+    pub accept: Option<Arc<Accept>>,
     /// Remember each client in a session. Without sessions, which needs tagged replies,
     /// nothing that is counted by session applies.
     pub keeps_sessions: bool,
@@ -156,6 +160,7 @@ impl ListenerSettings {
             client_rates: None,
             dont_fragment: false,
             dscp: false,
+            accept: None,
             keeps_sessions: true,
         }
     }
@@ -182,7 +187,8 @@ impl ListenerSettings {
     /// Whether both allow the same clients.
     #[must_use]
     pub fn has_same_access(&self, other: &Self) -> bool {
-        (&self.allow, &self.deny, &self.peers) == (&other.allow, &other.deny, &other.peers)
+        (&self.allow, &self.deny, &self.peers, &self.accept)
+            == (&other.allow, &other.deny, &other.peers, &other.accept)
     }
 
     /// What the listener's own sockets are made for.

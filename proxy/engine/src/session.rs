@@ -44,8 +44,10 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ppv2::ReplyTag;
 use ppv2_udp::Received;
 
+use crate::accept::{Sender, SenderId};
 use crate::address::{ClientAddr, Compact, ListenerAddr};
 use crate::capacity::Held;
 use crate::counters::EndReason;
@@ -78,15 +80,24 @@ pub struct Key {
     pub client: ClientAddr,
     /// The address and port that it wrote to.
     pub local: ListenerAddr,
+    /// The proxy that passed its datagram on, if that says so in a header.
+    pub sender: SenderId,
 }
 
 impl Key {
     /// The key of the session that a client's datagram belongs to.
     #[must_use]
     pub fn of(received: &Received) -> Self {
+        Self::direct(ClientAddr(received.peer), ListenerAddr(received.local))
+    }
+
+    /// The key of the session of a client whose datagrams no other proxy passes on.
+    #[must_use]
+    pub fn direct(client: ClientAddr, local: ListenerAddr) -> Self {
         Self {
-            client: ClientAddr(received.peer),
-            local: ListenerAddr(received.local),
+            client,
+            local,
+            sender: SenderId::NONE,
         }
     }
 
@@ -103,6 +114,9 @@ impl Key {
 impl Hash for Key {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
+        if self.sender != SenderId::NONE {
+            state.write_u64(self.sender.to_bits());
+        }
         if let (SocketAddr::V4(client), SocketAddr::V4(local)) = (self.client.0, self.local.0) {
             let word =
                 |v4: SocketAddrV4| u128::from(v4.ip().to_bits()) << 16 | u128::from(v4.port());
@@ -157,11 +171,36 @@ impl SessionId {
     }
 }
 
+/// How the replies of a session get back through another proxy.
+#[derive(Clone, Debug)]
+pub struct Via {
+    /// The proxy that the client's datagrams come through.
+    pub sender: Arc<Sender>,
+    /// When the latest of them came.
+    pub heard: Moment,
+    /// What stands in front of replies.
+    pub reply_header: ReplyHeader,
+}
+
+/// What a proxy wants to have in front of replies, as its latest datagram said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyHeader {
+    /// Nothing.
+    #[default]
+    None,
+    /// A PROXY v2 header with the client, the address that it wrote to, and this tag.
+    Tagged(ReplyTag),
+    /// The client and the address that it wrote to by Simple Proxy Protocol.
+    Spp,
+}
+
 /// A session that has ended.
 #[derive(Clone, Debug)]
 pub struct Ended {
     /// Its client and the address that it wrote to.
     pub key: Key,
+    /// The address of the proxy that passed its client's datagrams on with a header.
+    pub proxy: Option<SocketAddr>,
     /// Its listener.
     pub listener: Arc<Listener>,
     /// Its server.
@@ -219,7 +258,7 @@ enum State {
     Retired(Option<Class>),
 }
 
-/// One session: 128 bytes besides what is kept with it. There may be a million, so that
+/// One session: 136 bytes besides what is kept with it. There may be a million, so that
 /// what few of them need, or all have in common, is in the table.
 #[derive(Debug)]
 pub struct Session<C> {
@@ -242,6 +281,8 @@ pub struct Session<C> {
     pub replies: u64,
     /// The bytes of those that were passed on.
     pub reply_bytes: u64,
+    /// The proxy that passes its client's datagrams on, if that says so in a header.
+    pub via: Option<Box<Via>>,
     /// What the owner of the table keeps with it.
     pub connection: C,
     /// [`Table::request`] leaves the client's next datagram to another session, since
@@ -263,11 +304,23 @@ impl<C> Session<C> {
         Key {
             client: ClientAddr(self.client.address()),
             local: ListenerAddr(self.local.address()),
+            sender: self.sender(),
         }
     }
 
+    fn sender(&self) -> SenderId {
+        let via = self.via.as_ref();
+        via.map_or(SenderId::NONE, |via| via.sender.id)
+    }
+
     fn has_key(&self, key: &Key) -> bool {
-        self.client.is(&key.client.0) && self.local.is(&key.local.0)
+        self.client.is(&key.client.0) && self.local.is(&key.local.0) && self.sender() == key.sender
+    }
+
+    /// The address of the proxy that passes its client's datagrams on with a header.
+    #[must_use]
+    pub fn proxy(&self) -> Option<SocketAddr> {
+        self.via.as_ref().map(|via| via.sender.address)
     }
 
     /// Whether the session takes or passes datagrams. One that does not only
@@ -343,6 +396,7 @@ impl<C> Session<C> {
     fn ended(&self, reason: EndReason) -> Ended {
         Ended {
             key: self.key(),
+            proxy: self.proxy(),
             listener: Arc::clone(&self.settings.listener),
             server: Arc::clone(&self.server),
             requests: Amount {

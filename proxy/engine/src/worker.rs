@@ -121,6 +121,8 @@ pub struct SessionReport {
     pub number: usize,
     /// Its client and the address that it wrote to.
     pub key: Key,
+    /// The address of the proxy that passes its client's datagrams on with a header.
+    pub proxy: Option<SocketAddr>,
     /// Its listener.
     pub listener: Arc<Listener>,
     /// Its server.
@@ -402,6 +404,7 @@ impl Worker {
         let report = |(number, session): (usize, &Session<_>)| SessionReport {
             number,
             key: session.key(),
+            proxy: session.proxy(),
             listener: Arc::clone(&session.settings.listener),
             server: Arc::clone(&session.server),
             age: now.since(session.started),

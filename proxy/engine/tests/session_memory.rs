@@ -48,10 +48,10 @@ impl Bench {
     }
 
     fn begin(&mut self, client: u32) -> SessionId {
-        let key = Key {
-            client: ClientAddr((Ipv4Addr::from(client), 1024).into()),
-            local: ListenerAddr(([198, 51, 100, 10], 53).into()),
-        };
+        let key = Key::direct(
+            ClientAddr((Ipv4Addr::from(client), 1024).into()),
+            ListenerAddr(([198, 51, 100, 10], 53).into()),
+        );
         let permit = self.capacity.take().unwrap();
         let (settings, server) = (&self.settings, &self.server);
         let id = self

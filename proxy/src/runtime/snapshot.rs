@@ -154,6 +154,7 @@ fn settings(
         client_rates: client_rates(listener.per_client, old),
         dont_fragment: listener.dont_fragment,
         dscp: listener.dscp,
+        accept: None,
         keeps_sessions: listener.sessions.0,
     }
 }

@@ -17,7 +17,7 @@ use super::links::{Links, List, Rings};
 use super::unanswered::{Client, ClientPermits, Unanswered};
 use super::wheel::Wheel;
 use super::{
-    AfterEnd, Amount, Ended, Key, MAX_REST, MIN_REST, Reply, SPARE, Session, SessionId, State,
+    AfterEnd, Amount, Ended, Key, MAX_REST, MIN_REST, Reply, SPARE, Session, SessionId, State, Via,
 };
 use crate::address::Compact;
 use crate::capacity::{Capacity, Need, Permit};
@@ -335,6 +335,25 @@ impl<C> Table<C> {
         permit: Permit,
         connection: C,
     ) -> SessionId {
+        self.open_via(now, key, None, settings, server, permit, connection)
+    }
+
+    /// As [`open`](Self::open), of a client behind another proxy, whose id is the key's.
+    ///
+    /// # Panics
+    ///
+    /// As [`open`](Self::open).
+    #[expect(clippy::too_many_arguments, reason = "all that a session begins with")]
+    pub fn open_via(
+        &mut self,
+        now: Instant,
+        key: Key,
+        via: Option<Box<Via>>,
+        settings: &Arc<ListenerSettings>,
+        server: &Arc<Server>,
+        permit: Permit,
+        connection: C,
+    ) -> SessionId {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
         let is_heard = (self.after_end)(&connection).is_heard();
@@ -353,6 +372,7 @@ impl<C> Table<C> {
             request_bytes: 0,
             replies: 0,
             reply_bytes: 0,
+            via,
             connection,
             needs_socket: false,
             bucket_or_passes_until: 0,

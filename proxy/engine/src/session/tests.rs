@@ -138,10 +138,10 @@ fn key(client: u16) -> Key {
 }
 
 fn key_at(client: u16, local: u16) -> Key {
-    Key {
-        client: ClientAddr(([203, 0, 113, 11], client).into()),
-        local: ListenerAddr(([198, 51, 100, 10], local).into()),
-    }
+    Key::direct(
+        ClientAddr(([203, 0, 113, 11], client).into()),
+        ListenerAddr(([198, 51, 100, 10], local).into()),
+    )
 }
 
 #[test]

@@ -215,10 +215,7 @@ impl Worker {
         tagged.verify(&reply, unix)?;
         tagged.note_reply(unix);
         Ok(Named {
-            key: Key {
-                client: ClientAddr(reply.client),
-                local: ListenerAddr(reply.destination),
-            },
+            key: Key::direct(ClientAddr(reply.client), ListenerAddr(reply.destination)),
             server: tagged.server.id(),
             header: datagram.len() - reply.payload.len(),
         })

@@ -6,6 +6,10 @@
 //! clients cost two sockets, and sending for many of them is one system call:
 //! what the generator doesn't spend is left to the proxy under test.
 //!
+//! The clients may also be behind another proxy, which puts a PROXY v2 header that names
+//! the client in front of each datagram. The generator is that proxy then, and replies come
+//! to its sockets.
+//!
 //! Every reply is checked: it must come from the listener, to the client that
 //! its tag names, with the content that was sent, and once.
 
@@ -16,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ppv2_udp::Batch;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -32,6 +36,16 @@ const FIRST_PORT: u16 = 20_000;
 
 /// Address of the first client; the listeners and servers are at 127.0.0.1.
 pub(crate) const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+
+/// First byte of the addresses of clients that are behind another proxy; their own tells
+/// them from those of its sockets.
+const BEHIND: u8 = 10;
+
+/// Where such a client has written to.
+const DESTINATION: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 10), 9_000);
+
+/// Bytes of a PROXY v2 header for IPv4.
+const HEADER: usize = 28;
 
 /// After this long a datagram is lost.
 const TIMEOUT: Duration = Duration::from_millis(300);
@@ -72,6 +86,9 @@ pub(crate) struct Load {
     /// Datagrams are DNS questions, replies their answers
     #[arg(long)]
     pub(crate) dns: bool,
+    /// Who sends the clients' datagrams
+    #[arg(long, value_enum, default_value_t = Senders::Clients)]
+    pub(crate) senders: Senders,
     /// Milliseconds before the measurement
     #[arg(long, default_value_t = 300)]
     pub(crate) warm_up: u64,
@@ -84,6 +101,67 @@ pub(crate) struct Load {
     /// The same of the server
     #[arg(long, value_name = "PID")]
     pub(crate) server: Vec<i32>,
+}
+
+/// Who sends the clients' datagrams to the proxy that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Senders {
+    /// They themselves, without a header
+    Clients,
+    /// Another proxy, with a header before each datagram, from an address for each client
+    One,
+    /// The same from one address and port for all clients that share a socket here
+    Shared,
+}
+
+impl Senders {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Clients => "clients",
+            Self::One => "one",
+            Self::Shared => "shared",
+        }
+    }
+
+    /// Bytes in front of each payload.
+    pub(crate) fn header_len(self) -> usize {
+        if self == Self::Clients { 0 } else { HEADER }
+    }
+
+    /// An address as a client of these senders has it.
+    pub(crate) fn behind(self, address: Ipv4Addr) -> Ipv4Addr {
+        let [first, b, c, d] = address.octets();
+        let first = if self == Self::Clients { first } else { BEHIND };
+        Ipv4Addr::new(first, b, c, d)
+    }
+
+    /// The address that a client's datagrams come from, if the first client's come from
+    /// `first`.
+    fn address_for(self, client: Ipv4Addr, first: Ipv4Addr) -> Ipv4Addr {
+        match self {
+            Self::Clients => client,
+            Self::One => {
+                let [_, b, c, d] = client.octets();
+                Ipv4Addr::new(first.octets()[0], b, c, d)
+            }
+            Self::Shared => first,
+        }
+    }
+}
+
+/// Writes the header of a client, which may be none, and returns the payload behind it.
+pub(crate) fn write_header(
+    senders: Senders,
+    client: SocketAddrV4,
+    datagram: &mut [u8],
+) -> Result<&mut [u8]> {
+    let (header, payload) = datagram.split_at_mut(senders.header_len());
+    if !header.is_empty() {
+        let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+        let written = ppv2::encode_udp(client.into(), DESTINATION.into(), &mut buffer)?;
+        header.copy_from_slice(written);
+    }
+    Ok(payload)
 }
 
 /// What came of it, between the end of the warm-up and the end.
@@ -183,6 +261,7 @@ struct Clients {
     sockets: Vec<Socket>,
     target: SocketAddrV4,
     from: Ipv4Addr,
+    senders: Senders,
     shape: Shape,
     template: Vec<u8>,
     /// Number of this load.
@@ -209,6 +288,7 @@ impl Clients {
             sockets,
             target: load.target,
             from: load.from,
+            senders: load.senders,
             shape,
             template: shape.template(load.size)?,
             number: std::process::id(),
@@ -222,7 +302,21 @@ impl Clients {
         let socket = client % self.sockets.len();
         let offset = u32::try_from(client / self.sockets.len()).unwrap_or(u32::MAX);
         let ip = Ipv4Addr::from_bits(self.from.to_bits().wrapping_add(offset));
-        (socket, SocketAddrV4::new(ip, port(socket)))
+        (
+            socket,
+            SocketAddrV4::new(self.senders.behind(ip), port(socket)),
+        )
+    }
+
+    /// Where the datagrams of a client leave from, and replies to it come.
+    fn sender_of(&self, client: SocketAddrV4) -> SocketAddrV4 {
+        let ip = self.senders.address_for(*client.ip(), self.from);
+        SocketAddrV4::new(ip, client.port())
+    }
+
+    /// A datagram without header and tag.
+    fn blank(&self) -> Vec<u8> {
+        [&vec![0; self.senders.header_len()][..], &self.template].concat()
     }
 
     /// Nanoseconds since the start.
@@ -243,9 +337,10 @@ impl Clients {
                 if tag.is_some_and(|tag| tag.load != self.number) {
                     continue;
                 }
+                let (senders, from) = (self.senders, self.from);
                 let is_owners = |tag: &Tag| {
-                    about.local.ip() == IpAddr::V4(*tag.client.ip())
-                        && tag.client.port() == port(number)
+                    let sender = senders.address_for(*tag.client.ip(), from);
+                    about.local.ip() == IpAddr::V4(sender) && tag.client.port() == port(number)
                 };
                 let right = about.peer == SocketAddr::V4(self.target)
                     && tag::same_filling(reply, &self.template, self.shape)
@@ -272,4 +367,40 @@ impl Clients {
 #[expect(clippy::cast_possible_truncation, reason = "numbered by a u16")]
 fn port(socket: usize) -> u16 {
     FIRST_PORT + socket as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Ipv4Addr = FIRST_ADDRESS;
+
+    #[test]
+    fn each_client_behind_a_proxy_has_an_address_of_its_own() {
+        let of = |senders: Senders, number: u32| {
+            let ip = Ipv4Addr::from_bits(FIRST.to_bits() + number);
+            let client = senders.behind(ip);
+            (client, senders.address_for(client, FIRST))
+        };
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let (client, sender) = (address("127.1.1.44"), address("127.1.1.44"));
+        assert_eq!(of(Senders::Clients, 299), (client, sender));
+        let client = address("10.1.1.44");
+        assert_eq!(of(Senders::One, 299), (client, sender));
+        assert_eq!(of(Senders::Shared, 299), (client, FIRST));
+    }
+
+    #[test]
+    fn header_in_front_names_the_client() {
+        let client = "10.1.0.1:20000".parse().unwrap();
+        let mut datagram = [vec![0; HEADER], b"payload".to_vec()].concat();
+        let payload = write_header(Senders::One, client, &mut datagram).unwrap();
+        assert_eq!(payload, b"payload");
+        let (header, payload) = ppv2::decode(&datagram).unwrap();
+        assert_eq!(header.client(), Some(SocketAddr::V4(client)));
+        assert_eq!(payload, b"payload");
+        let mut plain = b"payload".to_vec();
+        let payload = write_header(Senders::Clients, client, &mut plain).unwrap();
+        assert_eq!(payload, b"payload");
+    }
 }

@@ -11,6 +11,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::echo::{Header, Server};
+use crate::load::Senders;
 
 /// A proxy, with the settings that make it another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -28,6 +29,10 @@ pub(crate) enum Peer {
     TaggedBatch,
     /// Tagged replies in batches, without sessions.
     Stateless,
+    /// Behind another proxy, which has an address for each client, and writes headers.
+    Accept,
+    /// The same, with one address and port for all clients of a socket.
+    AcceptShared,
     BusyPoll,
     Coalesce,
     TwoWorkers,
@@ -91,6 +96,8 @@ impl Peer {
             Self::Tagged => "ppv2-proxy, tagged replies",
             Self::TaggedBatch => "ppv2-proxy, tagged batches",
             Self::Stateless => "ppv2-proxy, no sessions",
+            Self::Accept => "ppv2-proxy, accept",
+            Self::AcceptShared => "ppv2-proxy, accept, shared port",
             Self::BusyPoll => "ppv2-proxy, busy_poll 50us",
             Self::Coalesce => "ppv2-proxy, coalesce 200us",
             Self::TwoWorkers => "ppv2-proxy, two workers",
@@ -117,6 +124,8 @@ impl Peer {
             | Self::Tagged
             | Self::TaggedBatch
             | Self::Stateless
+            | Self::Accept
+            | Self::AcceptShared
             | Self::BusyPoll
             | Self::Coalesce
             | Self::TwoWorkers
@@ -146,6 +155,17 @@ impl Peer {
             Header::None
         } else {
             Header::Every
+        }
+    }
+
+    /// Who sends clients' datagrams to it.
+    pub(crate) fn senders(self) -> Senders {
+        if self == Self::Accept {
+            Senders::One
+        } else if self == Self::AcceptShared {
+            Senders::Shared
+        } else {
+            Senders::Clients
         }
     }
 

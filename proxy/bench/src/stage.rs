@@ -17,7 +17,7 @@ use crate::echo::{Header, Seen};
 use crate::host::Cores;
 use crate::hosts;
 use crate::kernel_memory::Group;
-use crate::load::{FIRST_ADDRESS, Load, Report};
+use crate::load::{FIRST_ADDRESS, Load, Report, Senders, write_header};
 use crate::peer::{Peer, Programs, Setup};
 use crate::process::{End, Place, Tree};
 use crate::tag::{Shape, Tag};
@@ -202,7 +202,7 @@ impl Stage {
             } else {
                 UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?
             };
-            await_reply(&mut child, &client, listen, terms.shape)
+            await_reply(&mut child, &client, listen, terms.shape, peer.senders())
         });
         let found = Tree::of(child.id()).and_then(|tree| Ok((End::of(&tree)?, tree)));
         ready.with_context(|| format!("{} ({})", peer.name(), last_words(&folder)))?;
@@ -279,6 +279,7 @@ impl Stage {
                     .args(["--size", &load.size.to_string()])
                     .args(["--burst", &load.burst.to_string()])
                     .args(["--flight", &load.flight.to_string()])
+                    .args(["--senders", self.peer.senders().name()])
                     .args(["--warm-up", &load.warm_up.to_string()])
                     .args(["--time", &load.time.to_string()])
                     .args(load.rate.map(|rate| format!("--rate={rate}")))
@@ -394,19 +395,21 @@ fn await_reply(
     socket: &UdpSocket,
     listen: SocketAddrV4,
     shape: Shape,
+    senders: Senders,
 ) -> Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let SocketAddr::V4(client) = socket.local_addr()? else {
         bail!("an IPv4 socket has an IPv6 address");
     };
-    let mut payload = shape.template(64)?;
+    let client = SocketAddrV4::new(senders.behind(*client.ip()), client.port());
+    let mut datagram = [&vec![0; senders.header_len()][..], &shape.template(64)?].concat();
     let tag = Tag {
         client,
         load: 0,
         sequence: 0,
         sent: 0,
     };
-    tag.write(&mut payload, shape);
+    tag.write(write_header(senders, client, &mut datagram)?, shape);
     let deadline = Instant::now() + READY_WITHIN;
     let mut reply = [0; 2_048];
     let mut other = None;
@@ -414,7 +417,7 @@ fn await_reply(
         if let Some(status) = proxy.try_wait()? {
             bail!("ended at start: {status}");
         }
-        socket.send_to(&payload, listen)?;
+        socket.send_to(&datagram, listen)?;
         match socket.recv_from(&mut reply) {
             Ok((len, _)) if Tag::read(&reply[..len], shape) == Some(tag) => return Ok(()),
             Ok((len, from)) => other = Some((len, from)),

@@ -122,8 +122,9 @@ pub(crate) fn targets() -> Vec<Target> {
     };
     use Limit::{AtLeast, AtMost};
     use Peer::{
-        Bare, BusyPoll, Coalesce, Dsr, Envoy, Network, Nginx, NginxTransparent, Ours, Reference,
-        Sozu, Stateless, Tagged, TaggedBatch, Transparent, Udppp,
+        Accept, AcceptShared, Bare, BusyPoll, Coalesce, Dsr, Envoy, Network, Nginx,
+        NginxTransparent, Ours, Reference, Sozu, Stateless, Tagged, TaggedBatch, Transparent,
+        Udppp,
     };
     let of = |work, ours, figure, peer, limit| Target {
         work,
@@ -164,6 +165,12 @@ pub(crate) fn targets() -> Vec<Target> {
         ratio("scattered-16384", Network, Cpu, Bare, AtMost(0.92)),
         ratio("scattered-16384", Network, Cpu, Nginx, AtMost(0.8)),
         ratio("scattered-16384", Network, Throughput, Nginx, AtLeast(1.15)),
+        ratio("accept-64", Accept, Cpu, Ours, AtMost(1.05)),
+        ratio("accept-64", AcceptShared, Cpu, Ours, AtMost(1.05)),
+        ratio("accept-1024", Accept, Cpu, Ours, AtMost(1.05)),
+        ratio("accept-1024", AcceptShared, Cpu, Ours, AtMost(1.05)),
+        ratio("accept-burst-32", Accept, Cpu, Ours, AtMost(1.15)),
+        ratio("accept-burst-32", AcceptShared, Cpu, Ours, AtMost(1.15)),
         ratio("modes", Transparent, Cpu, NginxTransparent, AtMost(1.0)),
         ratio("modes", Dsr, Cpu, Ours, AtMost(0.6)),
         ratio("burst-8", Ours, Cpu, Reference, AtMost(1.02)),

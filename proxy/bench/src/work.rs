@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::load::{FIRST_ADDRESS, Load};
+use crate::load::{FIRST_ADDRESS, Load, Senders};
 use crate::peer::Peer;
 use crate::stage::{Sample, Terms};
 use crate::tag::Shape;
@@ -31,10 +31,16 @@ const RATE: u64 = 20_000;
 /// All works; `time` is how long each is measured, in milliseconds.
 pub(crate) fn works(time: u64) -> Vec<Work> {
     let base = base(time);
-    [closed(&base), other(&base), paced(&base), many(&base)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        closed(&base),
+        accept(&base),
+        other(&base),
+        paced(&base),
+        many(&base),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn base(time: u64) -> Load {
@@ -50,6 +56,7 @@ fn base(time: u64) -> Load {
         rate: None,
         fresh: false,
         dns: false,
+        senders: Senders::Clients,
         warm_up: 300,
         time,
         proxy: Vec::new(),
@@ -216,6 +223,45 @@ fn closed(base: &Load) -> Vec<Work> {
         )
         .without(&others),
     ]
+}
+
+/// Behind another proxy that writes headers, beside the same clients without one: the payload
+/// is the same.
+fn accept(base: &Load) -> Vec<Work> {
+    use Peer::{Accept, AcceptShared, Ours};
+    let peers = [Ours, Accept, AcceptShared];
+    vec![
+        work(
+            "accept-64",
+            "64 clients, 64 B, behind another proxy",
+            base.clone(),
+            &peers,
+        ),
+        work(
+            "accept-1024",
+            "1,024 clients, 64 B, behind another proxy",
+            Load {
+                clients: 1_024,
+                warm_up: 500,
+                ..base.clone()
+            },
+            &peers,
+        ),
+        work(
+            "accept-burst-32",
+            "16 clients, bursts of 32 × 1200 B, behind another proxy",
+            Load {
+                clients: 16,
+                size: 1_200,
+                burst: 32,
+                ..base.clone()
+            },
+            &peers,
+        ),
+    ]
+    .into_iter()
+    .map(Work::long)
+    .collect()
 }
 
 /// Other sizes, and other ways to set up the proxy.

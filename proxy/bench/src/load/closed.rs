@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use ppv2_udp::{Batch, Outgoing, Transmit};
 
-use super::{Clients, Clocks, Load, Report, TIMEOUT};
+use super::{Clients, Clocks, Load, Report, TIMEOUT, write_header};
 use crate::tag::Tag;
 use crate::wire::{BATCH, to};
 
@@ -62,7 +62,8 @@ struct Loop {
 
 pub(super) fn run(load: &Load) -> Result<Report> {
     ensure!(
-        (1..=MAX_BURST).contains(&load.burst) && load.burst * load.size <= 65_000,
+        (1..=MAX_BURST).contains(&load.burst)
+            && load.burst * (load.senders.header_len() + load.size) <= 65_000,
         "a burst is at most {MAX_BURST} datagrams and 65,000 bytes"
     );
     let clocks = Clocks::of(load)?;
@@ -105,7 +106,7 @@ impl Loop {
                     generation: 0,
                     missing: 0,
                     since: now,
-                    burst: clients.template.repeat(load.burst),
+                    burst: clients.blank().repeat(load.burst),
                 }
             })
             .collect();
@@ -239,13 +240,14 @@ impl Loop {
 
     fn send_batch(&mut self, socket: usize, numbers: &[usize]) -> Result<usize> {
         let now = Instant::now();
-        let size = self.clients.template.len();
+        let size = self.clients.senders.header_len() + self.clients.template.len();
         for &number in numbers {
             let slot = &mut self.slots[number];
             slot.generation = slot.generation.wrapping_add(1);
             slot.missing = u64::MAX >> (MAX_BURST - self.burst);
             slot.since = now;
-            for (index, payload) in slot.burst.chunks_mut(size).enumerate() {
+            for (index, datagram) in slot.burst.chunks_mut(size).enumerate() {
+                let payload = write_header(self.clients.senders, slot.client, datagram)?;
                 self.number += 1;
                 let tag = Tag {
                     client: slot.client,
@@ -260,8 +262,9 @@ impl Loop {
         let transmits: Vec<_> = numbers
             .iter()
             .map(|&number| {
+                let sender = self.clients.sender_of(self.slots[number].client);
                 let outgoing = Outgoing {
-                    from: Some(SocketAddr::V4(self.slots[number].client)),
+                    from: Some(SocketAddr::V4(sender)),
                     ..to(self.clients.target)
                 };
                 Transmit::burst(outgoing, &self.slots[number].burst, size)

@@ -9,7 +9,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use ppv2_udp::{Batch, Outgoing, Transmit};
 
-use super::{Clients, Clocks, Cpu, Latency, Load, Report, TIMEOUT};
+use super::{Clients, Clocks, Cpu, Latency, Load, Report, TIMEOUT, write_header};
 use crate::tag::Tag;
 use crate::wire::{BATCH, to};
 
@@ -37,7 +37,7 @@ fn send(clients: &Clients, load: &Load, numbers: Range<u64>, payloads: &[Vec<u8>
             let (own, address) = clients.address(client_of(load, number)?);
             if own == socket {
                 let outgoing = Outgoing {
-                    from: Some(address.into()),
+                    from: Some(clients.sender_of(address).into()),
                     ..to(clients.target)
                 };
                 transmits.push(Transmit::datagram(outgoing, payload));
@@ -54,7 +54,7 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
     let mut clients = Clients::open(load)?;
     let mut inbox = Batch::new(BATCH);
     let mut state = vec![0; usize::try_from(total)?];
-    let mut payloads = vec![clients.template.clone(); BATCH];
+    let mut payloads = vec![clients.blank(); BATCH];
     let mut latency = Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3)?;
     let mut lag = latency.clone();
     let mut answered = [0; 2];
@@ -77,10 +77,12 @@ pub(super) fn run(load: &Load, rate: u64) -> Result<Report> {
                 due
             };
             let batch = next..end.min(next + BATCH as u64);
-            for (number, payload) in batch.clone().zip(&mut payloads) {
+            for (number, datagram) in batch.clone().zip(&mut payloads) {
+                let client = clients.address(client_of(load, number)?).1;
+                let payload = write_header(clients.senders, client, datagram)?;
                 let sent = clients.now();
                 let tag = Tag {
-                    client: clients.address(client_of(load, number)?).1,
+                    client,
                     load: clients.number,
                     sequence: number,
                     sent,

@@ -12,6 +12,9 @@ use super::{Peer, Setup};
 /// beyond the addresses of clients.
 const NETWORK: &str = "127.64.0.0/10";
 
+/// Every sender of the bench writes a header.
+const ACCEPT: &str = "accept = { from = [\"127.0.0.0/8\"] }";
+
 pub(super) fn ours(peer: Peer, setup: &Setup<'_>) -> String {
     let settings = [
         (Peer::BusyPoll, "busy_poll = \"50us\""),
@@ -20,6 +23,8 @@ pub(super) fn ours(peer: Peer, setup: &Setup<'_>) -> String {
         (Peer::Dsr, "mode = \"dsr\""),
         (Peer::DsrSdk, "mode = \"dsr\"\nrewrite_on = \"sdk\""),
         (Peer::Stateless, "sessions = false"),
+        (Peer::Accept, ACCEPT),
+        (Peer::AcceptShared, ACCEPT),
     ];
     let mut listener: Vec<_> = settings
         .iter()
@@ -201,6 +206,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::load::Senders;
 
     fn setup() -> Setup<'static> {
         Setup {
@@ -233,6 +239,16 @@ mod tests {
             assert!(text.contains("replies = \"tagged\"\n"), "{text}");
             let is_stateless = text.contains("sessions = false\n");
             assert_eq!(is_stateless, peer == Peer::Stateless, "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_are_accepted_where_senders_write_them() {
+        for peer in [Peer::Ours, Peer::Accept, Peer::AcceptShared] {
+            let text = ours(peer, &setup());
+            let accepts = text.contains("\naccept = { from = [\"127.0.0.0/8\"] }\n");
+            let writes = peer.senders() != Senders::Clients;
+            assert_eq!(accepts, writes, "{text}");
         }
     }
 

@@ -53,6 +53,12 @@
 //! reads from it which client the reply is for ([`decode_tagged`]). The tag is this project's,
 //! not the specification's.
 //!
+//! # Simple Proxy Protocol and version 1
+//!
+//! [`spp`] reads and writes the header of 38 bytes that Cloudflare Spectrum and others
+//! send over UDP. [`is_v1`] recognises the text of PROXY protocol v1, which has no place
+//! in a datagram; nothing here reads an address from it.
+//!
 //! # Where the facts come from
 //!
 //! Section numbers in this crate's documentation are those of HAProxy's
@@ -84,9 +90,11 @@ mod error;
 mod fixed;
 mod header;
 mod reply_tag;
+pub mod spp;
 mod ssl;
 mod tlv;
 mod tlv_type;
+mod v1;
 
 pub use decode::{Decoder, decode};
 pub use encode::Encoder;
@@ -100,6 +108,7 @@ pub use reply_tag::{
 pub use ssl::Ssl;
 pub use tlv::{Tlv, Tlvs, TlvsIter};
 pub use tlv_type::TlvType;
+pub use v1::is_v1;
 
 /// The 12 bytes that open every header (section 2.2).
 ///

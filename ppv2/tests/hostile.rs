@@ -26,6 +26,16 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_behind_the_magic_of_spp(rest in vec(any::<u8>(), 0..80)) {
+        invariants::check(&[&[0x56, 0xec], &rest[..]].concat());
+    }
+
+    #[test]
+    fn any_text_behind_the_word_of_version_1(rest in "(TCP4|TCP6|UDP4|UNKNOWN|T)?.{0,40}") {
+        invariants::check(&[b"PROXY ", rest.as_bytes()].concat());
+    }
+
+    #[test]
     fn any_bytes_behind_a_valid_address_block(
         tlvs in vec(prop_oneof![Just(0u8), 0..6u8, any::<u8>()], 0..600),
         payload in vec(any::<u8>(), 0..20),

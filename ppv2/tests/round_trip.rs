@@ -6,6 +6,7 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use common::{cases, wire};
+use ppv2::spp::{self, SPP_HEADER_LEN, SppError, SppHeader};
 use ppv2::{Decoder, EncodeError, Encoder, Origin, ReplyTag, Ssl, TlvType, Transport};
 use proptest::array::uniform32;
 use proptest::collection::vec;
@@ -302,8 +303,52 @@ fn check_getter(piece: &Piece, tlvs: ppv2::Tlvs<'_>) {
     }
 }
 
+/// An SPP header without the crate: two bytes, two addresses, two ports.
+fn spp_by_hand(client: SocketAddr, proxy: SocketAddr) -> Vec<u8> {
+    [
+        &[0x56, 0xec][..],
+        &v6_octets(client.ip()),
+        &v6_octets(proxy.ip()),
+        &client.port().to_be_bytes(),
+        &proxy.port().to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// Each address of an SPP header stands for itself: IPv4 if it can be.
+fn as_decoded_by_spp(address: SocketAddr) -> SocketAddr {
+    let ip = plain_v4(address.ip()).map_or(address.ip(), IpAddr::V4);
+    SocketAddr::new(ip, address.port())
+}
+
 proptest! {
     #![proptest_config(cases(2000))]
+
+    #[test]
+    fn what_spp_wrote_is_read(
+        client in address(),
+        proxy in address(),
+        payload in vec(any::<u8>(), 0..100),
+    ) {
+        let expected = spp_by_hand(client, proxy);
+        let mut buffer = [0xa5; SPP_HEADER_LEN + 8];
+        prop_assert_eq!(spp::encode(client, proxy, &mut buffer), Ok(&expected[..]));
+        prop_assert_eq!(&buffer[SPP_HEADER_LEN..], [0xa5; 8], "written beyond the header");
+
+        let datagram = [&expected[..], &payload].concat();
+        let header = SppHeader {
+            client: as_decoded_by_spp(client),
+            proxy: as_decoded_by_spp(proxy),
+        };
+        prop_assert_eq!(spp::decode(&datagram), Ok((header, &payload[..])));
+        prop_assert_eq!(header.to_bytes(), &expected[..]);
+
+        for len in 0..SPP_HEADER_LEN {
+            prop_assert_eq!(spp::decode(&datagram[..len]), Err(SppError::TooShort { len }));
+            let error = EncodeError::BufferTooSmall { needed: SPP_HEADER_LEN, have: len };
+            prop_assert_eq!(spp::encode(client, proxy, &mut buffer[..len]), Err(error));
+        }
+    }
 
     #[test]
     fn what_was_written_is_read(

@@ -5,9 +5,11 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use common::invariants;
+use ppv2::spp::{self, SppHeader};
 use ppv2::{Decoder, Header, Origin, Ssl, TlvError, Transport};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +20,31 @@ struct File {
     #[serde(rename = "about")]
     _about: Vec<String>,
     cases: Vec<Case>,
+    spp: Vec<SppCase>,
+    v1: Vec<V1Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SppCase {
+    name: String,
+    #[serde(rename = "why")]
+    _why: String,
+    datagram: String,
+    error: Option<Refused>,
+    client: Option<SocketAddr>,
+    proxy: Option<SocketAddr>,
+    payload: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct V1Case {
+    name: String,
+    #[serde(rename = "why")]
+    _why: String,
+    datagram: String,
+    v1: bool,
 }
 
 #[derive(Deserialize)]
@@ -64,17 +91,24 @@ fn default_limit() -> usize {
     ppv2::DEFAULT_MAX_HEADER_LEN
 }
 
+fn table() -> File {
+    serde_json::from_str(include_str!("wire-cases.json")).expect("the table")
+}
+
 fn cases() -> Vec<Case> {
-    let file: File = serde_json::from_str(include_str!("wire-cases.json")).expect("the table");
-    file.cases
+    table().cases
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: String = hex.split_whitespace().collect();
+    assert_eq!(digits.len() % 2, 0, "{hex}");
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
+    (0..digits.len()).step_by(2).map(byte).collect()
 }
 
 impl Case {
     fn datagram(&self) -> Vec<u8> {
-        let digits: String = self.datagram.split_whitespace().collect();
-        assert_eq!(digits.len() % 2, 0, "{}", self.name);
-        let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hex digits");
-        (0..digits.len()).step_by(2).map(byte).collect()
+        bytes(&self.datagram)
     }
 }
 
@@ -207,31 +241,78 @@ fn each_case_decodes_to_what_the_table_says() {
 }
 
 #[test]
-fn each_case_has_a_name_of_its_own_that_can_name_a_file() {
-    let mut names = BTreeSet::new();
-    for case in cases() {
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        assert!(case.name.bytes().all(plain), "{}", case.name);
-        assert!(names.insert(case.name.clone()), "{} twice", case.name);
+fn each_spp_case_decodes_to_what_the_table_says() {
+    for case in table().spp {
+        let name = &case.name;
+        let datagram = bytes(&case.datagram);
+        invariants::check(&datagram);
+        match (case.client, case.proxy, case.payload, case.error) {
+            (Some(client), Some(proxy), Some(payload), None) => {
+                let header = SppHeader { client, proxy };
+                let payload = bytes(&payload);
+                assert_eq!(spp::decode(&datagram), Ok((header, &payload[..])), "{name}");
+                let written = [&header.to_bytes()[..], &payload].concat();
+                assert_eq!(written, datagram, "{name}");
+            }
+            (None, None, None, Some(expected)) => {
+                let error = spp::decode(&datagram).expect_err(name);
+                let found = Refused {
+                    offset: error.offset(),
+                    message: error.to_string(),
+                };
+                assert_eq!(found, expected, "{name}");
+            }
+            _ => panic!("{name} has either an error or all of the rest"),
+        }
     }
 }
 
-/// The valid datagrams of the table are what the fuzz target `decode` starts from.
+#[test]
+fn each_v1_case_is_recognised_or_not() {
+    for case in table().v1 {
+        let datagram = bytes(&case.datagram);
+        invariants::check(&datagram);
+        assert_eq!(ppv2::is_v1(&datagram), case.v1, "{}", case.name);
+    }
+}
+
+#[test]
+fn each_case_has_a_name_of_its_own_that_can_name_a_file() {
+    let File { cases, spp, v1, .. } = table();
+    let cases = cases.into_iter().map(|case| case.name);
+    let spp = spp.into_iter().map(|case| format!("spp-{}", case.name));
+    let v1 = v1.into_iter().map(|case| format!("v1-{}", case.name));
+    let mut names = BTreeSet::new();
+    for name in cases.chain(spp).chain(v1) {
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        assert!(name.bytes().all(plain), "{name}");
+        assert!(names.insert(name.clone()), "{name} twice");
+    }
+}
+
+/// The valid datagrams of the table are what the fuzz target `decode` starts from. The
+/// target `spp` starts from all of its own, and from the lines of version 1.
 fn seeds() -> BTreeMap<PathBuf, Vec<u8>> {
-    let corpus = PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../fuzz/corpus/decode"
-    ));
+    let corpus = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus"));
+    let File { cases, spp, v1, .. } = table();
     let accepted = |case: &Case| matches!(case.expected, Expected::Accepted(_));
-    cases()
+    let cases = cases.into_iter().filter(accepted);
+    let cases = cases.map(|case| (format!("decode/{}", case.name), case.datagram()));
+    let spp = spp
         .into_iter()
-        .filter(accepted)
-        .map(|case| (corpus.join(&case.name), case.datagram()))
+        .map(|case| (format!("spp/{}", case.name), bytes(&case.datagram)));
+    let v1 = v1
+        .into_iter()
+        .map(|case| (format!("spp/v1-{}", case.name), bytes(&case.datagram)));
+    cases
+        .chain(spp)
+        .chain(v1)
+        .map(|(name, datagram)| (corpus.join(name), datagram))
         .collect()
 }
 
 #[test]
-fn the_fuzz_corpus_holds_each_valid_case() {
+fn the_fuzz_corpora_hold_the_cases_of_the_table() {
     // The packaged crate comes without the folder.
     if !fs::exists(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz")).unwrap() {
         return;

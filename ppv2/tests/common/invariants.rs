@@ -1,6 +1,7 @@
 //! What must hold of any datagram, whatever its bytes. The fuzz targets include
 //! this file too, so that it depends on nothing but the crate under test.
 
+use ppv2::spp::{self, SPP_HEADER_LEN, SPP_MAGIC, SppError};
 use ppv2::{
     DEFAULT_MAX_HEADER_LEN, DecodeError, Decoder, FIXED_LEN, Header, Origin, ReplyTag, Ssl,
     TaggedReplyError, TlvType, Tlvs, Transport,
@@ -27,6 +28,55 @@ pub(crate) fn check(datagram: &[u8]) {
     check_tlvs(datagram, Tlvs::parse(datagram));
     check_ssl(datagram);
     check_tagged(datagram);
+    check_spp(datagram);
+    check_v1(datagram);
+}
+
+/// Two bytes and a length decide whether a datagram carries an SPP header, and what
+/// is read from it is written back as the very same bytes.
+pub(crate) fn check_spp(datagram: &[u8]) {
+    let magic = datagram.starts_with(&SPP_MAGIC);
+    match spp::decode(datagram) {
+        Ok((header, payload)) => {
+            assert!(magic && datagram.len() >= SPP_HEADER_LEN);
+            assert!(std::ptr::eq(payload, &datagram[SPP_HEADER_LEN..]));
+            assert_eq!(header.to_bytes(), datagram[..SPP_HEADER_LEN]);
+            for (address, ip_at, port_at) in [(header.client, 2, 34), (header.proxy, 18, 36)] {
+                let mapped = &datagram[ip_at..ip_at + 12] == b"\0\0\0\0\0\0\0\0\0\0\xff\xff";
+                assert_eq!(address.is_ipv4(), mapped);
+                assert_eq!(address.port().to_be_bytes(), datagram[port_at..port_at + 2]);
+            }
+        }
+        Err(error) => {
+            let message = error.to_string();
+            let offset = error.offset();
+            assert!(offset <= datagram.len());
+            assert!(
+                message.starts_with(&format!("byte {offset}: ")),
+                "{message}"
+            );
+            match error {
+                SppError::TooShort { len } => {
+                    assert_eq!(len, datagram.len());
+                    assert!(len < 2 || magic);
+                    assert!(len < SPP_HEADER_LEN);
+                }
+                SppError::Magic { offset, found, .. } => {
+                    assert!(!magic);
+                    assert_eq!(datagram.get(offset), Some(&found));
+                }
+                other => panic!("{other:?} is new"),
+            }
+        }
+    }
+}
+
+/// Text of version 1 is neither of the two binary headers.
+pub(crate) fn check_v1(datagram: &[u8]) {
+    if ppv2::is_v1(datagram) {
+        assert!(datagram.starts_with(b"PROXY "));
+        assert!(ppv2::decode(datagram).is_err() && spp::decode(datagram).is_err());
+    }
 }
 
 /// A tagged reply is what the decoder calls a header over UDP with one tag, and

@@ -1,6 +1,7 @@
 //! Configuration: TOML or flags, turned once into a [`Config`] in which everything is
 //! valid and resolved. Nothing outside this module checks it again.
 
+mod accept;
 mod error;
 mod expand;
 mod health;
@@ -31,6 +32,7 @@ use ppv2_engine::mode::Mode;
 use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
+pub use accept::Accept;
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
 pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
@@ -84,6 +86,10 @@ pub struct Server {
 pub struct Flags {
     #[command(flatten)]
     listener: Listener,
+    /// Network of proxies whose datagrams begin with a PROXY v2 header; datagrams from elsewhere are
+    /// dropped; repeatable [default: none, every byte is payload]
+    #[arg(long, value_name = "NET")]
+    accept_from: Vec<Network>,
     #[command(flatten)]
     upstream: Upstream,
     #[command(flatten)]
@@ -91,9 +97,18 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// The groups of flags, all of which a file replaces. clap leaves the group of
-    /// [`Config`] empty, since it has groups in it: its own flags are named one by one.
-    pub const GROUPS: [&str; 6] = ["user", "workers", "Limits", "Admin", "Listener", "Upstream"];
+    /// The groups of flags, all of which a file replaces. clap leaves the groups of
+    /// [`Config`] and of this type empty, since they have groups in them: their own flags are
+    /// named one by one.
+    pub const GROUPS: [&str; 7] = [
+        "user",
+        "workers",
+        "accept_from",
+        "Limits",
+        "Admin",
+        "Listener",
+        "Upstream",
+    ];
 }
 
 impl Config {
@@ -131,6 +146,9 @@ impl Config {
     pub fn from_flags(flags: Flags) -> Result<Self, ConfigError> {
         let mut config = flags.config;
         config.listeners = vec![flags.listener];
+        if !flags.accept_from.is_empty() {
+            config.listeners[0].accept = Some(Accept::from_networks(flags.accept_from));
+        }
         config.upstreams = BTreeMap::from([("upstream".to_owned(), flags.upstream)]);
         validate::validate(config)
     }

@@ -13,6 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::accept::Accept;
 use super::names::ServerAddress;
 use super::sources::{FirstPort, Source};
 use super::values::{
@@ -229,6 +230,11 @@ pub struct Listener {
     /// A bound on the bytes of replies, against clients with a forged address [default: none]
     #[arg(skip)]
     pub(crate) amplification: Option<Amplification>,
+
+    /// Proxies in front of the listener, whose datagrams begin with a header that names the client
+    /// [default: none, every byte is payload]
+    #[arg(skip)]
+    pub accept: Option<Accept>,
 
     /// Drop and count datagrams that exceed the interface's MTU, rather than fragment them
     #[arg(skip)]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use clap::Parser;
 
+mod accept;
 mod balance;
 mod guards;
 mod health;

@@ -174,6 +174,9 @@ impl Listener {
             )
             .within(key_path!["per_client", "burst"]);
         }
+        if let Some(accept) = &self.accept {
+            accept.check().within(key_path!["accept"])?;
+        }
         for address in &self.bind {
             let same_family = |net: &Network| net.0.addr().is_ipv4() == address.is_ipv4();
             if !self.allow.iter().any(same_family) {

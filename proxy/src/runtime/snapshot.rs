@@ -144,6 +144,8 @@ fn settings(
     old: Option<(PerClient, &ListenerSettings)>,
 ) -> ListenerSettings {
     let listener = &active.config.listeners[place];
+    let workers = active.config.workers_of(listener);
+    let accept = listener.accept.as_ref();
     ListenerSettings {
         listener: Arc::clone(&active.listeners[place]),
         rules: listener.rules(),
@@ -154,7 +156,7 @@ fn settings(
         client_rates: client_rates(listener.per_client, old),
         dont_fragment: listener.dont_fragment,
         dscp: listener.dscp,
-        accept: None,
+        accept: accept.map(|accept| Arc::new(accept.of_worker(workers))),
         keeps_sessions: listener.sessions.0,
     }
 }

@@ -46,6 +46,16 @@ const TABLES: &[(&str, &str, &str)] = &[
         "[Limit amplification](../guides/security.md#limit-amplification).",
     ),
     (
+        "`[listener.accept]`",
+        "listener.accept",
+        "Without this table, every byte of every datagram is payload.",
+    ),
+    (
+        "`[listener.accept.remember]`",
+        "listener.accept.remember",
+        "Without this table, a sender must put a header in front of each datagram.",
+    ),
+    (
         "`[upstream.NAME]`",
         "upstream",
         "[Balancing](../guides/balancing.md). The name is yours. Repeat the table for more upstreams.",
@@ -133,7 +143,11 @@ Durations are written as in `\"500us\"`, `\"250ms\"`, `\"30s\"`, `\"5m\"`; netwo
 /// Whether a key must be there, by the schema or by what `validate` asks for.
 fn is_required(path: &str, table: &Value, key: &str) -> bool {
     let mut required = table["required"].as_array().into_iter().flatten();
-    matches!((path, key), ("listener", "bind" | "upstream")) || required.any(|one| one == key)
+    let by_check = matches!(
+        (path, key),
+        ("listener", "bind" | "upstream") | ("listener.accept", "from")
+    );
+    by_check || required.any(|one| one == key)
 }
 
 struct Schema(Value);
@@ -170,13 +184,15 @@ impl Schema {
     /// What a key means.
     fn row(&self, key: &str, property: &Value, is_required: bool) -> String {
         let kind = self.resolved(property);
+        let items = self.resolved(&kind["items"]);
         let about = property["description"].as_str().unwrap_or_default();
         let about = about.replace('\n', " ");
         let (about, told) = match about.rsplit_once("[default: ") {
             Some((about, told)) => (about.trim(), Some(told.trim_end_matches(']'))),
             None => (about.as_str(), None),
         };
-        let choices = choices(kind);
+        let is_list = !choices(items).is_empty();
+        let choices = choices(if is_list { items } else { kind });
         let default = match (told, &property["default"]) {
             _ if is_required => "required".to_owned(),
             (Some(told), _) if choices.iter().any(|(word, _)| *word == told) => {
@@ -194,6 +210,7 @@ impl Schema {
             let _ = write!(meaning, "<br>`{word}`: {says}");
         }
         let value = match choices.is_empty() {
+            false if is_list => "list of words".to_owned(),
             false => "a word".to_owned(),
             true => self.value(kind),
         };

@@ -63,7 +63,7 @@ pub enum Command {
     HostSetup(Box<host_setup::Options>),
     /// Show a server, the proxy and a client on loopback, and what each saw
     Demo,
-    /// Explain a datagram with a PROXY v2 header, byte range by byte range
+    /// Explain a datagram with a PROXY v2 or SPP header, byte range by byte range
     Decode {
         /// The datagram in hexadecimal digits; - reads them from standard input
         #[arg(value_name = "HEX", default_value = "-")]

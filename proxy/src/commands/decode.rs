@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use ppv2::{DecodeError, Decoder, FIXED_LEN, Header, Origin, Tlv, TlvError, TlvType, Tlvs};
+use ppv2::spp::{self, SPP_MAGIC, SppError, SppHeader};
+use ppv2::{
+    DecodeError, Decoder, FIXED_LEN, Header, Origin, SIGNATURE, Tlv, TlvError, TlvType, Tlvs,
+};
 use thiserror::Error;
 
 /// The most bytes of hexadecimal text: a datagram of 65,535 bytes has 131,070 digits, and
@@ -28,6 +31,21 @@ pub enum Undecodable {
     /// The bytes are no header.
     #[error("not a valid header")]
     Header(#[from] DecodeError),
+    /// The bytes begin like an SPP header and are none.
+    #[error("not a valid SPP header")]
+    Spp(#[from] SppError),
+    /// The text of version 1.
+    #[error(
+        "`{line}` is the text of PROXY protocol v1, with {payload} bytes of payload behind it; v1 is for TCP, and \
+         receivers of UDP drop it; have the sender write v2: nginx 1.31.4 or newer does with `proxy_protocol v2;` in \
+         place of `proxy_protocol on;`, on each datagram with `proxy_requests 1; proxy_responses 1;`"
+    )]
+    Version1 {
+        /// The line without its end, printable.
+        line: String,
+        /// Bytes behind the line.
+        payload: usize,
+    },
 }
 
 /// Reads hexadecimal digits; white space and colons between them are skipped.
@@ -52,63 +70,67 @@ pub fn bytes_of_hex(text: &str) -> Result<Vec<u8>, Undecodable> {
     Ok(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
-/// Explains `datagram`, a line for each range of bytes.
+/// Explains `datagram`, a line for each range of bytes. The first bytes tell the formats
+/// apart, which is good enough for a person who looks at a datagram, and not for a server.
 ///
 /// # Errors
 ///
-/// [`Undecodable::Header`] naming the byte at fault.
+/// [`Undecodable`], for a header naming the byte at fault.
 pub fn explain(datagram: &[u8]) -> Result<String, Undecodable> {
-    let decoder = Decoder::new().max_header_len(usize::MAX);
-    let (header, payload) = decoder.decode(datagram)?;
+    if ppv2::is_v1(datagram) {
+        let (line, payload) = version_1(datagram);
+        return Err(Undecodable::Version1 {
+            line,
+            payload: payload.len(),
+        });
+    }
     let mut lines = Lines {
         bytes: datagram,
         at: 0,
         text: String::new(),
     };
-    lines.add(12, "signature", "PROXY protocol v2");
-    lines.add(1, "version, command", command(&header));
-    lines.add(1, "family, transport", family(datagram[13]));
-    let len = header.as_bytes().len();
-    let length = format!("{}, so the header has {len} bytes", len - FIXED_LEN);
-    lines.add(2, "length", &length);
-    match header.origin() {
-        Origin::Ip {
-            source,
-            destination,
-            ..
-        } => {
-            let size = if source.is_ipv4() { 4 } else { 16 };
-            lines.add(size, "source address", &source.ip().to_string());
-            lines.add(size, "destination address", &destination.ip().to_string());
-            lines.add(2, "source port", &source.port().to_string());
-            lines.add(2, "destination port", &destination.port().to_string());
-        }
-        Origin::Unix {
-            source,
-            destination,
-            ..
-        } => {
-            lines.add(108, "source path", &path(source));
-            lines.add(108, "destination path", &path(destination));
-        }
-        Origin::Local | Origin::Unspecified | _ => {
-            lines.add(header.skipped().len(), "skipped", "ignored");
-        }
+    let payload = if datagram.starts_with(&SPP_MAGIC) {
+        let (header, payload) = spp::decode(datagram)?;
+        lines.add_spp(&header);
+        payload
+    } else {
+        let decoder = Decoder::new().max_header_len(usize::MAX);
+        let (header, payload) = decoder.decode(datagram)?;
+        lines.add_v2(&header, datagram[13]);
+        payload
+    };
+    let mut meaning = format!("{} bytes", payload.len());
+    if let Some(second) = format_of(payload) {
+        let _ = write!(meaning, "; begins like another header: {second}");
     }
-    for tlv in header.tlvs() {
-        let what = format!("TLV {}", tlv.kind);
-        lines.add(3, &what, &format!("{} bytes", tlv.value.len()));
-        if !tlv.value.is_empty() {
-            let meaning = meaning(header.tlvs(), tlv);
-            lines.add(tlv.value.len(), "  value", &meaning);
-        }
-    }
-    lines.add(
-        payload.len(),
-        "payload",
-        &format!("{} bytes", payload.len()),
-    );
+    lines.add(payload.len(), "payload", &meaning);
     Ok(lines.text)
+}
+
+/// The line of version 1 that `datagram` begins with, printable and without its end, and
+/// what follows it.
+pub(super) fn version_1(datagram: &[u8]) -> (String, &[u8]) {
+    let end = datagram.windows(2).position(|bytes| bytes == b"\r\n");
+    let (line, payload) = match end {
+        Some(end) => (&datagram[..end], &datagram[end + 2..]),
+        None => (datagram, &[][..]),
+    };
+    // The longest line has 107 bytes with its end (section 2.1).
+    let shown = &line[..line.len().min(107)];
+    (shown.escape_ascii().to_string(), payload)
+}
+
+/// What the first bytes look like, for a person to judge.
+pub(super) fn format_of(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.starts_with(&SIGNATURE) {
+        Some("PROXY protocol v2")
+    } else if bytes.len() >= spp::SPP_HEADER_LEN && bytes.starts_with(&SPP_MAGIC) {
+        Some("Simple Proxy Protocol")
+    } else if ppv2::is_v1(bytes) {
+        Some("text of PROXY protocol v1")
+    } else {
+        None
+    }
 }
 
 struct Lines<'a> {
@@ -118,6 +140,55 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
+    fn add_v2(&mut self, header: &Header<'_>, family_transport: u8) {
+        self.add(12, "signature", "PROXY protocol v2");
+        self.add(1, "version, command", command(header));
+        self.add(1, "family, transport", family(family_transport));
+        let len = header.as_bytes().len();
+        let length = format!("{}, so the header has {len} bytes", len - FIXED_LEN);
+        self.add(2, "length", &length);
+        match header.origin() {
+            Origin::Ip {
+                source,
+                destination,
+                ..
+            } => {
+                let size = if source.is_ipv4() { 4 } else { 16 };
+                self.add(size, "source address", &source.ip().to_string());
+                self.add(size, "destination address", &destination.ip().to_string());
+                self.add(2, "source port", &source.port().to_string());
+                self.add(2, "destination port", &destination.port().to_string());
+            }
+            Origin::Unix {
+                source,
+                destination,
+                ..
+            } => {
+                self.add(108, "source path", &path(source));
+                self.add(108, "destination path", &path(destination));
+            }
+            Origin::Local | Origin::Unspecified | _ => {
+                self.add(header.skipped().len(), "skipped", "ignored");
+            }
+        }
+        for tlv in header.tlvs() {
+            let what = format!("TLV {}", tlv.kind);
+            self.add(3, &what, &format!("{} bytes", tlv.value.len()));
+            if !tlv.value.is_empty() {
+                let meaning = meaning(header.tlvs(), tlv);
+                self.add(tlv.value.len(), "  value", &meaning);
+            }
+        }
+    }
+
+    fn add_spp(&mut self, header: &SppHeader) {
+        self.add(2, "magic number", "Simple Proxy Protocol (SPP)");
+        self.add(16, "client address", &header.client.ip().to_string());
+        self.add(16, "proxy address", &header.proxy.ip().to_string());
+        self.add(2, "client port", &header.client.port().to_string());
+        self.add(2, "proxy port", &header.proxy.port().to_string());
+    }
+
     /// Describes the next `len` bytes; nothing if there are none.
     fn add(&mut self, len: usize, what: &str, meaning: &str) {
         const SHOWN: usize = 16;
@@ -252,6 +323,58 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn spp_is_explained_and_a_header_in_the_payload_is_named() {
+        let header = SppHeader {
+            client: "203.0.113.11:54321".parse().unwrap(),
+            proxy: "[2001:db8::10]:9000".parse().unwrap(),
+        };
+        let bytes = header.to_bytes();
+        let text = explain(&[&bytes[..], b"hello"].concat()).unwrap();
+        for part in [
+            "       0..2  56ec ",
+            "client address       203.0.113.11\n",
+            "proxy address        2001:db8::10\n",
+            "client port          54321\n",
+            "     36..38  2328 ",
+            "     38..43  68656c6c6f ",
+            " 5 bytes\n",
+        ] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        for (second, name) in [
+            (&bytes[..], "Simple Proxy Protocol"),
+            (&SIGNATURE[..], "PROXY protocol v2"),
+            (b"PROXY UNKNOWN\r\n", "text of PROXY protocol v1"),
+        ] {
+            let text = explain(&[&bytes, second].concat()).unwrap();
+            let part = format!("begins like another header: {name}");
+            assert!(text.contains(&part), "{part} is missing in\n{text}");
+        }
+        let short = explain(&bytes[..37]).unwrap_err();
+        assert!(matches!(short, Undecodable::Spp(error) if error.offset() == 37));
+    }
+
+    #[test]
+    fn version_1_is_no_header_and_the_fix_is_named() {
+        let line = "PROXY TCP4 203.0.113.11 198.51.100.10 54321 9000";
+        let error = explain(format!("{line}\r\nhello").as_bytes()).unwrap_err();
+        let message = error.to_string();
+        for part in [
+            &format!("`{line}` is the text"),
+            "5 bytes",
+            "`proxy_protocol v2;`",
+        ] {
+            assert!(message.contains(part), "{part} is missing in\n{message}");
+        }
+        let long = [b"PROXY TCP4 \x1b", &[b'x'; 9000][..]].concat();
+        let message = explain(&long).unwrap_err().to_string();
+        assert!(
+            message.len() < 600 && message.starts_with("`PROXY TCP4 \\x1bxxx"),
+            "{message}"
+        );
     }
 
     #[test]

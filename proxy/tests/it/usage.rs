@@ -325,6 +325,28 @@ fn decode_explains_from_argument_and_standard_input() {
     let piped = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(piped.stdout).unwrap(), stdout);
 
+    let spp = "56ec 00000000000000000000ffffcb00710b 00000000000000000000ffffc633640a d4312328 68656c6c6f";
+    let (status, stdout, _) = output(&["decode", spp]);
+    assert_eq!(status, Some(0));
+    for part in ["Simple Proxy Protocol", "203.0.113.11", "9000", "5 bytes"] {
+        assert!(stdout.contains(part), "{stdout}");
+    }
+
+    fails(
+        &["decode", "56ec00"],
+        1,
+        &["not a valid SPP header: byte 3"],
+    );
+    let version_1: String = b"PROXY TCP4 203.0.113.11 198.51.100.10 54321 9000\r\nhello"
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let parts = [
+        "text of PROXY protocol v1",
+        "receivers of UDP drop it",
+        "`proxy_protocol v2;`",
+    ];
+    fails(&["decode", &version_1], 1, &parts);
     fails(&["decode", "xyz"], 2, &["`x` at character 1"]);
     fails(&["decode", "\u{1b}[2J"], 2, &["`\\u{1b}` at character 1"]);
     fails(

@@ -60,6 +60,9 @@ struct Line<'a> {
     /// From the first datagram to the last.
     seconds: f64,
     reason: &'static str,
+    /// The id of the session in its headers, if they carry one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_id: Option<String>,
 }
 
 impl Writer {
@@ -133,28 +136,36 @@ impl<'e> Line<'e> {
             reply_bytes: ended.replies.bytes,
             seconds: (ended.lasted.as_secs_f64() * 1e3).round() / 1e3,
             reason: ended.reason.label(),
+            unique_id: ended.unique_id.map(|id| id.to_string()),
         }
     }
 
     fn text(&self, format: LogFormat) -> String {
         match format {
             LogFormat::Json => serde_json::to_string(self).unwrap_or_default(),
-            LogFormat::Text => format!(
-                "{} listener={:?} client={} local={} upstream={:?} server={:?} requests={} \
+            LogFormat::Text => {
+                let mut text = format!(
+                    "{} listener={:?} client={} local={} upstream={:?} server={:?} requests={} \
                  request_bytes={} replies={} reply_bytes={} seconds={} reason={}",
-                self.time,
-                self.listener,
-                self.client,
-                self.local,
-                self.upstream,
-                self.server,
-                self.requests,
-                self.request_bytes,
-                self.replies,
-                self.reply_bytes,
-                self.seconds,
-                self.reason
-            ),
+                    self.time,
+                    self.listener,
+                    self.client,
+                    self.local,
+                    self.upstream,
+                    self.server,
+                    self.requests,
+                    self.request_bytes,
+                    self.replies,
+                    self.reply_bytes,
+                    self.seconds,
+                    self.reason
+                );
+                if let Some(id) = &self.unique_id {
+                    text.push_str(" unique_id=");
+                    text.push_str(id);
+                }
+                text
+            }
         }
     }
 }
@@ -299,14 +310,16 @@ mod tests {
     use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
     use ppv2_engine::counters::EndReason;
     use ppv2_engine::listener::Listener;
+    use ppv2_engine::own_tlvs::UniqueId;
     use ppv2_engine::server::Server;
     use ppv2_engine::session::{Amount, Key};
 
     #[test]
     fn a_line_has_all_fields_of_a_session() {
         let server = ServerAddr("192.0.2.10:53".parse().unwrap());
-        let ended = Ended {
+        let mut ended = Ended {
             proxy: None,
+            unique_id: Some(UniqueId([0xab; 16])),
             listener: Listener::new("dns", 1),
             server: Server::new("resolvers", "192.0.2.10:53", server, 1),
             key: Key::direct(
@@ -329,12 +342,20 @@ mod tests {
             line.text(LogFormat::Text),
             "1970-01-01T00:00:00.000Z listener=\"dns\" client=[2001:db8::1]:5000 \
              local=[2001:db8::2]:53 upstream=\"resolvers\" server=\"192.0.2.10:53\" requests=2 \
-             request_bytes=60 replies=1 reply_bytes=400 seconds=1.235 reason=idle"
+             request_bytes=60 replies=1 reply_bytes=400 seconds=1.235 reason=idle \
+             unique_id=abababababababababababababababab"
         );
         let json: serde_json::Value = serde_json::from_str(&line.text(LogFormat::Json)).unwrap();
         assert_eq!(json["client"], "[2001:db8::1]:5000");
         assert_eq!(json["reply_bytes"], 400);
         assert_eq!(json["seconds"], 1.235);
+        assert_eq!(json["unique_id"], "ab".repeat(16));
+
+        ended.unique_id = None;
+        let line = Line::of(&ended, SystemTime::UNIX_EPOCH);
+        for format in [LogFormat::Text, LogFormat::Json] {
+            assert!(!line.text(format).contains("unique_id"));
+        }
     }
 
     /// A disk with room for so many bytes.

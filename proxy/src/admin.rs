@@ -368,6 +368,9 @@ struct SessionEntry {
     idle_seconds: f64,
     requests: u64,
     replies: u64,
+    /// The id of the session in its headers, if they carry one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_id: Option<String>,
 }
 
 async fn sessions(State(admin): State<Arc<Admin>>, Query(page): Query<Page>) -> Response {
@@ -422,6 +425,7 @@ fn entry(worker: usize, report: SessionReport) -> SessionEntry {
         idle_seconds: report.idle.as_secs_f64(),
         requests: report.requests,
         replies: report.replies,
+        unique_id: report.unique_id.map(|id| id.to_string()),
     }
 }
 

@@ -39,6 +39,7 @@
 //! | [`upstream`] | which server a new session gets |
 //! | [`accept`] | headers in front of what other proxies pass on |
 //! | [`mode`] | the header in front of a datagram, and the source address |
+//! | [`own_tlvs`] | what the proxy adds to headers by itself |
 //! | `upstream_socket` | the socket by which a session's datagrams leave |
 //! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
 //! | [`source_addresses`] | which address of a source network a new session gets |
@@ -54,6 +55,7 @@ pub mod client_ports;
 pub mod counters;
 pub mod listener;
 pub mod mode;
+pub mod own_tlvs;
 pub mod server;
 pub mod session;
 pub mod snapshot;

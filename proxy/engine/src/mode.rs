@@ -7,9 +7,20 @@ use std::time::{Duration, Instant};
 use ppv2::ReplyTag;
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
+use crate::own_tlvs::{OwnTlvs, UNIQUE_ID_TLV_LEN, UniqueId, split_tlvs};
 
-/// Room for the longest header: 52 bytes for IPv6, 13 for a reply tag and 7 for a checksum.
-pub const MAX_HEADER: usize = ppv2::MAX_TAGGED_HEADER_LEN + 7;
+/// Bytes of TLVs that a datagram's own header can have, which go on with it: all that an IPv4
+/// header of the longest kind has behind its addresses.
+pub const MAX_PASSED_TLVS: usize = ppv2::DEFAULT_MAX_HEADER_LEN - ppv2::IPV4_HEADER_LEN;
+
+/// Room for the longest header: 52 bytes for IPv6, 484 for TLVs that are passed on, 512 for
+/// those of the configuration, 19 for the id of a session, 13 for a reply tag and 7 for a
+/// checksum.
+pub const MAX_HEADER: usize = ppv2::MAX_TAGGED_HEADER_LEN
+    + MAX_PASSED_TLVS
+    + OwnTlvs::MAX_LEN
+    + UNIQUE_ID_TLV_LEN
+    + ppv2::CRC32C_TLV_LEN;
 
 /// How a server is told who the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,32 +87,78 @@ pub enum Emit {
     First,
 }
 
-impl Mode {
-    /// Writes the header that names this client to `buffer`, with the tag that replies are
-    /// to carry, and returns it; nothing if the mode has no header.
+/// What the header of a datagram says, where the mode has one. Its TLVs come in the order of
+/// these fields, and a checksum is the last.
+#[derive(Clone, Copy, Debug)]
+pub struct HeaderParts<'t> {
+    /// Whose datagram it is.
+    pub client: ClientAddr,
+    /// Where the client sent it.
+    pub local: ListenerAddr,
+    /// TLVs of the header that the datagram came with, as they stand there: at most
+    /// [`MAX_PASSED_TLVS`] bytes, and none of those that the proxy writes itself.
+    pub passed: &'t [u8],
+    /// Those of the configuration.
+    pub own: Option<&'t OwnTlvs>,
+    /// The id of the datagram's session.
+    pub unique_id: Option<UniqueId>,
+    /// The tag that replies are to carry.
+    pub tag: Option<ReplyTag>,
+}
+
+impl<'t> HeaderParts<'t> {
+    /// The client and the address that it sent to alone.
     #[must_use]
-    pub fn write_header(
+    pub fn new(client: ClientAddr, local: ListenerAddr) -> Self {
+        Self {
+            client,
+            local,
+            passed: &[],
+            own: None,
+            unique_id: None,
+            tag: None,
+        }
+    }
+
+    /// Writes what is more than addresses and a tag.
+    fn write_tlvs(self, buffer: &mut [u8], crc32c: bool) -> Result<&[u8], ppv2::EncodeError> {
+        let own = self.own.map_or(&[][..], OwnTlvs::encoded);
+        let mut encoder = ppv2::Encoder::udp(buffer, self.client.0, self.local.0)?;
+        for (kind, value) in split_tlvs(self.passed).chain(split_tlvs(own)) {
+            encoder = encoder.tlv(kind, value)?;
+        }
+        if let Some(id) = self.unique_id {
+            encoder = encoder.unique_id(&id.0)?;
+        }
+        if let Some(tag) = self.tag {
+            encoder = encoder.reply_tag(tag)?;
+        }
+        if crc32c {
+            encoder = encoder.crc32c()?;
+        }
+        Ok(encoder.finish())
+    }
+}
+
+impl Mode {
+    /// Writes the header of a datagram to `buffer`, and returns it; nothing if the mode has no
+    /// header.
+    #[must_use]
+    pub fn write_header<'b>(
         self,
-        client: ClientAddr,
-        local: ListenerAddr,
-        tag: Option<ReplyTag>,
-        buffer: &mut [u8; MAX_HEADER],
-    ) -> &[u8] {
-        let (client, local) = (client.0, local.0);
+        parts: HeaderParts<'_>,
+        buffer: &'b mut [u8; MAX_HEADER],
+    ) -> &'b [u8] {
         let crc32c = match self {
             Self::Ppv2 { crc32c, .. } | Self::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
             Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => return &[],
         };
-        let written = match (tag, crc32c) {
-            (None, false) => ppv2::encode_udp(client, local, buffer),
-            (Some(tag), false) => ppv2::encode_udp_tagged(client, local, tag, buffer),
-            (None, true) => ppv2::Encoder::udp(buffer, client, local)
-                .and_then(ppv2::Encoder::crc32c)
-                .map(ppv2::Encoder::finish),
-            (Some(tag), true) => ppv2::Encoder::udp(buffer, client, local)
-                .and_then(|encoder| encoder.reply_tag(tag))
-                .and_then(ppv2::Encoder::crc32c)
-                .map(ppv2::Encoder::finish),
+        let (client, local) = (parts.client.0, parts.local.0);
+        let is_short = !crc32c && parts.passed.is_empty() && parts.own.is_none();
+        let written = match parts.tag {
+            None if is_short => ppv2::encode_udp(client, local, buffer),
+            Some(tag) if is_short => ppv2::encode_udp_tagged(client, local, tag, buffer),
+            _ => parts.write_tlvs(buffer, crc32c),
         };
         written.expect("there is room for the longest header")
     }
@@ -243,21 +300,75 @@ impl FirstHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ppv2::TlvType;
 
     const CLIENT: &str = "[2001:db8:c::11]:54321";
     const LOCAL: &str = "[2001:db8:a::10]:9000";
 
     fn header(mode: Mode, buffer: &mut [u8; MAX_HEADER]) -> &[u8] {
-        mode.write_header(
+        let parts = HeaderParts {
+            tag: Some(ReplyTag::new(0, [7; 8])),
+            ..parts()
+        };
+        mode.write_header(parts, buffer)
+    }
+
+    fn parts<'t>() -> HeaderParts<'t> {
+        HeaderParts::new(
             ClientAddr(CLIENT.parse().unwrap()),
             ListenerAddr(LOCAL.parse().unwrap()),
-            Some(ReplyTag::new(0, [7; 8])),
-            buffer,
         )
     }
 
+    fn types(header: &[u8]) -> Vec<TlvType> {
+        let decoder = ppv2::Decoder::new().max_header_len(MAX_HEADER);
+        let (header, rest) = decoder.decode(header).unwrap();
+        assert!(rest.is_empty());
+        header.tlvs().iter().map(|tlv| tlv.kind).collect()
+    }
+
     #[test]
-    fn the_longest_header_fits_and_names_client_and_listener() {
+    fn the_longest_header_has_all_that_is_to_be_said_in_its_order() {
+        let mode = Mode::Ppv2 {
+            emit: Emit::Every,
+            crc32c: true,
+        };
+        let mut own = OwnTlvs::new();
+        let (first, second) = (TlvType(0xe1), TlvType(0xe2));
+        own.push(second, &[2; OwnTlvs::MAX_LEN - 3]).unwrap();
+        own.add_unique_id();
+        let mut passed = vec![1; MAX_PASSED_TLVS];
+        passed[..3].copy_from_slice(&[first.0, 1, 0xe1]);
+        let parts = HeaderParts {
+            passed: &passed,
+            own: Some(&own),
+            unique_id: Some(UniqueId([3; 16])),
+            tag: Some(ReplyTag::new(0, [7; 8])),
+            ..parts()
+        };
+        let mut buffer = [0; MAX_HEADER];
+        let header = mode.write_header(parts, &mut buffer);
+        assert_eq!(header.len(), MAX_HEADER);
+        let last = [TlvType::UNIQUE_ID, TlvType::REPLY_TAG, TlvType::CRC32C];
+        assert_eq!(types(header), [[first, second].as_slice(), &last].concat());
+
+        let mut id_alone = OwnTlvs::new();
+        id_alone.add_unique_id();
+        let parts = HeaderParts {
+            own: Some(&id_alone),
+            passed: &[],
+            tag: None,
+            ..parts
+        };
+        let mode = Mode::Dsr(RewriteOn::Sdk { crc32c: false });
+        let header = mode.write_header(parts, &mut buffer);
+        assert_eq!(types(header), [TlvType::UNIQUE_ID]);
+        assert_eq!(header.len(), ppv2::IPV6_HEADER_LEN + UNIQUE_ID_TLV_LEN);
+        assert!(Mode::Plain.write_header(parts, &mut buffer).is_empty());
+    }
+
+    #[test]
+    fn the_header_names_client_and_listener() {
         let mode = Mode::Ppv2 {
             emit: Emit::Every,
             crc32c: true,

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::address::ServerAddr;
 use crate::counters::{ServerCounters, next_id};
 use crate::mode::Mode;
+use crate::own_tlvs::OwnTlvs;
 use crate::tag::TagKeys;
 
 /// How long a server that has left a tag out is taken to return none.
@@ -162,6 +163,17 @@ pub struct Target {
     pub sources: Sources,
     /// How its replies find their client.
     pub replies: Replies,
+    /// What its headers carry besides. `None` rather than none.
+    pub tlvs: Option<Arc<OwnTlvs>>,
+}
+
+impl Target {
+    /// Whether sockets to both are the same.
+    #[must_use]
+    pub fn has_same_sockets(&self, other: &Self) -> bool {
+        (&self.server, self.mode, &self.sources, &self.replies)
+            == (&other.server, other.mode, &other.sources, &other.replies)
+    }
 }
 
 /// How a server's replies find their client. Keys are equal where they make equal tags.

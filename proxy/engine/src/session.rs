@@ -52,6 +52,7 @@ use crate::address::{ClientAddr, Compact, ListenerAddr};
 use crate::capacity::Held;
 use crate::counters::EndReason;
 use crate::listener::{Amplification, Listener, ListenerSettings};
+use crate::own_tlvs::UniqueId;
 use crate::server::Server;
 
 pub use clock::{Clock, Moment};
@@ -213,6 +214,8 @@ pub struct Ended {
     pub lasted: Duration,
     /// Why it ended.
     pub reason: EndReason,
+    /// The id that its headers carried, if they did at its end.
+    pub unique_id: Option<UniqueId>,
 }
 
 /// What becomes of a session's socket when the session ends.
@@ -393,8 +396,9 @@ impl<C> Session<C> {
         Some((lane, now.since(self.last_active)))
     }
 
-    fn ended(&self, reason: EndReason) -> Ended {
+    fn ended(&self, reason: EndReason, unique_id: Option<UniqueId>) -> Ended {
         Ended {
+            unique_id,
             key: self.key(),
             proxy: self.proxy(),
             listener: Arc::clone(&self.settings.listener),

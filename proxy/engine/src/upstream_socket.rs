@@ -13,6 +13,7 @@ use crate::address::{ClientAddr, ServerAddr};
 use crate::client_ports::{ClientPort, ClientPorts};
 use crate::counters::DropReason;
 use crate::mode::{FirstHeader, Mode};
+use crate::own_tlvs::OwnTlvs;
 use crate::server::{Replies, Server, Target};
 use crate::session::{AfterEnd, Key};
 use crate::tag::TagKeys;
@@ -41,6 +42,8 @@ pub(crate) struct Connection {
     pub(crate) tags_are_optional: bool,
     /// Its headers have carried a tag, so that replies may carry it.
     pub(crate) had_tags: bool,
+    /// What its headers carry besides.
+    pub(crate) tlvs: Option<Arc<OwnTlvs>>,
 }
 
 /// Where the first datagrams alone carry the header: whether the server still has it.
@@ -120,12 +123,18 @@ impl Connection {
         self.own_socket().and_then(UpstreamSocket::own_source)
     }
 
-    /// Has headers of a session of this client carry tags as `target` says.
-    pub(crate) fn set_tags(&mut self, target: &Target, key: &Key) {
+    /// Has headers of a session of this client carry what `target` says.
+    pub(crate) fn set_header(&mut self, target: &Target, key: &Key) {
         let keys = target.replies.tag_keys().filter(|_| key.fits_header());
         self.tags = keys.cloned();
         self.had_tags |= self.tags.is_some();
         self.tags_are_optional = matches!(target.replies, Replies::Auto(_));
+        self.tlvs.clone_from(&target.tlvs);
+    }
+
+    /// Whether headers of the session carry an id of it.
+    pub(crate) fn has_unique_id(&self) -> bool {
+        self.tlvs.as_ref().is_some_and(|tlvs| tlvs.has_unique_id())
     }
 
     /// Whether another socket is to be used since the server has begun to return tags, or

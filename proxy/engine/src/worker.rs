@@ -35,6 +35,7 @@ use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::{DropReason, WorkerCounters};
 use crate::listener::{Listener, ListenerSettings};
+use crate::own_tlvs::{UniqueId, UniqueIds};
 use crate::server::{MAX_ANSWER_TIME, Server};
 use crate::session::{Key, Session, SessionId, Table};
 use crate::snapshot::Snapshot;
@@ -135,6 +136,8 @@ pub struct SessionReport {
     pub requests: u64,
     /// Replies.
     pub replies: u64,
+    /// The id that its headers carry, if they do.
+    pub unique_id: Option<UniqueId>,
 }
 
 /// A socket that clients write to.
@@ -218,6 +221,7 @@ pub struct Worker {
     table: Table<Connection>,
     shared_sockets: SharedSockets,
     unix: UnixClock,
+    unique_ids: UniqueIds,
     capacity: Arc<Capacity>,
     client_ports: Arc<ClientPorts>,
     incoming: Batch,
@@ -235,10 +239,11 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// Those of `epoll_create` and `epoll_ctl`.
+    /// Those of `epoll_create`, `epoll_ctl` and of the kernel's random numbers.
     pub fn new(setup: WorkerSetup) -> io::Result<(Self, Waker)> {
         let readiness = Readiness::new()?;
         let waker = readiness.waker();
+        let unique_ids = UniqueIds::random()?;
         let now = Instant::now();
         let WorkerSetup {
             number,
@@ -268,9 +273,11 @@ impl Worker {
             wrong_interfaces: Arc::default(),
             oversize_noted: Cell::default(),
             table: Table::new(now, number, &capacity, Connection::after_end)
-                .with_sources(Connection::source),
+                .with_sources(Connection::source)
+                .with_unique_ids(unique_ids, Connection::has_unique_id),
             shared_sockets: SharedSockets::new(number, workers),
             unix: UnixClock::new(now),
+            unique_ids,
             capacity,
             client_ports,
             incoming: Batch::default(),
@@ -401,7 +408,7 @@ impl Worker {
 
     fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {
         let now = self.table.clock().moment(now);
-        let report = |(number, session): (usize, &Session<_>)| SessionReport {
+        let report = |(number, session): (usize, &Session<Connection>)| SessionReport {
             number,
             key: session.key(),
             proxy: session.proxy(),
@@ -411,6 +418,7 @@ impl Worker {
             idle: now.since(session.last_active),
             requests: session.requests,
             replies: session.replies,
+            unique_id: self.table.unique_id(number),
         };
         let sessions = self.table.iter_from(first).take(limit);
         sessions.map(report).collect()

@@ -12,6 +12,7 @@ use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::mode::{Emit, Mode};
+use ppv2_engine::own_tlvs::OwnTlvs;
 use ppv2_engine::server::{Replies, Server, SourceNetwork, Sources, Target};
 use ppv2_engine::session::MIN_REST;
 use ppv2_engine::snapshot::{ListenerSnapshot, Pauses, Routing, Snapshot, Targets};
@@ -58,6 +59,7 @@ fn targets(servers: &[UdpSocket], way: &Way) -> Targets {
             server: Server::new("upstream", &address.to_string(), address, 1),
             sources: way.sources.clone(),
             replies: way.replies.clone(),
+            tlvs: way.tlvs.clone(),
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,
@@ -85,6 +87,7 @@ struct Way {
     sources: Sources,
     replies: Replies,
     keeps_sessions: bool,
+    tlvs: Option<Arc<OwnTlvs>>,
 }
 
 /// Each session has a socket of its own.
@@ -93,6 +96,7 @@ fn own_sockets() -> Way {
         sources: Sources::Addresses(Arc::from([])),
         replies: Replies::Session,
         keeps_sessions: true,
+        tlvs: None,
     }
 }
 
@@ -113,6 +117,17 @@ fn tagged(keeps_sessions: bool) -> Way {
         replies: Replies::Tagged(Arc::new(TagKeys::new([7; 16]))),
         keeps_sessions,
         ..own_sockets()
+    }
+}
+
+/// Headers carry a TLV and the id of the session.
+fn with_tlvs(way: Way) -> Way {
+    let mut tlvs = OwnTlvs::new();
+    tlvs.push(ppv2::TlvType(0xe1), b"text").unwrap();
+    tlvs.add_unique_id();
+    Way {
+        tlvs: Some(Arc::new(tlvs)),
+        ..way
     }
 }
 
@@ -229,6 +244,8 @@ fn a_hundred_times_the_datagrams_take_no_allocation_more() {
         (1, own_sockets()),
         (4, own_sockets()),
         (4, network()),
+        (1, with_tlvs(own_sockets())),
+        (4, with_tlvs(tagged(true))),
         (4, tagged(true)),
         (1, tagged(false)),
         (1, auto()),

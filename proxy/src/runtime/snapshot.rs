@@ -134,6 +134,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
         mode: *mode,
         sources: active.config.servers[*index].sources.clone(),
         replies: active.config.servers[*index].replies.clone(),
+        tlvs: None,
     };
     Targets::new(targets.map(target).collect())
 }

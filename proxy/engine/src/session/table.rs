@@ -23,6 +23,7 @@ use crate::address::Compact;
 use crate::capacity::{Capacity, Need, Permit};
 use crate::counters::EndReason;
 use crate::listener::{Listener, ListenerSettings};
+use crate::own_tlvs::{UniqueId, UniqueIds};
 use crate::server::{MAX_ANSWER_TIME, Server};
 
 /// The most sockets that are closed before datagrams have their turn again.
@@ -140,6 +141,9 @@ pub struct Table<C> {
     /// Those that have a source address of their own.
     by_source: Index,
     source_of: fn(&C) -> Option<IpAddr>,
+    /// Makes ids of sessions for those that are to have one.
+    unique_ids: Option<UniqueIds>,
+    has_unique_id: fn(&C) -> bool,
     /// Sessions of one key: one that takes its datagrams, and those that have taken all
     /// that they may.
     rings: Rings,
@@ -185,6 +189,8 @@ impl<C> Table<C> {
             by_key: Index::new(),
             by_source: Index::new(),
             source_of: |_| None,
+            unique_ids: None,
+            has_unique_id: |_| false,
             rings: Rings::default(),
             wheel: Wheel::new(),
             links: Links::default(),
@@ -211,6 +217,24 @@ impl<C> Table<C> {
     pub fn with_sources(mut self, source_of: fn(&C) -> Option<IpAddr>) -> Self {
         self.source_of = source_of;
         self
+    }
+
+    /// Has sessions told with the id that they have of `ids`, if `has_id` says so of what is
+    /// kept with one.
+    #[must_use]
+    pub fn with_unique_ids(mut self, ids: UniqueIds, has_id: fn(&C) -> bool) -> Self {
+        self.unique_ids = Some(ids);
+        self.has_unique_id = has_id;
+        self
+    }
+
+    /// The id of the session of this number, if it has one.
+    #[must_use]
+    pub fn unique_id(&self, number: usize) -> Option<UniqueId> {
+        let ids = self.unique_ids?;
+        let session = self.sessions.get(number)?;
+        let id = self.id_at(u32::try_from(number).ok()?)?;
+        (self.has_unique_id)(&session.connection).then(|| ids.of(id))
     }
 
     /// What its sessions' times are by.
@@ -700,7 +724,8 @@ impl<C> Table<C> {
         session.server.counters(self.worker).ended.add(1);
         tracing::trace!(client = %session.client.address(), ?reason, "session ended");
         if let Some(log) = &self.log {
-            let is_lost = log.try_send(session.ended(reason)).is_err();
+            let unique_id = self.unique_id(slot as usize);
+            let is_lost = log.try_send(session.ended(reason, unique_id)).is_err();
             self.unlogged += u64::from(is_lost);
         }
     }

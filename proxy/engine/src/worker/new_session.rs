@@ -188,8 +188,9 @@ impl Worker {
             tags: None,
             tags_are_optional: false,
             had_tags: false,
+            tlvs: None,
         };
-        connection.set_tags(target, &key);
+        connection.set_header(target, &key);
         let permit = got.permit;
         let id = self
             .table

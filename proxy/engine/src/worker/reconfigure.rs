@@ -168,7 +168,7 @@ impl Worker {
             let target = new.targets.of(&session.server);
             let makes_same_socket = || {
                 let (old, target) = (old?, target?);
-                let same = old.targets.of(&session.server)? == target;
+                let same = old.targets.of(&session.server)?.has_same_sockets(target);
                 let options = new.settings.upstream_options();
                 Some(same && old.settings.upstream_options() == options)
             };
@@ -178,7 +178,7 @@ impl Worker {
             }
             let key = session.key();
             if let Some(target) = target {
-                session.connection.set_tags(target, &key);
+                session.connection.set_header(target, &key);
             }
             let has_other_settings = !Arc::ptr_eq(&session.settings, &new.settings);
             if has_other_settings {

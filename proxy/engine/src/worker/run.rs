@@ -13,7 +13,7 @@ use super::{Worker, reconfigure};
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
 use crate::listener::ListenerSettings;
-use crate::mode::MAX_HEADER;
+use crate::mode::{HeaderParts, MAX_HEADER};
 use crate::server::Server;
 use crate::session::{Key, SessionId};
 use crate::upstream_socket::Path;
@@ -27,8 +27,7 @@ pub(super) struct Run {
     now: Instant,
     /// At most [`BATCH`].
     queued: Vec<Queued>,
-    /// Headers of those that are queued, by their place.
-    headers: Box<[[u8; MAX_HEADER]; BATCH]>,
+    headers: Headers,
     /// The number of a socket to a server that has no route: to be renewed after the batch.
     pub(super) renew: Option<u32>,
 }
@@ -48,12 +47,48 @@ enum RunSocket {
 struct Queued {
     owner: Owner,
     part: Part,
-    /// Place and length of the header.
-    header: (usize, usize),
+    header: Header,
     to: Option<SocketAddr>,
     from: Option<SocketAddr>,
     class: TrafficClass,
     unsent: Cell<Unsent>,
+}
+
+/// Headers of those that are queued, one behind the other.
+struct Headers {
+    /// Room for a batch of the longest.
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+/// Where a header is among [`Headers`].
+#[derive(Clone, Copy, Default)]
+struct Header {
+    at: usize,
+    len: usize,
+}
+
+impl Headers {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0; BATCH * MAX_HEADER].into(),
+            len: 0,
+        }
+    }
+
+    /// Adds the header that `write` returns.
+    #[inline]
+    fn push(&mut self, write: impl FnOnce(&mut [u8; MAX_HEADER]) -> &[u8]) -> Header {
+        let at = self.len;
+        let room = self.bytes[at..].first_chunk_mut();
+        let len = write(room.expect("a batch has fewer headers")).len();
+        self.len += len;
+        Header { at, len }
+    }
+
+    fn get(&self, header: Header) -> &[u8] {
+        &self.bytes[header.at..header.at + header.len]
+    }
 }
 
 /// Whose datagrams they are, for what is counted.
@@ -82,7 +117,7 @@ impl Run {
             socket: None,
             now,
             queued: Vec::with_capacity(BATCH),
-            headers: Box::new([[0; MAX_HEADER]; BATCH]),
+            headers: Headers::new(),
             renew: None,
         }
     }
@@ -144,18 +179,22 @@ impl Worker {
             }
         };
         let owner = Owner::Session(id);
-        let place = self.run.queued.len();
         let header = match self.run.queued.last() {
-            _ if !has_header => (0, 0),
+            _ if !has_header => Header::default(),
             Some(last) if last.owner == owner => last.header,
             _ => {
                 let keys = connection.tags.as_ref();
-                let tag = keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now()));
-                let header = &mut self.run.headers[place];
-                let header = connection
-                    .mode
-                    .write_header(key.client, key.local, tag, header);
-                (place, header.len())
+                let has_id = connection.has_unique_id();
+                let parts = HeaderParts {
+                    own: connection.tlvs.as_deref(),
+                    unique_id: has_id.then(|| self.unique_ids.of(id)),
+                    tag: keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now())),
+                    ..HeaderParts::new(key.client, key.local)
+                };
+                let mode = connection.mode;
+                self.run
+                    .headers
+                    .push(|buffer| mode.write_header(parts, buffer))
             }
         };
         let received = self.incoming.received(part.slot);
@@ -190,17 +229,21 @@ impl Worker {
             return;
         };
         let keys = target.replies.tag_keys();
-        let tag = keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now()));
-        let at = self.run.queued.len();
+        let parts = HeaderParts {
+            own: target.tlvs.as_deref(),
+            tag: keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now())),
+            ..HeaderParts::new(key.client, key.local)
+        };
+        let mode = target.mode;
         self.run.now = now;
-        let header = &mut self.run.headers[at];
-        let header = target.mode.write_header(key.client, key.local, tag, header);
+        let headers = &mut self.run.headers;
+        let header = headers.push(|buffer| mode.write_header(parts, buffer));
         let received = self.incoming.received(part.slot);
         let dscp = settings.dscp;
         self.run.queued.push(Queued {
             owner: Owner::Listener(number, place),
             part,
-            header: (at, header.len()),
+            header,
             to: None,
             from: None,
             class: received.map_or(TrafficClass::default(), |r| r.class.passed(dscp)),
@@ -234,12 +277,11 @@ impl Worker {
         if let Some(socket) = socket {
             let outgoing = |index: usize| {
                 let queued = &run.queued[index];
-                let (place, len) = queued.header;
                 let outgoing = Outgoing {
                     to: queued.to,
                     from: queued.from,
                     class: queued.class,
-                    header: &run.headers[place][..len],
+                    header: run.headers.get(queued.header),
                 };
                 (queued.part, outgoing)
             };
@@ -262,6 +304,7 @@ impl Worker {
             self.count_sent(run_socket, &queued);
         }
         self.run.queued = queued;
+        self.run.headers.len = 0;
         if let RunSocket::Tagged(number) = run_socket
             && let Some(tagged) = self.shared_sockets.tagged_mut(number)
         {
@@ -313,7 +356,13 @@ impl Worker {
                 unsent.lacks_route |= reason == DropReason::Unreachable;
                 if reason == DropReason::Oversize {
                     let noted = &self.oversize_noted;
-                    note_oversize(noted, &self.counters, server.address, len, queued.header.1);
+                    note_oversize(
+                        noted,
+                        &self.counters,
+                        server.address,
+                        len,
+                        queued.header.len,
+                    );
                 }
             }
         }
@@ -323,7 +372,7 @@ impl Worker {
     fn count_sent(&mut self, run_socket: RunSocket, queued: &Queued) {
         let unsent = queued.unsent.get();
         let datagrams = queued.part.datagrams();
-        let bytes = self.incoming.len_of(queued.part) + datagrams * queued.header.1;
+        let bytes = self.incoming.len_of(queued.part) + datagrams * queued.header.len;
         let sent = (datagrams as u64).saturating_sub(unsent.datagrams.into());
         let sent_bytes = (bytes as u64).saturating_sub(unsent.bytes.into());
         let count = |server: &Server| {

@@ -107,7 +107,7 @@ pub use reply_tag::{
 };
 pub use ssl::Ssl;
 pub use tlv::{Tlv, Tlvs, TlvsIter};
-pub use tlv_type::TlvType;
+pub use tlv_type::{ParseTlvTypeError, TlvType};
 pub use v1::is_v1;
 
 /// The 12 bytes that open every header (section 2.2).

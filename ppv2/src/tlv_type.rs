@@ -2,6 +2,9 @@
 //! clouds, and the ranges that it leaves to others.
 
 use core::fmt;
+use core::str::FromStr;
+
+use thiserror::Error;
 
 /// The type of a TLV (section 2.2).
 ///
@@ -97,38 +100,117 @@ impl TlvType {
     }
 }
 
+/// The types that have a name.
+const NAMES: [(TlvType, &str); 19] = [
+    (TlvType::ALPN, "ALPN"),
+    (TlvType::AUTHORITY, "AUTHORITY"),
+    (TlvType::CRC32C, "CRC32C"),
+    (TlvType::NOOP, "NOOP"),
+    (TlvType::UNIQUE_ID, "UNIQUE_ID"),
+    (TlvType::SSL, "SSL"),
+    (TlvType::SSL_VERSION, "SSL_VERSION"),
+    (TlvType::SSL_CN, "SSL_CN"),
+    (TlvType::SSL_CIPHER, "SSL_CIPHER"),
+    (TlvType::SSL_SIG_ALG, "SSL_SIG_ALG"),
+    (TlvType::SSL_KEY_ALG, "SSL_KEY_ALG"),
+    (TlvType::SSL_GROUP, "SSL_GROUP"),
+    (TlvType::SSL_SIG_SCHEME, "SSL_SIG_SCHEME"),
+    (TlvType::SSL_CLIENT_CERT, "SSL_CLIENT_CERT"),
+    (TlvType::NETNS, "NETNS"),
+    (TlvType::GCP, "GCP"),
+    (TlvType::AWS, "AWS"),
+    (TlvType::REPLY_TAG, "REPLY_TAG"),
+    (TlvType::AZURE, "AZURE"),
+];
+
 impl fmt::Display for TlvType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match *self {
-            Self::ALPN => "ALPN",
-            Self::AUTHORITY => "AUTHORITY",
-            Self::CRC32C => "CRC32C",
-            Self::NOOP => "NOOP",
-            Self::UNIQUE_ID => "UNIQUE_ID",
-            Self::SSL => "SSL",
-            Self::SSL_VERSION => "SSL_VERSION",
-            Self::SSL_CN => "SSL_CN",
-            Self::SSL_CIPHER => "SSL_CIPHER",
-            Self::SSL_SIG_ALG => "SSL_SIG_ALG",
-            Self::SSL_KEY_ALG => "SSL_KEY_ALG",
-            Self::SSL_GROUP => "SSL_GROUP",
-            Self::SSL_SIG_SCHEME => "SSL_SIG_SCHEME",
-            Self::SSL_CLIENT_CERT => "SSL_CLIENT_CERT",
-            Self::NETNS => "NETNS",
-            Self::GCP => "GCP",
-            Self::AWS => "AWS",
-            Self::REPLY_TAG => "REPLY_TAG",
-            Self::AZURE => "AZURE",
-            other => {
-                write!(f, "TLV 0x{:02x}", other.0)?;
-                return match other {
-                    t if t.is_custom() => f.write_str(" (custom)"),
-                    t if t.is_experiment() => f.write_str(" (experiment)"),
-                    t if t.is_future() => f.write_str(" (future)"),
-                    _ => Ok(()),
-                };
+        if let Some((_, name)) = NAMES.iter().find(|(kind, _)| kind == self) {
+            return f.write_str(name);
+        }
+        write!(f, "TLV 0x{:02x}", self.0)?;
+        match self {
+            kind if kind.is_custom() => f.write_str(" (custom)"),
+            kind if kind.is_experiment() => f.write_str(" (experiment)"),
+            kind if kind.is_future() => f.write_str(" (future)"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a type as people write it: a name in upper or lower case, or `0x` and two
+/// hexadecimal digits.
+///
+/// ```
+/// use ppv2::TlvType;
+///
+/// assert_eq!("unique_id".parse(), Ok(TlvType::UNIQUE_ID));
+/// assert_eq!("0xE1".parse(), Ok(TlvType(0xe1)));
+/// assert_eq!(
+///     "225".parse::<TlvType>().unwrap_err().to_string(),
+///     "expected a name such as alpn, authority or unique_id, or 0x and two hexadecimal digits",
+/// );
+/// ```
+impl FromStr for TlvType {
+    type Err = ParseTlvTypeError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTlvTypeError> {
+        let named = NAMES
+            .iter()
+            .find(|(_, name)| name.eq_ignore_ascii_case(text));
+        if let Some((kind, _)) = named {
+            return Ok(*kind);
+        }
+        let digits = text
+            .strip_prefix("0x")
+            .filter(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        digits
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+            .map(Self)
+            .ok_or(ParseTlvTypeError(()))
+    }
+}
+
+/// A text is no [`TlvType`]: neither a name nor `0x` and two hexadecimal digits.
+///
+/// ```
+/// assert!("0xe10".parse::<ppv2::TlvType>().is_err());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("expected a name such as alpn, authority or unique_id, or 0x and two hexadecimal digits")]
+pub struct ParseTlvTypeError(());
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn every_name_and_every_number_is_read() {
+        for byte in 0..=0xff {
+            let kind = TlvType(byte);
+            assert_eq!(std::format!("0x{byte:02x}").parse(), Ok(kind));
+            assert_eq!(std::format!("0x{byte:02X}").parse(), Ok(kind));
+            let shown = kind.to_string();
+            if !shown.starts_with("TLV ") {
+                assert_eq!(shown.parse(), Ok(kind));
+                assert_eq!(shown.to_lowercase().parse(), Ok(kind));
             }
-        };
-        f.write_str(name)
+        }
+    }
+
+    #[test]
+    fn other_texts_are_not() {
+        for text in [
+            "", "0x", "0x1", "0x001", "e1", "0Xe1", "225", "0x+1", "0x-1", "alpn ", "TLV 0xe1",
+            "0xé",
+        ] {
+            assert_eq!(
+                text.parse::<TlvType>(),
+                Err(ParseTlvTypeError(())),
+                "{text:?}"
+            );
+        }
     }
 }

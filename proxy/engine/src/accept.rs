@@ -2,11 +2,15 @@
 //! what is made of it. Who sent a datagram decides whether it must carry one, never its
 //! bytes.
 
-use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+mod senders;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+pub use senders::{Arrival, Senders, passes};
 
 /// Which senders of a listener must put a header in front of each datagram, and what becomes
 /// of all others'.
@@ -26,6 +30,14 @@ pub struct Accept {
     /// Whether a sender may leave the header out once it has said it; the specification
     /// forbids that.
     pub remember: Option<Remember>,
+}
+
+impl Accept {
+    /// Whether datagrams from this address must carry a header.
+    #[must_use]
+    pub fn includes(&self, sender: IpAddr) -> bool {
+        self.from.iter().any(|net| net.contains(&sender))
+    }
 }
 
 /// How headers may be written. At least one is set.
@@ -71,13 +83,26 @@ pub struct Remember {
     pub forwards_empty: bool,
 }
 
-/// Names a sender for as long as anything is known of it; never used again for another.
+/// Names a sender for as long as anything is known of it. No other sender of any worker has
+/// the id until 2³² have come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SenderId(u64);
 
 impl SenderId {
     /// Of a client's own datagrams.
     pub const NONE: Self = Self(0);
+
+    /// Another id for a sender in this place of its worker's.
+    fn new(place: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(u64::from(number) << 32 | place as u64 & u64::from(u32::MAX))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+    fn place(self) -> usize {
+        self.0 as u32 as usize
+    }
 
     /// The id in 64 bits; 0 for none.
     #[must_use]
@@ -96,6 +121,29 @@ pub struct Sender {
     pub address: SocketAddr,
     /// Where it sends to, and replies leave from.
     pub local: SocketAddr,
-    /// Bits of the session of its latest datagram; 0 for none.
-    latest: AtomicU64,
+    /// How often its headers have named another client than before.
+    changes: AtomicU64,
+}
+
+impl Sender {
+    fn new(id: SenderId, address: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            id,
+            address,
+            local,
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    /// How often its headers have named another client than before. As long as this stays
+    /// the same, so does the client.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+
+    fn note_change(&self) {
+        // Its worker alone writes it.
+        self.changes.store(self.changes() + 1, Ordering::Relaxed);
+    }
 }

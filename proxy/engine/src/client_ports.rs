@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::accept::SenderId;
 use crate::address::{ListenerAddr, ServerAddr};
 use crate::session::{Key, MIN_REST};
 
@@ -33,10 +34,10 @@ struct State {
 
 #[derive(Debug)]
 struct PortUse {
-    /// What the client wrote to.
-    local: ListenerAddr,
+    /// What the client wrote to, and the proxy that it wrote through.
+    way: (ListenerAddr, SenderId),
     /// When the port was given back, if it was. A late reply would reach the next
-    /// session, which may be the client's at the same local address alone.
+    /// session, which may be the client's by the same way alone.
     since: Option<Instant>,
     /// Whether it is in `resting`.
     is_queued: bool,
@@ -59,26 +60,26 @@ pub(crate) struct ClientPort {
 
 impl ClientPorts {
     /// Takes the client's port; `None` if another session has it, or had it within
-    /// [`MIN_REST`] at another local address.
+    /// [`MIN_REST`] at another local address, or through another proxy.
     pub(crate) fn take(
         self: &Arc<Self>,
         now: Instant,
         key: &Key,
         server: ServerAddr,
     ) -> Option<ClientPort> {
-        let pair = (key.client.0, server.0);
+        let (pair, way) = ((key.client.0, server.0), (key.local, key.sender));
         let mut state = self.lock();
         state.forget_rested(now);
         let known = state.uses.get(&pair);
         let is_free = known.is_none_or(|port_use| {
-            port_use.since.is_some() && (port_use.local == key.local || !port_use.rests(now))
+            port_use.since.is_some() && (port_use.way == way || !port_use.rests(now))
         });
         let is_queued = known.is_some_and(|port_use| port_use.is_queued);
         if !is_free || known.is_none() && state.uses.len() >= MAX_PORTS {
             return None;
         }
         let port_use = PortUse {
-            local: key.local,
+            way,
             since: None,
             is_queued,
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use ppv2_udp::Options;
 
-use crate::accept::Accept;
+use crate::accept::{Accept, Direct};
 use crate::client_limits::{ClientRates, ClientSessions};
 use crate::counters::{DropReason, ListenerCounters, next_id};
 
@@ -175,6 +175,16 @@ impl ListenerSettings {
             Some(DropReason::NotAllowed)
         } else {
             None
+        }
+    }
+
+    /// Whether a client may write directly, or a proxy that passes on what it writes.
+    #[must_use]
+    pub fn admits(&self, client: IpAddr, proxy: Option<IpAddr>) -> bool {
+        match (&self.accept, proxy) {
+            (None, proxy) => proxy.is_none(),
+            (Some(accept), Some(proxy)) => accept.includes(proxy),
+            (Some(accept), None) => accept.direct == Direct::Accept && !accept.includes(client),
         }
     }
 

@@ -179,6 +179,8 @@ pub struct Via {
     pub sender: Arc<Sender>,
     /// When the latest of them came.
     pub heard: Moment,
+    /// [`Sender::changes`] at that time.
+    pub changes: u64,
     /// What stands in front of replies.
     pub reply_header: ReplyHeader,
 }

@@ -12,6 +12,7 @@
 //! same client to the same worker.
 
 mod client_to_server;
+mod headers_in;
 mod new_session;
 mod reconfigure;
 mod run;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ppv2_udp::{Batch, READY, Readiness, Socket, Waker};
 use slab::Slab;
 
+use crate::accept::Senders;
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::{DropReason, WorkerCounters};
@@ -220,6 +222,8 @@ pub struct Worker {
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Connection>,
     shared_sockets: SharedSockets,
+    /// Proxies that put headers in front of what they pass on.
+    senders: Senders,
     unix: UnixClock,
     unique_ids: UniqueIds,
     capacity: Arc<Capacity>,
@@ -276,6 +280,7 @@ impl Worker {
                 .with_sources(Connection::source)
                 .with_unique_ids(unique_ids, Connection::has_unique_id),
             shared_sockets: SharedSockets::new(number, workers),
+            senders: Senders::default(),
             unix: UnixClock::new(now),
             unique_ids,
             capacity,

@@ -27,14 +27,10 @@ impl Worker {
         };
         self.count_overflows(number, slots);
         for slot in 0..slots {
-            let mut rest = self.incoming.whole(slot);
-            while rest.datagrams() > 0 {
-                let part = self.next_part(number, &mut rest);
-                if !self.listener_sockets[number].settings.keeps_sessions {
-                    self.forward_without_session(number, part, now);
-                } else if let Some(id) = self.session_for(number, part, now) {
-                    self.queue(id, part, now);
-                }
+            if self.listener_sockets[number].settings.accept.is_some() {
+                self.take_with_headers(number, slot, now);
+            } else {
+                self.take_from_client(number, slot, now);
             }
         }
         self.send_run();
@@ -42,6 +38,26 @@ impl Worker {
             self.renew_tagged_socket(number, now);
         }
         slots == BATCH
+    }
+
+    /// Takes what a client has sent to its server: all bytes are payload.
+    pub(super) fn take_from_client(&mut self, number: usize, slot: usize, now: Instant) {
+        let Some(received) = self.incoming.received(slot) else {
+            return;
+        };
+        let (key, mut rest) = (Key::of(&received), self.incoming.whole(slot));
+        if let Some(reason) = refused(&received) {
+            self.drop_from_client(number, rest, reason);
+            return;
+        }
+        while rest.datagrams() > 0 {
+            let part = self.next_part(number, &key, &mut rest);
+            if !self.listener_sockets[number].settings.keeps_sessions {
+                self.forward_without_session(number, key, part, now);
+            } else if let Some(id) = self.session_for(number, key, part, now) {
+                self.queue(id, part, now);
+            }
+        }
     }
 
     fn count_overflows(&mut self, number: usize, slots: usize) {
@@ -53,53 +69,79 @@ impl Worker {
         counters.overflows.add(lost);
     }
 
-    /// Cuts off the front of `rest` what one session may take: all, unless a burst
-    /// has come in one piece where requests are counted.
-    fn next_part(&self, number: usize, rest: &mut Part) -> Part {
+    /// Cuts off the front of `rest` what one session of the client may take: all, unless a
+    /// burst has come in one piece where requests are counted.
+    pub(super) fn next_part(&self, number: usize, key: &Key, rest: &mut Part) -> Part {
         let rules = &self.listener_sockets[number].settings.rules;
-        let received = self.incoming.received(rest.slot);
-        let is_cut = rules.count_requests() && rest.datagrams() > 1;
-        let Some(received) = received.filter(|_| is_cut) else {
+        if !rules.count_requests() || rest.datagrams() <= 1 {
             return rest.take(usize::MAX);
-        };
-        let room = self.table.room(&Key::of(&received), rules.requests);
+        }
+        let room = self.table.room(key, rules.requests);
         rest.take(usize::try_from(room).unwrap_or(usize::MAX))
     }
 
     /// The session of the client's datagrams in `part`, begun if need be. `None`
     /// if they are dropped, which is counted.
-    fn session_for(&mut self, number: usize, part: Part, now: Instant) -> Option<SessionId> {
-        let received = self.incoming.received(part.slot)?;
-        let amount = self.count_received(number, part);
-        let key = Key::of(&received);
-        let found = match refused(&received) {
-            Some(reason) => Err(reason),
-            None if self.draining => Err(DropReason::Stopping),
-            None if self.is_too_fast(number, &key, amount, now) => Err(DropReason::ClientRate),
-            None => match self.known_session(&key, amount, now) {
+    fn session_for(
+        &mut self,
+        number: usize,
+        key: Key,
+        part: Part,
+        now: Instant,
+    ) -> Option<SessionId> {
+        let amount = self.amount_of(part);
+        self.count_received(number, amount);
+        self.session_of(number, key, amount, now)
+    }
+
+    /// As [`session_for`](Self::session_for), of datagrams that have been counted as
+    /// received.
+    pub(super) fn session_of(
+        &mut self,
+        number: usize,
+        key: Key,
+        amount: Amount,
+        now: Instant,
+    ) -> Option<SessionId> {
+        let found = if self.draining {
+            Err(DropReason::Stopping)
+        } else if self.is_too_fast(number, &key, amount, now) {
+            Err(DropReason::ClientRate)
+        } else {
+            match self.known_session(&key, amount, now) {
                 Some(id) => Ok(id),
                 None => match self.new_session(number, key, now) {
                     Ok(id) => Ok(self.table.count(now, id, amount)),
                     Err(reason) => self.overdraw(&key, amount, now).ok_or(reason),
                 },
-            },
+            }
         };
         found
             .inspect_err(|reason| self.count_dropped_of(number, *reason, amount))
             .ok()
     }
 
-    /// Counts what came from a client by the listener's socket of this number.
-    fn count_received(&self, number: usize, part: Part) -> Amount {
-        let amount = Amount {
+    /// How much a client has sent in `part`.
+    pub(super) fn amount_of(&self, part: Part) -> Amount {
+        Amount {
             datagrams: part.datagrams() as u64,
             bytes: self.incoming.len_of(part) as u64,
-        };
+        }
+    }
+
+    /// Counts what came from a client by the listener's socket of this number.
+    pub(super) fn count_received(&self, number: usize, amount: Amount) {
         let listener = &self.listener_sockets[number].settings.listener;
         let counters = listener.counters(self.number);
         counters.received.add(amount.datagrams);
         counters.received_bytes.add(amount.bytes);
-        amount
+    }
+
+    /// Counts what came by the listener's socket of this number, and its drop.
+    pub(super) fn drop_from_client(&self, number: usize, part: Part, reason: DropReason) {
+        let amount = self.amount_of(part);
+        self.count_received(number, amount);
+        self.count_dropped_of(number, reason, amount);
     }
 
     /// Counts a drop of what came by the listener's socket of this number.
@@ -111,17 +153,15 @@ impl Worker {
 
     /// Has a client's datagrams leave where no session is kept: each for itself goes to the
     /// server that the client now has, and the reply's tag says where that goes.
-    fn forward_without_session(&mut self, number: usize, part: Part, now: Instant) {
-        let Some(received) = self.incoming.received(part.slot) else {
-            return;
-        };
-        let amount = self.count_received(number, part);
-        let key = Key::of(&received);
-        let place = match refused(&received) {
-            Some(reason) => Err(reason),
-            None if self.draining => Err(DropReason::Stopping),
-            None if self.is_too_fast(number, &key, amount, now) => Err(DropReason::ClientRate),
-            None => self.place_without_session(number, &key, now),
+    fn forward_without_session(&mut self, number: usize, key: Key, part: Part, now: Instant) {
+        let amount = self.amount_of(part);
+        self.count_received(number, amount);
+        let place = if self.draining {
+            Err(DropReason::Stopping)
+        } else if self.is_too_fast(number, &key, amount, now) {
+            Err(DropReason::ClientRate)
+        } else {
+            self.place_without_session(number, &key, now)
         };
         let socket = place.and_then(|place| {
             let socket = self.tagged_socket_at(number, place, now)?;
@@ -229,7 +269,7 @@ impl Worker {
 }
 
 /// Why a datagram is dropped, by what is known of it alone.
-fn refused(received: &Received) -> Option<DropReason> {
+pub(super) fn refused(received: &Received) -> Option<DropReason> {
     if received.group {
         Some(DropReason::MulticastDestination)
     } else if received.truncated {

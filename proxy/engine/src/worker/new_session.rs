@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::session_socket::NewPath;
 use super::{Readable, Worker, random_seed};
+use crate::accept::SenderId;
 use crate::address::own_addresses;
 use crate::client_limits::{ClientPermit, Network};
 use crate::counters::{DropReason, EndReason};
 use crate::listener::ListenerSettings;
 use crate::server::{Replies, Target};
-use crate::session::{Key, SessionId};
+use crate::session::{Key, ReplyHeader, SessionId, Via};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
 use crate::upstream_socket::{Connection, First};
@@ -192,9 +193,18 @@ impl Worker {
         };
         connection.set_header(target, &key);
         let permit = got.permit;
+        let via = self.senders.get(key.sender).map(|sender| {
+            Box::new(Via {
+                sender: Arc::clone(sender),
+                heard: self.table.clock().moment(now),
+                changes: sender.changes(),
+                reply_header: ReplyHeader::None,
+            })
+        });
+        debug_assert_eq!(via.is_some(), key.sender != SenderId::NONE);
         let id = self
             .table
-            .open(now, key, settings, server, permit, connection);
+            .open_via(now, key, via, settings, server, permit, connection);
         let watch_key = Readable::Session(id).key();
         let watched = self.table.get(id).map(|session| {
             match (session.connection.own_socket(), got.is_watched) {
@@ -232,11 +242,14 @@ impl Worker {
             && !self.own_addresses.contains(client, now)
     }
 
-    /// Whether replies to this client would come back to the proxy or to one of
-    /// its servers. A forged source could otherwise start an exchange that never
+    /// Whether replies to this client, or to the proxy that it is behind, would come back to
+    /// this proxy or to one of its servers. A forged source could otherwise start an exchange that never
     /// ends (CVE-2024-2169).
     fn would_loop(&mut self, key: &Key, now: Instant) -> bool {
-        let (client, local) = (key.client.0, key.local.0);
+        let (client, local) = match self.senders.get(key.sender) {
+            Some(sender) => (sender.address, sender.local),
+            None => (key.client.0, key.local.0),
+        };
         if self.server_addresses.addresses.contains(&client) {
             return true;
         }

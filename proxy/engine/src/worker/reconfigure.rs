@@ -186,7 +186,10 @@ impl Worker {
             }
             let is_denied = has_other_settings
                 && !session.settings.has_same_access(&new.settings)
-                && !new.settings.allows(key.client.0.ip());
+                && !(new.settings.allows(key.client.0.ip())
+                    && new
+                        .settings
+                        .admits(key.client.0.ip(), session.proxy().map(|proxy| proxy.ip())));
             if !session.is_active() {
                 if is_denied {
                     session.silence();

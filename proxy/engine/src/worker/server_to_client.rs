@@ -2,13 +2,15 @@
 //! batch, each is checked, and all that leave by one listener's socket leave in one call.
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket};
+use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket, TrafficClass};
 use slab::Slab;
 
+use super::headers_in::MAX_REPLY_HEADER;
 use super::reconfigure::is_wrong;
 use super::run::count_report;
 use super::{ListenerSocket, Worker};
@@ -164,9 +166,8 @@ impl Worker {
                     bytes: amount.bytes - headers,
                     ..amount
                 };
-                let (listener_socket, outgoing) =
-                    self.tagged_reply_to(&named, &received, payload, now)?;
-                Ok((named.header, listener_socket, outgoing))
+                let exit = self.tagged_reply_to(&named, &received, payload, now)?;
+                Ok((named.header, exit))
             });
             if let Some(tagged) = self.shared_sockets.tagged(number) {
                 let counters = tagged.server.counters(self.number);
@@ -174,11 +175,10 @@ impl Worker {
                 counters.reply_bytes.add(amount.bytes);
             }
             match checked {
-                Ok((header, listener_socket, outgoing)) => {
+                Ok((header, exit)) => {
                     let passed = all.singles().map(|one| Passed {
                         part: one.behind(header),
-                        listener_socket,
-                        outgoing,
+                        exit,
                     });
                     self.replies.passed.extend(passed);
                 }
@@ -229,7 +229,7 @@ impl Worker {
         received: &Received,
         amount: Amount,
         now: Instant,
-    ) -> Result<(u32, Outgoing<'static>), Refusal> {
+    ) -> Result<Exit, Refusal> {
         // A server that the session has left doesn't count for it.
         let is_of_server = |id: &SessionId| {
             let session = self.table.get(*id);
@@ -248,11 +248,7 @@ impl Worker {
     /// Where a reply with a valid tag goes that is of no session: none is kept, or it has
     /// ended. It can reach no other client, so it passes, unless there is a bound on what a
     /// client gets.
-    fn check_without_session(
-        &self,
-        key: &Key,
-        received: &Received,
-    ) -> Result<(u32, Outgoing<'static>), Refusal> {
+    fn check_without_session(&self, key: &Key, received: &Received) -> Result<Exit, Refusal> {
         let number = self.listener_socket_at(key.local.0);
         let number = number.ok_or((DropReason::ReplyUnknownListener, None))?;
         let settings = &self.listener_sockets[number as usize].settings;
@@ -263,13 +259,13 @@ impl Worker {
         if !settings.allows(key.client.0.ip()) {
             return of_listener(DropReason::ReplyNotAllowed);
         }
-        let outgoing = Outgoing {
-            to: Some(key.client.0),
-            from: Some(key.local.0),
+        Ok(Exit {
+            listener_socket: number,
+            to: key.client.0,
+            from: key.local.0,
             class: received.class.passed(settings.dscp),
-            header: &[],
-        };
-        Ok((number, outgoing))
+            header: (0, 0),
+        })
     }
 
     /// Has the replies in `slot`, which came by the socket or to the address of session
@@ -347,11 +343,7 @@ impl Worker {
             bytes: self.replies.batch.len_of(part) as u64,
         };
         match self.check(&received, id, amount, now) {
-            Ok((listener_socket, outgoing)) => self.replies.passed.push(Passed {
-                part,
-                listener_socket,
-                outgoing,
-            }),
+            Ok(exit) => self.replies.passed.push(Passed { part, exit }),
             Err(reason) => {
                 if let Some(session) = self.table.get(id) {
                     let counters = session.settings.listener.counters(self.number);
@@ -369,7 +361,7 @@ impl Worker {
         id: SessionId,
         amount: Amount,
         now: Instant,
-    ) -> Result<(u32, Outgoing<'static>), DropReason> {
+    ) -> Result<Exit, DropReason> {
         let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
         let (server, connection) = (&session.server, &mut session.connection);
         let wrong = || is_wrong(&self.wrong_interfaces, server.address, received.interface);
@@ -397,7 +389,7 @@ impl Worker {
         received: &Received,
         amount: Amount,
         now: Instant,
-    ) -> Result<(u32, Outgoing<'static>), DropReason> {
+    ) -> Result<Exit, DropReason> {
         let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
         let connection = &mut session.connection;
         if let Some(first) = &mut connection.first {
@@ -414,13 +406,14 @@ impl Worker {
                 return Err(DropReason::ReplyAmplified);
             }
         }
-        let outgoing = Outgoing {
-            to: Some(reply.to.0),
-            from: Some(reply.from.0),
+        let exit = Exit {
+            listener_socket,
+            to: reply.to.0,
+            from: reply.from.0,
             class: received.class.passed(dscp),
-            header: &[],
+            header: (0, 0),
         };
-        Ok((listener_socket, outgoing))
+        self.through_sender(id, exit, now)
     }
 }
 
@@ -436,12 +429,22 @@ struct Named {
     header: usize,
 }
 
+/// How replies leave.
+#[derive(Clone, Copy)]
+pub(super) struct Exit {
+    /// Number of the listener's socket that they leave by.
+    pub(super) listener_socket: u32,
+    pub(super) to: SocketAddr,
+    pub(super) from: SocketAddr,
+    pub(super) class: TrafficClass,
+    /// Place and length of what stands in front of each, among the headers of [`Replies`].
+    pub(super) header: (usize, usize),
+}
+
 /// A reply that may go to its client.
 struct Passed {
     part: Part,
-    /// Number of the listener's socket that it leaves by.
-    listener_socket: u32,
-    outgoing: Outgoing<'static>,
+    exit: Exit,
 }
 
 /// The batch of replies, filled from its front.
@@ -452,6 +455,8 @@ pub(super) struct Replies {
     /// In the order that they came in. The others are overwritten after the next
     /// [`send`](Self::send).
     passed: Vec<Passed>,
+    /// What stands in front of those that go to another proxy.
+    headers: Vec<u8>,
 }
 
 impl Replies {
@@ -462,7 +467,21 @@ impl Replies {
             batch: Batch::default(),
             filled: 0,
             passed: Vec::with_capacity(BATCH),
+            headers: Vec::with_capacity(BATCH * MAX_REPLY_HEADER),
         }
+    }
+
+    /// Keeps what stands in front of a reply until that is sent. Returns its place and
+    /// length, of a reply header that has been kept before those of the latest one.
+    pub(super) fn keep_header(&mut self, header: &[u8]) -> (usize, usize) {
+        let same = self.passed.last().map(|passed| passed.exit.header);
+        let is_same = |(place, len): (usize, usize)| self.headers[place..place + len] == *header;
+        if let Some(same) = same.filter(|same| is_same(*same)) {
+            return same;
+        }
+        let place = self.headers.len();
+        self.headers.extend_from_slice(header);
+        (place, header.len())
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -529,13 +548,20 @@ impl Replies {
         let batch = &self.batch;
         for same in self
             .passed
-            .chunk_by(|a, b| a.listener_socket == b.listener_socket)
+            .chunk_by(|a, b| a.exit.listener_socket == b.exit.listener_socket)
         {
-            let listener_socket = &listener_sockets[same[0].listener_socket as usize];
+            let listener_socket = &listener_sockets[same[0].exit.listener_socket as usize];
             let counters = listener_socket.settings.listener.counters(self.worker);
             let outgoing = |index: usize| {
-                let passed: &Passed = &same[index];
-                (passed.part, passed.outgoing)
+                let Passed { part, exit } = &same[index];
+                let (place, len) = exit.header;
+                let outgoing = Outgoing {
+                    to: Some(exit.to),
+                    from: Some(exit.from),
+                    class: exit.class,
+                    header: &self.headers[place..place + len],
+                };
+                (*part, outgoing)
             };
             let socket = &listener_socket.socket;
             let sent = socket.send(batch, same.len(), outgoing, |_, fault| {
@@ -552,6 +578,7 @@ impl Replies {
             counters.replied_bytes.add(sent.bytes as u64);
         }
         self.passed.clear();
+        self.headers.clear();
         self.filled = 0;
     }
 

@@ -270,6 +270,7 @@ fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<SocketAd
             bind = ?listener.bind,
             upstream = listener.upstream,
             servers = %servers.collect::<Vec<_>>().join(", "),
+            accept = listener.accept.as_ref().map(tracing::field::display),
             "listening"
         );
     }

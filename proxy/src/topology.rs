@@ -76,8 +76,8 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
         Mode::Ppv2 { crc32c, .. } | Mode::Dsr(RewriteOn::Sdk { crc32c }) => Some(crc32c),
         Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => None,
     };
-    // The header's length depends on the client's family, which is the listener's.
-    let longest = match listener.bind.iter().any(SocketAddr::is_ipv6) {
+    // The header's length depends on the client's family.
+    let longest = match listener.has_clients(true) {
         true => ppv2::IPV6_HEADER_LEN,
         false => ppv2::IPV4_HEADER_LEN,
     };
@@ -86,6 +86,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
         address,
         upstream: String::new(),
         listener: listener.bind.clone(),
+        reads_headers: listener.accept.is_some(),
         rewriter: match mode {
             Mode::Ppv2 { .. } | Mode::Plain => None,
             Mode::Transparent { .. } => Some(Rewriter::Proxy),
@@ -156,10 +157,31 @@ pub fn expand(config: &Config, answers: &Answers) -> Expanded {
 /// [`ProbeError`].
 pub fn doctor(config: &Config, options: &Options) -> Result<(String, bool), ProbeError> {
     let more = match options.role {
-        Role::Proxy => capacity(config),
+        Role::Proxy => [capacity(config), unknown_sources(config)].concat(),
         Role::Server => Vec::new(),
     };
     doctor::report(&of(config), options, more)
+}
+
+/// Mode dsr by the SDK behind other proxies: the servers send from addresses that only headers
+/// tell.
+fn unknown_sources(config: &Config) -> Vec<Finding> {
+    let is_unknown = |listener: &&Listener| {
+        let by_sdk = |mode| matches!(mode, Mode::Dsr(RewriteOn::Sdk { .. }));
+        listener.accept.is_some() && listener.modes().any(by_sdk)
+    };
+    let listeners = config.listeners.iter().filter(is_unknown);
+    let finding = |listener: &Listener| {
+        Finding::advice(
+            format!(
+                "replies of listener {} (mode dsr, rewrite_on sdk)",
+                listener.name
+            ),
+            "servers send them from the address that the client wrote to at a proxy in front, which only its header tells",
+            "let the servers' hosts send from the addresses of the proxies in front, and route such packets; or use mode ppv2",
+        )
+    };
+    listeners.map(finding).collect()
 }
 
 fn capacity(config: &Config) -> Vec<Finding> {

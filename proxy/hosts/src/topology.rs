@@ -52,6 +52,9 @@ pub struct Server {
     pub upstream: String,
     /// The addresses of its listener.
     pub listener: Vec<SocketAddr>,
+    /// Whether its listener reads headers of other proxies: they name clients of either family,
+    /// and the address that these wrote to, which no configuration tells.
+    pub reads_headers: bool,
     /// Who gives its replies the listener's address; `None` if they go to the proxy's own.
     pub rewriter: Option<Rewriter>,
     /// Whether it sees the client's own port as the source.
@@ -87,7 +90,8 @@ impl Server {
 
 impl Topology {
     /// The paths of all replies that don't go to the proxy's own address. A client's
-    /// address reaches servers of its own family alone; a header reaches any.
+    /// address reaches servers of its own family alone; a header reaches any. Those that
+    /// leave from an address which only a header tells are left out.
     pub(crate) fn reply_paths(&self) -> Vec<ReplyPath> {
         let mut paths = Vec::new();
         for server in &self.servers {
@@ -95,7 +99,12 @@ impl Topology {
                 continue;
             };
             let reached = server.listener.iter().filter(|listener| {
-                !rewriter.spoofs() || listener.is_ipv4() == server.address.is_ipv4()
+                let same_family = listener.is_ipv4() == server.address.is_ipv4();
+                match (server.reads_headers, rewriter) {
+                    (true, Rewriter::Sdk) => false,
+                    (true, Rewriter::Proxy) => true,
+                    _ => !rewriter.spoofs() || same_family,
+                }
             });
             paths.extend(reached.map(|listener| ReplyPath {
                 rewriter,
@@ -131,6 +140,37 @@ pub(crate) fn is_anywhere(client: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_bring_clients_of_either_family() {
+        let paths = |reads_headers, rewriter| {
+            let topology = Topology {
+                servers: vec![Server {
+                    address: "192.0.2.1:53".parse().unwrap(),
+                    upstream: String::new(),
+                    listener: vec!["[2001:db8::1]:53".parse().unwrap()],
+                    reads_headers,
+                    rewriter: Some(rewriter),
+                    spoofs_ports: false,
+                    header_len: 0,
+                    tag_len: 0,
+                    dont_fragment: false,
+                    source: None,
+                    answers_proxy: None,
+                    question: Vec::new(),
+                    answers_question: false,
+                }],
+                ..Topology::default()
+            };
+            topology.reply_paths().len()
+        };
+        assert_eq!(paths(false, Rewriter::Proxy), 0);
+        assert_eq!(paths(true, Rewriter::Proxy), 1);
+        // What the kernel writes is the listener's own address.
+        assert_eq!(paths(true, Rewriter::ServerHost), 0);
+        assert_eq!(paths(false, Rewriter::Sdk), 1);
+        assert_eq!(paths(true, Rewriter::Sdk), 0);
+    }
 
     #[test]
     fn sample_client_is_one_that_a_listener_allows() {

@@ -42,6 +42,9 @@ fn describe(config: &Config, remarks: &[String]) -> String {
             let _ = write!(text, "; a new one after {} {datagrams}", rules.requests);
         }
         let _ = writeln!(text);
+        if let Some(accept) = &listener.accept {
+            let _ = writeln!(text, "  {accept}");
+        }
         if listener.servers.len() + listener.names.len() > 1 {
             let returns = match listener.returns {
                 true => "; sessions return with their server",
@@ -189,6 +192,34 @@ servers = [
         }
         assert!(text.contains("warning: max_sessions is 3000000"));
         assert!(text.contains(", memory about "), "{text}");
+    }
+
+    #[test]
+    fn accepted_headers_are_named() {
+        for (accept, line) in [
+            (
+                "from = [\"192.0.2.0/24\", \"::1\"]",
+                "  headers (v2) from 192.0.2.0/24 ::1/128 on each datagram; other sources are dropped",
+            ),
+            (
+                "from = [\"::1\"], formats = [\"v2\", \"spp\"], direct = \"accept\", local = \"drop\", tlvs = \"pass\"",
+                "  headers (v2 or spp) from ::1/128 on each datagram; TLVs pass; LOCAL is dropped; other sources are clients",
+            ),
+            (
+                "from = [\"::1\"], remember = { header_alone = \"forward\" }",
+                "  headers (v2) from ::1/128, remembered for 30s, of at most 100000 senders; headers alone are forwarded; other sources are dropped",
+            ),
+        ] {
+            let content = format!(
+                "[[listener]]\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\naccept = {{ {accept} }}\n\
+                 [upstream.u]\nservers = [\"192.0.2.1:53\"]\n"
+            );
+            let text = report(&Config::from_toml("x", &content).unwrap());
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
     }
 
     #[test]

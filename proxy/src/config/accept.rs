@@ -1,7 +1,7 @@
 //! `accept`: the proxies in front of a listener, whose datagrams begin with a header.
 
 use std::collections::HashSet;
-use std::fmt::Display;
+use std::fmt::{self, Display, Formatter};
 use std::hash::Hash;
 
 use clap::ValueEnum;
@@ -9,9 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use ppv2_engine::accept;
+use ppv2_engine::mode::{Mode, RewriteOn};
 
 use super::error::{Within, key_path, refuse};
-use super::options::words;
+use super::options::{ReplyKind, Upstream, words};
+use super::validate::family;
 use super::values::{DAY, Network, Number, S, Time};
 use super::{Config, ConfigError, Listener};
 
@@ -167,6 +169,36 @@ impl Accept {
     }
 }
 
+/// On one line, for `check` and the log.
+impl Display for Accept {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let formats: Vec<_> = self.formats.iter().map(|format| format.label()).collect();
+        let from: Vec<_> = self.from.iter().map(ToString::to_string).collect();
+        let (formats, from) = (formats.join(" or "), from.join(" "));
+        write!(f, "headers ({formats}) from {from}")?;
+        match self.remember {
+            None => f.write_str(" on each datagram")?,
+            Some(Remember { idle, max, .. }) => {
+                write!(f, ", remembered for {idle}, of at most {max} senders")?;
+            }
+        }
+        let forwards = |remember: Remember| remember.header_alone == HeaderAlone::Forward;
+        if self.remember.is_some_and(forwards) {
+            f.write_str("; headers alone are forwarded")?;
+        }
+        if self.tlvs == Tlvs::Pass {
+            f.write_str("; TLVs pass")?;
+        }
+        if self.local == LocalHeaders::Drop {
+            f.write_str("; LOCAL is dropped")?;
+        }
+        f.write_str(match self.direct {
+            Direct::Drop => "; other sources are dropped",
+            Direct::Accept => "; other sources are clients",
+        })
+    }
+}
+
 fn refuse_twice<T: Display + Eq + Hash>(
     key: &str,
     values: impl Iterator<Item = T>,
@@ -182,7 +214,93 @@ fn refuse_twice<T: Display + Eq + Hash>(
     Ok(())
 }
 
+impl Listener {
+    /// Whether anybody may write to it as a client. Otherwise all its datagrams come from the
+    /// networks that headers are accepted from.
+    pub(super) fn takes_direct_clients(&self) -> bool {
+        let accept = self.accept.as_ref();
+        accept.is_none_or(|accept| accept.direct == Direct::Accept)
+    }
+
+    /// Whether it can have clients of IPv6, or of IPv4: a header names clients of either.
+    pub(crate) fn has_clients(&self, v6: bool) -> bool {
+        self.accept.is_some() || self.bind.iter().any(|address| address.is_ipv6() == v6)
+    }
+}
+
 impl Config {
+    /// Refuses `accept` beside what can't serve the clients of other proxies, and warns of
+    /// senders that are trusted by mistake.
+    pub(super) fn check_accept(
+        &mut self,
+        listener: &Listener,
+        upstream: &Upstream,
+        index: usize,
+    ) -> Result<(), ConfigError> {
+        let Some(accept) = &listener.accept else {
+            return Ok(());
+        };
+        let name = &listener.upstream;
+        if !listener.sessions.0 {
+            return refuse(
+                "`accept` with sessions = false: only a session knows which proxy a reply goes back through",
+                "leave `sessions` or `accept` out",
+            )
+            .within(key_path!["listener", index, "accept"]);
+        }
+        if upstream.replies != ReplyKind::Session {
+            return refuse(
+                format!(
+                    "`accept` with replies = {} in [upstream.{name}]: a tag names the client, not the proxy that a reply goes back through",
+                    upstream.replies.quoted()
+                ),
+                format!("set replies = \"session\" in [upstream.{name}], with a network as `source` for many clients, or leave `accept` out"),
+            )
+            .within(key_path!["listener", index, "accept"]);
+        }
+        let warnings = self.warnings_of(listener, accept);
+        self.warnings.extend(warnings);
+        Ok(())
+    }
+
+    fn warnings_of(&self, listener: &Listener, accept: &Accept) -> Vec<String> {
+        let name = &listener.name;
+        let mut warnings = Vec::new();
+        for network in accept.from.iter().filter(|net| net.0.prefix_len() == 0) {
+            warnings.push(format!(
+                "listener `{name}`: {network} in `accept.from`: anybody can send a header that names any client. List the addresses of the proxies in front alone"
+            ));
+        }
+        let narrow = || accept.from.iter().filter(|net| net.0.prefix_len() > 0);
+        for (number, _) in &listener.servers {
+            let ip = self.servers[*number].address.0.ip();
+            // Whatever runs on this host can send from any address of loopback.
+            if let (false, Some(network)) =
+                (ip.is_loopback(), narrow().find(|net| net.0.contains(&ip)))
+            {
+                warnings.push(format!(
+                    "listener `{name}`: {network} in `accept.from` contains the server {ip}, which can then name any client. List the addresses of the proxies in front alone"
+                ));
+            }
+        }
+        for address in &listener.bind {
+            let same_family = |net: &Network| net.0.addr().is_ipv4() == address.is_ipv4();
+            if accept.direct == Direct::Drop && !accept.from.iter().any(same_family) {
+                let family = family(*address);
+                warnings.push(format!(
+                    "listener `{name}`: every datagram to {address} is dropped: `accept.from` has no {family} network, and `accept.direct` is drop"
+                ));
+            }
+        }
+        let rewrites = |mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
+        if listener.modes().any(rewrites) {
+            warnings.push(format!(
+                "listener `{name}`: `accept` with mode dsr: replies reach clients from the listener's address, and those that wrote to another address of a proxy in front ignore them. Use rewrite_on = \"sdk\", or mode ppv2 or transparent"
+            ));
+        }
+        warnings
+    }
+
     /// Workers that get datagrams of a listener: with `reuse_port` all of them, otherwise at
     /// most one for each address.
     pub(crate) fn workers_of(&self, listener: &Listener) -> usize {

@@ -2,7 +2,7 @@
 //! take each other for clients.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Listener;
@@ -16,7 +16,9 @@ pub(super) fn suspect_peers(listeners: &[Listener]) -> Option<String> {
     let name = |of: &str| of.split(':').next().unwrap_or_default().to_owned();
     let own = interfaces.iter().map(|one| (one.ip(), name(&one.name)));
     let own: BTreeMap<_, _> = own.collect();
-    let (listener, sign) = listeners.iter().find_map(|listener| {
+    // What pretends to be another proxy's reply has no header, and is dropped.
+    let mut listeners = listeners.iter().filter(|one| one.takes_direct_clients());
+    let (listener, sign) = listeners.find_map(|listener| {
         let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), listener.freebind, &own);
         Some((listener, listener.bind.iter().find_map(sign)?))
     })?;
@@ -106,6 +108,33 @@ impl Bound {
         let wildcard = wildcard_of(address);
         let at = |bound| Some((*self.listeners.get(&bound)?, bound));
         at(address).or_else(|| at(wildcard).filter(|_| host.is_own(address)))
+    }
+}
+
+/// Listeners that have others as their servers, by number. None leads back to itself.
+#[derive(Default)]
+pub(super) struct Chains {
+    next: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Chains {
+    /// Adds a step, unless it closes a loop.
+    pub(super) fn add(&mut self, from: usize, to: usize) -> bool {
+        let is_loop = self.leads(to, from);
+        if !is_loop {
+            self.next.entry(from).or_default().insert(to);
+        }
+        !is_loop
+    }
+
+    /// Whether datagrams to listener `from` can arrive at listener `to`.
+    fn leads(&self, from: usize, to: usize) -> bool {
+        let (mut known, mut open) = (BTreeSet::from([from]), vec![from]);
+        while let Some(number) = open.pop() {
+            let next = self.next.get(&number).into_iter().flatten();
+            open.extend(next.copied().filter(|next| known.insert(*next)));
+        }
+        known.contains(&to)
     }
 }
 

@@ -167,8 +167,11 @@ impl Config {
     /// family. A name may resolve to servers of either.
     fn check_families(&self, listener: &Listener) -> Result<(), ConfigError> {
         for address in &listener.bind {
+            let is_clients = |v6| listener.accept.is_some() || v6 == address.is_ipv6();
             let reaches = |(server, mode): &(usize, Mode)| {
-                mode.reaches(self.servers[*server].address, address.is_ipv6())
+                let server = self.servers[*server].address;
+                let reached = |v6| is_clients(v6) && mode.reaches(server, v6);
+                reached(true) || reached(false)
             };
             if listener.names.is_empty() && !listener.servers.iter().any(reaches) {
                 let family = family(*address);
@@ -231,11 +234,7 @@ impl Config {
     ) -> Result<(), ConfigError> {
         for (number, mode) in &listener.servers {
             let server = self.servers[*number].address.0;
-            let has_clients = listener
-                .bind
-                .iter()
-                .any(|a| a.is_ipv4() == server.is_ipv4());
-            if !mode.spoofs() || !has_clients {
+            if !mode.spoofs() || !listener.has_clients(server.is_ipv6()) {
                 continue;
             }
             let name = &listener.name;

@@ -65,7 +65,7 @@ pub struct Config {
     #[arg(skip)]
     pub reuse_port: OnByDefault,
 
-    /// Networks of other proxies: their datagrams are never a client's
+    /// Networks of other proxies, whose addresses are never a client's
     #[arg(skip)]
     pub peers: Option<Vec<Network>>,
 

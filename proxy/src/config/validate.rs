@@ -11,7 +11,7 @@ use ppv2_engine::mode::Mode;
 use ppv2_engine::upstream::{self, Balance, MAX_SERVERS, MAX_WEIGHT};
 
 use super::error::{Within, key_path, nearest, refuse};
-use super::loops::{Bound, Host, suspect_peers};
+use super::loops::{Bound, Chains, Host, suspect_peers};
 use super::names::ServerAddress;
 use super::options::{BalanceKind, HashOn, OnReturn, Resolver, ServerOptions, Upstream};
 use super::values::{Network, canonical, is_link_local, refuse_hidden, scope};
@@ -87,9 +87,10 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
         checked.within(key_path!["listener", index])?;
         let options = groups[listener.upstream.as_str()].options;
         config.check_replies(listener, options, index)?;
+        config.check_accept(listener, options, index)?;
     }
     config.listeners = listeners;
-    config.refuse_loops(&bound, &groups, &used)?;
+    config.refuse_loops(&bound, &groups)?;
     config.require_sources(&groups)?;
     config.check_source_networks(&groups)?;
     config.check_peers()?;
@@ -179,7 +180,7 @@ impl Listener {
         }
         for address in &self.bind {
             let same_family = |net: &Network| net.0.addr().is_ipv4() == address.is_ipv4();
-            if !self.allow.iter().any(same_family) {
+            if self.accept.is_none() && !self.allow.iter().any(same_family) {
                 let family = family(*address);
                 warnings.push(format!(
                     "listener `{name}`: no client of {address} can be served: `allow` has no {family} network"
@@ -373,26 +374,30 @@ impl Config {
         Ok(balance)
     }
 
-    /// Refuses servers that are listeners.
-    fn refuse_loops(
-        &self,
-        bound: &Bound,
-        groups: &Groups<'_>,
-        used: &BTreeSet<String>,
-    ) -> Result<(), ConfigError> {
+    /// Refuses servers that are listeners, unless a chain of listeners that read headers ends
+    /// at other servers.
+    fn refuse_loops(&self, bound: &Bound, groups: &Groups<'_>) -> Result<(), ConfigError> {
         let host = Host::default();
-        let used = groups.iter().filter(|(name, _)| used.contains(**name));
-        for (name, member) in used.flat_map(|(name, g)| g.servers.iter().map(move |m| (name, m))) {
-            let server = &self.servers[member.index];
-            if let Some((number, at)) = bound.arrives_at(server.address.0, &host) {
+        let mut chains = Chains::default();
+        for (index, listener) in self.listeners.iter().enumerate() {
+            let name = listener.upstream.as_str();
+            for member in &groups[name].servers {
+                let server = &self.servers[member.index];
+                let Some((number, at)) = bound.arrives_at(server.address.0, &host) else {
+                    continue;
+                };
+                let next = &self.listeners[number];
+                if next.accept.is_some() && chains.add(index, number) {
+                    continue;
+                }
                 return refuse(
                     format!(
                         "server `{}` is listener `{}` at {at}, this proxy's own address: datagrams would loop",
-                        server.name, self.listeners[number].name
+                        server.name, next.name
                     ),
                     "give the listener or the server another port or address",
                 )
-                .within(key_path!["upstream", *name, "servers", member.entry]);
+                .within(key_path!["upstream", name, "servers", member.entry]);
             }
         }
         Ok(())

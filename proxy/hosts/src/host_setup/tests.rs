@@ -33,6 +33,7 @@ fn server(listener: &[&str], address: &str, rewriter: Option<Rewriter>) -> Serve
         address: address.parse().unwrap(),
         upstream: "u".to_owned(),
         listener: listener.iter().map(|ip| ip.parse().unwrap()).collect(),
+        reads_headers: false,
         rewriter,
         spoofs_ports: false,
         header_len: 0,

@@ -108,6 +108,154 @@ fn a_single_socket_has_all_senders() {
 }
 
 #[test]
+fn replies_need_a_session_to_find_the_proxy_in_front() {
+    const ACCEPT: &str = "accept = { from = [\"198.51.100.1\"] }\n";
+    for (of_listener, of_upstream, message, fix) in [
+        (
+            "sessions = false",
+            "replies = \"tagged\"",
+            "`accept` with sessions = false: only a session knows which proxy a reply goes back through",
+            "leave `sessions` or `accept` out",
+        ),
+        (
+            "",
+            "replies = \"tagged\"",
+            "`accept` with replies = \"tagged\" in [upstream.u]",
+            "set replies = \"session\" in [upstream.u]",
+        ),
+        (
+            "",
+            "replies = \"auto\"",
+            "`accept` with replies = \"auto\" in [upstream.u]",
+            "a network as `source`",
+        ),
+    ] {
+        let error = load(&format!("{ACCEPT}{of_listener}"), of_upstream).unwrap_err();
+        for part in ["x:6:10:", message, fix] {
+            assert!(error.contains(part), "no {part} in {error}");
+        }
+    }
+    // A source network has sessions.
+    load(ACCEPT, "source = [\"fd00:1::/64\", \"127.64.0.0/10\"]").unwrap();
+}
+
+#[test]
+fn senders_trusted_by_mistake_are_warnings() {
+    let warnings = |of_listener: &str| load(of_listener, "").unwrap().warnings;
+    let none: [&str; 0] = [];
+    assert_eq!(warnings("accept = { from = [\"198.51.100.0/24\"] }"), none);
+    assert_eq!(
+        warnings("accept = { from = [\"0.0.0.0/0\", \"::/0\"] }"),
+        ["0.0.0.0/0", "::/0"].map(|all| format!(
+            "listener `dns`: {all} in `accept.from`: anybody can send a header that names any client. List the addresses of the proxies in front alone"
+        ))
+    );
+    assert_eq!(
+        warnings("accept = { from = [\"192.0.0.0/16\"] }"),
+        [
+            "listener `dns`: 192.0.0.0/16 in `accept.from` contains the server 192.0.2.1, which can then name any client. List the addresses of the proxies in front alone"
+        ]
+    );
+    let ipv6 = "from = [\"2001:db8::1\"]";
+    assert_eq!(
+        warnings(&format!("accept = {{ {ipv6} }}")),
+        [
+            "listener `dns`: every datagram to 127.0.0.1:5353 is dropped: `accept.from` has no IPv4 network, and `accept.direct` is drop"
+        ]
+    );
+    assert_eq!(
+        warnings(&format!("accept = {{ {ipv6}, direct = \"accept\" }}")),
+        none
+    );
+    let dsr = "mode = \"dsr\"\naccept = { from = [\"198.51.100.1\"] }";
+    assert_eq!(
+        warnings(dsr),
+        [
+            "listener `dns`: `accept` with mode dsr: replies reach clients from the listener's address, and those that wrote to another address of a proxy in front ignore them. Use rewrite_on = \"sdk\", or mode ppv2 or transparent"
+        ]
+    );
+    assert_eq!(warnings(&format!("rewrite_on = \"sdk\"\n{dsr}")), none);
+}
+
+#[test]
+fn a_server_on_this_host_may_be_in_a_network_of_senders() {
+    let config = "[[listener]]\nbind = [\"127.0.0.1:5353\"]\nupstream = \"u\"\n\
+                  accept = { from = [\"127.0.0.0/8\"] }\n\
+                  [upstream.u]\nservers = [\"127.0.0.1:53\"]\n";
+    let config = Config::from_toml("x", config).unwrap();
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn headers_name_clients_of_either_family() {
+    let transparent = |accept: &str, bind: &str| {
+        let config = format!(
+            "[[listener]]\nbind = [\"{bind}\"]\nupstream = \"u\"\nmode = \"transparent\"\n{accept}\n\
+             [upstream.u]\nservers = [\"192.0.2.1:53\"]\n"
+        );
+        Config::from_toml("x", &config).map(|config| config.warnings)
+    };
+    let error = transparent("", "[::1]:5353").unwrap_err().to_string();
+    assert!(error.contains("need an IPv6 server"), "{error}");
+    let accept = "accept = { from = [\"::1\"] }";
+    assert!(transparent(accept, "[::1]:5353").unwrap().is_empty());
+    // Nor does `allow` have to have a network of the listener's own family.
+    let allow = "allow = [\"203.0.113.0/24\"]";
+    let warned = transparent(allow, "[::1]:5353");
+    assert!(warned.is_err());
+    let accepted = transparent(&format!("{allow}\n{accept}"), "[::1]:5353");
+    assert!(accepted.unwrap().is_empty());
+}
+
+#[test]
+fn listeners_that_read_headers_may_follow_each_other() {
+    let accept = "accept = { from = [\"127.0.0.1\"] }";
+    let three = |servers: [&str; 3]| {
+        let listener = |(number, server): (usize, &str)| {
+            let port = number + 1;
+            format!(
+                "[[listener]]\nname = \"l{port}\"\nbind = [\"127.0.0.1:{port}\"]\nupstream = \"u{port}\"\n{}\n\
+                 [upstream.u{port}]\nservers = [\"{server}\"]\n",
+                if number > 0 { accept } else { "" }
+            )
+        };
+        let all: String = servers.into_iter().enumerate().map(listener).collect();
+        Config::from_toml("x", &all).map_err(|error| error.to_string())
+    };
+    let (second, third, end) = ("127.0.0.1:2", "127.0.0.1:3", "192.0.2.1:53");
+    three([second, third, end]).unwrap();
+    three([third, third, end]).unwrap();
+    for loops in [
+        [second, third, second],
+        [second, third, third],
+        [second, second, end],
+    ] {
+        let error = three(loops).unwrap_err();
+        assert!(error.contains("datagrams would loop"), "{error}");
+    }
+    // The first takes every byte for payload.
+    let error = three(["192.0.2.1:53", "127.0.0.1:1", end]).unwrap_err();
+    assert!(error.contains("is listener `l1` at 127.0.0.1:1"), "{error}");
+}
+
+#[test]
+fn peers_are_asked_for_only_where_anybody_may_write() {
+    let asks = |accept: &str| {
+        let config = format!(
+            "[[listener]]\nbind = [\"203.0.113.77:5300\"]\nfreebind = true\nupstream = \"u\"\n{accept}\n\
+             [upstream.u]\nservers = [\"192.0.2.10:53\"]\n"
+        );
+        let warnings = Config::from_toml("x", &config).unwrap().warnings;
+        warnings.iter().any(|warning| warning.contains("`peers`"))
+    };
+    assert!(asks(""));
+    assert!(!asks("accept = { from = [\"198.51.100.1\"] }"));
+    assert!(asks(
+        "accept = { from = [\"198.51.100.1\"], direct = \"accept\" }"
+    ));
+}
+
+#[test]
 fn errors_name_place_and_fix() {
     for (of_listener, place, message, fix) in [
         (

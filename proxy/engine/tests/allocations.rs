@@ -8,6 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ppv2_engine::accept::{Accept, Direct, Formats, LocalHeaders, Remember};
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
@@ -78,6 +79,7 @@ fn settings(way: &Way) -> ListenerSettings {
     };
     let mut settings = ListenerSettings::new(Listener::new("listener", 1), rules);
     settings.keeps_sessions = way.keeps_sessions;
+    settings.accept = way.accept.clone();
     settings
 }
 
@@ -87,6 +89,7 @@ struct Way {
     sources: Sources,
     replies: Replies,
     keeps_sessions: bool,
+    accept: Option<Arc<Accept>>,
     tlvs: Option<Arc<OwnTlvs>>,
 }
 
@@ -96,6 +99,7 @@ fn own_sockets() -> Way {
         sources: Sources::Addresses(Arc::from([])),
         replies: Replies::Session,
         keeps_sessions: true,
+        accept: None,
         tlvs: None,
     }
 }
@@ -131,6 +135,42 @@ fn with_tlvs(way: Way) -> Way {
     }
 }
 
+/// Clients are proxies: every other datagram of theirs has a header, with a tag and another
+/// TLV, which goes on to the server.
+fn with_headers_in(way: Way) -> Way {
+    let accept = Accept {
+        from: vec!["127.0.0.0/8".parse().unwrap()],
+        formats: Formats {
+            v2: true,
+            spp: false,
+        },
+        direct: Direct::Drop,
+        local: LocalHeaders::Forward,
+        passes_tlvs: true,
+        remember: Some(Remember {
+            idle: Duration::from_secs(60),
+            max: CLIENTS,
+            forwards_empty: false,
+        }),
+    };
+    Way {
+        accept: Some(Arc::new(accept)),
+        ..way
+    }
+}
+
+/// What the client of this number sends, if it is a proxy.
+fn header_in(client: usize) -> Vec<u8> {
+    let port = 1000 + u16::try_from(client).unwrap();
+    let client = SocketAddr::from(([203, 0, 113, 11], port));
+    let destination = SocketAddr::from(([198, 51, 100, 10], 53));
+    let mut buffer = [0; 128];
+    let encoder = ppv2::Encoder::udp(&mut buffer, client, destination).unwrap();
+    let encoder = encoder.authority("example.org").unwrap();
+    let encoder = encoder.reply_tag(ppv2::ReplyTag::new(0, [7; 8])).unwrap();
+    encoder.finish().to_vec()
+}
+
 /// Replies turn out to carry tags.
 fn auto() -> Way {
     Way {
@@ -141,14 +181,21 @@ fn auto() -> Way {
 
 /// Asks and answers so many times for each client, and takes some more
 /// datagrams in a row now and then.
-fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize) {
+fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize, way: &Way) {
     let clients: Vec<_> = (0..CLIENTS).map(|_| socket()).collect();
     let mut datagram = [0; 2000];
     for round in 0..rounds {
         let in_a_row = if round % 10 == 0 { 3 } else { 1 };
-        for client in &clients {
+        for (number, client) in clients.iter().enumerate() {
+            let has_header = way.accept.is_some() && round % 2 == 0;
+            let header = if has_header {
+                header_in(number)
+            } else {
+                Vec::new()
+            };
             for _ in 0..in_a_row {
-                client.send_to(&[7; 1200], listener).unwrap();
+                let datagram = [&header[..], &[7; 1200]].concat();
+                client.send_to(&datagram, listener).unwrap();
             }
         }
         for server in servers {
@@ -230,7 +277,7 @@ fn allocations(rounds: usize, servers: usize, way: &Way) -> u64 {
         result.unwrap();
         measured.count_total
     });
-    exchange(address, &servers, rounds);
+    exchange(address, &servers, rounds, way);
     stop();
     let allocations = running.join().unwrap();
     let listener = &snapshot.listeners.get(0).unwrap().settings.listener;
@@ -249,6 +296,8 @@ fn a_hundred_times_the_datagrams_take_no_allocation_more() {
         (4, tagged(true)),
         (1, tagged(false)),
         (1, auto()),
+        (1, with_headers_in(own_sockets())),
+        (4, with_headers_in(with_tlvs(network()))),
     ];
     for (servers, way) in ways {
         let few = allocations(30, servers, &way);

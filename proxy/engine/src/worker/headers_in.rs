@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ppv2::spp;
+use ppv2::{Tlvs, spp};
 use ppv2_udp::Part;
 
 use super::Worker;
@@ -50,6 +50,10 @@ impl Worker {
                     continue;
                 }
             };
+            if accept.passes_tlvs {
+                let tlvs = Tlvs::parse(&datagram[arrival.tlvs.clone()]);
+                self.run.pass_tlvs(tlvs.unwrap_or_default());
+            }
             let counters = self.listener_sockets[number]
                 .settings
                 .listener
@@ -93,6 +97,7 @@ impl Worker {
                 }
             }
         }
+        self.run.pass_tlvs(Tlvs::default());
     }
 
     /// Whether the first datagram of `rest` has this header, and would be forwarded as one

@@ -7,13 +7,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ppv2::Tlvs;
 use ppv2_udp::{BATCH, Cause, Outgoing, Part, SendFault, TrafficClass};
 
 use super::{Worker, reconfigure};
+use crate::accept;
 use crate::address::ServerAddr;
 use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
 use crate::listener::ListenerSettings;
-use crate::mode::{HeaderParts, MAX_HEADER};
+use crate::mode::{HeaderParts, MAX_HEADER, MAX_PASSED_TLVS};
 use crate::server::Server;
 use crate::session::{Key, SessionId};
 use crate::upstream_socket::Path;
@@ -28,6 +30,7 @@ pub(super) struct Run {
     /// At most [`BATCH`].
     queued: Vec<Queued>,
     headers: Headers,
+    passed: Passed,
     /// The number of a socket to a server that has no route: to be renewed after the batch.
     pub(super) renew: Option<u32>,
 }
@@ -47,6 +50,8 @@ enum RunSocket {
 struct Queued {
     owner: Owner,
     part: Part,
+    /// [`Passed::version`] of its TLVs.
+    passed: u64,
     header: Header,
     to: Option<SocketAddr>,
     from: Option<SocketAddr>,
@@ -91,6 +96,43 @@ impl Headers {
     }
 }
 
+/// TLVs of the header that the datagrams which are being queued came with, as far as they
+/// go on to the server.
+struct Passed {
+    /// At most [`MAX_PASSED_TLVS`].
+    bytes: Vec<u8>,
+    /// Changes with them.
+    version: u64,
+}
+
+impl Passed {
+    fn new() -> Self {
+        Self {
+            bytes: Vec::with_capacity(MAX_PASSED_TLVS),
+            version: 0,
+        }
+    }
+
+    fn clear(&mut self) {
+        if !self.bytes.is_empty() {
+            self.bytes.clear();
+            self.version += 1;
+        }
+    }
+
+    fn set(&mut self, tlvs: Tlvs<'_>) {
+        self.clear();
+        // The bound holds for all headers that are decoded.
+        for tlv in tlvs.iter().filter(|tlv| accept::passes(tlv.kind)) {
+            let len = u16::try_from(tlv.value.len()).unwrap_or(u16::MAX);
+            self.bytes.push(tlv.kind.0);
+            self.bytes.extend_from_slice(&len.to_be_bytes());
+            self.bytes.extend_from_slice(tlv.value);
+        }
+        self.version += 1;
+    }
+}
+
 /// Whose datagrams they are, for what is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -118,7 +160,17 @@ impl Run {
             now,
             queued: Vec::with_capacity(BATCH),
             headers: Headers::new(),
+            passed: Passed::new(),
             renew: None,
+        }
+    }
+
+    /// Has the headers of what is queued from now on carry these TLVs, which came with it.
+    pub(super) fn pass_tlvs(&mut self, tlvs: Tlvs<'_>) {
+        if tlvs.is_empty() {
+            self.passed.clear();
+        } else {
+            self.passed.set(tlvs);
         }
     }
 }
@@ -181,11 +233,14 @@ impl Worker {
         let owner = Owner::Session(id);
         let header = match self.run.queued.last() {
             _ if !has_header => Header::default(),
-            Some(last) if last.owner == owner => last.header,
+            Some(last) if (last.owner, last.passed) == (owner, self.run.passed.version) => {
+                last.header
+            }
             _ => {
                 let keys = connection.tags.as_ref();
                 let has_id = connection.has_unique_id();
                 let parts = HeaderParts {
+                    passed: &self.run.passed.bytes,
                     own: connection.tlvs.as_deref(),
                     unique_id: has_id.then(|| self.unique_ids.of(id)),
                     tag: keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now())),
@@ -203,6 +258,7 @@ impl Worker {
         self.run.queued.push(Queued {
             owner,
             part,
+            passed: self.run.passed.version,
             header,
             to,
             from,
@@ -243,6 +299,7 @@ impl Worker {
         self.run.queued.push(Queued {
             owner: Owner::Listener(number, place),
             part,
+            passed: self.run.passed.version,
             header,
             to: None,
             from: None,

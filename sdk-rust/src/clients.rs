@@ -2,7 +2,6 @@
 //! that forgets. It takes `now` as an argument and does no I/O.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -10,8 +9,9 @@ use ahash::RandomState;
 use hashlink::LinkedHashMap;
 
 use crate::ReplyPath;
+use crate::address::Key;
 use crate::clock::{Span, Tick};
-use crate::reply_path::Tagged;
+use crate::reply_path::Naming;
 
 /// For how long after its own latest datagram a client can still be sent to
 /// through a proxy's address that has named another client since: 10 seconds.
@@ -21,8 +21,8 @@ use crate::reply_path::Tagged;
 /// client. Some senders, such as dnsdist, serve many clients from one address, and
 /// have their replies within this time.
 ///
-/// A reply to a datagram that came with a reply tag names its client, so its proxy's
-/// address may name any number of clients, and this time doesn't apply.
+/// A reply to a datagram that came with a reply tag or an SPP header names its client, so
+/// its proxy's address may name any number of clients, and this time doesn't apply.
 pub const FORMER_CLIENT_GRACE: Duration = Duration::from_secs(10);
 
 /// The latest reply path to each client, the client that has been silent for longest
@@ -38,46 +38,6 @@ pub(crate) struct Clients {
     named_last: HashMap<Key, Key, RandomState>,
     max_clients: usize,
     forget_after: Span,
-}
-
-/// An address as numbers, which compare and hash faster: every datagram pays for it
-/// twice. An IPv4 address is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key {
-    /// In halves: a `u128` would be aligned to 16 bytes, and take 8 more.
-    ip: [u64; 2],
-    /// The port, and the scope of a link-local address.
-    port: u64,
-}
-
-impl Hash for Key {
-    #[inline]
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let [high, low] = self.ip;
-        state.write_u128(u128::from(high) << 64 | u128::from(low));
-        state.write_u64(self.port);
-    }
-}
-
-impl From<SocketAddr> for Key {
-    #[inline]
-    fn from(address: SocketAddr) -> Self {
-        match address {
-            SocketAddr::V4(v4) => Self {
-                ip: [0, 0xffff << 32 | u64::from(v4.ip().to_bits())],
-                port: v4.port().into(),
-            },
-            SocketAddr::V6(v6) => {
-                let ip = v6.ip().octets();
-                let half =
-                    |at: usize| u64::from_be_bytes(std::array::from_fn(|index| ip[at + index]));
-                Self {
-                    ip: [half(0), half(8)],
-                    port: u64::from(v6.scope_id()) << 16 | u64::from(v6.port()),
-                }
-            }
-        }
-    }
 }
 
 /// The reply path to a client, in less room than a [`ReplyPath`] takes.
@@ -103,7 +63,7 @@ enum Reached {
     FromListener,
     /// Through a proxy's address that may name any number of clients, since the reply
     /// says which client it is for.
-    Tagged(Tagged),
+    Named(Naming),
 }
 
 /// Whether a client was forgotten before its time to make room.
@@ -133,9 +93,9 @@ impl Clients {
         }
         let via = path.from.unwrap_or(path.to);
         let (client, peer) = (Key::from(path.client), Key::from(via));
-        let reached = match (path.from, path.tagged) {
+        let reached = match (path.from, path.naming) {
             (Some(_), _) => Reached::FromListener,
-            (None, Some(tagged)) => Reached::Tagged(tagged),
+            (None, Some(naming)) => Reached::Named(naming),
             (None, None) if peer == client => Reached::Directly,
             (None, None) => Reached::ByProxy,
         };
@@ -158,14 +118,14 @@ impl Clients {
         });
         let former = match reached {
             Reached::ByProxy if !unchanged => self.named_last.insert(peer, client),
-            // A client that this address named without a tag would get a bare reply, and
-            // the address may be another client's by now.
-            Reached::Tagged(_) if !self.named_last.is_empty() => self.named_last.remove(&peer),
+            // A client that this address named before, whose replies don't name it, would
+            // get a bare reply, and the address may be another client's by now.
+            Reached::Named(_) if !self.named_last.is_empty() => self.named_last.remove(&peer),
             Reached::ByProxy
             | Reached::ByFormerProxy
             | Reached::Directly
             | Reached::FromListener
-            | Reached::Tagged(_) => None,
+            | Reached::Named(_) => None,
         };
         if let Some(former) = former
             && let Some(former) = self.table.get_mut(&former)
@@ -196,8 +156,8 @@ impl Clients {
             local: known.local,
             client,
             heard: known.heard,
-            tagged: match known.reached {
-                Reached::Tagged(tagged) => Some(tagged),
+            naming: match known.reached {
+                Reached::Named(naming) => Some(naming),
                 Reached::ByProxy
                 | Reached::ByFormerProxy
                 | Reached::Directly
@@ -368,19 +328,27 @@ mod tests {
 
     /// Clients that no proxy address stands for need no second entry.
     #[test]
-    fn tagged_clients_are_not_in_the_index_of_proxy_addresses() {
+    fn clients_whose_replies_name_them_are_not_in_the_index_of_proxy_addresses() {
         let (now, _, _) = times();
         let mut clients = Clients::new(10, MINUTE);
         let tag = ppv2::ReplyTag::new(0, [7; 8]);
-        for number in 0..5 {
+        for number in 0..6 {
             let _ = clients.learn(&path(now, number, 1));
             assert_eq!(clients.named_last.len(), 1);
-            let tagged = Some(Tagged::new(addr(9), tag));
-            let _ = clients.learn(&ReplyPath {
-                tagged,
+            let naming = match number % 2 {
+                0 => Naming::tag(addr(9), tag),
+                _ => Naming::spp(addr(9)),
+            };
+            let named = ReplyPath {
+                naming: Some(naming),
                 ..path(now, number, 1)
-            });
+            };
+            let _ = clients.learn(&named);
             assert_eq!(clients.named_last.len(), 0);
+            assert_eq!(
+                clients.path(now, addr(number)).and_then(|path| path.naming),
+                Some(naming)
+            );
         }
     }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ppv2::{DecodeError, Decoder, Header, Origin};
+use ppv2::{DecodeError, Decoder, Header, Origin, SIGNATURE, spp};
 use tracing::{trace, warn};
 
 use crate::address::{canonical, is_one_client};
@@ -16,9 +16,10 @@ use crate::datagram::Parts;
 #[cfg(feature = "quinn")]
 use crate::drop_warning::Occasionally;
 use crate::drop_warning::Warnings;
-use crate::reply_path::Tagged;
+use crate::reply_path::Naming;
+use crate::senders::{Sender, Senders};
 use crate::stats::Counters;
-use crate::trust::{Settings, Trust, Untrusted};
+use crate::trust::{Formats, HeaderAlone, Settings, Trust, Untrusted};
 use crate::{DatagramRef, DropReason, DropWarning, Recipient, ReplyFrom, ReplyPath, Stats};
 
 /// Tells the clients behind a proxy apart: what [`UdpSocket`](crate::UdpSocket) does
@@ -69,6 +70,8 @@ struct Known {
     through_proxies: Clients,
     /// Clients from outside the trusted networks.
     direct: Clients,
+    /// Senders that may leave the header out, if there may be any.
+    senders: Option<Senders>,
     /// Datagrams delivered. Counted here, where the lock is held anyway.
     delivered: u64,
     forget_after: Span,
@@ -82,6 +85,7 @@ impl Demux {
             max_header_len,
             max_clients,
             forget_after,
+            remember,
             ..
         } = trust.settings;
         Self {
@@ -89,6 +93,7 @@ impl Demux {
             known: Mutex::new(Known {
                 through_proxies: Clients::new(max_clients, forget_after),
                 direct: Clients::new(max_clients, forget_after),
+                senders: remember.map(Senders::new),
                 delivered: 0,
                 forget_after: forget_after.into(),
             }),
@@ -130,9 +135,15 @@ impl Demux {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Result<Parts, DropReason> {
-        self.judge(now, peer, local, bytes)
-            .and_then(|parts| self.remember(&mut self.known(), parts))
-            .inspect_err(|reason| self.drop(now, peer, bytes, *reason))
+        let received = Received { now, peer, local };
+        match self.judge(received, bytes) {
+            // Nothing that is known could change that.
+            Err(reason) if self.trust.settings.remember.is_none() => Err(reason),
+            judged => self
+                .note(&mut self.known(), received, bytes, judged)
+                .map(|noted| noted.parts),
+        }
+        .inspect_err(|reason| self.drop(now, peer, bytes, *reason))
     }
 
     /// Decides on several datagrams that were received together, with one lock.
@@ -154,7 +165,7 @@ impl Demux {
     /// the address of its proxy has named another client since. `None` for a path through
     /// a proxy that is older than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) and
     /// not that of the client's latest datagram. Neither of the two holds for datagrams
-    /// with a reply tag: their replies name their clients. A v4-mapped IPv6 address finds
+    /// with a reply tag or an SPP header: their replies name their clients. A v4-mapped IPv6 address finds
     /// its IPv4 client.
     #[must_use]
     pub fn reply_path(&self, now: Instant, to: impl Into<Recipient>) -> Option<ReplyPath> {
@@ -264,41 +275,12 @@ impl Demux {
     /// Applies the rule of trust: the sender decides whether a datagram has a header,
     /// never its bytes.
     #[inline]
-    fn judge(
-        &self,
-        now: Tick,
-        peer: SocketAddr,
-        local: Option<IpAddr>,
-        bytes: &[u8],
-    ) -> Result<Parts, DropReason> {
-        let sender = canonical(peer);
+    fn judge(&self, received: Received, bytes: &[u8]) -> Result<Parts, DropReason> {
+        let sender = canonical(received.peer);
         let parts = if self.trust.includes(sender.ip()) {
-            let (header, payload) = self.decoder.decode(bytes).map_err(|error| {
-                trace!(%peer, %error, "header not understood");
-                reason_of(error)
-            })?;
-            let (client, destination) = client_of(&header, sender)?;
-            let client = canonical(client);
-            let destination = destination.map(canonical);
-            Parts {
-                header_len: bytes.len() - payload.len(),
-                tlvs_len: header.tlvs().as_bytes().len(),
-                destination,
-                proxy: Some(sender),
-                reply_path: match (self.trust.settings.reply_from, destination) {
-                    (ReplyFrom::Listener, Some(listener)) => {
-                        ReplyPath::from_listener(listener, client, now)
-                    }
-                    (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => {
-                        let tag = header.tlvs().reply_tag();
-                        ReplyPath {
-                            tagged: destination.zip(tag).map(|(to, tag)| Tagged::new(to, tag)),
-                            ..ReplyPath::to_peer(peer, local, client, now)
-                        }
-                    }
-                },
-            }
+            self.read_header(received, sender, bytes)?
         } else if self.trust.settings.untrusted == Untrusted::Accept {
+            let Received { now, peer, local } = received;
             Parts {
                 header_len: 0,
                 tlvs_len: 0,
@@ -316,20 +298,169 @@ impl Demux {
         }
     }
 
+    /// Reads the header that a datagram of a trusted sender must have.
     #[inline]
-    fn remember(&self, known: &mut Known, parts: Parts) -> Result<Parts, DropReason> {
-        let Evicted(evicted) = known.remember(&parts)?;
-        known.delivered += 1;
+    fn read_header(
+        &self,
+        received: Received,
+        sender: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<Parts, DropReason> {
+        let Formats { v2, spp } = self.trust.settings.formats;
+        if spp && bytes.starts_with(&spp::SPP_MAGIC) {
+            let (header, payload) = spp::decode(bytes).map_err(|error| {
+                trace!(peer = %received.peer, %error, "header not understood");
+                DropReason::BadHeader
+            })?;
+            let destination = canonical(header.proxy);
+            return Ok(Parts {
+                header_len: bytes.len() - payload.len(),
+                tlvs_len: 0,
+                destination: Some(destination),
+                proxy: Some(sender),
+                reply_path: self.path_back(
+                    received,
+                    canonical(header.client),
+                    Some(destination),
+                    Some(Naming::spp(destination)),
+                ),
+            });
+        }
+        if !v2 {
+            return Err(missing_header(bytes));
+        }
+        let (header, payload) = self.decoder.decode(bytes).map_err(|error| {
+            trace!(peer = %received.peer, %error, "header not understood");
+            reason_of(error, bytes)
+        })?;
+        let (client, destination) = client_of(&header, sender)?;
+        let destination = destination.map(canonical);
+        let tag = header.tlvs().reply_tag();
+        let naming = destination.zip(tag).map(|(to, tag)| Naming::tag(to, tag));
+        Ok(Parts {
+            header_len: bytes.len() - payload.len(),
+            tlvs_len: header.tlvs().as_bytes().len(),
+            destination,
+            proxy: Some(sender),
+            reply_path: self.path_back(received, canonical(client), destination, naming),
+        })
+    }
+
+    /// The path of a reply to a client that a trusted sender named.
+    #[inline]
+    fn path_back(
+        &self,
+        Received { now, peer, local }: Received,
+        client: SocketAddr,
+        destination: Option<SocketAddr>,
+        naming: Option<Naming>,
+    ) -> ReplyPath {
+        match (self.trust.settings.reply_from, destination) {
+            (ReplyFrom::Listener, Some(listener)) => {
+                ReplyPath::from_listener(listener, client, now)
+            }
+            (ReplyFrom::Listener, None) | (ReplyFrom::Proxy, _) => ReplyPath {
+                naming,
+                ..ReplyPath::to_peer(peer, local, client, now)
+            },
+        }
+    }
+
+    /// Remembers what a datagram that was judged says of its client and its sender, and
+    /// counts it if it is delivered.
+    #[inline]
+    fn note(
+        &self,
+        known: &mut Known,
+        received: Received,
+        bytes: &[u8],
+        judged: Result<Parts, DropReason>,
+    ) -> Result<Noted, DropReason> {
+        let noted = match &mut known.senders {
+            None => Noted::with_header(judged?),
+            Some(senders) => self.attribute(senders, received, bytes, judged)?,
+        };
+        let Evicted(evicted) = known.remember(&noted.parts)?;
         if evicted {
             self.counters.client_evicted();
         }
-        Ok(parts)
+        if noted.announces {
+            return Err(DropReason::HeaderAlone);
+        }
+        known.delivered += 1;
+        Ok(noted)
+    }
+
+    /// Decides for which client a datagram is, where senders may leave the header out, and
+    /// for which its sender speaks from now on.
+    fn attribute(
+        &self,
+        senders: &mut Senders,
+        received: Received,
+        bytes: &[u8],
+        judged: Result<Parts, DropReason>,
+    ) -> Result<Noted, DropReason> {
+        let Received { now, peer, local } = received;
+        let sender = Sender::new(peer, local);
+        let parts = match judged {
+            Ok(parts) => parts,
+            Err(DropReason::NoHeader) if is_bare(bytes) => {
+                let said = senders.client_of(now, &sender);
+                let (client, destination) = said.ok_or(DropReason::NoHeader)?;
+                let parts = Parts {
+                    header_len: 0,
+                    tlvs_len: 0,
+                    destination: Some(destination),
+                    proxy: Some(canonical(peer)),
+                    reply_path: self.path_back(received, client, Some(destination), None),
+                };
+                return Ok(Noted {
+                    parts,
+                    alike: Alike::Bare,
+                    announces: false,
+                });
+            }
+            Err(reason) => {
+                // It may have been another client's header. Datagrams without one that
+                // follow it must not go to the client that was there before.
+                senders.forget(&sender);
+                return Err(reason);
+            }
+        };
+        let noted = Noted::with_header(parts);
+        let (Some(_), Some(destination)) = (parts.proxy, parts.destination) else {
+            // A direct client, or a proxy that speaks for itself.
+            return Ok(noted);
+        };
+        if parts.of(bytes).tlvs.reply_tag().is_some() {
+            // The sender's address stands for many clients, each of which has its tag.
+            senders.forget(&sender);
+            return Ok(noted);
+        }
+        let remembered = senders.learn(now, sender, parts.reply_path.client, destination);
+        if !remembered {
+            self.counters.sender_not_remembered();
+        }
+        let alone = parts.header_len == bytes.len();
+        Ok(Noted {
+            // What is not remembered is counted for each.
+            alike: if remembered {
+                Alike::Header
+            } else {
+                Alike::None
+            },
+            announces: alone && self.trust.settings.header_alone == HeaderAlone::Announce,
+            ..noted
+        })
     }
 
     #[cold]
     fn drop(&self, now: Tick, peer: SocketAddr, bytes: &[u8], reason: DropReason) {
         self.counters.dropped(reason);
-        if let Some(warning) = self.warnings.due(now, peer, reason) {
+        // An announcement is no fault.
+        if reason != DropReason::HeaderAlone
+            && let Some(warning) = self.warnings.due(now, peer, reason)
+        {
             warn!("{warning}");
         }
         trace!(%peer, %reason, bytes = bytes.len(), "datagram dropped");
@@ -375,17 +506,51 @@ impl Known {
     }
 }
 
-/// The peer that a datagram came from, and the address that it was sent to.
-type Received = (SocketAddr, Option<IpAddr>);
+/// When a datagram came, from which peer, and the address that it was sent to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Received {
+    now: Tick,
+    peer: SocketAddr,
+    local: Option<IpAddr>,
+}
+
+/// A datagram whose client is known.
+struct Noted {
+    parts: Parts,
+    alike: Alike,
+    /// It is for the SDK alone.
+    announces: bool,
+}
+
+impl Noted {
+    fn with_header(parts: Parts) -> Self {
+        Self {
+            parts,
+            alike: Alike::Header,
+            announces: false,
+        }
+    }
+}
+
+/// Which of the next datagrams that came together, from the same sender, have the same
+/// client for certain.
+#[derive(Clone, Copy)]
+enum Alike {
+    /// Those that begin with the same header, byte for byte; all of a direct client's.
+    Header,
+    /// Those without header.
+    Bare,
+    None,
+}
 
 /// A demux that is locked for several datagrams.
 pub(crate) struct Locked<'g, 'd> {
     demux: &'g Demux,
     known: MutexGuard<'g, Known>,
     now: Tick,
-    /// The latest delivered datagram, with its peer and its header. The datagrams of a
-    /// burst have the same header, byte for byte, so the first decides for all.
-    latest: Option<(Parts, Received, &'d [u8])>,
+    /// The latest delivered datagram, with what was received and its header. The datagrams
+    /// of a burst are alike, so the first decides for all.
+    latest: Option<(Parts, Received, Alike, &'d [u8])>,
 }
 
 impl<'d> Locked<'_, 'd> {
@@ -397,19 +562,34 @@ impl<'d> Locked<'_, 'd> {
         local: Option<IpAddr>,
         bytes: &'d [u8],
     ) -> Result<Parts, DropReason> {
-        if let Some((parts, received, header)) = &self.latest
-            && *received == (peer, local)
-            && bytes.starts_with(header)
+        let received = Received {
+            now: self.now,
+            peer,
+            local,
+        };
+        if let Some((parts, latest, alike, header)) = &self.latest
+            && *latest == received
+            && match alike {
+                // A header alone may be none of the application's.
+                Alike::Header => {
+                    bytes.starts_with(header)
+                        && (self.known.senders.is_none() || bytes.len() > header.len())
+                }
+                Alike::Bare => is_bare(bytes) && !ppv2::is_v1(bytes),
+                Alike::None => false,
+            }
         {
             self.known.delivered += 1;
             return Ok(*parts);
         }
-        let parts = self
+        // Whatever this one is, it may say another client.
+        self.latest = None;
+        let judged = self.demux.judge(received, bytes);
+        let Noted { parts, alike, .. } = self
             .demux
-            .judge(self.now, peer, local, bytes)
-            .and_then(|parts| self.demux.remember(&mut self.known, parts))
+            .note(&mut self.known, received, bytes, judged)
             .inspect_err(|reason| self.demux.drop(self.now, peer, bytes, *reason))?;
-        self.latest = Some((parts, (peer, local), &bytes[..parts.header_len]));
+        self.latest = Some((parts, received, alike, &bytes[..parts.header_len]));
         Ok(parts)
     }
 }
@@ -436,12 +616,29 @@ fn client_of(
     clippy::wildcard_enum_match_arm,
     reason = "whatever else is wrong with a header, it is a bad one"
 )]
-fn reason_of(error: DecodeError) -> DropReason {
+fn reason_of(error: DecodeError, bytes: &[u8]) -> DropReason {
     match error {
-        DecodeError::Signature { .. } | DecodeError::TooShort { .. } => DropReason::NoHeader,
+        DecodeError::Signature { .. } | DecodeError::TooShort { .. } => missing_header(bytes),
         DecodeError::TooLong { .. } => DropReason::HeaderTooLong,
         _ => DropReason::BadHeader,
     }
+}
+
+/// Why a datagram is dropped that must have a header and has none.
+#[cold]
+fn missing_header(bytes: &[u8]) -> DropReason {
+    if ppv2::is_v1(bytes) {
+        DropReason::V1Header
+    } else {
+        DropReason::NoHeader
+    }
+}
+
+/// Whether a datagram whose sender may leave the header out has none. What begins with the
+/// signature of one is read as a header.
+#[inline]
+fn is_bare(bytes: &[u8]) -> bool {
+    !bytes.starts_with(&SIGNATURE)
 }
 
 #[cfg(test)]

@@ -20,9 +20,15 @@ pub enum DropReason {
     /// that is known through a proxy. See
     /// [`Untrusted::Accept`](crate::Untrusted::Accept).
     DirectConflict,
-    /// It came from a trusted peer and does not begin with a header. The proxy
-    /// probably has its header switched off, or sends it once per session.
+    /// It came from a trusted peer and does not begin with a header of the
+    /// [`formats`](crate::TrustBuilder::formats) that it may have. The proxy probably has
+    /// its header switched off, or sends it once per session
+    /// ([`remember_senders`](crate::TrustBuilder::remember_senders)).
     NoHeader,
+    /// It came from a trusted peer and begins with a header of PROXY protocol version 1,
+    /// which is text and has no place in a datagram ([`ppv2::is_v1`]). nginx up to 1.31.3
+    /// sends it with `proxy_protocol on`.
+    V1Header,
     /// Its header is malformed: [`ppv2::DecodeError`] says how, in the log at
     /// level TRACE.
     BadHeader,
@@ -37,6 +43,10 @@ pub enum DropReason {
     /// No client can have its client's address: port 0, or an unspecified, multicast or
     /// broadcast IP address.
     ClientAddress,
+    /// It is a header without payload, by which its sender says for which client it speaks
+    /// from now on. Nothing is lost: see
+    /// [`remember_senders`](crate::TrustBuilder::remember_senders).
+    HeaderAlone,
 }
 
 impl DropReason {
@@ -45,12 +55,14 @@ impl DropReason {
         Self::Untrusted,
         Self::DirectConflict,
         Self::NoHeader,
+        Self::V1Header,
         Self::BadHeader,
         Self::HeaderTooLong,
         Self::Unspecified,
         Self::Tcp,
         Self::Unix,
         Self::ClientAddress,
+        Self::HeaderAlone,
     ];
 
     /// The reason's name, fit for a metric's label: lower case and underscores.
@@ -60,12 +72,14 @@ impl DropReason {
             Self::Untrusted => "untrusted",
             Self::DirectConflict => "direct_conflict",
             Self::NoHeader => "no_header",
+            Self::V1Header => "v1_header",
             Self::BadHeader => "bad_header",
             Self::HeaderTooLong => "header_too_long",
             Self::Unspecified => "unspecified",
             Self::Tcp => "tcp",
             Self::Unix => "unix",
             Self::ClientAddress => "client_address",
+            Self::HeaderAlone => "header_alone",
         }
     }
 

@@ -131,9 +131,17 @@ impl fmt::Display for DropWarning {
             ),
             DropReason::NoHeader => write!(
                 f,
-                "{ip} is in the networks `trusted`, and sent no PROXY v2 header; have the proxy \
-                 send it with every datagram (mode = \"ppv2\", header emit = \"every\" of \
-                 ppv2-proxy), or take {ip} out of `trusted`"
+                "{ip} is in the networks `trusted`, and sent no header of the formats that are \
+                 allowed; have the proxy send it with every datagram (mode = \"ppv2\", header \
+                 emit = \"every\" of ppv2-proxy), or set `formats` or `remember_senders`, or \
+                 take {ip} out of `trusted`"
+            ),
+            DropReason::V1Header => write!(
+                f,
+                "it begins with a PROXY header of version 1, which is text and has no place in a \
+                 datagram; nginx up to 1.31.3 sends it with `proxy_protocol on`: use nginx 1.31.4 \
+                 or later with `proxy_protocol v2`, and either `proxy_requests 1` and \
+                 `proxy_responses 1`, or `remember_senders` here"
             ),
             DropReason::BadHeader => write!(
                 f,
@@ -156,6 +164,11 @@ impl fmt::Display for DropWarning {
                 f,
                 "the client's address can't be answered (port 0, or an unspecified, \
                  multicast or broadcast IP); look at what the sender {ip} forwards"
+            ),
+            DropReason::HeaderAlone => write!(
+                f,
+                "it is a header without payload, by which {ip} says for which client it speaks; \
+                 the client's datagrams follow without header"
             ),
         }?;
         if *since_last > 1 {
@@ -207,7 +220,10 @@ mod tests {
             warnings.due(now.into(), peer, reason).unwrap().to_string()
         };
         assert!(text(DropReason::Untrusted).contains("add it to `trusted`"));
-        assert!(text(DropReason::NoHeader).contains("emit = \"every\""));
+        let no_header = text(DropReason::NoHeader);
+        assert!(no_header.contains("emit = \"every\""), "{no_header}");
+        assert!(no_header.contains("`remember_senders`"), "{no_header}");
+        assert!(text(DropReason::V1Header).contains("nginx 1.31.4"));
         assert!(text(DropReason::HeaderTooLong).contains("`max_header_len`"));
     }
 }

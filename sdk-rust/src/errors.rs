@@ -51,13 +51,13 @@ const MAX_IPV6_PAYLOAD: usize = 65_527;
 /// A reply that was not sent, since header and reply exceed what a datagram holds: the
 /// [source](std::error::Error::source), or [`get_ref`](io::Error::get_ref), of the
 /// [`io::Error`] of a send call, whose kind is `InvalidInput`. Only a reply to a datagram
-/// with a reply tag needs a header ([`ReplyPath::header`]).
+/// with a reply tag or an SPP header needs a header ([`ReplyPath::header`]).
 #[derive(Error)]
 #[non_exhaustive]
 #[error(
     "a reply of {len} bytes to client {client} and the header of {header_len} bytes in front of \
-     it exceed the {max} bytes that a datagram holds; its proxy asks for that header with a \
-     reply tag, so send at most {} bytes",
+     it exceed the {max} bytes that a datagram holds; its proxy asks for that header, with a \
+     reply tag or by SPP, so send at most {} bytes",
     max - header_len
 )]
 pub struct ReplyTooLong {

@@ -78,8 +78,14 @@
 //! |---|---|---|
 //! | in a trusted network | names a UDP client | delivered, as from that client |
 //! | | LOCAL | delivered, as from the proxy itself |
-//! | | of any other kind, or none | dropped |
+//! | | of any other kind, or none | dropped; with [`remember_senders`] one of none belongs to the client that its sender named last |
 //! | elsewhere | not looked for | dropped; with [`Untrusted::Accept`] delivered unchanged, as from its sender |
+//!
+//! Headers are those of PROXY protocol v2. [`formats`] allows those of Simple Proxy
+//! Protocol, which Cloudflare Spectrum and Tencent EdgeOne send, too or instead.
+//!
+//! [`formats`]: TrustBuilder::formats
+//! [`remember_senders`]: TrustBuilder::remember_senders
 //!
 //! A dropped datagram never makes a receive call fail: [`Stats`] counts it under its
 //! [`DropReason`], and the call goes on waiting. `tracing` logs the first drop for each
@@ -105,7 +111,8 @@
 //! A proxy may add a *reply tag* to its headers. Then its address may name many clients
 //! at a time, and the sockets here put a header in front of each reply that names its
 //! client ([specification][tag]). An application has nothing to do; it can send 41 or 65
-//! bytes less in one datagram than without.
+//! bytes less in one datagram than without. Replies to datagrams with SPP headers get those
+//! in front in the same way: 38 bytes.
 //!
 //! [tag]: https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md
 //!
@@ -151,6 +158,7 @@ mod patience;
 #[cfg(feature = "quinn")]
 pub mod quinn;
 mod reply_path;
+mod senders;
 mod socket;
 mod stats;
 #[cfg(feature = "tokio")]
@@ -168,7 +176,7 @@ pub use ipnet::IpNet;
 pub use reply_path::{Recipient, ReplyHeader, ReplyPath};
 pub use socket::UdpSocket;
 pub use stats::Stats;
-pub use trust::{ReplyFrom, Trust, TrustBuilder, TrustError, Untrusted};
+pub use trust::{Format, HeaderAlone, ReplyFrom, Trust, TrustBuilder, TrustError, Untrusted};
 
 #[cfg(test)]
 mod tests {

@@ -19,8 +19,8 @@
 //! at least quinn's `max_idle_timeout` (30 seconds unless set), which this crate can't
 //! read.
 //!
-//! To a proxy that sends reply tags each datagram has a header of 41 or 65 bytes in front.
-//! quinn doesn't know of it, so `initial_mtu` and `min_mtu` of its `TransportConfig` must
+//! To a proxy that sends reply tags each datagram has a header of 41 or 65 bytes in front,
+//! to one that sends SPP headers one of 38. quinn doesn't know of it, so `initial_mtu` and `min_mtu` of its `TransportConfig` must
 //! leave room for it on the way to the proxy. 1200, the value unless set, does so where
 //! IP packets of 1313 bytes pass. The search for larger sizes finds what fits.
 //!

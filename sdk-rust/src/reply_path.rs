@@ -1,12 +1,12 @@
 //! Where a reply goes, and what stands in front of it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 
-use ppv2::{MAX_TAGGED_HEADER_LEN, ReplyTag};
+use ppv2::{MAX_TAGGED_HEADER_LEN, ReplyTag, spp};
 
-use crate::address::canonical;
+use crate::address::{Compact, canonical};
 use crate::clock::{Span, Tick};
 use crate::{Datagram, DatagramRef, FORMER_CLIENT_GRACE};
 
@@ -39,43 +39,49 @@ pub struct ReplyPath {
     pub(crate) client: SocketAddr,
     /// When the datagram came.
     pub(crate) heard: Tick,
-    /// The datagram came with a reply tag, so the reply names its client.
-    pub(crate) tagged: Option<Tagged>,
+    /// The reply names its client, as the datagram's header asks for.
+    pub(crate) naming: Option<Naming>,
 }
 
-/// What the header of a tagged reply says besides the client. In as little room as can
-/// be, since it is remembered for each client.
+/// What the header of a reply that names its client says besides the client. In as little
+/// room as can be, since it is remembered for each client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tagged {
-    /// The address that the client sent to, an IPv4 one mapped.
-    ip: [u8; 16],
-    port: u16,
-    tag: ReplyTag,
+pub(crate) struct Naming {
+    /// The address that the client sent to.
+    destination: Compact,
+    format: NamingFormat,
 }
 
-impl Tagged {
-    pub(crate) fn new(destination: SocketAddr, tag: ReplyTag) -> Self {
-        let ip = match destination.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NamingFormat {
+    /// PROXY v2 with the reply tag of the datagram.
+    Tag(ReplyTag),
+    /// Simple Proxy Protocol, as the datagram's.
+    Spp,
+}
+
+impl Naming {
+    pub(crate) fn tag(destination: SocketAddr, tag: ReplyTag) -> Self {
         Self {
-            ip: ip.octets(),
-            port: destination.port(),
-            tag,
+            destination: destination.into(),
+            format: NamingFormat::Tag(tag),
         }
     }
 
-    fn destination(self) -> SocketAddr {
-        SocketAddr::from((Ipv6Addr::from(self.ip), self.port))
+    pub(crate) fn spp(destination: SocketAddr) -> Self {
+        Self {
+            destination: destination.into(),
+            format: NamingFormat::Spp,
+        }
     }
 }
 
-/// What must stand in front of a reply, in the same datagram: a PROXY protocol v2 header
-/// of 41 or 65 bytes that names the reply's client, or nothing. [`ReplyPath::header`]
-/// returns it; use it as a slice of bytes.
+/// What must stand in front of a reply, in the same datagram: a header that names the
+/// reply's client, of PROXY protocol v2 (41 or 65 bytes) or Simple Proxy Protocol (38
+/// bytes), or nothing. [`ReplyPath::header`] returns it; use it as a slice of bytes.
 #[derive(Clone, Copy)]
 pub struct ReplyHeader {
+    /// SPP headers are shorter.
     bytes: [u8; MAX_TAGGED_HEADER_LEN],
     len: u8,
 }
@@ -121,7 +127,7 @@ impl ReplyPath {
             local,
             client,
             heard,
-            tagged: None,
+            naming: None,
         }
     }
 
@@ -139,13 +145,14 @@ impl ReplyPath {
             local: None,
             client,
             heard,
-            tagged: None,
+            naming: None,
         }
     }
 
     /// What must stand in front of a reply by this path, in the same datagram. Empty
     /// unless the datagram came with a reply tag
-    /// ([specification](https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md)).
+    /// ([specification](https://github.com/ppv2/ppv2/blob/main/docs/reference/reply-tag.md))
+    /// or an SPP header ([`Format::Spp`](crate::Format::Spp)).
     ///
     /// ```
     /// # use std::time::Instant;
@@ -171,13 +178,16 @@ impl ReplyPath {
     #[must_use]
     pub fn header(&self) -> ReplyHeader {
         let mut header = ReplyHeader::NONE;
-        if let Some(tagged) = self.tagged {
-            let destination = tagged.destination();
-            let written =
-                ppv2::encode_udp_tagged(self.client, destination, tagged.tag, &mut header.bytes)
-                    .map_or(0, <[u8]>::len);
+        if let Some(naming) = self.naming {
+            let (destination, buffer) = (naming.destination.into(), &mut header.bytes);
+            let written = match naming.format {
+                NamingFormat::Tag(tag) => {
+                    ppv2::encode_udp_tagged(self.client, destination, tag, buffer)
+                }
+                NamingFormat::Spp => spp::encode(self.client, destination, buffer),
+            };
             // At most 65, and never 0: the buffer has room for the longest.
-            header.len = u8::try_from(written).unwrap_or_default();
+            header.len = written.map_or(0, |bytes| u8::try_from(bytes.len()).unwrap_or_default());
         }
         header
     }
@@ -187,7 +197,7 @@ impl ReplyPath {
     /// datagram came so lately that its proxy's address can't be another client's by now.
     pub(crate) fn is_certain(&self, now: Tick, forget_after: Span) -> bool {
         self.from.is_some()
-            || self.tagged.is_some() && !now.is_past(self.heard, forget_after)
+            || self.naming.is_some() && !now.is_past(self.heard, forget_after)
             || canonical(self.to) == self.client
             || !now.is_past(self.heard, FORMER_CLIENT_GRACE.into())
     }
@@ -200,7 +210,7 @@ impl ReplyPath {
 
 impl PartialEq for ReplyPath {
     fn eq(&self, other: &Self) -> bool {
-        let listener = |path: &Self| path.tagged.map(Tagged::destination);
+        let listener = |path: &Self| path.naming.map(|naming| naming.destination);
         self.to == other.to && self.same_source(other) && listener(self) == listener(other)
     }
 }

@@ -38,6 +38,11 @@ pub struct Stats {
     /// others, with [`ReplyFrom::Listener`](crate::ReplyFrom::Listener). If it
     /// grows, this server has more listeners than are kept.
     pub listeners_evicted: u64,
+    /// Headers whose sender was not remembered, since
+    /// [`remember_senders`](crate::TrustBuilder::remember_senders) remembers as many as it
+    /// may. Their datagrams were delivered; those that the sender sends without a header are
+    /// dropped. If it grows, `max` is too low.
+    pub senders_not_remembered: u64,
     /// Clients that are remembered now: heard within
     /// [`forget_after`](crate::TrustBuilder::forget_after).
     pub clients: usize,
@@ -82,6 +87,7 @@ impl fmt::Debug for Stats {
             .field("replies_without_path", &self.replies_without_path)
             .field("clients_evicted", &self.clients_evicted)
             .field("listeners_evicted", &self.listeners_evicted)
+            .field("senders_not_remembered", &self.senders_not_remembered)
             .field("clients", &self.clients)
             .field("dropped", &Drops(self))
             .finish()
@@ -96,6 +102,7 @@ pub(crate) struct Counters {
     replies_without_path: AtomicU64,
     clients_evicted: AtomicU64,
     listeners_evicted: AtomicU64,
+    senders_not_remembered: AtomicU64,
 }
 
 impl Counters {
@@ -119,6 +126,10 @@ impl Counters {
         self.listeners_evicted.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn sender_not_remembered(&self) {
+        self.senders_not_remembered.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn snapshot(&self, clients: usize, delivered: u64) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let dropped = self.dropped.each_ref().map(get);
@@ -129,6 +140,7 @@ impl Counters {
             replies_without_path: get(&self.replies_without_path),
             clients_evicted: get(&self.clients_evicted),
             listeners_evicted: get(&self.listeners_evicted),
+            senders_not_remembered: get(&self.senders_not_remembered),
             clients,
             dropped,
         }

@@ -55,11 +55,54 @@ pub struct TrustBuilder {
 /// All of a [`Trust`] but its networks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
+    pub(crate) formats: Formats,
     pub(crate) untrusted: Untrusted,
     pub(crate) reply_from: ReplyFrom,
     pub(crate) max_header_len: usize,
     pub(crate) max_clients: usize,
     pub(crate) forget_after: Duration,
+    pub(crate) remember: Option<RememberSenders>,
+    pub(crate) header_alone: HeaderAlone,
+}
+
+/// The formats that trusted senders may write headers in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Formats {
+    pub(crate) v2: bool,
+    pub(crate) spp: bool,
+}
+
+/// How long, and of how many senders at most, it is remembered for whom they speak.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RememberSenders {
+    pub(crate) idle: Duration,
+    pub(crate) max: usize,
+}
+
+/// How a header is written; see [`TrustBuilder::formats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// PROXY protocol version 2
+    /// ([specification](https://www.haproxy.org/download/3.4/doc/proxy-protocol.txt)).
+    V2,
+    /// Simple Proxy Protocol ([`ppv2::spp`]), which Cloudflare Spectrum and Tencent EdgeOne
+    /// send: 38 bytes in front of each datagram, and the same 38 bytes in front of each
+    /// reply, which the sockets here write. It has no TLVs.
+    Spp,
+}
+
+/// What to do with a header without payload while
+/// [`remember_senders`](TrustBuilder::remember_senders) is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeaderAlone {
+    /// It says for which client its sender speaks, and nothing else: it is not delivered,
+    /// and counted as [`DropReason::HeaderAlone`](crate::DropReason::HeaderAlone).
+    /// Cloudflare Spectrum begins with one.
+    #[default]
+    Announce,
+    /// It is an empty datagram of the client's as well, and delivered.
+    Deliver,
 }
 
 /// Where the replies to clients behind a proxy leave from. Direct clients, and
@@ -179,6 +222,23 @@ pub enum TrustError {
     /// [`TrustBuilder::forget_after`] is 0.
     #[error("forget_after is 0, so no client could be answered; use a second or more")]
     ForgetAfter,
+
+    /// [`TrustBuilder::formats`] names none.
+    #[error("formats names none, so every datagram of a trusted sender would be dropped; name v2")]
+    Formats,
+
+    /// [`TrustBuilder::remember_senders`] was given 0.
+    #[error(
+        "remember_senders has an idle time or a number of senders of 0, so nothing would be remembered; leave it out, or use a second and one sender or more"
+    )]
+    RememberSenders,
+
+    /// [`TrustBuilder::remember_senders`] is set, and [`TrustBuilder::formats`] names
+    /// SPP, whose two bytes of magic don't tell a header from a payload.
+    #[error(
+        "remember_senders and format spp exclude each other: an SPP header is on every datagram, and its magic of two bytes can't be told from a payload; allow v2 alone, or leave remember_senders out"
+    )]
+    RememberSpp,
 }
 
 message_as_debug!(TrustError);
@@ -215,11 +275,17 @@ impl Trust {
         TrustBuilder {
             networks: networks.into_iter().map(|one| one.to_string()).collect(),
             settings: Settings {
+                formats: Formats {
+                    v2: true,
+                    spp: false,
+                },
                 untrusted: Untrusted::default(),
                 reply_from: ReplyFrom::default(),
                 max_header_len: ppv2::DEFAULT_MAX_HEADER_LEN,
                 max_clients: DEFAULT_MAX_CLIENTS,
                 forget_after: DEFAULT_FORGET_AFTER,
+                remember: None,
+                header_alone: HeaderAlone::default(),
             },
         }
     }
@@ -259,7 +325,125 @@ impl TrustBuilder {
         self
     }
 
-    /// Sets the longest header to accept, TLVs included; 512 bytes unless set.
+    /// Sets the formats that headers of trusted senders may have; [`Format::V2`] alone
+    /// unless set.
+    ///
+    /// Nothing is guessed: each datagram of a trusted sender must begin with a header of
+    /// one of these. Where several are named, the first bytes tell which it is: 12 bytes of
+    /// signature open a v2 header, two bytes of magic an SPP header.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use ppv2_sdk::{Demux, Format, Trust};
+    ///
+    /// let trust = Trust::networks(["192.0.2.1"]).formats([Format::Spp]).build()?;
+    /// let demux = Demux::new(trust);
+    /// let header = ppv2::spp::SppHeader {
+    ///     client: "203.0.113.11:54321".parse().unwrap(),
+    ///     proxy: "198.51.100.10:9000".parse().unwrap(),
+    /// };
+    /// let request = [&header.to_bytes()[..], b"ping"].concat();
+    ///
+    /// let proxy = "192.0.2.1:40000".parse().unwrap();
+    /// let datagram = demux.receive(Instant::now(), proxy, None, &request).unwrap();
+    /// assert_eq!(datagram.client, header.client);
+    /// assert_eq!(datagram.payload, b"ping");
+    ///
+    /// // The sockets of this crate write it by themselves.
+    /// assert_eq!(&datagram.reply_path.header()[..], header.to_bytes());
+    /// # Ok::<(), ppv2_sdk::TrustError>(())
+    /// ```
+    pub fn formats(mut self, formats: impl IntoIterator<Item = Format>) -> Self {
+        let mut named = Formats {
+            v2: false,
+            spp: false,
+        };
+        for format in formats {
+            match format {
+                Format::V2 => named.v2 = true,
+                Format::Spp => named.spp = true,
+            }
+        }
+        self.settings.formats = named;
+        self
+    }
+
+    /// Lets trusted senders say a header once: a datagram without one belongs to the client
+    /// that the latest header from the same address and port named, if the sender's latest
+    /// datagram is not older than `idle`. Off unless set.
+    ///
+    /// For senders that put the header in front of the first datagram of a session alone,
+    /// such as nginx, frp 0.67 and later, and `emit = "first"` of ppv2-proxy, or that send it
+    /// in a datagram of its own, as Cloudflare Spectrum does.
+    ///
+    /// This is outside the specification, which requires a header in each datagram
+    /// ([HAProxy 3.4's text](https://www.haproxy.org/download/3.4/doc/proxy-protocol.txt)),
+    /// and it costs certainty:
+    ///
+    /// - A sender hands a port on to its next client. If the datagram with that client's
+    ///   header is lost or comes late, the next ones are taken for the client that had the
+    ///   port before. Set `idle` below the time after which the sender uses a port again.
+    /// - Whatever begins with the signature of a header is read as one. A client can send
+    ///   that in a datagram which its sender passes on without header, and so speak as any
+    ///   client. Trust only senders that drop such datagrams (ppv2-proxy does, as
+    ///   `forged_header`), or clients that don't forge.
+    ///
+    /// At most `max` senders are remembered, at about 100 bytes each. At `max`, those that
+    /// are remembered keep their place. The header of another is delivered and counted in
+    /// [`Stats::senders_not_remembered`](crate::Stats::senders_not_remembered), and its
+    /// datagrams without header are dropped as
+    /// [`DropReason::NoHeader`](crate::DropReason::NoHeader).
+    ///
+    /// | datagram of a trusted sender | is | and from then on the sender speaks for |
+    /// |---|---|---|
+    /// | header of a UDP client, with payload | delivered | that client |
+    /// | the same, without payload | what [`header_alone`](Self::header_alone) says | that client |
+    /// | the same, with a reply tag | delivered | nobody: its address stands for many clients |
+    /// | LOCAL header | delivered, as from the sender itself | the same client as before |
+    /// | header of any other kind, or malformed; v1 text | dropped | nobody |
+    /// | no header | delivered, or dropped if it speaks for nobody | the same client as before |
+    ///
+    /// A LOCAL header does not prolong `idle`. A datagram without header has no TLVs: those
+    /// come with the header alone.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use ppv2_sdk::{Demux, DropReason, Trust};
+    ///
+    /// let trust = Trust::networks(["192.0.2.1"]).remember_senders(Duration::from_secs(30), 100_000);
+    /// let demux = Demux::new(trust.build()?);
+    /// let now = Instant::now();
+    /// let proxy = "192.0.2.1:40000".parse().unwrap();
+    /// let bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
+    ///               \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28hello";
+    ///
+    /// let first = demux.receive(now, proxy, None, bytes).unwrap();
+    /// let second = demux.receive(now, proxy, None, b"again").unwrap();
+    /// assert_eq!((second.client, second.payload), (first.client, &b"again"[..]));
+    ///
+    /// let later = now + Duration::from_secs(30);
+    /// let third = demux.receive(later, proxy, None, b"late");
+    /// assert_eq!(third, Err(DropReason::NoHeader));
+    /// # Ok::<(), ppv2_sdk::TrustError>(())
+    /// ```
+    pub fn remember_senders(mut self, idle: Duration, max: usize) -> Self {
+        self.settings.remember = Some(RememberSenders { idle, max });
+        self
+    }
+
+    /// Sets what to do with a header without payload while
+    /// [`remember_senders`](Self::remember_senders) is set; [`HeaderAlone::Announce`] unless
+    /// set. Otherwise such a header is always an empty datagram of its client's.
+    pub fn header_alone(mut self, header_alone: HeaderAlone) -> Self {
+        self.settings.header_alone = header_alone;
+        self
+    }
+
+    /// Sets the longest PROXY v2 header to accept, TLVs included; 512 bytes unless set.
     /// The socket drops longer ones as
     /// [`DropReason::HeaderTooLong`](crate::DropReason::HeaderTooLong).
     pub fn max_header_len(mut self, bytes: usize) -> Self {
@@ -305,6 +489,17 @@ impl TrustBuilder {
         }
         if settings.forget_after.is_zero() {
             return Err(TrustError::ForgetAfter);
+        }
+        if !(settings.formats.v2 || settings.formats.spp) {
+            return Err(TrustError::Formats);
+        }
+        if let Some(RememberSenders { idle, max }) = settings.remember {
+            if settings.formats.spp {
+                return Err(TrustError::RememberSpp);
+            }
+            if idle.is_zero() || max == 0 {
+                return Err(TrustError::RememberSenders);
+            }
         }
         Ok(Trust { networks, settings })
     }
@@ -428,5 +623,21 @@ mod tests {
         assert_eq!(error(trust().max_clients(0)), Some(TrustError::MaxClients));
         let zero = trust().forget_after(Duration::ZERO);
         assert_eq!(error(zero), Some(TrustError::ForgetAfter));
+
+        assert_eq!(error(trust().formats([])), Some(TrustError::Formats));
+        let spp = || trust().formats([Format::Spp]);
+        assert_eq!(error(spp()), None);
+        let idle = Duration::from_secs(30);
+        assert_eq!(error(trust().remember_senders(idle, 1)), None);
+        for useless in [
+            trust().remember_senders(idle, 0),
+            trust().remember_senders(Duration::ZERO, 1),
+        ] {
+            assert_eq!(error(useless), Some(TrustError::RememberSenders));
+        }
+        for both in [spp(), trust().formats([Format::V2, Format::Spp])] {
+            let both = both.remember_senders(idle, 1);
+            assert_eq!(error(both), Some(TrustError::RememberSpp));
+        }
     }
 }

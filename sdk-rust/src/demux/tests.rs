@@ -8,6 +8,8 @@ use super::*;
 use crate::TrustBuilder;
 
 mod properties;
+mod remember;
+mod spp;
 
 const PROXY: &str = "192.0.2.10:40000";
 const OTHER_PROXY: &str = "192.0.2.11:40000";
@@ -55,6 +57,17 @@ fn tagged(client: &str, number: u8, payload: &[u8]) -> Vec<u8> {
         |b| Encoder::udp(b, addr(client), addr(LISTENER))?.reply_tag(tag),
         payload,
     )
+}
+
+fn spp(client: &str, payload: &[u8]) -> Vec<u8> {
+    spp_to(client, LISTENER, payload)
+}
+
+/// A datagram with a header of Simple Proxy Protocol.
+fn spp_to(client: &str, proxy: &str, payload: &[u8]) -> Vec<u8> {
+    let (client, proxy) = (addr(client), addr(proxy));
+    let header = ppv2::spp::SppHeader { client, proxy };
+    [&header.to_bytes()[..], payload].concat()
 }
 
 /// What must stand in front of a reply to `to`.
@@ -132,7 +145,7 @@ fn a_trusted_peer_must_send_a_header() {
     for demux in [demux(), open_demux()] {
         dropped(&demux, PROXY, b"hello", DropReason::NoHeader);
         dropped(&demux, PROXY, b"", DropReason::NoHeader);
-        dropped(&demux, PROXY, &ppv2::SIGNATURE, DropReason::NoHeader);
+        dropped(&demux, PROXY, &SIGNATURE, DropReason::NoHeader);
     }
 }
 

@@ -9,6 +9,7 @@ mod from_listener;
 mod quinn_from_listener;
 #[cfg(feature = "quinn")]
 mod quinn_tagged;
+mod remember;
 mod std_socket;
 mod tagged;
 #[cfg(feature = "tokio")]

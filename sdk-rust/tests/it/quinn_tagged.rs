@@ -1,4 +1,4 @@
-//! A QUIC server whose proxy has one address for all clients.
+//! A QUIC server whose proxy has one address for all clients, or says a header once.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ppv2::{ReplyTag, decode_tagged};
+use ppv2::{ReplyTag, decode_tagged, spp};
 use ppv2_lab::TIMEOUT;
 use ppv2_lab::quic::{NAME, configs};
-use ppv2_sdk::Trust;
 use ppv2_sdk::quinn::Runtime;
+use ppv2_sdk::{Format, Trust, TrustBuilder};
 use quinn::{ClientConfig, Endpoint, EndpointConfig};
 use tokio::runtime::Builder;
 use tokio::task::JoinSet;
@@ -62,8 +62,46 @@ async fn ask(config: ClientConfig, listener: SocketAddr) {
     client.wait_idle().await;
 }
 
+/// What a proxy sends to the server, and what it reads from a reply: the client, and how
+/// long the header is.
+struct Wire {
+    write: fn(SocketAddr, SocketAddr) -> Vec<u8>,
+    read: fn(&[u8], SocketAddr) -> (SocketAddr, usize),
+}
+
+fn with_tag(client: SocketAddr, listener: SocketAddr) -> Vec<u8> {
+    let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
+    let tag = tag_of(client);
+    ppv2::encode_udp_tagged(client, listener, tag, &mut buffer)
+        .unwrap()
+        .to_vec()
+}
+
 #[test]
 fn connections_of_many_clients_share_one_address_of_the_proxy() {
+    let read = |datagram: &[u8], listener| {
+        let reply = decode_tagged(datagram).expect("a tagged reply");
+        let said = (reply.destination, reply.tag);
+        assert_eq!(said, (listener, tag_of(reply.client)));
+        (reply.client, datagram.len() - reply.payload.len())
+    };
+    let write = with_tag;
+    share_one_address(Trust::networks(["127.0.0.1"]), &Wire { write, read });
+}
+
+#[test]
+fn connections_of_many_clients_share_one_address_by_spp() {
+    let write = |client, proxy| spp::SppHeader { client, proxy }.to_bytes().to_vec();
+    let read = |datagram: &[u8], listener| {
+        let (header, payload) = spp::decode(datagram).expect("an SPP header");
+        assert_eq!(header.proxy, listener);
+        (header.client, datagram.len() - payload.len())
+    };
+    let trust = Trust::networks(["127.0.0.1"]).formats([Format::Spp]);
+    share_one_address(trust, &Wire { write, read });
+}
+
+fn share_one_address(trust: TrustBuilder, wire: &Wire) {
     let (server_config, client_config) = configs();
     let tokio = Builder::new_multi_thread()
         .worker_threads(2)
@@ -71,8 +109,7 @@ fn connections_of_many_clients_share_one_address_of_the_proxy() {
         .build()
         .unwrap();
     let _context = tokio.enter();
-    let trust = Trust::networks(["127.0.0.1"]).build().unwrap();
-    let runtime = Arc::new(Runtime::new(trust));
+    let runtime = Arc::new(Runtime::new(trust.build().unwrap()));
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let config = EndpointConfig::default();
@@ -83,12 +120,10 @@ fn connections_of_many_clients_share_one_address_of_the_proxy() {
     let (done, replies) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let forward = || {
-            let (mut buffer, mut header) = ([0; 2048], [0; ppv2::MAX_TAGGED_HEADER_LEN]);
+            let mut buffer = [0; 2048];
             while !done.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = clients.recv_from(&mut buffer) {
-                    let tag = tag_of(from);
-                    let header = ppv2::encode_udp_tagged(from, listener, tag, &mut header).unwrap();
-                    let datagram = [header, &buffer[..len]].concat();
+                    let datagram = [&(wire.write)(from, listener), &buffer[..len]].concat();
                     upstream.send_to(&datagram, address).unwrap();
                 }
             }
@@ -98,12 +133,8 @@ fn connections_of_many_clients_share_one_address_of_the_proxy() {
             while !done.load(Ordering::Relaxed) {
                 if let Ok((len, from)) = upstream.recv_from(&mut buffer) {
                     assert_eq!(from, address);
-                    let reply = decode_tagged(&buffer[..len]).expect("a tagged reply");
-                    assert_eq!(
-                        (reply.destination, reply.tag),
-                        (listener, tag_of(reply.client))
-                    );
-                    clients.send_to(reply.payload, reply.client).unwrap();
+                    let (client, header_len) = (wire.read)(&buffer[..len], listener);
+                    clients.send_to(&buffer[header_len..len], client).unwrap();
                     replies.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -126,4 +157,68 @@ fn connections_of_many_clients_share_one_address_of_the_proxy() {
     assert!(replies.load(Ordering::Relaxed) > least as u64);
     let stats = runtime.stats();
     assert_eq!((stats.clients, stats.replies_without_path), (CLIENTS, 0));
+}
+
+/// As `emit = "first"` of a proxy with a socket for each client.
+#[test]
+fn connections_of_clients_whose_header_comes_once() {
+    let (server_config, client_config) = configs();
+    let tokio = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let _context = tokio.enter();
+    let trust = Trust::networks(["127.0.0.1"]).remember_senders(TIMEOUT, CLIENTS);
+    let runtime = Arc::new(Runtime::new(trust.build().unwrap()));
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let config = EndpointConfig::default();
+    let server = Endpoint::new(config, Some(server_config), socket, runtime.clone()).unwrap();
+
+    let done = AtomicBool::new(false);
+    // What a session of the proxy does.
+    let forward = |listener: UdpSocket| {
+        let (at, upstream) = (listener.local_addr().unwrap(), bind("127.0.0.1:0"));
+        upstream.connect(address).unwrap();
+        for socket in [&listener, &upstream] {
+            let short = Duration::from_millis(1);
+            socket.set_read_timeout(Some(short)).unwrap();
+        }
+        let (mut buffer, mut client) = ([0; 65_535], None);
+        while !done.load(Ordering::Relaxed) {
+            if let Ok((len, from)) = listener.recv_from(&mut buffer) {
+                let mut header = [0; ppv2::MAX_UDP_HEADER_LEN];
+                let header: &[u8] = match client.replace(from) {
+                    None => ppv2::encode_udp(from, at, &mut header).unwrap(),
+                    Some(_) => &[],
+                };
+                upstream.send(&[header, &buffer[..len]].concat()).unwrap();
+            }
+            if let (Ok(len), Some(client)) = (upstream.recv(&mut buffer), client) {
+                listener.send_to(&buffer[..len], client).unwrap();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            let listener = bind("127.0.3.1:0");
+            listeners.push(listener.local_addr().unwrap());
+            let forward = &forward;
+            scope.spawn(move || forward(listener));
+        }
+        let asked = tokio.block_on(async {
+            tokio::spawn(serve(server));
+            let mut asking = JoinSet::new();
+            for listener in listeners {
+                asking.spawn(ask(client_config.clone(), listener));
+            }
+            timeout(TIMEOUT, asking.join_all()).await
+        });
+        done.store(true, Ordering::Relaxed);
+        asked.expect("to be done by now");
+    });
+    let stats = runtime.stats();
+    assert_eq!((stats.clients, stats.dropped_total()), (3, 0));
 }

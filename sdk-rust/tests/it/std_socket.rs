@@ -186,12 +186,14 @@ fn hostile_datagrams_neither_end_nor_confuse_a_receive_call() {
             ("untrusted", 20),
             ("direct_conflict", 0),
             ("no_header", 3),
+            ("v1_header", 0),
             ("bad_header", 2),
             ("header_too_long", 0),
             ("unspecified", 1),
             ("tcp", 1),
             ("unix", 1),
             ("client_address", 2),
+            ("header_alone", 0),
         ]
     );
     stranger.receives_nothing();

@@ -2,6 +2,7 @@
 //! never wait; a thread of its own writes the lines. Lines that don't fit into the queue,
 //! or can't be written, are lost and counted.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -60,6 +61,9 @@ struct Line<'a> {
     /// From the first datagram to the last.
     seconds: f64,
     reason: &'static str,
+    /// The proxy in front that the latest datagram came through.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<String>,
     /// The id of the session in its headers, if they carry one.
     #[serde(skip_serializing_if = "Option::is_none")]
     unique_id: Option<String>,
@@ -136,6 +140,7 @@ impl<'e> Line<'e> {
             reply_bytes: ended.replies.bytes,
             seconds: (ended.lasted.as_secs_f64() * 1e3).round() / 1e3,
             reason: ended.reason.label(),
+            proxy: ended.proxy.map(|proxy| proxy.to_string()),
             unique_id: ended.unique_id.map(|id| id.to_string()),
         }
     }
@@ -146,7 +151,7 @@ impl<'e> Line<'e> {
             LogFormat::Text => {
                 let mut text = format!(
                     "{} listener={:?} client={} local={} upstream={:?} server={:?} requests={} \
-                 request_bytes={} replies={} reply_bytes={} seconds={} reason={}",
+                     request_bytes={} replies={} reply_bytes={} seconds={} reason={}",
                     self.time,
                     self.listener,
                     self.client,
@@ -160,9 +165,10 @@ impl<'e> Line<'e> {
                     self.seconds,
                     self.reason
                 );
-                if let Some(id) = &self.unique_id {
-                    text.push_str(" unique_id=");
-                    text.push_str(id);
+                for (field, value) in [("proxy", &self.proxy), ("unique_id", &self.unique_id)] {
+                    if let Some(value) = value {
+                        let _ = write!(text, " {field}={value}");
+                    }
                 }
                 text
             }
@@ -318,7 +324,7 @@ mod tests {
     fn a_line_has_all_fields_of_a_session() {
         let server = ServerAddr("192.0.2.10:53".parse().unwrap());
         let mut ended = Ended {
-            proxy: None,
+            proxy: Some("192.0.2.7:6000".parse().unwrap()),
             unique_id: Some(UniqueId([0xab; 16])),
             listener: Listener::new("dns", 1),
             server: Server::new("resolvers", "192.0.2.10:53", server, 1),
@@ -343,18 +349,20 @@ mod tests {
             "1970-01-01T00:00:00.000Z listener=\"dns\" client=[2001:db8::1]:5000 \
              local=[2001:db8::2]:53 upstream=\"resolvers\" server=\"192.0.2.10:53\" requests=2 \
              request_bytes=60 replies=1 reply_bytes=400 seconds=1.235 reason=idle \
-             unique_id=abababababababababababababababab"
+             proxy=192.0.2.7:6000 unique_id=abababababababababababababababab"
         );
         let json: serde_json::Value = serde_json::from_str(&line.text(LogFormat::Json)).unwrap();
         assert_eq!(json["client"], "[2001:db8::1]:5000");
         assert_eq!(json["reply_bytes"], 400);
         assert_eq!(json["seconds"], 1.235);
+        assert_eq!(json["proxy"], "192.0.2.7:6000");
         assert_eq!(json["unique_id"], "ab".repeat(16));
 
-        ended.unique_id = None;
+        (ended.proxy, ended.unique_id) = (None, None);
         let line = Line::of(&ended, SystemTime::UNIX_EPOCH);
         for format in [LogFormat::Text, LogFormat::Json] {
-            assert!(!line.text(format).contains("unique_id"));
+            let text = line.text(format);
+            assert!(!text.contains("proxy") && !text.contains("unique_id"));
         }
     }
 

@@ -360,6 +360,7 @@ struct SessionsPage {
 struct SessionEntry {
     client: String,
     local: String,
+    proxy: Option<String>,
     listener: String,
     upstream: String,
     server: String,
@@ -417,6 +418,7 @@ fn entry(worker: usize, report: SessionReport) -> SessionEntry {
     SessionEntry {
         client: report.key.client.to_string(),
         local: report.key.local.to_string(),
+        proxy: report.proxy.map(|proxy| proxy.to_string()),
         listener: report.listener.name.clone(),
         upstream: report.server.upstream.clone(),
         server: report.server.name.clone(),

@@ -200,6 +200,12 @@ const OF_LISTENERS: &[Row<ListenerCounters>] = rows! {
     replied_bytes => "reply_bytes", "Payload bytes of replies sent to clients";
     overflows => "receive_overflows",
         "Datagrams from clients that the kernel dropped because a receive buffer was full";
+    without_header => "datagrams_without_header",
+        "Datagrams without a header from senders that `accept.remember` remembers";
+    unremembered => "senders_unremembered",
+        "Senders that were not remembered because `accept.remember.max` others were";
+    nested_headers => "nested_headers",
+        "Datagrams whose header is followed by another one, which is payload";
     opened => "sessions_opened", "Sessions opened";
     overdrawn => "requests_exceeded_datagrams",
         "Datagrams beyond `requests` that a session took because no new one could be opened";
@@ -341,6 +347,9 @@ mod tests {
             let counters = listeners[1].counters(worker);
             counters.received.add(n);
             counters.dropped(DropReason::NotAllowed).add(10 * n);
+            counters.without_header.add(n);
+            counters.unremembered.add(2 * n);
+            counters.nested_headers.add(3 * n);
             server.counters(worker).opened.add(3);
             server.counters(worker).ended.add(1);
         }
@@ -362,6 +371,9 @@ mod tests {
             "ppv2_client_datagrams_total{listener=\"a\"} 0",
             "ppv2_client_datagrams_total{listener=\"b\\\"quoted\"} 3",
             "ppv2_dropped_datagrams_total{listener=\"b\\\"quoted\",reason=\"not_allowed\"} 30",
+            "ppv2_datagrams_without_header_total{listener=\"b\\\"quoted\"} 3",
+            "ppv2_senders_unremembered_total{listener=\"b\\\"quoted\"} 6",
+            "ppv2_nested_headers_total{listener=\"b\\\"quoted\"} 9",
             "ppv2_upstream_sessions{upstream=\"group\",server=\"192.0.2.1:53\"} 4",
             "ppv2_sessions_max 7",
             "# EOF",

@@ -20,6 +20,10 @@ const SPARE_DESCRIPTORS: usize = 2 * admin::MAX_CONNECTIONS;
 /// Descriptors of a worker besides its listening sockets: epoll and eventfd.
 const WORKER_DESCRIPTORS: usize = 2;
 
+/// Descriptors that the process needs at least, besides those of workers: standard streams,
+/// the runtime's, and some that come and go.
+const FEWEST_DESCRIPTORS: usize = 32;
+
 /// One in so many sockets is kept for sessions that have ended, so that their ports rest
 /// before another session gets them.
 const RETIRED_SHARE: usize = 16;
@@ -76,6 +80,9 @@ pub struct HostCapacity {
     pub memory: Option<usize>,
     /// `max_sessions` of the configuration, which may be higher.
     pub configured: Option<usize>,
+    /// The sockets that clients write to, where descriptors don't suffice for them, and how
+    /// many there could be.
+    pub lacking: Option<(usize, usize)>,
     /// The maximum of sessions, never higher than descriptors allow.
     pub max_sessions: usize,
     /// The maximum of sockets: of sessions, and of ended sessions whose ports rest.
@@ -104,6 +111,9 @@ impl HostCapacity {
         let shared = config.worker_count() * (networks.len() * 2 + by_tags.count());
         let taken =
             SPARE_DESCRIPTORS + probes + lookups + workers + shared + config.listening_sockets();
+        let listening = config.listening_sockets();
+        let left = descriptors.saturating_sub(workers + FEWEST_DESCRIPTORS);
+        let lacking = (listening > left.max(1)).then_some((listening, left));
         let has_sockets = config.uses_session_sockets();
         let descriptors = has_sockets.then(|| descriptors.saturating_sub(taken));
         let range = fs::read_to_string(PORT_RANGE).unwrap_or_default();
@@ -126,6 +136,7 @@ impl HostCapacity {
             addresses: addresses.map(|all| all / RESTING_ADDRESSES),
             memory,
             configured: config.limits.max_sessions.map(|most| *most),
+            lacking,
             max_sessions: 0,
             max_sockets: 0,
         })
@@ -182,9 +193,21 @@ impl HostCapacity {
         known.join(", ")
     }
 
+    /// Whether there are too few descriptors for the sockets that clients write to, in words.
+    #[must_use]
+    pub fn lack(&self) -> Option<String> {
+        let (listening, left) = self.lacking?;
+        Some(format!(
+            "listeners take {listening} sockets, one of each worker for each port, but open files allow {left}; raise the hard limit (LimitNOFILE), or bind fewer ports, or set fewer `workers`"
+        ))
+    }
+
     /// Which resource runs out before `max_sessions` is reached, for the operator.
     #[must_use]
     pub fn shortfall(&self) -> Option<String> {
+        if let Some(lack) = self.lack() {
+            return Some(lack);
+        }
         let wanted = self.configured.unwrap_or(self.max_sessions);
         let (descriptors, applied) = (self.descriptors, self.max_sessions);
         let is_short = |allowed: &usize| wanted > *allowed;
@@ -244,6 +267,7 @@ mod tests {
             addresses: None,
             memory,
             configured,
+            lacking: None,
             max_sessions: 0,
             max_sockets: 0,
         })

@@ -2,6 +2,7 @@
 //! valid and resolved. Nothing outside this module checks it again.
 
 mod accept;
+mod bind;
 mod error;
 mod expand;
 mod health;
@@ -33,6 +34,7 @@ use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
 pub use accept::Accept;
+pub use bind::Bind;
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
 pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
@@ -223,17 +225,37 @@ impl Config {
     /// every address.
     #[must_use]
     pub fn listening_sockets(&self) -> usize {
-        let addresses = self.listeners.iter().map(|listener| listener.bind.len());
-        let for_each = if self.reuse_port.0 {
-            self.worker_count()
-        } else {
-            1
-        };
-        for_each * addresses.sum::<usize>()
+        let addresses = self.listeners.iter().map(Listener::address_count);
+        self.sockets_of_address() * addresses.sum::<usize>()
+    }
+
+    /// Sockets that each address of a listener has.
+    #[must_use]
+    pub fn sockets_of_address(&self) -> usize {
+        match self.reuse_port.0 {
+            true => self.worker_count(),
+            false => 1,
+        }
+    }
+
+    /// All addresses of all listeners.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone {
+        self.listeners.iter().flat_map(Listener::addresses)
     }
 }
 
 impl Listener {
+    /// All addresses that clients write to.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + Clone {
+        self.bind.iter().copied().flat_map(Bind::addresses)
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn address_count(&self) -> usize {
+        self.bind.iter().map(|bind| bind.ports().count()).sum()
+    }
+
     /// When its sessions end.
     #[must_use]
     pub fn rules(&self) -> Rules {

@@ -92,7 +92,7 @@ impl Needs {
         let bound = config
             .listeners
             .iter()
-            .flat_map(|listener| listener.bind.clone());
+            .flat_map(|listener| listener.bind.iter().map(|bind| bind.first()));
         let mut bound = bound.chain(config.admin());
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let own_ports = modes.any(Mode::spoofs_ports);

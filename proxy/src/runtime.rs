@@ -54,6 +54,9 @@ pub enum RunError {
         /// What to do.
         hint: &'static str,
     },
+    /// There are too few descriptors for the listeners' sockets.
+    #[error("{0}")]
+    Descriptors(String),
     /// The access log can't be written.
     #[error(
         "access log {} can't be opened: {error}; name a file that the proxy's user may write, a pipe that is read, or \"-\" for standard output",

@@ -60,10 +60,15 @@ fn source_networks(config: &Config) -> Vec<topology::SourceNetwork> {
     networks.into_values().collect()
 }
 
+/// Of a range, the first address: hosts see no difference between the ports of a listener.
+fn first_addresses(listener: &Listener) -> impl Iterator<Item = SocketAddr> {
+    listener.bind.iter().map(|bind| bind.first())
+}
+
 fn listeners(config: &Config) -> Topology {
     let listeners = config.listeners.iter();
     Topology {
-        listeners: listeners.clone().flat_map(|l| &l.bind).copied().collect(),
+        listeners: listeners.clone().flat_map(first_addresses).collect(),
         allow: listeners.flat_map(|l| &l.allow).map(|net| net.0).collect(),
         receive_buffer: LISTENER_BUFFER,
         shared_buffer: SHARED_BUFFER,
@@ -85,7 +90,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
     Server {
         address,
         upstream: String::new(),
-        listener: listener.bind.clone(),
+        listener: first_addresses(listener).collect(),
         reads_headers: listener.accept.is_some(),
         rewriter: match mode {
             Mode::Ppv2 { .. } | Mode::Plain => None,

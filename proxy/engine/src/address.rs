@@ -55,6 +55,55 @@ address! {
     ServerAddr
 }
 
+/// Ports from the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// The last, which is not lower.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// This port alone.
+    #[must_use]
+    pub fn single(port: u16) -> Self {
+        Self {
+            first: port,
+            last: port,
+        }
+    }
+
+    /// Whether the port is one of them.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// Whether both have a port in common.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn count(self) -> usize {
+        usize::from(self.last.saturating_sub(self.first)) + 1
+    }
+}
+
+/// As `40000-40999`, or `53` for one port.
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        if self.last > self.first {
+            write!(f, "-{}", self.last)?;
+        }
+        Ok(())
+    }
+}
+
 /// A socket address in 23 bytes rather than 32. The flow label is left out: the kernel
 /// tells none of a datagram that it has received.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -458,13 +458,9 @@ impl Worker {
 
     /// The number of the listener's socket that replies from this address leave by.
     fn listener_socket_at(&self, local: SocketAddr) -> Option<u32> {
-        let wildcard: IpAddr = match local {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let any = SocketAddr::new(wildcard, local.port());
         let found = self.listeners_at.get(&local);
-        found.or_else(|| self.listeners_at.get(&any)).copied()
+        let found = found.or_else(|| self.listeners_at.get(&wildcard_of(local)));
+        found.copied()
     }
 
     /// Tells the snapshot from those before.
@@ -525,6 +521,15 @@ impl UnixClock {
     fn now(&self) -> u64 {
         self.seconds
     }
+}
+
+/// The wildcard that covers this address.
+fn wildcard_of(address: SocketAddr) -> SocketAddr {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, address.port())
 }
 
 /// A number that no client can foresee.

@@ -28,7 +28,9 @@ pub use admin::{dropped, http, http_get, http_whole, metric};
 pub use process::Process;
 pub use proxy::{binary, output, output_of, proxy, proxy_between, proxy_with, write};
 #[cfg(target_os = "linux")]
-pub use sockets::{address, bind, port, read_header, receive, receive_nothing, served, socket};
+pub use sockets::{
+    address, bind, port, ports, read_header, receive, receive_nothing, served, socket,
+};
 
 /// Long enough for a loaded machine; a test that waits so long has failed.
 pub const TIMEOUT: Duration = Duration::from_secs(20);

@@ -29,6 +29,30 @@ pub fn port() -> u16 {
     }
 }
 
+/// The first of so many ports in a row that no other test gets, as [`port`].
+pub fn ports(count: u16) -> u16 {
+    let is_free = |port: u16| {
+        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+    };
+    loop {
+        let first = fastrand::u16(10_000..32_768 - count);
+        let reserve = |port| {
+            let name = format!("ppv2-lab-port-{port}");
+            let name = net::SocketAddr::from_abstract_name(name).unwrap();
+            net::UnixDatagram::bind_addr(&name).ok()
+        };
+        let reserved: Option<Vec<_>> = (first..first + count).map(reserve).collect();
+        if let Some(reserved) = reserved
+            && (first..first + count).all(is_free)
+        {
+            // Held until the process ends.
+            mem::forget(reserved);
+            return first;
+        }
+    }
+}
+
 /// An address of this machine that no other test uses.
 pub fn address(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port())

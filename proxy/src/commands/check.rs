@@ -23,6 +23,17 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     for listener in &config.listeners {
         let bind: Vec<_> = listener.bind.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "listener {}: {}", listener.name, bind.join(" "));
+        if listener.bind.iter().any(|bind| !bind.is_single()) {
+            let (addresses, each) = (listener.address_count(), config.sockets_of_address());
+            let sockets = addresses * each;
+            let _ = match config.reuse_port.0 {
+                true => writeln!(
+                    text,
+                    "  {addresses} addresses, {each} workers: {sockets} sockets"
+                ),
+                false => writeln!(text, "  {addresses} addresses: {sockets} sockets"),
+            };
+        }
         let rules = listener.rules();
         let _ = write!(text, "  sessions end after {}", listener.idle_timeout);
         if rules.responses > 0 {
@@ -240,6 +251,25 @@ servers = [
             text.contains(" (source networks allow 2097150, memory about "),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_range_is_one_line_with_its_sockets() {
+        let content = "workers = 2\n[[listener]]\nbind = [\"127.0.0.1:40000-40999\", \"[::1]:40000\"]\n\
+                       upstream = \"u\"\n[upstream.u]\nservers = [\"192.0.2.1:53\"]\n";
+        let config = Config::from_toml("x", content).unwrap();
+        assert_eq!(config.listening_sockets(), 2002);
+        let text = report(&config);
+        for line in [
+            "listener listener1: 127.0.0.1:40000-40999 [::1]:40000",
+            "  1001 addresses, 2 workers: 2002 sockets",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+        assert!(text.lines().count() < 10, "{text}");
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Listener {
 
     /// Whether it can have clients of IPv6, or of IPv4: a header names clients of either.
     pub(crate) fn has_clients(&self, v6: bool) -> bool {
-        self.accept.is_some() || self.bind.iter().any(|address| address.is_ipv6() == v6)
+        self.accept.is_some() || self.bind.iter().any(|address| address.is_ipv4() != v6)
     }
 }
 
@@ -286,7 +286,7 @@ impl Config {
         for address in &listener.bind {
             let same_family = |net: &Network| net.0.addr().is_ipv4() == address.is_ipv4();
             if accept.direct == Direct::Drop && !accept.from.iter().any(same_family) {
-                let family = family(*address);
+                let family = family(address.first());
                 warnings.push(format!(
                     "listener `{name}`: every datagram to {address} is dropped: `accept.from` has no {family} network, and `accept.direct` is drop"
                 ));

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::loops::{Bound, Host};
 use super::names::{Name, Named};
 use super::values::{canonical, is_link_local, scope};
-use super::{Config, Listener, Server};
+use super::{Bind, Config, Listener, Server};
 use ppv2_engine::address::{ServerAddr, is_no_host};
 use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
@@ -160,7 +160,7 @@ impl Named {
     fn server<'l>(
         &self,
         answer: Answer,
-        arrives_at: impl Fn(SocketAddr) -> Option<(&'l Listener, SocketAddr)>,
+        arrives_at: impl Fn(SocketAddr) -> Option<(&'l Listener, Bind)>,
         networks: &[IpNet],
     ) -> Result<Server, String> {
         let Answer {

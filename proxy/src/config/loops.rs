@@ -5,8 +5,8 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Listener;
 use super::values::{is_link_local, scope};
+use super::{Bind, Listener};
 use ppv2_hosts::kernel;
 
 /// A warning where a listener's address suggests that other proxies have it, too.
@@ -19,7 +19,7 @@ pub(super) fn suspect_peers(listeners: &[Listener]) -> Option<String> {
     // What pretends to be another proxy's reply has no header, and is dropped.
     let mut listeners = listeners.iter().filter(|one| one.takes_direct_clients());
     let (listener, sign) = listeners.find_map(|listener| {
-        let sign = |bound: &SocketAddr| sign_of_peers(bound.ip(), listener.freebind, &own);
+        let sign = |bound: &Bind| sign_of_peers(bound.ip(), listener.freebind, &own);
         Some((listener, listener.bind.iter().find_map(sign)?))
     })?;
     Some(format!(
@@ -56,57 +56,54 @@ fn sign_of_peers(ip: IpAddr, freebind: bool, own: &BTreeMap<IpAddr, String>) -> 
 /// canonical, so that the same address is the same value.
 #[derive(Default)]
 pub(super) struct Bound {
-    /// The number of the listener that has each address.
-    listeners: HashMap<SocketAddr, usize>,
-    /// The first address of each family and port.
-    of_port: HashMap<(bool, u16), SocketAddr>,
+    /// The number of the listener that has each address, and by what it does.
+    listeners: HashMap<SocketAddr, (usize, Bind)>,
+    /// The first that has each port of a family.
+    of_port: HashMap<(bool, u16), Bind>,
 }
 
 impl Bound {
     pub(super) fn of(listeners: &[Listener]) -> Self {
         let mut bound = Self::default();
         for (number, listener) in listeners.iter().enumerate() {
-            for address in &listener.bind {
-                bound.insert(*address, number);
+            for bind in &listener.bind {
+                bound.insert(*bind, number);
             }
         }
         bound
     }
 
-    /// Adds an address of listener `number`, unless some datagrams would arrive at
-    /// both it and another address, which is returned.
-    pub(super) fn add(&mut self, address: SocketAddr, number: usize) -> Result<(), SocketAddr> {
-        let same_port = (address.is_ipv4(), address.port());
-        let other = match address.ip().is_unspecified() {
-            true => self.of_port.get(&same_port).copied(),
+    /// Adds the addresses of listener `number`, unless some datagrams would arrive at
+    /// both one of them and another address, by what that is bound is returned.
+    pub(super) fn add(&mut self, bind: Bind, number: usize) -> Result<(), Bind> {
+        let other = |address: SocketAddr| match address.ip().is_unspecified() {
+            true => self.of_port.get(&(address.is_ipv4(), address.port())),
             false => [address, wildcard_of(address)]
                 .into_iter()
-                .find(|other| self.listeners.contains_key(other)),
+                .find_map(|other| Some(&self.listeners.get(&other)?.1)),
         };
-        match other {
-            Some(other) => Err(other),
+        match bind.addresses().find_map(other) {
+            Some(other) => Err(*other),
             None => {
-                self.insert(address, number);
+                self.insert(bind, number);
                 Ok(())
             }
         }
     }
 
-    fn insert(&mut self, address: SocketAddr, number: usize) {
-        let port = (address.is_ipv4(), address.port());
-        self.listeners.insert(address, number);
-        self.of_port.entry(port).or_insert(address);
+    fn insert(&mut self, bind: Bind, number: usize) {
+        for address in bind.addresses() {
+            let port = (address.is_ipv4(), address.port());
+            self.listeners.insert(address, (number, bind));
+            self.of_port.entry(port).or_insert(bind);
+        }
     }
 
     /// The number of the listener that a datagram to `address` arrives at, and where
     /// that is bound.
-    pub(super) fn arrives_at(
-        &self,
-        address: SocketAddr,
-        host: &Host,
-    ) -> Option<(usize, SocketAddr)> {
+    pub(super) fn arrives_at(&self, address: SocketAddr, host: &Host) -> Option<(usize, Bind)> {
         let wildcard = wildcard_of(address);
-        let at = |bound| Some((*self.listeners.get(&bound)?, bound));
+        let at = |bound| self.listeners.get(&bound).copied();
         at(address).or_else(|| at(wildcard).filter(|_| host.is_own(address)))
     }
 }

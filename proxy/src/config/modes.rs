@@ -167,14 +167,14 @@ impl Config {
     /// family. A name may resolve to servers of either.
     fn check_families(&self, listener: &Listener) -> Result<(), ConfigError> {
         for address in &listener.bind {
-            let is_clients = |v6| listener.accept.is_some() || v6 == address.is_ipv6();
+            let is_clients = |v6| listener.accept.is_some() || v6 != address.is_ipv4();
             let reaches = |(server, mode): &(usize, Mode)| {
                 let server = self.servers[*server].address;
                 let reached = |v6| is_clients(v6) && mode.reaches(server, v6);
                 reached(true) || reached(false)
             };
             if listener.names.is_empty() && !listener.servers.iter().any(reaches) {
-                let family = family(*address);
+                let family = family(address.first());
                 return refuse(
                     format!(
                         "no server can see the addresses of clients of {address}: these modes need an {family} server"
@@ -208,6 +208,12 @@ impl Config {
             let mut earlier = listener.bind[..number].iter();
             let other = earlier.find(|other| other.is_ipv4() == address.is_ipv4());
             let (message, hint) = match other {
+                _ if !address.is_single() => (
+                    format!(
+                        "a range of ports, {address}, in mode dsr, whose replies can come from one port alone"
+                    ),
+                    "bind one port, or use rewrite_on = \"sdk\" or mode ppv2",
+                ),
                 _ if address.ip().is_unspecified() => (
                     format!("a wildcard, {address}, in mode dsr"),
                     "bind the address that clients write to: replies are rewritten to come from it",

@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
+use super::bind::Bind;
 use super::names::ServerAddress;
 use super::sources::{FirstPort, Source};
 use super::values::{
@@ -172,13 +173,13 @@ pub struct Listener {
     #[serde(deserialize_with = "label")]
     pub name: String,
 
-    /// Address that clients write to; repeatable
+    /// Address that clients write to, or a range of ports: 0.0.0.0:40000-40999; repeatable
     #[arg(
         long = "listen",
         value_name = "ADDR",
         required_unless_present = "config"
     )]
-    pub bind: Vec<SocketAddr>,
+    pub bind: Vec<Bind>,
 
     /// Name of the upstream whose servers get the datagrams
     #[arg(skip = "upstream")]

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::error::{Within, key_path, refuse};
 use super::options::Upstream;
 use super::validate::Groups;
 use super::values::{Network, read_from_text};
-use super::{Config, ConfigError, Listener, Named, Server};
+use super::{Bind, Config, ConfigError, Listener, Named, Server};
 
 /// Networks that no session has a source address in, with what is in them.
 const NO_SOURCES: [(&str, &str); 9] = [
@@ -486,8 +486,10 @@ impl Config {
             );
         }
         let v4 = in_use.network.network.addr().is_ipv4();
-        let taken = |address: &&SocketAddr| {
-            address.is_ipv4() == v4 && ports.contains(&usize::from(address.port()))
+        let has = |port: u16| ports.contains(&usize::from(port));
+        let taken = |bind: &&Bind| {
+            let bound = bind.ports();
+            bind.is_ipv4() == v4 && (bound.first..=bound.last).any(has)
         };
         for listener in &self.listeners {
             if let Some(address) = listener.bind.iter().find(taken) {

@@ -10,12 +10,13 @@ use ppv2_engine::address::{ServerAddr, is_no_host};
 use ppv2_engine::mode::Mode;
 use ppv2_engine::upstream::{self, Balance, MAX_SERVERS, MAX_WEIGHT};
 
+use super::bind::MAX_RANGE_ADDRESSES;
 use super::error::{Within, key_path, nearest, refuse};
 use super::loops::{Bound, Chains, Host, suspect_peers};
 use super::names::ServerAddress;
 use super::options::{BalanceKind, HashOn, OnReturn, Resolver, ServerOptions, Upstream};
 use super::values::{Network, canonical, is_link_local, refuse_hidden, scope};
-use super::{Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server};
+use super::{Bind, Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server};
 
 /// What one subscriber gets at least (RFC 6177): a host can take any address of its
 /// network, and with privacy extensions takes new ones every day.
@@ -161,6 +162,15 @@ impl Listener {
             )
             .within(key_path!["bind"]);
         }
+        let ranges = self.bind.iter().filter(|bind| !bind.is_single());
+        let in_ranges: usize = ranges.map(|bind| bind.ports().count()).sum();
+        if in_ranges > MAX_RANGE_ADDRESSES {
+            return refuse(
+                format!("the ranges of listener `{name}` have {in_ranges} addresses"),
+                format!("give at most {MAX_RANGE_ADDRESSES}: each takes a socket of every worker"),
+            )
+            .within(key_path!["bind"]);
+        }
         if self.allow.is_empty() {
             return refuse(
                 "an empty `allow` lets no client in",
@@ -181,7 +191,7 @@ impl Listener {
         for address in &self.bind {
             let same_family = |net: &Network| net.0.addr().is_ipv4() == address.is_ipv4();
             if self.accept.is_none() && !self.allow.iter().any(same_family) {
-                let family = family(*address);
+                let family = family(address.first());
                 warnings.push(format!(
                     "listener `{name}`: no client of {address} can be served: `allow` has no {family} network"
                 ));
@@ -191,16 +201,13 @@ impl Listener {
     }
 }
 
-fn check_bind(
-    address: &mut SocketAddr,
-    listener: usize,
-    bound: &mut Bound,
-) -> Result<(), ConfigError> {
-    *address = local_address("listener address", *address)?;
-    match bound.add(*address, listener) {
+fn check_bind(bind: &mut Bind, listener: usize, bound: &mut Bound) -> Result<(), ConfigError> {
+    let first = local_address("listener address", bind.first())?;
+    *bind = Bind::new(first, bind.ports());
+    match bound.add(*bind, listener) {
         Ok(()) => Ok(()),
         Err(other) => refuse(
-            format!("{address} overlaps with {other}"),
+            format!("{bind} overlaps with {other}"),
             "bind each address once; a wildcard covers all of its family",
         ),
     }

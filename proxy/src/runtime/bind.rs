@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
+use crate::capacity::HostCapacity;
 use crate::config::{Config, Listener};
 use crate::port_owner;
 use ppv2_hosts::kernel::{self, Unusable};
@@ -101,14 +102,19 @@ pub(super) fn probe_but(
     held: &BTreeSet<SocketAddr>,
     patience: Duration,
 ) -> Result<(), RunError> {
+    if let Some(lack) = HostCapacity::of(config).lack() {
+        return Err(RunError::Descriptors(lack));
+    }
     let deadline = Instant::now() + patience;
     for listener in &config.listeners {
-        let new = listener.bind.iter().filter(|ip| !held.contains(ip));
+        let new = listener
+            .addresses()
+            .filter(|address| !held.contains(address));
         for address in new {
             let probed = patiently(address.ip(), deadline, || {
-                ppv2_udp::probe(*address, listener.freebind)
+                ppv2_udp::probe(address, listener.freebind)
             });
-            probed.map_err(|error| bind_error(listener, *address, &error, held))?;
+            probed.map_err(|error| bind_error(listener, address, &error, held))?;
         }
     }
     Ok(())
@@ -159,7 +165,7 @@ pub(super) fn listeners(
     let workers = config.worker_count();
     let addresses = || {
         let all = config.listeners.iter();
-        let all = all.flat_map(|listener| listener.bind.iter().map(move |a| (listener, *a)));
+        let all = all.flat_map(|listener| listener.addresses().map(move |a| (listener, a)));
         all.filter(|(_, address)| !held.contains(address))
     };
     let shared = config.shares_addresses();

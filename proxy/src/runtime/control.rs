@@ -20,7 +20,7 @@ use super::{RunError, bind};
 use crate::access_log::Unlogged;
 use crate::admin::{ReloadRequest, WorkerHandle};
 use crate::capacity::HostCapacity;
-use crate::config::{Config, Expanded};
+use crate::config::{Bind, Config, Expanded};
 use crate::discovery::{self, Names};
 use crate::health::{Health, Standing, Status};
 use crate::metrics::{Counted, Metrics};
@@ -325,8 +325,7 @@ impl Control {
 
     /// Addresses that this process has sockets for.
     fn held(&self) -> BTreeSet<SocketAddr> {
-        let bound = self.active.config.listeners.iter();
-        let bound = bound.flat_map(|listener| listener.bind.iter().copied());
+        let bound = self.active.config.addresses();
         bound.chain(self.closing.keys().copied()).collect()
     }
 
@@ -388,12 +387,12 @@ impl Control {
     /// Notes addresses that `config` has no listener for, and forgets those that it
     /// has.
     fn close_later(&mut self, config: &Config, now: Instant) {
-        let wanted: BTreeSet<_> = config.listeners.iter().flat_map(|l| &l.bind).collect();
+        let wanted: BTreeSet<_> = config.addresses().collect();
         self.closing.retain(|address, _| !wanted.contains(address));
         let until = now + *self.active.config.drain_timeout;
-        for address in self.active.config.listeners.iter().flat_map(|l| &l.bind) {
-            if !wanted.contains(address) {
-                self.closing.insert(*address, until);
+        for address in self.active.config.addresses() {
+            if !wanted.contains(&address) {
+                self.closing.insert(address, until);
             }
         }
     }
@@ -512,7 +511,7 @@ impl Control {
             }
             self.snapshot = Arc::new(next);
             drop(self.send_snapshot(Vec::new()));
-            tracing::info!(addresses = ?due, "closed");
+            tracing::info!(addresses = ?Bind::merged(due), "closed");
         }
         let leaves = self.lame_ducks.next();
         if [leaves, self.expand_at].iter().flatten().any(is_due) {

@@ -209,7 +209,7 @@ impl Wanted {
     fn of(config: &Config) -> Self {
         let mut wanted = Self::default();
         for listener in &config.listeners {
-            let concrete = listener.bind.iter().map(SocketAddr::ip);
+            let concrete = listener.bind.iter().map(|bind| bind.ip());
             for ip in concrete.filter(|ip| !ip.is_unspecified()) {
                 let name = format!("listener `{}`", listener.name);
                 wanted.own.entry(ip).or_insert(name);

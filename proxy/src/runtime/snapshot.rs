@@ -52,10 +52,9 @@ pub(super) fn snapshot(
     log: Option<&Log>,
 ) -> Snapshot {
     let listeners = active.config.listeners.iter().enumerate();
-    let bound = listeners.clone().flat_map(|(place, listener)| {
-        let addresses = listener.bind.iter();
-        addresses.map(move |address| (*address, place))
-    });
+    let bound = listeners
+        .clone()
+        .flat_map(|(place, listener)| listener.addresses().map(move |address| (address, place)));
     let places: HashMap<_, _> = before
         .into_iter()
         .flat_map(|(config, _)| config.listeners.iter().enumerate())

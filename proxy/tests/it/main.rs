@@ -23,6 +23,7 @@ mod names;
 mod network;
 mod path_mtu;
 mod peers;
+mod port_ranges;
 mod quic;
 mod reload;
 mod resolving;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::session_socket::NewPath;
-use super::{Readable, Worker, random_seed};
+use super::{Readable, Worker, random_seed, wildcard_of};
 use crate::accept::SenderId;
 use crate::address::own_addresses;
 use crate::client_limits::{ClientPermit, Network};
@@ -256,16 +256,12 @@ impl Worker {
         if !self.listener_ports.contains(&client.port()) {
             return false;
         }
-        let bound = self.listener_sockets.iter();
-        let bound = bound.map(|(_, listener_socket)| listener_socket.socket.bound());
-        let mut same_port = bound.filter(|bound| bound.port() == client.port());
-        let wildcard =
-            |bound: SocketAddr| bound.ip().is_unspecified() && bound.is_ipv4() == client.is_ipv4();
-        same_port.any(|bound| {
-            bound.ip() == client.ip()
-                || local.ip() == client.ip()
-                || wildcard(bound) && self.own_addresses.contains(client.ip(), now)
-        })
+        // There may be thousands of listeners' sockets, of a range of ports.
+        let bound = &self.listeners_at;
+        local.ip() == client.ip()
+            || bound.contains_key(&client)
+            || bound.contains_key(&wildcard_of(client))
+                && self.own_addresses.contains(client.ip(), now)
     }
 }
 

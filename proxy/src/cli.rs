@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ppv2_hosts::{doctor, host_setup};
 
+use crate::commands::send;
 use crate::config::{Config, ConfigError, Flags, LogFormat};
 
 /// UDP reverse proxy that passes each client's real address to your servers
@@ -69,6 +70,9 @@ pub enum Command {
         #[arg(value_name = "HEX", default_value = "-")]
         hex: String,
     },
+    /// Send datagrams with a header to a server, and show its replies
+    #[command(after_help = "Exit code 1 if a datagram had no reply, 0 otherwise.")]
+    Send(Box<send::Options>),
     /// Run a server that answers each client with its own address and port
     Whoami {
         /// Address to listen on

@@ -4,4 +4,5 @@
 pub mod check;
 pub mod decode;
 pub mod demo;
+pub mod send;
 pub mod whoami;

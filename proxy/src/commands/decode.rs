@@ -17,7 +17,7 @@ pub const MAX_TEXT: u64 = 1 << 20;
 pub enum Undecodable {
     /// The input is not hexadecimal.
     #[error(
-        "`{found}` at character {at} is not a hexadecimal digit; give the datagram as hex, as in 0d0a0d0a000d0a51…"
+        "`{found}` at character {at} is not a hexadecimal digit; give two digits for each byte, as in 0d0a0d0a000d0a51…"
     )]
     NotHex {
         /// The character.

@@ -39,7 +39,7 @@ pub fn command_line() -> String {
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | the host refused something; or `doctor` found something fatal; or `decode` found no valid header |
+| 1 | the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply |
 | 2 | wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve |
 ";
     for sub in subcommands(&command) {

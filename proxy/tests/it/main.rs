@@ -27,6 +27,7 @@ mod port_ranges;
 mod quic;
 mod reload;
 mod resolving;
+mod send;
 mod sessions;
 mod source_network_hosts;
 mod source_networks;

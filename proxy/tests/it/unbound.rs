@@ -177,6 +177,46 @@ fn replies(log: &str) -> Vec<String> {
 }
 
 #[test]
+fn send_asks_it_in_the_name_of_a_client() {
+    if !namespace::enter(test_name!(), "") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (_unbound, servers) = unbound(&folder);
+    for (server, name, allowed, refused, record) in [
+        (
+            servers[0],
+            "answer.ppv2.test",
+            "127.10.0.1:1",
+            "127.11.0.1:1",
+            "IN A 192.0.2.1",
+        ),
+        (
+            servers[1],
+            "answer.ppv2.test/AAAA",
+            "[fd00:10::1]:1",
+            "[fd00:11::1]:1",
+            "IN AAAA 2001:db8::1",
+        ),
+    ] {
+        let server = server.to_string();
+        let send = |more: &[&str]| {
+            let arguments = [&["send", &server, "--dns", name, "--count", "3"], more].concat();
+            output(&arguments)
+        };
+        let (status, text, stderr) = send(&["--client", allowed, "--crc32c"]);
+        assert_eq!(status, Some(0), "{text}{stderr}");
+        assert_eq!(text.matches("\nNoError\n").count(), 3, "{text}");
+        assert_eq!(text.matches(record).count(), 3, "{text}");
+        let (status, text, _) = send(&["--client", refused]);
+        assert_eq!(status, Some(0));
+        assert_eq!(text.matches("\nRefused\n").count(), 3, "{text}");
+        let (status, text, _) = send(&["--format", "none", "--timeout", "300ms"]);
+        assert_eq!(status, Some(1), "{text}");
+    }
+}
+
+#[test]
 fn queries_without_a_header_are_not_answered() {
     if !namespace::enter(test_name!(), "") {
         return;

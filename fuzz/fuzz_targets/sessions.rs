@@ -50,10 +50,13 @@ fn need(of: u8) -> Need {
 fn key(client: u8, local: bool) -> Key {
     // Clients share addresses and ports in every combination.
     let ip = IpAddr::from([203, 0, 113, client >> 4]);
-    Key::direct(ClientAddr(SocketAddr::new(ip, u16::from(client & 15) + 1)), ListenerAddr(SocketAddr::from((
+    Key::direct(
+        ClientAddr(SocketAddr::new(ip, u16::from(client & 15) + 1)),
+        ListenerAddr(SocketAddr::from((
             [198, 51, 100, 10],
             53 + u16::from(local),
-        ))))
+        ))),
+    )
 }
 
 struct Bench {

@@ -126,6 +126,7 @@ fuzz_target!(|input: Input| {
         let ends = (peer, destination());
         let bytes = datagram.content.bytes();
         let Ok(arrival) = senders.read(&accept, LISTENER, ends, &bytes, now) else {
+            said.remove(&datagram.port);
             continue;
         };
         let client = arrival.key.client.0;
@@ -151,6 +152,8 @@ fuzz_target!(|input: Input| {
             }
             let is_empty = bytes.len() == arrival.header;
             assert_eq!(arrival.is_announcement, is_empty && !input.forwards_empty);
+        } else if bytes.starts_with(&ppv2::SIGNATURE) {
+            said.remove(&datagram.port);
         }
         if datagram.is_held {
             held.push(Arc::clone(sender));

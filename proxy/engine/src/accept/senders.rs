@@ -86,8 +86,21 @@ impl Senders {
     ///
     /// # Errors
     ///
-    /// Why the datagram must be dropped.
+    /// Why the datagram must be dropped. What its sender has said before is forgotten: it may
+    /// have begun to speak for another client.
     pub fn read(
+        &mut self,
+        accept: &Accept,
+        listener: u64,
+        ends: (SocketAddr, SocketAddr),
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<Arrival, DropReason> {
+        self.read_header(accept, listener, ends, datagram, now)
+            .inspect_err(|_| self.forget(ends))
+    }
+
+    fn read_header(
         &mut self,
         accept: &Accept,
         listener: u64,
@@ -115,6 +128,7 @@ impl Senders {
                 } => (canonical(source), canonical(destination)),
                 Origin::Local if accept.local == LocalHeaders::Forward => {
                     let key = self.key((peer, local), (peer, local));
+                    self.forget((peer, local));
                     return Ok(arrival(key, len));
                 }
                 Origin::Local => return Err(DropReason::LocalHeader),
@@ -302,6 +316,15 @@ impl Senders {
             heard: now,
         });
         true
+    }
+
+    /// Forgets for which client the sender has spoken.
+    fn forget(&mut self, sender: (SocketAddr, SocketAddr)) {
+        let place = self.find(sender);
+        let entry = place.and_then(|place| self.entries.get_mut(place));
+        if let Some(said) = entry.and_then(|entry| entry.said.take()) {
+            forget_one(&mut self.remembered, said.listener);
+        }
     }
 
     /// The key of a datagram without header, if its sender has said it before.

@@ -137,7 +137,7 @@ impl Worker {
         let Some(via) = &session.via else {
             return Ok(exit);
         };
-        let names_client = matches!(via.reply_header, ReplyHeader::Tagged(_));
+        let names_client = via.reply_header != ReplyHeader::None;
         let since_heard = || self.table.clock().moment(now).since(via.heard);
         if !names_client && via.changes != via.sender.changes() && since_heard() >= MIN_REST {
             return Err(DropReason::ReplyReassigned);

@@ -246,12 +246,30 @@ fn another_header_takes_the_port_over() {
     bench.read(1, &v2(client(2), b"")).unwrap();
     assert_eq!(bench.client_of(1, b"bare"), Ok(client(2)));
     assert_eq!(changes(&bench), before + 1);
-    // LOCAL names no client, and takes none's port.
-    let mut local = v2(client(3), b"");
-    local[12] = 0x20;
-    bench.read(1, &local).unwrap();
-    assert_eq!(bench.client_of(1, b"bare"), Ok(client(2)));
-    assert_eq!(changes(&bench), before + 1);
+}
+
+#[test]
+fn a_header_that_names_no_client_ends_what_was_said() {
+    let local = {
+        let mut local = v2(client(3), b"");
+        local[12] = 0x20;
+        local
+    };
+    for (datagram, is_read) in [
+        (local, true),
+        (v2(client(0), b""), false),
+        (v2(client(2), b"")[..20].to_vec(), false),
+        (b"PROXY UNKNOWN\r\n".to_vec(), false),
+    ] {
+        let mut bench = Bench::new(remembering(10));
+        let key = bench.read(1, &v2(client(1), b"x")).unwrap().key;
+        assert_eq!(bench.read(1, &datagram).is_ok(), is_read);
+        assert_eq!(bench.read(1, b"bare"), Err(DropReason::NoHeader));
+        assert!(bench.senders.remembered.is_empty());
+        // It takes no client's port.
+        let sender = bench.senders.get(key.sender).unwrap();
+        assert_eq!(sender.changes(), 0);
+    }
 }
 
 #[test]

@@ -370,7 +370,6 @@ struct SessionEntry {
     requests: u64,
     replies: u64,
     /// The id of the session in its headers, if they carry one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     unique_id: Option<String>,
 }
 

@@ -5,6 +5,7 @@ mod accept;
 mod bind;
 mod error;
 mod expand;
+mod header;
 mod health;
 mod loops;
 mod modes;
@@ -30,6 +31,7 @@ use crate::files;
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::listener::{Amplification, Rules};
 use ppv2_engine::mode::Mode;
+use ppv2_engine::own_tlvs::OwnTlvs;
 use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
@@ -65,6 +67,8 @@ pub struct Server {
     pub sources: Sources,
     /// How its replies find their client.
     pub replies: Replies,
+    /// What headers to it carry besides.
+    pub tlvs: Option<Arc<OwnTlvs>>,
     /// Its share of the sessions beside the others'.
     pub weight: u16,
     /// Whether it only stands in for the others.

@@ -20,7 +20,6 @@ use tokio::task::JoinSet;
 use crate::config::{self, Probe};
 use crate::metrics::Traffic;
 use crate::registry::ActiveConfig;
-use ppv2_engine::mode::{Mode, RewriteOn};
 use ppv2_engine::server::Server;
 
 pub(crate) use check::datagram;
@@ -80,7 +79,7 @@ impl Health {
         let (mut read_header, mut bypassed) = (HashSet::new(), HashSet::new());
         for listener in &active.config.listeners {
             for (server, mode) in listener.servers.iter().chain(&listener.leaving) {
-                if matches!(mode, Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. })) {
+                if mode.has_header() {
                     read_header.insert(*server);
                 }
                 if !mode.takes_replies() {

@@ -28,6 +28,7 @@ pub fn of(config: &Config) -> Topology {
         upstream: found.upstream.clone(),
         source: found.probe_source(),
         answers_proxy: found.answers_proxy(mode),
+        header_len: mode.header_len(listener.has_clients(true), found.tlvs.as_deref()),
         tag_len: found.replies.tag_keys().map_or(0, |_| REPLY_TAG_TLV_LEN),
         ..server(listener, found.address.0, mode, found.health.as_deref())
     });
@@ -77,15 +78,6 @@ fn listeners(config: &Config) -> Topology {
 }
 
 fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&Health>) -> Server {
-    let crc32c = match mode {
-        Mode::Ppv2 { crc32c, .. } | Mode::Dsr(RewriteOn::Sdk { crc32c }) => Some(crc32c),
-        Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => None,
-    };
-    // The header's length depends on the client's family.
-    let longest = match listener.has_clients(true) {
-        true => ppv2::IPV6_HEADER_LEN,
-        false => ppv2::IPV4_HEADER_LEN,
-    };
     let (question, answers_question) = question(mode, health);
     Server {
         address,
@@ -100,7 +92,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
             Mode::Dsr(RewriteOn::Sdk { .. }) => Some(Rewriter::Sdk),
         },
         spoofs_ports: mode.spoofs_ports(),
-        header_len: crc32c.map_or(0, |crc32c| longest + if crc32c { 7 } else { 0 }),
+        header_len: mode.header_len(listener.has_clients(true), None),
         dont_fragment: listener.dont_fragment,
         source: None,
         answers_proxy: None,

@@ -163,6 +163,34 @@ impl Mode {
         written.expect("there is room for the longest header")
     }
 
+    /// Whether a header stands in front of datagrams.
+    #[must_use]
+    pub fn has_header(self) -> bool {
+        match self {
+            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) => true,
+            Self::Transparent { .. }
+            | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server)
+            | Self::Plain => false,
+        }
+    }
+
+    /// Bytes of the header of a client of IPv6, or of IPv4, without a tag and without TLVs that
+    /// are passed on.
+    #[must_use]
+    pub fn header_len(self, v6: bool, own: Option<&OwnTlvs>) -> usize {
+        let crc32c = match self {
+            Self::Ppv2 { crc32c, .. } | Self::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
+            Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => return 0,
+        };
+        let addresses = if v6 {
+            ppv2::IPV6_HEADER_LEN
+        } else {
+            ppv2::IPV4_HEADER_LEN
+        };
+        let checksum = if crc32c { ppv2::CRC32C_TLV_LEN } else { 0 };
+        addresses + own.map_or(0, OwnTlvs::header_len) + checksum
+    }
+
     /// Where the first datagrams of a session alone have the header: what is known of it
     /// when the session begins.
     #[must_use]
@@ -349,6 +377,9 @@ mod tests {
         let mut buffer = [0; MAX_HEADER];
         let header = mode.write_header(parts, &mut buffer);
         assert_eq!(header.len(), MAX_HEADER);
+        let of_tag_and_passed = ppv2::REPLY_TAG_TLV_LEN + MAX_PASSED_TLVS;
+        let other = mode.header_len(true, Some(&own));
+        assert_eq!(header.len(), other + of_tag_and_passed);
         let last = [TlvType::UNIQUE_ID, TlvType::REPLY_TAG, TlvType::CRC32C];
         assert_eq!(types(header), [[first, second].as_slice(), &last].concat());
 
@@ -363,7 +394,7 @@ mod tests {
         let mode = Mode::Dsr(RewriteOn::Sdk { crc32c: false });
         let header = mode.write_header(parts, &mut buffer);
         assert_eq!(types(header), [TlvType::UNIQUE_ID]);
-        assert_eq!(header.len(), ppv2::IPV6_HEADER_LEN + UNIQUE_ID_TLV_LEN);
+        assert_eq!(header.len(), mode.header_len(true, parts.own));
         assert!(Mode::Plain.write_header(parts, &mut buffer).is_empty());
     }
 
@@ -445,6 +476,7 @@ mod tests {
         ];
         for mode in without {
             assert!(header(mode, &mut [0; MAX_HEADER]).is_empty(), "{mode:?}");
+            assert!(!mode.has_header() && mode.header_len(true, None) == 0);
         }
         let sdk = Mode::Dsr(RewriteOn::Sdk { crc32c: true });
         let len = header(sdk, &mut [0; MAX_HEADER]).len();

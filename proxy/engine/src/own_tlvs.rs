@@ -107,6 +107,11 @@ impl OwnTlvs {
         self.encoded.len() + unique_id
     }
 
+    /// Their types, without that of the session's id.
+    pub fn types(&self) -> impl Iterator<Item = TlvType> {
+        split_tlvs(&self.encoded).map(|(kind, _)| kind)
+    }
+
     /// They, without the id of the session, as they stand in headers.
     #[must_use]
     pub fn encoded(&self) -> &[u8] {

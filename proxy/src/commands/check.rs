@@ -80,6 +80,9 @@ fn describe(config: &Config, remarks: &[String]) -> String {
         if let Some(replies) = replies_of(config, listener) {
             let _ = writeln!(text, "  {replies}");
         }
+        if let Some(header) = header_of(config, listener) {
+            let _ = writeln!(text, "  {header}");
+        }
         for source in networks_of(config, listener) {
             let _ = writeln!(text, "  {source}");
         }
@@ -137,6 +140,24 @@ fn replies_of(config: &Config, listener: &Listener) -> Option<&'static str> {
         Replies::Tagged(_) if listener.sessions.0 => Some("replies find their client by tags"),
         Replies::Tagged(_) => Some("no sessions: replies find their client by tags"),
     }
+}
+
+/// How long headers to the servers of a listener are, and what they say besides clients.
+fn header_of(config: &Config, listener: &Listener) -> Option<String> {
+    let servers = listener.servers.iter();
+    let servers = servers.map(|(index, mode)| (&config.servers[*index], *mode));
+    let named = listener.names.iter();
+    let named = named.map(|(index, mode)| (&config.names[*index].server, *mode));
+    let mut reading = servers.chain(named).filter(|(_, mode)| mode.has_header());
+    let (server, mode) = reading.next()?;
+    let tlvs = server.tlvs.as_ref()?;
+    let mut types: Vec<_> = tlvs.types().map(|kind| kind.to_string()).collect();
+    if tlvs.has_unique_id() {
+        types.push("UNIQUE_ID of the session".to_owned());
+    }
+    let len = server.header_len(mode, listener);
+    let types = types.join(", ");
+    Some(format!("headers have up to {len} bytes, with {types}"))
 }
 
 /// A line for each source network of a listener.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::error::{Within, key_path, refuse};
-use super::options::{Emit, HeaderOptions, ModeKind, RewriteOn, ServerOptions, SourcePort};
+use super::header::HeaderOptions;
+use super::options::{Emit, ModeKind, RewriteOn, ServerOptions, SourcePort};
 use super::validate::{Groups, Member, family};
 use super::{Config, ConfigError, Expect, Listener, Probe, Server};
 use ppv2_engine::mode::{self, Mode};
@@ -44,7 +45,7 @@ type Keys = (ModeKind, Option<RewriteOn>, Option<SourcePort>);
 /// The mode that the keys of a table ask for.
 pub(super) fn mode(
     (kind, rewrite_on, source_port): Keys,
-    header: HeaderOptions,
+    header: &HeaderOptions,
 ) -> Result<Mode, ConfigError> {
     for (key, is_given, belongs_to, name) in of_one_mode(rewrite_on, source_port) {
         if is_given && kind != belongs_to {
@@ -55,8 +56,8 @@ pub(super) fn mode(
             .within(key_path![key]);
         }
     }
-    let HeaderOptions { emit, crc32c } = header;
-    let emit = match emit {
+    let crc32c = header.crc32c;
+    let emit = match header.emit {
         Emit::Every => mode::Emit::Every,
         Emit::First => mode::Emit::First,
     };
@@ -104,7 +105,7 @@ fn of_one_mode(
 
 impl ServerOptions {
     /// A server's own mode, if it has one.
-    pub(super) fn own_mode(&self, header: HeaderOptions) -> Result<Option<Mode>, ConfigError> {
+    pub(super) fn own_mode(&self, header: &HeaderOptions) -> Result<Option<Mode>, ConfigError> {
         if let Some(kind) = self.mode {
             return mode((kind, self.rewrite_on, self.source_port), header).map(Some);
         }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
 use super::bind::Bind;
+use super::header::HeaderOptions;
 use super::names::ServerAddress;
 use super::sources::{FirstPort, Source};
 use super::values::{
@@ -383,16 +384,6 @@ pub struct Upstream {
     /// Health checks [default: none]
     #[arg(skip)]
     pub(crate) health: Option<Health>,
-}
-
-/// The PROXY v2 header
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct HeaderOptions {
-    /// Which datagrams of a session have it
-    pub(crate) emit: Emit,
-    /// Whether it has a checksum, 7 bytes more
-    pub(crate) crc32c: bool,
 }
 
 /// A server: `"192.0.2.10:53"` for short, or a table

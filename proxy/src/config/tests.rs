@@ -7,6 +7,7 @@ use clap::Parser;
 mod accept;
 mod balance;
 mod guards;
+mod header;
 mod health;
 mod large;
 mod modes;

@@ -89,6 +89,7 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
         let options = groups[listener.upstream.as_str()].options;
         config.check_replies(listener, options, index)?;
         config.check_accept(listener, options, index)?;
+        config.check_headers(listener, options)?;
     }
     config.listeners = listeners;
     config.refuse_loops(&bound, &groups)?;
@@ -149,7 +150,7 @@ impl Listener {
                 .within(key_path!["upstream"]);
         };
         let mode = (self.mode, self.rewrite_on, self.source_port);
-        let mode = super::modes::mode(mode, group.options.header)?;
+        let mode = super::modes::mode(mode, &group.options.header)?;
         let with_mode = |member: &Member| (member.index, member.mode.unwrap_or(mode));
         self.servers = group.servers.iter().map(with_mode).collect();
         self.names = group.names.iter().map(with_mode).collect();
@@ -261,6 +262,7 @@ impl Config {
             found_by: None,
             sources: sources.of(true).clone(),
             replies: options.reply_paths()?,
+            tlvs: options.header.own_tlvs().within(key_path!["header"])?,
             weight: 1,
             backup: false,
             drain: false,
@@ -294,7 +296,7 @@ impl Config {
         sources: &FamilySources,
         known: &mut HashSet<String>,
     ) -> Result<(), ConfigError> {
-        let mode = server.own_mode(group.options.header)?;
+        let mode = server.own_mode(&group.options.header)?;
         let mut template = Server {
             weight: check_weight(server.weight).within(key_path!["weight"])?,
             backup: server.backup,

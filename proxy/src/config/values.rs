@@ -299,8 +299,8 @@ fn mapped(net: IpNet) -> Option<IpNet> {
 }
 
 /// Bytes, written as hexadecimal digits.
-#[derive(Clone, Debug)]
-pub(super) struct Hex(pub(super) Vec<u8>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hex(pub(super) Vec<u8>);
 read_from_text!(Hex);
 
 impl FromStr for Hex {

@@ -133,7 +133,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
         mode: *mode,
         sources: active.config.servers[*index].sources.clone(),
         replies: active.config.servers[*index].replies.clone(),
-        tlvs: None,
+        tlvs: active.config.servers[*index].tlvs.clone(),
     };
     Targets::new(targets.map(target).collect())
 }

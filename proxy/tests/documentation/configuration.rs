@@ -63,7 +63,12 @@ const TABLES: &[(&str, &str, &str)] = &[
     (
         "`[upstream.NAME.header]`",
         "upstream.header",
-        "[Servers that want the header once](../guides/servers.md#servers-that-want-the-header-once).",
+        "[Servers that read headers](../guides/servers.md).",
+    ),
+    (
+        "`[[upstream.NAME.header.tlvs]]`",
+        "upstream.header.tlvs",
+        "[Tell servers more than the client](../guides/servers.md#tell-servers-more-than-the-client). Of `value`, `hex` and `from`, one is given.",
     ),
     (
         "`[upstream.NAME.health]`",

@@ -16,6 +16,7 @@ mod end_to_end;
 mod examples;
 mod faults;
 mod guards;
+mod header_tlvs;
 mod health;
 mod host_setup;
 mod limited;

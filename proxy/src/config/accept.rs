@@ -137,6 +137,13 @@ impl Accept {
             )
             .within(key_path!["formats"]);
         }
+        if self.remember.is_some() && self.formats.contains(&Format::Spp) {
+            return refuse(
+                "`remember` with \"spp\" in `formats`: without a header in front, a payload that begins with the two bytes of Simple Proxy Protocol would be read as one",
+                "leave `remember` out, since senders of Simple Proxy Protocol write it on each datagram, or \"spp\"; a listener for each does both",
+            )
+            .within(key_path!["remember"]);
+        }
         let from = self.from.iter().map(|network| network.0);
         let formats = self.formats.iter().map(|format| format.label());
         refuse_twice("from", from)?;

@@ -63,7 +63,7 @@ fn the_flag_accepts_headers_as_the_file_does_by_default() {
 
 #[test]
 fn a_worker_gets_all_settings_and_its_share_of_senders() {
-    let all = "accept = { from = [\"192.0.2.1\", \"2001:db8::/32\"], formats = [\"spp\", \"v2\"], \
+    let all = "accept = { from = [\"192.0.2.1\", \"2001:db8::/32\"], formats = [\"v2\"], \
                direct = \"accept\", local = \"drop\", tlvs = \"pass\", \
                remember = { idle = \"10s\", max = 100, header_alone = \"forward\" } }";
     let expected = accept::Accept {
@@ -73,7 +73,7 @@ fn a_worker_gets_all_settings_and_its_share_of_senders() {
         ],
         formats: accept::Formats {
             v2: true,
-            spp: true,
+            spp: false,
         },
         direct: accept::Direct::Accept,
         local: accept::LocalHeaders::Drop,
@@ -92,6 +92,9 @@ fn a_worker_gets_all_settings_and_its_share_of_senders() {
     assert_eq!(read.of_worker(workers), expected);
     let one = accept_of("accept = { from = [\"192.0.2.1\"], remember = { max = 1 } }");
     assert_eq!(one.of_worker(3).remember.unwrap().max, 1);
+    let both = accept_of("accept = { from = [\"192.0.2.1\"], formats = [\"spp\", \"v2\"] }");
+    let formats = both.of_worker(3).formats;
+    assert!(formats.v2 && formats.spp);
 }
 
 #[test]
@@ -317,6 +320,12 @@ fn errors_name_place_and_fix() {
             "x:6:46:",
             "spp is twice in `formats`",
             "once",
+        ),
+        (
+            "accept = { from = [\"::1\"], formats = [\"v2\", \"spp\"], remember = {} }",
+            "x:6:64:",
+            "`remember` with \"spp\" in `formats`",
+            "a listener for each",
         ),
         (
             "accept = { from = [\"::1\"], direct = \"refuse\" }",

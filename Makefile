@@ -51,8 +51,10 @@ test:
 	@$(MAKE) --no-print-directory --jobs=5 --keep-going --output-sync=target \
 		NEEDED=packages unit lint python fuzz demo
 
+# What can't be installed is named by the test that needs it.
 packages:
 	@.ci/debian-packages
+	@proxy/bench/peers.sh target/peers nginx
 
 lint: $(CARGO_DENY)
 	cargo fmt --all --check

@@ -14,9 +14,13 @@ pub mod fake_proxy;
 pub mod namespace;
 #[cfg(target_os = "linux")]
 pub mod network;
+#[cfg(target_os = "linux")]
+pub mod nginx;
 mod process;
 mod proxy;
 pub mod quic;
+#[cfg(target_os = "linux")]
+pub mod senders;
 #[cfg(target_os = "linux")]
 pub mod service;
 #[cfg(target_os = "linux")]

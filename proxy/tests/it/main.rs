@@ -29,6 +29,7 @@ mod quic;
 mod reload;
 mod resolving;
 mod send;
+mod senders;
 mod sessions;
 mod source_network_hosts;
 mod source_networks;

@@ -11,14 +11,14 @@ use ppv2_lab::*;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 
 /// A socket that sends and receives bursts in one piece, by quinn's code.
-struct Peer {
+pub(crate) struct Peer {
     socket: UdpSocket,
     state: UdpSocketState,
     arrived: VecDeque<(Vec<u8>, SocketAddr)>,
 }
 
 impl Peer {
-    fn new(socket: UdpSocket) -> Self {
+    pub(crate) fn new(socket: UdpSocket) -> Self {
         let room = socket2::SockRef::from(&socket);
         room.set_recv_buffer_size(4 << 20).unwrap();
         let state = UdpSocketState::new((&socket).into()).unwrap();
@@ -29,12 +29,12 @@ impl Peer {
         }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.socket.local_addr().unwrap()
     }
 
     /// Sends `bytes` in one piece, to be cut every `segment` bytes.
-    fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize) {
+    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize) {
         let transmit = Transmit {
             destination: to,
             ecn: None,
@@ -47,12 +47,12 @@ impl Peer {
     }
 
     /// The next datagram.
-    fn receive(&mut self) -> (Vec<u8>, SocketAddr) {
+    pub(crate) fn receive(&mut self) -> (Vec<u8>, SocketAddr) {
         eventually("a datagram", || !self.arrived.is_empty() || self.poll());
         self.arrived.pop_front().unwrap()
     }
 
-    fn receive_nothing(&mut self) {
+    pub(crate) fn receive_nothing(&mut self) {
         std::thread::sleep(std::time::Duration::from_millis(300));
         assert!(self.arrived.is_empty() && !self.poll());
     }
@@ -83,7 +83,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
 }
 
 /// Some bursts there and back, of sizes that fill, overflow and fall short.
-fn exchange(client: &mut Peer, listener: SocketAddr, server: &mut Peer) {
+pub(crate) fn exchange(client: &mut Peer, listener: SocketAddr, server: &mut Peer) {
     let own = client.address();
     let sizes = [
         (8 * 1200, 1200),

@@ -21,7 +21,7 @@ const CHECKSUM: &str = "3:4";
 /// dnsdist on one port of both loopback addresses, which takes headers from
 /// `proxies` alone. A and AAAA answers are the client's IP; TXT answers are the
 /// client, the destination, and type and length of each TLV.
-fn dnsdist(folder: &tempfile::TempDir, proxies: &str) -> (Process, [SocketAddr; 2]) {
+pub(crate) fn dnsdist(folder: &tempfile::TempDir, proxies: &str) -> (Process, [SocketAddr; 2]) {
     let port = port();
     let config = format!(
         r#"
@@ -63,11 +63,11 @@ end))
     (process, addresses)
 }
 
-const PROXIES: &str = r#""127.0.0.1/32", "::1/128""#;
+pub(crate) const PROXIES: &str = r#""127.0.0.1/32", "::1/128""#;
 
 /// Asks from `client` and asserts that the answers tell of it, of the address
 /// `asked` and of these TLVs.
-fn is_told_its_address(client: SocketAddr, asked: SocketAddr, tlvs: &str) {
+pub(crate) fn is_told_its_address(client: SocketAddr, asked: SocketAddr, tlvs: &str) {
     let kind = if client.is_ipv4() { "A" } else { "AAAA" };
     let answers = answered(client, asked, &[kind, "TXT"]);
     assert_eq!(answers[0].only(), client.ip().to_string());
@@ -211,6 +211,31 @@ fn answer(question: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// dnsdist that passes questions on, from one port and with a header in front of each. It
+/// takes headers from 127.0.0.1.
+pub(crate) fn writing_headers(
+    folder: &tempfile::TempDir,
+    listen: SocketAddr,
+    upstream: SocketAddr,
+) -> Process {
+    let config = format!(
+        "setSecurityPollSuffix(\"\")\nsetLocal(\"{listen}\")\nsetACL({{\"127.0.0.0/8\"}})\n\
+         setProxyProtocolACL({{\"127.0.0.1/32\"}})\n\
+         newServer({{address=\"{upstream}\", useProxyProtocol=true, sockets=1, \
+         healthCheckMode=\"up\"}})\ngetServer(0):setUp()\n"
+    );
+    let file = write(folder, "front.conf", &config);
+    let arguments = [
+        "--supervised",
+        "--disable-syslog",
+        "-C",
+        file.to_str().unwrap(),
+    ];
+    let mut process = server(&program("dnsdist", "dnsdist"), &arguments);
+    process.wait_for(&format!("Listening on {listen}"));
+    process
+}
+
 /// Clients of dnsdist ask in turn, and are answered by address once all of them
 /// have asked, twice.
 #[test]
@@ -224,20 +249,7 @@ fn clients_that_share_its_port_are_all_answered_by_the_sdk() {
     let server_socket = ppv2_sdk::UdpSocket::bind("127.0.0.1:0", trust).unwrap();
     server_socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (listen, upstream) = (address("127.0.0.1"), server_socket.local_addr().unwrap());
-    let config = format!(
-        "setSecurityPollSuffix(\"\")\nsetLocal(\"{listen}\")\nsetACL({{\"127.0.0.0/8\"}})\n\
-         newServer({{address=\"{upstream}\", useProxyProtocol=true, sockets=1, \
-         healthCheckMode=\"up\"}})\ngetServer(0):setUp()\n"
-    );
-    let file = write(&folder, "dnsdist.conf", &config);
-    let arguments = [
-        "--supervised",
-        "--disable-syslog",
-        "-C",
-        file.to_str().unwrap(),
-    ];
-    let mut process = server(&program("dnsdist", "dnsdist"), &arguments);
-    process.wait_for(&format!("Listening on {listen}"));
+    let _dnsdist = writing_headers(&folder, listen, upstream);
 
     let asked = Barrier::new(CLIENTS);
     thread::scope(|scope| {

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use ppv2_lab::*;
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 
 /// A datagram from `client` to `target` arrives at `server` with the header
 /// that it should have; the reply comes back from `target`.
@@ -203,36 +204,39 @@ fn only_the_server_reaches_the_client_of_a_session() {
     assert_eq!(receive(&client).0, b"true");
 }
 
+/// Has the kernel report the marks of what comes.
+pub(crate) fn report_marks(socket: &std::net::UdpSocket) {
+    UdpSocketState::new(socket.into()).unwrap();
+}
+
+pub(crate) fn send_marked(socket: &std::net::UdpSocket, to: SocketAddr, ecn: Option<EcnCodepoint>) {
+    let state = UdpSocketState::new(socket.into()).unwrap();
+    let transmit = Transmit {
+        destination: to,
+        ecn,
+        contents: b"marked",
+        segment_size: None,
+        src_ip: None,
+    };
+    state.try_send(socket.into(), &transmit).unwrap();
+}
+
+pub(crate) fn receive_marked(socket: &std::net::UdpSocket) -> (SocketAddr, Option<EcnCodepoint>) {
+    let state = UdpSocketState::new(socket.into()).unwrap();
+    let mut bytes = [0; 2000];
+    let mut meta = [RecvMeta::default()];
+    let mut result = None;
+    eventually("a datagram", || {
+        let mut buffers = [std::io::IoSliceMut::new(&mut bytes)];
+        let received = state.recv(socket.into(), &mut buffers, &mut meta);
+        result = received.is_ok().then(|| (meta[0].addr, meta[0].ecn));
+        result.is_some()
+    });
+    result.unwrap()
+}
+
 #[test]
 fn ecn_marks_pass_in_both_directions() {
-    use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
-
-    fn send(socket: &std::net::UdpSocket, to: SocketAddr, ecn: Option<EcnCodepoint>) {
-        let state = UdpSocketState::new(socket.into()).unwrap();
-        let transmit = Transmit {
-            destination: to,
-            ecn,
-            contents: b"marked",
-            segment_size: None,
-            src_ip: None,
-        };
-        state.try_send(socket.into(), &transmit).unwrap();
-    }
-
-    fn receive_marked(socket: &std::net::UdpSocket) -> (SocketAddr, Option<EcnCodepoint>) {
-        let state = UdpSocketState::new(socket.into()).unwrap();
-        let mut bytes = [0; 2000];
-        let mut meta = [RecvMeta::default()];
-        let mut result = None;
-        eventually("a datagram", || {
-            let mut buffers = [std::io::IoSliceMut::new(&mut bytes)];
-            let received = state.recv(socket.into(), &mut buffers, &mut meta);
-            result = received.is_ok().then(|| (meta[0].addr, meta[0].ecn));
-            result.is_some()
-        });
-        result.unwrap()
-    }
-
     for (ip, source) in [
         ("127.0.0.1", ""),
         ("::1", ""),
@@ -252,7 +256,7 @@ fn ecn_marks_pass_in_both_directions() {
         let client = socket(ip);
         // Made before anything arrives, so that the kernel reports marks.
         for socket in [&server, &client] {
-            UdpSocketState::new(socket.into()).unwrap();
+            report_marks(socket);
         }
         let marks = [
             Some(EcnCodepoint::Ect0),
@@ -261,10 +265,10 @@ fn ecn_marks_pass_in_both_directions() {
             Some(EcnCodepoint::Ce),
         ];
         for mark in marks {
-            send(&client, listener, mark);
+            send_marked(&client, listener, mark);
             let (proxy, seen) = receive_marked(&server);
             assert_eq!(seen, mark, "to the server over {ip}");
-            send(&server, proxy, mark);
+            send_marked(&server, proxy, mark);
             assert_eq!(
                 receive_marked(&client),
                 (listener, mark),

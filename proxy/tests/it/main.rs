@@ -17,6 +17,7 @@ mod examples;
 mod faults;
 mod guards;
 mod header_tlvs;
+mod headers_in;
 mod health;
 mod host_setup;
 mod limited;

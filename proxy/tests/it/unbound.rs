@@ -10,8 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use ppv2_lab::dig::{answered, clients, for_each, program, server, setup_clients, unanswered};
 use ppv2_lab::*;
 
-const ALLOWED4: (&str, usize) = ("127.10.0.", 40);
-const REFUSED4: (&str, usize) = ("127.11.0.", 40);
+pub(crate) const ALLOWED4: (&str, usize) = ("127.10.0.", 40);
+pub(crate) const REFUSED4: (&str, usize) = ("127.11.0.", 40);
 const ALLOWED6: (&str, usize) = ("fd00:10::", 20);
 const REFUSED6: (&str, usize) = ("fd00:11::", 20);
 
@@ -22,7 +22,7 @@ const NETWORK6: &str = "fd00:1::/64";
 /// Unbound on one port of both loopback addresses. Version 1.17 asks its access
 /// control about the proxy too, so that its addresses must be allowed; the rest
 /// of 127.0.0.0/8 is allowed by default, so that it must be refused.
-fn unbound(folder: &tempfile::TempDir) -> (Process, [SocketAddr; 2]) {
+pub(crate) fn unbound(folder: &tempfile::TempDir) -> (Process, [SocketAddr; 2]) {
     let port = port();
     let config = format!(
         r#"

@@ -1,0 +1,269 @@
+//! Chains of our own proxies: the server reads the client that wrote to the first of them, in
+//! one header, and replies come back by all of them.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use ppv2_lab::service::Proxy;
+use ppv2_lab::*;
+
+use super::*;
+
+const V4: &str = "127.0.0.1";
+const V6: &str = "::1";
+
+/// Proxies one behind the other.
+struct Chain {
+    /// From the client's side.
+    proxies: Vec<Proxy>,
+    listeners: Vec<SocketAddr>,
+    server: UdpSocket,
+}
+
+impl Chain {
+    /// A proxy for each address but the last, which is the server's.
+    fn start(ips: &[&str]) -> Self {
+        Self::with(ips, "", "")
+    }
+
+    /// `keys` are those of `accept`, `of_upstreams` those of all upstreams.
+    fn with(ips: &[&str], keys: &str, of_upstreams: &str) -> Self {
+        let (server_ip, ips) = ips.split_last().unwrap();
+        let server = socket(server_ip);
+        let listeners: Vec<_> = ips.iter().map(|ip| address(ip)).collect();
+        let mut proxies = Vec::new();
+        for (number, listener) in listeners.iter().enumerate() {
+            let next = listeners.get(number + 1).copied();
+            let next = next.unwrap_or_else(|| server.local_addr().unwrap());
+            let of_listener = match number {
+                0 => String::new(),
+                _ => accept(ips[number], keys),
+            };
+            proxies.push(Proxy::start(&config(
+                *listener,
+                next,
+                &of_listener,
+                of_upstreams,
+            )));
+        }
+        Self {
+            proxies,
+            listeners,
+            server,
+        }
+    }
+
+    /// A client's datagram comes with one header, and the reply comes back.
+    fn passes(&self, client: &UdpSocket, payload: &[u8]) {
+        client.send_to(payload, self.listeners[0]).unwrap();
+        let (datagram, session) = receive(&self.server);
+        let (seen, destination, got) = read_plain_header(&datagram);
+        assert_eq!(
+            (seen, destination),
+            (client.local_addr().unwrap(), self.listeners[0])
+        );
+        assert!(got == payload, "{} bytes for {}", got.len(), payload.len());
+        self.server.send_to(payload, session).unwrap();
+        assert!(receive(client) == (payload.to_vec(), self.listeners[0]));
+    }
+
+    fn passes_all(&self, client: &UdpSocket) {
+        let header = fake_proxy::from_client(OTHER_CLIENT, b"a header of the client's");
+        let big = vec![7; 40_000];
+        for payload in [
+            &b"question"[..],
+            b"",
+            &header,
+            b"PROXY UNKNOWN\r\n",
+            &big,
+            b"last",
+        ] {
+            self.passes(client, payload);
+        }
+    }
+
+    fn has_dropped_nothing(&self) {
+        for proxy in &self.proxies {
+            assert_eq!(all_dropped(proxy), []);
+        }
+    }
+}
+
+#[test]
+fn two_proxies_of_any_families() {
+    for ips in [
+        [V4, V4, V4],
+        [V4, V4, V6],
+        [V4, V6, V4],
+        [V4, V6, V6],
+        [V6, V4, V4],
+        [V6, V4, V6],
+        [V6, V6, V4],
+        [V6, V6, V6],
+    ] {
+        let chain = Chain::start(&ips);
+        for _ in 0..3 {
+            chain.passes_all(&socket(ips[0]));
+        }
+        chain.has_dropped_nothing();
+    }
+}
+
+#[test]
+fn three_proxies_of_any_families() {
+    for ips in [
+        [V4, V4, V4, V4],
+        [V6, V6, V6, V6],
+        [V4, V6, V4, V6],
+        [V6, V4, V6, V4],
+    ] {
+        let chain = Chain::start(&ips);
+        let clients = [socket(ips[0]), socket(ips[0])];
+        for client in &clients {
+            chain.passes_all(client);
+        }
+        for client in &clients {
+            chain.passes(client, b"and again");
+        }
+        chain.has_dropped_nothing();
+    }
+}
+
+#[test]
+fn three_proxies_by_checksums_and_networks() {
+    // Sessions with addresses of their own are in the networks that headers come from.
+    let (a, b, server) = (address(V4), address(V4), socket(V4));
+    let to = server.local_addr().unwrap();
+    let source = "header = { crc32c = true }\nsource = [\"127.64.0.0/10\"]";
+    let second = Proxy::start(&config(b, to, &accept("127.64.0.0/10", ""), ""));
+    let first = Proxy::start(&config(a, b, "", source));
+    for client in [socket(V4), socket(V4)] {
+        for _ in 0..2 {
+            client.send_to(b"question", a).unwrap();
+            let (datagram, session) = receive(&server);
+            let (seen, destination, _) = read_plain_header(&datagram);
+            assert_eq!((seen, destination), (client.local_addr().unwrap(), a));
+            server.send_to(b"answer", session).unwrap();
+            assert_eq!(receive(&client), (b"answer".to_vec(), a));
+        }
+    }
+    for proxy in [&first, &second] {
+        assert_eq!(all_dropped(proxy), []);
+    }
+}
+
+#[test]
+fn the_last_one_strips_the_header_in_mode_plain() {
+    let (a, b, server) = (address(V4), address(V6), socket(V4));
+    let to = server.local_addr().unwrap();
+    let of_listener = format!("mode = \"plain\"\n{}", accept(V6, ""));
+    let _second = Proxy::start(&config(b, to, &of_listener, ""));
+    let _first = Proxy::start(&config(a, b, "", ""));
+    let client = socket(V4);
+    for payload in [&b"question"[..], b"", b"\r\n\r\n\0\r\nQUIT\n"] {
+        client.send_to(payload, a).unwrap();
+        let (datagram, session) = receive(&server);
+        assert_eq!(datagram, payload);
+        server.send_to(payload, session).unwrap();
+        assert_eq!(receive(&client), (payload.to_vec(), a));
+    }
+}
+
+/// A proxy with `emit = "first"` in front of one that remembers, which restarts.
+#[test]
+fn a_header_that_is_said_once_is_said_again_to_a_proxy_that_restarts() {
+    let (a, b, server) = (address(V4), address(V4), socket(V4));
+    let to = server.local_addr().unwrap();
+    let of_second = config(b, to, &accept(V4, "remember = {}"), "");
+    let first = Proxy::start(&config(a, b, "", "header = { emit = \"first\" }"));
+    let mut second = Some(Proxy::start(&of_second));
+    let client = socket(V4);
+    let own = client.local_addr().unwrap();
+    let is_client = |datagram: &[u8]| {
+        let (seen, destination, payload) = read_plain_header(datagram);
+        assert_eq!((seen, destination), (own, a));
+        payload
+    };
+    let passes = |payload: &[u8]| {
+        client.send_to(payload, a).unwrap();
+        let (datagram, session) = receive(&server);
+        assert_eq!(is_client(&datagram), payload);
+        server.send_to(payload, session).unwrap();
+        assert_eq!(receive(&client), (payload.to_vec(), a));
+    };
+    let bare = "ppv2_datagrams_without_header_total";
+    for is_refused in [true, false] {
+        for _ in 0..5 {
+            passes(b"hello");
+        }
+        let it = second.as_ref().unwrap();
+        eventually("bare datagrams", || count_of(it, bare) > 0);
+
+        drop(second.take());
+        if is_refused {
+            client.send_to(b"lost", a).unwrap();
+            let refusals =
+                format!("ppv2_upstream_icmp_errors_total{{upstream=\"u\",server=\"{b}\"}}");
+            eventually("the refusal", || first.metric(&refusals) > 0);
+        }
+        second = Some(Proxy::start(&of_second));
+        // Where nothing was refused, the first proxy learns of it by silence.
+        server
+            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
+            .unwrap();
+        let mut datagram = [0; 2000];
+        let mut session = None;
+        eventually("the header again", || {
+            client.send_to(b"anybody there?", a).unwrap();
+            let received = server.recv_from(&mut datagram);
+            session = received.ok().map(|(len, from)| {
+                assert_eq!(is_client(&datagram[..len]), b"anybody there?");
+                from
+            });
+            session.is_some()
+        });
+        // What else has passed meanwhile is answered, too.
+        server.send_to(b"yes", session.unwrap()).unwrap();
+        assert_eq!(receive(&client), (b"yes".to_vec(), a));
+        while server.recv_from(&mut datagram).is_ok() {}
+        server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    }
+}
+
+/// The first proxy has its replies carry a tag, and keeps one socket for all clients: the
+/// second returns the tag in front of each reply, as the SDKs do.
+#[test]
+fn a_proxy_that_tags_gets_its_tags_back() {
+    for (ip, sessions) in [(V4, true), (V4, false), (V6, false)] {
+        let (a, b, server) = (address(ip), address(ip), socket(ip));
+        let to = server.local_addr().unwrap();
+        let second = Proxy::start(&config(b, to, &accept(ip, ""), ""));
+        let keys = format!("sessions = {sessions}");
+        let first = Proxy::start(&config(a, b, &keys, "replies = \"tagged\""));
+        let clients: Vec<_> = (0..30).map(|_| socket(ip)).collect();
+        for round in 0..3 {
+            let mut asked = Vec::new();
+            for client in &clients {
+                client.send_to(b"question", a).unwrap();
+                let (datagram, session) = receive(&server);
+                // The tag stays with the first.
+                let (seen, destination, payload) = read_plain_header(&datagram);
+                assert_eq!((seen, destination), (client.local_addr().unwrap(), a));
+                assert_eq!(payload, b"question");
+                asked.push((session, format!("{seen} {round}")));
+            }
+            // Each client's session with the second goes on.
+            fastrand::shuffle(&mut asked);
+            for (session, answer) in &asked {
+                server.send_to(answer.as_bytes(), *session).unwrap();
+            }
+            for client in &clients {
+                let answer = format!("{} {round}", client.local_addr().unwrap());
+                assert_eq!(receive(client), (answer.into_bytes(), a));
+            }
+        }
+        assert_eq!(count_of(&second, "ppv2_sessions_opened_total"), 30);
+        for proxy in [&first, &second] {
+            assert_eq!(all_dropped(proxy), []);
+        }
+    }
+}

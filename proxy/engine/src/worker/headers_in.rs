@@ -1,16 +1,15 @@
 //! From other proxies to servers: the header in front of each datagram says its client. The
 //! way back is that of the client's latest datagram.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use ppv2::{Tlvs, spp};
-use ppv2_udp::Part;
+use ppv2_udp::{Part, Received};
 
 use super::Worker;
 use super::client_to_server::refused;
 use super::server_to_client::Exit;
-use crate::accept::{Accept, Direct};
+use crate::accept::{Arrival, Direct};
 use crate::counters::DropReason;
 use crate::session::{MIN_REST, ReplyHeader, SessionId};
 
@@ -22,90 +21,110 @@ impl Worker {
     /// Takes what other proxies, or clients, have sent to their servers, where headers are
     /// accepted.
     pub(super) fn take_with_headers(&mut self, number: usize, slot: usize, now: Instant) {
-        let settings = &self.listener_sockets[number].settings;
-        let (Some(received), Some(accept)) = (self.incoming.received(slot), &settings.accept)
-        else {
+        let Some(received) = self.incoming.received(slot) else {
             return;
         };
-        let (accept, listener) = (Arc::clone(accept), settings.listener.id());
         let mut rest = self.incoming.whole(slot);
         if let Some(reason) = refused(&received) {
             return self.drop_from_client(number, rest, reason);
         }
+        // It is looked up again and again, since a count of its holders is shared.
+        let Some(accept) = &self.listener_sockets[number].settings.accept else {
+            return;
+        };
         if !accept.includes(received.peer.ip()) {
             return match accept.direct {
                 Direct::Accept => self.take_from_client(number, slot, now),
                 Direct::Drop => self.drop_from_client(number, rest, DropReason::Untrusted),
             };
         }
-        let ends = (received.peer, received.local);
         while rest.datagrams() > 0 {
             let first = rest.take(1);
-            let datagram = self.incoming.first_of(first);
-            let read = self.senders.read(&accept, listener, ends, datagram, now);
-            let arrival = match read {
-                Ok(arrival) => arrival,
-                Err(reason) => {
-                    self.drop_from_client(number, first, reason);
-                    continue;
+            match self.read_header(number, &received, first, now) {
+                Ok(arrival) => {
+                    let all = self.same_header(&arrival, first, &mut rest);
+                    self.forward_arrival(number, &arrival, all, now);
                 }
-            };
-            if accept.passes_tlvs {
-                let tlvs = Tlvs::parse(&datagram[arrival.tlvs.clone()]);
-                self.run.pass_tlvs(tlvs.unwrap_or_default());
-            }
-            let counters = self.listener_sockets[number]
-                .settings
-                .listener
-                .counters(self.number);
-            counters.unremembered.add(arrival.is_unremembered.into());
-            if arrival.is_announcement {
-                self.drop_from_client(number, first, DropReason::HeaderAlone);
-                continue;
-            }
-            if arrival.header == 0 {
-                counters.without_header.add(1);
-            }
-            // The next ones of a burst mostly have the same header.
-            let mut all = first;
-            if arrival.header > 0 {
-                let header = &datagram[..arrival.header];
-                while rest.datagrams() > 0 && self.is_same_arrival(&accept, header, rest) {
-                    all = all.with(rest.take(1));
-                }
-            }
-            while all.datagrams() > 0 {
-                let part = self.next_part(number, &arrival.key, &mut all);
-                let mut amount = self.amount_of(part);
-                amount.bytes -= amount.datagrams * arrival.header as u64;
-                self.count_received(number, amount);
-                let Some(id) = self.session_of(number, arrival.key, amount, now) else {
-                    continue;
-                };
-                self.note_sender(id, arrival.reply_header, now);
-                for one in part.singles() {
-                    let payload = one.behind(arrival.header);
-                    if self
-                        .incoming
-                        .first_of(payload)
-                        .starts_with(&ppv2::SIGNATURE)
-                    {
-                        let listener = &self.listener_sockets[number].settings.listener;
-                        listener.counters(self.number).nested_headers.add(1);
-                    }
-                    self.queue(id, payload, now);
-                }
+                Err(reason) => self.drop_from_client(number, first, reason),
             }
         }
         self.run.pass_tlvs(Tlvs::default());
     }
 
-    /// Whether the first datagram of `rest` has this header, and would be forwarded as one
-    /// that has.
-    fn is_same_arrival(&self, accept: &Accept, header: &[u8], rest: Part) -> bool {
-        let datagram = self.incoming.first_of(rest);
-        let may_be_announcement = accept.remember.is_some() && datagram.len() == header.len();
-        !may_be_announcement && datagram.starts_with(header)
+    /// What the header of a datagram says, or its sender has said before.
+    fn read_header(
+        &mut self,
+        number: usize,
+        received: &Received,
+        one: Part,
+        now: Instant,
+    ) -> Result<Arrival, DropReason> {
+        let settings = &self.listener_sockets[number].settings;
+        let accept = settings.accept.as_ref().ok_or(DropReason::NoHeader)?;
+        let datagram = self.incoming.first_of(one);
+        let ends = (received.peer, received.local);
+        let listener = &settings.listener;
+        let arrival = self
+            .senders
+            .read(accept, listener.id(), ends, datagram, now)?;
+        let counters = listener.counters(self.number);
+        if arrival.is_unremembered {
+            counters.unremembered.add(1);
+        }
+        if arrival.is_announcement {
+            return Err(DropReason::HeaderAlone);
+        }
+        if arrival.header == 0 {
+            counters.without_header.add(1);
+        }
+        if accept.passes_tlvs {
+            let tlvs = Tlvs::parse(&datagram[arrival.tlvs.clone()]);
+            self.run.pass_tlvs(tlvs.unwrap_or_default());
+        }
+        Ok(arrival)
+    }
+
+    /// The datagram with those that follow it with the same header: the next ones of a burst
+    /// mostly have it.
+    fn same_header(&self, arrival: &Arrival, first: Part, rest: &mut Part) -> Part {
+        let mut all = first;
+        if arrival.header > 0 {
+            let header = &self.incoming.first_of(first)[..arrival.header];
+            let is_same = |datagram: &[u8]| {
+                // A header alone may be an announcement.
+                datagram.len() > header.len() && datagram.starts_with(header)
+            };
+            while rest.datagrams() > 0 && is_same(self.incoming.first_of(*rest)) {
+                all = all.with(rest.take(1));
+            }
+        }
+        all
+    }
+
+    /// Has datagrams go to their client's server without the header that they came with.
+    fn forward_arrival(&mut self, number: usize, arrival: &Arrival, mut all: Part, now: Instant) {
+        while all.datagrams() > 0 {
+            let part = self.next_part(number, &arrival.key, &mut all);
+            let mut amount = self.amount_of(part);
+            amount.bytes -= amount.datagrams * arrival.header as u64;
+            self.count_received(number, amount);
+            let Some(id) = self.session_of(number, arrival.key, amount, now) else {
+                continue;
+            };
+            self.note_sender(id, arrival.reply_header, now);
+            for one in part.singles() {
+                let payload = one.behind(arrival.header);
+                if self
+                    .incoming
+                    .first_of(payload)
+                    .starts_with(&ppv2::SIGNATURE)
+                {
+                    let listener = &self.listener_sockets[number].settings.listener;
+                    listener.counters(self.number).nested_headers.add(1);
+                }
+                self.queue(id, payload, now);
+            }
+        }
     }
 
     /// Notes that the client's latest datagrams have come through the sender of the

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ppv2_sdk::{ReplyFrom, Trust, Untrusted};
+use ppv2_sdk::{Format, HeaderAlone, ReplyFrom, Trust, Untrusted};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -21,19 +21,35 @@ pub(crate) struct Limits {
     pub(crate) forget_after: Duration,
 }
 
+/// How trusted senders say for which client they speak.
+pub(crate) struct Headers {
+    pub(crate) formats: Vec<Format>,
+    /// For how long, and of how many senders, it is remembered what they said.
+    pub(crate) remember: Option<(Duration, usize)>,
+    pub(crate) header_alone: HeaderAlone,
+}
+
 /// The arguments of `wrap` as the Rust SDK has them.
 pub(crate) fn trust(
     networks: Vec<String>,
+    headers: Headers,
     untrusted: Untrusted,
     reply_from: ReplyFrom,
     limits: &Limits,
 ) -> PyResult<Trust> {
-    Trust::networks(networks)
+    let trust = Trust::networks(networks)
+        .formats(headers.formats)
+        .header_alone(headers.header_alone)
         .untrusted(untrusted)
         .reply_from(reply_from)
         .max_header_len(limits.max_header_len)
         .max_clients(limits.max_clients)
-        .forget_after(limits.forget_after)
+        .forget_after(limits.forget_after);
+    let trust = match headers.remember {
+        None => trust,
+        Some((idle, max)) => trust.remember_senders(idle, max),
+    };
+    trust
         .build()
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
@@ -75,6 +91,30 @@ pub(crate) fn networks(trusted: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     Ok(networks)
 }
 
+/// Names of formats, each a header may have.
+pub(crate) fn formats(value: &Bound<'_, PyAny>) -> PyResult<Vec<Format>> {
+    const EXPECTED: &str = "an iterable of 'v2' and 'spp', such as [\"v2\"]";
+    let wrong = || arguments::type_error("formats", EXPECTED, value);
+    if value.is_instance_of::<PyString>() || value.is_instance_of::<PyBytes>() {
+        return Err(wrong());
+    }
+    let choices = [("v2", Format::V2), ("spp", Format::Spp)];
+    let mut formats = Vec::new();
+    for (index, format) in value.try_iter().map_err(|_| wrong())?.enumerate() {
+        let name = format!("formats[{index}]");
+        formats.push(one_of(&name, "'v2' or 'spp'", choices, &format?)?);
+    }
+    Ok(formats)
+}
+
+pub(crate) fn header_alone(value: &Bound<'_, PyAny>) -> PyResult<HeaderAlone> {
+    let choices = [
+        ("announce", HeaderAlone::Announce),
+        ("deliver", HeaderAlone::Deliver),
+    ];
+    one_of("header_alone", "'announce' or 'deliver'", choices, value)
+}
+
 pub(crate) fn untrusted(value: &Bound<'_, PyAny>) -> PyResult<Untrusted> {
     let choices = [("drop", Untrusted::Drop), ("accept", Untrusted::Accept)];
     one_of("untrusted", "'drop' or 'accept'", choices, value)
@@ -104,25 +144,38 @@ fn one_of<T>(
         .ok_or_else(|| arguments::value_error(argument, expected, value))
 }
 
+/// The bound is one of memory, so that more is a slip.
+const MOST: usize = u32::MAX as usize;
+
 pub(crate) fn max_clients(value: &Bound<'_, PyAny>) -> PyResult<usize> {
-    // The bound is one of memory, so that more is a slip.
-    const MOST: usize = u32::MAX as usize;
-    arguments::integer(
-        "max_clients",
-        "a number of clients, at least 1",
-        1..=MOST,
-        value,
-    )
+    let expected = "a number of clients, at least 1";
+    arguments::integer("max_clients", expected, 1..=MOST, value)
+}
+
+pub(crate) fn max_senders(value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let expected = "a number of senders, at least 1";
+    arguments::integer("max_senders", expected, 1..=MOST, value)
+}
+
+pub(crate) fn forget_after(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    seconds("forget_after", "a number of seconds above 0", value)
+}
+
+pub(crate) fn remember_senders(value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let expected = "None or a number of seconds above 0";
+    seconds("remember_senders", expected, value).map(Some)
 }
 
 /// Seconds, which may have a fraction.
-pub(crate) fn forget_after(value: &Bound<'_, PyAny>) -> PyResult<Duration> {
-    const EXPECTED: &str = "a number of seconds above 0";
+fn seconds(argument: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
     let seconds: f64 = value
         .extract()
-        .map_err(|_| arguments::type_error("forget_after", EXPECTED, value))?;
+        .map_err(|_| arguments::type_error(argument, expected, value))?;
     Duration::try_from_secs_f64(seconds)
         .ok()
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| arguments::value_error("forget_after", EXPECTED, value))
+        .ok_or_else(|| arguments::value_error(argument, expected, value))
 }

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,24 @@ def proxy_to(server: tuple[str, int], *options: str) -> Iterator[tuple[str, int]
     command += ["--upstream", f"{server[0]}:{server[1]}", "--workers", "1"]
     command += ["--replies", replies, *options]
     with until_ready(command):
+        yield listener
+
+
+@contextmanager
+def proxy_to_upstream(
+    folder: Path, server: tuple[Any, ...], *keys: str
+) -> Iterator[tuple[str, int]]:
+    """Runs the proxy with these keys of the upstream, as TOML, and yields the listener's
+    address.
+    """
+    listener = ("127.0.0.1", free_port())
+    upstream = "\n".join([f'servers = ["{server[0]}:{server[1]}"]', *keys])
+    config = folder / "proxy.toml"
+    config.write_text(
+        f'workers = 1\n[[listener]]\nname = "test"\nbind = ["127.0.0.1:{listener[1]}"]\n'
+        f'upstream = "test"\n[upstream.test]\n{upstream}\n'
+    )
+    with until_ready([binary(), "run", "--config", str(config)]):
         yield listener
 
 

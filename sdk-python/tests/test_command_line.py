@@ -11,6 +11,8 @@ import pytest
 import ppv2
 from peers import CLIENT, CLIENT_V6, LISTENER, Proxy, hostile, udp
 
+WHOAMI = ["whoami", "--listen", "127.0.0.1:0", "--trusted", "127.0.0.1"]
+
 
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "-W", "error", "-m", "ppv2", *arguments]
@@ -94,6 +96,12 @@ def test_misuse_is_exit_code_2() -> None:
         (["whoami", "--listen", "0.0.0.0:65536", "--trusted", "::1"], "got '0.0.0.0:65536'"),
         (["whoami", "--listen", "127.0.0.1:0", "--trusted", "all"], '--trusted: trusted network "'),
         (["whoami", "--listen", "224.0.0.1:0", "--trusted", "::1"], "is no host's address"),
+        ([*WHOAMI, "--format", "v1"], "argument --format: invalid choice: 'v1'"),
+        ([*WHOAMI, "--remember", "0"], "--remember: remember_senders: expected None or a number"),
+        (
+            [*WHOAMI, "--format", "spp", "--remember", "9"],
+            "--remember: remember_senders and format",
+        ),
         (
             ["whoami", "--listen", "[::ffff:224.0.0.1]:0", "--trusted", "::1"],
             "is no host's address",
@@ -174,6 +182,31 @@ def test_whoami_answers_from_the_listener_on_request() -> None:
         assert client.recvfrom(64) == (answer, listener)
         server.terminate()
         assert server.wait(60) == 0
+
+
+def test_whoami_reads_other_formats_and_remembers_on_request() -> None:
+    simple = b"\x56\xec" + (bytes(10) + b"\xff\xff\xcb\0\x71\x0b") * 2 + b"\0\x07\0\x08"
+    named = ppv2.encode(CLIENT, LISTENER)
+    for options, datagrams in (
+        (["--format", "spp"], [(simple, simple + b"203.0.113.11:7")]),
+        (
+            ["--format", "spp", "--format", "v2"],
+            [(simple, simple + b"203.0.113.11:7"), (named, b"203.0.113.11:54321")],
+        ),
+        (
+            ["--remember", "60.5"],
+            [(named + b"who am I?", b"203.0.113.11:54321"), (b"again", b"203.0.113.11:54321")],
+        ),
+    ):
+        command = [sys.executable, "-I", "-W", "error", "-m", "ppv2", *WHOAMI, *options]
+        with running(command) as server, Proxy() as proxy:
+            assert server.stderr is not None
+            name = ("127.0.0.1", int(server.stderr.readline().rpartition(":")[2]))
+            for datagram, answer in datagrams:
+                proxy.send_raw(name, datagram)
+                assert proxy.receive() == answer
+            server.terminate()
+            assert server.wait(60) == 0
 
 
 def test_an_address_that_is_taken_is_exit_code_1() -> None:

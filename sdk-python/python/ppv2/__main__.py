@@ -90,6 +90,20 @@ def main(arguments: list[str] | None = None) -> int:
         default="proxy",
         help="answer through the proxy, or straight from the listener's address",
     )
+    whoami.add_argument(
+        "--format",
+        action="append",
+        choices=("v2", "spp"),
+        help="how the proxies write their header: v2 (the default) or spp, Simple Proxy Protocol; "
+        "may be repeated",
+    )
+    whoami.add_argument(
+        "--remember",
+        type=float,
+        metavar="SECONDS",
+        help="take datagrams without header for those of the client that the sender's latest "
+        "header named, for this long after its latest datagram",
+    )
     options = parser.parse_args(arguments)
     if options.command == "whoami":
         return _whoami(whoami, options)
@@ -135,9 +149,16 @@ def _whoami(whoami: argparse.ArgumentParser, options: argparse.Namespace) -> int
             print(f"--listen {listen} can't be bound: {error.strerror}", file=sys.stderr)
             return 1
         try:
-            wrapped = ppv2.wrap(sock, trusted=options.trusted, reply_from=options.reply_from)
+            wrapped = ppv2.wrap(
+                sock,
+                trusted=options.trusted,
+                formats=options.format or ["v2"],
+                reply_from=options.reply_from,
+                remember_senders=options.remember,
+            )
         except ValueError as error:
-            whoami.error(f"--trusted: {error}")
+            argument = "--remember" if str(error).startswith("remember") else "--trusted"
+            whoami.error(f"{argument}: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Why a client gets no answer: the warnings of ppv2 of what it drops.
     logging.basicConfig(format="%(message)s")

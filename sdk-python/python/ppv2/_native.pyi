@@ -601,11 +601,15 @@ def wrap(
     sock: socket.socket,
     *,
     trusted: Iterable[object],
+    formats: Iterable[Literal["v2", "spp"]] = ["v2"],
     untrusted: Literal["drop", "accept"] = "drop",
     reply_from: Literal["proxy", "listener"] = "proxy",
     max_header_len: int = 512,
     max_clients: int = 65536,
     forget_after: float = 120.0,
+    remember_senders: float | None = None,
+    max_senders: int = 100000,
+    header_alone: Literal["announce", "deliver"] = "announce",
 ) -> Socket:
     """Lets a UDP socket show its clients instead of the proxy in front of it.
 
@@ -617,6 +621,10 @@ def wrap(
             ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
             A host in one of them can speak for any client, so name only the
             proxies.
+        formats: How trusted senders may write headers: "v2" (PROXY protocol v2), "spp"
+            (Simple Proxy Protocol of Cloudflare Spectrum and Tencent EdgeOne, whose
+            replies get the same header in front), or both. One must be there: the
+            first bytes only tell which it is.
         untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
             it as one of a client that is not behind a proxy, payload untouched.
         reply_from: Where replies to clients behind a proxy leave from: "proxy"
@@ -625,11 +633,25 @@ def wrap(
             rewrite_on = "sdk". This host needs the right to send from there: the
             address is one of its own, or an IPv6 one (Linux), or the process has
             CAP_NET_RAW (Linux).
-        max_header_len: The longest header to accept, in bytes, at least 28.
+        max_header_len: The longest PROXY v2 header to accept, in bytes, at least 28.
         max_clients: How many clients are remembered, at about 1 kB each. Beyond
             that a new one replaces the one that has been silent for longest.
         forget_after: For how many seconds after its latest datagram a client can
             be sent to.
+        remember_senders: For how many seconds after a sender's latest datagram its
+            datagrams without header belong to the client that its latest header
+            named; None for senders that put a header in front of each. nginx, frp,
+            Cloudflare Spectrum and emit = "first" of ppv2-proxy say it once. That
+            is outside the specification. A port that a sender uses again can be
+            taken for the client that was there before, and a client whose datagrams
+            pass without header can write one of its own. So set it below the time
+            after which the sender uses a port again, for senders that drop such
+            datagrams, or clients that don't forge. Not with formats "spp".
+        max_senders: How many senders are remembered, at about 100 bytes each. Beyond
+            that those remembered stay, and new ones need a header in each datagram.
+        header_alone: What a header without payload is while remember_senders is
+            set: "announce" takes it for the name of the client alone, "deliver" for
+            an empty datagram as well.
 
     Returns:
         The socket to use instead.

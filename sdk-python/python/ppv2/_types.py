@@ -9,6 +9,8 @@ from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ppv2._native import Header
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
@@ -68,11 +70,15 @@ class Tlv(NamedTuple):
 class TrustOptions(TypedDict, total=False):
     """Arguments of ppv2.wrap() that all that is built on it takes too."""
 
+    formats: Iterable[Literal["v2", "spp"]]
     untrusted: Literal["drop", "accept"]
     reply_from: Literal["proxy", "listener"]
     max_header_len: int
     max_clients: int
     forget_after: float
+    remember_senders: float | None
+    max_senders: int
+    header_alone: Literal["announce", "deliver"]
 
 
 class ClientAddress(tuple[Any, ...]):
@@ -101,7 +107,8 @@ class Datagram(NamedTuple):
     """The proxy that passed the datagram on; equal to client if the proxy speaks
     for itself (a LOCAL header: a health check). None for a direct client."""
     header: Header | None
-    """The header, with its TLVs. None for a direct client."""
+    """The PROXY v2 header, with its TLVs. None for a direct client, for a header of
+    Simple Proxy Protocol, and for a datagram whose sender said its header before."""
 
     @property
     def tlvs(self) -> tuple[Tlv, ...]:
@@ -118,8 +125,10 @@ class Stats(NamedTuple):
     """Datagrams handed to the application."""
     dropped: dict[str, int]
     """Datagrams dropped by reason, zeroes too: "untrusted", "direct_conflict",
-    "no_header", "bad_header", "header_too_long", "unspecified", "tcp", "unix",
-    "client_address"."""
+    "no_header", "v1_header" (text of PROXY protocol version 1, which nginx up to
+    1.31.3 sends), "bad_header", "header_too_long", "unspecified", "tcp", "unix",
+    "client_address", "header_alone" (of which nothing is lost: see header_alone of
+    ppv2.wrap())."""
     replies_sent: int
     """Datagrams sent to clients."""
     replies_without_path: int
@@ -134,6 +143,10 @@ class Stats(NamedTuple):
     """Sockets bound to listeners' addresses that were closed to make room for
     others, with reply_from="listener". If it grows, this server has more
     listeners than are kept, which is 64."""
+    senders_not_remembered: int
+    """Headers whose sender was not remembered, since remember_senders has as many as
+    max_senders allows. Their datagrams were delivered; those that such a sender sends
+    without header are dropped. If it grows, max_senders is too low."""
 
 
 class DecodeError(ValueError):

@@ -47,7 +47,7 @@ async def serve(
         retry: See configuration.
         stream_handler: See configuration.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap(). A client that is silent for longer than forget_after,
             120 seconds unless set, can't be sent to until it is heard again.
 

@@ -42,7 +42,7 @@ async def create_udp_socket(
         local_port: The port to bind to, that which the proxy sends to.
         reuse_port: Whether other sockets may bind to it too.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Raises:

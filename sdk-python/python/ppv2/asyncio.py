@@ -58,7 +58,7 @@ async def create_datagram_endpoint(
             method it stays open, is the transport's from then on, and is closed with
             it; if this raises, it is still the caller's.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Returns:
@@ -192,7 +192,7 @@ def install(
         addresses: Pairs (host, port) that the proxy sends to, as the library binds
             them: host is an IP address, "0.0.0.0" and "::" being addresses like others.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Returns:
@@ -213,6 +213,9 @@ def install(
     named = {_named(address) for address in addresses}
     if not named:
         raise ValueError("addresses: expected at least one (host, port), got none")
+    if "formats" in options:
+        # Each endpoint reads them.
+        options["formats"] = list(options["formats"])
     installation = Installation(_Layer.of(loop), named, list(trusted), options)
     installation._layer.add(installation)
     return installation

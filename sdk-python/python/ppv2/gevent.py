@@ -36,7 +36,7 @@ def wrap(
     Args:
         sock: A bound UDP socket, gevent's or a plain one. It is left closed.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Returns:
@@ -217,7 +217,7 @@ class DatagramServer(gevent.server.DatagramServer):
         handle: See listener.
         spawn: See listener.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Raises:

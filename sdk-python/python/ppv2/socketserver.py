@@ -33,7 +33,7 @@ class UDPServer(socketserver.UDPServer):
         RequestHandlerClass: See server_address.
         bind_and_activate: See server_address.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Raises:

@@ -39,7 +39,7 @@ def listenUDP(  # noqa: N802
         interface: See protocol.
         maxPacketSize: See protocol. The header needs no room.
         trusted: As for ppv2.wrap().
-        options: untrusted, reply_from, max_header_len and so on, as for
+        options: formats, untrusted, reply_from and so on, as for
             ppv2.wrap().
 
     Returns:

@@ -247,10 +247,9 @@ impl Core {
     /// All that is known of one datagram.
     pub(crate) fn receive_datagram<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.receive(py, false, |py, heard, header, payload| {
-            let header = match header {
-                [] => None,
-                header => Some(Header::read(py, header)?),
-            };
+            // An SPP header says no more than the addresses do.
+            let is_v2 = header.starts_with(&ppv2::SIGNATURE);
+            let header = is_v2.then(|| Header::read(py, header)).transpose()?;
             let plain = |address: Option<SocketAddr>| {
                 address
                     .map(|address| to_python(py, address, self.addresses.form))
@@ -389,6 +388,7 @@ impl Core {
                 stats.clients_evicted,
                 stats.clients,
                 stats.listeners_evicted,
+                stats.senders_not_remembered,
             ),
         )
     }

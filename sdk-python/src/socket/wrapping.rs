@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ppv2_sdk::{Demux, ReplyFrom, Untrusted};
+use ppv2_sdk::{Demux, Format, HeaderAlone, ReplyFrom, Untrusted};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,10 +12,13 @@ use super::addresses::{Form, from_python};
 use super::core::Core;
 use super::{Socket, callers, errors, message};
 use crate::arguments;
-use crate::trust::{self, Families, Limits};
+use crate::trust::{self, Families, Headers, Limits};
 
 /// As long as NATs keep a UDP mapping (RFC 4787, section 4.3).
 const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
+
+/// At 100 bytes each, 10 MB.
+const DEFAULT_MAX_SENDERS: usize = 100_000;
 
 /// Lets a UDP socket show its clients instead of the proxy in front of it.
 ///
@@ -27,6 +30,10 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///         ["192.0.2.10", "2001:db8::/64"], as text or objects of ipaddress.
 ///         A host in one of them can speak for any client, so name only the
 ///         proxies.
+///     formats: How trusted senders may write headers: "v2" (PROXY protocol v2), "spp"
+///         (Simple Proxy Protocol of Cloudflare Spectrum and Tencent EdgeOne, whose
+///         replies get the same header in front), or both. One must be there: the
+///         first bytes only tell which it is.
 ///     untrusted: What to do with a datagram from elsewhere: "drop" it, or "accept"
 ///         it as one of a client that is not behind a proxy, payload untouched.
 ///     reply_from: Where replies to clients behind a proxy leave from: "proxy"
@@ -35,11 +42,25 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 ///         rewrite_on = "sdk". This host needs the right to send from there: the
 ///         address is one of its own, or an IPv6 one (Linux), or the process has
 ///         CAP_NET_RAW (Linux).
-///     max_header_len: The longest header to accept, in bytes, at least 28.
+///     max_header_len: The longest PROXY v2 header to accept, in bytes, at least 28.
 ///     max_clients: How many clients are remembered, at about 1 kB each. Beyond
 ///         that a new one replaces the one that has been silent for longest.
 ///     forget_after: For how many seconds after its latest datagram a client can
 ///         be sent to.
+///     remember_senders: For how many seconds after a sender's latest datagram its
+///         datagrams without header belong to the client that its latest header
+///         named; None for senders that put a header in front of each. nginx, frp,
+///         Cloudflare Spectrum and emit = "first" of ppv2-proxy say it once. That
+///         is outside the specification. A port that a sender uses again can be
+///         taken for the client that was there before, and a client whose datagrams
+///         pass without header can write one of its own. So set it below the time
+///         after which the sender uses a port again, for senders that drop such
+///         datagrams, or clients that don't forge. Not with formats "spp".
+///     max_senders: How many senders are remembered, at about 100 bytes each. Beyond
+///         that those remembered stay, and new ones need a header in each datagram.
+///     header_alone: What a header without payload is while remember_senders is
+///         set: "announce" takes it for the name of the client alone, "deliver" for
+///         an empty datagram as well.
 ///
 /// Returns:
 ///     The socket to use instead.
@@ -53,20 +74,31 @@ const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 #[pyfunction]
 #[pyo3(
     signature = (
-        sock, *, trusted, untrusted = Untrusted::Drop, reply_from = ReplyFrom::Proxy,
-        max_header_len = 512, max_clients = 65_536, forget_after = DEFAULT_FORGET_AFTER
+        sock, *, trusted, formats = vec![Format::V2], untrusted = Untrusted::Drop,
+        reply_from = ReplyFrom::Proxy, max_header_len = 512, max_clients = 65_536,
+        forget_after = DEFAULT_FORGET_AFTER, remember_senders = None,
+        max_senders = DEFAULT_MAX_SENDERS, header_alone = HeaderAlone::Announce
     ),
-    text_signature = "(sock, *, trusted, untrusted='drop', reply_from='proxy', \
-                      max_header_len=512, max_clients=65536, forget_after=120.0)"
+    text_signature = "(sock, *, trusted, formats=['v2'], untrusted='drop', reply_from='proxy', \
+                      max_header_len=512, max_clients=65536, forget_after=120.0, \
+                      remember_senders=None, max_senders=100000, header_alone='announce')"
+)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "they are the arguments of the Python function"
 )]
 pub(crate) fn wrap<'py>(
     sock: &Bound<'py, PyAny>,
     trusted: &Bound<'py, PyAny>,
+    #[pyo3(from_py_with = trust::formats)] formats: Vec<Format>,
     #[pyo3(from_py_with = trust::untrusted)] untrusted: Untrusted,
     #[pyo3(from_py_with = trust::reply_from)] reply_from: ReplyFrom,
     #[pyo3(from_py_with = arguments::max_header_len)] max_header_len: usize,
     #[pyo3(from_py_with = trust::max_clients)] max_clients: usize,
     #[pyo3(from_py_with = trust::forget_after)] forget_after: Duration,
+    #[pyo3(from_py_with = trust::remember_senders)] remember_senders: Option<Duration>,
+    #[pyo3(from_py_with = trust::max_senders)] max_senders: usize,
+    #[pyo3(from_py_with = trust::header_alone)] header_alone: HeaderAlone,
 ) -> PyResult<Socket> {
     let class = check_is_udp(sock)?;
     let limits = Limits {
@@ -74,9 +106,14 @@ pub(crate) fn wrap<'py>(
         max_clients,
         forget_after,
     };
+    let headers = Headers {
+        formats,
+        remember: remember_senders.map(|idle| (idle, max_senders)),
+        header_alone,
+    };
     let networks = trust::networks(trusted)?;
     let trusted_families = trust::families(&networks);
-    let trust = trust::trust(networks, untrusted, reply_from, &limits)?;
+    let trust = trust::trust(networks, headers, untrusted, reply_from, &limits)?;
     let (form, local) = check_can_receive(sock, trusted_families, untrusted)?;
     let timeout: Option<f64> = sock.call_method0("gettimeout")?.extract()?;
     let asked = asks_for_packet_info(sock);

@@ -182,10 +182,22 @@ impl DropLog {
             } else {
                 None
             };
+            if is_meant(reason) {
+                tracing::debug!(
+                    listener = listener.name,
+                    reason = reason.label(),
+                    count,
+                    "datagrams dropped: {}",
+                    reason.description(),
+                );
+                continue;
+            }
             tracing::warn!(
                 listener = listener.name,
                 reason = reason.label(),
                 count,
+                // Another proxy's address, never a client's.
+                proxy = listener.latest_sender(reason).map(tracing::field::display),
                 len = oversize.map(|oversize| oversize.len),
                 fits = oversize.and_then(fits),
                 "datagrams dropped: {}; {}",
@@ -230,6 +242,11 @@ impl DropLog {
             }
         }
     }
+}
+
+/// Whether such drops are what the configuration asks for, and nobody misses the datagrams.
+fn is_meant(reason: DropReason) -> bool {
+    matches!(reason, DropReason::HeaderAlone | DropReason::LocalHeader)
 }
 
 /// The longest of the oversize datagrams that workers noted last.

@@ -3,7 +3,7 @@
 //! Each worker writes its own counters, which no other thread writes, so that counting
 //! costs a plain add. The control path reads them at any time and sums over the workers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -298,16 +298,16 @@ pub struct ListenerCounters {
     /// Replies beyond what `amplification` allows, whether dropped or not.
     pub amplified: Counter,
     ended: [Counter; EndReason::ALL.len()],
-    dropped: Dropped,
+    dropped: ByReason<Counter>,
+    senders: Mutex<ByReason<Option<IpAddr>>>,
 }
 
-/// By reason.
 #[derive(Debug)]
-struct Dropped([Counter; DropReason::ALL.len()]);
+struct ByReason<T>([T; DropReason::ALL.len()]);
 
-impl Default for Dropped {
+impl<T: Default> Default for ByReason<T> {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Counter::default()))
+        Self(std::array::from_fn(|_| T::default()))
     }
 }
 
@@ -329,6 +329,20 @@ impl ListenerCounters {
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> &Counter {
         &self.dropped.0[reason as usize]
+    }
+
+    /// Notes that a datagram of this sender, another proxy whose headers are accepted, is
+    /// dropped for `reason`. The note is left out while the control path reads.
+    pub fn note_sender(&self, reason: DropReason, sender: IpAddr) {
+        if let Ok(mut senders) = self.senders.try_lock() {
+            senders.0[reason as usize] = Some(sender);
+        }
+    }
+
+    /// The proxy whose datagram was the latest of all proxies' that were dropped for `reason`.
+    #[must_use]
+    pub fn latest_sender(&self, reason: DropReason) -> Option<IpAddr> {
+        self.senders.lock().ok()?.0[reason as usize]
     }
 }
 

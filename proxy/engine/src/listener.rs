@@ -55,6 +55,13 @@ impl Listener {
         self.counters.iter().map(read).sum()
     }
 
+    /// The proxy in front whose datagram was dropped for `reason` lately, if one's was.
+    #[must_use]
+    pub fn latest_sender(&self, reason: DropReason) -> Option<IpAddr> {
+        let mut workers = self.counters.iter();
+        workers.find_map(|counters| counters.latest_sender(reason))
+    }
+
     /// Whether a worker has a socket of it that clients may write to, or a session.
     #[must_use]
     pub fn is_in_use(&self) -> bool {

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "what a failed test shows")]
 #![allow(clippy::print_stdout, reason = "what was measured")]
 
+mod accept;
 mod admin;
 mod balance;
 mod bursts;

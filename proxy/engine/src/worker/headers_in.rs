@@ -45,7 +45,12 @@ impl Worker {
                     let all = self.same_header(&arrival, first, &mut rest);
                     self.forward_arrival(number, &arrival, all, now);
                 }
-                Err(reason) => self.drop_from_client(number, first, reason),
+                Err(reason) => {
+                    let listener = &self.listener_sockets[number].settings.listener;
+                    let counters = listener.counters(self.number);
+                    counters.note_sender(reason, received.peer.ip());
+                    self.drop_from_client(number, first, reason);
+                }
             }
         }
         self.run.pass_tlvs(Tlvs::default());

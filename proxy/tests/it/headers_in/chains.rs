@@ -267,3 +267,68 @@ fn a_proxy_that_tags_gets_its_tags_back() {
         }
     }
 }
+
+/// The probes of a proxy in front say LOCAL: the servers behind answer them, or nobody does.
+#[test]
+fn probes_of_a_proxy_in_front_reach_a_server_or_are_counted() {
+    for local in ["forward", "drop"] {
+        let (a, b) = (address(V4), address(V4));
+        let server = ppv2_lab::service::Server::start();
+        let of_second = format!(
+            "mode = \"plain\"\n{}",
+            accept(V4, &format!("local = \"{local}\""))
+        );
+        let second = Proxy::start(&config(b, server.address, &of_second, ""));
+        let probe = "health = { every = \"100ms\", timeout = \"90ms\", fall = 2, rise = 1, \
+                     probe = { kind = \"udp\", send = \"alive?\" } }";
+        let first = Proxy::start(&config(a, b, "", probe));
+        let up = format!("ppv2_upstream_up{{upstream=\"u\",server=\"{b}\"}}");
+        let probed = || count_of(&second, "ppv2_client_datagrams_total");
+        if local == "forward" {
+            eventually("probes", || probed() > 3);
+            eventually("it to be up", || first.metric(&up) == 1);
+            assert_eq!(all_dropped(&second), []);
+        } else {
+            eventually("it to be down", || first.metric(&up) == 0);
+            assert!(dropped_by(&second, "local_header") > 0);
+            assert_eq!(count_of(&second, "ppv2_sessions_opened_total"), 0);
+        }
+    }
+}
+
+/// What the first proxy adds to its headers reaches the server, behind what the second adds.
+#[test]
+fn tlvs_of_each_proxy_pass() {
+    let (a, b, server) = (address(V4), address(V6), socket(V4));
+    let to = server.local_addr().unwrap();
+    let of_second =
+        "header = { crc32c = true, tlvs = [ { type = \"0xE2\", value = \"second\" } ] }";
+    let of_first = "header = { crc32c = true, authority = \"example.org\", \
+                    tlvs = [ { type = \"0xE1\", value = \"first\" }, { type = \"unique_id\", from = \"session\" } ] }";
+    let second = Proxy::start(&config(b, to, &accept(V6, "tlvs = \"pass\""), of_second));
+    let first = Proxy::start(&config(a, b, "", of_first));
+    let mut ids = std::collections::HashSet::new();
+    for client in [socket(V4), socket(V4)] {
+        let mut own = std::collections::HashSet::new();
+        for _ in 0..3 {
+            client.send_to(b"question", a).unwrap();
+            let datagram = receive(&server).0;
+            let (header, payload) = ppv2::decode(&datagram).unwrap();
+            assert_eq!(header.client(), Some(client.local_addr().unwrap()));
+            assert_eq!((header.destination(), payload), (Some(a), &b"question"[..]));
+            let tlvs = header.tlvs();
+            assert_eq!(tlvs.get(ppv2::TlvType(0xe1)), Some(&b"first"[..]));
+            assert_eq!(tlvs.get(ppv2::TlvType(0xe2)), Some(&b"second"[..]));
+            assert_eq!(tlvs.authority(), Some(Ok("example.org")));
+            assert!(tlvs.crc32c().unwrap().is_ok());
+            assert_eq!(tlvs.iter().count(), 5);
+            own.insert(tlvs.unique_id().unwrap().to_vec());
+        }
+        assert_eq!(own.len(), 1);
+        ids.extend(own);
+    }
+    assert_eq!(ids.len(), 2);
+    for proxy in [&first, &second] {
+        assert_eq!(all_dropped(proxy), []);
+    }
+}

@@ -128,6 +128,88 @@ fn clients_that_share_a_senders_port_are_all_answered() {
     assert_eq!(all_dropped(&it.proxy), []);
 }
 
+/// One server for a client, whichever ports of whichever senders it comes by.
+#[test]
+fn servers_are_chosen_by_the_client() {
+    let (listener, servers) = (address("127.0.0.1"), [(); 2].map(|()| socket("127.0.0.1")));
+    let [first, second] = servers
+        .each_ref()
+        .map(|server| server.local_addr().unwrap());
+    let from = format!("accept = {{ from = [\"{SENDER}\", \"{STRANGER}\"] }}");
+    let both = config(listener, first, &from, "").replace(
+        &format!("\"{first}\""),
+        &format!("\"{first}\", \"{second}\""),
+    );
+    let _proxy = Proxy::start(&both);
+    for server in &servers {
+        let short = std::time::Duration::from_millis(5);
+        server.set_read_timeout(Some(short)).unwrap();
+    }
+    let mut used = std::collections::HashSet::new();
+    for number in 1..=16 {
+        let client = addr(&format!("203.0.113.{number}:53"));
+        let mut of_client = std::collections::HashSet::new();
+        for ip in [SENDER, STRANGER, SENDER, STRANGER] {
+            Session::new(ip, Says::Every, client, addr(VIP)).send(listener, b"which?");
+            let mut datagram = [0; 200];
+            eventually("a datagram", || {
+                let heard = |server: &UdpSocket| server.recv_from(&mut datagram).is_ok();
+                let number = servers.iter().position(heard);
+                of_client.extend(number);
+                number.is_some()
+            });
+        }
+        assert_eq!(of_client.len(), 1, "{client} has several servers");
+        used.extend(of_client);
+    }
+    assert_eq!(used.len(), 2);
+}
+
+/// Sessions take `requests` datagrams each, also of a burst that comes in one piece.
+#[test]
+fn requests_and_responses_are_counted_by_client() {
+    let it = In::with("", "requests = 2\nresponses = 1", "");
+    let sender = crate::bursts::Peer::new(socket(SENDER));
+    let [one, other] = [CLIENT, OTHER_CLIENT]
+        .map(|client| fake_proxy::from_client_at(addr(client), addr(VIP), b"question"));
+    let burst = [&one, &one, &other, &one, &one, &other].map(|datagram| &datagram[..]);
+    sender.send(it.listener, &burst.concat(), one.len());
+    let mut sessions = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for _ in burst {
+        let (client, _, payload, from) = it.next();
+        assert_eq!(payload, b"question");
+        sessions.entry((client, from)).or_default().push(payload);
+    }
+    let of = |client: &str| {
+        let client = addr(client);
+        let counts = sessions.iter().filter(|((of, _), _)| *of == client);
+        counts
+            .map(|(_, datagrams)| datagrams.len())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((of(CLIENT), of(OTHER_CLIENT)), (vec![2, 2], vec![2]));
+    for (_, session) in sessions.keys() {
+        it.answers(*session, b"answer");
+        it.answers(*session, b"answer");
+    }
+    eventually("all sessions to end", || it.count("ppv2_sessions") == 0);
+}
+
+/// The bytes of headers are the sender's: what a client sent is its payload.
+#[test]
+fn amplification_is_of_payload() {
+    let limit = "amplification = { limit = 10, action = \"enforce\" }";
+    let it = In::with("", limit, "");
+    let mut sender = session(CLIENT);
+    sender.send(it.listener, &[1; 10]);
+    let way = it.gets(addr(CLIENT), addr(VIP), &[1; 10]);
+    it.answers(way, &[2; 101]);
+    it.eventually_dropped("reply_amplified", 1);
+    it.answers(way, &[2; 100]);
+    assert_eq!(sender.receive().0, [2; 100]);
+    assert_eq!(it.count("ppv2_client_bytes_total"), 10);
+}
+
 #[test]
 fn sessions_name_the_sender() {
     let it = In::with("direct = \"accept\"", "", "");

@@ -112,6 +112,39 @@ fn a_port_is_its_latest_headers_clients() {
     assert_eq!(it.next().3, three);
 }
 
+/// A program's port that another of its clients has now: a late reply to the former one would
+/// reach the wrong client.
+#[test]
+fn a_reused_port_gets_no_late_reply_of_its_former_client() {
+    let it = In::start("remember = {}");
+    let mut sender = session(Says::First, CLIENT);
+    sender.send(it.listener, b"one");
+    let one = it.gets(addr(CLIENT), addr(VIP), b"one");
+    // One that stays with its client, and is silent as long.
+    let mut constant = session(Says::First, "203.0.113.13:1");
+    constant.send(it.listener, b"constant");
+    let other = it.gets(constant.client, addr(VIP), b"constant");
+    sender.becomes(addr(OTHER_CLIENT));
+    sender.send(it.listener, b"two");
+    let two = it.gets(addr(OTHER_CLIENT), addr(VIP), b"two");
+    // So long it could be on its way, as in dnsdist, whose clients share a port.
+    it.answers(one, b"to one");
+    assert_eq!(sender.receive().0, b"to one");
+    thread::sleep(Duration::from_millis(10_500));
+    it.answers(one, b"late");
+    it.answers(two, b"to two");
+    it.answers(other, b"to the constant one");
+    it.eventually_dropped("reply_reassigned", 1);
+    assert_eq!(sender.receive().0, b"to two");
+    assert_eq!(constant.receive().0, b"to the constant one");
+    receive_nothing(&sender.socket);
+    // Until the former client has it again.
+    sender.becomes(addr(CLIENT));
+    sender.send(it.listener, b"one again");
+    it.answers(it.gets(addr(CLIENT), addr(VIP), b"one again"), b"to one");
+    assert_eq!(sender.receive().0, b"to one");
+}
+
 #[test]
 fn another_port_or_address_is_remembered_by_itself() {
     let it = In::start("remember = {}");
@@ -127,6 +160,45 @@ fn another_port_or_address_is_remembered_by_itself() {
     let stranger = bind(addr(&format!("{STRANGER}:{port}")));
     stranger.send_to(b"by a stranger", it.listener).unwrap();
     it.eventually_dropped("untrusted", 1);
+    receive_nothing(&it.server);
+}
+
+/// Another session of the sender has begun, whose client is not known.
+#[test]
+fn a_refused_header_ends_what_was_said() {
+    let it = In::start("remember = {}, local = \"drop\"");
+    let header = |client: &str| session(Says::Every, client).datagrams(b"refused").remove(0);
+    let mut bad = header(OTHER_CLIENT);
+    bad[15] = 11;
+    let mut tcp = header(OTHER_CLIENT);
+    tcp[13] = 0x11;
+    let mut unspecified = header(OTHER_CLIENT);
+    unspecified[13] = 0;
+    let mut local = header(OTHER_CLIENT);
+    local[12] = 0x20;
+    let text = session(Says::Text, OTHER_CLIENT)
+        .datagrams(b"refused")
+        .remove(0);
+    for (number, (reason, refused)) in (1..).zip([
+        ("bad_header", bad),
+        ("tcp", tcp),
+        ("unspecified", unspecified),
+        ("client_address", header("203.0.113.12:0")),
+        ("local_header", local),
+        ("v1_header", text),
+    ]) {
+        let mut sender = session(Says::First, CLIENT);
+        sender.send(it.listener, b"hello");
+        it.gets(addr(CLIENT), addr(VIP), b"hello");
+        sender.send_bare(it.listener, &refused);
+        it.eventually_dropped(reason, 1);
+        sender.send_bare(it.listener, b"whose?");
+        it.eventually_dropped("no_header", number);
+        // Until it says one again.
+        sender.becomes(addr(OTHER_CLIENT));
+        sender.send(it.listener, b"hello");
+        it.gets(addr(OTHER_CLIENT), addr(VIP), b"hello");
+    }
     receive_nothing(&it.server);
 }
 

@@ -159,12 +159,19 @@ fn the_server_sees_the_clients_port_on_request() {
         for number in 0..5 {
             assert_eq!(client.ask(&[number]), client.address);
         }
-        // By another proxy in front, whose header names the same client, a second way to the
-        // server can't have the client's port.
         let mut other = Client::new(&lab, family, 2, 0);
         other.listener = front(family);
         assert_eq!(other.ask(b"another"), other.address);
-        assert_eq!(server.seen().len(), 6);
+        // By another port of a sender, the same client is a second session, which can't have
+        // the client's port as well.
+        let sender = lab.at("router", || bind(SocketAddr::new(front(family).ip(), 0)));
+        let datagram = fake_proxy::from_client_at(client.address, front(family), b"again");
+        sender.send_to(&datagram, family.listener()).unwrap();
+        eventually("the drop", || {
+            proxy.dropped(family, "client_port_in_use") == 1
+        });
+        assert_eq!(client.ask(b"still"), client.address);
+        assert_eq!(server.seen().len(), 7);
     }
     drop(proxy);
     setup.undo();

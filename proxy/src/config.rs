@@ -69,6 +69,9 @@ pub struct Server {
     pub replies: Replies,
     /// What headers to it carry besides.
     pub tlvs: Option<Arc<OwnTlvs>>,
+    /// With headers in front of the first datagrams of a session alone: how long after it a
+    /// header is sent again.
+    pub repeat: Option<Duration>,
     /// Its share of the sessions beside the others'.
     pub weight: u16,
     /// Whether it only stands in for the others.

@@ -271,7 +271,13 @@ impl Mode {
 /// it. Such a server looks for a header in datagrams that have none of ours: a client could
 /// pass off one of its own there.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FirstHeader(Arrival);
+pub struct FirstHeader {
+    arrival: Arrival,
+    /// When it last went out.
+    sent: Option<Instant>,
+    /// How long after that it is sent again, though the server answers.
+    repeat: Option<Duration>,
+}
 
 /// Whether the server has a header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -292,9 +298,14 @@ impl FirstHeader {
     /// Whether the session's next datagrams, sent `now`, carry the header.
     #[must_use]
     pub fn is_due(&mut self, now: Instant) -> bool {
-        if let Arrival::Known { unanswered } = self.0 {
-            let waits = |since: Instant| now.saturating_duration_since(since) >= FORGETS;
-            if !unanswered.is_some_and(waits) {
+        if let Arrival::Known { unanswered } = self.arrival {
+            let is_long_ago = |since: Option<Instant>, limit| {
+                since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+            };
+            let is_to_repeat = self
+                .repeat
+                .is_some_and(|after| is_long_ago(self.sent, after));
+            if !is_to_repeat && !is_long_ago(unanswered, FORGETS) {
                 return false;
             }
             self.forgotten();
@@ -304,24 +315,31 @@ impl FirstHeader {
 
     /// Notes that datagrams have gone out, `now`, with the header if it was due.
     pub fn went_out(&mut self, now: Instant) {
-        match &mut self.0 {
-            arrival @ Arrival::Due => *arrival = Arrival::Sent,
+        match &mut self.arrival {
             Arrival::Known { unanswered } => _ = unanswered.get_or_insert(now),
-            Arrival::Sent => {}
+            arrival @ (Arrival::Due | Arrival::Sent) => {
+                *arrival = Arrival::Sent;
+                self.sent = Some(now);
+            }
         }
+    }
+
+    /// Has it sent again so long after it last went out, though the server answers.
+    pub fn set_repeat(&mut self, repeat: Option<Duration>) {
+        self.repeat = repeat;
     }
 
     /// Notes a reply of the server.
     pub fn answered(&mut self) {
-        if self.0 != Arrival::Due {
-            self.0 = Arrival::Known { unanswered: None };
+        if self.arrival != Arrival::Due {
+            self.arrival = Arrival::Known { unanswered: None };
         }
     }
 
     /// Notes that the server may have forgotten the header, or has a new client: the
     /// session's next datagrams carry it again.
     pub fn forgotten(&mut self) {
-        self.0 = Arrival::Due;
+        self.arrival = Arrival::Due;
     }
 }
 
@@ -462,6 +480,34 @@ mod tests {
         assert!(has_it(&mut header, now + FORGETS * 2));
         header.answered();
         assert!(!has_it(&mut header, now + FORGETS * 2));
+    }
+
+    #[test]
+    fn it_is_repeated_though_the_server_answers() {
+        let (mut header, start) = (first(), Instant::now());
+        header.set_repeat(Some(Duration::from_secs(10)));
+        let mut had_it = Vec::new();
+        for second in 0..40 {
+            let now = start + Duration::from_secs(second);
+            if header.is_due(now) {
+                had_it.push(second);
+            }
+            header.went_out(now);
+            // The first that is sent again is lost, and so is its reply.
+            if second != 10 {
+                header.answered();
+            }
+        }
+        assert_eq!(had_it, [0, 10, 11, 21, 31]);
+
+        // A reload changes it at once.
+        let now = start + Duration::from_secs(39);
+        header.set_repeat(Some(Duration::from_secs(5)));
+        assert!(header.is_due(now));
+        header.went_out(now);
+        header.answered();
+        header.set_repeat(None);
+        assert!(!header.is_due(now + Duration::from_secs(3600)));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Server {
     /// By worker.
     counters: Box<[ServerCounters]>,
     answer_time: SharedAnswerTime,
-    times_down: AtomicU32,
+    transitions: AtomicU32,
     /// It has returned a tag, and has not left one out since.
     returns_tags: AtomicBool,
     /// Seconds after 1970 until which a tag is not taken for a change.
@@ -52,7 +52,7 @@ impl Server {
             address,
             counters: (0..workers).map(|_| ServerCounters::default()).collect(),
             answer_time: SharedAnswerTime::default(),
-            times_down: AtomicU32::new(0),
+            transitions: AtomicU32::new(0),
             returns_tags: AtomicBool::new(false),
             no_tags_until: AtomicU64::new(0),
             upstream: upstream.to_owned(),
@@ -90,15 +90,15 @@ impl Server {
         self.counters.iter().map(read).sum()
     }
 
-    /// Notes that it went down: it may have forgotten the headers that it had.
-    pub fn note_down(&self) {
-        self.times_down.fetch_add(1, Ordering::Relaxed);
+    /// Notes that it went down or came back: it may have forgotten the headers that it had.
+    pub fn note_transition(&self) {
+        self.transitions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it went down.
+    /// How often it went down or came back.
     #[must_use]
-    pub fn times_down(&self) -> u32 {
-        self.times_down.load(Ordering::Relaxed)
+    pub fn transitions(&self) -> u32 {
+        self.transitions.load(Ordering::Relaxed)
     }
 
     /// Whether its replies carry the tags of the headers that it is sent.
@@ -165,6 +165,9 @@ pub struct Target {
     pub replies: Replies,
     /// What its headers carry besides. `None` rather than none.
     pub tlvs: Option<Arc<OwnTlvs>>,
+    /// Where the first datagrams of a session alone have the header: how long after it the
+    /// next one has it again. `None` as long as the server seems to know it.
+    pub repeat: Option<Duration>,
 }
 
 impl Target {

@@ -50,8 +50,8 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct First {
     pub(crate) header: FirstHeader,
-    /// How often the server had gone down when it was last written to.
-    pub(crate) times_down: u32,
+    /// How often the server had gone down or come back when it was last written to.
+    pub(crate) transitions: u32,
 }
 
 /// The socket by which a session's datagrams leave, and its replies come.
@@ -130,6 +130,9 @@ impl Connection {
         self.had_tags |= self.tags.is_some();
         self.tags_are_optional = matches!(target.replies, Replies::Auto(_));
         self.tlvs.clone_from(&target.tlvs);
+        if let Some(first) = &mut self.first {
+            first.header.set_repeat(target.repeat);
+        }
     }
 
     /// Whether headers of the session carry an id of it.

@@ -61,6 +61,7 @@ fn targets(servers: &[UdpSocket], way: &Way) -> Targets {
             sources: way.sources.clone(),
             replies: way.replies.clone(),
             tlvs: way.tlvs.clone(),
+            repeat: None,
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,

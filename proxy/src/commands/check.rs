@@ -80,7 +80,7 @@ fn describe(config: &Config, remarks: &[String]) -> String {
         if let Some(replies) = replies_of(config, listener) {
             let _ = writeln!(text, "  {replies}");
         }
-        if let Some(header) = header_of(config, listener) {
+        for header in header_of(config, listener) {
             let _ = writeln!(text, "  {header}");
         }
         for source in networks_of(config, listener) {
@@ -142,22 +142,33 @@ fn replies_of(config: &Config, listener: &Listener) -> Option<&'static str> {
     }
 }
 
-/// How long headers to the servers of a listener are, and what they say besides clients.
-fn header_of(config: &Config, listener: &Listener) -> Option<String> {
-    let servers = listener.servers.iter();
-    let servers = servers.map(|(index, mode)| (&config.servers[*index], *mode));
-    let named = listener.names.iter();
-    let named = named.map(|(index, mode)| (&config.names[*index].server, *mode));
-    let mut reading = servers.chain(named).filter(|(_, mode)| mode.has_header());
-    let (server, mode) = reading.next()?;
-    let tlvs = server.tlvs.as_ref()?;
-    let mut types: Vec<_> = tlvs.types().map(|kind| kind.to_string()).collect();
-    if tlvs.has_unique_id() {
-        types.push("UNIQUE_ID of the session".to_owned());
+/// How long headers to the servers of a listener are and what they say besides clients, and
+/// which datagrams have one, if that is not as usual.
+fn header_of(config: &Config, listener: &Listener) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut reading = config
+        .written_to(listener)
+        .filter(|(_, mode)| mode.has_header());
+    let Some((server, mode)) = reading.next() else {
+        return lines;
+    };
+    if let Some(tlvs) = &server.tlvs {
+        let mut types: Vec<_> = tlvs.types().map(|kind| kind.to_string()).collect();
+        if tlvs.has_unique_id() {
+            types.push("UNIQUE_ID of the session".to_owned());
+        }
+        let (len, types) = (server.header_len(mode, listener), types.join(", "));
+        lines.push(format!("headers have up to {len} bytes, with {types}"));
     }
-    let len = server.header_len(mode, listener);
-    let types = types.join(", ");
-    Some(format!("headers have up to {len} bytes, with {types}"))
+    if mode.may_omit_header() {
+        let repeat = server.repeat.map_or_else(String::new, |repeat| {
+            format!(", and again after {}", humantime::format_duration(repeat))
+        });
+        lines.push(format!(
+            "headers until the server has answered{repeat}: it must remember clients (our SDKs: `remember_senders`)"
+        ));
+    }
+    lines
 }
 
 /// A line for each source network of a listener.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use ppv2::TlvType;
@@ -16,8 +17,11 @@ use ppv2_engine::own_tlvs::{OwnTlvError, OwnTlvs};
 
 use super::error::{Within, is_hidden, key_path, nearest, refuse};
 use super::options::{Emit, Upstream, words};
-use super::values::{Hex, read_from_text};
-use super::{Config, ConfigError, Listener, Server};
+use super::values::{DAY, Hex, MS, Time, read_from_text};
+use super::{Config, ConfigError, Listener, Probe, Server};
+
+/// Where DNS servers listen.
+const DNS_PORT: u16 = 53;
 
 /// The longest name in the DNS.
 const MAX_AUTHORITY: usize = 255;
@@ -28,6 +32,9 @@ const MAX_AUTHORITY: usize = 255;
 pub(crate) struct HeaderOptions {
     /// Which datagrams of a session have it
     pub(crate) emit: Emit,
+    /// Emit first: how long after a header a datagram has it again, though the server answers
+    /// [default: only when the server may have forgotten it]
+    pub(crate) repeat: Option<Time<{ 100 * MS }, DAY>>,
     /// Whether it has a checksum, 7 bytes more
     pub(crate) crc32c: bool,
     /// The host name that clients ask for, as a TLV of type AUTHORITY [default: none]
@@ -94,6 +101,18 @@ fn written(kind: TlvType) -> String {
 }
 
 impl HeaderOptions {
+    /// How long after a header the first datagram has it again.
+    pub(super) fn repeat(&self) -> Result<Option<Duration>, ConfigError> {
+        if self.repeat.is_some() && self.emit == Emit::Every {
+            return refuse(
+                "`repeat` with emit = \"every\", where each datagram has the header",
+                "leave `repeat` out, or set emit = \"first\"",
+            )
+            .within(key_path!["repeat"]);
+        }
+        Ok(self.repeat.map(|repeat| *repeat))
+    }
+
     /// The TLVs that they have each header carry, if any.
     pub(super) fn own_tlvs(&self) -> Result<Option<Arc<OwnTlvs>>, ConfigError> {
         let mut own = OwnTlvs::new();
@@ -269,6 +288,32 @@ impl Listener {
 }
 
 impl Config {
+    /// The servers of a listener, and what those of its names have in common.
+    pub(crate) fn written_to<'c>(
+        &'c self,
+        listener: &'c Listener,
+    ) -> impl Iterator<Item = (&'c Server, Mode)> {
+        let servers = listener.servers.iter();
+        let servers = servers.map(|(index, mode)| (&self.servers[*index], *mode));
+        let named = listener.names.iter();
+        let named = named.map(|(index, mode)| (&self.names[*index].server, *mode));
+        servers.chain(named)
+    }
+
+    /// Why servers that get headers are taken to answer DNS, if they are.
+    fn sign_of_dns(&self, listener: &Listener, upstream: &Upstream) -> Option<&'static str> {
+        let health = upstream.health.as_ref();
+        let probe = health.and_then(|health| health.probe.as_ref());
+        let has_dns_port = self
+            .written_to(listener)
+            .any(|(server, mode)| mode.may_omit_header() && server.address.0.port() == DNS_PORT);
+        match probe {
+            Some(Probe::Dns { .. }) => Some("the probe asks for a name"),
+            _ if has_dns_port => Some("port 53"),
+            _ => None,
+        }
+    }
+
     /// Refuses what headers to a listener's servers can't say, and warns of what receivers may
     /// not read.
     pub(super) fn check_headers(
@@ -283,6 +328,13 @@ impl Config {
                 listener.name
             ));
         }
+        if listener.modes().any(Mode::may_omit_header)
+            && let Some(sign) = self.sign_of_dns(listener, upstream)
+        {
+            self.warnings.push(format!(
+                "upstream `{name}`: emit = \"first\", and its servers seem to answer DNS ({sign}): Unbound, NSD, PowerDNS, BIND, Knot and dnsdist need the header on each datagram, and drop those without; set emit = \"every\" unless they remember it, as our SDKs do with `remember_senders`"
+            ));
+        }
         let from_session = options.tlvs.iter().position(|tlv| tlv.from.is_some());
         if let Some(number) = from_session.filter(|_| !listener.sessions.0) {
             return refuse(
@@ -294,12 +346,8 @@ impl Config {
             )
             .within(key_path!["upstream", name.as_str(), "header", "tlvs", number]);
         }
-        let servers = listener.servers.iter();
-        let servers = servers.map(|(index, mode)| (&self.servers[*index], *mode));
-        let named = listener.names.iter();
-        let named = named.map(|(index, mode)| (&self.names[*index].server, *mode));
-        let longest = servers
-            .chain(named)
+        let longest = self
+            .written_to(listener)
             .map(|(server, mode)| server.header_len(mode, listener))
             .max();
         if let Some(len) = longest.filter(|len| *len > ppv2::DEFAULT_MAX_HEADER_LEN) {

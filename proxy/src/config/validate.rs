@@ -263,6 +263,7 @@ impl Config {
             sources: sources.of(true).clone(),
             replies: options.reply_paths()?,
             tlvs: options.header.own_tlvs().within(key_path!["header"])?,
+            repeat: options.header.repeat().within(key_path!["header"])?,
             weight: 1,
             backup: false,
             drain: false,

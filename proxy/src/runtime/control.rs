@@ -460,7 +460,7 @@ impl Control {
         let now = Instant::now();
         let active = Arc::clone(&self.active);
         let standings = self.health.status.standings(&active, now);
-        self.note_down(&standings);
+        self.note_transitions(&standings);
         let made = spawn_blocking(move || routing(&active, &standings));
         self.route_after = Instant::now() + ROUTE_PAUSE;
         let step = self.health.status.next_step(now);
@@ -469,15 +469,17 @@ impl Control {
         made.await.unwrap_or_default()
     }
 
-    /// Has sessions that stay with servers that went down tell them of their clients again.
-    fn note_down(&mut self, standings: &[Standing]) {
+    /// Has sessions that stay with servers that went down, or that have come back, tell them of
+    /// their clients again.
+    fn note_transitions(&mut self, standings: &[Standing]) {
         let mut down = BTreeSet::new();
         for (server, standing) in self.active.servers.iter().zip(standings) {
-            if standing.state == State::Down {
+            let is_down = standing.state == State::Down;
+            if is_down {
                 down.insert(server.id());
-                if !self.down.contains(&server.id()) {
-                    server.note_down();
-                }
+            }
+            if is_down != self.down.contains(&server.id()) {
+                server.note_transition();
             }
         }
         self.down = down;

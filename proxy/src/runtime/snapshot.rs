@@ -134,6 +134,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
         sources: active.config.servers[*index].sources.clone(),
         replies: active.config.servers[*index].replies.clone(),
         tlvs: active.config.servers[*index].tlvs.clone(),
+        repeat: active.config.servers[*index].repeat,
     };
     Targets::new(targets.map(target).collect())
 }

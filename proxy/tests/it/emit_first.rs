@@ -12,6 +12,9 @@ const FORGED: [&[u8]; 2] = [
     b"PROXY TCP4 203.0.113.66 127.0.0.1 1 2\r\nevil",
 ];
 
+/// The header of these tests.
+const HEADER: &str = "emit = \"first\", crc32c = true";
+
 /// A client, the proxy and the server that it writes to, of one address family.
 struct First {
     proxy: Proxy,
@@ -23,17 +26,21 @@ struct First {
 fn config(listener: SocketAddr, server: SocketAddr, of_upstream: &str) -> String {
     format!(
         "[[listener]]\nname = \"l\"\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
-         [upstream.u]\nservers = [\"{server}\"]\nheader = {{ emit = \"first\", crc32c = true }}\n\
+         [upstream.u]\nservers = [\"{server}\"]\nheader = {{ {HEADER} }}\n\
          {of_upstream}\n"
     )
 }
 
 impl First {
     fn start(ip: &str, of_upstream: &str) -> Self {
+        Self::start_with(ip, HEADER, of_upstream)
+    }
+
+    fn start_with(ip: &str, header: &str, of_upstream: &str) -> Self {
         let (listener, server) = (address(ip), bind(address(ip)));
         let to = server.local_addr().unwrap();
         Self {
-            proxy: Proxy::start(&config(listener, to, of_upstream)),
+            proxy: Proxy::start(&config(listener, to, of_upstream).replace(HEADER, header)),
             client: socket(ip),
             listener,
             server,
@@ -125,8 +132,9 @@ fn no_client_passes_off_a_header_of_its_own() {
 
 #[test]
 fn a_server_that_restarts_gets_the_header_again() {
-    for ip in ["127.0.0.1", "::1"] {
-        let mut first = First::start(ip, "");
+    let network = "source = [\"127.64.0.0/10\"]";
+    for (ip, source) in [("127.0.0.1", ""), ("::1", ""), ("127.0.0.1", network)] {
+        let mut first = First::start(ip, source);
         first.is_known();
         let address = first.server.local_addr().unwrap();
         let refusals =
@@ -170,6 +178,17 @@ fn a_server_that_was_down_gets_the_header_again() {
         has_header
     });
     assert!(!first.passes(b"more").0);
+
+    // It answered though its companion did not: what answers when it has come back may be
+    // another process.
+    let _companion = std::net::TcpListener::bind(("127.0.0.1", port.parse().unwrap())).unwrap();
+    eventually("it to be up", || first.proxy.metric(&up) == 1);
+    eventually("the header", || {
+        let (has_header, session) = first.passes(b"hello");
+        first.answers(session);
+        has_header
+    });
+    assert!(!first.passes(b"more").0);
     let moved = first.metric("ppv2_sessions_ended_total", "moved");
     assert_eq!(moved, 0);
 }
@@ -191,4 +210,32 @@ fn a_session_that_moves_takes_its_header_along() {
     let (has_header, session) = first.passes(b"hello");
     assert!(has_header);
     first.answers(session);
+}
+
+#[test]
+fn the_header_is_repeated_though_the_server_answers() {
+    let first = First::start_with("127.0.0.1", &format!("{HEADER}, repeat = \"300ms\""), "");
+    let mut had_it = Vec::new();
+    let changes = |had_it: &[bool]| had_it.windows(2).filter(|two| two[0] != two[1]).count();
+    // With it, without, with, without, with.
+    eventually("headers and datagrams without one, in turn", || {
+        let (has_header, session) = first.passes(b"hello");
+        first.answers(session);
+        had_it.push(has_header);
+        changes(&had_it) >= 4
+    });
+    assert!(had_it[0]);
+    // A reload turns it off for the session that goes on.
+    let to = first.server.local_addr().unwrap();
+    first.proxy.reload(&config(first.listener, to, ""));
+    let mut in_a_row = 0;
+    eventually("no header for longer than it is repeated after", || {
+        let (has_header, session) = first.passes(b"hello");
+        first.answers(session);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        in_a_row = if has_header { 0 } else { in_a_row + 1 };
+        in_a_row > 6
+    });
+    let moved = first.metric("ppv2_sessions_ended_total", "moved");
+    assert_eq!(moved, 0);
 }

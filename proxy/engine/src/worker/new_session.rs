@@ -183,8 +183,11 @@ impl Worker {
             is_outdated: false,
             checked: self.snapshot_number(),
             first: target.mode.first_header().map(|header| {
-                let times_down = server.times_down();
-                Box::new(First { header, times_down })
+                let transitions = server.transitions();
+                Box::new(First {
+                    header,
+                    transitions,
+                })
             }),
             tags: None,
             tags_are_optional: false,

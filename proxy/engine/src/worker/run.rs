@@ -223,8 +223,8 @@ impl Worker {
         let has_header = match &mut connection.first {
             None => true,
             Some(first) => {
-                let times_down = session.server.times_down();
-                if std::mem::replace(&mut first.times_down, times_down) != times_down {
+                let transitions = session.server.transitions();
+                if std::mem::replace(&mut first.transitions, transitions) != transitions {
                     first.header.forgotten();
                 }
                 first.header.is_due(now)
@@ -233,7 +233,10 @@ impl Worker {
         let owner = Owner::Session(id);
         let header = match self.run.queued.last() {
             _ if !has_header => Header::default(),
-            Some(last) if (last.owner, last.passed) == (owner, self.run.passed.version) => {
+            Some(last)
+                if (last.owner, last.passed) == (owner, self.run.passed.version)
+                    && (last.header.len > 0 || connection.first.is_none()) =>
+            {
                 last.header
             }
             _ => {

@@ -196,3 +196,49 @@ fn a_header_that_receivers_refuse_or_that_nobody_gets_is_a_warning() {
     );
     assert!(warnings("mode = \"plain\"", "").is_empty());
 }
+
+#[test]
+fn a_header_is_repeated_where_it_does_not_come_each_time() {
+    let load = |header: &str| load("", &format!("header = {{ {header} }}"));
+    let config = load("emit = \"first\", repeat = \"10s\"").unwrap();
+    let ten = Some(Duration::from_secs(10));
+    assert_eq!(
+        (config.servers[0].repeat, config.names[0].server.repeat),
+        (ten, ten)
+    );
+    assert_eq!(load("emit = \"first\"").unwrap().servers[0].repeat, None);
+    refused(
+        load("repeat = \"10s\""),
+        &["`repeat` with emit = \"every\"", "leave `repeat` out"],
+    );
+    refused(
+        load("emit = \"first\", repeat = \"1ms\""),
+        &["too short", "100ms"],
+    );
+}
+
+#[test]
+fn servers_that_seem_to_need_each_header_are_a_warning_where_it_comes_once() {
+    let load = |header: &str, servers: &str, health: &str| {
+        let content = format!(
+            "[[listener]]\nbind = [\"127.0.0.1:9000\"]\nupstream = \"u\"\n\
+             [upstream.u]\nservers = [{servers}]\nheader = {{ {header} }}\n{health}"
+        );
+        Config::from_toml("p.toml", &content).unwrap().warnings
+    };
+    let (first, other) = ("emit = \"first\"", "\"192.0.2.1:5354\"");
+    let probe = "health = { probe = { kind = \"dns\", name = \"a.example\" } }";
+    let port = load(first, "\"192.0.2.1:53\"", "");
+    assert!(port[0].contains("seem to answer DNS (port 53)"), "{port:?}");
+    assert!(port[0].contains("remember_senders"), "{port:?}");
+    let by_probe = load(first, other, probe);
+    assert!(
+        by_probe[0].contains("(the probe asks for a name)"),
+        "{by_probe:?}"
+    );
+
+    assert!(load(first, other, "").is_empty());
+    assert!(load("", "\"192.0.2.1:53\"", probe).is_empty());
+    let plain = "{ address = \"192.0.2.1:53\", mode = \"plain\" }";
+    assert!(load(first, &format!("{other}, {plain}"), "").is_empty());
+}

@@ -43,13 +43,23 @@ struct Ends {
     accepted: mpsc::UnboundedReceiver<Connection>,
     listener: SocketAddr,
     admin: SocketAddr,
-    _proxy: Process,
+    _proxies: Vec<Process>,
+    _folder: tempfile::TempDir,
+}
+
+/// What clients write to.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// The proxy in front of the server.
+    Proxy,
+    /// Another proxy, which writes headers for that one.
+    TwoProxies,
 }
 
 impl Ends {
     /// `window`: bytes in flight of one connection and direction, where they
     /// shall be fewer than quinn would have.
-    fn start(ip: &str, window: Option<u32>) -> Self {
+    fn start(ip: &str, by: By, window: Option<u32>) -> Self {
         let (mut server_config, mut client_config) = configs();
         if let Some(window) = window {
             let mut transport = TransportConfig::default();
@@ -62,9 +72,24 @@ impl Ends {
         let (server, server_traffic) = endpoint(ip, Some(server_config));
         let (mut client, client_traffic) = endpoint(ip, None);
         client.set_default_client_config(client_config);
-        let (listener, admin) = (address(ip), address("127.0.0.1"));
-        let more = ["--mode", "plain", "--admin", &admin.to_string()];
-        let proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+        let (mut listener, admin) = (address(ip), address("127.0.0.1"));
+        let folder = tempfile::tempdir().unwrap();
+        let accept = match by {
+            By::Proxy => String::new(),
+            By::TwoProxies => format!("accept = {{ from = [\"{ip}\"] }}"),
+        };
+        let config = format!(
+            "[admin]\nlisten = \"{admin}\"\n[[listener]]\nbind = [\"{listener}\"]\n\
+             mode = \"plain\"\nupstream = \"upstream\"\n{accept}\n\
+             [upstream.upstream]\nservers = [\"{}\"]\n",
+            server.local_addr().unwrap()
+        );
+        let mut proxies = vec![proxy_with(&folder, &config)];
+        if by == By::TwoProxies {
+            let front = address(ip);
+            proxies.push(proxy_between(front, listener, &[]));
+            listener = front;
+        }
         let (accept, accepted) = mpsc::unbounded_channel();
         tokio::spawn(serve(server.clone(), accept));
         Self {
@@ -75,7 +100,8 @@ impl Ends {
             accepted,
             listener,
             admin,
-            _proxy: proxy,
+            _proxies: proxies,
+            _folder: folder,
         }
     }
 
@@ -228,8 +254,8 @@ fn run(test: impl Future<Output = ()>) {
         .expect("the test hangs");
 }
 
-async fn streams_pass_whole(ip: &str, window: Option<u32>) {
-    let mut ends = Ends::start(ip, window);
+async fn streams_pass_whole(ip: &str, by: By, window: Option<u32>) {
+    let mut ends = Ends::start(ip, by, window);
     let (mut connections, mut transfers) = (Vec::new(), Vec::new());
     for number in 0..CONNECTIONS {
         let connection = ends.connect().await;
@@ -261,12 +287,12 @@ async fn streams_pass_whole(ip: &str, window: Option<u32>) {
 
 #[test]
 fn streams_pass_whole_over_ipv4() {
-    run(streams_pass_whole("127.0.0.1", None));
+    run(streams_pass_whole("127.0.0.1", By::Proxy, None));
 }
 
 #[test]
 fn streams_pass_whole_over_ipv6() {
-    run(streams_pass_whole("::1", None));
+    run(streams_pass_whole("::1", By::Proxy, None));
 }
 
 /// All connections' datagrams in flight then fit the smallest buffer on their
@@ -276,19 +302,19 @@ const FITTING: u32 = 12_000;
 
 #[test]
 fn nothing_is_lost_that_buffers_can_hold_over_ipv4() {
-    run(streams_pass_whole("127.0.0.1", Some(FITTING)));
+    run(streams_pass_whole("127.0.0.1", By::Proxy, Some(FITTING)));
 }
 
 #[test]
 fn nothing_is_lost_that_buffers_can_hold_over_ipv6() {
-    run(streams_pass_whole("::1", Some(FITTING)));
+    run(streams_pass_whole("::1", By::Proxy, Some(FITTING)));
 }
 
-async fn a_client_migrates(ip: &str) {
+async fn a_client_migrates(ip: &str, by: By) {
     const LEN: usize = 8_000_000;
     const MOVES: usize = 3;
 
-    let mut ends = Ends::start(ip, None);
+    let mut ends = Ends::start(ip, by, None);
     let connection = ends.connect().await;
     let accepted = ends.accepted.recv().await.unwrap();
     let (progress, mut progressed) = watch::channel(0);
@@ -319,10 +345,20 @@ async fn a_client_migrates(ip: &str) {
 
 #[test]
 fn a_client_that_changes_its_port_carries_on_over_ipv4() {
-    run(a_client_migrates("127.0.0.1"));
+    run(a_client_migrates("127.0.0.1", By::Proxy));
 }
 
 #[test]
 fn a_client_that_changes_its_port_carries_on_over_ipv6() {
-    run(a_client_migrates("::1"));
+    run(a_client_migrates("::1", By::Proxy));
+}
+
+#[test]
+fn streams_pass_two_proxies_whole() {
+    run(streams_pass_whole("127.0.0.1", By::TwoProxies, None));
+}
+
+#[test]
+fn a_client_that_changes_its_port_carries_on_behind_two_proxies() {
+    run(a_client_migrates("::1", By::TwoProxies));
 }

@@ -128,6 +128,27 @@ fn three_proxies_of_any_families() {
     }
 }
 
+/// The longest payload beside a header, and the longest reply.
+#[test]
+fn the_longest_datagrams_pass_a_chain_and_longer_ones_are_counted() {
+    const MAX: usize = 65_507;
+    let chain = Chain::start(&[V4, V4, V4, V4]);
+    let client = socket(V4);
+    let payload: Vec<u8> = (0..MAX).map(|i| (i % 251) as u8).collect();
+    let fits = &payload[..MAX - ppv2::IPV4_HEADER_LEN];
+    client.send_to(fits, chain.listeners[0]).unwrap();
+    let (datagram, session) = receive(&chain.server);
+    assert!(read_plain_header(&datagram).2 == fits);
+    chain.server.send_to(&payload, session).unwrap();
+    assert!(receive(&client).0 == payload);
+    client.send_to(&payload, chain.listeners[0]).unwrap();
+    chain.passes(&client, b"next");
+    assert_eq!(all_dropped(&chain.proxies[0]), [("oversize".to_owned(), 1)]);
+    for proxy in &chain.proxies[1..] {
+        assert_eq!(all_dropped(proxy), []);
+    }
+}
+
 #[test]
 fn three_proxies_by_checksums_and_networks() {
     // Sessions with addresses of their own are in the networks that headers come from.
@@ -168,64 +189,81 @@ fn the_last_one_strips_the_header_in_mode_plain() {
     }
 }
 
-/// A proxy with `emit = "first"` in front of one that remembers, which restarts.
+/// Proxies with `emit = "first"`, the second and third of which remember, and the second
+/// restarts.
 #[test]
 fn a_header_that_is_said_once_is_said_again_to_a_proxy_that_restarts() {
-    let (a, b, server) = (address(V4), address(V4), socket(V4));
+    let (listeners, server) = ([(); 3].map(|()| address(V4)), socket(V4));
+    let [a, b, c] = listeners;
     let to = server.local_addr().unwrap();
-    let of_second = config(b, to, &accept(V4, "remember = {}"), "");
-    let first = Proxy::start(&config(a, b, "", "header = { emit = \"first\" }"));
+    let first_only = "header = { emit = \"first\" }";
+    let remember = accept(V4, "remember = {}");
+    let of_second = config(b, c, &remember, first_only);
+    let first = Proxy::start(&config(a, b, "", first_only));
     let mut second = Some(Proxy::start(&of_second));
-    let client = socket(V4);
-    let own = client.local_addr().unwrap();
-    let is_client = |datagram: &[u8]| {
-        let (seen, destination, payload) = read_plain_header(datagram);
-        assert_eq!((seen, destination), (own, a));
-        payload
+    let third = Proxy::start(&config(c, to, &remember, ""));
+    let clients = [(); 3].map(|()| socket(V4));
+    let read = |datagram: &[u8]| {
+        let (client, destination, payload) = read_plain_header(datagram);
+        assert_eq!(destination, a);
+        (client, payload)
     };
-    let passes = |payload: &[u8]| {
+    let passes = |client: &UdpSocket, payload: &[u8]| {
         client.send_to(payload, a).unwrap();
         let (datagram, session) = receive(&server);
-        assert_eq!(is_client(&datagram), payload);
+        assert_eq!(
+            read(&datagram),
+            (client.local_addr().unwrap(), payload.to_vec())
+        );
         server.send_to(payload, session).unwrap();
-        assert_eq!(receive(&client), (payload.to_vec(), a));
+        assert_eq!(receive(client), (payload.to_vec(), a));
     };
     let bare = "ppv2_datagrams_without_header_total";
     for is_refused in [true, false] {
-        for _ in 0..5 {
-            passes(b"hello");
+        for client in &clients {
+            for _ in 0..5 {
+                passes(client, b"hello");
+            }
         }
-        let it = second.as_ref().unwrap();
-        eventually("bare datagrams", || count_of(it, bare) > 0);
+        for proxy in [second.as_ref().unwrap(), &third] {
+            eventually("bare datagrams", || count_of(proxy, bare) > 3);
+        }
 
         drop(second.take());
         if is_refused {
-            client.send_to(b"lost", a).unwrap();
+            for client in &clients {
+                client.send_to(b"lost", a).unwrap();
+            }
             let refusals =
                 format!("ppv2_upstream_icmp_errors_total{{upstream=\"u\",server=\"{b}\"}}");
-            eventually("the refusal", || first.metric(&refusals) > 0);
+            eventually("the refusals", || first.metric(&refusals) > 0);
         }
         second = Some(Proxy::start(&of_second));
         // Where nothing was refused, the first proxy learns of it by silence.
-        server
-            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
-            .unwrap();
-        let mut datagram = [0; 2000];
-        let mut session = None;
-        eventually("the header again", || {
-            client.send_to(b"anybody there?", a).unwrap();
-            let received = server.recv_from(&mut datagram);
-            session = received.ok().map(|(len, from)| {
-                assert_eq!(is_client(&datagram[..len]), b"anybody there?");
-                from
+        let short = std::time::Duration::from_millis(50);
+        for client in &clients {
+            client.set_read_timeout(Some(short)).unwrap();
+        }
+        server.set_read_timeout(Some(short)).unwrap();
+        for client in &clients {
+            let own = client.local_addr().unwrap();
+            eventually("the header again", || {
+                client.send_to(own.to_string().as_bytes(), a).unwrap();
+                let mut datagram = [0; 2000];
+                while let Ok((len, session)) = server.recv_from(&mut datagram) {
+                    let (client, payload) = read(&datagram[..len]);
+                    // Never in the name of another.
+                    assert_eq!(payload, client.to_string().into_bytes());
+                    server.send_to(&payload, session).unwrap();
+                }
+                let answer = client.recv(&mut datagram);
+                answer.is_ok_and(|len| datagram[..len] == *own.to_string().as_bytes())
             });
-            session.is_some()
-        });
-        // What else has passed meanwhile is answered, too.
-        server.send_to(b"yes", session.unwrap()).unwrap();
-        assert_eq!(receive(&client), (b"yes".to_vec(), a));
-        while server.recv_from(&mut datagram).is_ok() {}
-        server.set_read_timeout(Some(TIMEOUT)).unwrap();
+        }
+        for socket in clients.iter().chain([&server]) {
+            while socket.recv(&mut [0; 2000]).is_ok() {}
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        }
     }
 }
 
@@ -273,7 +311,7 @@ fn a_proxy_that_tags_gets_its_tags_back() {
 fn probes_of_a_proxy_in_front_reach_a_server_or_are_counted() {
     for local in ["forward", "drop"] {
         let (a, b) = (address(V4), address(V4));
-        let server = ppv2_lab::service::Server::start();
+        let server = service::Server::start();
         let of_second = format!(
             "mode = \"plain\"\n{}",
             accept(V4, &format!("local = \"{local}\""))

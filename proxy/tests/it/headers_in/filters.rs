@@ -234,6 +234,74 @@ fn sessions_name_the_sender() {
     assert!(!direct.contains("\"proxy\":\""), "{sessions}");
 }
 
+/// A client of IPv4 that a header writes as one of IPv6.
+#[test]
+fn a_mapped_client_is_one_of_ipv4() {
+    let it = In::with("", "allow = [\"203.0.113.0/24\"]", "");
+    let sender = socket(SENDER);
+    for (client, destination, to) in [
+        (
+            "[::ffff:203.0.113.11]:54321",
+            "[::ffff:198.51.100.10]:9000",
+            VIP,
+        ),
+        ("[::ffff:203.0.113.11]:54321", VIP_V6, VIP_V6),
+    ] {
+        let mut block = Vec::new();
+        let ends = [client, destination].map(|end| end.parse::<std::net::SocketAddrV6>().unwrap());
+        block.extend(ends.iter().flat_map(|end| end.ip().octets()));
+        block.extend(ends.iter().flat_map(|end| end.port().to_be_bytes()));
+        let mut datagram = [&ppv2::SIGNATURE[..], &[0x21, 0x22, 0, 36]].concat();
+        datagram.extend(block);
+        datagram.extend(b"mapped");
+        sender.send_to(&datagram, it.listener).unwrap();
+        let (seen, destination, payload, _) = it.next();
+        let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+        assert_eq!((seen, destination), (addr(CLIENT), addr(to)));
+        assert_eq!(payload, b"mapped");
+    }
+    assert_eq!(all_dropped(&it.proxy), []);
+}
+
+/// Headers are read where they are accepted, and by no other listener of the process.
+#[test]
+fn each_listener_accepts_for_itself() {
+    let (with, without, server) = (
+        address("127.0.0.1"),
+        address("127.0.0.1"),
+        socket("127.0.0.1"),
+    );
+    let to = server.local_addr().unwrap();
+    let both = config(with, to, &accept(SENDER, ""), "");
+    let other =
+        format!("[[listener]]\nname = \"other\"\nbind = [\"{without}\"]\nupstream = \"u\"\n");
+    let _proxy = Proxy::start(&format!("{other}{both}"));
+    let mut sender = session(CLIENT);
+    let datagram = sender.datagrams(b"question").remove(0);
+    for _ in 0..3 {
+        sender.send(with, b"question");
+        let (client, _, payload) = read_plain_header(&receive(&server).0);
+        assert_eq!((client, payload), (addr(CLIENT), b"question".to_vec()));
+        sender.send(without, b"question");
+        let (client, destination, payload) = read_plain_header(&receive(&server).0);
+        assert_eq!((client, destination), (sender.address(), without));
+        assert_eq!(payload, datagram);
+    }
+}
+
+#[test]
+fn replies_in_flight_go_back_by_the_sender_while_the_proxy_stops() {
+    let mut it = In::start("remember = {}");
+    let mut sender = Session::new(SENDER, Says::First, addr(CLIENT), addr(VIP));
+    sender.send(it.listener, b"question");
+    let way = it.gets(addr(CLIENT), addr(VIP), b"question");
+    it.proxy.process.signal("TERM");
+    it.proxy.process.wait_for("shutting down");
+    it.answers(way, b"answer");
+    assert_eq!(sender.receive(), (b"answer".to_vec(), it.listener));
+    assert!(it.proxy.process.wait().0.success());
+}
+
 #[test]
 fn a_reload_changes_who_is_trusted() {
     let it = In::start("remember = {}");

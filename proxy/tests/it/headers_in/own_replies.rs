@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -231,4 +232,91 @@ fn behind_two_of_our_proxies() {
     let opened = count_of(&last, "ppv2_sessions_opened_total");
     assert_eq!(opened, 2 * CLIENTS as u64);
     assert_eq!(all_dropped(&last), []);
+}
+
+/// Sessions that end all the time, answers that come late, and ports whose clients change with
+/// each question: what comes to a port is the answer to one of its own questions.
+#[test]
+fn where_sessions_and_clients_of_ports_change_all_the_time() {
+    let (listener, server) = (address("127.0.0.1"), socket("127.0.0.1"));
+    let to = server.local_addr().unwrap();
+    let of_listener = "accept = { from = [\"127.0.0.2\", \"127.0.0.4\"], remember = { max = 60 } }\n\
+                       idle_timeout = \"100ms\"\nresponses = 1";
+    let proxy = Proxy::start(&config(listener, to, of_listener, ""));
+    let stop = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| answer_late(&server, &stop));
+        let askers = [SENDER, "127.0.0.4"].map(|ip| {
+            let answered = &answered;
+            scope.spawn(move || {
+                let mut sessions: Vec<_> = [Says::First, Says::Alone, Says::Every]
+                    .into_iter()
+                    .flat_map(|says| [says; 15])
+                    .map(|says| Session::new(ip, says, addr(CLIENT), addr(VIP)))
+                    .collect();
+                for session in &sessions {
+                    session.socket.set_nonblocking(true).unwrap();
+                }
+                let until = Instant::now() + Duration::from_secs(3);
+                while Instant::now() < until {
+                    for session in &mut sessions {
+                        if fastrand::bool() {
+                            let number = fastrand::u8(1..=250);
+                            session.becomes(addr(&format!("203.0.113.{number}:53")));
+                        }
+                        let asked = format!("{} of {}", session.address(), session.client);
+                        session.send(listener, asked.as_bytes());
+                        let mut answer = [0; 200];
+                        while let Ok(len) = session.socket.recv(&mut answer) {
+                            let answer = String::from_utf8_lossy(&answer[..len]);
+                            let (client, asked) = answer.split_once(' ').unwrap();
+                            let expected = format!("{} of {client}", session.address());
+                            assert_eq!(asked, expected);
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    thread::sleep(Duration::from_millis(2));
+                }
+            })
+        });
+        let results = askers.map(thread::ScopedJoinHandle::join);
+        stop.store(true, Ordering::Relaxed);
+        for result in results {
+            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+    assert!(answered.into_inner() > 1000);
+    let opened = count_of(&proxy, "ppv2_sessions_opened_total");
+    assert!(opened > 1000, "{opened}");
+}
+
+/// Answers each question with its client and itself, at once or within 300 ms.
+fn answer_late(server: &UdpSocket, stop: &AtomicBool) {
+    let pause = Some(Duration::from_millis(1));
+    server.set_read_timeout(pause).unwrap();
+    let mut late: Vec<(Instant, SocketAddr, Vec<u8>)> = Vec::new();
+    let mut datagram = [0; 2048];
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok((len, session)) = server.recv_from(&mut datagram) {
+            let (client, _, payload) = read_plain_header(&datagram[..len]);
+            let answer = [client.to_string().as_bytes(), b" ", &payload].concat();
+            let wait = [0, 0, 20, 300][fastrand::usize(..4)];
+            late.push((
+                Instant::now() + Duration::from_millis(wait),
+                session,
+                answer,
+            ));
+        }
+        let now = Instant::now();
+        late.retain(|(at, session, answer)| {
+            let is_due = *at <= now;
+            if is_due {
+                // Refused where the session's socket is gone: told to the next one.
+                let sent = server.send_to(answer, *session);
+                sent.or_else(|_| server.send_to(answer, *session)).unwrap();
+            }
+            !is_due
+        });
+    }
 }

@@ -71,6 +71,7 @@ fn listeners(config: &Config) -> Topology {
     Topology {
         listeners: listeners.clone().flat_map(first_addresses).collect(),
         allow: listeners.flat_map(|l| &l.allow).map(|net| net.0).collect(),
+        senders: config.senders().collect(),
         receive_buffer: LISTENER_BUFFER,
         shared_buffer: SHARED_BUFFER,
         ..Topology::default()

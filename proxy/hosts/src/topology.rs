@@ -18,6 +18,8 @@ pub struct Topology {
     pub listeners: BTreeSet<SocketAddr>,
     /// Networks of the clients that may use a listener, in the order of the configuration.
     pub allow: Vec<IpNet>,
+    /// Networks of other proxies, whose headers a listener believes.
+    pub senders: BTreeSet<IpNet>,
     /// Each server of each listener. A server of two listeners is here twice.
     pub servers: Vec<Server>,
     /// Addresses that the proxy is configured to write to servers from.

@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::hash::Hash;
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -299,6 +300,13 @@ impl Config {
                 ));
             }
         }
+        let is_everybody = |net: &Network| net.0.prefix_len() == 0;
+        let is_restricted = !listener.deny.is_empty() || !listener.allow.iter().all(is_everybody);
+        if accept.remember.is_some() && is_restricted {
+            warnings.push(format!(
+                "listener `{name}`: `allow` and `deny` don't hold against clients of a proxy in front that leaves the header out: a client whose payload begins with a header can name any address. Leave `accept.remember` out, or have that proxy write the header on each datagram and check clients itself"
+            ));
+        }
         let rewrites = |mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
         if listener.modes().any(rewrites) {
             warnings.push(format!(
@@ -308,6 +316,12 @@ impl Config {
         warnings
     }
 
+    /// Networks whose headers a listener believes.
+    pub(crate) fn senders(&self) -> impl Iterator<Item = IpNet> {
+        let accepts = self.listeners.iter().filter_map(|one| one.accept.as_ref());
+        accepts.flat_map(|accept| accept.from.iter().map(|network| network.0))
+    }
+
     /// Workers that get datagrams of a listener: with `reuse_port` all of them, otherwise at
     /// most one for each address.
     pub(crate) fn workers_of(&self, listener: &Listener) -> usize {
@@ -315,7 +329,7 @@ impl Config {
         if self.reuse_port.0 {
             workers
         } else {
-            workers.min(listener.bind.len())
+            workers.min(listener.address_count())
         }
     }
 }

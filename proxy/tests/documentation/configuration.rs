@@ -48,12 +48,12 @@ const TABLES: &[(&str, &str, &str)] = &[
     (
         "`[listener.accept]`",
         "listener.accept",
-        "Without this table, every byte of every datagram is payload.",
+        "[Behind another proxy](../guides/behind-another-proxy.md). Without this table, every byte of every datagram is payload.",
     ),
     (
         "`[listener.accept.remember]`",
         "listener.accept.remember",
-        "Without this table, a sender must put a header in front of each datagram.",
+        "[Proxies that write the header once](../guides/behind-another-proxy.md#proxies-that-write-the-header-once). Without this table, a sender must put a header in front of each datagram.",
     ),
     (
         "`[upstream.NAME]`",

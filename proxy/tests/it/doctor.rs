@@ -472,6 +472,57 @@ fn forged_replies_are_reported_with_what_drops_them() {
 }
 
 #[test]
+fn forged_headers_are_reported_with_what_drops_them() {
+    if !enter(test_name!(), SETUP) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let found = |from: &str| -> Vec<String> {
+        let content = format!(
+            "[[listener]]\nbind = [\"10.0.0.1:9000\", \"[fd00:a::1]:9000\"]\nupstream = \"u\"\n\
+             accept = {{ from = {from} }}\n[upstream.u]\nservers = [\"127.0.0.1:9001\"]\n"
+        );
+        let config = write(&folder, "proxy.toml", &content);
+        let arguments = ["doctor", "--config", config.to_str().unwrap()];
+        let (status, stdout, stderr) = Host::Proxy.proxy(&arguments);
+        assert_eq!(status, Some(0), "{stdout}{stderr}");
+        let lines: Vec<_> = stdout.lines().collect();
+        let of = lines
+            .windows(2)
+            .filter(|two| two[0].contains(" forged headers of proxies "));
+        of.map(|two| two.join("\n")).collect()
+    };
+    let both = "[\"10.0.0.0/24\", \"10.0.0.128/25\", \"10.0.9.1\", \"fd00:a::2\", \"127.0.0.1\"]";
+    let of_pub = |value: u8| {
+        Host::Proxy.shell(&format!(
+            "sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.pub.rp_filter={value}"
+        ));
+    };
+    Host::Proxy.shell("ip route add 10.0.9.0/24 via 10.0.0.2");
+    of_pub(2);
+    let advice = found(both);
+    let [v6, v4] = &advice[..] else {
+        panic!("{advice:?}")
+    };
+    assert!(v6.starts_with("advice  forged headers of proxies fd00:a::2/128 from pub: "));
+    assert!(v6.contains("IPv6 has no rp_filter"), "{v6}");
+    assert!(v4.starts_with("advice  forged headers of proxies 10.0.0.0/24 and 1 more from pub: "));
+    assert!(v4.contains("rp_filter is 2 on pub"), "{v4}");
+    for advice in [v4, v6] {
+        let (_, rule) = advice.split_once("nft '").unwrap();
+        Host::Proxy.shell(&format!("nft '{rule}"));
+    }
+    of_pub(1);
+    let strict = found("[\"10.0.0.2\"]");
+    let ok = "ok      forged headers of proxies 10.0.0.2/32 from pub: are dropped: rp_filter is 1";
+    assert!(strict.len() == 1 && strict[0].starts_with(ok), "{strict:?}");
+    // Where clients are, too, nothing tells them apart.
+    Host::Proxy
+        .shell("ip route replace default via 10.0.0.2; ip -6 route replace default via fd00:a::2");
+    assert!(found("[\"10.0.0.2\", \"fd00:a::2\"]").is_empty());
+}
+
+#[test]
 fn ppv2_needs_no_setup() {
     let folder = tempfile::tempdir().unwrap();
     let content = "[limits]\nmax_sessions = 1000000\n[[listener]]\nbind = [\"127.0.0.1:9000\"]\n\

@@ -1,6 +1,7 @@
-//! Datagrams from the clients' side that are forged to look like a server's replies.
-//! Where clients and servers are behind different interfaces, this host can recognize
-//! them by the interface that they arrive at.
+//! Datagrams from the clients' side that are forged to look like a server's replies, or like
+//! those of another proxy whose headers are believed. Where clients and servers, or proxies,
+//! are behind different interfaces, this host can recognize them by the interface that they
+//! arrive at.
 //!
 //! Strict `rp_filter` alone doesn't drop them all: for a datagram to a connected socket
 //! the kernel uses the route of an earlier one and skips the check of its source
@@ -8,7 +9,10 @@
 //! more than the proxy knows of a datagram.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::Finding;
 use crate::kernel;
@@ -16,12 +20,19 @@ use crate::nft::family;
 use crate::route::{Packet, rules_look_deeper};
 use crate::topology::Topology;
 
-/// The most servers that a suggested rule names.
+/// Addresses of a network of other proxies that are looked at for one of another host.
+const SAMPLES: usize = 8;
+
+/// The most addresses that a suggested rule names.
 const MOST_NAMED: usize = 16;
 
 pub(super) fn examine(topology: &Topology, client: Option<IpAddr>) -> Vec<Finding> {
     let clients = client_interfaces(topology, client);
     let mut findings = Vec::new();
+    for ((v4, interface), senders) in sender_interfaces(topology) {
+        let others = clients.iter().filter(|client| **client != interface);
+        findings.extend(others.map(|from| headers(v4, from, &senders)));
+    }
     for ((v4, interface), servers) in server_interfaces(topology) {
         let others = clients.iter().filter(|client| **client != interface);
         findings.extend(others.map(|from| finding(v4, from, &servers)));
@@ -58,6 +69,25 @@ fn server_interfaces(topology: &Topology) -> BTreeMap<(bool, String), BTreeSet<I
     interfaces
 }
 
+/// The other proxies whose headers are believed, by family and by the interface that leads to
+/// them. The kernel takes no address of loopback from elsewhere.
+fn sender_interfaces(topology: &Topology) -> BTreeMap<(bool, String), BTreeSet<IpNet>> {
+    let is_narrow = |net: &&IpNet| net.prefix_len() > 0 && !net.addr().is_loopback();
+    let networks: Vec<_> = topology.senders.iter().filter(is_narrow).copied().collect();
+    let mut interfaces: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    // nftables takes no network within another.
+    for network in IpNet::aggregate(&networks) {
+        let mut hosts = network.hosts().take(SAMPLES);
+        let sample = hosts.find(|ip| !kernel::is_own(*ip));
+        let sample = sample.unwrap_or(network.addr());
+        if let Some(interface) = interface_towards(sample) {
+            let behind = interfaces.entry((sample.is_ipv4(), interface)).or_default();
+            behind.insert(network);
+        }
+    }
+    interfaces
+}
+
 fn interface_towards(ip: IpAddr) -> Option<String> {
     let route = Packet::sent_to(ip).route().ok()?;
     match route.is_local {
@@ -66,15 +96,31 @@ fn interface_towards(ip: IpAddr) -> Option<String> {
     }
 }
 
+/// What becomes of datagrams that arrive at `from`, where clients are, with an address of
+/// `senders` as their source.
+fn headers(v4: bool, from: &str, senders: &BTreeSet<IpNet>) -> Finding {
+    let what = format!(
+        "forged headers of proxies {} from {from}",
+        first_of(senders)
+    );
+    let rule = rule(v4, from, senders);
+    let strict = kernel::larger_of_all_and(from, "rp_filter");
+    if !v4 {
+        let found = "are believed unless a firewall drops them, which doctor can't see: IPv6 has no rp_filter";
+        Finding::advice(what, found, rule)
+    } else if strict == 1 {
+        Finding::ok(what, format!("are dropped: rp_filter is 1 on {from}"))
+    } else {
+        let found =
+            format!("are believed unless a firewall drops them: rp_filter is {strict} on {from}");
+        Finding::advice(what, found, rule)
+    }
+}
+
 /// What becomes of datagrams that arrive at `from`, where clients are, with the address
 /// of one of `servers` as their source.
 fn finding(v4: bool, from: &str, servers: &BTreeSet<IpAddr>) -> Finding {
-    let first = servers.first().map(ToString::to_string).unwrap_or_default();
-    let more = match servers.len() {
-        0 | 1 => String::new(),
-        count => format!(" and {} more", count - 1),
-    };
-    let what = format!("forged replies of server {first}{more} from {from}");
+    let what = format!("forged replies of server {} from {from}", first_of(servers));
     let rule = rule(v4, from, servers);
     if !v4 {
         let found = "reach sessions unless a firewall drops them, which doctor can't see: IPv6 has no rp_filter";
@@ -105,10 +151,18 @@ fn finding(v4: bool, from: &str, servers: &BTreeSet<IpAddr>) -> Finding {
     }
 }
 
+fn first_of<T: Display + Ord>(all: &BTreeSet<T>) -> String {
+    let first = all.first().map(ToString::to_string).unwrap_or_default();
+    match all.len() {
+        0 | 1 => first,
+        count => format!("{first} and {} more", count - 1),
+    }
+}
+
 /// The command for a firewall rule that drops them before the kernel looks for a socket.
-fn rule(v4: bool, from: &str, servers: &BTreeSet<IpAddr>) -> String {
-    let named = servers.iter().take(MOST_NAMED).map(ToString::to_string);
-    let rest = (servers.len() > MOST_NAMED).then(|| "…".to_owned());
+fn rule<T: Display>(v4: bool, from: &str, sources: &BTreeSet<T>) -> String {
+    let named = sources.iter().take(MOST_NAMED).map(ToString::to_string);
+    let rest = (sources.len() > MOST_NAMED).then(|| "…".to_owned());
     let named: Vec<_> = named.chain(rest).collect();
     format!(
         "nft 'add table inet ppv2_guard; add chain inet ppv2_guard clients {{ type filter hook prerouting priority raw; }}; add rule inet ppv2_guard clients iifname \"{from}\" {} saddr {{ {} }} counter drop'",

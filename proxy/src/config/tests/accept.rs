@@ -170,6 +170,19 @@ fn senders_trusted_by_mistake_are_warnings() {
         warnings(&format!("accept = {{ {ipv6}, direct = \"accept\" }}")),
         none
     );
+    for key in [
+        "deny = [\"203.0.113.9\"]",
+        "allow = [\"203.0.113.0/24\", \"::/0\"]",
+    ] {
+        let restricted = |more: &str| {
+            warnings(&format!(
+                "{key}\naccept = {{ from = [\"198.51.100.1\"]{more} }}"
+            ))
+        };
+        assert_eq!(restricted(""), none);
+        let warned = restricted(", remember = {}");
+        assert!(warned.len() == 1 && warned[0].contains("`allow` and `deny` don't hold"));
+    }
     let dsr = "mode = \"dsr\"\naccept = { from = [\"198.51.100.1\"] }";
     assert_eq!(
         warnings(dsr),

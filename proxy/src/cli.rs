@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::send;
+use crate::commands::{capture, send};
 use crate::config::{Config, ConfigError, Flags, LogFormat};
 
 /// UDP reverse proxy that passes each client's real address to your servers
@@ -70,6 +70,11 @@ pub enum Command {
         #[arg(value_name = "HEX", default_value = "-")]
         hex: String,
     },
+    /// Explain the headers in a capture file, and find the mistakes in them
+    #[command(
+        after_help = "Exit code 1 if mistakes were found, 2 if the file can't be read, 0 otherwise."
+    )]
+    Capture(capture::Options),
     /// Send datagrams with a header to a server, and show its replies
     #[command(after_help = "Exit code 1 if a datagram had no reply, 0 otherwise.")]
     Send(Box<send::Options>),

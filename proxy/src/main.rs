@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{Arguments, Command, Run};
-use ppv2_proxy::commands::{check, decode, demo, send, whoami};
+use ppv2_proxy::commands::{capture, check, decode, demo, send, whoami};
 use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
@@ -123,6 +123,7 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
             let text = decode::explain(&datagram).map_err(anyhow::Error::from)?;
             Ok(print(&text)?)
         }),
+        Command::Capture(options) => Box::new(move || capture(&options)),
         Command::Send(options) => Box::new(move || send(&options)),
         Command::Whoami { listen, trusted } => Box::new(move || {
             let server = whoami::Whoami::bind(listen, &trusted).map_err(|error| match error {
@@ -164,6 +165,20 @@ fn resolved(path: &Path) -> Result<Config, ConfigError> {
     let config = Config::from_file(path)?;
     let resolved = discovery::resolve_once(&config);
     Ok(config.expand(&resolved.answers).config)
+}
+
+/// Runs `capture`. A reader that stops reading ends it.
+fn capture(options: &capture::Options) -> Result<(), Failure> {
+    use capture::CaptureError::{File, Output};
+
+    let mut out = io::BufWriter::new(io::stdout());
+    let result = capture::run(options, &mut out);
+    let result = result.and(out.flush().map_err(Output));
+    match result {
+        Err(Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error @ File { .. }) => Err(usage(error)),
+        result => Ok(result.map_err(anyhow::Error::from)?),
+    }
 }
 
 /// Runs `send`. A reader that stops reading ends it.

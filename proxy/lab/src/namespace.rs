@@ -9,6 +9,11 @@ const INSIDE: &str = "PPV2_TEST_NAMESPACE";
 const WITHOUT_RIGHTS: &str = "unshare --user --map-user=65534 --map-group=65534 \
      setpriv --bounding-set=-all --inh-caps=-all --no-new-privs";
 
+/// Has an ordinary user own a network of its own, with every right in it: for programs that
+/// give up the rights of root, which a user namespace does not let them do.
+const NOT_AS_ROOT: &str = "unshare --user --map-user=65534 --map-group=65534 --keep-caps --net \
+     sh -ec 'ip link set lo up; exec \"$0\" \"$@\"'";
+
 /// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
 /// has returned, and what is sent there before is lost.
 const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
@@ -31,6 +36,13 @@ pub fn enter(test: &str, setup: &str) -> bool {
 #[track_caller]
 pub fn enter_without_rights(test: &str, setup: &str) -> bool {
     enter_by(WITHOUT_RIGHTS, test, setup)
+}
+
+/// As [`enter`], as the ordinary user 65534 with every right in a network that has nothing
+/// but the loopback interface.
+#[track_caller]
+pub fn enter_not_as_root(test: &str) -> bool {
+    enter_by(NOT_AS_ROOT, test, "")
 }
 
 #[track_caller]

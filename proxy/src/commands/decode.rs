@@ -238,7 +238,7 @@ fn path(bytes: &[u8; 108]) -> String {
 }
 
 /// The meaning of a TLV's value. Getters read only the first TLV of each type.
-fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
+pub(super) fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
     if tlvs.get(tlv.kind).map(<[u8]>::as_ptr) != Some(tlv.value.as_ptr()) {
         return "duplicate of an earlier TLV; ignored".to_owned();
     }

@@ -39,8 +39,8 @@ pub fn command_line() -> String {
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply |
-| 2 | wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve |
+| 1 | the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes |
+| 2 | wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve; or a file that `capture` can't read |
 ";
     for sub in subcommands(&command) {
         let usage = sub.clone().render_usage().to_string();

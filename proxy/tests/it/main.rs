@@ -8,6 +8,7 @@ mod accept;
 mod admin;
 mod balance;
 mod bursts;
+mod capture;
 mod dns_servers;
 mod dnsdist;
 mod doctor;

@@ -134,7 +134,7 @@ fn the_longest_datagrams_pass_a_chain_and_longer_ones_are_counted() {
     const MAX: usize = 65_507;
     let chain = Chain::start(&[V4, V4, V4, V4]);
     let client = socket(V4);
-    let payload: Vec<u8> = (0..MAX).map(|i| (i % 251) as u8).collect();
+    let payload: Vec<u8> = (0..251u8).cycle().take(MAX).collect();
     let fits = &payload[..MAX - ppv2::IPV4_HEADER_LEN];
     client.send_to(fits, chain.listeners[0]).unwrap();
     let (datagram, session) = receive(&chain.server);

@@ -300,6 +300,16 @@ impl Config {
                 ));
             }
         }
+        let no_tlvs = match accept.formats.contains(&Format::V2) {
+            false => Some("Simple Proxy Protocol has none"),
+            true if !listener.modes().any(Mode::has_header) => Some("no server gets a header"),
+            true => None,
+        };
+        if let (Tlvs::Pass, Some(why)) = (accept.tlvs, no_tlvs) {
+            warnings.push(format!(
+                "listener `{name}`: `accept.tlvs` = \"pass\" changes nothing: {why}"
+            ));
+        }
         let is_everybody = |net: &Network| net.0.prefix_len() == 0;
         let is_restricted = !listener.deny.is_empty() || !listener.allow.iter().all(is_everybody);
         if accept.remember.is_some() && is_restricted {

@@ -183,6 +183,21 @@ fn senders_trusted_by_mistake_are_warnings() {
         let warned = restricted(", remember = {}");
         assert!(warned.len() == 1 && warned[0].contains("`allow` and `deny` don't hold"));
     }
+    let pass = "accept = { from = [\"198.51.100.1\"], tlvs = \"pass\" }";
+    assert_eq!(warnings(pass), none);
+    for (changed, why) in [
+        (
+            format!("mode = \"plain\"\n{pass}"),
+            "no server gets a header",
+        ),
+        (
+            pass.replace("tlvs", "formats = [\"spp\"], tlvs"),
+            "Simple Proxy Protocol has none",
+        ),
+    ] {
+        let expected = format!("listener `dns`: `accept.tlvs` = \"pass\" changes nothing: {why}");
+        assert_eq!(warnings(&changed), [expected]);
+    }
     let dsr = "mode = \"dsr\"\naccept = { from = [\"198.51.100.1\"] }";
     assert_eq!(
         warnings(dsr),

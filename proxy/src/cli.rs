@@ -2,13 +2,12 @@
 
 #![allow(missing_docs, reason = "the help texts say it")]
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::{capture, send};
+use crate::commands::{capture, send, whoami};
 use crate::config::{Config, ConfigError, Flags, LogFormat};
 
 /// UDP reverse proxy that passes each client's real address to your servers
@@ -79,14 +78,7 @@ pub enum Command {
     #[command(after_help = "Exit code 1 if a datagram had no reply, 0 otherwise.")]
     Send(Box<send::Options>),
     /// Run a server that answers each client with its own address and port
-    Whoami {
-        /// Address to listen on
-        #[arg(long, value_name = "ADDR")]
-        listen: SocketAddr,
-        /// Network of the proxies, whose datagrams must carry a header; repeatable
-        #[arg(long, value_name = "NET", required = true)]
-        trusted: Vec<String>,
-    },
+    Whoami(whoami::Options),
 }
 
 #[derive(Args)]

@@ -125,9 +125,11 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
         }),
         Command::Capture(options) => Box::new(move || capture(&options)),
         Command::Send(options) => Box::new(move || send(&options)),
-        Command::Whoami { listen, trusted } => Box::new(move || {
-            let server = whoami::Whoami::bind(listen, &trusted).map_err(|error| match error {
-                whoami::WhoamiError::Trust(_) | whoami::WhoamiError::NoHost(_) => usage(error),
+        Command::Whoami(options) => Box::new(move || {
+            let server = whoami::Whoami::bind(&options).map_err(|error| match error {
+                whoami::WhoamiError::Trust(_)
+                | whoami::WhoamiError::Remember(_)
+                | whoami::WhoamiError::NoHost(_) => usage(error),
                 whoami::WhoamiError::Bind(..) => Failure::from(anyhow::Error::from(error)),
             })?;
             let listen = server.address().context("the socket's address")?;

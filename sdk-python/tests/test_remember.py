@@ -144,13 +144,15 @@ def test_a_header_alone() -> None:
         assert sock.recvfrom(9) == (b"", CLIENT)
 
 
-def test_a_local_header_changes_nothing() -> None:
+def test_a_local_header_ends_what_its_sender_said() -> None:
     with server(**REMEMBER) as sock, Proxy() as proxy:
         proxy.send(sock.getsockname(), b"1")
         proxy.send_raw(sock.getsockname(), ppv2.encode_local() + b"check")
         proxy.send_raw(sock.getsockname(), b"2")
+        proxy.send(sock.getsockname(), b"3")
         received = [sock.recvfrom(9) for _ in range(3)]
-        assert received == [(b"1", CLIENT), (b"check", proxy.address), (b"2", CLIENT)]
+        assert received == [(b"1", CLIENT), (b"check", proxy.address), (b"3", CLIENT)]
+        assert sock.stats().dropped["no_header"] == 1
 
 
 def test_off_unless_asked_for() -> None:

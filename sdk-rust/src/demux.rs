@@ -428,15 +428,13 @@ impl Demux {
             }
         };
         let noted = Noted::with_header(parts);
-        let (Some(_), Some(destination)) = (parts.proxy, parts.destination) else {
-            // A direct client, or a proxy that speaks for itself.
-            return Ok(noted);
-        };
-        if parts.of(bytes).tlvs.reply_tag().is_some() {
-            // The sender's address stands for many clients, each of which has its tag.
+        let names_many = || parts.of(bytes).tlvs.reply_tag().is_some();
+        let Some(destination) = parts.destination.filter(|_| !names_many()) else {
+            // A direct client, who is none of the senders; or a proxy that speaks for
+            // itself; or one whose address stands for many clients, each with its tag.
             senders.forget(&sender);
             return Ok(noted);
-        }
+        };
         let remembered = senders.learn(now, sender, parts.reply_path.client, destination);
         if !remembered {
             self.counters.sender_not_remembered();

@@ -384,7 +384,8 @@ impl TrustBuilder {
     ///
     /// - A sender hands a port on to its next client. If the datagram with that client's
     ///   header is lost or comes late, the next ones are taken for the client that had the
-    ///   port before. Set `idle` below the time after which the sender uses a port again.
+    ///   port before. Set `idle` above the time for which the sender keeps a silent session,
+    ///   and below that after which it uses a port again.
     /// - Whatever begins with the signature of a header is read as one. A client can send
     ///   that in a datagram which its sender passes on without header, and so speak as any
     ///   client. Trust only senders that drop such datagrams (ppv2-proxy does, as
@@ -401,12 +402,11 @@ impl TrustBuilder {
     /// | header of a UDP client, with payload | delivered | that client |
     /// | the same, without payload | what [`header_alone`](Self::header_alone) says | that client |
     /// | the same, with a reply tag | delivered | nobody: its address stands for many clients |
-    /// | LOCAL header | delivered, as from the sender itself | the same client as before |
+    /// | LOCAL header | delivered, as from the sender itself | nobody |
     /// | header of any other kind, or malformed; v1 text | dropped | nobody |
     /// | no header | delivered, or dropped if it speaks for nobody | the same client as before |
     ///
-    /// A LOCAL header does not prolong `idle`. A datagram without header has no TLVs: those
-    /// come with the header alone.
+    /// A datagram without header has no TLVs: those come with the header alone.
     ///
     /// # Example
     ///

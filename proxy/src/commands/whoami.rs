@@ -3,26 +3,80 @@
 use std::io;
 use std::net::SocketAddr;
 
+use clap::{Args, ValueEnum};
 use ppv2_sdk::{Trust, TrustError, UdpSocket};
 
 use ppv2_engine::address::is_no_host;
+
+use crate::config::Time;
+
+/// The senders that are remembered, of which each takes about 100 bytes.
+const MAX_SENDERS: usize = 100_000;
+
+#[derive(Args)]
+#[allow(missing_docs, reason = "the help texts say it")]
+pub struct Options {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+
+    /// Network of the proxies, whose datagrams must carry a header; repeatable
+    #[arg(long, value_name = "NET", required = true)]
+    pub trusted: Vec<String>,
+
+    /// How the proxies write their header; repeatable
+    #[arg(long, value_enum, default_value = "v2")]
+    pub format: Vec<Format>,
+
+    /// Take datagrams without header for those of the client that the sender's latest header
+    /// named, for this long after its latest datagram
+    #[arg(long, value_name = "DURATION")]
+    pub remember: Option<Time<1_000_000, 86_400_000_000, 30_000_000>>,
+}
+
+/// How a header is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// PROXY protocol v2
+    V2,
+    /// Simple Proxy Protocol, 38 bytes
+    Spp,
+}
+
+impl From<Format> for ppv2_sdk::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::V2 => Self::V2,
+            Format::Spp => Self::Spp,
+        }
+    }
+}
 
 /// A bound socket that has answered nobody yet.
 #[derive(Debug)]
 pub struct Whoami(UdpSocket);
 
 impl Whoami {
-    /// Binds `listen`; datagrams from the networks in `trusted` must carry a
+    /// Binds the address to listen on; datagrams from the trusted networks must carry a
     /// header, all others are dropped.
     ///
     /// # Errors
     ///
     /// [`WhoamiError`] naming the value at fault.
-    pub fn bind(listen: SocketAddr, trusted: &[String]) -> Result<Self, WhoamiError> {
+    pub fn bind(options: &Options) -> Result<Self, WhoamiError> {
+        let listen = options.listen;
         if is_no_host(listen.ip()) && !listen.ip().is_unspecified() {
             return Err(WhoamiError::NoHost(listen));
         }
-        let trust = Trust::networks(trusted).build()?;
+        let formats = options.format.iter().copied().map(ppv2_sdk::Format::from);
+        let mut trust = Trust::networks(&options.trusted).formats(formats);
+        if let Some(idle) = options.remember {
+            trust = trust.remember_senders(*idle, MAX_SENDERS);
+        }
+        let trust = trust.build().map_err(|error| match error {
+            TrustError::RememberSpp => WhoamiError::Remember(error),
+            other => WhoamiError::Trust(other),
+        })?;
         UdpSocket::bind(listen, trust)
             .map(Self)
             .map_err(|error| WhoamiError::Bind(listen, error))
@@ -58,7 +112,10 @@ impl Whoami {
 pub enum WhoamiError {
     /// A network that is none.
     #[error("--trusted")]
-    Trust(#[from] TrustError),
+    Trust(#[source] TrustError),
+    /// A format with which no sender can be remembered.
+    #[error("--remember")]
+    Remember(#[source] TrustError),
     /// An address that no answer can come from.
     #[error("--listen {0} is no host's address; give one of this host, 0.0.0.0 or [::]")]
     NoHost(SocketAddr),

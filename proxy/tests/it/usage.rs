@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ppv2_lab::service::Proxy;
 use ppv2_lab::*;
 
 #[track_caller]
@@ -416,6 +417,62 @@ fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
         &["x"],
     );
     fails(&["whoami", "--listen", "127.0.0.1:1"], 2, &["--trusted"]);
+}
+
+/// A server of the command `whoami` on 127.0.0.1 that trusts that host.
+fn whoami_with(options: &[&str]) -> (Process, SocketAddr) {
+    let server = address("127.0.0.1");
+    let listen = server.to_string();
+    let arguments = ["whoami", "--listen", &listen, "--trusted", "127.0.0.1"];
+    let mut whoami = Process::start(Command::new(binary()).args(arguments).args(options));
+    whoami.wait_for("ready");
+    (whoami, server)
+}
+
+#[test]
+fn whoami_reads_other_formats() {
+    let (client, proxy) = ("203.0.113.11:7", "198.51.100.10:9000");
+    let (client, proxy) = (client.parse().unwrap(), proxy.parse().unwrap());
+    let simple = ppv2::spp::SppHeader { client, proxy }.to_bytes();
+    let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+    let v2 = ppv2::encode_udp(client, proxy, &mut buffer).unwrap();
+    let sender = socket("127.0.0.1");
+    for (options, reads_v2) in [
+        (&["--format", "spp"][..], false),
+        (&["--format", "spp", "--format", "v2"], true),
+    ] {
+        let (_whoami, server) = whoami_with(options);
+        sender.send_to(&simple, server).unwrap();
+        let answer = [&simple[..], b"203.0.113.11:7"].concat();
+        assert_eq!(receive(&sender), (answer, server));
+        if reads_v2 {
+            sender.send_to(v2, server).unwrap();
+            assert_eq!(receive(&sender), (b"203.0.113.11:7".to_vec(), server));
+        }
+    }
+    let both = ["whoami", "--listen", "127.0.0.1:1", "--trusted", "::1"];
+    let both = [&both[..], &["--format", "spp", "--remember", "30s"]].concat();
+    fails(&both, 2, &["--remember", "exclude each other"]);
+}
+
+#[test]
+fn whoami_remembers_what_emit_first_says_once() {
+    let (_whoami, server) = whoami_with(&["--remember", "1m"]);
+    let listener = address("127.0.0.1");
+    let _proxy = Proxy::start(&format!(
+        "[[listener]]\nname = \"l\"\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{server}\"]\nheader = {{ emit = \"first\" }}\n"
+    ));
+    let clients = [(); 5].map(|()| socket("127.0.0.50"));
+    for _ in 0..5 {
+        for client in &clients {
+            client.send_to(b"?", listener).unwrap();
+        }
+        for client in &clients {
+            let own = client.local_addr().unwrap().to_string();
+            assert_eq!(receive(client), (own.into_bytes(), listener));
+        }
+    }
 }
 
 #[test]

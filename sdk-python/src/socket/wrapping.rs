@@ -53,9 +53,10 @@ const DEFAULT_MAX_SENDERS: usize = 100_000;
 ///         Cloudflare Spectrum and emit = "first" of ppv2-proxy say it once. That
 ///         is outside the specification. A port that a sender uses again can be
 ///         taken for the client that was there before, and a client whose datagrams
-///         pass without header can write one of its own. So set it below the time
-///         after which the sender uses a port again, for senders that drop such
-///         datagrams, or clients that don't forge. Not with formats "spp".
+///         pass without header can write one of its own. So use it for senders that
+///         drop such datagrams, or clients that don't forge, and set it above the time
+///         for which the sender keeps a silent session, below that after which it uses
+///         a port again. Not with formats "spp".
 ///     max_senders: How many senders are remembered, at about 100 bytes each. Beyond
 ///         that those remembered stay, and new ones need a header in each datagram.
 ///     header_alone: What a header without payload is while remember_senders is

@@ -296,15 +296,15 @@ proptest! {
             } else if let Some(meant) = meant(&[Format::V2], *peer, datagram) {
                 let payload = &datagram[meant.header_len..];
                 let tagged = ppv2::decode(datagram).unwrap().0.tlvs().reply_tag().is_some();
-                if let Some(destination) = meant.names {
+                if let Some(destination) = meant.names.filter(|_| !tagged) {
                     let one = (sender, meant.client, destination, now);
                     match position {
-                        Some(position) if tagged => drop(said.remove(position)),
-                        None if tagged => {}
                         Some(position) => said[position] = one,
                         None if said.len() < MAX => said.push(one),
                         None => refused += 1,
                     }
+                } else {
+                    said.retain(|(known, ..)| *known != sender);
                 }
                 let announces = meant.names.is_some() && !tagged && payload.is_empty() && !deliver;
                 (!announces).then_some((meant.client, meant.names, payload))

@@ -4,8 +4,10 @@
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 
-use ppv2_lab::fake_proxy::{LISTENER, addr, from_client};
+use ppv2_lab::fake_proxy::{LISTENER, addr, from_client, from_client_at};
+use ppv2_lab::namespace::enter;
 use ppv2_lab::service::Proxy;
+use ppv2_lab::two_hosts::{Host, SETUP};
 use ppv2_lab::*;
 use serde_json::Value;
 
@@ -393,4 +395,57 @@ fn one_process_can_be_a_chain_of_listeners() {
     assert_eq!(read, expected);
     setup.server.send_to(b"answer", proxy).unwrap();
     assert_eq!(receive(&client), (b"answer".to_vec(), first));
+}
+
+/// Clients of either family come through a listener of IPv4 alone, to a server that nothing but
+/// this host reaches.
+#[test]
+fn an_unwrapper_beside_its_server_is_set_up_by_host_setup() {
+    if !enter(test_name!(), SETUP) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let servers = ["127.0.0.1:9001", "[::1]:9001"].map(|at| bind(addr(at)));
+    let listener = addr("10.0.0.1:5300");
+    let config = "[[listener]]\nname = \"dns\"\nbind = [\"10.0.0.1:5300\"]\nupstream = \"u\"\n\
+                  mode = \"transparent\"\naccept = { from = [\"10.0.0.1\"] }\n\
+                  [upstream.u]\nservers = [\"127.0.0.1:9001\", \"[::1]:9001\"]\n";
+    let file = write(&folder, "proxy.toml", config);
+    let run = |command: &[&str]| {
+        let arguments = [command, &["--config", file.to_str().unwrap()]].concat();
+        Host::Proxy.proxy(&arguments)
+    };
+    let (status, found, _) = run(&["doctor"]);
+    assert_eq!(status, Some(1), "{found}");
+    // Both, though the listener has clients of IPv4 alone otherwise.
+    for server in ["127.0.0.1:9001", "[::1]:9001"] {
+        let missing = format!("FATAL   replies of server {server} (mode transparent)");
+        assert!(found.contains(&missing), "no {missing} in\n{found}");
+    }
+    let (status, _, stderr) = run(&["run"]);
+    assert_eq!(status, Some(1), "{stderr}");
+    let (status, script, stderr) = run(&["host-setup", "--role", "proxy"]);
+    assert_eq!(status, Some(0), "{stderr}");
+    Host::Proxy.shell(&script);
+    let (status, found, _) = run(&["doctor"]);
+    assert_eq!(status, Some(0), "{found}");
+
+    let _proxy = proxy(&["--config", file.to_str().unwrap()]);
+    let sender = bind(addr("10.0.0.1:0"));
+    for (server, client, at) in [
+        (&servers[0], ALICE, LISTENER),
+        (
+            &servers[1],
+            "[2001:db8:c::7]:54321",
+            "[2001:db8:a::99]:9000",
+        ),
+    ] {
+        let (client, at) = (addr(client), addr(at));
+        let question = from_client_at(client, at, b"question");
+        sender.send_to(&question, listener).unwrap();
+        let (datagram, from) = receive(server);
+        assert_eq!((datagram, from.ip()), (b"question".to_vec(), client.ip()));
+        server.send_to(b"answer", from).unwrap();
+        assert_eq!(receive(&sender), (b"answer".to_vec(), listener));
+    }
 }

@@ -44,8 +44,8 @@ pub struct Accept {
 pub(crate) struct Remember {
     /// How long the client of a sender's address and port is remembered since its latest datagram
     pub(crate) idle: Time<S, DAY, { 30 * S }>,
-    /// The most senders, by address and port, that the listener remembers; further ones must send
-    /// a header with each datagram
+    /// The most senders, by address and port, that the listener remembers, divided evenly among
+    /// the workers; further ones must send a header with each datagram
     pub(crate) max: Number<usize, 1, 10_000_000, 100_000>,
     /// What a header without payload is
     pub(crate) header_alone: HeaderAlone,

@@ -136,14 +136,14 @@ impl Demux {
         bytes: &[u8],
     ) -> Result<Parts, DropReason> {
         let received = Received { now, peer, local };
-        match self.judge(received, bytes) {
-            // Nothing that is known could change that.
-            Err(reason) if self.trust.settings.remember.is_none() => Err(reason),
-            judged => self
-                .note(&mut self.known(), received, bytes, judged)
-                .map(|noted| noted.parts),
-        }
-        .inspect_err(|reason| self.drop(now, peer, bytes, *reason))
+        let decided = if self.trust.settings.remember.is_none() {
+            self.judge(received, bytes)
+                .and_then(|parts| self.remember(&mut self.known(), parts))
+        } else {
+            let noted = self.note(&mut self.known(), received, bytes);
+            noted.map(|noted| noted.parts)
+        };
+        decided.inspect_err(|reason| self.drop(now, peer, bytes, *reason))
     }
 
     /// Decides on several datagrams that were received together, with one lock.
@@ -278,7 +278,14 @@ impl Demux {
     fn judge(&self, received: Received, bytes: &[u8]) -> Result<Parts, DropReason> {
         let sender = canonical(received.peer);
         let parts = if self.trust.includes(sender.ip()) {
-            self.read_header(received, sender, bytes)?
+            let Formats { v2, spp } = self.trust.settings.formats;
+            if spp && bytes.starts_with(&spp::SPP_MAGIC) {
+                self.read_spp(received, sender, bytes)?
+            } else if v2 {
+                self.read_v2(received, sender, bytes)?
+            } else {
+                return Err(missing_header(bytes));
+            }
         } else if self.trust.settings.untrusted == Untrusted::Accept {
             let Received { now, peer, local } = received;
             Parts {
@@ -298,37 +305,13 @@ impl Demux {
         }
     }
 
-    /// Reads the header that a datagram of a trusted sender must have.
-    #[inline]
-    fn read_header(
+    #[inline(always)]
+    fn read_v2(
         &self,
         received: Received,
         sender: SocketAddr,
         bytes: &[u8],
     ) -> Result<Parts, DropReason> {
-        let Formats { v2, spp } = self.trust.settings.formats;
-        if spp && bytes.starts_with(&spp::SPP_MAGIC) {
-            let (header, payload) = spp::decode(bytes).map_err(|error| {
-                trace!(peer = %received.peer, %error, "header not understood");
-                DropReason::BadHeader
-            })?;
-            let destination = canonical(header.proxy);
-            return Ok(Parts {
-                header_len: bytes.len() - payload.len(),
-                tlvs_len: 0,
-                destination: Some(destination),
-                proxy: Some(sender),
-                reply_path: self.path_back(
-                    received,
-                    canonical(header.client),
-                    Some(destination),
-                    Some(Naming::spp(destination)),
-                ),
-            });
-        }
-        if !v2 {
-            return Err(missing_header(bytes));
-        }
         let (header, payload) = self.decoder.decode(bytes).map_err(|error| {
             trace!(peer = %received.peer, %error, "header not understood");
             reason_of(error, bytes)
@@ -343,6 +326,34 @@ impl Demux {
             destination,
             proxy: Some(sender),
             reply_path: self.path_back(received, canonical(client), destination, naming),
+        })
+    }
+
+    /// Not in line, since most sockets never need it.
+    #[inline(never)]
+    fn read_spp(
+        &self,
+        received: Received,
+        sender: SocketAddr,
+        bytes: &[u8],
+    ) -> Result<Parts, DropReason> {
+        let (header, payload) = spp::decode(bytes).map_err(|error| {
+            trace!(peer = %received.peer, %error, "header not understood");
+            DropReason::BadHeader
+        })?;
+        let destination = canonical(header.proxy);
+        let naming = Some(Naming::spp(destination));
+        Ok(Parts {
+            header_len: bytes.len() - payload.len(),
+            tlvs_len: 0,
+            destination: Some(destination),
+            proxy: Some(sender),
+            reply_path: self.path_back(
+                received,
+                canonical(header.client),
+                Some(destination),
+                naming,
+            ),
         })
     }
 
@@ -366,28 +377,39 @@ impl Demux {
         }
     }
 
-    /// Remembers what a datagram that was judged says of its client and its sender, and
-    /// counts it if it is delivered.
+    /// Remembers the path to the client of a datagram that is delivered, and counts it.
     #[inline]
+    fn remember(&self, known: &mut Known, parts: Parts) -> Result<Parts, DropReason> {
+        let Evicted(evicted) = known.remember(&parts)?;
+        known.delivered += 1;
+        if evicted {
+            self.counters.client_evicted();
+        }
+        Ok(parts)
+    }
+
+    /// As `remember`, where senders may leave the header out: remembers for whom they speak,
+    /// too.
+    #[inline(never)]
     fn note(
         &self,
         known: &mut Known,
         received: Received,
         bytes: &[u8],
-        judged: Result<Parts, DropReason>,
     ) -> Result<Noted, DropReason> {
+        let judged = self.judge(received, bytes);
         let noted = match &mut known.senders {
             None => Noted::with_header(judged?),
             Some(senders) => self.attribute(senders, received, bytes, judged)?,
         };
-        let Evicted(evicted) = known.remember(&noted.parts)?;
-        if evicted {
-            self.counters.client_evicted();
-        }
         if noted.announces {
+            let Evicted(evicted) = known.remember(&noted.parts)?;
+            if evicted {
+                self.counters.client_evicted();
+            }
             return Err(DropReason::HeaderAlone);
         }
-        known.delivered += 1;
+        self.remember(known, noted.parts)?;
         Ok(noted)
     }
 
@@ -582,11 +604,20 @@ impl<'d> Locked<'_, 'd> {
         }
         // Whatever this one is, it may say another client.
         self.latest = None;
-        let judged = self.demux.judge(received, bytes);
-        let Noted { parts, alike, .. } = self
-            .demux
-            .note(&mut self.known, received, bytes, judged)
-            .inspect_err(|reason| self.demux.drop(self.now, peer, bytes, *reason))?;
+        let mut alike = Alike::Header;
+        let decided = if self.known.senders.is_none() {
+            self.demux
+                .judge(received, bytes)
+                .and_then(|parts| self.demux.remember(&mut self.known, parts))
+        } else {
+            let noted = self.demux.note(&mut self.known, received, bytes);
+            noted.map(|noted| {
+                alike = noted.alike;
+                noted.parts
+            })
+        };
+        let parts =
+            decided.inspect_err(|reason| self.demux.drop(self.now, peer, bytes, *reason))?;
         self.latest = Some((parts, received, alike, &bytes[..parts.header_len]));
         Ok(parts)
     }

@@ -12,7 +12,9 @@ from peers import CLIENT, CLIENT_V6, LISTENER, OTHER_CLIENT, Proxy, server, udp
 from ppv2 import Address
 from test_tagged import simple
 
-V2, SPP, BOTH = ["v2"], ["spp"], ["v2", "spp"]
+V2: list[Any] = ["v2"]
+SPP: list[Any] = ["spp"]
+BOTH: list[Any] = ["v2", "spp"]
 
 LISTENER_V6 = ("2001:db8::10", 9000, 0, 0)
 
@@ -24,7 +26,7 @@ def test_all_that_is_known(client: Address, listener: Address, payload: bytes) -
     with server(formats=SPP) as sock, Proxy() as proxy:
         proxy.send_raw(sock.getsockname(), simple(client, payload, listener))
         received = sock.recv_datagram()
-        assert received == (payload, client[:2], listener[:2], proxy.address, None)
+        assert tuple(received) == (payload, client[:2], listener[:2], proxy.address, None)
         assert received.tlvs == ()
         sock.sendto(b"answer", received.client)
         assert proxy.receive() == simple(client, b"answer", listener)

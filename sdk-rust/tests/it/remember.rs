@@ -93,6 +93,46 @@ fn batches_hold_headers_and_bare_datagrams() {
     }
 }
 
+/// The kernel hands a burst on as one piece, in which a header is like any other datagram.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_burst_holds_headers_and_bare_datagrams() {
+    use ppv2_udp::{Outgoing, SocketState, Transmit};
+
+    let (socket, server) = server(remembering());
+    assert!(socket.enable_gro().unwrap());
+    let proxy = Proxy::bind("127.0.0.1:0");
+    let state = SocketState::unasked(proxy.address());
+    let mut expected = Vec::new();
+    let datagrams = (0..40u8).map(|number| {
+        let client = match number % 20 {
+            0..10 => CLIENT,
+            _ => OTHER_CLIENT,
+        };
+        let (datagram, payload) = if number % 10 == 0 {
+            (from_client(client, &[number; 5]), vec![number; 5])
+        } else {
+            (vec![number; 28 + 5], vec![number; 28 + 5])
+        };
+        expected.push((addr(client), payload));
+        datagram
+    });
+    let burst: Vec<u8> = datagrams.flatten().collect();
+    let outgoing = Outgoing {
+        to: Some(server),
+        ..Outgoing::default()
+    };
+    let transmit = Transmit::burst(outgoing, &burst, 28 + 5);
+    assert_eq!(state.send(proxy.socket(), 1, |_| transmit).unwrap(), 40);
+
+    let (mut batch, mut heard) = (Batch::new(1), Vec::new());
+    while heard.len() < expected.len() {
+        socket.recv_batch(&mut batch).unwrap();
+        heard.extend(batch.iter().map(|one| (one.client, one.payload.to_vec())));
+    }
+    assert_eq!(heard, expected);
+}
+
 #[test]
 fn a_port_that_speaks_for_another_client_moves_to_it() {
     let (socket, server) = server(remembering());

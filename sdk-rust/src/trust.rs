@@ -391,6 +391,10 @@ impl TrustBuilder {
     ///   client. Trust only senders that drop such datagrams (ppv2-proxy does, as
     ///   `forged_header`), or clients that don't forge.
     ///
+    /// - A server that restarts has forgotten all senders. It drops their datagrams until they
+    ///   say a header again: ppv2-proxy does so after three seconds without an answer, and
+    ///   every so often with `repeat`; others do in their next session.
+    ///
     /// At most `max` senders are remembered, at about 100 bytes each. At `max`, those that
     /// are remembered keep their place. The header of another is delivered and counted in
     /// [`Stats::senders_not_remembered`](crate::Stats::senders_not_remembered), and its

@@ -422,11 +422,15 @@ fn whoami_answers_clients_of_the_proxy_and_nobody_else() {
 /// A server of the command `whoami` on 127.0.0.1 that trusts that host.
 fn whoami_with(options: &[&str]) -> (Process, SocketAddr) {
     let server = address("127.0.0.1");
+    (whoami_at(server, options), server)
+}
+
+fn whoami_at(server: SocketAddr, options: &[&str]) -> Process {
     let listen = server.to_string();
     let arguments = ["whoami", "--listen", &listen, "--trusted", "127.0.0.1"];
     let mut whoami = Process::start(Command::new(binary()).args(arguments).args(options));
     whoami.wait_for("ready");
-    (whoami, server)
+    whoami
 }
 
 #[test]
@@ -457,7 +461,7 @@ fn whoami_reads_other_formats() {
 
 #[test]
 fn whoami_remembers_what_emit_first_says_once() {
-    let (_whoami, server) = whoami_with(&["--remember", "1m"]);
+    let (whoami, server) = whoami_with(&["--remember", "1m"]);
     let listener = address("127.0.0.1");
     let _proxy = Proxy::start(&format!(
         "[[listener]]\nname = \"l\"\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
@@ -473,6 +477,17 @@ fn whoami_remembers_what_emit_first_says_once() {
             assert_eq!(receive(client), (own.into_bytes(), listener));
         }
     }
+    // One that has been restarted has forgotten all, and is told again.
+    drop(whoami);
+    let _whoami = whoami_at(server, &["--remember", "1m"]);
+    let client = &clients[0];
+    client
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    eventually("the server is told who the client is", || {
+        client.send_to(b"?", listener).unwrap();
+        client.recv(&mut [0; 99]).is_ok()
+    });
 }
 
 #[test]

@@ -73,9 +73,12 @@ impl Whoami {
         if let Some(idle) = options.remember {
             trust = trust.remember_senders(*idle, MAX_SENDERS);
         }
-        let trust = trust.build().map_err(|error| match error {
-            TrustError::RememberSpp => WhoamiError::Remember(error),
-            other => WhoamiError::Trust(other),
+        let trust = trust.build().map_err(|error| {
+            if error == TrustError::RememberSpp {
+                WhoamiError::Remember(error)
+            } else {
+                WhoamiError::Trust(error)
+            }
         })?;
         UdpSocket::bind(listen, trust)
             .map(Self)

@@ -53,10 +53,12 @@ fn served(
     })
 }
 
-fn whoami(ip: &str) -> (Process, SocketAddr) {
+fn whoami(ip: &str, more: &[&str]) -> (Process, SocketAddr) {
     let listen = address(ip);
     let arguments = ["--listen", &listen.to_string(), "--trusted", ip];
-    let mut whoami = Process::start(Command::new(binary()).arg("whoami").args(arguments));
+    let mut command = Command::new(binary());
+    command.arg("whoami").args(arguments).args(more);
+    let mut whoami = Process::start(&mut command);
     whoami.wait_for("ready");
     (whoami, listen)
 }
@@ -64,7 +66,7 @@ fn whoami(ip: &str) -> (Process, SocketAddr) {
 #[test]
 fn the_server_sees_the_client_of_the_header() {
     for (ip, client) in [("127.0.0.1", CLIENT), ("::1", "[2001:db8::11]:54321")] {
-        let (_whoami, server) = whoami(ip);
+        let (_whoami, server) = whoami(ip, &[]);
         let (text, _) = send(server, &["--client", client, "--crc32c"], 0);
         has(
             &text,
@@ -107,6 +109,53 @@ fn the_server_sees_the_client_of_the_header() {
         let (_, stderr) = send(server, &["--format", "v1", "--timeout", "300ms"], 1);
         has(&stderr, &["servers must drop PROXY v1 over UDP"]);
     }
+}
+
+#[test]
+fn spp_and_headers_that_are_said_once_reach_servers_that_read_them() {
+    for (ip, client) in [("127.0.0.1", CLIENT), ("::1", "[2001:db8::11]:54321")] {
+        let answer = format!("\n{client}\n");
+        let (_spp, server) = whoami(ip, &["--format", "spp"]);
+        let (text, _) = send(server, &["--format", "spp", "--client", client], 0);
+        has(&text, &["behind the SPP header of this client", &answer]);
+        let (_, stderr) = send(server, &["--client", client, "--timeout", "300ms"], 1);
+        has(&stderr, &["1 of 1 datagrams had no reply"]);
+
+        let (_remembering, server) = whoami(ip, &["--remember", "1m"]);
+        for emit in ["every", "first", "alone"] {
+            let more = ["--emit", emit, "--count", "3", "--client", client];
+            let (text, _) = send(server, &more, 0);
+            assert_eq!(text.matches(&answer).count(), 3, "{emit}: {text}");
+        }
+    }
+}
+
+#[test]
+fn it_is_a_proxy_in_front_of_the_proxy() {
+    let (_whoami, server) = whoami("127.0.0.1", &[]);
+    let listener = address("127.0.0.1");
+    let config = format!(
+        "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         accept = {{ from = [\"127.0.0.1\"], formats = [\"v2\", \"spp\"] }}\n\
+         [upstream.u]\nservers = [\"{server}\"]\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let _proxy = proxy_with(&folder, &config);
+    let answer = format!("\n{CLIENT}\n");
+    let named = ["--client", CLIENT, "--destination", DESTINATION];
+    for (more, part) in [
+        (&["--format", "v2"][..], "received 18 bytes"),
+        (&["--format", "spp"], "behind the SPP header of this client"),
+        (
+            &["--tlv", "reply_tag=hex:01000102030405060708"],
+            "its reply tag",
+        ),
+    ] {
+        let (text, _) = send(listener, &[&named, more].concat(), 0);
+        has(&text, &[&answer, part]);
+    }
+    let (_, stderr) = send(listener, &["--format", "none", "--timeout", "300ms"], 1);
+    has(&stderr, &["expects headers from 127.0.0.1"]);
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub struct HeaderParts<'t> {
     /// Where the client sent it.
     pub local: ListenerAddr,
     /// TLVs of the header that the datagram came with, as they stand there: at most
-    /// [`MAX_PASSED_TLVS`] bytes, and none of those that the proxy writes itself.
+    /// [`MAX_PASSED_TLVS`] bytes. Those of a type that the proxy writes itself are left out.
     pub passed: &'t [u8],
     /// Those of the configuration.
     pub own: Option<&'t OwnTlvs>,
@@ -124,7 +124,13 @@ impl<'t> HeaderParts<'t> {
     fn write_tlvs(self, buffer: &mut [u8], crc32c: bool) -> Result<&[u8], ppv2::EncodeError> {
         let own = self.own.map_or(&[][..], OwnTlvs::encoded);
         let mut encoder = ppv2::Encoder::udp(buffer, self.client.0, self.local.0)?;
-        for (kind, value) in split_tlvs(self.passed).chain(split_tlvs(own)) {
+        // Servers read the first of a kind: none from outside may stand for one of the proxy's.
+        let is_own = |kind| {
+            kind == ppv2::TlvType::UNIQUE_ID && self.unique_id.is_some()
+                || split_tlvs(own).any(|(own, _)| own == kind)
+        };
+        let passed = split_tlvs(self.passed).filter(|(kind, _)| !is_own(*kind));
+        for (kind, value) in passed.chain(split_tlvs(own)) {
             encoder = encoder.tlv(kind, value)?;
         }
         if let Some(id) = self.unique_id {

@@ -86,8 +86,9 @@ impl Senders {
     ///
     /// # Errors
     ///
-    /// Why the datagram must be dropped. What its sender has said before is forgotten: it may
-    /// have begun to speak for another client.
+    /// Why the datagram must be dropped. With a header, its sender speaks for nobody from then
+    /// on: neither does what it has said before hold, nor is its port the client's whom it
+    /// named.
     pub fn read(
         &mut self,
         accept: &Accept,
@@ -97,7 +98,7 @@ impl Senders {
         now: Instant,
     ) -> Result<Arrival, DropReason> {
         self.read_header(accept, listener, ends, datagram, now)
-            .inspect_err(|_| self.forget(ends))
+            .inspect_err(|reason| self.note_refusal(ends, *reason))
     }
 
     fn read_header(
@@ -127,7 +128,7 @@ impl Senders {
                     destination,
                 } => (canonical(source), canonical(destination)),
                 Origin::Local if accept.local == LocalHeaders::Forward => {
-                    let key = self.key((peer, local), (peer, local));
+                    let key = self.key((peer, local), (peer, local), now);
                     self.forget((peer, local));
                     return Ok(arrival(key, len));
                 }
@@ -137,7 +138,7 @@ impl Senders {
                 // A header has no other origin over IP.
                 Origin::Unspecified | _ => return Err(DropReason::Unspecified),
             };
-            let key = self.checked_key((peer, local), (client, destination))?;
+            let key = self.checked_key((peer, local), (client, destination), now)?;
             let tlvs = header.tlvs();
             let remember = accept.remember;
             let is_announcement =
@@ -157,7 +158,7 @@ impl Senders {
         if accept.formats.spp && datagram.starts_with(&spp::SPP_MAGIC) {
             let (header, _) = spp::decode(datagram).map_err(|_| DropReason::BadHeader)?;
             let ends = (canonical(header.client), canonical(header.proxy));
-            let key = self.checked_key((peer, local), ends)?;
+            let key = self.checked_key((peer, local), ends, now)?;
             return Ok(Arrival {
                 reply_header: ReplyHeader::Spp,
                 ..arrival(key, spp::SPP_HEADER_LEN)
@@ -167,7 +168,7 @@ impl Senders {
             return Err(DropReason::V1Header);
         }
         if accept.remember.is_some()
-            && let Some(key) = self.recall((peer, local), now)
+            && let Some(key) = self.recall(listener, (peer, local), now)
         {
             return Ok(arrival(key, 0));
         }
@@ -193,37 +194,37 @@ impl Senders {
         self.entries.is_empty()
     }
 
-    /// As [`key`](Self::key), of a client that a header names, to whom the sender's port now
-    /// belongs.
+    /// As [`key`](Self::key), of a client that a header names.
     fn checked_key(
         &mut self,
         sender: (SocketAddr, SocketAddr),
         (client, destination): (SocketAddr, SocketAddr),
+        now: Instant,
     ) -> Result<Key, DropReason> {
         if client.port() == 0 || is_no_host(client.ip()) {
             return Err(DropReason::ClientAddress);
         }
-        let key = self.key(sender, (client, destination));
-        if let Some(entry) = self.latest.and_then(|place| self.entries.get_mut(place)) {
-            let named = entry.named.replace((client, destination));
-            if named.is_some_and(|named| named != (client, destination)) {
-                entry.sender.note_change();
-            }
-        }
-        Ok(key)
+        Ok(self.key(sender, (client, destination), now))
     }
 
+    /// The key of a datagram of this client, to whom the sender's port belongs from now on.
     fn key(
         &mut self,
         sender: (SocketAddr, SocketAddr),
-        (client, destination): (SocketAddr, SocketAddr),
+        named: (SocketAddr, SocketAddr),
+        now: Instant,
     ) -> Key {
-        let place = self.find(sender).unwrap_or_else(|| self.add(sender));
+        let place = self.find(sender).unwrap_or_else(|| self.add(sender, now));
         self.latest = Some(place);
+        let entry = &mut self.entries[place];
+        let before = entry.named.replace(named);
+        if before.is_some_and(|before| before != named) {
+            entry.sender.note_change();
+        }
         Key {
-            client: ClientAddr(client),
-            local: ListenerAddr(destination),
-            sender: self.entries[place].sender.id,
+            client: ClientAddr(named.0),
+            local: ListenerAddr(named.1),
+            sender: entry.sender.id,
         }
     }
 
@@ -236,9 +237,9 @@ impl Senders {
         latest.or_else(|| self.by_address.get(&sender).copied())
     }
 
-    fn add(&mut self, (address, local): (SocketAddr, SocketAddr)) -> usize {
+    fn add(&mut self, (address, local): (SocketAddr, SocketAddr), now: Instant) -> usize {
         // Before it is there itself: it has no session yet.
-        self.tidy(LOOKS, None);
+        self.tidy(LOOKS, now);
         let entry = self.entries.vacant_entry();
         let place = entry.key();
         entry.insert(Entry {
@@ -250,9 +251,9 @@ impl Senders {
         place
     }
 
-    /// Forgets some of the senders that no session has. What they have said is forgotten
-    /// once it is over `now`.
-    fn tidy(&mut self, looks: usize, now: Option<Instant>) {
+    /// Forgets some of the senders that no session has, and what they have said once it is
+    /// over.
+    fn tidy(&mut self, looks: usize, now: Instant) {
         for _ in 0..looks.min(self.entries.capacity() + 1) {
             self.hand = if self.hand >= self.entries.capacity() {
                 0
@@ -264,7 +265,7 @@ impl Senders {
                 continue;
             };
             if let Some(said) = entry.said
-                && now.is_some_and(|now| said.is_over(now))
+                && said.is_over(now)
             {
                 entry.said = None;
                 forget_one(&mut self.remembered, said.listener);
@@ -295,12 +296,14 @@ impl Senders {
         if said.is_none_or(|said| said.listener != listener) {
             let count = |senders: &Self| senders.remembered.get(&listener).copied().unwrap_or(0);
             if count(self) >= remember.max {
-                self.tidy(LOOKS_WHEN_FULL, Some(now));
+                self.tidy(LOOKS_WHEN_FULL, now);
                 if count(self) >= remember.max {
+                    // It was said to another listener, before a reload.
+                    self.forget(sender);
                     return false;
                 }
             }
-            if let Some(said) = said {
+            if let Some(said) = self.entries[place].said {
                 forget_one(&mut self.remembered, said.listener);
             }
             *self.remembered.entry(listener).or_default() += 1;
@@ -318,6 +321,18 @@ impl Senders {
         true
     }
 
+    /// Notes that a datagram of the sender was refused.
+    fn note_refusal(&mut self, sender: (SocketAddr, SocketAddr), reason: DropReason) {
+        self.forget(sender);
+        let place = self.find(sender).filter(|_| reason != DropReason::NoHeader);
+        let entry = place.and_then(|place| self.entries.get_mut(place));
+        if let Some(entry) = entry
+            && entry.named.take().is_some()
+        {
+            entry.sender.note_change();
+        }
+    }
+
     /// Forgets for which client the sender has spoken.
     fn forget(&mut self, sender: (SocketAddr, SocketAddr)) {
         let place = self.find(sender);
@@ -328,14 +343,17 @@ impl Senders {
     }
 
     /// The key of a datagram without header, if its sender has said it before.
-    fn recall(&mut self, sender: (SocketAddr, SocketAddr), now: Instant) -> Option<Key> {
+    fn recall(
+        &mut self,
+        listener: u64,
+        sender: (SocketAddr, SocketAddr),
+        now: Instant,
+    ) -> Option<Key> {
         let place = self.find(sender)?;
         let entry = self.entries.get_mut(place)?;
         let said = entry.said.as_mut()?;
-        if said.is_over(now) {
-            let listener = said.listener;
-            entry.said = None;
-            forget_one(&mut self.remembered, listener);
+        if said.is_over(now) || said.listener != listener {
+            self.forget(sender);
             return None;
         }
         said.heard = now;

@@ -246,13 +246,18 @@ impl Worker {
     }
 
     /// Whether replies to this client, or to the proxy that it is behind, would come back to
-    /// this proxy or to one of its servers. A forged source could otherwise start an exchange that never
-    /// ends (CVE-2024-2169).
+    /// this proxy or to one of its servers. A forged source could otherwise start an exchange
+    /// that never ends (CVE-2024-2169). The proxy in front may not know which servers there
+    /// are behind this one.
     fn would_loop(&mut self, key: &Key, now: Instant) -> bool {
-        let (client, local) = match self.senders.get(key.sender) {
-            Some(sender) => (sender.address, sender.local),
-            None => (key.client.0, key.local.0),
-        };
+        let sender = self.senders.get(key.sender);
+        let sender = sender.map(|sender| (sender.address, sender.local));
+        self.comes_back((key.client.0, key.local.0), now)
+            || sender.is_some_and(|sender| self.comes_back(sender, now))
+    }
+
+    /// Whether what is sent to `client` from `local` would come back.
+    fn comes_back(&mut self, (client, local): (SocketAddr, SocketAddr), now: Instant) -> bool {
         if self.server_addresses.addresses.contains(&client) {
             return true;
         }

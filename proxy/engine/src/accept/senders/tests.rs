@@ -266,9 +266,11 @@ fn a_header_that_names_no_client_ends_what_was_said() {
         assert_eq!(bench.read(1, &datagram).is_ok(), is_read);
         assert_eq!(bench.read(1, b"bare"), Err(DropReason::NoHeader));
         assert!(bench.senders.remembered.is_empty());
-        // It takes no client's port.
-        let sender = bench.senders.get(key.sender).unwrap();
-        assert_eq!(sender.changes(), 0);
+        // The port is no longer the client's.
+        let changes = |bench: &Bench| bench.senders.get(key.sender).unwrap().changes();
+        assert_eq!(changes(&bench), 1);
+        bench.read(1, &v2(client(2), b"x")).unwrap();
+        assert_eq!(changes(&bench), 1 + u64::from(is_read));
     }
 }
 
@@ -318,6 +320,36 @@ fn no_more_senders_are_remembered_than_configured() {
     assert!(!bench.read(4, &v2(client(4), b"x")).unwrap().is_unremembered);
     assert_eq!(bench.client_of(4, b"bare"), Ok(client(4)));
     assert_eq!(bench.read(3, b"bare"), Err(DropReason::NoHeader));
+}
+
+#[test]
+fn what_was_said_to_a_listener_is_no_others() {
+    let mut bench = Bench::new(remembering(1));
+    bench.read(1, &v2(client(1), b"x")).unwrap();
+    // The address has another listener now, which remembers another sender.
+    let mut read = |port, datagram: &[u8]| {
+        let ends = sender(port);
+        bench
+            .senders
+            .read(&bench.accept, LISTENER + 1, ends, datagram, bench.now)
+    };
+    read(2, &v2(client(2), b"x")).unwrap();
+    assert!(read(1, &v2(client(3), b"x")).unwrap().is_unremembered);
+    assert_eq!(read(1, b"bare"), Err(DropReason::NoHeader));
+    assert_eq!(read(2, b"bare").unwrap().key.client.0, client(2));
+    assert_eq!(
+        bench.senders.remembered,
+        [(LISTENER + 1, 1)].into_iter().collect()
+    );
+}
+
+#[test]
+fn a_bare_datagram_of_a_sender_that_is_not_remembered_changes_nothing() {
+    let mut bench = Bench::new(accept());
+    let key = bench.read(1, &v2(client(1), b"x")).unwrap().key;
+    bench.read(1, b"bare").unwrap_err();
+    bench.read(1, &v2(client(1), b"x")).unwrap();
+    assert_eq!(bench.senders.get(key.sender).unwrap().changes(), 0);
 }
 
 #[test]

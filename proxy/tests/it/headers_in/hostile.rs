@@ -319,3 +319,21 @@ fn the_longest_headers_pass() {
     }
     assert_eq!(all_dropped(&it.proxy), []);
 }
+
+/// Replies to such a client would begin an exchange without end: its address belongs to a
+/// server, or to a listener of the proxy's own.
+#[test]
+fn clients_that_are_servers_or_listeners_are_dropped() {
+    for (keys, mode) in [("", "ppv2"), ("remember = {}", "ppv2"), ("", "plain")] {
+        let it = In::with(keys, &format!("mode = \"{mode}\""), "");
+        let server = it.server.local_addr().unwrap();
+        let mut sender = Session::new(SENDER, Says::Every, server, addr(VIP));
+        for client in [server, it.listener] {
+            sender.becomes(client);
+            sender.send(it.listener, b"loop");
+        }
+        it.eventually_dropped("bad_source", 2);
+        receive_nothing(&it.server);
+        assert_eq!(it.count("ppv2_sessions_opened_total"), 0);
+    }
+}

@@ -127,6 +127,23 @@ fn a_reused_port_gets_no_late_reply_of_its_former_client() {
     sender.becomes(addr(OTHER_CLIENT));
     sender.send(it.listener, b"two");
     let two = it.gets(addr(OTHER_CLIENT), addr(VIP), b"two");
+    // One that spoke for itself first, and one whose latest header is refused.
+    let mut local = session(Says::Every, CLIENT);
+    let mut header = local.datagrams(b"probe").remove(0);
+    header[12] = 0x20;
+    local.send_bare(it.listener, &header);
+    let probe = it.gets(local.address(), it.listener, b"probe");
+    local.send(it.listener, b"one");
+    let one_of_local = it.gets(addr(CLIENT), addr(VIP), b"one");
+    let mut refused = session(Says::Every, CLIENT);
+    refused.send(it.listener, b"one");
+    let one_of_refused = it.gets(addr(CLIENT), addr(VIP), b"one");
+    let mut tcp = session(Says::Every, OTHER_CLIENT)
+        .datagrams(b"two")
+        .remove(0);
+    tcp[13] = 0x11;
+    refused.send_bare(it.listener, &tcp);
+    it.eventually_dropped("tcp", 1);
     // So long it could be on its way, as in dnsdist, whose clients share a port.
     it.answers(one, b"to one");
     assert_eq!(sender.receive().0, b"to one");
@@ -134,8 +151,13 @@ fn a_reused_port_gets_no_late_reply_of_its_former_client() {
     it.answers(one, b"late");
     it.answers(two, b"to two");
     it.answers(other, b"to the constant one");
-    it.eventually_dropped("reply_reassigned", 1);
+    it.answers(probe, b"late");
+    it.answers(one_of_refused, b"late");
+    it.answers(one_of_local, b"to one");
+    it.eventually_dropped("reply_reassigned", 3);
     assert_eq!(sender.receive().0, b"to two");
+    assert_eq!(local.receive().0, b"to one");
+    receive_nothing(&refused.socket);
     assert_eq!(constant.receive().0, b"to the constant one");
     receive_nothing(&sender.socket);
     // Until the former client has it again.
@@ -253,6 +275,33 @@ fn the_newest_of_too_many_senders_are_not_remembered() {
     assert!((1..=8).contains(&remembered), "{remembered}");
     let name = "ppv2_senders_unremembered_total";
     eventually(name, || it.count(name) >= 40 - remembered);
+}
+
+/// A listener that a reload renames, and whose new name has as many senders as it may.
+#[test]
+fn a_sender_that_is_no_longer_remembered_is_not_its_former_client() {
+    let it = In::start("remember = { max = 2 }");
+    let mut sender = session(Says::First, CLIENT);
+    sender.send(it.listener, b"hello");
+    it.gets(addr(CLIENT), addr(VIP), b"hello");
+    sender.send_bare(it.listener, b"bare");
+    it.gets(addr(CLIENT), addr(VIP), b"bare");
+    let to = it.server.local_addr().unwrap();
+    let of_listener = accept(SENDER, "remember = { max = 2 }");
+    let renamed = config(it.listener, to, &of_listener, "").replace("\"l\"", "\"m\"");
+    it.proxy.reload(&renamed);
+    let others = [(); 20].map(|()| session(Says::First, "203.0.113.13:53"));
+    for mut other in others {
+        other.send(it.listener, b"hello");
+        it.gets(other.client, addr(VIP), b"hello");
+    }
+    sender.becomes(addr(OTHER_CLIENT));
+    sender.send(it.listener, b"hello");
+    it.gets(addr(OTHER_CLIENT), addr(VIP), b"hello");
+    sender.send_bare(it.listener, b"whose?");
+    let no_header = "ppv2_dropped_datagrams_total{listener=\"m\",reason=\"no_header\"}";
+    eventually("the drop", || it.proxy.metric(no_header) == 1);
+    receive_nothing(&it.server);
 }
 
 /// Real clients behind a program of each kind, which passes their replies on.

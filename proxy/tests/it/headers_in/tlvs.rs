@@ -118,3 +118,35 @@ fn the_longest_pass() {
     sender.send_to(&datagram, it.listener).unwrap();
     assert_eq!(read(&receive(&it.server).0).2, longest);
 }
+
+/// What the operator has configured can't be replaced by who is in front: servers read the
+/// first TLV of a type.
+#[test]
+fn own_tlvs_win_over_those_of_a_sender() {
+    let own = "header = { authority = \"own.example\", tlvs = [ { type = \"0xE1\", value = \"own\" }, \
+               { type = \"unique_id\", from = \"session\" } ] }";
+    let it = In::with("tlvs = \"pass\"", "", own);
+    let sender = socket(SENDER);
+    let foreign = vec![
+        (0xe1, b"foreign".to_vec()),
+        (0x02, b"foreign.example".to_vec()),
+        (0x05, vec![7; 16]),
+        (0xe2, b"foreign".to_vec()),
+        (0xe1, b"foreign again".to_vec()),
+    ];
+    let mut ids = Vec::new();
+    for tlvs in [&foreign, &Vec::new(), &foreign] {
+        let datagram = write(CLIENT, VIP, tlvs, true);
+        sender.send_to(&datagram, it.listener).unwrap();
+        let datagram = receive(&it.server).0;
+        let (header, _) = ppv2::decode(&datagram).unwrap();
+        let got = header.tlvs();
+        assert_eq!(got.authority(), Some(Ok("own.example")));
+        assert_eq!(got.get(TlvType(0xe1)), Some(&b"own"[..]));
+        let second = (!tlvs.is_empty()).then_some(&b"foreign"[..]);
+        assert_eq!(got.get(TlvType(0xe2)), second);
+        ids.push(got.unique_id().unwrap().to_vec());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+}

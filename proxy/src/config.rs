@@ -12,6 +12,7 @@ mod modes;
 mod names;
 mod options;
 mod replies;
+mod same_port;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::files;
-use ppv2_engine::address::ServerAddr;
+use ppv2_engine::address::{PortRange, ServerAddr};
 use ppv2_engine::listener::{Amplification, Rules};
 use ppv2_engine::mode::Mode;
 use ppv2_engine::own_tlvs::OwnTlvs;
@@ -59,8 +60,10 @@ pub struct Server {
     pub upstream: String,
     /// As it was written; its address if a name resolves to it.
     pub name: String,
-    /// As it was resolved.
+    /// As it was resolved. Of several ports, with the first.
     pub address: ServerAddr,
+    /// The ports that it listens on, if it is written to at the port that the client wrote to.
+    pub ports: Option<PortRange>,
     /// The name that resolves to it, if it was not written itself.
     pub found_by: Option<Name>,
     /// What it is written to from.
@@ -310,12 +313,48 @@ impl Resolver {
 }
 
 impl Server {
+    /// By what it is the same server in two configurations, besides its upstream: port 0
+    /// stands for the port that each client wrote to, whichever there are.
+    #[must_use]
+    pub fn id(&self) -> ServerAddr {
+        let mut address = self.address;
+        if self.ports.is_some() {
+            address.0.set_port(0);
+        }
+        address
+    }
+
+    /// Its address as it is shown, with all of its ports.
+    #[must_use]
+    pub fn shown_address(&self) -> String {
+        let ports = self
+            .ports
+            .unwrap_or(PortRange::single(self.address.0.port()));
+        Bind::new(self.address.0, ports).to_string()
+    }
+
+    /// Whether both have a port in common.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let ports = |server: &Self| {
+            let single = PortRange::single(server.address.0.port());
+            server.ports.unwrap_or(single)
+        };
+        let ip = |server: &Self| server.address.0.ip();
+        ip(self) == ip(other) && ports(self).overlaps(ports(other))
+    }
+
     /// What of its settings is unlike most servers', in words.
     #[must_use]
     pub fn remarks(&self) -> Vec<String> {
         let weight = (self.weight != 1).then(|| format!("weight {}", self.weight));
         let backup = self.backup.then(|| "backup".to_owned());
         let drain = self.drain.then(|| "drain".to_owned());
-        [weight, backup, drain].into_iter().flatten().collect()
+        let port = self
+            .ports
+            .map(|_| "the client's destination port".to_owned());
+        [port, weight, backup, drain]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }

@@ -33,7 +33,7 @@ trait Discovery {
 impl Resolver {
     async fn discover(&self, name: &Name) -> Found {
         match name {
-            Name::Dns { host, port } => Dns(self, host, *port).discover().await,
+            Name::Dns { host, ports } => Dns(self, host, ports.first).discover().await,
             Name::Srv { name } => Srv(self, name).discover().await,
         }
     }

@@ -141,9 +141,11 @@ impl Health {
             None => {}
             Some(Probe::Udp {
                 payload,
+                port,
                 expect,
                 header,
             }) => {
+                let target = target.with(port);
                 let datagram = datagram(header, target.reads_header, &payload);
                 tasks.spawn(runner.probe(Udp {
                     target,
@@ -151,7 +153,12 @@ impl Health {
                     expect,
                 }));
             }
-            Some(Probe::Dns { query, header }) => {
+            Some(Probe::Dns {
+                query,
+                port,
+                header,
+            }) => {
+                let target = target.with(port);
                 tasks.spawn(runner.probe(Dns {
                     target,
                     query,

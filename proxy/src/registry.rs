@@ -56,7 +56,7 @@ impl Registry {
             names.map(|name| (name.clone(), move || Listener::new(name, workers))),
         );
         let servers = config.servers.iter().map(|server| {
-            let (upstream, name, address) = (&server.upstream, &server.name, server.address);
+            let (upstream, name, address) = (&server.upstream, &server.name, server.id());
             let make = move || Server::new(upstream, name, address, workers);
             ((upstream.clone(), address), make)
         });
@@ -81,23 +81,29 @@ impl Registry {
 
     /// Labels servers as the configuration names them. Where that name led to another
     /// address before, and anything holds that server still, its label has its address
-    /// behind the name.
+    /// behind the name. One that is written to at the port that its client wrote to stays
+    /// the same with other ports, and its label names those of now.
     fn label(&self, config: &Config, servers: &[Arc<Server>]) {
         let named = config.servers.iter().zip(servers);
-        let named =
-            named.filter(|(written, server)| !written.leaving && server.name == written.name);
-        let named = named.map(|(_, server)| Arc::clone(server));
+        let named = named.filter(|(written, server)| {
+            !written.leaving && (server.name == written.name || written.ports.is_some())
+        });
+        let named = named.map(|(written, server)| (Arc::clone(server), written.name.clone()));
         let all = self.servers.iter().filter_map(Weak::upgrade);
+        let all = all.map(|server| {
+            let name = server.name.clone();
+            (server, name)
+        });
         let (mut done, mut taken) = (HashSet::new(), HashSet::new());
-        for server in named.chain(all) {
+        for (server, name) in named.chain(all) {
             if !done.insert(server.id()) {
                 continue;
             }
-            let (upstream, name) = (server.upstream.clone(), server.name.clone());
-            server.set_label(if taken.insert((upstream, name)) {
-                server.name.clone()
-            } else {
-                format!("{} ({})", server.name, server.address)
+            let is_first = taken.insert((server.upstream.clone(), name.clone()));
+            server.set_label(match (is_first, server.has_same_port()) {
+                (true, _) => name,
+                (false, false) => format!("{name} ({})", server.address),
+                (false, true) => format!("{name} ({})", server.address.0.ip()),
             });
         }
     }

@@ -266,7 +266,7 @@ fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<SocketAd
     for listener in &config.listeners {
         let servers = listener.servers.iter().map(|(index, mode)| {
             let server = &config.servers[*index];
-            format!("{} ({})", server.address, mode.name())
+            format!("{} ({})", server.shown_address(), mode.name())
         });
         tracing::info!(
             listener = listener.name,

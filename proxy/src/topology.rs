@@ -26,6 +26,9 @@ use crate::memory;
 pub fn of(config: &Config) -> Topology {
     let servers = config.served().map(|(listener, found, mode)| Server {
         upstream: found.upstream.clone(),
+        last_port: found
+            .ports
+            .map_or(found.address.0.port(), |ports| ports.last),
         source: found.probe_source(),
         answers_proxy: found.answers_proxy(mode),
         header_len: mode.header_len(listener.has_clients(true), found.tlvs.as_deref()),
@@ -82,6 +85,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
     let (question, answers_question) = question(mode, health);
     Server {
         address,
+        last_port: address.port(),
         upstream: String::new(),
         listener: first_addresses(listener).collect(),
         reads_headers: listener.accept.is_some(),
@@ -109,11 +113,17 @@ fn question(mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
     let (payload, header, is_answered) = match probe {
         Some(Probe::Udp {
             payload,
+            port: None,
             expect,
             header,
         }) => (&payload[..], *header, *expect != Expect::Silence),
-        Some(Probe::Dns { query, header }) => (&query[..], *header, true),
-        Some(Probe::Tcp { .. } | Probe::Http { .. }) | None => (QUESTION, Header::Auto, false),
+        Some(Probe::Dns {
+            query,
+            port: None,
+            header,
+        }) => (&query[..], *header, true),
+        // It may say nothing of the server's own port.
+        Some(_) | None => (QUESTION, Header::Auto, false),
     };
     let reads_header = matches!(mode, Mode::Ppv2 { .. });
     (datagram(header, reads_header, payload), is_answered)

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::address::ServerAddr;
+use crate::address::{ListenerAddr, PortRange, ServerAddr};
 use crate::counters::{ServerCounters, next_id};
 use crate::mode::Mode;
 use crate::own_tlvs::OwnTlvs;
@@ -25,7 +25,7 @@ const TAG_PAUSE: Duration = Duration::from_secs(30);
 #[repr(align(128))]
 pub struct Server {
     id: u64,
-    /// Where it listens.
+    /// Where it listens. Port 0 stands for the port that each client wrote to.
     pub address: ServerAddr,
     /// By worker.
     counters: Box<[ServerCounters]>,
@@ -65,6 +65,22 @@ impl Server {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether it is written to at the port that the client wrote to.
+    #[must_use]
+    pub fn has_same_port(&self) -> bool {
+        self.address.0.port() == 0
+    }
+
+    /// Where datagrams go that their client sent to `local`.
+    #[must_use]
+    pub fn address_for(&self, local: ListenerAddr) -> ServerAddr {
+        let mut address = self.address;
+        if self.has_same_port() {
+            address.0.set_port(local.0.port());
+        }
+        address
     }
 
     /// The server in metrics: no two of an upstream have the same label.
@@ -168,9 +184,20 @@ pub struct Target {
     /// Where the first datagrams of a session alone have the header: how long after it the
     /// next one has it again. `None` as long as the server seems to know it.
     pub repeat: Option<Duration>,
+    /// The ports that it listens on, where it is written to at the port that the client wrote
+    /// to.
+    pub ports: Option<PortRange>,
 }
 
 impl Target {
+    /// Whether the server listens on the port that it would be written to at, for a client
+    /// that wrote to `local`.
+    #[must_use]
+    pub fn takes(&self, local: ListenerAddr) -> bool {
+        self.ports
+            .is_none_or(|ports| ports.contains(local.0.port()))
+    }
+
     /// Whether sockets to both are the same.
     #[must_use]
     pub fn has_same_sockets(&self, other: &Self) -> bool {

@@ -48,7 +48,7 @@ use ppv2::ReplyTag;
 use ppv2_udp::Received;
 
 use crate::accept::{Sender, SenderId};
-use crate::address::{ClientAddr, Compact, ListenerAddr};
+use crate::address::{ClientAddr, Compact, ListenerAddr, ServerAddr};
 use crate::capacity::Held;
 use crate::counters::EndReason;
 use crate::listener::{Amplification, Listener, ListenerSettings};
@@ -320,6 +320,15 @@ impl<C> Session<C> {
 
     fn has_key(&self, key: &Key) -> bool {
         self.client.is(&key.client.0) && self.local.is(&key.local.0) && self.sender() == key.sender
+    }
+
+    /// Where its datagrams go, and replies come from.
+    #[must_use]
+    pub fn server_address(&self) -> ServerAddr {
+        match self.server.has_same_port() {
+            true => self.server.address_for(ListenerAddr(self.local.address())),
+            false => self.server.address,
+        }
     }
 
     /// The address of the proxy that passes its client's datagrams on with a header.

@@ -30,7 +30,8 @@ pub(crate) struct Connection {
     pub(crate) listener_socket: u32,
     /// The mode that it began in.
     pub(crate) mode: Mode,
-    /// A new session would be given another kind of socket.
+    /// A new session would be given another kind of socket, or one that is connected to
+    /// another port.
     pub(crate) is_outdated: bool,
     /// Which snapshot lets it stay with its server.
     pub(crate) checked: u32,
@@ -214,11 +215,12 @@ impl UpstreamSocket {
     /// Connects a socket to a server that sees it, from the address `source` of this host
     /// or one of the kernel's choice.
     pub(crate) fn connect(
+        key: &Key,
         target: &Target,
         source: Option<IpAddr>,
         options: Options,
     ) -> Result<Self, DropReason> {
-        let address = target.server.address;
+        let address = target.server.address_for(key.local);
         let socket = Socket::connect(address.0, source, options)
             .map_err(|error| why_unopened(Cause::of(&error)))?;
         let takes_replies = target.mode.takes_replies();
@@ -240,7 +242,7 @@ impl UpstreamSocket {
         client_ports: &Arc<ClientPorts>,
         options: Options,
     ) -> Result<Self, DropReason> {
-        let (client, to) = (key.client, target.server.address);
+        let (client, to) = (key.client, target.server.address_for(key.local));
         let source = target.mode.source(client).unwrap_or(client.0);
         let takes_replies = target.mode.takes_replies();
         let open = || {

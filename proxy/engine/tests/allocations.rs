@@ -62,6 +62,7 @@ fn targets(servers: &[UdpSocket], way: &Way) -> Targets {
             replies: way.replies.clone(),
             tlvs: way.tlvs.clone(),
             repeat: None,
+            ports: None,
             mode: Mode::Ppv2 {
                 emit: Emit::Every,
                 crc32c: true,

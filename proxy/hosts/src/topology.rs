@@ -49,7 +49,10 @@ pub struct SourceNetwork {
 /// A server as one listener uses it.
 #[derive(Clone, Debug)]
 pub struct Server {
+    /// With the first of its ports.
     pub address: SocketAddr,
+    /// The last of its ports.
+    pub last_port: u16,
     /// The name of its upstream.
     pub upstream: String,
     /// The addresses of its listener.
@@ -111,6 +114,7 @@ impl Topology {
             paths.extend(reached.map(|listener| ReplyPath {
                 rewriter,
                 server: server.address,
+                last_port: server.last_port,
                 listener: *listener,
                 spoofs_ports: server.spoofs_ports,
             }));
@@ -149,6 +153,7 @@ mod tests {
             let topology = Topology {
                 servers: vec![Server {
                     address: "192.0.2.1:53".parse().unwrap(),
+                    last_port: 53,
                     upstream: String::new(),
                     listener: vec!["[2001:db8::1]:53".parse().unwrap()],
                     reads_headers,

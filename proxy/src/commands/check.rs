@@ -88,12 +88,13 @@ fn describe(config: &Config, remarks: &[String]) -> String {
         }
         for (number, mode) in &listener.servers {
             let server = &config.servers[*number];
-            let _ = write!(text, "  -> {} {} ", listener.upstream, server.address);
+            let address = server.shown_address();
+            let _ = write!(text, "  -> {} {address} ", listener.upstream);
             let written = match &server.found_by {
                 Some(name) => name.to_string(),
                 None => server.name.clone(),
             };
-            if written != server.address.to_string() {
+            if written != address {
                 let _ = write!(text, "({written}) ");
             }
             let remarks = server.remarks().into_iter();

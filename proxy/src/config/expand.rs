@@ -12,7 +12,7 @@ use super::loops::{Bound, Host};
 use super::names::{Name, Named};
 use super::values::{canonical, is_link_local, scope};
 use super::{Bind, Config, Listener, Server};
-use ppv2_engine::address::{ServerAddr, is_no_host};
+use ppv2_engine::address::{PortRange, ServerAddr, is_no_host};
 use ppv2_engine::upstream::{MAX_SERVERS, MAX_WEIGHT};
 
 /// The most servers that one name resolves to. It bounds what the DNS servers of a
@@ -69,11 +69,12 @@ impl Config {
         let mut known: BTreeMap<&str, BTreeSet<ServerAddr>> = BTreeMap::new();
         for server in self.servers.iter().filter(|s| s.found_by.is_none()) {
             let of_upstream = known.entry(&server.upstream).or_default();
-            of_upstream.insert(server.address);
+            of_upstream.insert(server.id());
         }
         let (host, bound) = (Host::default(), Bound::of(&self.listeners));
-        let arrives_at = |address| {
-            let (number, at) = bound.arrives_at(address, &host)?;
+        let arrives_at = |address, ports: Option<PortRange>| {
+            let found = bound.arrive_at(address, ports, &host);
+            let (number, at) = found.into_iter().next()?;
             Some((&self.listeners[number], at))
         };
         let networks = self.source_networks().into_iter();
@@ -86,7 +87,11 @@ impl Config {
             let mut taken = 0;
             for answer in in_order(answers.get(&named.name).cloned().unwrap_or_default()) {
                 let address = ServerAddr(answer.address);
-                if of_upstream.contains(&address) {
+                let mut id = address;
+                if named.server.ports.is_some() {
+                    id.0.set_port(0);
+                }
+                if of_upstream.contains(&id) {
                     continue;
                 }
                 match named.server(answer, arrives_at, &networks) {
@@ -102,7 +107,7 @@ impl Config {
                     Ok(server) => match refuse(named, answer.address) {
                         Some(reason) => left_out.add(reason, address),
                         None => {
-                            of_upstream.insert(address);
+                            of_upstream.insert(id);
                             config.servers.push(server);
                             taken += 1;
                         }
@@ -160,7 +165,7 @@ impl Named {
     fn server<'l>(
         &self,
         answer: Answer,
-        arrives_at: impl Fn(SocketAddr) -> Option<(&'l Listener, Bind)>,
+        arrives_at: impl Fn(SocketAddr, Option<PortRange>) -> Option<(&'l Listener, Bind)>,
         networks: &[IpNet],
     ) -> Result<Server, String> {
         let Answer {
@@ -175,7 +180,7 @@ impl Named {
         if is_link_local(ip) && scope(address) == 0 {
             return Err("it is link-local and names no interface".to_owned());
         }
-        if let Some((listener, bound)) = arrives_at(address) {
+        if let Some((listener, bound)) = arrives_at(address, self.server.ports) {
             return Err(format!(
                 "listener `{}` is there, at {bound}: datagrams would loop",
                 listener.name
@@ -191,15 +196,16 @@ impl Named {
             Name::Dns { .. } => self.server.weight,
             Name::Srv { .. } => weight.clamp(1, MAX_WEIGHT),
         };
-        Ok(Server {
-            name: address.to_string(),
+        let mut server = Server {
             address: ServerAddr(address),
             found_by: Some(self.name.clone()),
             sources: sources.clone(),
             weight,
             backup: self.server.backup || backup,
             ..self.server.clone()
-        })
+        };
+        server.name = server.shown_address();
+        Ok(server)
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Probe {
     Udp {
         /// Its payload.
         payload: Vec<u8>,
+        /// Its port, if it is not the server's.
+        port: Option<u16>,
         /// What must come back.
         expect: Expect,
         /// What is put in front.
@@ -71,6 +73,8 @@ pub enum Probe {
     Dns {
         /// Its bytes, the first two of which are replaced by an id.
         query: Vec<u8>,
+        /// The port, if it is not the server's.
+        port: Option<u16>,
         /// What is put in front.
         header: Header,
     },
@@ -179,7 +183,7 @@ struct ProbeOptions {
     header: Option<Header>,
     /// Kind dns: the name to ask for
     name: Option<DnsQuery>,
-    /// Kinds tcp and http: the port [default: the server's]
+    /// The port [default: the server's, or the first of several]
     port: Option<Number<u16, 1, 65_535>>,
     /// Kind http: the path [default: /]
     path: Option<HttpPath>,
@@ -233,6 +237,7 @@ impl Probe {
     fn usual() -> Option<Self> {
         Some(Self::Udp {
             payload: Vec::new(),
+            port: None,
             expect: Expect::Silence,
             header: Header::Auto,
         })
@@ -256,7 +261,7 @@ impl ProbeOptions {
             ("expect_reply", self.expect_reply.is_some(), &[Udp]),
             ("header", self.header.is_some(), &[Udp, Dns]),
             ("name", self.name.is_some(), &[Dns]),
-            ("port", self.port.is_some(), &[Tcp, Http]),
+            ("port", self.port.is_some(), &[Udp, Dns, Tcp, Http]),
             ("path", self.path.is_some(), &[Http]),
         ];
         for (key, is_given, kinds) in of_kinds {
@@ -272,6 +277,7 @@ impl ProbeOptions {
         Ok(Some(match self.kind {
             Udp => Probe::Udp {
                 payload: payload(self.send, self.send_hex)?,
+                port,
                 expect: expect(
                     self.expect,
                     self.expect_hex,
@@ -281,6 +287,7 @@ impl ProbeOptions {
                 header,
             },
             Dns => Probe::Dns {
+                port,
                 query: self.name.map(|name| name.0).ok_or_else(|| {
                     ConfigError::new("a probe of kind dns without `name`")
                         .hint("add the name to ask for, one that the servers can always answer")

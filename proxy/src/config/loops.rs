@@ -2,11 +2,12 @@
 //! take each other for clients.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::values::{is_link_local, scope};
 use super::{Bind, Listener};
+use ppv2_engine::address::PortRange;
 use ppv2_hosts::kernel;
 
 /// A warning where a listener's address suggests that other proxies have it, too.
@@ -60,6 +61,7 @@ pub(super) struct Bound {
     listeners: HashMap<SocketAddr, (usize, Bind)>,
     /// The first that has each port of a family.
     of_port: HashMap<(bool, u16), Bind>,
+    ips: HashSet<IpAddr>,
 }
 
 impl Bound {
@@ -92,6 +94,7 @@ impl Bound {
     }
 
     fn insert(&mut self, bind: Bind, number: usize) {
+        self.ips.insert(bind.ip());
         for address in bind.addresses() {
             let port = (address.is_ipv4(), address.port());
             self.listeners.insert(address, (number, bind));
@@ -132,6 +135,28 @@ impl Chains {
             open.extend(next.copied().filter(|next| known.insert(*next)));
         }
         known.contains(&to)
+    }
+}
+
+impl Bound {
+    /// As [`arrives_at`](Self::arrives_at), of what is sent to a server: each listener once.
+    pub(super) fn arrive_at(
+        &self,
+        address: SocketAddr,
+        ports: Option<PortRange>,
+        host: &Host,
+    ) -> Vec<(usize, Bind)> {
+        let Some(ports) = ports else {
+            return self.arrives_at(address, host).into_iter().collect();
+        };
+        // Few servers have an address of this host's, and most ranges are long.
+        if !self.ips.contains(&address.ip()) && !host.is_own(address) {
+            return Vec::new();
+        }
+        let all = Bind::new(address, ports).addresses();
+        let all = all.filter_map(|address| self.arrives_at(address, host));
+        let by_number: BTreeMap<_, _> = all.collect();
+        by_number.into_iter().collect()
     }
 }
 

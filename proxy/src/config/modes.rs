@@ -202,8 +202,22 @@ impl Config {
             )
             .within(key_path!["upstream"]);
         }
-        if !listener.servers.iter().any(|(_, mode)| is_rewritten(*mode)) {
+        let mut rewritten = listener.servers.iter();
+        let mut rewritten = rewritten.by_ref().filter(|(_, mode)| is_rewritten(*mode));
+        let Some((first, _)) = rewritten.next() else {
             return Ok(());
+        };
+        let all = rewritten.map(|(index, _)| index).chain([first]);
+        let mut all = all.map(|index| &self.servers[*index]);
+        if let Some(server) = all.find(|server| server.ports.is_some()) {
+            return refuse(
+                format!(
+                    "server `{}` with port = \"same\" in mode dsr: the hosts' rules give all of a server's replies one port",
+                    server.name
+                ),
+                "use rewrite_on = \"sdk\", or mode transparent or ppv2",
+            )
+            .within(key_path!["upstream"]);
         }
         for (number, address) in listener.bind.iter().enumerate() {
             let mut earlier = listener.bind[..number].iter();
@@ -260,9 +274,32 @@ impl Config {
         Ok(())
     }
 
+    /// A rule for the replies of one port would take those of a server on a range of ports
+    /// for its own.
+    fn refuse_rewritten_ranges(&self) -> Result<(), ConfigError> {
+        let rewritten = self.served().filter(|(.., mode)| is_rewritten(*mode));
+        let rewritten: Vec<_> = rewritten.map(|(_, server, _)| server).collect();
+        let ranges = self.served().map(|(_, server, _)| server);
+        for range in ranges.filter(|server| server.ports.is_some()) {
+            let Some(other) = rewritten.iter().find(|other| other.overlaps(range)) else {
+                continue;
+            };
+            return refuse(
+                format!(
+                    "server `{}` has the port of server `{}` in mode dsr, whose replies a rule rewrites",
+                    range.name, other.name
+                ),
+                "let one of them listen on other ports or another address, or use rewrite_on = \"sdk\"",
+            )
+            .within(key_path!["upstream", range.upstream.as_str()]);
+        }
+        Ok(())
+    }
+
     /// On a server's host, rules identify replies by the server's port, and must leave
     /// those alone that go to the proxy itself. They know its address by `source`.
     pub(super) fn require_sources(&self, groups: &Groups<'_>) -> Result<(), ConfigError> {
+        self.refuse_rewritten_ranges()?;
         let served = self.served();
         let on_host = served.filter(|(.., mode)| *mode == Mode::Dsr(mode::RewriteOn::Server));
         let on_host: BTreeMap<_, _> = on_host

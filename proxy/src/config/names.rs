@@ -8,18 +8,20 @@ use std::str::FromStr;
 use hickory_resolver::proto::rr;
 
 use super::values::read_from_text;
-use super::{Config, ConfigError, FamilySources, Listener, Server};
+use super::{Config, ConfigError, FamilySources, Listener, Server, bind};
+use ppv2_engine::address::PortRange;
 use ppv2_engine::mode::Mode;
 
 /// A name that resolves to servers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Name {
-    /// `dns:HOST:PORT`: every address that the host has, with this port.
+    /// `dns:HOST:PORT`: every address that the host has, with this port; or
+    /// `dns:HOST:FIRST-LAST`, with these.
     Dns {
         /// In ASCII and lower case; with a dot at its end if it is absolute.
         host: String,
-        /// Not 0.
-        port: u16,
+        /// None is 0. Several belong to servers with `port = "same"`.
+        ports: PortRange,
     },
     /// `srv:_SERVICE._udp.NAME`: what SRV records (RFC 2782) list, with their ports,
     /// weights and priorities.
@@ -32,7 +34,7 @@ pub enum Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dns { host, port } => write!(f, "dns:{host}:{port}"),
+            Self::Dns { host, ports } => write!(f, "dns:{host}:{ports}"),
             Self::Srv { name } => write!(f, "srv:{name}"),
         }
     }
@@ -80,12 +82,38 @@ pub(super) enum ServerAddress {
 
 read_from_text!(ServerAddress);
 
+impl ServerAddress {
+    /// Its ports, if they are written as a range.
+    pub(super) fn range(&self) -> Result<Option<PortRange>, ConfigError> {
+        match self {
+            Self::Host(text) => {
+                let port = text.rsplit_once(':').map(|(_, port)| port);
+                let is_range = port.is_some_and(|port| port.contains('-'));
+                let ports = bind::ports(text)?.filter(|_| is_range);
+                Ok(ports.map(|(ports, _)| ports))
+            }
+            Self::Name(Name::Dns { ports, .. }) => Ok((ports.count() > 1).then_some(*ports)),
+            Self::Name(Name::Srv { .. }) => Ok(None),
+        }
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(text) => f.write_str(text),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
 impl FromStr for ServerAddress {
     type Err = ConfigError;
 
     /// A host may be called `dns`: with a port alone behind it, it is that host.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let is_port = |rest: &str| rest.parse::<u16>().is_ok();
+        let is_of_port = |c: char| c == '-' || c.is_ascii_digit();
+        let is_port = |rest: &str| !rest.is_empty() && rest.chars().all(is_of_port);
         match text.split_once(':') {
             Some(("dns", rest)) if !is_port(rest) => dns(text, rest).map(Self::Name),
             Some(("srv", rest)) if !is_port(rest) => srv(text, rest).map(Self::Name),
@@ -100,21 +128,23 @@ fn dns(text: &str, rest: &str) -> Result<Name, ConfigError> {
         let bare = text.trim_start_matches('[').trim_end_matches(']');
         bare.parse::<IpAddr>().is_ok()
     };
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !is_ip(rest) => (host, port),
-        _ => (rest, ""),
+    let (host, ports) = match rest.rsplit_once(':') {
+        Some((host, _)) if !is_ip(rest) => (host, bind::ports(rest)?),
+        _ => (rest, None),
     };
     if is_ip(host) {
         return Err(error("has an IP address where a name belongs")
             .hint("leave `dns:` out: an address needs no lookup"));
     }
-    match port.parse() {
-        Ok(0) => Err(error("has port 0").hint("name the port that the servers listen on")),
-        Ok(port) => Ok(Name::Dns {
+    match ports {
+        Some((PortRange { first: 0, .. }, _)) => {
+            Err(error("has port 0").hint("name the port that the servers listen on"))
+        }
+        Some((ports, _)) => Ok(Name::Dns {
             host: dns_name(text, host)?,
-            port,
+            ports,
         }),
-        Err(_) => Err(error("has no port").hint("write it as dns:servers.example:53")),
+        None => Err(error("has no port").hint("write it as dns:servers.example:53")),
     }
 }
 

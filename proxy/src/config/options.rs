@@ -390,8 +390,11 @@ pub struct Upstream {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ServerOptions {
-    /// IP:PORT, HOST:PORT, dns:HOST:PORT or srv:_SERVICE._udp.NAME
+    /// IP:PORT, HOST:PORT, dns:HOST:PORT or srv:_SERVICE._udp.NAME; FIRST-LAST for PORT with
+    /// port = "same"
     pub(super) address: ServerAddress,
+    /// Which of the ports in `address` datagrams go to [default: the only one]
+    pub(crate) port: Option<ServerPort>,
     /// How the client's address reaches it [default: the listener's]
     pub(crate) mode: Option<ModeKind>,
     /// Mode dsr: who makes replies come from the listener's address [default: proxy]
@@ -414,6 +417,7 @@ impl FromStr for ServerOptions {
     fn from_str(address: &str) -> Result<Self, ConfigError> {
         Ok(Self {
             address: address.parse()?,
+            port: None,
             mode: None,
             rewrite_on: None,
             source_port: None,
@@ -501,6 +505,13 @@ words! {
         Any,
         /// The client's own
         Client,
+    }
+
+    /// Which of a server's ports datagrams go to
+    pub(crate) ServerPort {
+        /// The one that the client wrote to
+        #[default]
+        Same,
     }
 
     /// How replies find their client

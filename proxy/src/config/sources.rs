@@ -417,7 +417,7 @@ impl Config {
             .admin()
             .map(|a| (format!("the admin address {a}"), a.ip()));
         let servers = self.servers.iter();
-        let servers = servers.map(|s| (format!("server {}", s.address), s.address.0.ip()));
+        let servers = servers.map(|s| (format!("server {}", s.shown_address()), s.address.0.ip()));
         let sources = self.sources().into_iter();
         let sources = sources.map(|ip| (format!("source address {ip}"), ip));
         let mut all = bound.chain(admin).chain(servers).chain(sources);

@@ -13,6 +13,7 @@ mod large;
 mod modes;
 mod names;
 mod replies;
+mod same_port;
 mod server_changes;
 mod sources;
 

@@ -6,11 +6,11 @@ use std::mem;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use ppv2_engine::address::{ServerAddr, is_no_host};
+use ppv2_engine::address::{PortRange, ServerAddr, is_no_host};
 use ppv2_engine::mode::Mode;
 use ppv2_engine::upstream::{self, Balance, MAX_SERVERS, MAX_WEIGHT};
 
-use super::bind::MAX_RANGE_ADDRESSES;
+use super::bind::{self, MAX_RANGE_ADDRESSES};
 use super::error::{Within, key_path, nearest, refuse};
 use super::loops::{Bound, Chains, Host, suspect_peers};
 use super::names::ServerAddress;
@@ -84,6 +84,7 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
             check_bind(address, index, &mut bound)
                 .within(key_path!["listener", index, "bind", number])?;
         }
+        config.check_same_ports(listener, index)?;
         let checked = config.check_modes(listener, &mut spoofed);
         checked.within(key_path!["listener", index])?;
         let options = groups[listener.upstream.as_str()].options;
@@ -259,6 +260,7 @@ impl Config {
             upstream: name.to_owned(),
             name: String::new(),
             address: ServerAddr((IpAddr::from([0; 4]), 0).into()),
+            ports: None,
             found_by: None,
             sources: sources.of(true).clone(),
             replies: options.reply_paths()?,
@@ -304,15 +306,20 @@ impl Config {
             drain: server.drain,
             ..template.clone()
         };
-        let (what, index) = match &server.address {
-            ServerAddress::Name(name) => (name.to_string(), self.names.len()),
+        template.ports = server.ports(group.options)?;
+        let (what, id, index) = match &server.address {
+            ServerAddress::Name(name) => {
+                let what = name.to_string();
+                (what.clone(), what, self.names.len())
+            }
             ServerAddress::Host(host) => {
                 template.name.clone_from(host);
                 template.address = resolve(host)?;
-                (template.address.to_string(), self.servers.len())
+                let id = template.id().to_string();
+                (template.shown_address(), id, self.servers.len())
             }
         };
-        if known.contains(&what) {
+        if known.contains(&id) {
             return refuse(
                 format!("{what} is twice in upstream `{}`", template.upstream),
                 "name each server once",
@@ -344,7 +351,7 @@ impl Config {
             group.servers.push(member);
             self.servers.push(template);
         }
-        known.insert(what);
+        known.insert(id);
         Ok(())
     }
 
@@ -393,13 +400,15 @@ impl Config {
             let name = listener.upstream.as_str();
             for member in &groups[name].servers {
                 let server = &self.servers[member.index];
-                let Some((number, at)) = bound.arrives_at(server.address.0, &host) else {
+                let mut loops = bound.arrive_at(server.address.0, server.ports, &host);
+                let next = |number: usize| &self.listeners[number];
+                loops.retain(|(number, _)| {
+                    next(*number).accept.is_none() || !chains.add(index, *number)
+                });
+                let Some((number, at)) = loops.first() else {
                     continue;
                 };
-                let next = &self.listeners[number];
-                if next.accept.is_some() && chains.add(index, number) {
-                    continue;
-                }
+                let next = next(*number);
                 return refuse(
                     format!(
                         "server `{}` is listener `{}` at {at}, this proxy's own address: datagrams would loop",
@@ -476,15 +485,15 @@ fn require_scope(what: &str, address: SocketAddr) -> Result<(), ConfigError> {
 /// The address of a server that is written as an address or a host name.
 fn resolve(text: &str) -> Result<ServerAddr, ConfigError> {
     let form = "write it as 192.0.2.10:53, [2001:db8::10]:53 or host.example:53";
-    match text.rsplit_once(':').map(|(_, port)| port.parse::<u16>()) {
-        Some(Ok(1..)) => {}
-        Some(Ok(0)) => {
+    let first = match bind::ports(text)? {
+        Some((PortRange { first: 0, .. }, _)) => {
             let hint = "name the port that the server listens on";
             return refuse(format!("server `{text}` has port 0"), hint);
         }
-        _ => return refuse(format!("server `{text}` has no port"), form),
-    }
-    let addresses = match text.to_socket_addrs() {
+        Some((_, first)) => first,
+        None => return refuse(format!("server `{text}` has no port"), form),
+    };
+    let addresses = match first.to_socket_addrs() {
         Ok(addresses) => addresses.map(canonical),
         Err(cause) => {
             return refuse(

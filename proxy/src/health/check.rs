@@ -114,6 +114,14 @@ impl Target {
         socket.bind(&SockAddr::from(self.local()))
     }
 
+    /// It at another port, if one is configured for the check.
+    pub(super) fn with(self, port: Option<u16>) -> Self {
+        Self {
+            address: self.at(port),
+            ..self
+        }
+    }
+
     /// The server's address with another port, if one is configured for the check.
     pub(super) fn at(&self, port: Option<u16>) -> SocketAddr {
         let mut address = self.address;

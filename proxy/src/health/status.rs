@@ -68,7 +68,7 @@ struct Known {
 pub(super) type Key = (String, ServerAddr);
 
 pub(super) fn key(server: &Server) -> Key {
-    (server.upstream.clone(), server.address)
+    (server.upstream.clone(), server.id())
 }
 
 /// What an outcome was found by.
@@ -355,7 +355,7 @@ impl Status {
             let server = &entry.server;
             ServerReport {
                 server: server.name.clone(),
-                address: server.address.to_string(),
+                address: server.shown_address(),
                 found_by: server.found_by.as_ref().map(ToString::to_string),
                 state: match entry.state() {
                     State::Up => "up",

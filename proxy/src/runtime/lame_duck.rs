@@ -112,7 +112,7 @@ impl LameDucks {
 
 /// By what a server is the same one in two configurations.
 pub(super) fn identity(server: &Server) -> (&str, SocketAddr) {
-    (&server.upstream, server.address.0)
+    (&server.upstream, server.id().0)
 }
 
 fn owned((upstream, address): (&str, SocketAddr)) -> (String, SocketAddr) {

@@ -197,8 +197,8 @@ fn read_past(socket: &Socket, count: usize, flags: RecvFlags) -> Option<Told> {
 struct Wanted {
     /// Servers that are written to from an address of the kernel's choice.
     servers: BTreeSet<IpAddr>,
-    /// IPv4 servers that answer the proxy.
-    answering: BTreeSet<SocketAddr>,
+    /// IPv4 servers that answer the proxy, each with a port that it does from.
+    answering: BTreeMap<SocketAddr, u16>,
     /// What should be this host's, and what for.
     own: BTreeMap<IpAddr, String>,
     /// Source networks, whose addresses a route should make this host's.
@@ -218,7 +218,8 @@ impl Wanted {
                 let server = &config.servers[*index];
                 let ip = server.address.0.ip();
                 if ip.is_ipv4() && mode.takes_replies() {
-                    wanted.answering.insert(server.address.0);
+                    let port = server.address.0.port();
+                    wanted.answering.insert(server.id().0, port);
                 }
                 if !server.sources.are_given() && !mode.spoofs() {
                     wanted.servers.insert(ip);
@@ -249,7 +250,7 @@ impl Wanted {
                 wrong: Arc::new(wrong_interfaces(
                     self.answering
                         .into_iter()
-                        .filter(|server| !is_own(server.ip())),
+                        .filter(|(server, _)| !is_own(server.ip())),
                 )),
             }
         });
@@ -303,17 +304,17 @@ struct State {
 /// The interfaces by which the kernel takes nothing in of each server, by its own check of
 /// the source (rp_filter in ip-sysctl). Where that is off or loose, or rules look at
 /// more than addresses, no interface is wrong: replies may take another path than requests.
-fn wrong_interfaces(servers: impl Iterator<Item = SocketAddr>) -> WrongInterfaces {
+fn wrong_interfaces(servers: impl Iterator<Item = (SocketAddr, u16)>) -> WrongInterfaces {
     let strict = kernel::strict_interfaces();
     if strict.is_empty() || rules_look_deeper(true).unwrap_or(true) {
         return HashMap::new();
     }
-    let wrong = servers.filter_map(|server| {
+    let wrong = servers.filter_map(|(server, port)| {
         let own = source_towards(server.ip()).ok()?;
         let is_wrong = |interface: &&u32| {
             let reply = Packet {
                 from: Some(server.ip()),
-                port: Some(server.port()),
+                port: Some(port),
                 input: Some(**interface),
                 ..Packet::sent_to(own)
             };

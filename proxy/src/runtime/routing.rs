@@ -94,7 +94,7 @@ fn members(config: &Config, listener: &Listener, standings: &[Standing]) -> Vec<
         )]
         let share = (f64::from(whole) * standing.share) as u16;
         Member {
-            address: server.address,
+            address: server.id(),
             weight: share.clamp(1, whole),
             backup: server.backup,
             state: standing.state,

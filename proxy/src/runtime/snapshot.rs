@@ -135,6 +135,7 @@ fn targets(active: &ActiveConfig, listener: &Listener) -> Targets {
         replies: active.config.servers[*index].replies.clone(),
         tlvs: active.config.servers[*index].tlvs.clone(),
         repeat: active.config.servers[*index].repeat,
+        ports: active.config.servers[*index].ports,
     };
     Targets::new(targets.map(target).collect())
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::session_socket::NewPath;
 use super::{Readable, Worker, random_seed, wildcard_of};
 use crate::accept::SenderId;
-use crate::address::own_addresses;
+use crate::address::{PortRange, own_addresses};
 use crate::client_limits::{ClientPermit, Network};
 use crate::counters::{DropReason, EndReason};
 use crate::listener::ListenerSettings;
@@ -52,6 +52,10 @@ impl Worker {
             return Err(DropReason::BadSource);
         }
         let target = self.pick(&settings, &key)?;
+        // A header may name any port.
+        if !target.takes(key.local) {
+            return Err(DropReason::NoServer);
+        }
         if target.mode.spoofs() && !self.can_speak_for(client, now) {
             return Err(DropReason::BadSource);
         }
@@ -180,7 +184,7 @@ impl Worker {
             path: got.path,
             listener_socket: u32::try_from(number).unwrap_or(u32::MAX),
             mode: target.mode,
-            is_outdated: false,
+            is_outdated: server.has_same_port(),
             checked: self.snapshot_number(),
             first: target.mode.first_header().map(|header| {
                 let transitions = server.transitions();
@@ -258,7 +262,7 @@ impl Worker {
 
     /// Whether what is sent to `client` from `local` would come back.
     fn comes_back(&mut self, (client, local): (SocketAddr, SocketAddr), now: Instant) -> bool {
-        if self.server_addresses.addresses.contains(&client) {
+        if self.server_addresses.contain(client) {
             return true;
         }
         if !self.listener_ports.contains(&client.port()) {
@@ -337,18 +341,35 @@ impl OwnAddresses {
 #[derive(Default)]
 pub(super) struct ServerAddresses {
     addresses: HashSet<SocketAddr>,
+    /// Of those that are written to at the port that a client wrote to.
+    ranges: HashMap<IpAddr, Vec<PortRange>>,
     ips: HashSet<IpAddr>,
 }
 
 impl ServerAddresses {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
-        let addresses: HashSet<_> = snapshot
-            .targets()
-            .map(|target| target.server.address.0)
-            .collect();
-        Self {
-            ips: addresses.iter().map(SocketAddr::ip).collect(),
-            addresses,
+        let mut found = Self::default();
+        for target in snapshot.targets() {
+            let address = target.server.address.0;
+            found.ips.insert(address.ip());
+            match target.ports {
+                None => _ = found.addresses.insert(address),
+                Some(ports) => {
+                    let ranges = found.ranges.entry(address.ip()).or_default();
+                    if !ranges.contains(&ports) {
+                        ranges.push(ports);
+                    }
+                }
+            }
         }
+        found
+    }
+
+    fn contain(&self, address: SocketAddr) -> bool {
+        let has_port = |ranges: &Vec<PortRange>| {
+            let port = address.port();
+            ranges.iter().any(|ports| ports.contains(port))
+        };
+        self.addresses.contains(&address) || self.ranges.get(&address.ip()).is_some_and(has_port)
     }
 }

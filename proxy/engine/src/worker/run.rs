@@ -17,7 +17,7 @@ use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
 use crate::listener::ListenerSettings;
 use crate::mode::{HeaderParts, MAX_HEADER, MAX_PASSED_TLVS};
 use crate::server::Server;
-use crate::session::{Key, SessionId};
+use crate::session::{Key, Session, SessionId};
 use crate::upstream_socket::Path;
 
 /// How long no other datagram is noted as oversize, which takes a lock.
@@ -202,7 +202,7 @@ impl Worker {
         let Some(session) = self.table.get(id) else {
             return;
         };
-        let server = session.server.address.0;
+        let server = session.server_address().0;
         let (socket, to, from) = match &session.connection.path {
             Path::Own(own) => (
                 RunSocket::Own(id),
@@ -416,10 +416,15 @@ impl Worker {
                 unsent.lacks_route |= reason == DropReason::Unreachable;
                 if reason == DropReason::Oversize {
                     let noted = &self.oversize_noted;
+                    let session = match queued.owner {
+                        Owner::Session(id) => self.table.get(id),
+                        Owner::Listener(..) => None,
+                    };
+                    let address = session.map(Session::server_address);
                     note_oversize(
                         noted,
                         &self.counters,
-                        server.address,
+                        address.unwrap_or(server.address),
                         len,
                         queued.header.len,
                     );

@@ -323,7 +323,8 @@ impl Worker {
             let from = report.from.filter(|_| !report.is_local);
             let id = from.and_then(|ip| self.table.find_by_source(ip));
             let session = id.and_then(|id| self.table.get_mut(id));
-            let is_of = |session: &&mut Session<Connection>| report.to == session.server.address.0;
+            let is_of =
+                |session: &&mut Session<Connection>| report.to == session.server_address().0;
             if let Some(session) = session.filter(is_of) {
                 count_report(session.server.counters(self.number), &report.error);
                 session.connection.forget_header();
@@ -363,6 +364,7 @@ impl Worker {
         now: Instant,
     ) -> Result<Exit, DropReason> {
         let session = self.table.get_mut(id).ok_or(DropReason::ReplyLate)?;
+        let asked = session.server_address();
         let (server, connection) = (&session.server, &mut session.connection);
         let wrong = || is_wrong(&self.wrong_interfaces, server.address, received.interface);
         match &mut connection.path {
@@ -376,7 +378,7 @@ impl Worker {
         counters.reply_bytes.add(amount.bytes);
         // The kernel filters by the connected address, but only from the moment
         // that the socket was connected.
-        if ServerAddr(received.peer) != server.address {
+        if ServerAddr(received.peer) != asked {
             return Err(DropReason::ReplyWrongSource);
         }
         self.reply_to(id, received, amount, now)

@@ -138,7 +138,9 @@ impl Worker {
             });
         }
         // What is bound to a client's address, or not heard, is of use to no other.
-        let is_reusable = !target.mode.spoofs() && target.mode.takes_replies();
+        // Nor is one that is connected to the port that a former client wrote to.
+        let is_reusable =
+            !target.mode.spoofs() && target.mode.takes_replies() && !target.server.has_same_port();
         let pair = is_reusable.then_some((settings, target));
         if let Some(kept) = self.take_over(pair, self.capacity.need(), now) {
             return kept;
@@ -384,7 +386,7 @@ impl Worker {
             let ports = &self.client_ports;
             UpstreamSocket::in_name_of_client((now, key), target, ports, options)?
         } else {
-            self.connect(target, options, now)?
+            self.connect(key, target, options, now)?
         };
         ask_for_interface(&self.wrong_interfaces, &socket, target.server.address);
         Ok(socket)
@@ -393,6 +395,7 @@ impl Worker {
     /// Opens a socket from the server's source addresses in turn.
     fn connect(
         &mut self,
+        key: &Key,
         target: &Target,
         options: Options,
         now: Instant,
@@ -408,7 +411,7 @@ impl Worker {
                 reason = DropReason::NoPorts;
                 continue;
             }
-            match UpstreamSocket::connect(target, source, options) {
+            match UpstreamSocket::connect(key, target, source, options) {
                 Ok(socket) => return Ok(socket),
                 Err(why) => reason = why,
             }

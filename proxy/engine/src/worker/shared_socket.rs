@@ -284,7 +284,9 @@ impl SharedSockets {
                 networks.retain(|(ip, _)| ip.is_ipv6() == v6);
                 let mut servers = self.servers.clone();
                 servers.retain(|server| server.is_ipv6() == v6);
-                let all = (self.servers.len() < MOST_SERVERS).then_some(&servers[..]);
+                // The filter knows single ports alone.
+                let are_known = servers.iter().all(|server| server.port() != 0);
+                let all = (are_known && self.servers.len() < MOST_SERVERS).then_some(&servers[..]);
                 // Best effort: what comes from others is dropped, with it or without.
                 let _ = shared.socket.filter(&networks, all);
             }

@@ -104,7 +104,7 @@ fn route_replies_here(
 ) -> Result<(), HostSetupError> {
     let mut rules = BTreeSet::new();
     for path in paths {
-        let (ip, port) = (path.server.ip(), path.server.port());
+        let (ip, port) = (path.server.ip(), path.ports());
         let whole = if ip.is_ipv4() { 32 } else { 128 };
         let interface = host.interface_to(ip)?;
         // Of what this host itself sends, only the server's replies.

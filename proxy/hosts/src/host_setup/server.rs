@@ -146,7 +146,7 @@ fn route_through_proxy(
             .ok_or_else(|| unknown(&what(), "only the proxy's host has it", "--gateway"))?;
         let mtu = (path.rewriter == Rewriter::ProxyHost).then_some(DSR_MTU);
         routes.insert(gateway, host.options.mtu.or(mtu), ip, host)?;
-        replies.insert((v4, format!("ipproto udp sport {}", path.server.port())));
+        replies.insert((v4, format!("ipproto udp sport {}", path.ports())));
         others.insert((v4, ip));
     }
     script.comment(

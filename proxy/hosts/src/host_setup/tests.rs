@@ -31,6 +31,7 @@ const BY_SDK: Option<Rewriter> = Some(Rewriter::Sdk);
 fn server(listener: &[&str], address: &str, rewriter: Option<Rewriter>) -> Server {
     Server {
         address: address.parse().unwrap(),
+        last_port: address.parse::<std::net::SocketAddr>().unwrap().port(),
         upstream: "u".to_owned(),
         listener: listener.iter().map(|ip| ip.parse().unwrap()).collect(),
         reads_headers: false,
@@ -101,6 +102,36 @@ ip -4 rule add pref 9023 from 192.0.2.202 lookup main suppress_prefixlength 0
 ip -4 rule add pref 9023 from 192.0.2.202 lookup 9023
 "
     );
+}
+
+#[test]
+fn rules_know_a_servers_whole_range() {
+    let listener = ["198.51.100.10:40000"];
+    let range = |rewriter| Server {
+        last_port: 40_999,
+        ..server(&listener, "192.0.2.202:40000", rewriter)
+    };
+    let options = options(Role::Server);
+    let on_server = compose(&topology([range(TRANSPARENT)]), &options).unwrap();
+    let rule = "ip -4 rule add pref 9023 ipproto udp sport 40000-40999 lookup 9023\n";
+    assert!(commands_of(&on_server).contains(rule), "{on_server}");
+    let proxy = Options {
+        server_interface: Some("lo".to_owned()),
+        role: Role::Proxy,
+        ..options.clone()
+    };
+    let on_proxy = compose(&topology([range(TRANSPARENT)]), &proxy).unwrap();
+    let rule = "iif lo from 192.0.2.202/32 ipproto udp sport 40000-40999 lookup 9022\n";
+    assert!(commands_of(&on_proxy).contains(rule), "{on_proxy}");
+    // A rule rewrites what another server sends from that port.
+    let other = server(&["198.51.100.10:9000"], "192.0.2.203:40500", ON_SERVER);
+    let both = Options {
+        server: vec![range(None).address.ip(), other.address.ip()],
+        ..options
+    };
+    let error = compose(&topology([range(TRANSPARENT), other]), &both);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("have the same port"), "{error}");
 }
 
 /// Two source networks, one of them on loopback, each with a server.

@@ -22,7 +22,8 @@ fn config(servers: &str) -> Config {
 
 fn dns(host: &str, port: u16) -> Name {
     let host = host.to_owned();
-    Name::Dns { host, port }
+    let ports = PortRange::single(port);
+    Name::Dns { host, ports }
 }
 
 fn srv(name: &str) -> Name {

@@ -100,8 +100,8 @@ fn errors_show_the_fix() {
             "labels",
         ),
         (
-            "probe = { kind = \"udp\", port = 5 }",
-            "`port` is not for",
+            "probe = { kind = \"udp\", path = \"/\" }",
+            "`path` is not for",
             "leave it out",
         ),
         (

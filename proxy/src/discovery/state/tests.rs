@@ -244,7 +244,8 @@ fn weights_keep_their_proportions() {
 
 fn name() -> Name {
     let host = "a".to_owned();
-    Name::Dns { host, port: 53 }
+    let ports = ppv2_engine::address::PortRange::single(53);
+    Name::Dns { host, ports }
 }
 
 #[test]

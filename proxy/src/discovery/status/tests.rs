@@ -11,7 +11,8 @@ use super::*;
 
 fn name(host: &str) -> Name {
     let host = host.to_owned();
-    Name::Dns { host, port: 53 }
+    let ports = ppv2_engine::address::PortRange::single(53);
+    Name::Dns { host, ports }
 }
 
 fn settings() -> Resolver {

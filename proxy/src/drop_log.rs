@@ -197,7 +197,7 @@ impl DropLog {
                 reason = reason.label(),
                 count,
                 // Another proxy's address, never a client's.
-                proxy = listener.latest_sender(reason).map(tracing::field::display),
+                proxy = listener.take_sender(reason).map(tracing::field::display),
                 len = oversize.map(|oversize| oversize.len),
                 fits = oversize.and_then(fits),
                 "datagrams dropped: {}; {}",

@@ -95,7 +95,11 @@ impl SenderId {
     /// Another id for a sender in this place of its worker's.
     fn new(place: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut number = NEXT.fetch_add(1, Ordering::Relaxed);
+        if number == 0 {
+            // All numbers have been used. This one is nobody's.
+            number = NEXT.fetch_add(1, Ordering::Relaxed);
+        }
         Self(u64::from(number) << 32 | place as u64 & u64::from(u32::MAX))
     }
 

@@ -339,10 +339,11 @@ impl ListenerCounters {
         }
     }
 
-    /// The proxy whose datagram was the latest of all proxies' that were dropped for `reason`.
+    /// The proxy whose datagram was the latest to be dropped for `reason` since this was asked
+    /// before.
     #[must_use]
-    pub fn latest_sender(&self, reason: DropReason) -> Option<IpAddr> {
-        self.senders.lock().ok()?.0[reason as usize]
+    pub fn take_sender(&self, reason: DropReason) -> Option<IpAddr> {
+        self.senders.lock().ok()?.0[reason as usize].take()
     }
 }
 

@@ -55,11 +55,13 @@ impl Listener {
         self.counters.iter().map(read).sum()
     }
 
-    /// The proxy in front whose datagram was dropped for `reason` lately, if one's was.
+    /// A proxy in front of which a datagram was dropped for `reason` since this was asked
+    /// before.
     #[must_use]
-    pub fn latest_sender(&self, reason: DropReason) -> Option<IpAddr> {
-        let mut workers = self.counters.iter();
-        workers.find_map(|counters| counters.latest_sender(reason))
+    pub fn take_sender(&self, reason: DropReason) -> Option<IpAddr> {
+        // All notes are taken, so that none is old when it is read.
+        let workers = self.counters.iter();
+        workers.filter_map(|one| one.take_sender(reason)).last()
     }
 
     /// Whether a worker has a socket of it that clients may write to, or a session.

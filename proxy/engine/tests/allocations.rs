@@ -137,8 +137,8 @@ fn with_tlvs(way: Way) -> Way {
     }
 }
 
-/// Clients are proxies: every other datagram of theirs has a header, with a tag and another
-/// TLV, which goes on to the server.
+/// Clients are proxies. The datagrams of some, and every other of the others', have a header
+/// with a TLV, which goes on to the server.
 fn with_headers_in(way: Way) -> Way {
     let accept = Accept {
         from: vec!["127.0.0.0/8".parse().unwrap()],
@@ -161,15 +161,25 @@ fn with_headers_in(way: Way) -> Way {
     }
 }
 
+/// Whether the client of this number is a proxy that tags, and wants each reply to have a
+/// header.
+fn has_tag(client: usize) -> bool {
+    client.is_multiple_of(2)
+}
+
 /// What the client of this number sends, if it is a proxy.
 fn header_in(client: usize) -> Vec<u8> {
+    let is_tagged = has_tag(client);
     let port = 1000 + u16::try_from(client).unwrap();
     let client = SocketAddr::from(([203, 0, 113, 11], port));
     let destination = SocketAddr::from(([198, 51, 100, 10], 53));
     let mut buffer = [0; 128];
     let encoder = ppv2::Encoder::udp(&mut buffer, client, destination).unwrap();
     let encoder = encoder.authority("example.org").unwrap();
-    let encoder = encoder.reply_tag(ppv2::ReplyTag::new(0, [7; 8])).unwrap();
+    let encoder = match is_tagged {
+        true => encoder.reply_tag(ppv2::ReplyTag::new(0, [7; 8])).unwrap(),
+        false => encoder,
+    };
     encoder.finish().to_vec()
 }
 
@@ -189,7 +199,7 @@ fn exchange(listener: SocketAddr, servers: &[UdpSocket], rounds: usize, way: &Wa
     for round in 0..rounds {
         let in_a_row = if round % 10 == 0 { 3 } else { 1 };
         for (number, client) in clients.iter().enumerate() {
-            let has_header = way.accept.is_some() && round % 2 == 0;
+            let has_header = way.accept.is_some() && (has_tag(number) || round % 2 == 0);
             let header = if has_header {
                 header_in(number)
             } else {

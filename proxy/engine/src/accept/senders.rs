@@ -20,7 +20,7 @@ use crate::session::{Key, ReplyHeader};
 const LOOKS: usize = 4;
 
 /// As [`LOOKS`], where there are too many to remember another.
-const LOOKS_WHEN_FULL: usize = 64;
+const LOOKS_WHEN_FULL: usize = 16;
 
 /// What is known of other proxies.
 ///
@@ -140,12 +140,16 @@ impl Senders {
             };
             let key = self.checked_key((peer, local), (client, destination), now)?;
             let tlvs = header.tlvs();
-            let remember = accept.remember;
+            // A sender of tags has many clients at a port, and a header for each datagram.
+            let remember = accept.remember.filter(|_| tlvs.reply_tag().is_none());
             let is_announcement =
                 payload.is_empty() && remember.is_some_and(|remember| !remember.forwards_empty);
             let is_unremembered = remember.is_some_and(|remember| {
                 !self.remember(remember, listener, (peer, local), &key, now)
             });
+            if remember.is_none() {
+                self.forget((peer, local));
+            }
             let reply_header = tlvs.reply_tag().map(ReplyHeader::Tagged);
             return Ok(Arrival {
                 tlvs: len - tlvs.as_bytes().len()..len,

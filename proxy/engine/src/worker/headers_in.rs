@@ -143,29 +143,33 @@ impl Worker {
         }
     }
 
-    /// Has replies of session `id`, which would go to its client by `exit`, go to the sender
-    /// that the client's datagrams came through, if there is one.
+    /// Whether replies of session `id` may go to the sender that its client's datagrams came
+    /// through.
     ///
     /// Another client may have got the sender's port since. Then replies pass for as long
     /// after the client's latest datagram as our SDKs send to such a client, or if they name
     /// it.
-    pub(super) fn through_sender(
-        &mut self,
-        id: SessionId,
-        exit: Exit,
-        now: Instant,
-    ) -> Result<Exit, DropReason> {
-        let Some(session) = self.table.get(id) else {
-            return Ok(exit);
-        };
-        let Some(via) = &session.via else {
-            return Ok(exit);
+    pub(super) fn check_sender(&self, id: SessionId, now: Instant) -> Result<(), DropReason> {
+        let session = self.table.get(id);
+        let Some(via) = session.and_then(|session| session.via.as_ref()) else {
+            return Ok(());
         };
         let names_client = via.reply_header != ReplyHeader::None;
         let since_heard = || self.table.clock().moment(now).since(via.heard);
-        if !names_client && via.changes != via.sender.changes() && since_heard() >= MIN_REST {
-            return Err(DropReason::ReplyReassigned);
+        if names_client || via.changes == via.sender.changes() || since_heard() < MIN_REST {
+            Ok(())
+        } else {
+            Err(DropReason::ReplyReassigned)
         }
+    }
+
+    /// Has replies of session `id`, which would go to its client by `exit`, go to the sender
+    /// that the client's datagrams came through, if there is one.
+    pub(super) fn through_sender(&mut self, id: SessionId, exit: Exit) -> Exit {
+        let session = self.table.get(id);
+        let Some(via) = session.and_then(|session| session.via.as_ref()) else {
+            return exit;
+        };
         let mut buffer = [0; MAX_REPLY_HEADER];
         let (client, destination) = (exit.to, exit.from);
         let header = match via.reply_header {
@@ -175,11 +179,11 @@ impl Worker {
             }
             ReplyHeader::Spp => spp::encode(client, destination, &mut buffer).ok(),
         };
-        Ok(Exit {
+        Exit {
             to: via.sender.address,
             from: via.sender.local,
             header: header.map_or((0, 0), |header| self.replies.keep_header(header)),
             ..exit
-        })
+        }
     }
 }

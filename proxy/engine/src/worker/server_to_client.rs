@@ -398,6 +398,7 @@ impl Worker {
             first.header.answered();
         }
         let (listener_socket, dscp) = (connection.listener_socket, session.settings.dscp);
+        self.check_sender(id, now)?;
         let reply = self.table.reply(now, id, amount);
         let reply = reply.ok_or(DropReason::ReplyLate)?;
         if let Some(bound) = reply.exceeds {
@@ -415,7 +416,7 @@ impl Worker {
             class: received.class.passed(dscp),
             header: (0, 0),
         };
-        self.through_sender(id, exit, now)
+        Ok(self.through_sender(id, exit))
     }
 }
 
@@ -566,18 +567,24 @@ impl Replies {
                 (*part, outgoing)
             };
             let socket = &listener_socket.socket;
-            let sent = socket.send(batch, same.len(), outgoing, |_, fault| {
+            let len_of_headers = |passed: &Passed| passed.part.datagrams() * passed.exit.header.1;
+            let mut headers = match self.headers.is_empty() {
+                true => 0,
+                false => same.iter().map(len_of_headers).sum(),
+            };
+            let sent = socket.send(batch, same.len(), outgoing, |index, fault| {
                 // A socket that is not connected hears nothing of earlier
                 // datagrams; whatever it was, these were sent then.
                 if let SendFault::Lost {
                     error, datagrams, ..
                 } = fault
                 {
+                    headers -= datagrams * same[index].exit.header.1;
                     counters.dropped(why_unsent(&error)).add(datagrams as u64);
                 }
             });
             counters.replied.add(sent.datagrams as u64);
-            counters.replied_bytes.add(sent.bytes as u64);
+            counters.replied_bytes.add((sent.bytes - headers) as u64);
         }
         self.passed.clear();
         self.headers.clear();

@@ -210,6 +210,17 @@ fn a_tag_goes_back_with_replies() {
 }
 
 #[test]
+fn a_sender_of_tags_is_not_remembered() {
+    let mut bench = Bench::new(remembering(10));
+    bench.read(1, &v2(client(1), b"x")).unwrap();
+    let (tag, mut buffer) = (ppv2::ReplyTag::new(1, [7; 8]), [0; 128]);
+    let tagged = ppv2::encode_udp_tagged(client(2), at(DESTINATION), tag, &mut buffer).unwrap();
+    let arrival = bench.read(1, tagged).unwrap();
+    assert!(!arrival.is_announcement && !arrival.is_unremembered);
+    assert_eq!(bench.read(1, b"bare"), Err(DropReason::NoHeader));
+}
+
+#[test]
 fn a_sender_that_is_not_remembered_says_it_each_time() {
     let mut bench = Bench::new(accept());
     bench.read(1, &v2(client(1), b"first")).unwrap();

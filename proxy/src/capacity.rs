@@ -129,7 +129,10 @@ impl HostCapacity {
             false => NETWORK_SESSION_BYTES,
         };
         let memory = memory::limit();
-        let memory = memory.map(|limit| sessions_in(&limit, config.worker_count(), each));
+        let memory = memory.map(|limit| {
+            let workers = config.worker_count();
+            sessions_in(&limit, workers, listening, each)
+        });
         Self::new(Self {
             descriptors,
             ports,
@@ -233,11 +236,14 @@ impl HostCapacity {
     }
 }
 
-/// About how many sessions there is memory for, of so many bytes each.
-fn sessions_in(limit: &MemoryLimit, workers: usize, each: u64) -> usize {
-    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+/// About how many sessions there is memory for, of so many bytes each, beside workers and
+/// the sockets that clients write to.
+fn sessions_in(limit: &MemoryLimit, workers: usize, listening: usize, each: u64) -> usize {
+    let [workers, listening] =
+        [workers, listening].map(|count| u64::try_from(count).unwrap_or(u64::MAX));
     let process = WORKER_BYTES
         .saturating_mul(workers)
+        .saturating_add(SESSION_BYTES.saturating_mul(listening))
         .saturating_add(PROCESS_BYTES);
     let left = limit.bytes.saturating_sub(process);
     let sessions = (left - left / QUEUES_SHARE) / each;
@@ -395,7 +401,7 @@ mod tests {
         let of = |megabytes: u64, workers| {
             let bytes = megabytes << 20;
             let source = "memory.max".into();
-            sessions_in(&MemoryLimit { bytes, source }, workers, SESSION_BYTES)
+            sessions_in(&MemoryLimit { bytes, source }, workers, 0, SESSION_BYTES)
         };
         assert_eq!((of(0, 1), of(14, 1), of(15, 1)), (0, 0, 192));
         // Three quarters of 48 MiB, at 4 KiB each.

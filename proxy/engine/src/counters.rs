@@ -149,7 +149,7 @@ drop_reasons! {
         "the client is new, and the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can hold";
     NoServer, "no_server",
-        "no server may take a new session: health checks report all as down and `fail_open` is off, or no DNS name resolves to a server",
+        "no server may take a new session: health checks report all as down and `fail_open` is off, or no DNS name resolves to a server, or a header names a port that a server with port = \"same\" does not listen on",
         "fix the servers, the `probe` if they work, or the DNS name; see `/upstreams` and the log";
     Unreachable, "unreachable",
         "there is no route to the server, or this host no longer has the address to send from",

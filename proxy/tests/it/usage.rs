@@ -166,7 +166,7 @@ fn flags_other_than_the_logs_are_refused_beside_a_file() {
             "--log-level" => "debug",
             "--log-format" => "json",
             "--admin" | "--listen" | "--upstream" => "127.0.0.1:1",
-            "--allow" => "192.0.2.0/24",
+            "--allow" | "--accept-from" => "192.0.2.0/24",
             "--balance" => "maglev",
             "--busy-poll" | "--coalesce" => "100us",
             "--idle-timeout" => "1s",

@@ -22,8 +22,8 @@ use crate::metrics::Traffic;
 use crate::registry::ActiveConfig;
 use ppv2_engine::server::Server;
 
-pub(crate) use check::datagram;
 use check::{HealthCheck, Outcome, Target};
+pub(crate) use check::{Reads, header_of_own};
 use dns::Dns;
 use passive::Passive;
 use status::{Evidence, Key};
@@ -76,11 +76,11 @@ impl Health {
     /// a tokio runtime.
     pub fn reconfigure(&mut self, active: &ActiveConfig, now: Instant) {
         self.status.reconfigure(active, now);
-        let (mut read_header, mut bypassed) = (HashSet::new(), HashSet::new());
+        let (mut reads, mut bypassed) = (HashMap::new(), HashSet::new());
         for listener in &active.config.listeners {
             for (server, mode) in listener.servers.iter().chain(&listener.leaving) {
                 if mode.has_header() {
-                    read_header.insert(*server);
+                    reads.entry(*server).or_insert(Reads::of(*mode));
                 }
                 if !mode.takes_replies() {
                     bypassed.insert(*server);
@@ -98,7 +98,7 @@ impl Health {
                     address: server.address.0,
                     source: server.probe_source(),
                     freebind: server.sources.network().is_some(),
-                    reads_header: read_header.contains(&index),
+                    reads: reads.get(&index).copied().unwrap_or(Reads::Payload),
                 },
                 replies_pass: !bypassed.contains(&index),
                 server: Arc::clone(&active.servers[index]),
@@ -146,10 +146,10 @@ impl Health {
                 header,
             }) => {
                 let target = target.with(port);
-                let datagram = datagram(header, target.reads_header, &payload);
                 tasks.spawn(runner.probe(Udp {
                     target,
-                    datagram,
+                    header,
+                    payload,
                     expect,
                 }));
             }

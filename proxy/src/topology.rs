@@ -18,7 +18,7 @@ use ppv2::REPLY_TAG_TLV_LEN;
 
 use crate::capacity::HostCapacity;
 use crate::config::{Answers, Config, Expanded, Expect, Header, Health, Listener, Probe};
-use crate::health::datagram;
+use crate::health::{Reads, header_of_own};
 use crate::memory;
 
 /// What `config` says about hosts.
@@ -82,7 +82,7 @@ fn listeners(config: &Config) -> Topology {
 }
 
 fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&Health>) -> Server {
-    let (question, answers_question) = question(mode, health);
+    let (question, answers_question) = question(address, mode, health);
     Server {
         address,
         last_port: address.port(),
@@ -90,7 +90,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
         listener: first_addresses(listener).collect(),
         reads_headers: listener.accept.is_some(),
         rewriter: match mode {
-            Mode::Ppv2 { .. } | Mode::Plain => None,
+            Mode::Ppv2 { .. } | Mode::Spp | Mode::Plain => None,
             Mode::Transparent { .. } => Some(Rewriter::Proxy),
             Mode::Dsr(RewriteOn::Proxy) => Some(Rewriter::ProxyHost),
             Mode::Dsr(RewriteOn::Server) => Some(Rewriter::ServerHost),
@@ -108,7 +108,7 @@ fn server(listener: &Listener, address: SocketAddr, mode: Mode, health: Option<&
 }
 
 /// The datagram of the health check if it sends one, and whether it is answered.
-fn question(mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
+fn question(address: SocketAddr, mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
     let probe = health.and_then(|health| health.probe.as_ref());
     let (payload, header, is_answered) = match probe {
         Some(Probe::Udp {
@@ -125,8 +125,15 @@ fn question(mode: Mode, health: Option<&Health>) -> (Vec<u8>, bool) {
         // It may say nothing of the server's own port.
         Some(_) | None => (QUESTION, Header::Auto, false),
     };
-    let reads_header = matches!(mode, Mode::Ppv2 { .. });
-    (datagram(header, reads_header, payload), is_answered)
+    // A server that answers clients by itself has no answer for the proxy.
+    let reads = if mode.takes_replies() {
+        Reads::of(mode)
+    } else {
+        Reads::Payload
+    };
+    // Which address of this host it comes from is not known yet.
+    let header = header_of_own(header, reads, address, address);
+    ([&header, payload].concat(), is_answered)
 }
 
 /// Checks this host for what is certain to leave clients without replies. Servers that

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use ppv2::ReplyTag;
+use ppv2::{ReplyTag, spp};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::own_tlvs::{OwnTlvs, UNIQUE_ID_TLV_LEN, UniqueId, split_tlvs};
@@ -32,6 +32,9 @@ pub enum Mode {
         /// With a checksum, 7 bytes more.
         crc32c: bool,
     },
+    /// By a Simple Proxy Protocol header in front of each datagram, which the server puts in
+    /// front of its replies as well.
+    Spp,
     /// By the source address, which is the client's. Replies are routed to the
     /// proxy, which passes them on.
     Transparent {
@@ -86,6 +89,9 @@ pub enum Emit {
     /// The specification knows no such thing.
     First,
 }
+
+/// Said where a header doesn't fit.
+const FITS: &str = "there is room for the longest header";
 
 /// What the header of a datagram says, where the mode has one. Its TLVs come in the order of
 /// these fields, and a checksum is the last.
@@ -157,6 +163,10 @@ impl Mode {
     ) -> &'b [u8] {
         let crc32c = match self {
             Self::Ppv2 { crc32c, .. } | Self::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
+            Self::Spp => {
+                let header = spp::encode(parts.client.0, parts.local.0, buffer);
+                return header.expect(FITS);
+            }
             Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => return &[],
         };
         let (client, local) = (parts.client.0, parts.local.0);
@@ -166,14 +176,14 @@ impl Mode {
             Some(tag) if is_short => ppv2::encode_udp_tagged(client, local, tag, buffer),
             _ => parts.write_tlvs(buffer, crc32c),
         };
-        written.expect("there is room for the longest header")
+        written.expect(FITS)
     }
 
     /// Whether a header stands in front of datagrams.
     #[must_use]
     pub fn has_header(self) -> bool {
         match self {
-            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) => true,
+            Self::Ppv2 { .. } | Self::Spp | Self::Dsr(RewriteOn::Sdk { .. }) => true,
             Self::Transparent { .. }
             | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server)
             | Self::Plain => false,
@@ -186,6 +196,7 @@ impl Mode {
     pub fn header_len(self, v6: bool, own: Option<&OwnTlvs>) -> usize {
         let crc32c = match self {
             Self::Ppv2 { crc32c, .. } | Self::Dsr(RewriteOn::Sdk { crc32c }) => crc32c,
+            Self::Spp => return spp::SPP_HEADER_LEN,
             Self::Transparent { .. } | Self::Dsr(_) | Self::Plain => return 0,
         };
         let addresses = if v6 {
@@ -216,7 +227,7 @@ impl Mode {
                 port: SourcePort::Client,
             }
             | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server) => Some(client.0),
-            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => None,
+            Self::Ppv2 { .. } | Self::Spp | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => None,
         }
     }
 
@@ -225,7 +236,7 @@ impl Mode {
     pub fn spoofs(self) -> bool {
         match self {
             Self::Transparent { .. } | Self::Dsr(RewriteOn::Proxy | RewriteOn::Server) => true,
-            Self::Ppv2 { .. } | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => false,
+            Self::Ppv2 { .. } | Self::Spp | Self::Dsr(RewriteOn::Sdk { .. }) | Self::Plain => false,
         }
     }
 
@@ -242,7 +253,7 @@ impl Mode {
         match self {
             Self::Transparent { port } => port == SourcePort::Client,
             Self::Dsr(_) => self.spoofs(),
-            Self::Ppv2 { .. } | Self::Plain => false,
+            Self::Ppv2 { .. } | Self::Spp | Self::Plain => false,
         }
     }
 
@@ -261,11 +272,13 @@ impl Mode {
         !matches!(self, Self::Dsr(_))
     }
 
-    /// The mode's name in configuration, metrics and logs.
+    /// The mode's name in configuration and logs, or that of its header's format where that is
+    /// not the usual one.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ppv2 { .. } => "ppv2",
+            Self::Spp => "spp",
             Self::Transparent { .. } => "transparent",
             Self::Dsr(_) => "dsr",
             Self::Plain => "plain",
@@ -423,6 +436,27 @@ mod tests {
     }
 
     #[test]
+    fn simple_proxy_protocol_has_its_own_header_for_both_families() {
+        let v4 = HeaderParts::new(
+            ClientAddr("192.0.2.1:5000".parse().unwrap()),
+            ListenerAddr("198.51.100.10:53".parse().unwrap()),
+        );
+        for parts in [v4, parts()] {
+            let mut buffer = [0; MAX_HEADER];
+            let header = Mode::Spp.write_header(parts, &mut buffer);
+            assert_eq!(header.len(), Mode::Spp.header_len(true, None));
+            let (header, rest) = spp::decode(header).unwrap();
+            assert_eq!(
+                (header.client, header.proxy),
+                (parts.client.0, parts.local.0)
+            );
+            assert!(rest.is_empty());
+        }
+        assert!(Mode::Spp.has_header() && Mode::Spp.first_header().is_none());
+        assert!(Mode::Spp.takes_replies());
+    }
+
+    #[test]
     fn the_header_names_client_and_listener() {
         let mode = Mode::Ppv2 {
             emit: Emit::Every,
@@ -555,7 +589,8 @@ mod tests {
             assert!(mode.spoofs() && mode.spoofs_ports());
         }
         assert!(any.spoofs() && !any.spoofs_ports());
-        for mode in [Mode::Plain, Mode::Dsr(RewriteOn::Sdk { crc32c: false })] {
+        let by_header = Mode::Dsr(RewriteOn::Sdk { crc32c: false });
+        for mode in [Mode::Plain, Mode::Spp, by_header] {
             assert_eq!(source(mode), None);
             assert!(!mode.spoofs() && !mode.spoofs_ports());
         }

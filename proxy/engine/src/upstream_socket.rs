@@ -41,10 +41,31 @@ pub(crate) struct Connection {
     pub(crate) tags: Option<Arc<TagKeys>>,
     /// While its server doesn't return tags, it has a socket or an address of its own.
     pub(crate) tags_are_optional: bool,
-    /// Its headers have carried a tag, so that replies may carry it.
-    pub(crate) had_tags: bool,
+    /// What stands in front of its replies.
+    pub(crate) reply_header: ServerReplyHeader,
     /// What its headers carry besides.
     pub(crate) tlvs: Option<Arc<OwnTlvs>>,
+}
+
+/// What a server puts in front of its replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerReplyHeader {
+    /// Nothing.
+    None,
+    /// A header with a tag, perhaps: headers of the session have carried one.
+    Tagged,
+    /// The Simple Proxy Protocol header of the request.
+    Spp,
+}
+
+impl ServerReplyHeader {
+    /// Of a server that has seen no tag yet.
+    pub(crate) fn of(mode: Mode) -> Self {
+        match mode {
+            Mode::Spp => Self::Spp,
+            Mode::Ppv2 { .. } | Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => Self::None,
+        }
+    }
 }
 
 /// Where the first datagrams alone carry the header: whether the server still has it.
@@ -128,7 +149,9 @@ impl Connection {
     pub(crate) fn set_header(&mut self, target: &Target, key: &Key) {
         let keys = target.replies.tag_keys().filter(|_| key.fits_header());
         self.tags = keys.cloned();
-        self.had_tags |= self.tags.is_some();
+        if self.tags.is_some() {
+            self.reply_header = ServerReplyHeader::Tagged;
+        }
         self.tags_are_optional = matches!(target.replies, Replies::Auto(_));
         self.tlvs.clone_from(&target.tlvs);
         if let Some(first) = &mut self.first {

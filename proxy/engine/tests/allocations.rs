@@ -63,10 +63,7 @@ fn targets(servers: &[UdpSocket], way: &Way) -> Targets {
             tlvs: way.tlvs.clone(),
             repeat: None,
             ports: None,
-            mode: Mode::Ppv2 {
-                emit: Emit::Every,
-                crc32c: true,
-            },
+            mode: way.mode,
         }
     };
     Targets::new(servers.iter().map(target).collect())
@@ -93,6 +90,7 @@ struct Way {
     keeps_sessions: bool,
     accept: Option<Arc<Accept>>,
     tlvs: Option<Arc<OwnTlvs>>,
+    mode: Mode,
 }
 
 /// Each session has a socket of its own.
@@ -103,6 +101,10 @@ fn own_sockets() -> Way {
         keeps_sessions: true,
         accept: None,
         tlvs: None,
+        mode: Mode::Ppv2 {
+            emit: Emit::Every,
+            crc32c: true,
+        },
     }
 }
 
@@ -123,6 +125,14 @@ fn tagged(keeps_sessions: bool) -> Way {
         replies: Replies::Tagged(Arc::new(TagKeys::new([7; 16]))),
         keeps_sessions,
         ..own_sockets()
+    }
+}
+
+/// By Simple Proxy Protocol. The servers send the header of the request back.
+fn spp(way: Way) -> Way {
+    Way {
+        mode: Mode::Spp,
+        ..way
     }
 }
 
@@ -304,6 +314,8 @@ fn a_hundred_times_the_datagrams_take_no_allocation_more() {
         (4, own_sockets()),
         (4, network()),
         (1, with_tlvs(own_sockets())),
+        (1, spp(own_sockets())),
+        (4, spp(network())),
         (4, with_tlvs(tagged(true))),
         (4, tagged(true)),
         (1, tagged(false)),

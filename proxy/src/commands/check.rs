@@ -6,6 +6,7 @@ use std::fmt::Write;
 use crate::capacity::HostCapacity;
 use crate::config::{Config, Listener};
 use crate::discovery;
+use ppv2_engine::mode::Mode;
 use ppv2_engine::server::{Replies, SourceNetwork};
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
@@ -160,6 +161,11 @@ fn header_of(config: &Config, listener: &Listener) -> Vec<String> {
         }
         let (len, types) = (server.header_len(mode, listener), types.join(", "));
         lines.push(format!("headers have up to {len} bytes, with {types}"));
+    }
+    if mode == Mode::Spp {
+        lines.push(
+            "headers by Simple Proxy Protocol, which replies must have in front, too".to_owned(),
+        );
     }
     if mode.may_omit_header() {
         let repeat = server.repeat.map_or_else(String::new, |repeat| {

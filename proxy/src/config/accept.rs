@@ -151,6 +151,11 @@ impl Accept {
         refuse_twice("formats", formats)
     }
 
+    /// Whether TLVs of headers go on to servers.
+    pub(super) fn passes_tlvs(&self) -> bool {
+        self.tlvs == Tlvs::Pass
+    }
+
     /// As a worker needs it, one of `workers` that share the listener's senders.
     pub(crate) fn of_worker(&self, workers: usize) -> accept::Accept {
         accept::Accept {

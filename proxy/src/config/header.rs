@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use ppv2_engine::mode::Mode;
 use ppv2_engine::own_tlvs::{OwnTlvError, OwnTlvs};
 
+use super::accept::{Accept, Format};
 use super::error::{Within, is_hidden, key_path, nearest, refuse};
 use super::options::{Emit, Upstream, words};
 use super::values::{DAY, Hex, MS, Time, read_from_text};
@@ -26,10 +27,12 @@ const DNS_PORT: u16 = 53;
 /// The longest name in the DNS.
 const MAX_AUTHORITY: usize = 255;
 
-/// The PROXY v2 header
+/// The header in front of clients' datagrams
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HeaderOptions {
+    /// How it is written
+    pub(crate) format: Format,
     /// Which datagrams of a session have it
     pub(crate) emit: Emit,
     /// Emit first: how long after a header a datagram has it again, though the server answers
@@ -101,6 +104,29 @@ fn written(kind: TlvType) -> String {
 }
 
 impl HeaderOptions {
+    /// Refuses what a header of its format can't be or say.
+    pub(super) fn check_format(&self) -> Result<(), ConfigError> {
+        if self.format == Format::V2 {
+            return Ok(());
+        }
+        let of_v2 = [
+            ("emit", self.emit != Emit::Every),
+            ("crc32c", self.crc32c),
+            ("authority", self.authority.is_some()),
+            ("tlvs", !self.tlvs.is_empty()),
+        ];
+        let Some((key, _)) = of_v2.iter().find(|(_, is_set)| *is_set) else {
+            return Ok(());
+        };
+        refuse(
+            format!(
+                "`{key}` with format = \"spp\": Simple Proxy Protocol has 38 bytes in front of each datagram, and nothing but addresses"
+            ),
+            format!("leave `{key}` out, or set format = \"v2\""),
+        )
+        .within(key_path![*key])
+    }
+
     /// How long after a header the first datagram has it again.
     pub(super) fn repeat(&self) -> Result<Option<Duration>, ConfigError> {
         if self.repeat.is_some() && self.emit == Emit::Every {
@@ -333,6 +359,13 @@ impl Config {
         {
             self.warnings.push(format!(
                 "upstream `{name}`: emit = \"first\", and its servers seem to answer DNS ({sign}): Unbound, NSD, PowerDNS, BIND, Knot and dnsdist need the header on each datagram, and drop those without; set emit = \"every\" unless they remember it, as our SDKs do with `remember_senders`"
+            ));
+        }
+        let passes_tlvs = listener.accept.as_ref().is_some_and(Accept::passes_tlvs);
+        if passes_tlvs && listener.modes().any(|mode| mode == Mode::Spp) {
+            self.warnings.push(format!(
+                "listener `{}`: accept.tlvs = \"pass\" changes nothing for upstream `{name}`: Simple Proxy Protocol has no TLVs",
+                listener.name
             ));
         }
         let from_session = options.tlvs.iter().position(|tlv| tlv.from.is_some());

@@ -117,14 +117,14 @@ impl PartialEq for Expect {
 }
 
 words! {
-    /// Whether a probe has a PROXY header of the command LOCAL in front
+    /// Which header a probe has in front
     pub Header {
-        /// If clients' datagrams have a header
+        /// One of the format of clients' datagrams, if these have one: PROXY v2 with the command LOCAL, or Simple Proxy Protocol
         #[default]
         Auto,
-        /// Yes
+        /// PROXY v2 with the command LOCAL
         Local,
-        /// No
+        /// None
         None,
     }
 
@@ -178,7 +178,7 @@ struct ProbeOptions {
     expect_regex: Option<Pattern>,
     /// Kind udp: whether an answer must come; false: only a refusal fails [default: true]
     expect_reply: Option<bool>,
-    /// Kinds udp and dns: whether there is a PROXY header of the command LOCAL in front
+    /// Kinds udp and dns: which header is in front
     /// [default: auto]
     header: Option<Header>,
     /// Kind dns: the name to ask for

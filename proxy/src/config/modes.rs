@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::accept::Format;
 use super::error::{Within, key_path, refuse};
 use super::header::HeaderOptions;
 use super::options::{Emit, ModeKind, RewriteOn, ServerOptions, SourcePort};
@@ -28,7 +29,7 @@ impl Server {
             .as_ref()
             .and_then(|health| health.probe.as_ref());
         match mode {
-            Mode::Ppv2 { .. } => Some("mode ppv2"),
+            Mode::Ppv2 { .. } | Mode::Spp => Some("mode ppv2"),
             Mode::Plain => Some("mode plain"),
             Mode::Transparent { .. } | Mode::Dsr(_) => match probe? {
                 Probe::Udp { expect, .. } if *expect != Expect::Silence => Some("a udp probe"),
@@ -71,11 +72,19 @@ pub(super) fn mode(
         RewriteOn::Sdk => mode::RewriteOn::Sdk { crc32c },
     };
     let mode = match kind {
+        ModeKind::Ppv2 if header.format == Format::Spp => Mode::Spp,
         ModeKind::Ppv2 => Mode::Ppv2 { emit, crc32c },
         ModeKind::Transparent => Mode::Transparent { port },
         ModeKind::Dsr => Mode::Dsr(rewrite_on),
         ModeKind::Plain => Mode::Plain,
     };
+    if header.format == Format::Spp && matches!(mode, Mode::Dsr(mode::RewriteOn::Sdk { .. })) {
+        return refuse(
+            "mode dsr with rewrite_on = \"sdk\" and format = \"spp\", whose replies have a header for the proxy in front",
+            "leave `format` out: the server answers clients by a PROXY v2 header",
+        )
+        .within(key_path!["mode"]);
+    }
     if emit == mode::Emit::First && mode == Mode::Dsr(mode::RewriteOn::Sdk { crc32c }) {
         return refuse(
             "mode dsr with rewrite_on = \"sdk\" and emit = \"first\"",

@@ -377,7 +377,7 @@ pub struct Upstream {
     #[arg(skip)]
     pub(crate) on_return: OnReturn,
 
-    /// The PROXY v2 header of modes ppv2 and dsr
+    /// The header of modes ppv2 and dsr
     #[arg(skip)]
     pub(crate) header: HeaderOptions,
 

@@ -128,17 +128,18 @@ impl Config {
             if let Some(mode) = bad {
                 let what = match mode {
                     Mode::Ppv2 { .. } => "header.emit = \"first\"".to_owned(),
+                    Mode::Spp => "header.format = \"spp\"".to_owned(),
                     Mode::Transparent { .. } | Mode::Dsr(_) | Mode::Plain => {
                         format!("mode {}", mode.name())
                     }
                 };
                 return refuse(
                     format!(
-                        "replies = {} with {what} (listener `{}`): a tag needs a header on each datagram",
+                        "replies = {} with {what} (listener `{}`): a tag needs a PROXY v2 header on each datagram",
                         upstream.replies.quoted(),
                         listener.name
                     ),
-                    "set mode = \"ppv2\" and header.emit = \"every\", or replies = \"session\"",
+                    "set mode = \"ppv2\", header.format = \"v2\" and header.emit = \"every\", or replies = \"session\"",
                 )
                 .within(key_path!["upstream", name.as_str(), "replies"]);
             }

@@ -559,7 +559,7 @@ impl Config {
 /// A session has an address of its own only where replies come to it.
 fn check_mode(in_use: &InUse<'_>) -> Result<(), ConfigError> {
     let why = match in_use.mode {
-        Mode::Ppv2 { .. } | Mode::Plain => return Ok(()),
+        Mode::Ppv2 { .. } | Mode::Spp | Mode::Plain => return Ok(()),
         mode if mode.spoofs() => "sends from clients' addresses",
         Mode::Transparent { .. } | Mode::Dsr(_) => "takes no replies",
     };

@@ -255,6 +255,7 @@ impl Config {
         if let Some(health) = &options.health {
             health.check().within(key_path!["health"])?;
         }
+        options.header.check_format().within(key_path!["header"])?;
         let sources = options.sources()?;
         let template = Server {
             upstream: name.to_owned(),

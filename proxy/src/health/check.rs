@@ -9,6 +9,8 @@ use socket2::{SockAddr, SockRef};
 use tokio::time::Instant;
 
 use crate::config::Header;
+use ppv2::spp::SppHeader;
+use ppv2_engine::mode::{Mode, RewriteOn};
 
 /// Finds out whether one server serves.
 pub(super) trait HealthCheck: Send + 'static {
@@ -83,6 +85,30 @@ impl Outcome {
     }
 }
 
+/// What a server expects in front of clients' datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Nothing.
+    Payload,
+    /// A PROXY v2 header.
+    V2,
+    /// A Simple Proxy Protocol header, which it returns.
+    Spp,
+}
+
+impl Reads {
+    /// Of a server in this mode.
+    pub(crate) fn of(mode: Mode) -> Self {
+        match mode {
+            Mode::Spp => Self::Spp,
+            Mode::Ppv2 { .. } | Mode::Dsr(RewriteOn::Sdk { .. }) => Self::V2,
+            Mode::Transparent { .. }
+            | Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server)
+            | Mode::Plain => Self::Payload,
+        }
+    }
+}
+
 /// The server to check, and the address to check it from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Target {
@@ -90,8 +116,7 @@ pub(super) struct Target {
     pub(super) source: Option<IpAddr>,
     /// The source is an address of a network, which no interface has.
     pub(super) freebind: bool,
-    /// Whether clients' datagrams to it have a header.
-    pub(super) reads_header: bool,
+    pub(super) reads: Reads,
 }
 
 impl Target {
@@ -130,21 +155,30 @@ impl Target {
     }
 }
 
-/// `payload` behind a PROXY header of command LOCAL if `header` asks for one.
-/// `reads_header`: whether clients' datagrams to the server have a header.
-pub(crate) fn datagram(header: Header, reads_header: bool, payload: &[u8]) -> Vec<u8> {
-    let with_header = match header {
-        Header::Auto => reads_header,
-        Header::Local => true,
-        Header::None => false,
-    };
-    let mut buffer = [0; 16];
-    let mut datagram = match ppv2::Encoder::local(&mut buffer) {
-        Ok(encoder) if with_header => encoder.finish().to_vec(),
-        _ => Vec::new(),
-    };
-    datagram.extend_from_slice(payload);
-    datagram
+/// What stands in front of a datagram of the proxy's own from one address to another, to a
+/// server that `reads` this. Simple Proxy Protocol has no command LOCAL: the proxy is the
+/// client itself.
+pub(crate) fn header_of_own(
+    header: Header,
+    reads: Reads,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Vec<u8> {
+    match (header, reads) {
+        (Header::Auto, Reads::Payload) | (Header::None, _) => Vec::new(),
+        (Header::Auto, Reads::Spp) => {
+            let header = SppHeader {
+                client: from,
+                proxy: to,
+            };
+            header.to_bytes().to_vec()
+        }
+        (Header::Auto, Reads::V2) | (Header::Local, _) => {
+            let mut buffer = [0; ppv2::FIXED_LEN];
+            let header = ppv2::Encoder::local(&mut buffer).map(ppv2::Encoder::finish);
+            header.unwrap_or_default().to_vec()
+        }
+    }
 }
 
 /// Hides the error number of a failed bind, which would count against the server.

@@ -4,7 +4,7 @@ use hickory_resolver::proto::op::{Header, MessageType, OpCode, ResponseCode};
 use hickory_resolver::proto::serialize::binary::BinDecodable;
 use tokio::time::Instant;
 
-use super::check::{HealthCheck, Outcome, Target, datagram};
+use super::check::{HealthCheck, Outcome, Target};
 use super::udp::{Wanted, exchange};
 use crate::config;
 
@@ -19,9 +19,9 @@ impl HealthCheck for Dns {
     async fn check(&mut self, deadline: Instant) -> Outcome {
         let id = super::random_u16();
         self.query[..2].copy_from_slice(&id.to_be_bytes());
-        let datagram = datagram(self.header, self.target.reads_header, &self.query);
         let wanted = Wanted::Matching(&|answer| answers(answer, id));
-        exchange(&self.target, &datagram, wanted, deadline).await
+        let question = (self.header, &self.query[..]);
+        exchange(&self.target, question, wanted, deadline).await
     }
 }
 

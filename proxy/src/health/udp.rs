@@ -10,8 +10,8 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
-use super::check::{HealthCheck, Outcome, Target, own};
-use crate::config::Expect;
+use super::check::{HealthCheck, Outcome, Reads, Target, header_of_own, own};
+use crate::config::{Expect, Header};
 
 /// Answers that one check reads. It bounds the work that a server causes which answers
 /// one datagram with hundreds.
@@ -29,14 +29,16 @@ static SEARCHES: Semaphore = Semaphore::const_new(MAX_SEARCHES);
 
 pub(super) struct Udp {
     pub(super) target: Target,
-    pub(super) datagram: Vec<u8>,
+    pub(super) header: Header,
+    pub(super) payload: Vec<u8>,
     pub(super) expect: Expect,
 }
 
 impl HealthCheck for Udp {
     async fn check(&mut self, deadline: Instant) -> Outcome {
         let wanted = Wanted::Expected(&self.expect);
-        exchange(&self.target, &self.datagram, wanted, deadline).await
+        let question = (self.header, &self.payload[..]);
+        exchange(&self.target, question, wanted, deadline).await
     }
 }
 
@@ -58,20 +60,26 @@ impl Wanted<'_> {
     }
 }
 
-/// Sends `datagram` and waits for the wanted answer.
+/// Sends a payload behind what `header` says, and waits for the wanted answer.
 pub(super) async fn exchange(
     target: &Target,
-    datagram: &[u8],
+    (header, payload): (Header, &[u8]),
     wanted: Wanted<'_>,
     deadline: Instant,
 ) -> Outcome {
-    let socket = match connected(target, datagram).await {
-        Ok(socket) => socket,
+    let (socket, sent) = match ask(target, header, payload).await {
+        Ok(asked) => asked,
         Err(error) => return Outcome::of(&error),
     };
-    let mut outcome = match matches!(wanted, Wanted::Expected(Expect::Silence)) {
+    let is_silence_fine = matches!(wanted, Wanted::Expected(Expect::Silence));
+    let mut outcome = match is_silence_fine {
         true => Outcome::Passed,
         false => Outcome::Timeout,
+    };
+    // Without it, clients would not get the server's replies either.
+    let returned = match target.reads {
+        Reads::Spp if header == Header::Auto && !is_silence_fine => &sent[..],
+        Reads::Spp | Reads::V2 | Reads::Payload => &[],
     };
     let mut answer = vec![0; 65_536];
     for _ in 0..MAX_ANSWERS {
@@ -84,7 +92,11 @@ pub(super) async fn exchange(
                 continue;
             }
         };
-        match wanted.is(&answer[..len], deadline).await {
+        let is_right = match answer[..len].strip_prefix(returned) {
+            Some(answer) => wanted.is(answer, deadline).await,
+            None => Some(false),
+        };
+        match is_right {
             Some(true) => return Outcome::Passed,
             Some(false) => outcome = Outcome::WrongAnswer,
             None => return Outcome::Unknown,
@@ -97,14 +109,16 @@ pub(super) async fn exchange(
     outcome
 }
 
-async fn connected(target: &Target, datagram: &[u8]) -> io::Result<UdpSocket> {
+/// Sends a payload by a socket of its own. Returns the header in front of it, too.
+async fn ask(target: &Target, header: Header, payload: &[u8]) -> io::Result<(UdpSocket, Vec<u8>)> {
     let domain = Domain::for_address(target.address);
     let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     target.bind(&socket).map_err(own)?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(target.address).await?;
-    socket.send(datagram).await?;
-    Ok(socket)
+    let header = header_of_own(header, target.reads, socket.local_addr()?, target.address);
+    socket.send(&[&header, payload].concat()).await?;
+    Ok((socket, header))
 }
 
 /// Whether `regex` is found at the beginning of `answer`. The search runs on a thread of

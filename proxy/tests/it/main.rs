@@ -36,6 +36,7 @@ mod senders;
 mod sessions;
 mod source_network_hosts;
 mod source_networks;
+mod spp;
 mod stop;
 mod tagged_replies;
 mod transparent;

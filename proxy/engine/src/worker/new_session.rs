@@ -16,7 +16,7 @@ use crate::server::{Replies, Target};
 use crate::session::{Key, ReplyHeader, SessionId, Via};
 use crate::snapshot::{ListenerSnapshot, Snapshot};
 use crate::upstream::Balancer;
-use crate::upstream_socket::{Connection, First};
+use crate::upstream_socket::{Connection, First, ServerReplyHeader};
 
 /// How long the host's addresses are taken to stay the same.
 const OWN_FOR: Duration = Duration::from_secs(1);
@@ -195,7 +195,7 @@ impl Worker {
             }),
             tags: None,
             tags_are_optional: false,
-            had_tags: false,
+            reply_header: ServerReplyHeader::of(target.mode),
             tlvs: None,
         };
         connection.set_header(target, &key);

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ppv2::spp::{self, SppHeader};
 use ppv2_udp::{BATCH, Batch, Cause, Outgoing, Part, Received, SendFault, Socket, TrafficClass};
 use slab::Slab;
 
@@ -18,7 +19,7 @@ use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
 use crate::counters::{DropReason, ServerCounters};
 use crate::listener::Listener;
 use crate::session::{Amount, Key, Session, SessionId};
-use crate::upstream_socket::{Connection, Path, UpstreamSocket};
+use crate::upstream_socket::{Connection, Path, ServerReplyHeader, UpstreamSocket};
 
 /// Errors of earlier datagrams to read past before looking again later. ICMP
 /// can be forged, so reading them must not become all that a worker does.
@@ -269,13 +270,55 @@ impl Worker {
     }
 
     /// Has the replies in `slot`, which came by the socket or to the address of session
-    /// `id`, go to its client. Those that carry a tag pass without it.
+    /// `id`, go to its client, without the header in front if they have one.
     fn pass_of_session(&mut self, slot: usize, id: SessionId, now: Instant) {
         let session = self.table.get(id);
-        if session.is_none_or(|session| !session.connection.had_tags) {
-            self.pass(self.replies.batch.whole(slot), id, now);
-            return;
+        let header = session.map_or(ServerReplyHeader::None, |session| {
+            session.connection.reply_header
+        });
+        match header {
+            ServerReplyHeader::None => self.pass(self.replies.batch.whole(slot), id, now),
+            ServerReplyHeader::Tagged => self.pass_perhaps_tagged(slot, id, now),
+            ServerReplyHeader::Spp => self.pass_spp(slot, id, now),
         }
+    }
+
+    /// As [`pass_of_session`](Self::pass_of_session), of a server that must put the Simple
+    /// Proxy Protocol header of the request in front of each reply.
+    fn pass_spp(&mut self, slot: usize, id: SessionId, now: Instant) {
+        let (Some(received), Some(session)) =
+            (self.replies.batch.received(slot), self.table.get(id))
+        else {
+            return;
+        };
+        let (key, server) = (session.key(), &session.server);
+        let expected = SppHeader {
+            client: key.client.0,
+            proxy: key.local.0,
+        };
+        let expected = expected.to_bytes();
+        // What another host has sent is dropped for that.
+        let is_of_server = ServerAddr(received.peer) == server.address;
+        let (listener, server) = (Arc::clone(&session.settings.listener), Arc::clone(server));
+        for one in self.replies.batch.whole(slot).singles() {
+            let datagram = self.replies.batch.first_of(one);
+            if datagram.starts_with(&expected) || !is_of_server {
+                self.pass(one.behind(expected.len()), id, now);
+                continue;
+            }
+            let reason = match spp::decode(datagram) {
+                Ok(_) => DropReason::ReplyWrongClient,
+                Err(_) => DropReason::ReplyNoHeader,
+            };
+            let counters = server.counters(self.number);
+            counters.replies.add(1);
+            counters.reply_bytes.add(datagram.len() as u64);
+            listener.counters(self.number).dropped(reason).add(1);
+        }
+    }
+
+    /// As [`pass_of_session`](Self::pass_of_session), of a server that may return tags.
+    fn pass_perhaps_tagged(&mut self, slot: usize, id: SessionId, now: Instant) {
         for one in self.replies.batch.whole(slot).singles() {
             let datagram = self.replies.batch.first_of(one);
             let (Ok(reply), Some(session)) = (ppv2::decode_tagged(datagram), self.table.get(id))

@@ -242,3 +242,54 @@ fn servers_that_seem_to_need_each_header_are_a_warning_where_it_comes_once() {
     let plain = "{ address = \"192.0.2.1:53\", mode = \"plain\" }";
     assert!(load(first, &format!("{other}, {plain}"), "").is_empty());
 }
+
+#[test]
+fn simple_proxy_protocol_says_addresses_alone_on_each_datagram() {
+    let spp = "header = { format = \"spp\" }";
+    let config = load("", spp).unwrap();
+    assert_eq!(config.listeners[0].servers, [(0, Mode::Spp)]);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    for (key, option) in [
+        ("emit", "emit = \"first\""),
+        ("crc32c", "crc32c = true"),
+        ("authority", "authority = \"a.test\""),
+        ("tlvs", "tlvs = [{ type = \"0xE1\", value = \"a\" }]"),
+    ] {
+        let header = format!("header = {{ format = \"spp\", {option} }}");
+        let parts = [
+            &format!("`{key}` with format = \"spp\"")[..],
+            "or set format = \"v2\"",
+        ];
+        refused(load("", &header), &parts);
+    }
+    for replies in ["auto", "tagged"] {
+        refused(
+            load("", &format!("{spp}\nreplies = \"{replies}\"")),
+            &[
+                "with header.format = \"spp\"",
+                "a tag needs a PROXY v2 header",
+            ],
+        );
+    }
+    refused(
+        load("mode = \"dsr\"\nrewrite_on = \"sdk\"", spp),
+        &[
+            "rewrite_on = \"sdk\" and format = \"spp\"",
+            "leave `format` out",
+        ],
+    );
+    refused(
+        load("", "header = { format = \"v1\" }"),
+        &["`v1` is not known", "v2, spp"],
+    );
+    // Servers that get no header don't matter.
+    load("mode = \"transparent\"", spp).unwrap();
+
+    let accept = |tlvs: &str| {
+        let accept = format!("accept = {{ from = [\"192.0.2.128/25\"], tlvs = \"{tlvs}\" }}");
+        let warnings = load(&accept, spp).unwrap().warnings;
+        let has_no_tlvs = |warning: &&String| warning.contains("Simple Proxy Protocol has no TLVs");
+        warnings.iter().filter(has_no_tlvs).count()
+    };
+    assert_eq!((accept("pass"), accept("drop")), (1, 0));
+}

@@ -162,7 +162,11 @@ fn tags_need_a_header_on_each_datagram() {
     ] {
         refused(
             load("", mode, auto),
-            &["p.toml:", part, "a tag needs a header on each datagram"],
+            &[
+                "p.toml:",
+                part,
+                "a tag needs a PROXY v2 header on each datagram",
+            ],
         );
     }
     let first = format!("{auto}\nheader = {{ emit = \"first\" }}");

@@ -20,7 +20,7 @@ fn target(address: SocketAddr) -> Target {
         address,
         source: None,
         freebind: false,
-        reads_header: false,
+        reads: Reads::Payload,
     }
 }
 
@@ -35,7 +35,8 @@ fn outcome(mut check: impl HealthCheck) -> Outcome {
 fn udp(target: Target, expect: Expect) -> Udp {
     Udp {
         target,
-        datagram: b"ping".to_vec(),
+        header: Header::Auto,
+        payload: b"ping".to_vec(),
         expect,
     }
 }
@@ -122,12 +123,41 @@ fn only_the_beginning_of_an_answer_is_searched() {
 }
 
 #[test]
+fn a_server_of_simple_proxy_protocol_is_asked_by_it_and_must_return_the_header() {
+    let of_spp = |target: Target| Target {
+        reads: Reads::Spp,
+        ..target
+    };
+    let any = |target| udp(of_spp(target), Expect::Any);
+    let exact = |target| udp(of_spp(target), Expect::Bytes(b"pong".to_vec()));
+    let returned = |question: &[u8]| {
+        let (header, payload) = ppv2::spp::decode(question).unwrap();
+        assert!(header.client.ip().is_loopback() && header.client != header.proxy);
+        assert_eq!(payload, b"ping");
+        vec![[&header.to_bytes()[..], b"pong"].concat()]
+    };
+    let bare = |_: &[u8]| vec![b"pong".to_vec()];
+    let other = |question: &[u8]| {
+        let mut answer = returned(question);
+        answer[0][35] ^= 1;
+        answer
+    };
+    assert_eq!(answered(any, returned), Outcome::Passed);
+    assert_eq!(answered(exact, returned), Outcome::Passed);
+    assert_eq!(answered(any, bare), Outcome::WrongAnswer);
+    assert_eq!(answered(exact, other), Outcome::WrongAnswer);
+    let silence = |target| udp(of_spp(target), Expect::Silence);
+    assert_eq!(answered(silence, bare), Outcome::Passed);
+}
+
+#[test]
 fn a_closed_port_is_refused_even_where_silence_passes() {
     let free = Blocking::bind("127.0.0.1:0").unwrap();
     let target = target(free.local_addr().unwrap());
     let silence = || Udp {
         target: target.clone(),
-        datagram: datagram(Header::Local, target.reads_header, b""),
+        header: Header::Local,
+        payload: Vec::new(),
         expect: Expect::Silence,
     };
     assert_eq!(outcome(silence()), Outcome::Passed);

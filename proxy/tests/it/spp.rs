@@ -226,3 +226,34 @@ fn behind_another_proxy_it_names_that_ones_client() {
     setup.answers(&header.to_bytes(), b"answer", session);
     assert_eq!(receive(&front), (b"answer".to_vec(), setup.listener));
 }
+
+/// Each port of a range is written to by it, and answers by it.
+#[test]
+fn it_goes_to_the_ports_of_a_range() {
+    let first = ports(2);
+    let range = format!("{first}-{}", first + 1);
+    let servers = [first, first + 1].map(|port| bind(SocketAddr::from(([127, 0, 0, 2], port))));
+    let config = format!(
+        "[[listener]]\nname = \"l\"\nbind = [\"127.0.0.1:{range}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nheader = {{ format = \"spp\" }}\n\
+         servers = [{{ address = \"127.0.0.2:{range}\", port = \"same\" }}]\n"
+    );
+    let proxy = Proxy::start(&config);
+    let client = socket("127.0.0.1");
+    for server in &servers {
+        let listener = SocketAddr::from(([127, 0, 0, 1], server.local_addr().unwrap().port()));
+        client.send_to(b"question", listener).unwrap();
+        let (datagram, session) = receive(server);
+        let (header, payload) = spp::decode(&datagram).unwrap();
+        assert_eq!((header.proxy, payload), (listener, &b"question"[..]));
+        server.send_to(&[b'x'; 100], session).unwrap();
+        let reply = [&header.to_bytes()[..], b"answer"].concat();
+        server.send_to(&reply, session).unwrap();
+        assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+    }
+    let labels = "{listener=\"l\",reason=\"reply_no_header\"}";
+    assert_eq!(
+        proxy.metric(&format!("ppv2_dropped_datagrams_total{labels}")),
+        2
+    );
+}

@@ -297,16 +297,16 @@ impl Worker {
             proxy: key.local.0,
         };
         let expected = expected.to_bytes();
-        // What another host has sent is dropped for that.
-        let is_of_server = ServerAddr(received.peer) == server.address;
+        let is_of_server = ServerAddr(received.peer) == session.server_address();
         let (listener, server) = (Arc::clone(&session.settings.listener), Arc::clone(server));
         for one in self.replies.batch.whole(slot).singles() {
             let datagram = self.replies.batch.first_of(one);
-            if datagram.starts_with(&expected) || !is_of_server {
+            if datagram.starts_with(&expected) {
                 self.pass(one.behind(expected.len()), id, now);
                 continue;
             }
             let reason = match spp::decode(datagram) {
+                _ if !is_of_server => DropReason::ReplyWrongSource,
                 Ok(_) => DropReason::ReplyWrongClient,
                 Err(_) => DropReason::ReplyNoHeader,
             };

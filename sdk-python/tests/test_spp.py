@@ -1,15 +1,18 @@
 """Headers of Simple Proxy Protocol, and which formats a header may have."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ppv2
-from peers import CLIENT, CLIENT_V6, LISTENER, OTHER_CLIENT, Proxy, server, udp
+from peers import CLIENT, CLIENT_V6, LISTENER, OTHER_CLIENT, PATIENCE, Proxy, server, udp
 from ppv2 import Address
+from real_proxy import proxy_to_upstream
 from test_tagged import simple
 
 V2: list[Any] = ["v2"]
@@ -130,3 +133,34 @@ def test_libraries_that_open_several_endpoints(
         await asyncio.sleep(0)
 
     run(main)
+
+
+def test_the_real_proxy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    header = 'header = { format = "spp" }'
+
+    async def main() -> None:
+        transport, _ = await ppv2.asyncio.create_datagram_endpoint(
+            Echo, local_addr=("127.0.0.1", 0), trusted=["127.0.0.1"], formats=SPP
+        )
+        sock = transport.get_extra_info("socket")
+        with proxy_to_upstream(tmp_path, sock.getsockname(), header) as listener:
+            await asyncio.to_thread(ask, listener)
+        stats = sock.stats()
+        assert (stats.clients, stats.delivered, stats.replies_sent) == (5, 50, 50)
+        transport.close()
+        await asyncio.sleep(0)
+
+    def ask(listener: Address) -> None:
+        clients = [udp(f"127.0.0.{number}") for number in range(50, 55)]
+        for number in range(10):
+            for client in clients:
+                client.sendto(f"{number} {client.getsockname()}".encode()[: number * 9], listener)
+            for client in clients:
+                expected = f"{number} {client.getsockname()}".encode()[: number * 9]
+                assert client.recvfrom(99) == (expected, listener)
+        for client in clients:
+            client.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert not caplog.messages

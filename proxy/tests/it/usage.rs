@@ -460,6 +460,26 @@ fn whoami_reads_other_formats() {
 }
 
 #[test]
+fn whoami_answers_by_simple_proxy_protocol() {
+    let (_whoami, server) = whoami_with(&["--format", "spp"]);
+    let listener = address("127.0.0.1");
+    let _proxy = Proxy::start(&format!(
+        "[[listener]]\nname = \"l\"\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{server}\"]\nheader = {{ format = \"spp\" }}\n"
+    ));
+    let clients = ["127.0.0.50", "127.0.0.50", "127.0.0.51"].map(socket);
+    for payload in [&b"?"[..], b"", &[7; 1200]] {
+        for client in &clients {
+            client.send_to(payload, listener).unwrap();
+        }
+        for client in &clients {
+            let own = client.local_addr().unwrap().to_string();
+            assert_eq!(receive(client), (own.into_bytes(), listener));
+        }
+    }
+}
+
+#[test]
 fn whoami_remembers_what_emit_first_says_once() {
     let (whoami, server) = whoami_with(&["--remember", "1m"]);
     let listener = address("127.0.0.1");

@@ -52,6 +52,10 @@ const SESSION_BYTES: u64 = 4096;
 /// Memory of a session without a socket, in bytes.
 const NETWORK_SESSION_BYTES: u64 = 512;
 
+/// Memory of a proxy in front, by address and port, that is remembered or has a session. 385
+/// bytes were measured.
+const SENDER_BYTES: u64 = 512;
+
 /// Memory of the process without sessions, in bytes, and of each worker. About half was
 /// measured; lists of thousands of servers take some of the rest.
 const PROCESS_BYTES: u64 = 12 << 20;
@@ -124,15 +128,18 @@ impl HostCapacity {
         let ports = (has_sockets && !modes.all(Mode::spoofs)).then_some(ports);
         let room = |(_, network)| config::sessions_in(network, config.worker_count());
         let addresses = networks.into_iter().map(room).min();
-        let each = match has_sockets {
+        let mut each = match has_sockets {
             true => SESSION_BYTES,
             false => NETWORK_SESSION_BYTES,
         };
+        if config.listeners.iter().any(|one| one.accept.is_some()) {
+            each += SENDER_BYTES;
+        }
+        let senders = config.remembered_senders().saturating_mul(SENDER_BYTES);
         let memory = memory::limit();
-        let memory = memory.map(|limit| {
-            let workers = config.worker_count();
-            sessions_in(&limit, workers, listening, each)
-        });
+        let other = SESSION_BYTES.saturating_mul(u64::try_from(listening).unwrap_or(u64::MAX));
+        let other = other.saturating_add(senders);
+        let memory = memory.map(|limit| sessions_in(&limit, other, config.worker_count(), each));
         Self::new(Self {
             descriptors,
             ports,
@@ -237,14 +244,13 @@ impl HostCapacity {
 }
 
 /// About how many sessions there is memory for, of so many bytes each, beside workers and
-/// the sockets that clients write to.
-fn sessions_in(limit: &MemoryLimit, workers: usize, listening: usize, each: u64) -> usize {
-    let [workers, listening] =
-        [workers, listening].map(|count| u64::try_from(count).unwrap_or(u64::MAX));
+/// `other` bytes, for the sockets that clients write to and remembered proxies.
+fn sessions_in(limit: &MemoryLimit, other: u64, workers: usize, each: u64) -> usize {
+    let workers = u64::try_from(workers).unwrap_or(u64::MAX);
     let process = WORKER_BYTES
         .saturating_mul(workers)
-        .saturating_add(SESSION_BYTES.saturating_mul(listening))
-        .saturating_add(PROCESS_BYTES);
+        .saturating_add(PROCESS_BYTES)
+        .saturating_add(other);
     let left = limit.bytes.saturating_sub(process);
     let sessions = (left - left / QUEUES_SHARE) / each;
     usize::try_from(sessions).unwrap_or(usize::MAX)
@@ -401,7 +407,7 @@ mod tests {
         let of = |megabytes: u64, workers| {
             let bytes = megabytes << 20;
             let source = "memory.max".into();
-            sessions_in(&MemoryLimit { bytes, source }, workers, 0, SESSION_BYTES)
+            sessions_in(&MemoryLimit { bytes, source }, 0, workers, SESSION_BYTES)
         };
         assert_eq!((of(0, 1), of(14, 1), of(15, 1)), (0, 0, 192));
         // Three quarters of 48 MiB, at 4 KiB each.

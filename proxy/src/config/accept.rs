@@ -322,6 +322,14 @@ impl Config {
                 "listener `{name}`: `allow` and `deny` don't hold against clients of a proxy in front that leaves the header out: a client whose payload begins with a header can name any address. Leave `accept.remember` out, or have that proxy write the header on each datagram and check clients itself"
             ));
         }
+        if listener
+            .modes()
+            .any(|mode| mode.spoofs_ports() && mode.takes_replies())
+        {
+            warnings.push(format!(
+                "listener `{name}`: `accept` with source_port = \"client\": a client whose datagrams come from another port of a proxy in front, as after a restart of that proxy, is dropped as `client_port_in_use` until its former session has ended. Leave `source_port` out unless servers need the client's port, and keep `idle_timeout` short"
+            ));
+        }
         let rewrites = |mode| matches!(mode, Mode::Dsr(RewriteOn::Proxy | RewriteOn::Server));
         if listener.modes().any(rewrites) {
             warnings.push(format!(
@@ -329,6 +337,13 @@ impl Config {
             ));
         }
         warnings
+    }
+
+    /// The most senders that listeners remember together.
+    pub(crate) fn remembered_senders(&self) -> u64 {
+        let accepts = self.listeners.iter().filter_map(|one| one.accept.as_ref());
+        let remembers = accepts.filter_map(|accept| accept.remember);
+        remembers.map(|remember| *remember.max as u64).sum()
     }
 
     /// Networks whose headers a listener believes.

@@ -402,14 +402,28 @@ impl Config {
             for member in &groups[name].servers {
                 let server = &self.servers[member.index];
                 let mut loops = bound.arrive_at(server.address.0, server.ports, &host);
+                let mut modes = listener.servers.iter();
+                let mode = modes.find(|(number, _)| *number == member.index);
+                let has_header = mode.is_none_or(|(_, mode)| mode.has_header());
                 let next = |number: usize| &self.listeners[number];
                 loops.retain(|(number, _)| {
-                    next(*number).accept.is_none() || !chains.add(index, *number)
+                    let is_read = has_header && next(*number).accept.is_some();
+                    !is_read || !chains.add(index, *number)
                 });
                 let Some((number, at)) = loops.first() else {
                     continue;
                 };
                 let next = next(*number);
+                if next.accept.is_some() && !has_header {
+                    return refuse(
+                        format!(
+                            "server `{}` is listener `{}` at {at}, which accepts headers, and listener `{}` writes none: every datagram would be dropped",
+                            server.name, next.name, listener.name
+                        ),
+                        "set mode = \"ppv2\" for this server, or leave `accept` out of that listener",
+                    )
+                    .within(key_path!["upstream", name, "servers", member.entry]);
+                }
                 return refuse(
                     format!(
                         "server `{}` is listener `{}` at {at}, this proxy's own address: datagrams would loop",

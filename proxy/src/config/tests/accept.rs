@@ -206,6 +206,13 @@ fn senders_trusted_by_mistake_are_warnings() {
         ]
     );
     assert_eq!(warnings(&format!("rewrite_on = \"sdk\"\n{dsr}")), none);
+    let transparent = "mode = \"transparent\"\naccept = { from = [\"198.51.100.1\"] }";
+    assert_eq!(warnings(transparent), none);
+    let warned = warnings(&format!("source_port = \"client\"\n{transparent}"));
+    assert!(
+        warned.len() == 1 && warned[0].contains("`client_port_in_use`"),
+        "{warned:?}"
+    );
 }
 
 #[test]
@@ -264,6 +271,14 @@ fn listeners_that_read_headers_may_follow_each_other() {
         let error = three(loops).unwrap_err();
         assert!(error.contains("datagrams would loop"), "{error}");
     }
+    // One that writes no header is not understood by one that needs it.
+    let plain = "[[listener]]\nbind = [\"127.0.0.1:1\"]\nupstream = \"u1\"\nmode = \"plain\"\n\
+                 [upstream.u1]\nservers = [\"127.0.0.1:2\"]\n\
+                 [[listener]]\nname = \"l2\"\nbind = [\"127.0.0.1:2\"]\nupstream = \"u2\"\n\
+                 accept = { from = [\"127.0.0.1\"] }\n\
+                 [upstream.u2]\nservers = [\"192.0.2.1:53\"]\n";
+    let error = Config::from_toml("x", plain).unwrap_err().to_string();
+    assert!(error.contains("every datagram would be dropped"), "{error}");
     // The first takes every byte for payload.
     let error = three(["192.0.2.1:53", "127.0.0.1:1", end]).unwrap_err();
     assert!(error.contains("is listener `l1` at 127.0.0.1:1"), "{error}");

@@ -108,3 +108,73 @@ fn clients_behind_a_program_that_sends_it_are_served() {
         assert_eq!(receive(client), (own.into_bytes(), front.address));
     }
 }
+
+/// Two of our proxies, which speak it to each other: the server's replies need none.
+#[test]
+fn two_of_our_proxies_speak_it_to_each_other() {
+    for ip in ["127.0.0.1", "::1"] {
+        let (a, b, server) = (address(ip), address(ip), socket(ip));
+        let to = server.local_addr().unwrap();
+        let second = Proxy::start(&config(b, to, &accept(ip, SPP), ""));
+        let first = Proxy::start(&config(a, b, "", "header = { format = \"spp\" }"));
+        let clients: Vec<_> = (0..5).map(|_| socket(ip)).collect();
+        for payload in [&b"question"[..], b"", &[7; 1400]] {
+            for client in &clients {
+                client.send_to(payload, a).unwrap();
+                let (datagram, session) = receive(&server);
+                let (seen, destination, got) = read_plain_header(&datagram);
+                assert_eq!((seen, destination), (client.local_addr().unwrap(), a));
+                assert!(got == payload);
+                server.send_to(payload, session).unwrap();
+                assert_eq!(receive(client), (payload.to_vec(), a));
+            }
+        }
+        for proxy in [&first, &second] {
+            assert_eq!(all_dropped(proxy), []);
+        }
+    }
+}
+
+/// Version 2 in front, Simple Proxy Protocol behind, and the other way round.
+#[test]
+fn formats_are_translated_in_a_chain() {
+    let spp_out = "header = { format = \"spp\" }";
+    for (ip, of_first, accepts, of_second) in [
+        ("127.0.0.1", "", "", spp_out),
+        ("::1", spp_out, SPP, ""),
+        ("127.0.0.1", spp_out, SPP, spp_out),
+    ] {
+        let (a, b, server) = (address(ip), address(ip), socket(ip));
+        let to = server.local_addr().unwrap();
+        let second = Proxy::start(&config(b, to, &accept(ip, accepts), of_second));
+        let first = Proxy::start(&config(a, b, "", of_first));
+        let clients = [(); 3].map(|()| socket(ip));
+        let mut asked = Vec::new();
+        for client in &clients {
+            client.send_to(b"question", a).unwrap();
+            let (datagram, session) = receive(&server);
+            let own = client.local_addr().unwrap();
+            let header = match of_second {
+                "" => fake_proxy::from_client_at(own, a, b""),
+                _ => spp(own, a).to_vec(),
+            };
+            assert_eq!(datagram, [&header[..], b"question"].concat());
+            // A server that reads Simple Proxy Protocol returns it.
+            let header = if of_second.is_empty() {
+                Vec::new()
+            } else {
+                header
+            };
+            asked.push((session, header));
+        }
+        for (number, (session, header)) in asked.iter().enumerate().rev() {
+            let answer = format!("answer {number}");
+            let reply = [&header[..], answer.as_bytes()].concat();
+            server.send_to(&reply, *session).unwrap();
+            assert_eq!(receive(&clients[number]), (answer.into_bytes(), a));
+        }
+        for proxy in [&first, &second] {
+            assert_eq!(all_dropped(proxy), []);
+        }
+    }
+}

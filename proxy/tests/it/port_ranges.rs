@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ppv2_lab::network::{Family, Lab, Side};
 use ppv2_lab::service::*;
 use ppv2_lab::*;
 
@@ -400,4 +401,48 @@ fn health_is_checked_at_one_port() {
     eventually("it is down", || proxy.metric(&up) == 0);
     proxy.reload(&config(", expect_regex = \"^[0-9]+ .* ping$\""));
     eventually("it is up", || proxy.metric(&up) == 1);
+}
+
+/// Sets both hosts up by what `host-setup` prints, whose rules know the whole range.
+#[test]
+fn a_server_in_mode_transparent_sees_clients_at_each_port() {
+    const FIRST: u16 = 20_000;
+    let Some(lab) = Lab::enter(test_name!(), Side::Private) else {
+        return;
+    };
+    let last = FIRST + PORTS - 1;
+    let config = Family::BOTH.map(|family| {
+        let range = |mut address: SocketAddr| {
+            address.set_port(FIRST);
+            format!("{address}-{last}")
+        };
+        let (bind, server) = (range(family.listener()), range(family.server()));
+        format!(
+            "[[listener]]\nname = \"{family:?}\"\nbind = [\"{bind}\"]\nmode = \"transparent\"\n\
+             upstream = \"{family:?}\"\n[upstream.{family:?}]\n\
+             servers = [{{ address = \"{server}\", port = \"same\" }}]\n"
+        )
+    });
+    let config = config.concat();
+    lab.host_setup("proxy", &config, &["--role", "proxy"]);
+    let gateways = Family::BOTH.map(|family| family.proxy().to_string());
+    let [v4, v6] = &gateways;
+    let options = ["--role", "server", "--gateway", v4, "--gateway", v6];
+    lab.host_setup("server", &config, &options);
+    let rules = lab.sh("server", "ip rule");
+    let rule = format!("sport {FIRST}-{last}");
+    assert!(rules.contains(&rule), "{rules}");
+    let _servers = lab.at("server", || {
+        ["10.0.0.2", "fd00:a::2"].map(|ip| RangeServer::start(ip, FIRST))
+    });
+    let _proxy = lab.proxy_with(&config);
+    for family in Family::BOTH {
+        let own = family.client(1);
+        let client = lab.at("client1", || socket(&own.to_string()));
+        let listener = family.listener().ip().to_string();
+        for port in [FIRST, FIRST + 1, last - 1, last] {
+            let (seen, payload) = ask(&client, &listener, port);
+            assert_eq!((seen.ip(), &payload[..]), (own, &b"question"[..]));
+        }
+    }
 }

@@ -257,3 +257,68 @@ fn it_goes_to_the_ports_of_a_range() {
         2
     );
 }
+
+#[test]
+fn a_server_on_our_sdk_reads_it_and_returns_it() {
+    let trust = ppv2_sdk::Trust::networks(["127.0.0.1"]).formats([ppv2_sdk::Format::Spp]);
+    let server = ppv2_sdk::UdpSocket::bind("127.0.0.1:0", trust.build().unwrap()).unwrap();
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let listener = address("127.0.0.1");
+    let config = format!(
+        "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{}\"]\nheader = {{ format = \"spp\" }}\n",
+        server.local_addr().unwrap()
+    );
+    let _proxy = Proxy::start(&config);
+    for _ in 0..3 {
+        let client = socket("127.0.0.1");
+        for _ in 0..3 {
+            client.send_to(b"question", listener).unwrap();
+            let mut question = [0; 100];
+            let (len, peer) = server.recv_from(&mut question).unwrap();
+            assert_eq!(&question[..len], b"question");
+            assert_eq!(peer, client.local_addr().unwrap());
+            server.send_to(b"answer", peer).unwrap();
+            assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+        }
+    }
+}
+
+/// The proxy in front writes the format that the one behind it reads, and takes its replies.
+#[test]
+fn two_proxies_speak_it_with_each_other() {
+    for (ip, accept) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1")] {
+        let accept = format!("accept = {{ from = [\"{accept}\"], formats = [\"spp\"] }}");
+        let behind = Setup::start(ip, ip, &accept, "");
+        let front = address(ip);
+        let config = format!(
+            "[[listener]]\nname = \"l\"\nbind = [\"{front}\"]\nupstream = \"u\"\n\
+             [upstream.u]\nservers = [\"{}\"]\nheader = {{ format = \"spp\" }}\n",
+            behind.listener
+        );
+        let proxy = Proxy::start(&config);
+        let clients: Vec<_> = (0..5).map(|_| socket(ip)).collect();
+        for number in 0..20u8 {
+            for client in &clients {
+                client.send_to(&[number; 100], front).unwrap();
+            }
+            for _ in &clients {
+                let (datagram, session) = receive(&behind.server);
+                let (header, payload) = spp::decode(&datagram).unwrap();
+                assert_eq!((header.proxy, payload), (front, &[number; 100][..]));
+                // The answer names the client, so that it can be told whose it is.
+                let answer = header.client.to_string();
+                behind.answers(&header.to_bytes(), answer.as_bytes(), session);
+            }
+            for client in &clients {
+                let own = client.local_addr().unwrap().to_string();
+                assert_eq!(receive(client), (own.into_bytes(), front));
+            }
+        }
+        for reason in ["reply_no_header", "reply_wrong_client"] {
+            let labels = format!("{{listener=\"l\",reason=\"{reason}\"}}");
+            let dropped = proxy.metric(&format!("ppv2_dropped_datagrams_total{labels}"));
+            assert_eq!(dropped, 0);
+        }
+    }
+}

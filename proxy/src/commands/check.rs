@@ -4,9 +4,9 @@
 use std::fmt::Write;
 
 use crate::capacity::HostCapacity;
-use crate::config::{Config, Listener};
+use crate::config::{Accept, Config, Listener};
 use crate::discovery;
-use ppv2_engine::mode::Mode;
+use ppv2_engine::mode::{MAX_PASSED_TLVS, Mode};
 use ppv2_engine::server::{Replies, SourceNetwork};
 
 /// Describes a valid configuration, a line for each thing that it sets up, with the
@@ -160,7 +160,14 @@ fn header_of(config: &Config, listener: &Listener) -> Vec<String> {
             types.push("UNIQUE_ID of the session".to_owned());
         }
         let (len, types) = (server.header_len(mode, listener), types.join(", "));
-        lines.push(format!("headers have up to {len} bytes, with {types}"));
+        let passes = listener.accept.as_ref().is_some_and(Accept::passes_tlvs);
+        let passed = match passes {
+            true => format!(", and up to {MAX_PASSED_TLVS} more of TLVs that pass"),
+            false => String::new(),
+        };
+        lines.push(format!(
+            "headers have up to {len} bytes, with {types}{passed}"
+        ));
     }
     if mode == Mode::Spp {
         lines.push(
@@ -242,6 +249,51 @@ servers = [
         }
         assert!(text.contains("warning: max_sessions is 3000000"));
         assert!(text.contains(", memory about "), "{text}");
+    }
+
+    #[test]
+    fn headers_that_are_not_as_usual_are_described() {
+        let tlvs = "tlvs = [{ type = \"0xE1\", value = \"text\" }, { type = \"unique_id\", from = \"session\" }]";
+        let with_tlvs = format!("crc32c = true, authority = \"a.test\", {tlvs}");
+        let types = "AUTHORITY, TLV 0xe1 (custom), UNIQUE_ID of the session";
+        let accept = "accept = { from = [\"192.0.2.0/24\"], tlvs = \"pass\" }";
+        for (of_listener, header, line) in [
+            ("", "crc32c = true", None),
+            ("mode = \"plain\"", &with_tlvs, None),
+            // 28 bytes for IPv4, 9, 7 and 19 for TLVs, 7 for the checksum.
+            ("", &with_tlvs, Some(format!("headers have up to 70 bytes, with {types}"))),
+            (
+                accept,
+                &with_tlvs,
+                Some(format!(
+                    "headers have up to 94 bytes, with {types}, and up to 484 more of TLVs that pass"
+                )),
+            ),
+            (
+                "",
+                "emit = \"first\", repeat = \"10s\"",
+                Some(
+                    "headers until the server has answered, and again after 10s: it must remember clients (our SDKs: `remember_senders`)"
+                        .to_owned(),
+                ),
+            ),
+            (
+                "",
+                "format = \"spp\"",
+                Some("headers by Simple Proxy Protocol, which replies must have in front, too".to_owned()),
+            ),
+        ] {
+            let text = format!(
+                "[[listener]]\nbind = [\"127.0.0.1:9000\"]\nupstream = \"u\"\n{of_listener}\n\
+                 [upstream.u]\nservers = [\"192.0.2.1:9000\"]\nheader = {{ {header} }}\n"
+            );
+            let report = report(&Config::from_toml("x", &text).unwrap());
+            let mut described = report.lines().map(str::trim).filter(|line| {
+                line.starts_with("headers have") || line.starts_with("headers until") || line.starts_with("headers by")
+            });
+            assert_eq!(described.next().map(str::to_owned), line, "{report}");
+            assert_eq!(described.next(), None, "{report}");
+        }
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Accept {
     }
 
     /// Whether TLVs of headers go on to servers.
-    pub(super) fn passes_tlvs(&self) -> bool {
+    pub(crate) fn passes_tlvs(&self) -> bool {
         self.tlvs == Tlvs::Pass
     }
 

@@ -149,7 +149,8 @@ impl Connection {
     pub(crate) fn set_header(&mut self, target: &Target, key: &Key) {
         let keys = target.replies.tag_keys().filter(|_| key.fits_header());
         self.tags = keys.cloned();
-        if self.tags.is_some() {
+        // A session that is about to leave mode spp has replies of before on their way.
+        if self.tags.is_some() && self.mode != Mode::Spp {
             self.reply_header = ServerReplyHeader::Tagged;
         }
         self.tags_are_optional = matches!(target.replies, Replies::Auto(_));

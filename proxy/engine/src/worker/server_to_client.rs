@@ -257,7 +257,8 @@ impl Worker {
         if settings.rules.amplification.is_some() {
             return of_listener(DropReason::ReplyLate);
         }
-        if !settings.allows(key.client.0.ip()) {
+        let client = key.client.0.ip();
+        if !settings.allows(client) || !settings.admits(client, None) {
             return of_listener(DropReason::ReplyNotAllowed);
         }
         Ok(Exit {
@@ -291,14 +292,13 @@ impl Worker {
         else {
             return;
         };
-        let (key, server) = (session.key(), &session.server);
+        let key = session.key();
         let expected = SppHeader {
             client: key.client.0,
             proxy: key.local.0,
         };
         let expected = expected.to_bytes();
         let is_of_server = ServerAddr(received.peer) == session.server_address();
-        let (listener, server) = (Arc::clone(&session.settings.listener), Arc::clone(server));
         for one in self.replies.batch.whole(slot).singles() {
             let datagram = self.replies.batch.first_of(one);
             if datagram.starts_with(&expected) {
@@ -310,10 +310,13 @@ impl Worker {
                 Ok(_) => DropReason::ReplyWrongClient,
                 Err(_) => DropReason::ReplyNoHeader,
             };
-            let counters = server.counters(self.number);
-            counters.replies.add(1);
-            counters.reply_bytes.add(datagram.len() as u64);
-            listener.counters(self.number).dropped(reason).add(1);
+            if let Some(session) = self.table.get(id) {
+                let counters = session.server.counters(self.number);
+                counters.replies.add(1);
+                counters.reply_bytes.add(datagram.len() as u64);
+                let counters = session.settings.listener.counters(self.number);
+                counters.dropped(reason).add(1);
+            }
         }
     }
 

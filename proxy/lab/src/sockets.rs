@@ -4,7 +4,7 @@ use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::TIMEOUT;
 
@@ -29,28 +29,35 @@ pub fn port() -> u16 {
     }
 }
 
-/// The first of so many ports in a row that no other test gets, as [`port`].
+/// The most ports in a row that a test gets by [`ports`].
+const PORTS_IN_A_ROW: u16 = 200;
+
+/// The first of so many free ports in a row, at most 200, that no other test gets. They lie
+/// below those of [`port`].
 pub fn ports(count: u16) -> u16 {
+    assert!(count <= PORTS_IN_A_ROW);
+    // Some tests have fixed ports between.
+    let firsts = (1100..5000).chain(6000..9000);
+    let firsts: Vec<u16> = firsts.step_by(PORTS_IN_A_ROW.into()).collect();
     let is_free = |port: u16| {
         UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
             && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
     };
-    loop {
-        let first = fastrand::u16(10_000..32_768 - count);
-        let reserve = |port| {
-            let name = format!("ppv2-lab-port-{port}");
-            let name = net::SocketAddr::from_abstract_name(name).unwrap();
-            net::UnixDatagram::bind_addr(&name).ok()
-        };
-        let reserved: Option<Vec<_>> = (first..first + count).map(reserve).collect();
-        if let Some(reserved) = reserved
+    let deadline = Instant::now() + TIMEOUT;
+    while Instant::now() < deadline {
+        let first = firsts[fastrand::usize(..firsts.len())];
+        let name = format!("ppv2-lab-ports-{first}");
+        let name = net::SocketAddr::from_abstract_name(name).unwrap();
+        if let Ok(reserved) = net::UnixDatagram::bind_addr(&name)
             && (first..first + count).all(is_free)
         {
             // Held until the process ends.
             mem::forget(reserved);
             return first;
         }
+        std::thread::sleep(Duration::from_millis(10));
     }
+    panic!("other tests have all ports");
 }
 
 /// An address of this machine that no other test uses.

@@ -1,9 +1,6 @@
 //! Listeners of many ports, and servers on the same ports.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ppv2_lab::network::{Family, Lab, Side};
@@ -122,47 +119,41 @@ fn more_ports_than_open_files_are_refused_with_both_numbers() {
     );
 }
 
-/// A server on a range of ports that answers each datagram with its own port, where it came
-/// from, and what came.
+/// Answers each datagram with its own port, where it came from, and what came. The sockets are
+/// another process's: other tests count those of this one.
+const SERVER: &str = "
+import selectors, socket, sys
+ip, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sockets = selectors.DefaultSelector()
+for port in range(first, first + count):
+    s = socket.socket(socket.AF_INET6 if ':' in ip else socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((ip, port))
+    sockets.register(s, selectors.EVENT_READ, port)
+print('bound', file=sys.stderr, flush=True)
+while True:
+    for key, _ in sockets.select():
+        datagram, client = key.fileobj.recvfrom(65535)
+        source = ('[%s]:%d' if ':' in ip else '%s:%d') % client[:2]
+        key.fileobj.sendto(b'%d %s ' % (key.data, source.encode()) + datagram, client)
+";
+
+/// A server on [`PORTS`] ports.
 struct RangeServer {
     ip: &'static str,
     first: u16,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _process: Process,
 }
 
 impl RangeServer {
     fn start(ip: &'static str, first: u16) -> Self {
-        let socket = |port| {
-            let socket = bind(SocketAddr::new(ip.parse().unwrap(), port));
-            socket.set_nonblocking(true).unwrap();
-            (port, socket)
-        };
-        let sockets: Vec<_> = (first..first + PORTS).map(socket).collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let answer_all = move || {
-            let mut datagram = [0; 2000];
-            while !told.load(Ordering::Relaxed) {
-                let mut is_idle = true;
-                for (port, socket) in &sockets {
-                    while let Ok((len, from)) = socket.recv_from(&mut datagram) {
-                        let mut answer = format!("{port} {from} ").into_bytes();
-                        answer.extend_from_slice(&datagram[..len]);
-                        socket.send_to(&answer, from).unwrap();
-                        is_idle = false;
-                    }
-                }
-                if is_idle {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        };
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", SERVER, ip, &first.to_string(), &PORTS.to_string()]);
+        let mut process = Process::start(&mut command);
+        process.wait_for("bound");
         Self {
             ip,
             first,
-            stop,
-            thread: Some(std::thread::spawn(answer_all)),
+            _process: process,
         }
     }
 
@@ -179,13 +170,6 @@ impl RangeServer {
     fn servers(&self, more: &str) -> String {
         let address = self.address();
         format!("servers = [{{ address = \"{address}\", port = \"same\"{more} }}]\n")
-    }
-}
-
-impl Drop for RangeServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().map(JoinHandle::join);
     }
 }
 

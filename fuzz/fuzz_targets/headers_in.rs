@@ -13,6 +13,7 @@ use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use ppv2_engine::accept::{Accept, Direct, Formats, LocalHeaders, Remember, Senders};
 use ppv2_engine::address::is_no_host;
+use ppv2_engine::session::ReplyHeader;
 
 const LISTENER: u64 = 1;
 const MAX: usize = 4;
@@ -143,6 +144,7 @@ fuzz_target!(|input: Input| {
         } else if accept.remember.is_some()
             && bytes.starts_with(&ppv2::SIGNATURE)
             && bytes[12] == 0x21
+            && arrival.reply_header == ReplyHeader::None
         {
             let is_full = said.len() >= MAX && !said.contains_key(&datagram.port);
             // It may take a while until room that has become free is found.
@@ -153,6 +155,7 @@ fuzz_target!(|input: Input| {
             let is_empty = bytes.len() == arrival.header;
             assert_eq!(arrival.is_announcement, is_empty && !input.forwards_empty);
         } else if bytes.starts_with(&ppv2::SIGNATURE) {
+            // It speaks for itself, or tags, or none are remembered.
             said.remove(&datagram.port);
         }
         if datagram.is_held {

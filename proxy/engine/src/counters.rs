@@ -81,7 +81,7 @@ drop_reasons! {
         "add the address to `accept.from` if it is a proxy that writes headers; set `accept.direct` to accept if clients send here directly, too";
     NoHeader, "no_header",
         "it came from a network in `accept.from` and does not begin with a header of `accept.formats`",
-        "have the sender put a header in front of each datagram; set `accept.remember` if it does so once per session";
+        "have the sender put a header of `accept.formats` in front of each datagram; if it does so once per session, set `accept.remember`, with an `idle` and `max` that suffice";
     V1Header, "v1_header",
         "it came from a network in `accept.from` and begins with a PROXY v1 header, which is for TCP alone",
         "have the sender write PROXY v2: nginx needs 1.31.4 and `proxy_protocol v2`, older versions write v1 over UDP, too";
@@ -144,7 +144,7 @@ drop_reasons! {
         "grant CAP_NET_RAW, and CAP_NET_BIND_SERVICE for clients' ports below 1024; see `ppv2-proxy doctor`";
     ClientPortInUse, "client_port_in_use",
         "the client's source port, or every port of its address, is already in use towards this server",
-        "let clients send to one address of the listener, or set `source_port` to any";
+        "let clients send to one address of the listener, and a proxy in front send each from one port; or set `source_port` to any";
     NoMemory, "no_memory",
         "the client is new, and the kernel has no memory for its socket",
         "lower `limits.max_sessions` to what the host can hold";

@@ -20,7 +20,11 @@ use super::{Config, ConfigError, Listener};
 
 /// Proxies in front of the listener, whose datagrams begin with a header that names the client
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a table such as { from = [\"192.0.2.1\"] }"
+)]
 pub struct Accept {
     /// Their networks: a datagram from there must begin with a header, and can name any client
     pub from: Vec<Network>,
@@ -40,7 +44,11 @@ pub struct Accept {
 
 /// Senders may leave the header out once they have sent one, which the specification forbids
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a table such as { idle = \"30s\" }"
+)]
 pub(crate) struct Remember {
     /// How long the client of a sender's address and port is remembered since its latest datagram
     pub(crate) idle: Time<S, DAY, { 30 * S }>,
@@ -304,6 +312,22 @@ impl Config {
                     "listener `{name}`: every datagram to {address} is dropped: `accept.from` has no {family} network, and `accept.direct` is drop"
                 ));
             }
+        }
+        let is_in = |nets: &[Network], one: &Network| nets.iter().any(|net| net.0.contains(&one.0));
+        let peers = self.peers.as_deref().unwrap_or_default();
+        for front in narrow().filter(|_| accept.local == LocalHeaders::Forward) {
+            let why = if is_in(peers, front) {
+                "is in `peers`"
+            } else if is_in(&listener.deny, front) {
+                "is in `deny`"
+            } else if !is_in(&listener.allow, front) {
+                "is not in `allow`"
+            } else {
+                continue;
+            };
+            warnings.push(format!(
+                "listener `{name}`: LOCAL datagrams of {front} in `accept.from`, such as its health checks, are dropped, since {front} {why}. Change that, or set `accept.local` to drop if servers are not to answer them"
+            ));
         }
         let no_tlvs = match accept.formats.contains(&Format::V2) {
             false => Some("Simple Proxy Protocol has none"),

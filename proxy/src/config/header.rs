@@ -29,7 +29,11 @@ const MAX_AUTHORITY: usize = 255;
 
 /// The header in front of clients' datagrams
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a table such as { emit = \"every\" }"
+)]
 pub(crate) struct HeaderOptions {
     /// How it is written
     pub(crate) format: Format,

@@ -176,12 +176,22 @@ fn senders_trusted_by_mistake_are_warnings() {
     ] {
         let restricted = |more: &str| {
             warnings(&format!(
-                "{key}\naccept = {{ from = [\"198.51.100.1\"]{more} }}"
+                "{key}\naccept = {{ from = [\"198.51.100.1\"], local = \"drop\"{more} }}"
             ))
         };
         assert_eq!(restricted(""), none);
         let warned = restricted(", remember = {}");
         assert!(warned.len() == 1 && warned[0].contains("`allow` and `deny` don't hold"));
+    }
+    for (key, why) in [
+        ("deny = [\"198.51.0.0/16\"]", "is in `deny`"),
+        ("allow = [\"203.0.113.0/24\"]", "is not in `allow`"),
+    ] {
+        let warned = warnings(&format!("{key}\naccept = {{ from = [\"198.51.100.1\"] }}"));
+        assert!(
+            warned.len() == 1 && warned[0].contains(&format!("198.51.100.1/32 {why}")),
+            "{warned:?}"
+        );
     }
     let pass = "accept = { from = [\"198.51.100.1\"], tlvs = \"pass\" }";
     assert_eq!(warnings(pass), none);
@@ -235,7 +245,7 @@ fn headers_name_clients_of_either_family() {
     };
     let error = transparent("", "[::1]:5353").unwrap_err().to_string();
     assert!(error.contains("need an IPv6 server"), "{error}");
-    let accept = "accept = { from = [\"::1\"] }";
+    let accept = "accept = { from = [\"::1\"], local = \"drop\" }";
     assert!(transparent(accept, "[::1]:5353").unwrap().is_empty());
     // Nor does `allow` have to have a network of the listener's own family.
     let allow = "allow = [\"203.0.113.0/24\"]";

@@ -229,7 +229,7 @@ fn the_log_explains_the_mistakes_of_senders() {
             &sender,
             &b"bare"[..],
             "no_header",
-            "set `accept.remember` if it does so once per session",
+            "if it does so once per session, set `accept.remember`",
         ),
         (
             &sender,

@@ -118,18 +118,22 @@ fn workers_send_from_the_ports_that_are_configured() {
     let config = behind_networks(2, "mode = \"plain\"");
     let ports = config.replace("source = ", "source_port = 7000\nsource = ");
     let proxy = lab.proxy_with(&ports);
+    // Kept, so that none gets the port of an earlier one, whose session goes on.
+    let mut kept = Vec::new();
     for family in Family::BOTH {
         let _server = Echo::new(&lab, family, Answering::Back);
-        let clients = (0..30).map(|_| Client::new(&lab, family, 1, 0));
-        let ports: HashSet<_> = clients.map(|client| client.ask(b"?").port()).collect();
+        let clients: Vec<_> = (0..30).map(|_| Client::new(&lab, family, 1, 0)).collect();
+        let ports: HashSet<_> = clients.iter().map(|one| one.ask(b"?").port()).collect();
+        kept.extend(clients);
         assert_eq!(ports, HashSet::from([7000, 7001]));
     }
     // From others, once it is told so.
     proxy.reload(&ports.replace("7000", "7100"));
     for family in Family::BOTH {
         let _server = Echo::new(&lab, family, Answering::Back);
-        let clients = (0..30).map(|_| Client::new(&lab, family, 1, 0));
-        let ports: HashSet<_> = clients.map(|client| client.ask(b"?").port()).collect();
+        let clients: Vec<_> = (0..30).map(|_| Client::new(&lab, family, 1, 0)).collect();
+        let ports: HashSet<_> = clients.iter().map(|one| one.ask(b"?").port()).collect();
+        kept.extend(clients);
         assert_eq!(ports, HashSet::from([7100, 7101]));
     }
 }

@@ -5,6 +5,7 @@
 
 mod admin_api;
 mod configuration;
+mod manual;
 mod markdown;
 mod pages;
 mod running;

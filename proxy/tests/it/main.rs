@@ -21,6 +21,7 @@ mod guards;
 mod header_tlvs;
 mod headers_in;
 mod health;
+mod healthcheck;
 mod host_setup;
 mod limited;
 mod names;

@@ -39,6 +39,7 @@ mod source_network_hosts;
 mod source_networks;
 mod spp;
 mod stop;
+mod systemd;
 mod tagged_replies;
 mod transparent;
 mod unbound;

@@ -1,9 +1,10 @@
-//! What the proxy tells a service manager, by a socket that stands in for systemd's.
+//! What the proxy tells a service manager, by a socket that stands in for systemd's; and
+//! the unit, by systemd's own judgement.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -318,4 +319,114 @@ fn a_watchdog_of_another_process_is_not_fed() {
         assert!(!told.contains("WATCHDOG"), "{more:?}: {told}");
         drop(proxy);
     }
+}
+
+fn packaging() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd")
+}
+
+/// systemd-analyze with a copy of the unit whose program exists, as on a host that has the
+/// proxy.
+fn analyze(arguments: &[&str], drop_in: bool) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = fs::read_to_string(packaging().join("ppv2-proxy.service")).unwrap();
+    let start = "ExecStart=ppv2-proxy ";
+    assert!(unit.contains(start));
+    let unit = unit.replace(start, &format!("ExecStart={} ", binary().display()));
+    let unit = write(&folder, "ppv2-proxy.service", &unit);
+    if drop_in {
+        let drop_ins = folder.path().join("ppv2-proxy.service.d");
+        fs::create_dir(&drop_ins).unwrap();
+        let name = "before-253.conf";
+        fs::copy(packaging().join(name), drop_ins.join(name)).unwrap();
+    }
+    let mut command = Command::new("systemd-analyze");
+    command.args(arguments).arg(unit);
+    // What this host runs is no matter.
+    command.env("SYSTEMD_LOG_LEVEL", "warning");
+    let output = command
+        .output()
+        .expect("systemd-analyze judges units: Debian package systemd");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    for drop_in in [false, true] {
+        let (code, said) = analyze(&["verify", "--man=no"], drop_in);
+        assert_eq!(code, Some(0), "{said}");
+        // systemd before 253 says that it ignores the type that the unit names last.
+        let of_the_unit = said.lines().filter(|line| {
+            line.contains("ppv2-proxy") && !line.contains("service type, ignoring: notify-reload")
+        });
+        assert_eq!(of_the_unit.collect::<Vec<_>>(), Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn the_unit_lets_the_proxy_do_little() {
+    // The exposure is given in tenths.
+    let (code, said) = analyze(&["security", "--offline=true", "--threshold=15"], false);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("Overall exposure level"), "{said}");
+}
+
+/// The unit forbids capset(2), by which the proxy drops what its configuration does not need:
+/// here the capability for ports below 1024.
+#[test]
+fn the_proxy_starts_where_the_unit_forbids_to_drop_capabilities() {
+    let folder = tempfile::tempdir().unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let mut program = binary().to_owned();
+    let mut command = Command::new("strace");
+    if is_root {
+        // As the unit starts it, which needs a program that this user can reach.
+        fs::set_permissions(
+            folder.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        program = folder.path().join("ppv2-proxy");
+        fs::copy(binary(), &program).unwrap();
+        command = Command::new("setpriv");
+        command.args(["--reuid=54321", "--regid=54321", "--clear-groups"]);
+        for set in ["inh-caps", "ambient-caps", "bounding-set"] {
+            command.arg(format!("--{set}=-all,+net_bind_service"));
+        }
+        command.arg("strace");
+    }
+    let inject = "inject=capset:error=EPERM";
+    command.args([
+        "-D",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=capset",
+        "-e",
+        inject,
+    ]);
+    let (listener, server) = (address("127.0.0.1"), socket("127.0.0.1"));
+    let file = write(
+        &folder,
+        "proxy.toml",
+        &config(listener, server.local_addr().unwrap()),
+    );
+    command.arg(program).args(["run", "--config"]).arg(file);
+    let mut proxy = Process::start(&mut command);
+    proxy.wait_for("ready");
+    let kept = match is_root {
+        true => "capabilities=[\"CAP_NET_BIND_SERVICE\"]",
+        false => "capabilities=[]",
+    };
+    assert!(proxy.log().contains(kept), "{}", proxy.log());
+    socket("127.0.0.1").send_to(b"question", listener).unwrap();
+    receive(&server);
+    // With -D, this process is the proxy.
+    proxy.signal("TERM");
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success(), "{log}");
 }

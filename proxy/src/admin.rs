@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::extract::{Query, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
+use crate::config::Token;
 use crate::discovery;
 use crate::health::Status;
 use crate::metrics::{Format, Metrics};
@@ -96,18 +97,9 @@ impl WorkerHandle {
     }
 
     async fn sessions(&self, first: usize, limit: usize) -> Option<Vec<SessionReport>> {
-        self.ask(first, limit).await.ok()
-    }
-
-    /// Whether the worker has not answered in time. One that has ended is told of elsewhere.
-    pub async fn is_stuck(&self) -> bool {
-        matches!(self.ask(0, 0).await, Err(NoAnswer::Stuck))
-    }
-
-    async fn ask(&self, first: usize, limit: usize) -> Result<Vec<SessionReport>, NoAnswer> {
         // Clones of the handle count, too, and are few.
         if Arc::strong_count(&self.waiting) > MAX_WAITING {
-            return Err(NoAnswer::Stuck);
+            return None;
         }
         let (reply, answer) = oneshot::channel();
         let waiting = Arc::clone(&self.waiting);
@@ -121,21 +113,13 @@ impl WorkerHandle {
             }),
         });
         if !asked {
-            return Err(NoAnswer::Ended);
+            return None;
         }
-        match tokio::time::timeout(WORKER_TIMEOUT, answer).await {
-            Ok(answer) => answer.map_err(|_| NoAnswer::Ended),
-            Err(_) => Err(NoAnswer::Stuck),
-        }
+        tokio::time::timeout(WORKER_TIMEOUT, answer)
+            .await
+            .ok()?
+            .ok()
     }
-}
-
-/// Why a worker does not answer.
-enum NoAnswer {
-    /// It has not within [`WORKER_TIMEOUT`], and others may wait already.
-    Stuck,
-    /// Its thread has ended.
-    Ended,
 }
 
 /// What the admin address shows.
@@ -152,6 +136,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// Takes requests for a reload.
     pub reload: mpsc::Sender<ReloadRequest>,
+    /// What requests that change something must carry, if anything.
+    pub(crate) token: Option<Token>,
 }
 
 /// A request to read the configuration again and apply it. It gets a summary, or why
@@ -160,12 +146,14 @@ pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 
 /// Serves `admin` on `listener` until the process ends.
 pub async fn serve(listener: TcpListener, admin: Admin) {
+    let admin = Arc::new(admin);
     let routes = Router::new()
         .route("/", get(|| async { INDEX }))
-        .route("/upstreams", get(upstreams))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
         .route("/reload", post(reload))
+        .route_layer(from_fn_with_state(Arc::clone(&admin), refuse_strangers))
+        .route("/upstreams", get(upstreams))
         .route("/sessions", get(sessions))
         .layer(from_fn(refuse_names))
         // Monitors may use any name of this host for these.
@@ -173,7 +161,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
-        .with_state(Arc::new(admin));
+        .with_state(admin);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = VecDeque::<Connection>::new();
     let mut warned: Option<Instant> = None;
@@ -298,6 +286,33 @@ fn is_no_name(host: &HeaderValue) -> bool {
     };
     let host = authority.host().trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+}
+
+/// Refuses requests without the token, if there is one (RFC 6750, section 2.1).
+async fn refuse_strangers(
+    State(admin): State<Arc<Admin>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(token) = &admin.token else {
+        return next.run(request).await;
+    };
+    let given = request.headers().get(header::AUTHORIZATION);
+    let given = given.map(HeaderValue::as_bytes).and_then(bearer);
+    if given.is_some_and(|given| token.is(given)) {
+        return next.run(request).await;
+    }
+    let message = "this needs the header \"Authorization: Bearer TOKEN\", with the token of admin.token_file\n";
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    (StatusCode::UNAUTHORIZED, challenge, message).into_response()
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(credentials: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = credentials.split_at_checked("Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then(|| token.trim_ascii())
 }
 
 /// Refuses what a web page makes a browser post.
@@ -474,6 +489,22 @@ mod tests {
             "127.0.0.1:9901 evil.example",
         ] {
             assert!(!is_no_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn bearer_tokens_are_read() {
+        for (credentials, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Bearer ", Some("")),
+            ("Bearer", None),
+            ("Basic abc", None),
+            ("abc", None),
+            ("", None),
+        ] {
+            let read = bearer(credentials.as_bytes());
+            assert_eq!(read, token.map(str::as_bytes), "{credentials}");
         }
     }
 

@@ -16,6 +16,7 @@ mod same_port;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod token;
 mod validate;
 mod values;
 
@@ -27,7 +28,6 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
 
 use crate::files;
 use ppv2_engine::address::{PortRange, ServerAddr};
@@ -49,6 +49,7 @@ pub use options::{
 };
 pub use sources::FamilySources;
 pub(crate) use sources::sessions_in;
+pub(crate) use token::Token;
 pub use values::{Network, Number, OnByDefault, Time};
 
 /// The most bytes that a configuration has: some thousands of servers, at length.
@@ -131,33 +132,12 @@ impl Config {
     ///
     /// [`ConfigError`] with file, line, value and what to write instead.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let content = Self::read(path)?;
-        Self::from_toml(&path.display().to_string(), &content)
-    }
-
-    fn read(path: &Path) -> Result<String, ConfigError> {
-        files::read(path, MAX_BYTES).map_err(|error| {
-            ConfigError::new(format!("{}: {error}", path.display()))
+        let name = path.display().to_string();
+        let content = files::read(path, MAX_BYTES).map_err(|error| {
+            ConfigError::new(format!("{name}: {error}"))
                 .hint("--config takes the path of a readable TOML file of at most 16 MiB")
-        })
-    }
-
-    /// The admin address in a TOML file. Nothing else of it is looked at and no name is
-    /// resolved: the proxy may still run with what the file was before.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] if the file is no TOML, or its table `admin` has a mistake.
-    pub fn admin_of_file(path: &Path) -> Result<Option<SocketAddr>, ConfigError> {
-        #[derive(Deserialize)]
-        struct AdminOnly {
-            admin: Option<Admin>,
-        }
-
-        let (name, content) = (path.display().to_string(), Self::read(path)?);
-        let file: AdminOnly = toml::from_str(&content)
-            .map_err(|error| ConfigError::of_toml(&error, &name, &content))?;
-        Ok(file.admin.map(|admin| admin.listen))
+        })?;
+        Self::from_toml(&name, &content)
     }
 
     /// Checks the TOML text `content`; `name` is what errors call it.
@@ -231,6 +211,11 @@ impl Config {
     #[must_use]
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|admin| admin.listen)
+    }
+
+    /// The token that changes over HTTP need, if they need one.
+    pub(crate) fn admin_token(&self) -> Option<&Token> {
+        self.admin.as_ref()?.token.as_ref()
     }
 
     /// How workers spend their time between datagrams. A worker serves all listeners,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use super::bind::Bind;
 use super::header::HeaderOptions;
 use super::names::ServerAddress;
 use super::sources::{FirstPort, Source};
+use super::token::Token;
 use super::values::{
     DAY, MINUTE, MS, Network, Number, OnByDefault, S, Time, WEEK, everybody, label,
 };
@@ -135,6 +136,17 @@ pub struct Admin {
     /// Address for /metrics, /healthz, /readyz and /sessions [default: none]
     #[arg(long = "admin", value_name = "ADDR", required = false)]
     pub listen: SocketAddr,
+
+    /// File with a token, of 16 to 1024 characters, that every POST must carry as
+    /// `Authorization: Bearer TOKEN` [default: no token]
+    #[arg(skip)]
+    #[serde(default)]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// What the file has.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) token: Option<Token>,
 }
 
 /// Where ended sessions are logged, and how
@@ -389,7 +401,6 @@ pub struct Upstream {
 /// A server: `"192.0.2.10:53"` for short, or a table
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
-#[schemars(transform = or_its_address)]
 pub(crate) struct ServerOptions {
     /// IP:PORT, HOST:PORT, dns:HOST:PORT or srv:_SERVICE._udp.NAME; FIRST-LAST for PORT with
     /// port = "same"
@@ -402,8 +413,7 @@ pub(crate) struct ServerOptions {
     pub(crate) rewrite_on: Option<RewriteOn>,
     /// Mode transparent: which port of the client's address datagrams come from [default: any]
     pub(crate) source_port: Option<SourcePort>,
-    /// Its share of the sessions beside the others' [default: 1]
-    #[schemars(range(min = 1, max = 256))]
+    /// Its share of the sessions beside the others', from 1 to 256 [default: 1]
     pub(crate) weight: Option<i64>,
     /// Whether it only stands in for the others
     #[serde(default)]
@@ -411,11 +421,6 @@ pub(crate) struct ServerOptions {
     /// Whether it gets no new sessions
     #[serde(default)]
     pub(crate) drain: bool,
-}
-
-/// Has the schema of a server allow its address in place of the table.
-fn or_its_address(table: &mut Schema) {
-    *table = json_schema!({ "anyOf": [{ "type": "string" }, table] });
 }
 
 impl FromStr for ServerOptions {

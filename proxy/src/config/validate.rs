@@ -15,6 +15,7 @@ use super::error::{Within, key_path, nearest, refuse};
 use super::loops::{Bound, Chains, Host, suspect_peers};
 use super::names::ServerAddress;
 use super::options::{BalanceKind, HashOn, OnReturn, Resolver, ServerOptions, Upstream};
+use super::token::Token;
 use super::values::{Network, canonical, is_link_local, refuse_hidden, scope};
 use super::{Bind, Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server};
 
@@ -100,6 +101,11 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
     if let Some(admin) = &mut config.admin {
         let checked = local_address("admin address", admin.listen);
         admin.listen = checked.within(key_path!["admin", "listen"])?;
+        if let Some(file) = &admin.token_file {
+            let token = Token::read(file).within(key_path!["admin", "token_file"])?;
+            admin.token = Some(token);
+            config.key_files.push(file.clone());
+        }
     }
     if config
         .access_log

@@ -64,10 +64,6 @@ impl Reloads {
         self.under_way.spawn(ready);
     }
 
-    pub(super) fn are_under_way(&self) -> bool {
-        !self.under_way.is_empty()
-    }
-
     /// Waits for the one that is under way, for ever if none is. Nothing is lost if
     /// the future is dropped.
     pub(super) async fn ready(&mut self) -> Result<Ready, String> {
@@ -207,6 +203,11 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
             differs("reuse_port", old.to_string(), new.to_string())
         })
         .or_else(|| differs("admin.listen", shown(&admin(old)), shown(&admin(new))))
+        .or_else(|| {
+            (old.admin_token() != new.admin_token()).then(|| {
+                "the token of admin.token_file is another, which takes a restart; set it back, or restart the proxy".to_owned()
+            })
+        })
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
         .or_else(|| overlapping_networks(old, new))
         .or_else(|| shifted_ports(old, new))

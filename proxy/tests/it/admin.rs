@@ -298,3 +298,66 @@ fn dns_rebinding_reads_nothing() {
         assert_eq!(status(&format!("GET {path}"), &page), 200, "{path}");
     }
 }
+
+#[test]
+fn changes_need_the_token_if_there_is_one() {
+    let server = socket("127.0.0.1");
+    let upstream = server.local_addr().unwrap();
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "0123456789abcdef0123\n").unwrap();
+    let mode = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&file, mode).unwrap();
+    };
+    let config = format!(
+        "[admin]\nlisten = \"{admin}\"\ntoken_file = \"{}\"\n\
+         [[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n[upstream.u]\nservers = [\"{upstream}\"]\n",
+        file.display()
+    );
+    mode(0o604);
+    let path = write(&folder, "proxy.toml", &config);
+    let (code, _, said) = output(&["check", "--config", path.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{said}");
+    let why = "can be used by everybody (mode 604)";
+    assert!(said.contains(why), "{said}");
+    assert!(!said.contains("0123456789abcdef"), "{said}");
+
+    mode(0o640);
+    let _proxy = proxy_with(&folder, &config);
+    let post = |path: &str, more: &str| {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let request =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n{more}\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let drain = format!("/drain?upstream=u&server={upstream}");
+    for path in ["/reload", &drain, "/undrain?upstream=u&server=x"] {
+        for credentials in [
+            "",
+            "Authorization: Bearer \r\n",
+            "Authorization: Bearer 0123456789abcdef012\r\n",
+            "Authorization: Bearer 0123456789abcdef0124\r\n",
+            "Authorization: Basic 0123456789abcdef0123\r\n",
+        ] {
+            let answer = post(path, credentials);
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{path}: {answer}");
+            assert!(answer.contains("www-authenticate: Bearer"), "{answer}");
+            assert!(!answer.contains("0123456789abcdef"), "{answer}");
+        }
+    }
+    let right = "Authorization: Bearer 0123456789abcdef0123\r\n";
+    assert!(post(&drain, right).starts_with("HTTP/1.1 200 "));
+    // A page of a browser can't have the right to it either.
+    let of_page = format!("{right}Origin: http://localhost\r\n");
+    assert!(post("/reload", &of_page).starts_with("HTTP/1.1 403 "));
+    // What changes nothing is for all who reach the address.
+    for path in ["/metrics", "/healthz", "/readyz", "/upstreams", "/sessions"] {
+        assert_eq!(http_get(admin, path).0, 200, "{path}");
+    }
+}

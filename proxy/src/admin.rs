@@ -97,9 +97,18 @@ impl WorkerHandle {
     }
 
     async fn sessions(&self, first: usize, limit: usize) -> Option<Vec<SessionReport>> {
+        self.ask(first, limit).await.ok()
+    }
+
+    /// Whether the worker has not answered in time. One that has ended is told of elsewhere.
+    pub async fn is_stuck(&self) -> bool {
+        matches!(self.ask(0, 0).await, Err(NoAnswer::Stuck))
+    }
+
+    async fn ask(&self, first: usize, limit: usize) -> Result<Vec<SessionReport>, NoAnswer> {
         // Clones of the handle count, too, and are few.
         if Arc::strong_count(&self.waiting) > MAX_WAITING {
-            return None;
+            return Err(NoAnswer::Stuck);
         }
         let (reply, answer) = oneshot::channel();
         let waiting = Arc::clone(&self.waiting);
@@ -113,13 +122,21 @@ impl WorkerHandle {
             }),
         });
         if !asked {
-            return None;
+            return Err(NoAnswer::Ended);
         }
-        tokio::time::timeout(WORKER_TIMEOUT, answer)
-            .await
-            .ok()?
-            .ok()
+        match tokio::time::timeout(WORKER_TIMEOUT, answer).await {
+            Ok(answer) => answer.map_err(|_| NoAnswer::Ended),
+            Err(_) => Err(NoAnswer::Stuck),
+        }
     }
+}
+
+/// Why a worker does not answer.
+enum NoAnswer {
+    /// It has not within [`WORKER_TIMEOUT`], and others may wait already.
+    Stuck,
+    /// Its thread has ended.
+    Ended,
 }
 
 /// What the admin address shows.

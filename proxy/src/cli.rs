@@ -5,10 +5,24 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::{capture, send, whoami};
+use crate::commands::{capture, healthcheck, send, whoami};
 use crate::config::{Config, ConfigError, Flags, LogFormat};
+
+/// What the program ends with, and what that means.
+pub const EXIT_CODES: [(u8, &str); 3] = [
+    (0, "done"),
+    (
+        1,
+        "the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes; or `healthcheck` found a proxy that is not well",
+    ),
+    (
+        2,
+        "wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve; or a file that `capture` can't read",
+    ),
+];
 
 /// UDP reverse proxy that passes each client's real address to your servers
 #[derive(Parser)]
@@ -79,6 +93,24 @@ pub enum Command {
     Send(Box<send::Options>),
     /// Run a server that answers each client with its own address and port
     Whoami(whoami::Options),
+    /// Ask the admin address of a running proxy whether it is well, as container engines do
+    #[command(
+        after_help = "Exit code 0 if the proxy is well, 1 if it is not or does not answer, 2 if no admin address \
+                      is known."
+    )]
+    Healthcheck(healthcheck::Options),
+    /// Print a man page as roff: that of a command, or that of the program
+    Man {
+        /// The command
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+    },
+    /// Print a script that has a shell complete commands and options
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL", value_enum)]
+        shell: Shell,
+    },
 }
 
 #[derive(Args)]

@@ -5,5 +5,7 @@ pub mod capture;
 pub mod check;
 pub mod decode;
 pub mod demo;
+pub mod healthcheck;
+pub mod manual;
 pub mod send;
 pub mod whoami;

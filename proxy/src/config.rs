@@ -28,6 +28,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Deserialize;
 
 use crate::files;
 use ppv2_engine::address::{PortRange, ServerAddr};
@@ -132,12 +133,33 @@ impl Config {
     ///
     /// [`ConfigError`] with file, line, value and what to write instead.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let content = files::read(path, MAX_BYTES).map_err(|error| {
-            ConfigError::new(format!("{name}: {error}"))
+        let content = Self::read(path)?;
+        Self::from_toml(&path.display().to_string(), &content)
+    }
+
+    fn read(path: &Path) -> Result<String, ConfigError> {
+        files::read(path, MAX_BYTES).map_err(|error| {
+            ConfigError::new(format!("{}: {error}", path.display()))
                 .hint("--config takes the path of a readable TOML file of at most 16 MiB")
-        })?;
-        Self::from_toml(&name, &content)
+        })
+    }
+
+    /// The admin address in a TOML file. Nothing else of it is looked at and no name is
+    /// resolved: the proxy may still run with what the file was before.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the file is no TOML, or its table `admin` has a mistake.
+    pub fn admin_of_file(path: &Path) -> Result<Option<SocketAddr>, ConfigError> {
+        #[derive(Deserialize)]
+        struct AdminOnly {
+            admin: Option<Admin>,
+        }
+
+        let (name, content) = (path.display().to_string(), Self::read(path)?);
+        let file: AdminOnly = toml::from_str(&content)
+            .map_err(|error| ConfigError::of_toml(&error, &name, &content))?;
+        Ok(file.admin.map(|admin| admin.listen))
     }
 
     /// Checks the TOML text `content`; `name` is what errors call it.

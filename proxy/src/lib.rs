@@ -23,7 +23,7 @@
 //! | [`discovery`] | looks up servers that are names, and keeps their last answers |
 //! | [`health`] | finds out which servers serve |
 //! | [`admin`], [`metrics`], [`drop_log`], [`access_log`] | what operators see |
-//! | [`commands`] | `check`, `decode`, `demo`, `whoami`; `run` is [`runtime`] |
+//! | [`commands`] | every command but `run`, which is [`runtime`], `doctor` and `host-setup` |
 
 pub mod access_log;
 pub mod admin;

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{Arguments, Command, Run};
-use ppv2_proxy::commands::{capture, check, decode, demo, send, whoami};
+use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, whoami};
 use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
@@ -125,6 +125,18 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
         }),
         Command::Capture(options) => Box::new(move || capture(&options)),
         Command::Send(options) => Box::new(move || send(&options)),
+        Command::Healthcheck(options) => Box::new(move || {
+            let answer = healthcheck::run(&options).map_err(|error| match error.is_usage() {
+                true => usage(error),
+                false => Failure::from(anyhow::Error::from(error)),
+            })?;
+            Ok(print(&answer)?)
+        }),
+        Command::Man { command } => {
+            let page = manual::page(command.as_deref()).map_err(usage)?;
+            Box::new(move || Ok(print(&page)?))
+        }
+        Command::Completions { shell } => Box::new(move || Ok(print(&manual::completions(shell))?)),
         Command::Whoami(options) => Box::new(move || {
             let server = whoami::Whoami::bind(&options).map_err(|error| match error {
                 whoami::WhoamiError::Trust(_)

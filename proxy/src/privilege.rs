@@ -10,6 +10,7 @@ use std::io;
 
 use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 use ppv2_engine::mode::Mode;
+use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
     set_keep_capabilities, set_no_new_privs,
@@ -35,6 +36,9 @@ const CAPABILITIES: [(CapabilitySet, &str); 3] = [
     (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
     (CapabilitySet::NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"),
 ];
+
+/// Capabilities that the proxy may keep where a sandbox refuses to drop them.
+const HARMLESS: CapabilitySet = CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Why privileges can't be dropped.
 #[derive(Debug, Error)]
@@ -138,7 +142,8 @@ pub struct Standing {
 pub fn reduce(user: Option<&str>, needs: Needs) -> Result<Standing, PrivilegeError> {
     let target = target(user)?;
     let failed = refused("keep capabilities over the change of user");
-    let kept = needs.among(capabilities(None).map_err(&failed)?.permitted);
+    let has = capabilities(None).map_err(&failed)?.permitted;
+    let mut kept = needs.among(has);
     if let Some(Target { name, uid, gid }) = &target {
         set_keep_capabilities(true).map_err(failed)?;
         let failed = refused(format!("become user `{name}`"));
@@ -153,7 +158,13 @@ pub fn reduce(user: Option<&str>, needs: Needs) -> Result<Standing, PrivilegeErr
         inheritable: CapabilitySet::empty(),
     };
     clear_ambient_capability_set().map_err(&failed)?;
-    set_capabilities(None, sets).map_err(&failed)?;
+    match set_capabilities(None, sets) {
+        // The kernel lets every process drop capabilities. A sandbox that does not, such as
+        // systemd's `SystemCallFilter=~@privileged`, decides which the proxy has: none but
+        // these. Its programs can't hand them on, by the next call.
+        Err(Errno::PERM) if target.is_none() && HARMLESS.contains(has) => kept = has,
+        result => result.map_err(&failed)?,
+    }
     set_no_new_privs(true).map_err(failed)?;
     let named = CAPABILITIES.iter().filter(|(one, _)| kept.contains(*one));
     Ok(Standing {

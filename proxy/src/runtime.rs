@@ -2,7 +2,7 @@
 //! while they run, and back to a clean stop.
 //!
 //! tokio drives what is not a datagram: signals, the admin address, health checks,
-//! the drop log. Workers are plain threads, each with an epoll of
+//! the drop log, the service manager. Workers are plain threads, each with an epoll of
 //! its own: a session's socket then costs one registration and no task.
 
 mod bind;
@@ -11,12 +11,14 @@ mod lame_duck;
 mod network;
 mod reload;
 mod routing;
+mod service_manager;
 mod snapshot;
 mod workers;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -32,6 +34,7 @@ use crate::config::Config;
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use ppv2_hosts::doctor;
+use service_manager::{STATUS_PAUSE, ServiceManager};
 
 pub use bind::probe;
 
@@ -203,20 +206,39 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         tokio::spawn(admin::serve(listener, admin));
     }
     announce(control.config(), control.host_capacity(), admin);
+    let mut manager = ServiceManager::of_environment(control.workers());
+    manager.ready(control.status_line());
 
     let mut drop_log = DropLog::new(control.metrics());
-    let told = until_told(&mut control, &mut drop_log, &mut signals, reloads).await;
+    let told = until_told(
+        &mut control,
+        &mut drop_log,
+        &mut signals,
+        reloads,
+        &mut manager,
+    )
+    .await;
     if told.is_err() {
         control.end();
         return told;
     }
     ready.store(false, Ordering::Release);
+    manager.stopping(*control.config().drain_timeout);
     // Kept for what is still to be logged of them.
     let servers = control.metrics().counted().servers();
-    let stopped = control.stop(signals.stop()).await;
+    let stopped = {
+        let mut stopped = pin!(control.stop(signals.stop()));
+        loop {
+            tokio::select! {
+                stopped = &mut stopped => break stopped,
+                answers = manager.asked() => manager.guard(&answers),
+            }
+        }
+    };
     drop_log.log_rest(Instant::now());
     drop(servers);
     tracing::info!("stopped");
+    manager.finish().await;
     stopped
 }
 
@@ -226,9 +248,12 @@ async fn until_told(
     drop_log: &mut DropLog,
     signals: &mut Signals,
     mut reloads: mpsc::Receiver<ReloadRequest>,
+    manager: &mut ServiceManager,
 ) -> Result<(), RunError> {
     let mut interval = tokio::time::interval(drop_log::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut status_interval = tokio::time::interval(STATUS_PAUSE);
+    status_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (status, names) = (control.status(), control.names());
     loop {
         let next = control.next_deadline();
@@ -241,9 +266,15 @@ async fn until_told(
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
-            _ = signals.hangup.recv() => control.hang_up(),
+            _ = signals.hangup.recv() => {
+                manager.reloading();
+                control.hang_up();
+            }
             // Without an admin address no reload is asked for here.
-            Some(asker) = reloads.recv() => control.reload(Some(asker)),
+            Some(asker) = reloads.recv() => {
+                manager.reloading();
+                control.reload(Some(asker));
+            }
             () = status.changed() => control.route_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,
@@ -254,9 +285,16 @@ async fn until_told(
                 drop_log.log_gone(&gone, now);
                 control.forget(&gone);
             }
+            _ = status_interval.tick() => manager.status(control.status_line()),
+            answers = manager.asked() => manager.guard(&answers),
             event = control.event() => match event {
                 Event::Failed(failure) => return Err(failure),
-                Event::Ready(ready) => control.end_reload(*ready).await,
+                Event::Ready(ready) => {
+                    control.end_reload(*ready).await;
+                    if !control.is_reloading() {
+                        manager.ready(control.status_line());
+                    }
+                }
                 Event::Network(told) => control.look(told).await,
             },
         }

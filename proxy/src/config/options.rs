@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -401,6 +401,7 @@ pub struct Upstream {
 /// A server: `"192.0.2.10:53"` for short, or a table
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, remote = "Self")]
+#[schemars(transform = or_its_address)]
 pub(crate) struct ServerOptions {
     /// IP:PORT, HOST:PORT, dns:HOST:PORT or srv:_SERVICE._udp.NAME; FIRST-LAST for PORT with
     /// port = "same"
@@ -413,7 +414,8 @@ pub(crate) struct ServerOptions {
     pub(crate) rewrite_on: Option<RewriteOn>,
     /// Mode transparent: which port of the client's address datagrams come from [default: any]
     pub(crate) source_port: Option<SourcePort>,
-    /// Its share of the sessions beside the others', from 1 to 256 [default: 1]
+    /// Its share of the sessions beside the others' [default: 1]
+    #[schemars(range(min = 1, max = 256))]
     pub(crate) weight: Option<i64>,
     /// Whether it only stands in for the others
     #[serde(default)]
@@ -421,6 +423,11 @@ pub(crate) struct ServerOptions {
     /// Whether it gets no new sessions
     #[serde(default)]
     pub(crate) drain: bool,
+}
+
+/// Has the schema of a server allow its address in place of the table.
+fn or_its_address(table: &mut Schema) {
+    *table = json_schema!({ "anyOf": [{ "type": "string" }, table] });
 }
 
 impl FromStr for ServerOptions {

@@ -201,6 +201,9 @@ fn the_schema_describes_every_key() {
         for (name, definition) in schema["$defs"].as_object().into_iter().flatten() {
             check(definition, name, all);
         }
+        for form in schema["anyOf"].as_array().into_iter().flatten() {
+            check(form, key, all);
+        }
         assert_ne!(schema["additionalProperties"], true, "{key}");
     }
     let (schema, mut all) = (Config::schema(), 0);

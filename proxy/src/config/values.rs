@@ -221,7 +221,9 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> JsonSchema for Time<MIN
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         let [min, max] = [MIN, MAX].map(|time| Self(Duration::from_micros(time)).to_string());
-        json_schema!({ "type": "string", "x-from": min, "x-to": max })
+        // Numbers with units, as in "1h 30m".
+        let pattern = "^\\s*([0-9][0-9. ]*[A-Za-zµ]+\\s*)+$";
+        json_schema!({ "type": "string", "pattern": pattern, "x-from": min, "x-to": max })
     }
 }
 

@@ -347,6 +347,16 @@ impl Status {
         self.changed.notify_one();
     }
 
+    /// How many servers are up, and how many there are; those that are leaving don't count.
+    #[must_use]
+    pub fn up(&self) -> (usize, usize) {
+        let known = self.known();
+        let staying = known.servers.values().filter(|one| !one.server.leaving);
+        staying.fold((0, 0), |(up, all), entry| {
+            (up + usize::from(entry.state() == State::Up), all + 1)
+        })
+    }
+
     /// All upstreams.
     #[must_use]
     pub fn report(&self) -> Vec<UpstreamReport> {

@@ -78,6 +78,8 @@ pub(super) struct Control {
     log: Option<Log>,
     workers: Workers,
     reloads: Reloads,
+    /// Whether the last reload was rejected.
+    is_rejected: bool,
 }
 
 /// What has to be seen to at once.
@@ -171,6 +173,7 @@ impl Control {
             log,
             workers,
             reloads: Reloads::default(),
+            is_rejected: false,
         })
     }
 
@@ -247,9 +250,26 @@ impl Control {
             Ok(news) => tracing::info!("reloaded: {news}"),
             Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),
         }
+        self.is_rejected = outcome.is_err();
         if self.reloads.end(&outcome) {
             self.begin_reload();
         }
+    }
+
+    /// Whether a reload is under way.
+    pub(super) fn is_reloading(&self) -> bool {
+        self.reloads.are_under_way()
+    }
+
+    /// How the proxy is, in a line for the service manager.
+    pub(super) fn status_line(&self) -> String {
+        let sessions = self.metrics.capacity.taken();
+        let (up, servers) = self.health.status.up();
+        let rejected = match self.is_rejected {
+            true => "; the last reload was rejected, see the log",
+            false => "",
+        };
+        format!("sessions: {sessions}; servers up: {up} of {servers}{rejected}")
     }
 
     async fn adopt(&mut self, ready: Ready) -> Result<String, String> {

@@ -64,6 +64,10 @@ impl Reloads {
         self.under_way.spawn(ready);
     }
 
+    pub(super) fn are_under_way(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     /// Waits for the one that is under way, for ever if none is. Nothing is lost if
     /// the future is dropped.
     pub(super) async fn ready(&mut self) -> Result<Ready, String> {

@@ -101,8 +101,22 @@ pub fn page() -> String {
 {NOTE}
 
 `ppv2-proxy run --config FILE` reads this TOML file. Flags and a file don't mix. An unknown key is an
-error that names the line and the nearest known key. `ppv2-proxy check --schema` prints the JSON Schema
-of the file, for editors.
+error that names the line and the nearest known key.
+
+## Have an editor check it
+
+```sh
+ppv2-proxy check --schema > ppv2-proxy.schema.json
+```
+
+This is the JSON Schema of the file. Editors with Taplo (Even Better TOML in VS Code) then complete and
+explain keys and underline mistakes, if the file begins with this line:
+
+```toml schema
+#:schema ./ppv2-proxy.schema.json
+```
+
+`check` finds more: it also resolves names and compares settings with each other.
 
 ## Everything in one file
 
@@ -164,8 +178,9 @@ impl Schema {
             let path = reference.trim_start_matches('#');
             return self.resolved(self.0.pointer(path).unwrap());
         }
-        let any = node["anyOf"].as_array().into_iter().flatten();
-        match any.into_iter().find(|node| node["type"] != "null") {
+        let any = || node["anyOf"].as_array().into_iter().flatten();
+        let table = any().find(|form| form["properties"].is_object());
+        match table.or_else(|| any().find(|form| form["type"] != "null")) {
             Some(node) => self.resolved(node),
             None => node,
         }

@@ -5,9 +5,11 @@
 
 mod admin_api;
 mod configuration;
+mod manual;
 mod markdown;
 mod pages;
 mod running;
+mod schema;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -219,13 +221,43 @@ fn metrics_that_are_named_exist() {
     assert_none(&missing);
 }
 
+/// Every configuration of the pages and examples, with its place. What is a part of one there
+/// is a whole here.
+fn whole_configurations(pages: &[(String, Page)]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (path, page) in pages {
+        for block in &page.blocks {
+            let text = &block.text;
+            let whole = match block.info.as_str() {
+                "toml" if !text.starts_with("[dependencies]") => text.clone(),
+                "toml listener" => format!(
+                    "[[listener]]\n{text}[upstream.resolvers]\nservers = [\"192.0.2.10:53\"]\n"
+                ),
+                "toml upstream" => format!(
+                    "[[listener]]\nbind = [\"198.51.100.10:53\"]\nupstream = \"u\"\n[upstream.u]\n{text}"
+                ),
+                _ => continue,
+            };
+            found.push((format!("{path}:{}", block.line), whole));
+        }
+    }
+    let examples = root().join("examples/configurations");
+    for file in fs::read_dir(examples).unwrap() {
+        let path = file.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        found.push((path.display().to_string(), text));
+    }
+    found
+}
+
 #[test]
 fn configurations_pass_check() {
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = Vec::new();
-    let mut checked = 0;
-    let mut check = |place: String, config: &str| {
-        let file = write(&folder, "proxy.toml", config);
+    let configurations = whole_configurations(&all_pages());
+    assert!(configurations.len() > 20, "{}", configurations.len());
+    for (place, config) in configurations {
+        let file = write(&folder, "proxy.toml", &config);
         let (code, report, error) = output(&["check", "--config", file.to_str().unwrap()]);
         if code != Some(0) {
             wrong.push(format!("{place}: {error}"));
@@ -235,41 +267,8 @@ fn configurations_pass_check() {
         for warning in warnings.filter(|line| !line.contains(".example")) {
             wrong.push(format!("{place}: {warning}"));
         }
-        checked += 1;
-    };
-    for (path, page) in all_pages() {
-        for block in &page.blocks {
-            let place = format!("{path}:{}", block.line);
-            let text = &block.text;
-            match block.info.as_str() {
-                "toml" if text.starts_with("[dependencies]") => {}
-                "toml" => check(place, text),
-                "toml listener" => check(
-                    place,
-                    &format!(
-                        "[[listener]]\n{text}[upstream.resolvers]\nservers = [\"192.0.2.10:53\"]\n"
-                    ),
-                ),
-                "toml upstream" => check(
-                    place,
-                    &format!(
-                        "[[listener]]\nbind = [\"198.51.100.10:53\"]\nupstream = \"u\"\n[upstream.u]\n{text}"
-                    ),
-                ),
-                _ => {}
-            }
-        }
-    }
-    let examples = root().join("examples/configurations");
-    for file in fs::read_dir(examples).unwrap() {
-        let path = file.unwrap().path();
-        check(
-            path.display().to_string(),
-            &fs::read_to_string(&path).unwrap(),
-        );
     }
     assert_none(&wrong);
-    assert!(checked > 20, "{checked}");
 }
 
 #[test]

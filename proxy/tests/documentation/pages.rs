@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use clap::{Arg, ArgAction, Command, CommandFactory};
 use ppv2_engine::counters::DropReason;
-use ppv2_proxy::cli::Arguments;
+use ppv2_proxy::cli::{Arguments, EXIT_CODES};
 
 /// Stands at the top of each.
 pub const NOTE: &str = "<!-- Made from the program by `make docs`; don't edit. -->";
@@ -33,15 +33,10 @@ pub fn command_line() -> String {
             .get_arguments()
             .filter(|argument| argument.is_global_set()),
     );
-    text += "
-## Exit codes
-
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes |
-| 2 | wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve; or a file that `capture` can't read |
-";
+    text += "\n## Exit codes\n\n| code | meaning |\n|---|---|\n";
+    for (code, meaning) in EXIT_CODES {
+        let _ = writeln!(text, "| {code} | {meaning} |");
+    }
     for sub in subcommands(&command) {
         let usage = sub.clone().render_usage().to_string();
         let _ = write!(

@@ -1,0 +1,258 @@
+//! What systemd, or another service manager with its protocol, is told of the proxy
+//! (sd_notify(3)): that it is ready, reloads or stops, a line of status, and that its
+//! workers answer. Without `NOTIFY_SOCKET`, nothing happens.
+//!
+//! The `sd-notify` crate words the messages. It does not send them: it knows no abstract
+//! sockets, and waits where the socket is full.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram as StdUnixDatagram};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sd_notify::NotifyState;
+use tokio::net::UnixDatagram;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Interval, MissedTickBehavior};
+
+use crate::admin::WorkerHandle;
+
+/// The time between two lines of status. Each has the service manager tell its own readers.
+pub(super) const STATUS_PAUSE: Duration = Duration::from_secs(5);
+
+/// Messages that may wait while the service manager reads none. More are lost: some minutes
+/// of status.
+const MAX_WAITING: usize = 64;
+
+/// How long the last messages may delay the end.
+const LAST_MESSAGES: Duration = Duration::from_secs(1);
+
+/// Rounds of asking workers in the time that the watchdog grants.
+const ROUNDS: u32 = 3;
+
+/// How long the service manager has to wait for the end beyond `drain_timeout`.
+const END: Duration = Duration::from_secs(10);
+
+/// The service manager that started the process, if one did that wants to be told.
+pub(super) struct ServiceManager {
+    /// Messages in their order, and what sends them.
+    sending: Option<(mpsc::Sender<String>, JoinHandle<()>)>,
+    watchdog: Option<Watchdog>,
+    /// The last status.
+    status: String,
+}
+
+impl ServiceManager {
+    /// The one that the environment names. It is told of `workers`.
+    pub(super) fn of_environment(workers: Vec<WorkerHandle>) -> Self {
+        let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
+        let sending = socket.and_then(|name| match address_of(&name) {
+            Ok(address) => {
+                let (messages, receiver) = mpsc::channel(MAX_WAITING);
+                Some((messages, tokio::spawn(send_all(address, receiver))))
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "the service manager is not told that the proxy is ready: NOTIFY_SOCKET {}: {error}",
+                    name.display()
+                );
+                None
+            }
+        });
+        let granted = sd_notify::watchdog_enabled().filter(|granted| !granted.is_zero());
+        let granted = granted.filter(|_| sending.is_some());
+        Self {
+            sending,
+            watchdog: granted.map(|granted| Watchdog::new(granted, workers)),
+            status: String::new(),
+        }
+    }
+
+    /// Tells that the proxy serves, at the start and after a reload.
+    pub(super) fn ready(&mut self, status: String) {
+        self.tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        self.status = status;
+    }
+
+    /// Tells that a reload has begun. [`ready`](Self::ready) ends it.
+    pub(super) fn reloading(&self) {
+        // Since systemd 253, one without the other fails.
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            self.tell(&[NotifyState::Reloading, now]);
+        }
+    }
+
+    /// Tells that the proxy stops, and how long that may take.
+    pub(super) fn stopping(&self, drain_timeout: Duration) {
+        let longest = drain_timeout.saturating_add(END).as_micros();
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status("shutting down: waiting for outstanding replies"),
+            NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
+        ]);
+    }
+
+    /// Tells how the proxy is, if that is new.
+    pub(super) fn status(&mut self, status: String) {
+        if self.status != status {
+            self.tell(&[NotifyState::Status(&status)]);
+            self.status = status;
+        }
+    }
+
+    /// Waits until workers have been asked for the watchdog, for ever if there is none. Nothing
+    /// is lost if the future is dropped.
+    pub(super) async fn asked(&mut self) -> Answers {
+        match &mut self.watchdog {
+            Some(watchdog) => watchdog.asked().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Has the watchdog know that the proxy is well, if all workers answer.
+    pub(super) fn guard(&mut self, answers: &Answers) {
+        if answers.silent.is_empty() {
+            self.tell(&[NotifyState::Watchdog]);
+        }
+        let Some(watchdog) = &mut self.watchdog else {
+            return;
+        };
+        match (answers.silent.is_empty(), watchdog.is_warned) {
+            (false, false) => tracing::error!(
+                workers = ?answers.silent,
+                "workers do not answer; the service manager restarts the proxy unless they do in time"
+            ),
+            (true, true) => tracing::info!("all workers answer again"),
+            _ => {}
+        }
+        watchdog.is_warned = !answers.silent.is_empty();
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        let Some((messages, _)) = &self.sending else {
+            return;
+        };
+        let mut message = String::new();
+        for state in states {
+            let _ = writeln!(message, "{state}");
+        }
+        if let Err(TrySendError::Full(_)) = messages.try_send(message) {
+            tracing::debug!("the service manager reads no messages");
+        }
+    }
+
+    /// Waits a moment until all messages are sent.
+    pub(super) async fn finish(self) {
+        if let Some((messages, sent)) = self.sending {
+            drop(messages);
+            // What is not read by then is lost.
+            let _ = tokio::time::timeout(LAST_MESSAGES, sent).await;
+        }
+    }
+}
+
+/// What workers have answered.
+pub(super) struct Answers {
+    /// The numbers of those that have not.
+    silent: Vec<usize>,
+}
+
+/// Asks workers in time for the watchdog. The loop that sees to everything else drives it,
+/// so the watchdog also ends a process whose loop stands still.
+struct Watchdog {
+    workers: Vec<WorkerHandle>,
+    rounds: Interval,
+    /// At most one round.
+    asking: JoinSet<Answers>,
+    is_warned: bool,
+}
+
+impl Watchdog {
+    fn new(granted: Duration, workers: Vec<WorkerHandle>) -> Self {
+        let mut rounds = tokio::time::interval(granted / ROUNDS);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            workers,
+            rounds,
+            asking: JoinSet::new(),
+            is_warned: false,
+        }
+    }
+
+    async fn asked(&mut self) -> Answers {
+        loop {
+            tokio::select! {
+                Some(Ok(answers)) = self.asking.join_next() => return answers,
+                _ = self.rounds.tick(), if self.asking.is_empty() => {
+                    self.asking.spawn(ask(self.workers.clone()));
+                }
+            }
+        }
+    }
+}
+
+async fn ask(workers: Vec<WorkerHandle>) -> Answers {
+    let stuck = join_all(workers.iter().map(WorkerHandle::is_stuck)).await;
+    let silent = (0..).zip(stuck).filter(|(_, is_stuck)| *is_stuck);
+    Answers {
+        silent: silent.map(|(number, _)| number).collect(),
+    }
+}
+
+/// The address that `NOTIFY_SOCKET` names: a path, or an abstract one after `@`.
+fn address_of(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(name),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "neither a path nor an abstract socket (@NAME)",
+        )),
+    }
+}
+
+/// Sends messages until no more will come.
+async fn send_all(address: SocketAddr, mut messages: mpsc::Receiver<String>) {
+    let mut is_warned = false;
+    while let Some(message) = messages.recv().await {
+        if let Err(error) = send(&address, &message).await
+            && !is_warned
+        {
+            is_warned = true;
+            tracing::warn!("the service manager can't be told how the proxy is: {error}");
+        }
+    }
+}
+
+/// The socket is another for each message: the service manager may have begun again.
+async fn send(address: &SocketAddr, message: &str) -> io::Result<()> {
+    let socket = StdUnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(address)?;
+    UnixDatagram::from_std(socket)?
+        .send(message.as_bytes())
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_paths_or_abstract() {
+        let abstract_name = address_of(OsStr::new("@ppv2/test")).unwrap();
+        assert_eq!(abstract_name.as_abstract_name(), Some(&b"ppv2/test"[..]));
+        let path = address_of(OsStr::new("/run/systemd/notify")).unwrap();
+        assert_eq!(path.as_pathname(), Some("/run/systemd/notify".as_ref()));
+        let long = format!("/{}", "x".repeat(200));
+        for other in ["notify", "vsock:2:1", long.as_str()] {
+            assert!(address_of(OsStr::new(other)).is_err(), "{other}");
+        }
+    }
+}

@@ -157,6 +157,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
     runtime::probe(&config).map_err(anyhow::Error::from)?;
+    let manager = runtime::NotifySocket::of_environment();
     let standing = privilege::reduce(config.user.as_deref(), Needs::of(&config));
     let Standing { user, capabilities } = standing.map_err(|error| {
         if matches!(error, PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_)) {
@@ -170,7 +171,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
         if let Some(warning) = privilege::shared_user(&config) {
             tracing::warn!("{warning}");
         }
-        Ok(runtime::run(config, file).map_err(anyhow::Error::from)?)
+        Ok(runtime::run(config, file, manager).map_err(anyhow::Error::from)?)
     }))
 }
 

@@ -37,6 +37,7 @@ use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
 pub use bind::probe;
+pub use service_manager::NotifySocket;
 
 /// Requests for a reload that may wait to be heard.
 const RELOADS: usize = 8;
@@ -129,16 +130,20 @@ impl Signals {
 
 /// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
 /// the replies in flight are through. `file` is what `config` was read from, to be
-/// read again on SIGHUP. [`probe`] comes first.
+/// read again on SIGHUP. `manager` is told how the proxy is. [`probe`] comes first.
 ///
 /// # Errors
 ///
 /// [`RunError`], before any datagram was taken or when a worker failed.
-pub fn run(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
+pub fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    manager: Option<NotifySocket>,
+) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(supervise(config, file));
+    let ended = runtime.block_on(supervise(config, file, manager));
     // A file system that hangs must not hold up the end.
     runtime.shutdown_background();
     ended
@@ -167,7 +172,11 @@ fn warn_of_reloads(file: &Path) {
     }
 }
 
-async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError> {
+async fn supervise(
+    config: Config,
+    file: Option<PathBuf>,
+    manager: Option<NotifySocket>,
+) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
     if let Err(error) = ppv2_udp::probe_bursts() {
         tracing::warn!(
@@ -206,7 +215,7 @@ async fn supervise(config: Config, file: Option<PathBuf>) -> Result<(), RunError
         tokio::spawn(admin::serve(listener, admin));
     }
     announce(control.config(), control.host_capacity(), admin);
-    let mut manager = ServiceManager::of_environment(control.workers());
+    let mut manager = ServiceManager::new(manager, control.workers());
     manager.ready(control.status_line());
 
     let mut drop_log = DropLog::new(control.metrics());

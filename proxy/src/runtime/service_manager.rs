@@ -5,7 +5,7 @@
 //! The `sd-notify` crate words the messages. It does not send them: it knows no abstract
 //! sockets, and waits where the socket is full.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -38,6 +38,26 @@ const ROUNDS: u32 = 3;
 /// How long the service manager has to wait for the end beyond `drain_timeout`.
 const END: Duration = Duration::from_secs(10);
 
+/// The socket of the service manager, opened while the process may reach it: a user that it
+/// switches to may not.
+pub struct NotifySocket {
+    name: OsString,
+    opened: io::Result<(SocketAddr, StdUnixDatagram)>,
+}
+
+impl NotifySocket {
+    /// The one that the environment names, if it names one.
+    #[must_use]
+    pub fn of_environment() -> Option<Self> {
+        let name = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())?;
+        let opened = address_of(&name).and_then(|address| {
+            let socket = open(&address)?;
+            Ok((address, socket))
+        });
+        Some(Self { name, opened })
+    }
+}
+
 /// The service manager that started the process, if one did that wants to be told.
 pub(super) struct ServiceManager {
     /// Messages in their order, and what sends them.
@@ -48,21 +68,21 @@ pub(super) struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that the environment names. It is told of `workers`.
-    pub(super) fn of_environment(workers: Vec<WorkerHandle>) -> Self {
-        let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
-        let sending = socket.and_then(|name| match address_of(&name) {
-            Ok(address) => {
+    /// The one behind `socket`. It is told of `workers`.
+    pub(super) fn new(socket: Option<NotifySocket>, workers: Vec<WorkerHandle>) -> Self {
+        let sending = socket.and_then(|NotifySocket { name, opened }| {
+            let sent = opened.and_then(|(address, socket)| {
                 let (messages, receiver) = mpsc::channel(MAX_WAITING);
-                Some((messages, tokio::spawn(send_all(address, receiver))))
-            }
-            Err(error) => {
+                let socket = UnixDatagram::from_std(socket)?;
+                Ok((messages, tokio::spawn(send_all(address, socket, receiver))))
+            });
+            sent.inspect_err(|error| {
                 tracing::warn!(
                     "the service manager is not told that the proxy is ready: NOTIFY_SOCKET {}: {error}",
                     name.display()
                 );
-                None
-            }
+            })
+            .ok()
         });
         let granted = sd_notify::watchdog_enabled().filter(|granted| !granted.is_zero());
         let granted = granted.filter(|_| sending.is_some());
@@ -216,28 +236,36 @@ fn address_of(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
+fn open(address: &SocketAddr) -> io::Result<StdUnixDatagram> {
+    let socket = StdUnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.connect_addr(address)?;
+    Ok(socket)
+}
+
 /// Sends messages until no more will come.
-async fn send_all(address: SocketAddr, mut messages: mpsc::Receiver<String>) {
+async fn send_all(
+    address: SocketAddr,
+    mut socket: UnixDatagram,
+    mut messages: mpsc::Receiver<String>,
+) {
     let mut is_warned = false;
     while let Some(message) = messages.recv().await {
-        if let Err(error) = send(&address, &message).await
+        let mut sent = socket.send(message.as_bytes()).await;
+        // The service manager may have begun again, with another socket.
+        if sent.is_err()
+            && let Ok(another) = open(&address).and_then(UnixDatagram::from_std)
+        {
+            socket = another;
+            sent = socket.send(message.as_bytes()).await;
+        }
+        if let Err(error) = sent
             && !is_warned
         {
             is_warned = true;
             tracing::warn!("the service manager can't be told how the proxy is: {error}");
         }
     }
-}
-
-/// The socket is another for each message: the service manager may have begun again.
-async fn send(address: &SocketAddr, message: &str) -> io::Result<()> {
-    let socket = StdUnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
-    socket.connect_addr(address)?;
-    UnixDatagram::from_std(socket)?
-        .send(message.as_bytes())
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -21,14 +21,11 @@ struct Manager {
 }
 
 impl Manager {
+    /// Only this user can reach it: a proxy of root's is another one once it is ready.
     fn at_a_path() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        // A proxy of root's is another user.
-        for open in [folder.path(), &path] {
-            fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        }
         Self::new(socket, path.display().to_string(), folder)
     }
 
@@ -238,6 +235,21 @@ fn a_service_manager_that_is_gone_or_reads_nothing_stops_nothing() {
     }
     manager.name = String::new();
     serves(&manager, false);
+}
+
+#[test]
+fn a_service_manager_that_begins_again_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut manager = Manager::abstract_one("again");
+    let config = config(address("127.0.0.1"), address("127.0.0.1"));
+    let proxy = manager.start(&folder, &config, &[]);
+    manager.wait_for("READY=1");
+    // The name is free once the socket is gone.
+    manager.socket = UnixDatagram::unbound().unwrap();
+    manager = Manager::abstract_one("again");
+    proxy.signal("HUP");
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
 }
 
 /// A worker that stands still, as one in an endless loop would.

@@ -4,12 +4,14 @@
 #![allow(unreachable_pub, reason = "nothing is published")]
 
 mod admin_api;
+mod alerts;
 mod configuration;
 mod manual;
 mod markdown;
 mod pages;
 mod running;
 mod schema;
+mod yaml;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -55,6 +55,7 @@ test:
 packages:
 	@.ci/debian-packages
 	@proxy/bench/peers.sh target/peers nginx
+	@.ci/python-tools $(TOOLS)/python
 
 lint: $(CARGO_DENY)
 	cargo fmt --all --check

@@ -3,7 +3,7 @@
 mod format;
 
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use prometheus_client::collector::Collector;
@@ -31,6 +31,30 @@ pub struct Metrics {
     pub capacity: Arc<Capacity>,
     /// Ended sessions that the access log could not write.
     pub unlogged: Unlogged,
+    /// What came of reloads.
+    pub reloads: Reloads,
+}
+
+/// What came of reloads.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    applied: AtomicU64,
+    rejected: AtomicU64,
+    latest_is_rejected: AtomicBool,
+}
+
+impl Reloads {
+    /// Counts a reload that has ended.
+    pub fn record(&self, is_applied: bool) {
+        let count = if is_applied {
+            &self.applied
+        } else {
+            &self.rejected
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.latest_is_rejected
+            .store(!is_applied, Ordering::Relaxed);
+    }
 }
 
 /// What counts.
@@ -81,6 +105,7 @@ impl Metrics {
             counted: RwLock::new(Arc::new(counted)),
             capacity,
             unlogged,
+            reloads: Reloads::default(),
         }
     }
 
@@ -253,6 +278,20 @@ impl Collector for Metrics {
         let help =
             "Ports kept from reuse after a session, so that a late reply reaches no other client";
         gauge(to, "resting_ports", help, counted.own(|c| c.retired.get()))?;
+        let results = [
+            ("applied", &self.reloads.applied),
+            ("rejected", &self.reloads.rejected),
+        ];
+        let results = results.map(|(result, counted)| {
+            let labels = vec![("result", result)];
+            (labels, counted.load(Ordering::Relaxed))
+        });
+        let help = "Reloads of the configuration, by result";
+        count(to, "reloads", help, results.into())?;
+        let help = "1 if the latest reload was rejected, so that the former configuration still holds, else 0";
+        let rejected = self.reloads.latest_is_rejected.load(Ordering::Relaxed);
+        let rejected = vec![(vec![], u64::from(rejected))];
+        gauge(to, "reload_rejected", help, rejected)?;
         let all = &self.capacity;
         for (name, help, value) in [
             ("sessions_max", "Most open sessions", all.max()),

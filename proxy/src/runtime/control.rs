@@ -251,6 +251,8 @@ impl Control {
             Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),
         }
         self.is_rejected = outcome.is_err();
+        // Before who asked is told: what they scrape next shows it.
+        self.metrics.reloads.record(outcome.is_ok());
         if self.reloads.end(&outcome) {
             self.begin_reload();
         }

@@ -271,6 +271,10 @@ const EXPLAINED: &[(&str, &str)] = &[
         "../guides/health-checks.md#what-a-probe-found",
     ),
     (
+        "ppv2_reloads_total",
+        "../guides/reload.md#see-whether-it-was-applied",
+    ),
+    (
         "ppv2_name_lookups_total",
         "../guides/dns-names.md#what-a-lookup-found",
     ),

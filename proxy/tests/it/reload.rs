@@ -257,9 +257,15 @@ fn a_bad_file_changes_nothing_and_says_why() {
             "192.0.2.1",
         ),
     ];
-    for (config, why) in bad {
+    let counted = |result| {
+        let name = format!("ppv2_reloads_total{{result=\"{result}\"}}");
+        metric(proxy.admin, &name)
+    };
+    for (number, (config, why)) in (1..).zip(bad) {
         let (status, said) = proxy.try_reload(config);
         assert_eq!(status, 422, "{config}: {said}");
+        assert_eq!((counted("applied"), counted("rejected")), (0, number));
+        assert_eq!(metric(proxy.admin, "ppv2_reload_rejected"), 1);
         if why != "TOML" {
             assert!(said.contains(why), "{config}: {said}");
         }
@@ -279,6 +285,8 @@ fn a_bad_file_changes_nothing_and_says_why() {
     // And a good one is taken after all that.
     proxy.reload(&good);
     assert_eq!(ask(&client, a), before);
+    assert_eq!(counted("applied"), 1);
+    assert_eq!(metric(proxy.admin, "ppv2_reload_rejected"), 0);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn no_late_reply_reaches_another_port_of_the_address() {
     };
     lab.set_up(Scheme::Transparent);
     // So few that they are taken by the time that the first answers come late.
-    let range = "echo 40000 40099 >/proc/sys/net/ipv4/ip_local_port_range";
+    let range = "echo 40000 40059 >/proc/sys/net/ipv4/ip_local_port_range";
     lab.sh("proxy", range);
     let proxy = lab.proxy("idle_timeout = \"50ms\"\nmode = \"transparent\"");
     for family in Family::BOTH {
@@ -227,7 +227,7 @@ fn no_late_reply_reaches_another_port_of_the_address() {
         // Ports rest after their sessions, so that there are none for some; were
         // they given on at once, late answers would reach others.
         let opened = proxy.of(family, "ppv2_sessions_opened_total");
-        assert!(opened > 80, "{opened} sessions");
+        assert!(opened > 50, "{opened} sessions");
         assert!(proxy.dropped(family, "client_port_in_use") > 0);
         assert!(proxy.dropped(family, "reply_late") > 20);
         let right = right.into_inner();

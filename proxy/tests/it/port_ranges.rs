@@ -83,9 +83,11 @@ fn reload_keeps_the_sessions_of_ports_that_stay() {
     eventually("the other ports are closed", || {
         proxy.process.log().contains(&closed)
     });
-    // Others can have them now.
-    drop(bind(SocketAddr::new([127, 0, 0, 1].into(), first)));
-    drop(bind(SocketAddr::new([127, 0, 0, 1].into(), last)));
+    // Others can have them, once each worker has closed its own.
+    for port in [first, last] {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        eventually("the port is free", || UdpSocket::bind(address).is_ok());
+    }
     assert_eq!(ask_each(&client, "127.0.0.1", from..=to), before);
     let moved = "ppv2_sessions_ended_total{listener=\"media\",reason=\"moved\"}";
     assert_eq!(proxy.metric(moved), 0);

@@ -13,6 +13,7 @@ mod names;
 mod options;
 mod replies;
 mod same_port;
+mod secret;
 mod sources;
 #[cfg(test)]
 mod tests;

@@ -55,6 +55,12 @@ impl Reloads {
         self.latest_is_rejected
             .store(!is_applied, Ordering::Relaxed);
     }
+
+    /// Whether the latest reload was rejected, so that the former configuration still holds.
+    #[must_use]
+    pub fn is_latest_rejected(&self) -> bool {
+        self.latest_is_rejected.load(Ordering::Relaxed)
+    }
 }
 
 /// What counts.
@@ -289,8 +295,7 @@ impl Collector for Metrics {
         let help = "Reloads of the configuration, by result";
         count(to, "reloads", help, results.into())?;
         let help = "1 if the latest reload was rejected, so that the former configuration still holds, else 0";
-        let rejected = self.reloads.latest_is_rejected.load(Ordering::Relaxed);
-        let rejected = vec![(vec![], u64::from(rejected))];
+        let rejected = vec![(vec![], u64::from(self.reloads.is_latest_rejected()))];
         gauge(to, "reload_rejected", help, rejected)?;
         let all = &self.capacity;
         for (name, help, value) in [

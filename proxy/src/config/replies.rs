@@ -1,6 +1,5 @@
 //! `replies`, `tag_key_file` and `sessions`: how replies find their client.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -10,9 +9,9 @@ use ppv2_engine::tag::TagKeys;
 
 use super::error::{Within, key_path, refuse};
 use super::options::{BalanceKind, ReplyKind, Upstream};
+use super::secret::Secret;
 use super::values::Hex;
 use super::{Config, ConfigError, Listener};
-use crate::files;
 
 /// Bytes of a key.
 const KEY_LEN: usize = 16;
@@ -67,35 +66,15 @@ fn read_key(file: &Path) -> Result<Arc<TagKeys>, ConfigError> {
     let name = file.display();
     let bad = |what: String, hint: String| refuse(format!("key file {name} {what}"), hint);
     let make = MAKE_KEY.replace("FILE", &name.to_string());
-    let mode = match std::fs::metadata(file) {
-        Ok(metadata) => metadata.mode(),
-        Err(error) => {
-            return bad(
-                format!("can't be read: {error}"),
-                format!("make it: {make}"),
-            );
-        }
+    let text = Secret {
+        what: "key file",
+        file,
+        max: MAX_KEY_FILE,
+        forbidden: 0o077,
+        make: &make,
+        leaked: "who has read the key can write to any client in the proxy's name, so make another: openssl rand -hex 16",
     };
-    if mode & 0o077 != 0 {
-        return bad(
-            format!(
-                "can be used by others than its owner (mode {:03o})",
-                mode & 0o777
-            ),
-            format!(
-                "chmod 600 {name}; who has read the key can write to any client in the proxy's name, so make another: openssl rand -hex 16"
-            ),
-        );
-    }
-    let text = match files::read(file, MAX_KEY_FILE) {
-        Ok(text) => text,
-        Err(error) => {
-            return bad(
-                format!("can't be read: {error}"),
-                format!("let the proxy's user own it (chown), or make it: {make}"),
-            );
-        }
-    };
+    let text = text.read()?;
     let Ok(Hex(bytes)) = text.parse() else {
         return bad(
             "has something else than hexadecimal digits".to_owned(),

@@ -1,7 +1,6 @@
 //! `admin.token_file`: the token without which nothing can be changed over HTTP.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use subtle::ConstantTimeEq;
 
 use super::ConfigError;
 use super::error::refuse;
-use crate::files;
+use super::secret::Secret;
 
 /// The fewest characters of a token, which nobody guesses, and the most.
 const LEN: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -37,31 +36,16 @@ impl Token {
         let name = file.display();
         let make = MAKE.replace("FILE", &name.to_string());
         let bad = |what: String, hint: String| refuse(format!("token file {name} {what}"), hint);
-        let mode = match std::fs::metadata(file) {
-            Ok(metadata) => metadata.mode(),
-            Err(error) => {
-                return bad(
-                    format!("can't be read: {error}"),
-                    format!("make it: {make}"),
-                );
-            }
+        let text = Secret {
+            what: "token file",
+            file,
+            max: MAX_FILE,
+            // systemd's LoadCredential= gives the group the right to read.
+            forbidden: 0o007,
+            make: &make,
+            leaked: "make another token: openssl rand -hex 32",
         };
-        if mode & 0o007 != 0 {
-            let mode = mode & 0o777;
-            return bad(
-                format!("can be used by everybody (mode {mode:03o})"),
-                format!("chmod 600 {name}, and make another token: openssl rand -hex 32"),
-            );
-        }
-        let text = match files::read(file, MAX_FILE) {
-            Ok(text) => text,
-            Err(error) => {
-                return bad(
-                    format!("can't be read: {error}"),
-                    format!("let the proxy's user own it (chown), or make it: {make}"),
-                );
-            }
-        };
+        let text = text.read()?;
         let token = text.trim();
         // RFC 6750, section 2.1, has fewer characters still.
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -78,8 +78,6 @@ pub(super) struct Control {
     log: Option<Log>,
     workers: Workers,
     reloads: Reloads,
-    /// Whether the last reload was rejected.
-    is_rejected: bool,
 }
 
 /// What has to be seen to at once.
@@ -173,7 +171,6 @@ impl Control {
             log,
             workers,
             reloads: Reloads::default(),
-            is_rejected: false,
         })
     }
 
@@ -250,7 +247,6 @@ impl Control {
             Ok(news) => tracing::info!("reloaded: {news}"),
             Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),
         }
-        self.is_rejected = outcome.is_err();
         // Before who asked is told: what they scrape next shows it.
         self.metrics.reloads.record(outcome.is_ok());
         if self.reloads.end(&outcome) {
@@ -267,7 +263,7 @@ impl Control {
     pub(super) fn status_line(&self) -> String {
         let sessions = self.metrics.capacity.taken();
         let (up, servers) = self.health.status.up();
-        let rejected = match self.is_rejected {
+        let rejected = match self.metrics.reloads.is_latest_rejected() {
             true => "; the last reload was rejected, see the log",
             false => "",
         };

@@ -258,6 +258,8 @@ pub(super) fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
             }
             text
         }),
+        // As `/sessions` and the access log show it.
+        TlvType::UNIQUE_ID => hex(tlv.value),
         TlvType::REPLY_TAG => match tlvs.reply_tag() {
             Some(tag) => format!(
                 "epoch {}, tag {:016x}",
@@ -268,6 +270,10 @@ pub(super) fn meaning(tlvs: Tlvs<'_>, tlv: Tlv<'_>) -> String {
         },
         _ => tlv.value.escape_ascii().to_string(),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read<T>(value: Option<Result<T, TlvError>>, text: impl FnOnce(T) -> String) -> String {

@@ -511,11 +511,9 @@ pub(super) fn count_report(server: &ServerCounters, report: &io::Error) {
 }
 
 /// Whether it begins as a header of PROXY v2 does, or of v1, which servers that look for
-/// one may read as well: `PROXY TCP4 …`.
+/// one may read as well.
 fn begins_as_header(datagram: &[u8]) -> bool {
-    let protocols: [&[u8]; 3] = [b"TCP", b"UDP", b"UNKNOWN"];
-    let is_v1 = |rest: &[u8]| protocols.iter().any(|protocol| rest.starts_with(protocol));
-    datagram.starts_with(&ppv2::SIGNATURE) || datagram.strip_prefix(b"PROXY ").is_some_and(is_v1)
+    datagram.starts_with(&ppv2::SIGNATURE) || ppv2::is_v1(datagram)
 }
 
 fn why_unsent(error: &io::Error) -> DropReason {

@@ -197,6 +197,13 @@ impl ListenerSettings {
         }
     }
 
+    /// Whether a proxy in front may leave the header out once it has said it.
+    #[must_use]
+    pub fn remembers_senders(&self) -> bool {
+        let accept = self.accept.as_ref();
+        accept.is_some_and(|accept| accept.remember.is_some())
+    }
+
     /// Whether the client at this address may open sessions.
     #[must_use]
     pub fn allows(&self, client: IpAddr) -> bool {

@@ -1,16 +1,17 @@
 //! How much memory sessions take, by what their table allocates: there may be a million.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ppv2_engine::accept::{Accept, Direct, Formats, LocalHeaders, Remember, Senders};
 use ppv2_engine::address::{ClientAddr, ListenerAddr, ServerAddr};
 use ppv2_engine::capacity::{Capacity, Need};
 use ppv2_engine::counters::EndReason;
 use ppv2_engine::listener::{Listener, ListenerSettings, Rules};
 use ppv2_engine::server::Server;
-use ppv2_engine::session::{AfterEnd, Amount, Key, SessionId, Table};
+use ppv2_engine::session::{AfterEnd, Amount, Key, ReplyHeader, SessionId, Table, Via};
 
 /// As much as a worker keeps with a session that has no socket of its own.
 type Kept = [u64; 8];
@@ -68,6 +69,43 @@ impl Bench {
     }
 }
 
+impl Bench {
+    /// A session of a client that comes by a port of its own of a proxy in front.
+    fn begin_behind(&mut self, senders: &mut Senders, accept: &Accept, client: u32) {
+        let from = SocketAddr::from((Ipv4Addr::from(1 << 24 | client >> 14), 1024 + port(client)));
+        let to = SocketAddr::from(([192, 0, 2, 20], 5300));
+        let address = SocketAddr::from((Ipv4Addr::from(client | 1 << 25), 1024));
+        let mut buffer = [0; ppv2::MAX_UDP_HEADER_LEN];
+        let header = ppv2::encode_udp(address, to, &mut buffer).unwrap();
+        let arrival = senders
+            .read(accept, 1, (from, to), header, self.now)
+            .unwrap();
+        let sender = senders.get(arrival.key.sender).unwrap();
+        let via = Box::new(Via {
+            sender: Arc::clone(sender),
+            heard: self.table.clock().moment(self.now),
+            changes: sender.changes(),
+            reply_header: ReplyHeader::None,
+        });
+        let permit = self.capacity.take().unwrap();
+        let (settings, server) = (&self.settings, &self.server);
+        let kept = [client.into(); 8];
+        self.table.open_via(
+            self.now,
+            arrival.key,
+            Some(via),
+            settings,
+            server,
+            permit,
+            kept,
+        );
+    }
+}
+
+fn port(client: u32) -> u16 {
+    u16::try_from(client % (1 << 14)).unwrap()
+}
+
 /// What is allocated while it runs and not freed, in bytes for each of so many sessions.
 fn allocated(sessions: u32, run: impl FnOnce()) -> u64 {
     let measured = allocation_counter::measure(run);
@@ -105,5 +143,36 @@ fn sessions_take_few_bytes_and_no_more_when_they_end_or_others_follow() {
             }
         });
         assert!(bytes <= 20, "{bytes} bytes more for each that follows");
+    }
+}
+
+#[test]
+fn a_proxy_in_front_takes_few_bytes_for_each_session_or_client_that_it_has_said() {
+    const SESSIONS: u32 = 131_072;
+    let accept = |remember| Accept {
+        from: Vec::new(),
+        formats: Formats {
+            v2: true,
+            spp: false,
+        },
+        direct: Direct::Drop,
+        local: LocalHeaders::Forward,
+        passes_tlvs: false,
+        remember,
+    };
+    let remember = Remember {
+        idle: Duration::from_secs(30),
+        max: SESSIONS as usize,
+        forwards_empty: false,
+    };
+    for accept in [accept(None), accept(Some(remember))] {
+        let mut bench = Bench::new(SESSIONS as usize);
+        let mut senders = Senders::default();
+        let bytes = allocated(SESSIONS, || {
+            for client in 0..SESSIONS {
+                bench.begin_behind(&mut senders, &accept, client);
+            }
+        });
+        assert!(bytes <= 720, "{bytes} bytes each");
     }
 }

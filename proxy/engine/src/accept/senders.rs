@@ -87,8 +87,8 @@ impl Senders {
     /// # Errors
     ///
     /// Why the datagram must be dropped. With a header, its sender speaks for nobody from then
-    /// on: neither does what it has said before hold, nor is its port the client's whom it
-    /// named.
+    /// on: what it has said before no longer holds, and its port no longer belongs to the
+    /// client that it named.
     pub fn read(
         &mut self,
         accept: &Accept,
@@ -163,6 +163,7 @@ impl Senders {
             let (header, _) = spp::decode(datagram).map_err(|_| DropReason::BadHeader)?;
             let ends = (canonical(header.client), canonical(header.proxy));
             let key = self.checked_key((peer, local), ends, now)?;
+            self.forget((peer, local));
             return Ok(Arrival {
                 reply_header: ReplyHeader::Spp,
                 ..arrival(key, spp::SPP_HEADER_LEN)
@@ -177,6 +178,16 @@ impl Senders {
             return Ok(arrival(key, 0));
         }
         Err(DropReason::NoHeader)
+    }
+
+    /// Forgets for which clients the senders of this listener have spoken. It no longer
+    /// remembers them, and they may speak for others before it does again.
+    pub fn forget_said(&mut self, listener: u64) {
+        let is_of = |said: &mut Said| said.listener == listener;
+        for (_, entry) in &mut self.entries {
+            entry.said.take_if(is_of);
+        }
+        self.remembered.remove(&listener);
     }
 
     /// The sender with this id, if anything is known of it.
@@ -211,7 +222,7 @@ impl Senders {
         Ok(self.key(sender, (client, destination), now))
     }
 
-    /// The key of a datagram of this client, to whom the sender's port belongs from now on.
+    /// The key of a datagram of this client. The sender's port belongs to it from now on.
     fn key(
         &mut self,
         sender: (SocketAddr, SocketAddr),

@@ -1,5 +1,5 @@
-//! From other proxies to servers: the header in front of each datagram says its client. The
-//! way back is that of the client's latest datagram.
+//! From other proxies to servers: the header in front of each datagram names its client.
+//! Replies go back through the proxy, by the address and port that it sends from.
 
 use std::time::Instant;
 

@@ -104,6 +104,9 @@ impl Worker {
                 && !Arc::ptr_eq(settings, &listener_socket.settings)
             {
                 let before = std::mem::replace(&mut listener_socket.settings, Arc::clone(settings));
+                if before.remembers_senders() && !settings.remembers_senders() {
+                    self.senders.forget_said(before.listener.id());
+                }
                 if before.listener != settings.listener {
                     settings.listener.note_open_socket();
                     before.listener.note_closed_socket();

@@ -355,6 +355,17 @@ fn what_was_said_to_a_listener_is_no_others() {
 }
 
 #[test]
+fn what_was_said_is_forgotten_with_the_setting() {
+    let mut bench = Bench::new(remembering(10));
+    bench.read(1, &v2(client(1), b"x")).unwrap();
+    bench.senders.forget_said(LISTENER + 1);
+    assert_eq!(bench.client_of(1, b"bare"), Ok(client(1)));
+    bench.senders.forget_said(LISTENER);
+    assert_eq!(bench.read(1, b"bare"), Err(DropReason::NoHeader));
+    assert!(bench.senders.remembered.is_empty());
+}
+
+#[test]
 fn a_bare_datagram_of_a_sender_that_is_not_remembered_changes_nothing() {
     let mut bench = Bench::new(accept());
     let key = bench.read(1, &v2(client(1), b"x")).unwrap().key;

@@ -1,7 +1,7 @@
 //! One spelling for every address, so that comparing two of them is enough.
 
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `address` with a v4-mapped IPv6 address as the IPv4 address that it is: a
 /// dual-stack socket reports its IPv4 peers mapped. Anything else is unchanged,
@@ -20,13 +20,15 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Whether a canonical `address` can be that of one client, to which a datagram
-/// could be sent.
+/// could be sent: that of no group, no broadcast of every network or of loopback, and not
+/// in 0.0.0.0/8, which names no host (RFC 1122, section 3.2.1.3).
 #[inline]
 pub(crate) fn is_one_client(address: &SocketAddr) -> bool {
     let ip_is_one_hosts = match address {
         SocketAddr::V4(v4) => {
             let ip = v4.ip();
-            !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
+            let is_broadcast = ip.is_broadcast() || *ip == Ipv4Addr::new(127, 255, 255, 255);
+            !(ip.octets()[0] == 0 || ip.is_multicast() || is_broadcast)
         }
         SocketAddr::V6(v6) => !(v6.ip().is_unspecified() || v6.ip().is_multicast()),
     };
@@ -159,6 +161,8 @@ mod tests {
             "192.0.2.1:0",
             "[2001:db8::1]:0",
             "0.0.0.0:53",
+            "0.1.2.3:53",
+            "127.255.255.255:53",
             "[::]:53",
             "224.0.0.1:53",
             "239.255.255.255:53",

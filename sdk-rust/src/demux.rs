@@ -388,7 +388,7 @@ impl Demux {
         Ok(parts)
     }
 
-    /// As `remember`, where senders may leave the header out: remembers for whom they speak,
+    /// As `remember`, where senders may leave the header out: remembers the client that they speak for,
     /// too.
     #[inline(never)]
     fn note(

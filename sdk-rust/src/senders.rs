@@ -101,7 +101,7 @@ impl Senders {
         Some((said.client.into(), said.destination.into()))
     }
 
-    /// Forgets for whom `sender` speaks.
+    /// Forgets the client that `sender` speaks for.
     pub(crate) fn forget(&mut self, sender: &Sender) {
         self.table.remove(sender);
     }

@@ -72,7 +72,7 @@ pub(crate) struct Formats {
     pub(crate) spp: bool,
 }
 
-/// How long, and of how many senders at most, it is remembered for whom they speak.
+/// How long, and of how many senders at most, the clients that they speak for are remembered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RememberSenders {
     pub(crate) idle: Duration,

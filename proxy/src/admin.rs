@@ -4,6 +4,8 @@
 //! management network. Even there, many or stuck readers must not cost sessions: the
 //! number of connections is bounded, each is short, and idle ones make room for others.
 
+mod listener;
+
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +26,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::collector::Collector;
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -34,6 +35,9 @@ use crate::health::Status;
 use crate::metrics::{Format, Metrics};
 use ppv2_engine::worker::{Command, SessionReport};
 use ppv2_udp::Waker;
+
+use listener::Stream;
+pub use listener::{Listener, SocketFile, bind_unix};
 
 /// How long a worker may take to answer before it counts as stuck.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -162,7 +166,7 @@ pub struct Admin {
 pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 
 /// Serves `admin` on `listener` until the process ends.
-pub async fn serve(listener: TcpListener, admin: Admin) {
+pub async fn serve(listener: Listener, admin: Admin) {
     let admin = Arc::new(admin);
     let routes = Router::new()
         .route("/", get(|| async { INDEX }))
@@ -192,7 +196,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
             return;
         };
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 let has_request = Arc::<AtomicBool>::default();
                 let answered = answer(stream, routes.clone(), Arc::clone(&has_request));
                 let task = tokio::spawn(async move {
@@ -230,7 +234,7 @@ fn make_room(connections: &mut VecDeque<Connection>) {
 }
 
 /// Answers the request of one connection if it arrives in time, and notes that it did.
-async fn answer(stream: TcpStream, routes: Router, has_request: Arc<AtomicBool>) {
+async fn answer(stream: Box<dyn Stream>, routes: Router, has_request: Arc<AtomicBool>) {
     let routes = TowerToHyperService::new(routes);
     let service = service_fn(move |request| {
         has_request.store(true, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 //! valid and resolved. Nothing outside this module checks it again.
 
 mod accept;
+mod admin_address;
 mod bind;
 mod error;
 mod expand;
@@ -40,6 +41,7 @@ use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
 pub use accept::Accept;
+pub use admin_address::AdminAddress;
 pub use bind::Bind;
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
@@ -151,7 +153,7 @@ impl Config {
     /// # Errors
     ///
     /// [`ConfigError`] if the file is no TOML, or its table `admin` has a mistake.
-    pub fn admin_of_file(path: &Path) -> Result<Option<SocketAddr>, ConfigError> {
+    pub fn admin_of_file(path: &Path) -> Result<Option<AdminAddress>, ConfigError> {
         #[derive(Deserialize)]
         struct AdminOnly {
             admin: Option<Admin>,
@@ -232,8 +234,8 @@ impl Config {
 
     /// Where metrics and health are served.
     #[must_use]
-    pub fn admin(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().map(|admin| admin.listen)
+    pub fn admin(&self) -> Option<&AdminAddress> {
+        self.admin.as_ref().map(|admin| &admin.listen)
     }
 
     /// The token that changes over HTTP need, if they need one.

@@ -23,10 +23,12 @@
 //! | [`discovery`] | looks up servers that are names, and keeps their last answers |
 //! | [`health`] | finds out which servers serve |
 //! | [`admin`], [`metrics`], [`drop_log`], [`access_log`] | what operators see |
+//! | [`admin_client`] | asks the admin API, for commands |
 //! | [`commands`] | every command but `run`, which is [`runtime`], `doctor` and `host-setup` |
 
 pub mod access_log;
 pub mod admin;
+pub mod admin_client;
 pub mod capacity;
 pub mod cli;
 pub mod commands;

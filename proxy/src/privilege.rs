@@ -17,7 +17,7 @@ use rustix::thread::{
 };
 use thiserror::Error;
 
-use crate::config::{Config, Listener};
+use crate::config::{AdminAddress, Config, Listener};
 
 mod shared_user;
 
@@ -97,7 +97,7 @@ impl Needs {
             .listeners
             .iter()
             .flat_map(|listener| listener.bind.iter().map(|bind| bind.first()));
-        let mut bound = bound.chain(config.admin());
+        let mut bound = bound.chain(config.admin().and_then(AdminAddress::ip));
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let own_ports = modes.any(Mode::spoofs_ports);
         Self {

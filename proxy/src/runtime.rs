@@ -30,7 +30,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Admin, ReloadRequest};
 use crate::capacity::HostCapacity;
-use crate::config::Config;
+use crate::config::{AdminAddress, Config};
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use ppv2_hosts::doctor;
@@ -54,6 +54,16 @@ pub enum RunError {
         /// The address.
         address: SocketAddr,
         /// What the kernel said, and who holds it.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The Unix socket of the admin API could not be made.
+    #[error("admin socket {} can't be bound: {reason}; {hint}", path.display())]
+    AdminSocket {
+        /// Its path.
+        path: PathBuf,
+        /// What is in the way.
         reason: String,
         /// What to do.
         hint: &'static str,
@@ -190,11 +200,14 @@ async fn supervise(
     {
         warn_of_reloads(file);
     }
-    let admin_listener = match config.admin() {
-        Some(address) => Some(bind::admin(address).await?),
-        None => None,
+    let (admin_listener, _socket_file) = match config.admin() {
+        Some(address) => {
+            let (listener, file) = bind::admin(address).await?;
+            (Some(listener), file)
+        }
+        None => (None, None),
     };
-    let admin = config.admin();
+    let admin = config.admin().cloned();
     let mut control = tokio::select! {
         started = Control::start(config, file) => started?,
         // Names may take their time.
@@ -214,7 +227,7 @@ async fn supervise(
         };
         tokio::spawn(admin::serve(listener, admin));
     }
-    announce(control.config(), control.host_capacity(), admin);
+    announce(control.config(), control.host_capacity(), admin.as_ref());
     let mut manager = ServiceManager::new(manager, control.workers());
     manager.ready(control.status_line());
 
@@ -310,7 +323,7 @@ async fn until_told(
     }
 }
 
-fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<SocketAddr>) {
+fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<&AdminAddress>) {
     for listener in &config.listeners {
         let servers = listener.servers.iter().map(|(index, mode)| {
             let server = &config.servers[*index];

@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
+use super::admin_address::AdminAddress;
 use super::bind::Bind;
 use super::header::HeaderOptions;
 use super::names::ServerAddress;
@@ -133,9 +134,10 @@ pub struct Limits {
 #[derive(Args, Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// Address for /metrics, /healthz, /readyz and /sessions [default: none]
+    /// Address for metrics, health and sessions: an IP address with a port, or unix:/PATH for a
+    /// Unix socket of the proxy's user and group [default: none]
     #[arg(long = "admin", value_name = "ADDR", required = false)]
-    pub listen: SocketAddr,
+    pub listen: AdminAddress,
 
     /// File with a token, of 16 to 1024 characters, that every POST must carry as
     /// `Authorization: Bearer TOKEN` [default: no token]

@@ -21,7 +21,7 @@ use super::error::{Within, key_path, refuse};
 use super::options::Upstream;
 use super::validate::Groups;
 use super::values::{Network, read_from_text};
-use super::{Bind, Config, ConfigError, Listener, Named, Server};
+use super::{AdminAddress, Bind, Config, ConfigError, Listener, Named, Server};
 
 /// Networks that no session has a source address in, with what is in them.
 const NO_SOURCES: [(&str, &str); 9] = [
@@ -415,6 +415,7 @@ impl Config {
         let bound = bound.map(|(what, address)| (what, address.ip()));
         let admin = self
             .admin()
+            .and_then(AdminAddress::ip)
             .map(|a| (format!("the admin address {a}"), a.ip()));
         let servers = self.servers.iter();
         let servers = servers.map(|s| (format!("server {}", s.shown_address()), s.address.0.ip()));

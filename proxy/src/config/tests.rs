@@ -83,7 +83,7 @@ fn a_full_file_is_read() {
     assert_eq!(config.worker_count(), 2);
     assert_eq!(*config.limits.max_sessions.unwrap(), 100);
     assert_eq!(*config.drain_timeout, Duration::from_secs(1));
-    assert_eq!(config.admin(), Some("127.0.0.1:9901".parse().unwrap()));
+    assert_eq!(config.admin(), Some(&"127.0.0.1:9901".parse().unwrap()));
     let listener = &config.listeners[0];
     assert_eq!(listener.name, "dns");
     assert_eq!(listener.bind.len(), 2);
@@ -260,8 +260,15 @@ fn an_invalid_value_is_shown_with_place_and_fix() {
             "127.0.0.1:9901",
             "127.0.0.1",
             ":9:10:",
-            "admin.listen: this is not an IP address with a port",
-            "192.0.2.1:53",
+            "admin.listen: `127.0.0.1` is neither an IP address with a port nor the path of a socket",
+            "unix:/run/ppv2/admin.sock",
+        ),
+        (
+            "127.0.0.1:9901",
+            "unix:admin.sock",
+            ":9:10:",
+            "admin.listen: `admin.sock` is not an absolute path",
+            "unix:/run/ppv2/admin.sock",
         ),
         (
             "0.0.0.0:5353",

@@ -17,7 +17,9 @@ use super::names::ServerAddress;
 use super::options::{BalanceKind, HashOn, OnReturn, Resolver, ServerOptions, Upstream};
 use super::token::Token;
 use super::values::{Network, canonical, is_link_local, refuse_hidden, scope};
-use super::{Bind, Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server};
+use super::{
+    AdminAddress, Bind, Config, ConfigError, FamilySources, Health, Listener, Name, Named, Server,
+};
 
 /// What one subscriber gets at least (RFC 6177): a host can take any address of its
 /// network, and with privacy extensions takes new ones every day.
@@ -99,8 +101,10 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
     config.check_source_networks(&groups)?;
     config.check_peers()?;
     if let Some(admin) = &mut config.admin {
-        let checked = local_address("admin address", admin.listen);
-        admin.listen = checked.within(key_path!["admin", "listen"])?;
+        if let AdminAddress::Ip(address) = &mut admin.listen {
+            let checked = local_address("admin address", *address);
+            *address = checked.within(key_path!["admin", "listen"])?;
+        }
         if let Some(file) = &admin.token_file {
             let token = Token::read(file).within(key_path!["admin", "token_file"])?;
             admin.token = Some(token);

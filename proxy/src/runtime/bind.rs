@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
+use crate::admin::{self, SocketFile};
 use crate::capacity::HostCapacity;
-use crate::config::{Config, Listener};
+use crate::config::{AdminAddress, Config, Listener};
 use crate::port_owner;
 use ppv2_hosts::kernel::{self, Unusable};
 use ppv2_udp::{Binding, Options, Socket};
@@ -199,15 +201,43 @@ fn options(listener: &Listener) -> Options {
     }
 }
 
-pub(super) async fn admin(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| RunError::Bind {
-            what: "admin address".to_owned(),
-            address,
-            reason: reason_of(address.ip(), &error),
-            hint: hint_of(address.ip(), &error),
-        })
+/// Binds the admin API's socket, with the file of a Unix socket.
+pub(super) async fn admin(
+    address: &AdminAddress,
+) -> Result<(admin::Listener, Option<SocketFile>), RunError> {
+    match address {
+        AdminAddress::Ip(address) => {
+            let bound = TcpListener::bind(address).await;
+            let listener = bound.map_err(|error| RunError::Bind {
+                what: "admin address".to_owned(),
+                address: *address,
+                reason: reason_of(address.ip(), &error),
+                hint: hint_of(address.ip(), &error),
+            })?;
+            Ok((admin::Listener::Tcp(listener), None))
+        }
+        AdminAddress::Unix(path) => {
+            let (listener, file) =
+                admin::bind_unix(path).map_err(|error| socket_error(path, &error))?;
+            Ok((listener, Some(file)))
+        }
+    }
+}
+
+fn socket_error(path: &Path, error: &io::Error) -> RunError {
+    let kind = error.kind();
+    let (reason, hint) = if kind == io::ErrorKind::AddrInUse {
+        let reason = "a process listens there".to_owned();
+        (reason, "stop it, or choose another path")
+    } else if kind == io::ErrorKind::AlreadyExists {
+        let reason = "there is a file that is no socket".to_owned();
+        (reason, "remove it, or choose another path")
+    } else {
+        let hint = "make its directory, and let the proxy's user write there, as systemd's RuntimeDirectory= does";
+        (error.to_string(), hint)
+    };
+    let path = path.to_owned();
+    RunError::AdminSocket { path, reason, hint }
 }
 
 /// `held` are the addresses that this process has itself.

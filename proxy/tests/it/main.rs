@@ -6,6 +6,7 @@
 
 mod accept;
 mod admin;
+mod admin_socket;
 mod balance;
 mod bursts;
 mod capture;

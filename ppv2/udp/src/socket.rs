@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
@@ -209,6 +209,33 @@ impl Socket {
         Ok(Self::new(inner, bound))
     }
 
+    /// A socket that [`listen`](Self::listen), [`connect`](Self::connect) or another function
+    /// here has made in another process, which has passed its descriptor on. `bound` is what
+    /// [`bound`](Self::bound) returned there. All options stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it is anything but a non-blocking UDP socket of the
+    /// family of `bound`.
+    pub fn adopt(descriptor: OwnedFd, bound: SocketAddr) -> io::Result<Self> {
+        let inner = socket2::Socket::from(descriptor);
+        check_udp(&inner, bound.is_ipv6())?;
+        if !inner.nonblocking()? {
+            return Err(invalid("not a non-blocking socket"));
+        }
+        Ok(Self::new(inner, bound))
+    }
+
+    /// What names the socket among all of this network namespace, in whichever process
+    /// (SO_COOKIE in socket(7)).
+    ///
+    /// # Errors
+    ///
+    /// Those of `getsockopt`: none is known to occur here.
+    pub fn cookie(&self) -> io::Result<u64> {
+        self.inner.cookie()
+    }
+
     /// The next of what the network says of datagrams sent earlier, on a socket made by
     /// [`shared`](Self::shared). While there is one, [`Readiness`](crate::Readiness) reports
     /// the socket, and it takes room in the buffer that datagrams are received in. Anybody
@@ -359,6 +386,22 @@ fn adapt(socket: &socket2::Socket, v6: bool, options: Options) -> io::Result<()>
         let _ = linux::enable_gro(socket.as_fd());
     }
     Ok(())
+}
+
+/// Fails unless `socket`, which somebody else has made, is a UDP socket of this family.
+fn check_udp(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+    let is_udp = socket.r#type()? == Type::DGRAM && socket.protocol()? == Some(Protocol::UDP);
+    if !is_udp {
+        return Err(invalid("not a UDP socket"));
+    }
+    match socket.domain()? == if v6 { Domain::IPV6 } else { Domain::IPV4 } {
+        true => Ok(()),
+        false => Err(invalid("a UDP socket of the other address family")),
+    }
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
 fn local_address(socket: &socket2::Socket) -> io::Result<SocketAddr> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::*;
 
+mod adopted;
 mod bursts;
 mod joined;
 mod one_by_one;

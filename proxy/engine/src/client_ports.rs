@@ -6,10 +6,13 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::accept::SenderId;
 use crate::address::{ListenerAddr, ServerAddr};
+use crate::handover::Address;
 use crate::session::{Key, MIN_REST};
 
 /// The most ports that are in use or rest: bounds the memory that clients take that come
@@ -49,6 +52,19 @@ impl PortUse {
         let is_young = |since| now.saturating_duration_since(since) < MIN_REST;
         self.since.is_some_and(is_young)
     }
+}
+
+/// A client's own port that a session wrote from a moment ago.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingPort {
+    /// The client.
+    pub client: Address,
+    /// The server that it was used towards.
+    pub server: Address,
+    /// What the client wrote to; `None` if it wrote through another proxy.
+    pub local: Option<Address>,
+    /// How long ago its session ended.
+    pub since: Duration,
 }
 
 /// A client's own port that a session writes to a server from, given back when dropped.
@@ -97,6 +113,43 @@ impl ClientPorts {
         state.forget_rested(now);
         let port_use = state.uses.get(&(source, server.0));
         port_use.is_some_and(|port_use| port_use.since.is_none() || port_use.rests(now))
+    }
+
+    /// Clients' own ports that rest, for another process.
+    #[must_use]
+    pub fn resting(&self, now: Instant) -> Vec<RestingPort> {
+        let state = self.lock();
+        let resting = state.uses.iter().filter(|(_, port_use)| port_use.rests(now));
+        let resting = resting.map(|((client, server), port_use)| RestingPort {
+            client: (*client).into(),
+            server: (*server).into(),
+            local: (port_use.way.1 == SenderId::NONE).then(|| port_use.way.0.0.into()),
+            since: port_use
+                .since
+                .map(|since| now.saturating_duration_since(since))
+                .unwrap_or_default(),
+        });
+        resting.collect()
+    }
+
+    /// Has ports rest that rested in another process.
+    pub fn inherit(&self, ports: &[RestingPort], now: Instant) {
+        let mut state = self.lock();
+        for port in ports.iter().take(MAX_PORTS) {
+            let pair = (port.client.into(), port.server.into());
+            let since = now.checked_sub(port.since).unwrap_or(now);
+            let way = match port.local {
+                Some(local) => (ListenerAddr(local.into()), SenderId::NONE),
+                None => (ListenerAddr(port.server.into()), SenderId::NONE),
+            };
+            let port_use = PortUse {
+                way,
+                since: Some(since),
+                is_queued: true,
+            };
+            state.uses.insert(pair, port_use);
+            state.resting.push_back((pair, since));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

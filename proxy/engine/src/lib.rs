@@ -43,6 +43,7 @@
 //! | `upstream_socket` | the socket by which a session's datagrams leave |
 //! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
 //! | [`source_addresses`] | which address of a source network a new session gets |
+//! | [`handover`] | what a worker hands over to another process |
 //! | [`tag`] | what a header carries so that the reply says for which client it is |
 //! | [`counters`] | what is counted, and every reason for a drop |
 //! | [`address`] | client, listener and server addresses as types of their own |
@@ -53,6 +54,7 @@ pub mod capacity;
 pub mod client_limits;
 pub mod client_ports;
 pub mod counters;
+pub mod handover;
 pub mod listener;
 pub mod mode;
 pub mod own_tlvs;

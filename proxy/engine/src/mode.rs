@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ppv2::{ReplyTag, spp};
+use serde::{Deserialize, Serialize};
 
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
+use crate::handover::FirstState;
 use crate::own_tlvs::{OwnTlvs, UNIQUE_ID_TLV_LEN, UniqueId, split_tlvs};
 
 /// Bytes of TLVs that a datagram's own header can have, which go on with it: all that an IPv4
@@ -23,7 +25,7 @@ pub const MAX_HEADER: usize = ppv2::MAX_TAGGED_HEADER_LEN
     + ppv2::CRC32C_TLV_LEN;
 
 /// How a server is told who the client is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mode {
     /// By a PROXY v2 header in front of the datagram.
     Ppv2 {
@@ -49,7 +51,7 @@ pub enum Mode {
 }
 
 /// From which port a server is written to in the client's name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourcePort {
     /// One that the kernel chooses.
     #[default]
@@ -59,7 +61,7 @@ pub enum SourcePort {
 }
 
 /// Who makes the reply of direct server return come from the listener's address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RewriteOn {
     /// The kernel of the proxy's host, which the server routes its replies to.
     #[default]
@@ -79,7 +81,7 @@ pub enum RewriteOn {
 const FORGETS: Duration = Duration::from_secs(3);
 
 /// Which datagrams of a session carry the header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Emit {
     /// Every one, as the specification asks (receivers parse each datagram by
     /// itself).
@@ -352,6 +354,36 @@ impl FirstHeader {
     pub fn answered(&mut self) {
         if self.arrival != Arrival::Due {
             self.arrival = Arrival::Known { unanswered: None };
+        }
+    }
+
+    /// What another process is to know of it.
+    pub(crate) fn state(&self, now: Instant) -> FirstState {
+        let ago = |since: Instant| now.saturating_duration_since(since);
+        let (is_known, unanswered) = match self.arrival {
+            Arrival::Known { unanswered } => (true, unanswered.map(ago)),
+            Arrival::Due | Arrival::Sent => (false, None),
+        };
+        FirstState {
+            sent: self.sent.filter(|_| self.arrival != Arrival::Due).map(ago),
+            is_known,
+            unanswered,
+        }
+    }
+
+    /// What another process knew of it.
+    pub(crate) fn from_state(state: FirstState, now: Instant) -> Self {
+        let before = |ago: Duration| now.checked_sub(ago);
+        Self {
+            arrival: match (state.is_known, state.sent) {
+                (true, _) => Arrival::Known {
+                    unanswered: state.unanswered.and_then(before),
+                },
+                (false, Some(_)) => Arrival::Sent,
+                (false, None) => Arrival::Due,
+            },
+            sent: state.sent.and_then(before),
+            repeat: None,
         }
     }
 

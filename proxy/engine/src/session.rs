@@ -57,6 +57,7 @@ use crate::server::Server;
 
 pub use clock::{Clock, Moment};
 pub use table::Table;
+pub(crate) use table::Restored;
 use table::{Class, Lane};
 
 /// How long the port of an ended session rests at least, since its end or the latest

@@ -19,7 +19,7 @@
 //! have 2⁵⁸ each, which last for 9,000 years. Of a share between 2³² and 2⁴⁸ addresses, 2³²
 //! are used; of a network larger than a /64, its first /64.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -76,6 +76,9 @@ pub struct SourceAddresses {
     /// addresses that were handed out, whatever servers and forged replies do, since others
     /// are not noted. What came to a running session is forgotten when it ends.
     heard: HashMap<u32, Tick, ahash::RandomState>,
+    /// Numbers of addresses that sessions of another process had: they come back by their rest
+    /// alone.
+    inherited: HashSet<u32, ahash::RandomState>,
     /// When a rest last began, or began again.
     latest_rest: Option<Tick>,
     /// When a session last ended.
@@ -111,6 +114,7 @@ impl SourceAddresses {
             clock: Clock::new(now),
             resting: VecDeque::new(),
             heard: HashMap::default(),
+            inherited: HashSet::default(),
             latest_rest: None,
             latest_end: None,
         }
@@ -153,8 +157,12 @@ impl SourceAddresses {
                 }
                 self.used = 0;
             }
-            let address = self.address(self.order.at(self.used));
+            let number = self.order.at(self.used);
+            let address = self.address(number);
             self.used += 1;
+            if self.is_inherited(number) {
+                continue;
+            }
             // In the middle of a network around 127.0.0.0/8 alone.
             if !is_no_host(address) && address != Ipv4Addr::LOCALHOST {
                 return Ok(address);
@@ -193,6 +201,37 @@ impl SourceAddresses {
         }
     }
 
+    /// Has an address not handed out that another process has handed out: until it is
+    /// [given back](Self::give_back), or has rested if its session ended so long ago. Those
+    /// that rest must come in the order in which their rests began.
+    pub fn inherit(&mut self, address: IpAddr, ended: Option<Duration>, now: Instant) {
+        let Some(number) = self.number(address) else {
+            return;
+        };
+        if self.inherited.insert(number)
+            && let Some(ended) = ended
+        {
+            let ended = self.clock.tick(now).before(ended);
+            self.resting.push_back(Resting { number, ended });
+            self.latest_rest = Some(self.clock.tick(now));
+            self.latest_end = self.latest_rest;
+        }
+    }
+
+    /// Addresses that rest, and how long ago their sessions ended.
+    pub fn resting(&self, now: Instant) -> Vec<(IpAddr, Duration)> {
+        let now = self.clock.clone().tick(now);
+        let of = |one: &Resting| (self.address(one.number.into()), now.since(one.ended));
+        let resting = self.resting.iter().map(of);
+        // Those that have rested for longer are as if they had never been used.
+        resting.filter(|(_, ended)| *ended < MAX_REST).collect()
+    }
+
+    fn is_inherited(&self, number: u128) -> bool {
+        let is_there = |number| self.inherited.contains(&number);
+        !self.inherited.is_empty() && u32::try_from(number).is_ok_and(is_there)
+    }
+
     /// Whether a rest began within the last [`MIN_REST`], even if its address is in use again.
     pub fn any_rests(&mut self, now: Instant) -> bool {
         let now = self.clock.tick(now);
@@ -205,7 +244,7 @@ impl SourceAddresses {
     pub fn heard(&mut self, address: IpAddr, now: Instant) {
         let since = self.clock.tick(now);
         if let Some(number) = self.number(address)
-            && self.order.place(number.into()) < self.used
+            && (self.order.place(number.into()) < self.used || self.inherited.contains(&number))
         {
             self.heard.insert(number, since);
             self.latest_rest = Some(since);
@@ -253,10 +292,20 @@ impl Tick {
         // Both are rounded down: of the first step any part may be missing.
         steps > 0 && Self::STEP * (steps - 1) >= rest
     }
+
+    fn since(self, earlier: Self) -> Duration {
+        Self::STEP * self.0.wrapping_sub(earlier.0)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "differences alone count")]
+    fn before(self, ago: Duration) -> Self {
+        let steps = ago.as_millis() / Self::STEP.as_millis();
+        Self(self.0.wrapping_sub(steps as u32))
+    }
 }
 
 /// Never goes back, so that a time read a moment ago isn't taken for one long past.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Clock {
     started: Instant,
     latest: u128,

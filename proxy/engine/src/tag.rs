@@ -72,6 +72,11 @@ impl TagKeys {
         Self { key }
     }
 
+    /// The key, for another process of this proxy alone.
+    pub(crate) fn key(&self) -> [u8; 16] {
+        self.key
+    }
+
     /// Tags with a key that nobody else knows.
     ///
     /// # Errors

@@ -303,7 +303,7 @@ impl UpstreamSocket {
         Err(DropReason::ClientPortInUse)
     }
 
-    fn new(socket: Socket, pool: PortPool) -> Self {
+    pub(crate) fn new(socket: Socket, pool: PortPool) -> Self {
         Self {
             socket,
             is_connected: true,
@@ -342,6 +342,11 @@ impl PortPool {
             address: source,
             v6: server.0.is_ipv6(),
         }
+    }
+
+    /// The address that they are of; `None` where the kernel chooses it.
+    pub(crate) fn address(self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Those that sockets to a server have, by its sources.

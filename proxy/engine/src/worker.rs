@@ -12,6 +12,7 @@
 //! same client to the same worker.
 
 mod client_to_server;
+mod handover;
 mod headers_in;
 mod new_session;
 mod reconfigure;
@@ -36,6 +37,7 @@ use crate::accept::Senders;
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::{DropReason, WorkerCounters};
+use crate::handover::{HandOver, TakeOver};
 use crate::listener::{Listener, ListenerSettings};
 use crate::own_tlvs::{UniqueId, UniqueIds};
 use crate::server::{MAX_ANSWER_TIME, Server};
@@ -111,6 +113,15 @@ pub enum Command {
     /// The network may have changed: have sessions send from the address that this host's
     /// routes now say, and take no replies by wrong interfaces.
     NetworkChanged(Arc<WrongInterfaces>),
+    /// Hand over all sockets and sessions, and then wait for [`Resume`](Self::Resume) or
+    /// [`Release`](Self::Release).
+    HandOver(HandOver),
+    /// Take over sockets and sessions, and then wait as after [`HandOver`](Self::HandOver).
+    TakeOver(Box<TakeOver>),
+    /// Go on with what there is.
+    Resume,
+    /// Stop, and leave all to another process: nothing is received, and no session ends.
+    Release,
     /// Take no more from clients; stop when the replies in flight are through.
     Drain,
     /// Stop now.
@@ -192,6 +203,15 @@ impl Readable {
     }
 }
 
+/// What a worker was told to do next.
+enum Order {
+    GoOn,
+    /// Tell of all sessions, and stop.
+    Stop,
+    /// Stop without a word.
+    Release,
+}
+
 /// One thread of the data path.
 pub struct Worker {
     number: usize,
@@ -225,7 +245,6 @@ pub struct Worker {
     /// Proxies that put headers in front of what they pass on.
     senders: Senders,
     unix: UnixClock,
-    unique_ids: UniqueIds,
     capacity: Arc<Capacity>,
     client_ports: Arc<ClientPorts>,
     incoming: Batch,
@@ -282,7 +301,6 @@ impl Worker {
             shared_sockets: SharedSockets::new(number, workers),
             senders: Senders::default(),
             unix: UnixClock::new(now),
-            unique_ids,
             capacity,
             client_ports,
             incoming: Batch::default(),
@@ -332,9 +350,17 @@ impl Worker {
             if may_expire {
                 self.expire(now);
             }
-            if self.obey_commands(now) || self.is_drained(now) {
-                self.end_all(now);
-                return Ok(());
+            match self.obey_commands(now) {
+                Order::Release => return Ok(()),
+                Order::Stop => {
+                    self.end_all(now);
+                    return Ok(());
+                }
+                Order::GoOn if self.is_drained(now) => {
+                    self.end_all(now);
+                    return Ok(());
+                }
+                Order::GoOn => {}
             }
         }
     }
@@ -386,8 +412,8 @@ impl Worker {
         counters.unlogged.set(self.table.unlogged());
     }
 
-    /// Does what it was told. True if that was to stop.
-    fn obey_commands(&mut self, now: Instant) -> bool {
+    /// Does what it was told.
+    fn obey_commands(&mut self, now: Instant) -> Order {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Sessions {
@@ -397,6 +423,19 @@ impl Worker {
                 } => reply(self.report(first, limit, now)),
                 Command::Reconfigure(to) => self.reconfigure(*to, now),
                 Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
+                Command::HandOver(to) => {
+                    if self.hand_over(to, now) {
+                        return Order::Release;
+                    }
+                }
+                Command::TakeOver(from) => {
+                    if self.inherit_all(*from, now) {
+                        return Order::Release;
+                    }
+                }
+                // It was not waiting.
+                Command::Resume => {}
+                Command::Release => return Order::Release,
                 Command::Drain => {
                     let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
                     for number in numbers {
@@ -405,10 +444,10 @@ impl Worker {
                     self.draining = true;
                     self.last_reply = now;
                 }
-                Command::Stop => return true,
+                Command::Stop => return Order::Stop,
             }
         }
-        false
+        Order::GoOn
     }
 
     fn report(&self, first: usize, limit: usize, now: Instant) -> Vec<SessionReport> {

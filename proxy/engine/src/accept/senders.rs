@@ -13,6 +13,7 @@ use slab::Slab;
 use super::{Accept, LocalHeaders, Remember, Sender, SenderId};
 use crate::address::{ClientAddr, ListenerAddr, is_no_host};
 use crate::counters::DropReason;
+use crate::handover::{SaidState, SenderState};
 use crate::session::{Key, ReplyHeader};
 
 /// Senders that are looked at, whether they are still of use, whenever one is added: at
@@ -188,6 +189,71 @@ impl Senders {
             entry.said.take_if(is_of);
         }
         self.remembered.remove(&listener);
+    }
+
+    /// What is known of each, by the names of listeners, for another process.
+    pub(crate) fn states(
+        &self,
+        name_of: impl Fn(u64) -> Option<String>,
+        now: Instant,
+    ) -> (Vec<SenderState>, HashMap<u64, u32, ahash::RandomState>) {
+        let (mut states, mut places) = (Vec::new(), HashMap::default());
+        for (_, entry) in &self.entries {
+            places.insert(
+                entry.sender.id.to_bits(),
+                u32::try_from(states.len()).unwrap_or(u32::MAX),
+            );
+            let said = entry.said.filter(|said| !said.is_over(now));
+            states.push(SenderState {
+                address: entry.sender.address.into(),
+                local: entry.sender.local.into(),
+                named: entry.named.map(|(client, to)| (client.into(), to.into())),
+                said: said.and_then(|said| {
+                    Some(SaidState {
+                        listener: name_of(said.listener)?,
+                        client: said.client.into(),
+                        destination: said.destination.into(),
+                        idle: said.idle,
+                        heard: now.saturating_duration_since(said.heard),
+                    })
+                }),
+            });
+        }
+        (states, places)
+    }
+
+    /// Goes on with what another process knew of a sender. `listener_of` says the id of the
+    /// listener of a name, if it remembers senders, and how many.
+    pub(crate) fn restore(
+        &mut self,
+        state: &SenderState,
+        listener_of: impl Fn(&str) -> Option<(u64, usize)>,
+        now: Instant,
+    ) -> Arc<Sender> {
+        let ends = (state.address.into(), state.local.into());
+        let place = self.find(ends).unwrap_or_else(|| self.add(ends, now));
+        let said = state.said.as_ref().and_then(|said| {
+            let (listener, max) = listener_of(&said.listener)?;
+            let count = self.remembered.get(&listener).copied().unwrap_or(0);
+            (count < max).then_some(Said {
+                listener,
+                client: said.client.into(),
+                destination: said.destination.into(),
+                idle: said.idle,
+                heard: now.checked_sub(said.heard).unwrap_or(now),
+            })
+        });
+        let entry = &mut self.entries[place];
+        entry.named = state
+            .named
+            .map(|(client, to)| (client.into(), to.into()));
+        if entry.said.is_none()
+            && let Some(said) = said
+        {
+            entry.said = Some(said);
+            *self.remembered.entry(said.listener).or_default() += 1;
+        }
+        Arc::clone(&entry.sender)
     }
 
     /// The sender with this id, if anything is known of it.

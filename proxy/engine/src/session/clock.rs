@@ -1,6 +1,6 @@
 //! Times in eight bytes each: an [`Instant`] takes sixteen, and each session has several.
 
-use std::ops::Add;
+use std::ops::{Add, Sub};
 use std::time::{Duration, Instant};
 
 /// A moment, as nanoseconds since its table's [`Clock`] began; enough for centuries.
@@ -32,6 +32,15 @@ impl Add<Duration> for Moment {
     /// The last moment there is, if it would be beyond.
     fn add(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(nanos(duration)))
+    }
+}
+
+impl Sub<Duration> for Moment {
+    type Output = Self;
+
+    /// The beginning, if it would be before.
+    fn sub(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(nanos(duration)))
     }
 }
 

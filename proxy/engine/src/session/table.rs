@@ -1,6 +1,8 @@
 //! The table of one worker's sessions: finds, counts, limits and ends them, and says
 //! when the socket of an ended one may be used again.
 
+mod restore;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,6 +27,8 @@ use crate::counters::EndReason;
 use crate::listener::{Listener, ListenerSettings};
 use crate::own_tlvs::{UniqueId, UniqueIds};
 use crate::server::{MAX_ANSWER_TIME, Server};
+
+pub(crate) use restore::Restored;
 
 /// The most sockets that are closed before datagrams have their turn again.
 const CLOSES_AT_ONCE: usize = 64;
@@ -127,6 +131,9 @@ impl Resting {
     }
 }
 
+/// How long before a table was made its sessions may have begun.
+const BEFORE: Duration = Duration::from_secs(365 * 86_400);
+
 /// Said where a slot has too many bits.
 const FEWER: &str = "a table holds fewer than 2^32 sessions";
 
@@ -144,6 +151,8 @@ pub struct Table<C> {
     /// Makes ids of sessions for those that are to have one.
     unique_ids: Option<UniqueIds>,
     has_unique_id: fn(&C) -> bool,
+    /// Of sessions that another process began, by slot.
+    inherited_ids: HashMap<u32, UniqueId, ahash::RandomState>,
     /// Sessions of one key: one that takes its datagrams, and those that have taken all
     /// that they may.
     rings: Rings,
@@ -182,17 +191,21 @@ impl<C> Table<C> {
         capacity: &Arc<Capacity>,
         after_end: fn(&C) -> AfterEnd,
     ) -> Self {
+        // Sessions may have begun before, in another process.
+        let clock = Clock::new(now.checked_sub(BEFORE).unwrap_or(now));
+        let begin = clock.moment(now);
         Self {
-            clock: Clock::new(now),
-            latest: (now, Moment::ORIGIN),
+            clock,
+            latest: (now, begin),
             sessions: Slab::new(),
             by_key: Index::new(),
             by_source: Index::new(),
             source_of: |_| None,
             unique_ids: None,
             has_unique_id: |_| false,
+            inherited_ids: HashMap::default(),
             rings: Rings::default(),
-            wheel: Wheel::new(),
+            wheel: Wheel::new(begin),
             links: Links::default(),
             unanswered: Unanswered::new(),
             resting: Resting::default(),
@@ -231,10 +244,25 @@ impl<C> Table<C> {
     /// The id of the session of this number, if it has one.
     #[must_use]
     pub fn unique_id(&self, number: usize) -> Option<UniqueId> {
-        let ids = self.unique_ids?;
         let session = self.sessions.get(number)?;
         let id = self.id_at(u32::try_from(number).ok()?)?;
-        (self.has_unique_id)(&session.connection).then(|| ids.of(id))
+        let has_id = (self.has_unique_id)(&session.connection);
+        has_id.then(|| self.unique_id_of(id))?
+    }
+
+    fn unique_id_of(&self, id: SessionId) -> Option<UniqueId> {
+        unique_id_of(self.unique_ids, &self.inherited_ids, id)
+    }
+
+    /// As [`get_mut`](Self::get_mut), with what says the id of the session if it is to have one.
+    pub(crate) fn get_mut_with_id(
+        &mut self,
+        id: SessionId,
+    ) -> Option<(&mut Session<C>, impl Fn() -> Option<UniqueId>)> {
+        let session = self.sessions.get_mut(id.slot as usize);
+        let session = session.filter(|session| session.generation == id.generation)?;
+        let (ids, inherited) = (self.unique_ids, &self.inherited_ids);
+        Some((session, move || unique_id_of(ids, inherited, id)))
     }
 
     /// What its sessions' times are by.
@@ -751,6 +779,9 @@ impl<C> Table<C> {
     fn remove(&mut self, slot: u32) -> Option<Session<C>> {
         self.wheel.disarm(slot);
         let session = self.sessions.try_remove(slot as usize)?;
+        if !self.inherited_ids.is_empty() {
+            self.inherited_ids.remove(&slot);
+        }
         if let Some(source) = (self.source_of)(&session.connection) {
             self.by_source.replace(&source_bits(source), slot, None);
         }
@@ -954,6 +985,16 @@ impl<C> Drop for Table<C> {
             session.held.give_back(&self.capacity);
         }
     }
+}
+
+/// The id of a session that is to have one; `None` if there is none to give.
+fn unique_id_of(
+    ids: Option<UniqueIds>,
+    inherited: &HashMap<u32, UniqueId, ahash::RandomState>,
+    id: SessionId,
+) -> Option<UniqueId> {
+    let inherited = inherited.get(&id.slot).copied();
+    inherited.or_else(|| ids.map(|ids| ids.of(id)))
 }
 
 fn has_key<C>(sessions: &Slab<Session<C>>, slot: u32, key: &Key) -> bool {

@@ -34,9 +34,10 @@ pub(super) struct Wheel {
 }
 
 impl Wheel {
-    pub(super) fn new() -> Self {
+    /// An empty wheel. No deadline is before `now`.
+    pub(super) fn new(now: Moment) -> Self {
         Self {
-            done: 0,
+            done: now.nanos() / TICK_NANOS,
             buckets: vec![List::EMPTY; BUCKETS].into(),
             occupied: [0; BUCKETS / 64],
             links: Links::default(),
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn nothing_comes_up_early_and_all_within_a_tick() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(START);
         wheel.arm(7, START + Duration::from_millis(120));
         assert_eq!(wheel.next(), Some(START + Duration::from_millis(150)));
         assert!(drain(&mut wheel, START + Duration::from_millis(119)).is_empty());
@@ -152,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_disarmed_slot_is_gone() {
-        let mut wheel = Wheel::new();
+        let mut wheel = Wheel::new(START);
         for slot in 0..3 {
             wheel.arm(slot, START + Duration::from_secs(1));
         }
@@ -187,7 +188,7 @@ mod tests {
         #[test]
         fn agrees_with_a_plain_map(steps in steps()) {
             let mut now = START;
-            let mut wheel = Wheel::new();
+            let mut wheel = Wheel::new(START);
             let mut armed: HashMap<u32, Moment> = HashMap::new();
             let horizon = TICK * u32::try_from(BUCKETS - 2).unwrap();
             for step in steps {

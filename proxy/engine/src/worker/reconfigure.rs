@@ -92,8 +92,6 @@ impl Worker {
     /// Returns those that were another listener's.
     fn reassign_listener_sockets(&mut self, snapshot: &Snapshot) -> BTreeSet<usize> {
         let mut passed = BTreeSet::new();
-        let mut targets = snapshot.targets();
-        let own_ports = targets.any(|target| target.mode.spoofs_ports());
         for (number, listener_socket) in &mut self.listener_sockets {
             let place = snapshot.bound.get(&listener_socket.socket.bound());
             listener_socket.is_closing = place.is_none();
@@ -115,20 +113,33 @@ impl Worker {
                 // It fails where it would have failed at the beginning.
                 let _ = listener_socket.socket.adapt(settings.listener_options());
             }
-            // Servers may ask for it that are new, while the settings stay.
-            if own_ports && !listener_socket.shares_port {
+        }
+        // Servers may ask for it that are new, while the settings stay.
+        self.share_ports();
+        passed
+    }
+
+    /// Has listeners' sockets share their ports with sessions that write from their clients',
+    /// if there are such.
+    pub(super) fn share_ports(&mut self) {
+        let mut targets = self.snapshot.targets();
+        if !targets.any(|target| target.mode.spoofs_ports()) {
+            return;
+        }
+        for (_, listener_socket) in &mut self.listener_sockets {
+            if !listener_socket.shares_port {
                 // Without it, clients that write from this port have no session.
                 listener_socket.shares_port = listener_socket.socket.share_port().is_ok();
             }
         }
-        passed
     }
 
-    /// Takes from `socket` from now on, for the listener of its address.
-    pub(super) fn add_listener_socket(&mut self, socket: Socket) -> io::Result<()> {
+    /// Takes from `socket` from now on, for the listener of its address. Returns its number;
+    /// `None` if there is no such listener.
+    pub(super) fn add_listener_socket(&mut self, socket: Socket) -> io::Result<Option<u32>> {
         let place = self.snapshot.bound.get(&socket.bound());
         let Some(listener) = place.and_then(|place| self.snapshot.listeners.get(*place)) else {
-            return Ok(());
+            return Ok(None);
         };
         let settings = Arc::clone(&listener.settings);
         let entry = self.listener_sockets.vacant_entry();
@@ -145,7 +156,7 @@ impl Worker {
             is_closing: false,
             shares_port: false,
         });
-        Ok(())
+        Ok(Some(number))
     }
 
     /// Ends sessions that would begin otherwise now, or not at all, and has no session take

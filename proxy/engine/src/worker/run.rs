@@ -216,7 +216,7 @@ impl Worker {
             Path::Tagged { socket } => (RunSocket::Tagged(*socket), None, None),
         };
         self.make_room_in_run(socket);
-        let Some(session) = self.table.get_mut(id) else {
+        let Some((session, unique_id)) = self.table.get_mut_with_id(id) else {
             return;
         };
         let (key, connection) = (session.key(), &mut session.connection);
@@ -245,7 +245,7 @@ impl Worker {
                 let parts = HeaderParts {
                     passed: &self.run.passed.bytes,
                     own: connection.tlvs.as_deref(),
-                    unique_id: has_id.then(|| self.unique_ids.of(id)),
+                    unique_id: if has_id { unique_id() } else { None },
                     tag: keys.map(|keys| keys.tag(key.client.0, key.local.0, self.unix.now())),
                     ..HeaderParts::new(key.client, key.local)
                 };

@@ -5,16 +5,21 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use ppv2::TaggedReply;
 use ppv2_udp::{Cause, Options, Socket};
 use slab::Slab;
 
+use super::handover::{Collected, place};
 use super::reconfigure::SETTLED;
 use super::{LAST_TAKES, Readable, Worker};
 use crate::counters::DropReason;
+use crate::handover::{NetworkState, SharedKind, SharedSocketState, TagKey, WorkerState};
 use crate::listener::{Listener, ListenerSettings};
 use crate::server::{Replies, Server, SourceNetwork, Sources, Target};
 use crate::session::{MIN_REST, SessionId};
@@ -582,6 +587,150 @@ impl Worker {
         for number in renew {
             self.renew_tagged_socket(number, now);
         }
+    }
+
+    /// Adds shared sockets, and what is known of source networks, to what is handed over.
+    /// Returns the place of each socket by its number.
+    pub(super) fn collect_shared<'s>(
+        &'s self,
+        collected: &mut Collected<'s>,
+        now: Instant,
+    ) -> io::Result<HashMap<u32, u32>> {
+        let mut places = HashMap::new();
+        let shared = &self.shared_sockets;
+        for (number, one) in &shared.sockets {
+            let cookie = collected.socket(&one.socket)?;
+            let (kind, options) = match &one.kind {
+                Kind::Network { v6, port, options } => {
+                    let (v6, port) = (*v6, *port);
+                    let bound = one.socket.bound().into();
+                    (SharedKind::Network { v6, port, bound }, *options)
+                }
+                Kind::Tagged { tagged, options } => {
+                    let server = collected.server(&tagged.server);
+                    let key = TagKey(tagged.keys.key());
+                    (SharedKind::Tagged { server, key }, *options)
+                }
+            };
+            let sockets = &mut collected.state.shared_sockets;
+            places.insert(place(number), place(sockets.len()));
+            sockets.push(SharedSocketState {
+                cookie,
+                listener: one.listener.name.clone(),
+                kind,
+                dont_fragment: options.dont_fragment,
+                bursts: options.bursts,
+                overflows: one.overflows,
+            });
+        }
+        let networks = shared.networks.iter().map(|one| NetworkState {
+            address: one.network.network.addr(),
+            prefix: one.network.network.prefix_len(),
+            port: one.network.port.map_or(0, NonZeroU16::get),
+            resting: one.free.resting(now),
+        });
+        collected.state.networks = networks.collect();
+        let servers = shared.servers.iter();
+        collected.state.network_servers = servers.map(|server| (*server).into()).collect();
+        Ok(places)
+    }
+
+    /// Takes over shared sockets and source networks. Returns the number of each socket, if
+    /// there is room for it. `addresses` are those of source networks that sessions of any
+    /// worker have, or had so long ago.
+    pub(super) fn inherit_shared(
+        &mut self,
+        state: &WorkerState,
+        servers: &[Arc<Server>],
+        sockets: &mut HashMap<u64, OwnedFd>,
+        addresses: &[(IpAddr, Option<Duration>)],
+        now: Instant,
+    ) -> Vec<Option<u32>> {
+        let (worker, workers) = (self.shared_sockets.worker, self.shared_sockets.workers);
+        for one in &state.networks {
+            let Ok(network) = IpNet::new(one.address, one.prefix) else {
+                continue;
+            };
+            let network = SourceNetwork {
+                network,
+                port: NonZeroU16::new(one.port),
+            };
+            if self.shared_sockets.knows(network) {
+                continue;
+            }
+            let mut free = SourceAddresses::new(&network, worker, workers, now);
+            for (address, ended) in addresses {
+                free.inherit(*address, *ended, now);
+            }
+            self.shared_sockets.networks.push(NetworkInUse {
+                network,
+                free,
+                sessions: 0,
+            });
+        }
+        for server in &state.network_servers {
+            let servers = &mut self.shared_sockets.servers;
+            let server = SocketAddr::from(*server);
+            if servers.len() < MOST_SERVERS && !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
+        let of_state = state.shared_sockets.iter();
+        of_state
+            .map(|one| self.inherit_shared_socket(one, servers, sockets))
+            .collect()
+    }
+
+    fn inherit_shared_socket(
+        &mut self,
+        state: &SharedSocketState,
+        servers: &[Arc<Server>],
+        sockets: &mut HashMap<u64, OwnedFd>,
+    ) -> Option<u32> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let mut listeners = snapshot.listeners.iter();
+        let first = listeners.next()?;
+        let named = listeners.find(|one| one.settings.listener.name == state.listener);
+        let settings = Arc::clone(&named.unwrap_or(first).settings);
+        let options = Options {
+            dont_fragment: state.dont_fragment,
+            bursts: state.bursts,
+        };
+        let (kind, bound) = match &state.kind {
+            SharedKind::Network { v6, port, bound } => {
+                let (v6, port) = (*v6, *port);
+                (Kind::Network { v6, port, options }, (*bound).into())
+            }
+            SharedKind::Tagged { server, key } => {
+                let server = servers.get(*server as usize)?;
+                let before = Arc::new(TagKeys::new(key.0));
+                let id = server.id();
+                let target = snapshot.targets().find(|one| one.server.id() == id);
+                let keys = target.and_then(|one| one.replies.tag_keys()).cloned();
+                let keys = keys.unwrap_or_else(|| Arc::clone(&before));
+                let none = Sources::Addresses(Arc::from([]));
+                let tagged = Tagged {
+                    server: Arc::clone(server),
+                    sources: target.map_or(none, |one| one.sources.clone()),
+                    is_auto: target.is_none_or(|one| matches!(one.replies, Replies::Auto(_))),
+                    former: (*keys != *before).then_some(before),
+                    keys,
+                    unanswered: None,
+                };
+                (Kind::Tagged { tagged, options }, server.address.0)
+            }
+        };
+        let key = match &kind {
+            Kind::Network { .. } => None,
+            Kind::Tagged { tagged, options } => Some((tagged.server.id(), *options)),
+        };
+        let socket = Socket::adopt(sockets.remove(&state.cookie)?, bound).ok()?;
+        let number = self.add_shared(socket, kind, &settings).ok()?;
+        if let Some(key) = key {
+            self.shared_sockets.tagged.entry(key).or_insert(number);
+        }
+        self.shared_sockets.get_mut(number)?.overflows = state.overflows;
+        Some(number)
     }
 
     /// Closes shared sockets that have been of no use for as long as late replies may come.

@@ -5,6 +5,7 @@
 //! number of connections is bounded, each is short, and idle ones make room for others.
 
 mod listener;
+mod status;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ use ppv2_udp::Waker;
 
 use listener::Stream;
 pub use listener::{Listener, SocketFile, bind_unix};
+pub use status::Started;
 
 /// How long a worker may take to answer before it counts as stuck.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -68,7 +70,7 @@ const WARNING_PAUSE: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
-const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /upstreams /sessions?limit=N&after=CURSOR\n\
+const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /status /upstreams /sessions?limit=N&after=CURSOR\n\
      by POST: /reload /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
 
 /// Requests that may wait for a worker. More are refused.
@@ -155,6 +157,8 @@ pub struct Admin {
     pub names: Arc<discovery::Status>,
     /// Whether every listener takes datagrams.
     pub ready: Arc<AtomicBool>,
+    /// When the proxy began.
+    pub started: Started,
     /// Takes requests for a reload.
     pub reload: mpsc::Sender<ReloadRequest>,
     /// What requests that change something must carry, if anything.
@@ -169,11 +173,12 @@ pub type ReloadRequest = oneshot::Sender<Result<String, String>>;
 pub async fn serve(listener: Listener, admin: Admin) {
     let admin = Arc::new(admin);
     let routes = Router::new()
-        .route("/", get(|| async { INDEX }))
         .route("/drain", post(drain))
         .route("/undrain", post(undrain))
         .route("/reload", post(reload))
         .route_layer(from_fn_with_state(Arc::clone(&admin), refuse_strangers))
+        .route("/", get(|| async { INDEX }))
+        .route("/status", get(status::status))
         .route("/upstreams", get(upstreams))
         .route("/sessions", get(sessions))
         .layer(from_fn(refuse_names))

@@ -27,7 +27,7 @@ pub(crate) use check::{Reads, header_of_own};
 use dns::Dns;
 use passive::Passive;
 use status::{Evidence, Key};
-pub use status::{Standing, Status, UpstreamReport};
+pub use status::{Standing, Status, UpstreamReport, UpstreamStatus};
 use tcp::{Http, Tcp};
 use udp::Udp;
 

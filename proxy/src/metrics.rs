@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
+use crate::registry::ActiveConfig;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::counters::{
     DropReason, EndReason, ListenerCounters, ServerCounters, WorkerCounters,
@@ -56,6 +57,18 @@ impl Reloads {
             .store(!is_applied, Ordering::Relaxed);
     }
 
+    /// How many were applied.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    /// How many were rejected.
+    #[must_use]
+    pub fn rejected(&self) -> u64 {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
     /// Whether the latest reload was rejected, so that the former configuration still holds.
     #[must_use]
     pub fn is_latest_rejected(&self) -> bool {
@@ -66,6 +79,8 @@ impl Reloads {
 /// What counts.
 #[derive(Debug, Default)]
 pub struct Counted {
+    /// The configuration in force.
+    pub active: Option<Arc<ActiveConfig>>,
     /// Listeners that are shown.
     pub listeners: Vec<Arc<Listener>>,
     /// Servers. Those that anything holds are shown.
@@ -285,13 +300,10 @@ impl Collector for Metrics {
             "Ports kept from reuse after a session, so that a late reply reaches no other client";
         gauge(to, "resting_ports", help, counted.own(|c| c.retired.get()))?;
         let results = [
-            ("applied", &self.reloads.applied),
-            ("rejected", &self.reloads.rejected),
+            ("applied", self.reloads.applied()),
+            ("rejected", self.reloads.rejected()),
         ];
-        let results = results.map(|(result, counted)| {
-            let labels = vec![("result", result)];
-            (labels, counted.load(Ordering::Relaxed))
-        });
+        let results = results.map(|(result, counted)| (vec![("result", result)], counted));
         let help = "Reloads of the configuration, by result";
         count(to, "reloads", help, results.into())?;
         let help = "1 if the latest reload was rejected, so that the former configuration still holds, else 0";
@@ -399,6 +411,7 @@ mod tests {
         }
         let gone = Server::new("group", "192.0.2.2:53", address, 2);
         let counted = Counted {
+            active: None,
             listeners: listeners.into(),
             servers: vec![Arc::downgrade(&server), Arc::downgrade(&gone)],
             workers: Vec::new(),

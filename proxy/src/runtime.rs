@@ -188,6 +188,7 @@ async fn supervise(
     manager: Option<NotifySocket>,
 ) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
+    let started = admin::Started::now();
     if let Err(error) = ppv2_udp::probe_bursts() {
         tracing::warn!(
             "bursts are moved datagram by datagram: this kernel lacks UDP_GRO or UDP_SEGMENT: {error}"
@@ -222,6 +223,7 @@ async fn supervise(
             health: control.status(),
             names: control.names(),
             ready: Arc::clone(&ready),
+            started,
             reload: ask,
             token: control.config().admin_token().cloned(),
         };

@@ -158,6 +158,49 @@ impl Entry {
             has_returned: self.has_returned,
         }
     }
+
+    fn report(&self) -> ServerReport {
+        let since = self.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let server = &self.server;
+        let object = self.object.upgrade();
+        ServerReport {
+            server: server.name.clone(),
+            address: server.shown_address(),
+            found_by: server.found_by.as_ref().map(ToString::to_string),
+            state: match self.state() {
+                State::Up => "up",
+                State::Draining if server.leaving => "leaving",
+                State::Draining => "draining",
+                State::Down => "down",
+            },
+            checked: self.is_checked(),
+            weight: server.weight,
+            backup: server.backup,
+            drain: self.drain(),
+            why: self.why.clone(),
+            since_unix_seconds: since.as_secs(),
+            sessions: object.map_or(0, |object| object.sum(ServerCounters::sessions)),
+        }
+    }
+
+    fn status(&self) -> ServerStatus {
+        let object = self.object.upgrade();
+        let sum = |read: fn(&ServerCounters) -> u64| object.as_ref().map_or(0, |o| o.sum(read));
+        ServerStatus {
+            label: match &object {
+                Some(object) => object.label(),
+                None => self.server.name.clone(),
+            },
+            datagrams: sum(|c| c.sent.get()),
+            bytes: sum(|c| c.sent_bytes.get()),
+            reply_datagrams: sum(|c| c.replies.get()),
+            reply_bytes: sum(|c| c.reply_bytes.get()),
+            receive_overflows: sum(|c| c.overflows.get()),
+            icmp_errors: sum(|c| c.refusals.get()),
+            sessions_opened: sum(|c| c.opened.get()),
+            report: self.report(),
+        }
+    }
 }
 
 /// An upstream as operators see it.
@@ -165,6 +208,28 @@ impl Entry {
 pub struct UpstreamReport {
     upstream: String,
     servers: Vec<ServerReport>,
+}
+
+/// An upstream as operators see it, with what was counted.
+#[derive(Debug, Serialize)]
+pub struct UpstreamStatus {
+    upstream: String,
+    servers: Vec<ServerStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerStatus {
+    #[serde(flatten)]
+    report: ServerReport,
+    /// Its name in metrics, which no other server of the upstream has.
+    label: String,
+    datagrams: u64,
+    bytes: u64,
+    reply_datagrams: u64,
+    reply_bytes: u64,
+    receive_overflows: u64,
+    icmp_errors: u64,
+    sessions_opened: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -360,41 +425,35 @@ impl Status {
     /// All upstreams.
     #[must_use]
     pub fn report(&self) -> Vec<UpstreamReport> {
-        let report = |entry: &Entry| {
-            let since = entry.since.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let server = &entry.server;
-            ServerReport {
-                server: server.name.clone(),
-                address: server.shown_address(),
-                found_by: server.found_by.as_ref().map(ToString::to_string),
-                state: match entry.state() {
-                    State::Up => "up",
-                    State::Draining if server.leaving => "leaving",
-                    State::Draining => "draining",
-                    State::Down => "down",
-                },
-                checked: entry.is_checked(),
-                weight: server.weight,
-                backup: server.backup,
-                drain: entry.drain(),
-                why: entry.why.clone(),
-                since_unix_seconds: since.as_secs(),
-                sessions: entry
-                    .object
-                    .upgrade()
-                    .map_or(0, |o| o.sum(ServerCounters::sessions)),
-            }
-        };
         let known = self.known();
         let entries: Vec<_> = known.servers.values().collect();
-        let upstreams = entries.chunk_by(|a, b| a.server.upstream == b.server.upstream);
+        let upstreams = by_upstream(&entries);
         upstreams
-            .map(|servers| UpstreamReport {
-                upstream: servers[0].server.upstream.clone(),
-                servers: servers.iter().map(|entry| report(entry)).collect(),
+            .map(|(upstream, servers)| UpstreamReport {
+                upstream,
+                servers: servers.iter().map(|entry| entry.report()).collect(),
             })
             .collect()
     }
+
+    /// The upstreams with `most` servers, and how many servers are left out.
+    #[must_use]
+    pub fn statuses(&self, most: usize) -> (Vec<UpstreamStatus>, usize) {
+        let known = self.known();
+        let entries: Vec<_> = known.servers.values().take(most).collect();
+        let upstreams = by_upstream(&entries);
+        let upstreams = upstreams.map(|(upstream, servers)| UpstreamStatus {
+            upstream,
+            servers: servers.iter().map(|entry| entry.status()).collect(),
+        });
+        (upstreams.collect(), known.servers.len() - entries.len())
+    }
+}
+
+/// The entries, in their order, of each upstream.
+fn by_upstream<'e>(entries: &'e [&Entry]) -> impl Iterator<Item = (String, &'e [&'e Entry])> {
+    let upstreams = entries.chunk_by(|a, b| a.server.upstream == b.server.upstream);
+    upstreams.map(|servers| (servers[0].server.upstream.clone(), servers))
 }
 
 impl Collector for Status {

@@ -121,6 +121,7 @@ impl Control {
             (0..sockets.len()).map(|_| Arc::default()).collect();
         let capacity = Capacity::new(host_capacity.max_sessions, host_capacity.max_sockets);
         let counted = Counted {
+            active: Some(Arc::clone(&active)),
             listeners: active.listeners.clone(),
             servers: registry.servers(),
             workers: counters.clone(),
@@ -449,6 +450,7 @@ impl Control {
 
     fn show(&self, listeners: Vec<Arc<Listener>>) {
         self.metrics.follow(Counted {
+            active: Some(Arc::clone(&self.active)),
             listeners,
             servers: self.registry.servers(),
             workers: self.metrics.counted().workers.clone(),

@@ -58,6 +58,89 @@ fn counters_add_up_by_listener_and_server() {
     assert_eq!(http_get(admin, "/nothing").0, 404);
 }
 
+#[test]
+fn status_has_all_that_is_counted() {
+    let server = socket("127.0.0.1");
+    let upstream = server.local_addr().unwrap();
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let folder = tempfile::tempdir().unwrap();
+    let config = |more: &str| {
+        format!(
+            "workers = 2\n[admin]\nlisten = \"{admin}\"\n[[listener]]\nname = \"a\"\n\
+             bind = [\"{listener}\"]\nupstream = \"u\"\nallow = [\"127.0.0.1\"]\n\
+             [upstream.u]\nservers = [\"{upstream}\"]\n{more}"
+        )
+    };
+    let mut proxy = proxy_with(&folder, &config(""));
+    let status = || -> serde_json::Value {
+        let (status, body) = http_get(admin, "/status");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    };
+    let first = status();
+    assert_eq!(first["listeners"][0]["drops"], serde_json::json!({}));
+    served(&socket("127.0.0.1"), listener, &server);
+    socket("127.0.0.2").send_to(b"x", listener).unwrap();
+    eventually("the datagrams to be counted", || {
+        let listener = &status()["listeners"][0];
+        listener["reply_datagrams"] == 1 && listener["drops"]["not_allowed"] == 1
+    });
+    let second = status();
+    let uptime = |of: &serde_json::Value| of["uptime_seconds"].as_f64().unwrap();
+    assert!(uptime(&second) > uptime(&first), "{first} {second}");
+    assert_eq!(
+        first["started_unix_seconds"],
+        second["started_unix_seconds"]
+    );
+    for (pointer, expected) in [
+        ("/version", env!("CARGO_PKG_VERSION").into()),
+        ("/ready", true.into()),
+        ("/workers", 2.into()),
+        ("/workers_not_responding", serde_json::json!([])),
+        ("/sessions", 1.into()),
+        ("/listeners_left_out", 0.into()),
+        ("/servers_left_out", 0.into()),
+        ("/listeners/0/listener", "a".into()),
+        ("/listeners/0/bind/0", listener.to_string().into()),
+        ("/listeners/0/upstream", "u".into()),
+        ("/listeners/0/mode", "ppv2".into()),
+        ("/listeners/0/client_datagrams", 2.into()),
+        ("/listeners/0/sessions", 1.into()),
+        ("/listeners/0/sessions_opened", 1.into()),
+        ("/upstreams/0/upstream", "u".into()),
+        ("/upstreams/0/servers/0/label", upstream.to_string().into()),
+        ("/upstreams/0/servers/0/state", "up".into()),
+        ("/upstreams/0/servers/0/datagrams", 1.into()),
+        ("/upstreams/0/servers/0/reply_datagrams", 1.into()),
+        ("/upstreams/0/servers/0/sessions", 1.into()),
+        ("/reloads/applied", 0.into()),
+    ] {
+        assert_eq!(
+            second.pointer(pointer),
+            Some(&expected),
+            "{pointer}: {second}"
+        );
+    }
+    let meaning = &second["drop_reasons"]["not_allowed"];
+    for (part, text) in [("description", "`allow`"), ("fix", "add it")] {
+        assert!(meaning[part].as_str().unwrap().contains(text), "{meaning}");
+    }
+
+    // A listener that a reload removes is shown while it has sessions.
+    let other = address("127.0.0.1");
+    let moved = config("").replace("\"a\"", "\"b\"");
+    let moved = moved.replace(&listener.to_string(), &other.to_string());
+    write(&folder, "proxy.toml", &moved);
+    proxy.signal("HUP");
+    proxy.wait_for("reloaded");
+    let listeners = status()["listeners"].clone();
+    assert_eq!(listeners[0]["bind"][0], other.to_string(), "{listeners}");
+    assert_eq!(listeners[1]["listener"], "a", "{listeners}");
+    assert_eq!(listeners[1]["bind"], serde_json::json!([]), "{listeners}");
+    assert_eq!(listeners[1]["upstream"], serde_json::Value::Null);
+    assert_eq!(status()["reloads"]["applied"], 1);
+}
+
 /// Reads metrics in the format named first, as the official client library does, and
 /// prints what it read.
 const SCRAPER: &str = "

@@ -7,6 +7,7 @@
 
 mod bind;
 mod control;
+mod handover;
 mod lame_duck;
 mod network;
 mod reload;

@@ -42,6 +42,7 @@
 //! | [`own_tlvs`] | what the proxy adds to headers by itself |
 //! | `upstream_socket` | the socket by which a session's datagrams leave |
 //! | [`capacity`], [`client_limits`], [`client_ports`] | what all workers together may hold, what each client may take, and clients' own ports in use |
+//! | [`busiest`] | which clients send and get the most, in bounded memory |
 //! | [`source_addresses`] | which address of a source network a new session gets |
 //! | [`handover`] | what a worker hands over to another process |
 //! | [`tag`] | what a header carries so that the reply says for which client it is |
@@ -50,6 +51,7 @@
 
 pub mod accept;
 pub mod address;
+pub mod busiest;
 pub mod capacity;
 pub mod client_limits;
 pub mod client_ports;

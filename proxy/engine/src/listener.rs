@@ -139,6 +139,8 @@ pub struct ListenerSettings {
     pub deny: Vec<IpNet>,
     /// Other proxies, which could answer each other for ever.
     pub peers: Vec<IpNet>,
+    /// Leading bits that the addresses of one IPv6 client have in common, at most 128.
+    pub ipv6_prefix: u8,
     /// How many sessions each client may have.
     pub client_sessions: Option<Arc<ClientSessions>>,
     /// How many datagrams each client may send.
@@ -165,6 +167,7 @@ impl ListenerSettings {
             allow: vec![IpNet::default(), ipnet::Ipv6Net::default().into()],
             deny: Vec::new(),
             peers: Vec::new(),
+            ipv6_prefix: 64,
             client_sessions: None,
             client_rates: None,
             dont_fragment: false,

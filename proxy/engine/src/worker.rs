@@ -34,6 +34,7 @@ use ppv2_udp::{Batch, READY, Readiness, Socket, Waker};
 use slab::Slab;
 
 use crate::accept::Senders;
+use crate::busiest::{self, Busiest};
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::{DropReason, WorkerCounters};
@@ -107,6 +108,11 @@ pub enum Command {
         limit: usize,
         /// Takes the report.
         reply: Box<dyn FnOnce(Vec<SessionReport>) + Send>,
+    },
+    /// Report the busiest clients.
+    Busiest {
+        /// Takes the report.
+        reply: Box<dyn FnOnce(busiest::Report) + Send>,
     },
     /// Obey another snapshot.
     Reconfigure(Box<Reconfiguration>),
@@ -251,6 +257,7 @@ pub struct Worker {
     run: Run,
     replies: Replies,
     counters: Arc<WorkerCounters>,
+    busiest: Busiest,
     commands: Receiver<Command>,
     draining: bool,
     late_wake_up: LateWakeUp,
@@ -307,6 +314,7 @@ impl Worker {
             run: Run::new(now),
             replies: Replies::new(number),
             counters,
+            busiest: Busiest::new(now),
             commands,
             draining: false,
             late_wake_up: LateWakeUp::new(now),
@@ -331,6 +339,7 @@ impl Worker {
             self.wait(&mut ready, due)?;
             let now = Instant::now();
             self.unix.update(now);
+            self.busiest.turn(now);
             let may_expire = self.late_wake_up.may_expire(now, due, ready.is_empty());
 
             // What is not received to its end is reported again.
@@ -421,6 +430,7 @@ impl Worker {
                     limit,
                     reply,
                 } => reply(self.report(first, limit, now)),
+                Command::Busiest { reply } => reply(self.busiest.report(now)),
                 Command::Reconfigure(to) => self.reconfigure(*to, now),
                 Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
                 Command::HandOver(to) => {

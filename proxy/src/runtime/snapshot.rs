@@ -154,6 +154,7 @@ fn settings(
         allow: networks(&listener.allow),
         deny: networks(&listener.deny),
         peers: networks(active.config.peers.as_deref().unwrap_or_default()),
+        ipv6_prefix: *listener.per_client.ipv6_prefix,
         client_sessions: client_sessions(listener.per_client, old),
         client_rates: client_rates(listener.per_client, old),
         dont_fragment: listener.dont_fragment,

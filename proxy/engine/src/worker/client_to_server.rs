@@ -7,6 +7,7 @@ use std::time::Instant;
 use ppv2_udp::{BATCH, Part, Received};
 
 use super::Worker;
+use crate::busiest::Client;
 use crate::counters::{DropReason, EndReason};
 use crate::session::{Amount, Key, SessionId};
 
@@ -47,7 +48,7 @@ impl Worker {
         };
         let (key, mut rest) = (Key::of(&received), self.incoming.whole(slot));
         if let Some(reason) = refused(&received) {
-            self.drop_from_client(number, rest, reason);
+            self.drop_from_client(number, rest, reason, Some(&key));
             return;
         }
         while rest.datagrams() > 0 {
@@ -116,9 +117,16 @@ impl Worker {
                 },
             }
         };
-        found
-            .inspect_err(|reason| self.count_dropped_of(number, *reason, amount))
-            .ok()
+        match found {
+            Ok(id) => {
+                self.count_passed(number, &key, amount);
+                Some(id)
+            }
+            Err(reason) => {
+                self.count_dropped_of(number, reason, amount, Some(&key));
+                None
+            }
+        }
     }
 
     /// How much a client has sent in `part`.
@@ -137,18 +145,43 @@ impl Worker {
         counters.received_bytes.add(amount.bytes);
     }
 
-    /// Counts what came by the listener's socket of this number, and its drop.
-    pub(super) fn drop_from_client(&self, number: usize, part: Part, reason: DropReason) {
+    /// Counts what came by the listener's socket of this number, and its drop; for the
+    /// client, where it is known which one it is.
+    pub(super) fn drop_from_client(
+        &mut self,
+        number: usize,
+        part: Part,
+        reason: DropReason,
+        client: Option<&Key>,
+    ) {
         let amount = self.amount_of(part);
         self.count_received(number, amount);
-        self.count_dropped_of(number, reason, amount);
+        self.count_dropped_of(number, reason, amount, client);
     }
 
     /// Counts a drop of what came by the listener's socket of this number.
-    fn count_dropped_of(&self, number: usize, reason: DropReason, amount: Amount) {
-        let listener = &self.listener_sockets[number].settings.listener;
-        let counters = listener.counters(self.number);
+    fn count_dropped_of(
+        &mut self,
+        number: usize,
+        reason: DropReason,
+        amount: Amount,
+        client: Option<&Key>,
+    ) {
+        let settings = &self.listener_sockets[number].settings;
+        let counters = settings.listener.counters(self.number);
         counters.dropped(reason).add(amount.datagrams);
+        if let Some(key) = client {
+            let client = || Some(Client::of(settings, key.client.0.ip()));
+            self.busiest.dropped(amount, client);
+        }
+    }
+
+    /// Counts for a client that its datagrams, which came by the listener's socket of this
+    /// number, go to a server.
+    fn count_passed(&mut self, number: usize, key: &Key, amount: Amount) {
+        let settings = &self.listener_sockets[number].settings;
+        let client = || Some(Client::of(settings, key.client.0.ip()));
+        self.busiest.passed(amount, client);
     }
 
     /// Has a client's datagrams leave where no session is kept: each for itself goes to the
@@ -169,9 +202,10 @@ impl Worker {
         });
         match socket {
             Ok((place, socket)) => {
+                self.count_passed(number, &key, amount);
                 self.queue_without_session(number, place, socket, key, part, now);
             }
-            Err(reason) => self.count_dropped_of(number, reason, amount),
+            Err(reason) => self.count_dropped_of(number, reason, amount, Some(&key)),
         }
     }
 

@@ -118,6 +118,7 @@ impl Worker {
                     limit,
                     reply,
                 } => reply(self.report(first, limit, now)),
+                Command::Busiest { reply } => reply(self.busiest.report(now)),
                 Command::Reconfigure(to) => self.reconfigure(*to, now),
                 Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
                 Command::HandOver(_) | Command::TakeOver(_) => {}

@@ -11,7 +11,7 @@ use super::client_to_server::refused;
 use super::server_to_client::Exit;
 use crate::accept::{Arrival, Direct};
 use crate::counters::DropReason;
-use crate::session::{MIN_REST, ReplyHeader, SessionId};
+use crate::session::{Key, MIN_REST, ReplyHeader, SessionId};
 
 /// Bytes of the longest header that stands in front of a reply: one with a tag, or one of
 /// Simple Proxy Protocol.
@@ -25,18 +25,21 @@ impl Worker {
             return;
         };
         let mut rest = self.incoming.whole(slot);
-        if let Some(reason) = refused(&received) {
-            return self.drop_from_client(number, rest, reason);
-        }
         // It is looked up again and again, since a count of its holders is shared.
         let Some(accept) = &self.listener_sockets[number].settings.accept else {
             return;
         };
+        let refused = refused(&received);
         if !accept.includes(received.peer.ip()) {
-            return match accept.direct {
-                Direct::Accept => self.take_from_client(number, slot, now),
-                Direct::Drop => self.drop_from_client(number, rest, DropReason::Untrusted),
+            let (key, direct) = (Key::of(&received), accept.direct);
+            return match refused {
+                Some(reason) => self.drop_from_client(number, rest, reason, Some(&key)),
+                None if direct == Direct::Accept => self.take_from_client(number, slot, now),
+                None => self.drop_from_client(number, rest, DropReason::Untrusted, Some(&key)),
             };
+        }
+        if let Some(reason) = refused {
+            return self.drop_from_client(number, rest, reason, None);
         }
         while rest.datagrams() > 0 {
             let first = rest.take(1);
@@ -49,7 +52,7 @@ impl Worker {
                     let listener = &self.listener_sockets[number].settings.listener;
                     let counters = listener.counters(self.number);
                     counters.note_sender(reason, received.peer.ip());
-                    self.drop_from_client(number, first, reason);
+                    self.drop_from_client(number, first, reason, None);
                 }
             }
         }

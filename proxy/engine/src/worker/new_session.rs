@@ -9,6 +9,7 @@ use super::session_socket::NewPath;
 use super::{Readable, Worker, random_seed, wildcard_of};
 use crate::accept::SenderId;
 use crate::address::{PortRange, own_addresses};
+use crate::busiest::Client;
 use crate::client_limits::{ClientPermit, Network};
 use crate::counters::{DropReason, EndReason};
 use crate::listener::ListenerSettings;
@@ -232,6 +233,7 @@ impl Worker {
         self.note_shared(id);
         settings.listener.counters(self.number).opened.add(1);
         server.counters(self.number).opened.add(1);
+        self.busiest.begun(Client::of(settings, key.client.0.ip()));
         tracing::trace!(client = %key.client, local = %key.local, "session begun");
         Ok(id)
     }

@@ -13,15 +13,22 @@ use ppv2_udp::{BATCH, Cause, Outgoing, Part, SendFault, TrafficClass};
 use super::{Worker, reconfigure};
 use crate::accept;
 use crate::address::ServerAddr;
+use crate::busiest::Client;
 use crate::counters::{DropReason, Oversize, ServerCounters, WorkerCounters};
 use crate::listener::ListenerSettings;
 use crate::mode::{HeaderParts, MAX_HEADER, MAX_PASSED_TLVS};
 use crate::server::Server;
-use crate::session::{Key, Session, SessionId};
+use crate::session::{Amount, Key, Session, SessionId};
 use crate::upstream_socket::Path;
 
 /// How long no other datagram is noted as oversize, which takes a lock.
 const OVERSIZE_PAUSE: Duration = Duration::from_secs(1);
+
+/// One datagram, where its length doesn't matter.
+const ONE: Amount = Amount {
+    datagrams: 1,
+    bytes: 0,
+};
 
 /// Datagrams that leave by one socket, in one call.
 pub(super) struct Run {
@@ -153,6 +160,15 @@ struct Unsent {
     lacks_route: bool,
 }
 
+impl Unsent {
+    fn amount(self) -> Amount {
+        Amount {
+            datagrams: self.datagrams.into(),
+            bytes: self.bytes.into(),
+        }
+    }
+}
+
 impl Run {
     pub(super) fn new(now: Instant) -> Self {
         Self {
@@ -188,10 +204,12 @@ impl Worker {
         }
         // The server would believe the client's own header where it has none of ours.
         let listener = Arc::clone(&session.settings.listener);
+        let client = Client::of(&session.settings, session.key().client.0.ip());
         for one in part.singles() {
             if begins_as_header(self.incoming.first_of(one)) {
                 let counters = listener.counters(self.number);
                 counters.dropped(DropReason::ForgedHeader).add(1);
+                self.busiest.dropped(ONE, || Some(client));
             } else {
                 self.queue_part(id, one, now);
             }
@@ -451,6 +469,10 @@ impl Worker {
                     return;
                 };
                 count(&session.server);
+                if unsent.datagrams > 0 {
+                    let client = Client::of(&session.settings, session.key().client.0.ip());
+                    self.busiest.dropped(unsent.amount(), || Some(client));
+                }
                 if let Some(first) = &mut session.connection.first {
                     if sent > 0 {
                         first.header.went_out(self.run.now);

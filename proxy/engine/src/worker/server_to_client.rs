@@ -16,6 +16,7 @@ use super::reconfigure::is_wrong;
 use super::run::count_report;
 use super::{ListenerSocket, Worker};
 use crate::address::{ClientAddr, ListenerAddr, ServerAddr};
+use crate::busiest::Client;
 use crate::counters::{DropReason, ServerCounters};
 use crate::listener::Listener;
 use crate::session::{Amount, Key, Session, SessionId};
@@ -237,7 +238,7 @@ impl Worker {
             session.is_some_and(|session| session.server.id() == named.server)
         };
         let Some(id) = self.table.find(&named.key).filter(is_of_server) else {
-            return self.check_without_session(&named.key, received);
+            return self.check_without_session(&named.key, received, amount);
         };
         self.reply_to(id, received, amount, now).map_err(|reason| {
             let session = self.table.get(id);
@@ -249,7 +250,12 @@ impl Worker {
     /// Where a reply with a valid tag goes that is of no session: none is kept, or it has
     /// ended. It can reach no other client, so it passes, unless there is a bound on what a
     /// client gets.
-    fn check_without_session(&self, key: &Key, received: &Received) -> Result<Exit, Refusal> {
+    fn check_without_session(
+        &mut self,
+        key: &Key,
+        received: &Received,
+        amount: Amount,
+    ) -> Result<Exit, Refusal> {
         let number = self.listener_socket_at(key.local.0);
         let number = number.ok_or((DropReason::ReplyUnknownListener, None))?;
         let settings = &self.listener_sockets[number as usize].settings;
@@ -261,6 +267,8 @@ impl Worker {
         if !settings.allows(client) || !settings.admits(client, None) {
             return of_listener(DropReason::ReplyNotAllowed);
         }
+        let of_client = || Some(Client::of(settings, client));
+        self.busiest.passed(amount, of_client);
         Ok(Exit {
             listener_socket: number,
             to: key.client.0,
@@ -455,6 +463,10 @@ impl Worker {
                 return Err(DropReason::ReplyAmplified);
             }
         }
+        self.busiest.passed(amount, || {
+            let settings = &self.table.get(id)?.settings;
+            Some(Client::of(settings, reply.to.0.ip()))
+        });
         let exit = Exit {
             listener_socket,
             to: reply.to.0,

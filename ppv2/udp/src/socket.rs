@@ -1,7 +1,7 @@
 //! The sockets of a proxy: its listeners, and the sockets to its servers.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Type};
@@ -49,6 +49,8 @@ pub struct Socket {
     pub(crate) inner: socket2::Socket,
     /// Of a socket to a server, it is made as if bound to the server's address.
     state: SocketState,
+    /// Others have descriptors of it, too.
+    is_kept: bool,
 }
 
 impl AsFd for Socket {
@@ -62,6 +64,7 @@ impl Socket {
         Self {
             inner,
             state: SocketState::unasked(bound),
+            is_kept: false,
         }
     }
 
@@ -78,21 +81,44 @@ impl Socket {
             // appears under a mapped address.
             inner.set_only_v6(true)?;
         }
-        if binding.shared {
-            inner.set_reuse_port(true)?;
-        }
-        if binding.free {
-            options::allow_missing_address(&inner, address.is_ipv6())?;
-        }
-        // Best effort: small buffers work, they only overflow earlier.
-        let _ = inner.set_recv_buffer_size(LISTENER_BUFFER);
-        let _ = inner.set_send_buffer_size(LISTENER_BUFFER);
-        if address.ip().is_unspecified() {
-            linux::report_packet_info(inner.as_fd(), address.is_ipv6())?;
-        }
+        prepare_listener(&inner, address, binding)?;
         inner.bind(&SockAddr::from(address))?;
         let bound = local_address(&inner)?;
         Ok(Self::new(inner, bound))
+    }
+
+    /// As [`listen`](Self::listen), with a socket that is bound already and that others keep
+    /// descriptors of, such as a service manager. It gets the options that `listen` sets.
+    /// Datagrams that wait in it are received like those to come.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getsockname` and `setsockopt`; [`io::ErrorKind::InvalidInput`] if it is
+    /// bound to `[::]` and takes IPv4 datagrams, too, which can't be changed.
+    pub fn inherit(socket: UdpSocket, binding: Binding, options: Options) -> io::Result<Self> {
+        let inner = socket2::Socket::from(socket);
+        let bound = local_address(&inner)?;
+        if bound.is_ipv6() && bound.ip().is_unspecified() && !inner.only_v6()? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it takes IPv4 datagrams, too",
+            ));
+        }
+        inner.set_nonblocking(true)?;
+        inner.set_cloexec(true)?;
+        report_classes(&inner, bound, options)?;
+        prepare_listener(&inner, bound, binding)?;
+        Ok(Self {
+            is_kept: true,
+            ..Self::new(inner, bound)
+        })
+    }
+
+    /// Whether others keep descriptors of it ([`inherit`](Self::inherit)): it stays bound, and
+    /// takes datagrams, after this one is dropped.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// A session's socket, connected to `server`, from the address `source` of this host or
@@ -369,14 +395,43 @@ fn open(address: SocketAddr, options: Options) -> io::Result<socket2::Socket> {
         Type::DGRAM.nonblocking(),
         Some(Protocol::UDP),
     )?;
+    report_classes(&socket, address, options)?;
+    Ok(socket)
+}
+
+fn report_classes(
+    socket: &socket2::Socket,
+    address: SocketAddr,
+    options: Options,
+) -> io::Result<()> {
     if address.is_ipv6() {
         socket.set_recv_tclass_v6(true)?;
     } else {
         socket.set_recv_tos_v4(true)?;
     }
     linux::report_overflows(socket.as_fd())?;
-    adapt(&socket, address.is_ipv6(), options)?;
-    Ok(socket)
+    adapt(socket, address.is_ipv6(), options)
+}
+
+/// What listeners have besides, all of which can also be set once they are bound.
+fn prepare_listener(
+    socket: &socket2::Socket,
+    address: SocketAddr,
+    binding: Binding,
+) -> io::Result<()> {
+    if binding.shared {
+        socket.set_reuse_port(true)?;
+    }
+    if binding.free {
+        options::allow_missing_address(socket, address.is_ipv6())?;
+    }
+    // Best effort: small buffers work, they only overflow earlier.
+    let _ = socket.set_recv_buffer_size(LISTENER_BUFFER);
+    let _ = socket.set_send_buffer_size(LISTENER_BUFFER);
+    if address.ip().is_unspecified() {
+        linux::report_packet_info(socket.as_fd(), address.is_ipv6())?;
+    }
+    Ok(())
 }
 
 fn adapt(socket: &socket2::Socket, v6: bool, options: Options) -> io::Result<()> {

@@ -119,7 +119,10 @@ impl ClientPorts {
     #[must_use]
     pub fn resting(&self, now: Instant) -> Vec<RestingPort> {
         let state = self.lock();
-        let resting = state.uses.iter().filter(|(_, port_use)| port_use.rests(now));
+        let resting = state
+            .uses
+            .iter()
+            .filter(|(_, port_use)| port_use.rests(now));
         let resting = resting.map(|((client, server), port_use)| RestingPort {
             client: (*client).into(),
             server: (*server).into(),

@@ -56,8 +56,8 @@ use crate::own_tlvs::UniqueId;
 use crate::server::Server;
 
 pub use clock::{Clock, Moment};
-pub use table::Table;
 pub(crate) use table::Restored;
+pub use table::Table;
 use table::{Class, Lane};
 
 /// How long the port of an ended session rests at least, since its end or the latest

@@ -450,6 +450,11 @@ impl Worker {
                     let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
                     for number in numbers {
                         self.take_waiting(number, now);
+                        let socket = &self.listener_sockets[number].socket;
+                        if socket.is_kept() {
+                            // What comes from now on waits for the next process.
+                            let _ = self.readiness.unregister(socket);
+                        }
                     }
                     self.draining = true;
                     self.last_reply = now;

@@ -24,7 +24,7 @@ pub const READY: usize = 1024;
 const WAKER: u64 = u64::MAX;
 
 /// Reports which of the sockets registered with it have something to receive. A socket that
-/// is closed is no longer registered.
+/// is closed is no longer registered, unless another descriptor of it is open.
 #[derive(Debug)]
 pub struct Readiness {
     epoll: OwnedFd,
@@ -103,6 +103,15 @@ impl Readiness {
             data,
             epoll::EventFlags::IN,
         )?)
+    }
+
+    /// Reports a registered `socket` no more.
+    ///
+    /// # Errors
+    ///
+    /// Those of `epoll_ctl`: it is not registered.
+    pub fn unregister(&self, socket: &impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, socket)?)
     }
 
     /// Waits until a socket has something, the waker is used, or `timeout` is over (`None`:

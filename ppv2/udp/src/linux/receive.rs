@@ -193,8 +193,12 @@ unsafe fn read_received(bound: SocketAddr, message: &mmsghdr, received: &mut Opt
 /// from, which differ for broadcast and multicast (ip(7)).
 fn note_v4(received: &mut Received, info: libc::in_pktinfo) {
     let written_to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
-    let local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
-    received.group = written_to != local;
+    let mut local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+    if local.is_unspecified() {
+        // It came before the socket was to report it, as one that others have bound.
+        local = written_to;
+    }
+    received.group = written_to != local || written_to.is_multicast() || written_to.is_broadcast();
     received.local = SocketAddrV4::new(local, received.local.port()).into();
     received.interface = u32::try_from(info.ipi_ifindex).unwrap_or(0);
 }

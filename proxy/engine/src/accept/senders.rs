@@ -244,9 +244,7 @@ impl Senders {
             })
         });
         let entry = &mut self.entries[place];
-        entry.named = state
-            .named
-            .map(|(client, to)| (client.into(), to.into()));
+        entry.named = state.named.map(|(client, to)| (client.into(), to.into()));
         if entry.said.is_none()
             && let Some(said) = said
         {

@@ -238,19 +238,23 @@ impl Worker {
             reply_bytes: session.reply_bytes,
             phase,
             needs_socket: session.needs_socket,
-            via: session.via.as_ref().zip(sender).map(|(via, sender)| ViaState {
-                sender,
-                heard: moment.since(via.heard),
-                is_current: via.changes == via.sender.changes(),
-                reply_header: match via.reply_header {
-                    ReplyHeader::None => ReplyHeaderState::None,
-                    ReplyHeader::Tagged(tag) => ReplyHeaderState::Tagged {
-                        flags: tag.flags(),
-                        tag: u64::from_be_bytes(tag.tag()),
+            via: session
+                .via
+                .as_ref()
+                .zip(sender)
+                .map(|(via, sender)| ViaState {
+                    sender,
+                    heard: moment.since(via.heard),
+                    is_current: via.changes == via.sender.changes(),
+                    reply_header: match via.reply_header {
+                        ReplyHeader::None => ReplyHeaderState::None,
+                        ReplyHeader::Tagged(tag) => ReplyHeaderState::Tagged {
+                            flags: tag.flags(),
+                            tag: u64::from_be_bytes(tag.tag()),
+                        },
+                        ReplyHeader::Spp => ReplyHeaderState::Spp,
                     },
-                    ReplyHeader::Spp => ReplyHeaderState::Spp,
-                },
-            }),
+                }),
             path,
             mode: connection.mode,
             first,
@@ -372,7 +376,12 @@ impl Worker {
         let server = places.servers.get(state.server as usize);
         let server = Arc::clone(server.ok_or(NotTaken::Invalid)?);
         let sender = match state.via {
-            Some(via) => Some(places.senders.get(via.sender as usize).ok_or(NotTaken::Invalid)?),
+            Some(via) => Some(
+                places
+                    .senders
+                    .get(via.sender as usize)
+                    .ok_or(NotTaken::Invalid)?,
+            ),
             None => None,
         };
         let key = Key {
@@ -387,7 +396,10 @@ impl Worker {
         }
         let target = self.snapshot.of(&settings.listener);
         let target = target.and_then(|one| one.targets.of(&server)).cloned();
-        if target.as_ref().is_some_and(|target| target.mode != state.mode) {
+        if target
+            .as_ref()
+            .is_some_and(|target| target.mode != state.mode)
+        {
             return Err(NotTaken::OtherMode);
         }
         let path = self.inherit_path(state, &key, &server, places.shared, sockets, now)?;
@@ -419,7 +431,11 @@ impl Worker {
                 sender: Arc::clone(sender),
                 heard: moment - via.heard,
                 // As one that was named before.
-                changes: if via.is_current { changes } else { changes.wrapping_sub(1) },
+                changes: if via.is_current {
+                    changes
+                } else {
+                    changes.wrapping_sub(1)
+                },
                 reply_header: match via.reply_header {
                     ReplyHeaderState::None => ReplyHeader::None,
                     ReplyHeaderState::Tagged { flags, tag } => {
@@ -449,7 +465,9 @@ impl Worker {
             unique_id: state.unique_id.map(UniqueId),
         };
         let table = &mut self.table;
-        let id = table.restore(now, key, via, &settings, &server, permit, connection, restored);
+        let id = table.restore(
+            now, key, via, &settings, &server, permit, connection, restored,
+        );
         let watch_key = Readable::Session(id).key();
         let watched = table.get(id).map(|session| {
             let own = session.connection.own_socket();

@@ -261,6 +261,9 @@ impl Worker {
         }
         for number in closed {
             let socket = self.listener_sockets.remove(number);
+            // One that others keep open would be reported for ever. The key has no other use
+            // if it fails.
+            let _ = self.readiness.unregister(&socket.socket);
             self.listeners_at.remove(&socket.socket.bound());
             socket.settings.listener.note_closed_socket();
         }

@@ -110,9 +110,7 @@ impl<C> Table<C> {
                     .client_permits
                     .client(id.slot, &session.settings.listener);
                 self.unanswered.remove(&mut self.links, id.slot, client);
-                session
-                    .held
-                    .note_answer(&self.capacity, key.client.0.ip());
+                session.held.note_answer(&self.capacity, key.client.0.ip());
             }
             self.wheel.arm(id.slot, deadline);
         }

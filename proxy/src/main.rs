@@ -153,12 +153,15 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
 }
 
 fn prepare(run: Run) -> Result<Task, Failure> {
+    // Before anything has a descriptor that these could be taken for.
+    let inherited = runtime::Inherited::of_environment();
     let file = run.config.clone();
     runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
-    runtime::probe(&config).map_err(anyhow::Error::from)?;
+    runtime::probe(&config, &inherited).map_err(anyhow::Error::from)?;
     let manager = runtime::NotifySocket::of_environment();
-    let standing = privilege::reduce(config.user.as_deref(), Needs::of(&config));
+    let needs = Needs::of(&config, |address| inherited.has(address));
+    let standing = privilege::reduce(config.user.as_deref(), needs);
     let Standing { user, capabilities } = standing.map_err(|error| {
         if matches!(error, PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_)) {
             usage(error)
@@ -171,7 +174,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
         if let Some(warning) = privilege::shared_user(&config) {
             tracing::warn!("{warning}");
         }
-        Ok(runtime::run(config, file, manager).map_err(anyhow::Error::from)?)
+        Ok(runtime::run(config, file, manager, inherited).map_err(anyhow::Error::from)?)
     }))
 }
 

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 
 use nix::unistd::{Gid, Uid, User, geteuid, setgid, setgroups, setuid};
 use ppv2_engine::mode::Mode;
@@ -86,23 +87,21 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What `config` needs.
+    /// What `config` needs, where the service manager has bound some addresses.
     #[must_use]
-    pub fn of(config: &Config) -> Self {
+    pub fn of(config: &Config, is_bound: impl Fn(SocketAddr) -> bool) -> Self {
         let mut served = config.served();
         // A name may lead to IPv4 servers at any time.
         let net_raw = served.any(|(_, server, mode)| mode.spoofs() && server.address.0.is_ipv4())
             || config.named().any(|(_, _, mode)| mode.spoofs());
-        let bound = config
-            .listeners
-            .iter()
-            .flat_map(|listener| listener.bind.iter().map(|bind| bind.first()));
-        let mut bound = bound.chain(config.admin().and_then(AdminAddress::ip));
+        let admin = config.admin().and_then(AdminAddress::ip);
+        let privileged = |address: &SocketAddr| address.port() < PRIVILEGED_PORTS;
+        let mut privileged = config.addresses().chain(admin).filter(privileged);
         let mut modes = config.listeners.iter().flat_map(Listener::modes);
         let own_ports = modes.any(Mode::spoofs_ports);
         Self {
             net_raw,
-            net_bind_service: own_ports || bound.any(|a| a.port() < PRIVILEGED_PORTS),
+            net_bind_service: own_ports || privileged.any(|address| !is_bound(address)),
         }
     }
 
@@ -256,7 +255,22 @@ mod tests {
             "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n{mode}\n\
              [upstream.u]\nservers = [\"{server}\"]\n"
         );
-        Needs::of(&Config::from_toml("x", &content).unwrap())
+        Needs::of(&Config::from_toml("x", &content).unwrap(), |_| false)
+    }
+
+    #[test]
+    fn addresses_that_are_bound_need_no_capability() {
+        let content = "[[listener]]\nbind = [\"192.0.2.1:53\", \"[::]:53\"]\nupstream = \"u\"\n\
+                       [upstream.u]\nservers = [\"10.0.0.1:53\"]\n[admin]\nlisten = \"127.0.0.1:900\"\n";
+        let config = Config::from_toml("x", content).unwrap();
+        let needs = |left: Option<&str>| {
+            let left = left.map(|left| left.parse().unwrap());
+            Needs::of(&config, |address| Some(address) != left).net_bind_service
+        };
+        assert!(!needs(None));
+        for left in ["192.0.2.1:53", "[::]:53", "127.0.0.1:900"] {
+            assert!(needs(Some(left)), "{left}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod bind;
 mod control;
 mod handover;
+mod inherited;
 mod lame_duck;
 mod network;
 mod reload;
@@ -38,6 +39,7 @@ use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
 pub use bind::probe;
+pub use inherited::Inherited;
 pub use service_manager::NotifySocket;
 
 /// Requests for a reload that may wait to be heard.
@@ -65,6 +67,20 @@ pub enum RunError {
         /// Its path.
         path: PathBuf,
         /// What is in the way.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A socket that the service manager has bound can't be used.
+    #[error(
+        "listener `{listener}`: the socket {address} of the service manager can't be used: {reason}; {hint}"
+    )]
+    Inherit {
+        /// Its name.
+        listener: String,
+        /// The address.
+        address: SocketAddr,
+        /// What is wrong with it.
         reason: String,
         /// What to do.
         hint: &'static str,
@@ -141,7 +157,8 @@ impl Signals {
 
 /// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
 /// the replies in flight are through. `file` is what `config` was read from, to be
-/// read again on SIGHUP. `manager` is told how the proxy is. [`probe`] comes first.
+/// read again on SIGHUP. `manager` is told how the proxy is, and has bound `inherited`.
+/// [`probe`] comes first.
 ///
 /// # Errors
 ///
@@ -150,11 +167,12 @@ pub fn run(
     config: Config,
     file: Option<PathBuf>,
     manager: Option<NotifySocket>,
+    inherited: Inherited,
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(supervise(config, file, manager));
+    let ended = runtime.block_on(supervise(config, file, manager, inherited));
     // A file system that hangs must not hold up the end.
     runtime.shutdown_background();
     ended
@@ -187,6 +205,7 @@ async fn supervise(
     config: Config,
     file: Option<PathBuf>,
     manager: Option<NotifySocket>,
+    mut inherited: Inherited,
 ) -> Result<(), RunError> {
     let mut signals = Signals::listen()?;
     let started = admin::Started::now();
@@ -202,16 +221,17 @@ async fn supervise(
     {
         warn_of_reloads(file);
     }
+    inherited.keep_those_of(&config);
     let (admin_listener, _socket_file) = match config.admin() {
         Some(address) => {
-            let (listener, file) = bind::admin(address).await?;
+            let (listener, file) = bind::admin(address, &mut inherited).await?;
             (Some(listener), file)
         }
         None => (None, None),
     };
     let admin = config.admin().cloned();
     let mut control = tokio::select! {
-        started = Control::start(config, file) => started?,
+        started = Control::start(config, file, inherited) => started?,
         // Names may take their time.
         () = signals.stop() => return Ok(()),
     };

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
+use super::inherited::Inherited;
 use crate::admin::{self, SocketFile};
 use crate::capacity::HostCapacity;
 use crate::config::{AdminAddress, Config, Listener};
@@ -28,13 +29,14 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Finds out whether every listener's address is free. Sockets that share an
 /// address would also share it with another process of the same user, and each
 /// would get a part of the clients; one that doesn't share finds such a process
-/// out. To be asked while this one may still look into others.
+/// out. To be asked while this one may still look into others. Those that are `inherited`
+/// are not asked for.
 ///
 /// # Errors
 ///
 /// [`RunError::Bind`], with the processes that hold the address.
-pub fn probe(config: &Config) -> Result<(), RunError> {
-    probe_but(config, &BTreeSet::new(), PATIENCE)?;
+pub fn probe(config: &Config, inherited: &Inherited) -> Result<(), RunError> {
+    probe_but(config, &inherited.addresses(), PATIENCE)?;
     probe_sources(config, PATIENCE)?;
     probe_source_ports(config, &BTreeMap::new())
 }
@@ -159,38 +161,90 @@ fn patiently(ip: IpAddr, deadline: Instant, bind: impl Fn() -> io::Result<()>) -
 }
 
 /// One socket per worker for every address of every listener that is not `held`,
-/// or one for each address, in turn; by worker.
+/// or one for each address, in turn; by worker. What is `inherited` is not bound.
 pub(super) fn listeners(
     config: &Config,
     held: &BTreeSet<SocketAddr>,
+    inherited: &Inherited,
 ) -> Result<Vec<Vec<Socket>>, RunError> {
     let workers = config.worker_count();
-    let addresses = || {
-        let all = config.listeners.iter();
-        let all = all.flat_map(|listener| listener.addresses().map(move |a| (listener, a)));
-        all.filter(|(_, address)| !held.contains(address))
-    };
+    let all = config.listeners.iter();
+    let all = all.flat_map(|listener| listener.addresses().map(move |a| (listener, a)));
+    let addresses = all.filter(|(_, address)| !held.contains(address));
     let shared = config.shares_addresses();
-    let bind_one = |(listener, address): (&Listener, SocketAddr)| {
-        let binding = Binding {
-            shared,
-            free: listener.freebind,
-        };
-        Socket::listen(address, binding, options(listener))
-            .map_err(|error| bind_error(listener, address, &error, held))
-    };
     let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-    if config.reuse_port.0 {
-        for sockets in &mut sockets {
-            *sockets = addresses().map(bind_one).collect::<Result<_, _>>()?;
-        }
-    } else {
-        // The first one after those that have an address already.
-        for (turn, address) in (held.len()..).zip(addresses()) {
-            sockets[turn % workers].push(bind_one(address)?);
+    // The first one after those that have an address already.
+    for (turn, (listener, address)) in (held.len()..).zip(addresses) {
+        let bind_one = || {
+            let binding = Binding {
+                shared,
+                free: listener.freebind,
+            };
+            Socket::listen(address, binding, options(listener))
+                .map_err(|error| bind_error(listener, address, &error, held))
+        };
+        let given = of_service_manager(listener, address, config, inherited, !held.is_empty())?;
+        match (config.reuse_port.0, given.len()) {
+            (true, 0) => {
+                for sockets in &mut sockets {
+                    sockets.push(bind_one()?);
+                }
+            }
+            (false, 0) => sockets[turn % workers].push(bind_one()?),
+            // All must be read: the kernel spreads clients over them.
+            (false, _) => sockets[turn % workers].extend(given),
+            (true, count) => {
+                let first = if count < workers { turn } else { 0 };
+                for (worker, socket) in (first..).zip(given) {
+                    sockets[worker % workers].push(socket);
+                }
+                for worker in first + count..first + workers {
+                    match bind_one() {
+                        Ok(socket) => sockets[worker % workers].push(socket),
+                        Err(error) => {
+                            tracing::warn!(
+                                "{count} of {workers} workers serve listener `{}` at {address}, as many as the service manager has sockets for, since no more can be bound beside them; name the address {workers} times in the socket unit, with ReusePort=yes: {error}",
+                                listener.name
+                            );
+                            break;
+                        }
+                    }
+                }
+            }
         }
     }
     Ok(sockets)
+}
+
+/// The sockets that the service manager has bound to `address`, ready for workers.
+fn of_service_manager(
+    listener: &Listener,
+    address: SocketAddr,
+    config: &Config,
+    inherited: &Inherited,
+    is_reload: bool,
+) -> Result<Vec<Socket>, RunError> {
+    let failed = |error: &io::Error| RunError::Inherit {
+        listener: listener.name.clone(),
+        address,
+        reason: error.to_string(),
+        hint: match error.kind() == io::ErrorKind::InvalidInput {
+            true => "set BindIPv6Only=ipv6-only in the socket unit",
+            false => "see that the socket unit has ListenDatagram= for it",
+        },
+    };
+    let sockets = inherited.sockets(address, is_reload);
+    let sockets = sockets.map_err(|error| failed(&error))?;
+    let is_short = sockets.len() < config.worker_count();
+    let binding = Binding {
+        // More can be bound beside them only if they share.
+        shared: config.reuse_port.0 && is_short,
+        free: listener.freebind,
+    };
+    let inherit_one = |socket| {
+        Socket::inherit(socket, binding, options(listener)).map_err(|error| failed(&error))
+    };
+    sockets.into_iter().map(inherit_one).collect()
 }
 
 /// What a listener's sockets are made for.
@@ -201,10 +255,15 @@ fn options(listener: &Listener) -> Options {
     }
 }
 
-/// Binds the admin API's socket, with the file of a Unix socket.
+/// Binds the admin API's socket, with the file of a Unix socket, unless it is inherited.
 pub(super) async fn admin(
     address: &AdminAddress,
+    inherited: &mut Inherited,
 ) -> Result<(admin::Listener, Option<SocketFile>), RunError> {
+    if let Some(listener) = inherited.take_admin()? {
+        // The file of a Unix socket is the service manager's.
+        return Ok((listener, None));
+    }
     match address {
         AdminAddress::Ip(address) => {
             let bound = TcpListener::bind(address).await;

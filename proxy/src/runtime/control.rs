@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
+use super::inherited::Inherited;
 use super::lame_duck::LameDucks;
 use super::network::{Network, Told};
 use super::reload::{self, Beside, FIRST_ANSWERS, Ready, Reloads};
@@ -48,6 +49,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Control {
     /// What the configuration was read from.
     file: Option<PathBuf>,
+    /// Sockets that listeners have, or come back to.
+    inherited: Inherited,
     /// The configuration as it was read.
     written: Config,
     names: Names,
@@ -93,7 +96,11 @@ pub(super) enum Event {
 impl Control {
     /// Binds all addresses and starts the workers, after names have had a moment to
     /// be resolved.
-    pub(super) async fn start(written: Config, file: Option<PathBuf>) -> Result<Self, RunError> {
+    pub(super) async fn start(
+        written: Config,
+        file: Option<PathBuf>,
+        inherited: Inherited,
+    ) -> Result<Self, RunError> {
         let names = Names::start(&written, FIRST_ANSWERS).await;
         topology::check_host(&written)?;
         let Expanded { config, remarks } = reload::expand(&written, names.running.status.answers())
@@ -107,7 +114,7 @@ impl Control {
         let now = Instant::now();
         bind::probe_sources(&config, Duration::ZERO)?;
         let network = Network::watch(&config).await;
-        let mut sockets = bind::listeners(&config, &BTreeSet::new())?;
+        let mut sockets = bind::listeners(&config, &BTreeSet::new(), &inherited)?;
         let wanted = config.access_log.clone();
         let unlogged = Unlogged::default();
         let opened = spawn_blocking({
@@ -151,6 +158,7 @@ impl Control {
         let source_ports = bind::source_ports(&active.config);
         Ok(Self {
             file,
+            inherited,
             written,
             names,
             remarks,
@@ -230,6 +238,7 @@ impl Control {
             file: self.file.clone(),
             active: Arc::clone(&self.active),
             held: self.held(),
+            inherited: self.inherited.addresses(),
             source_ports: self.source_ports.clone(),
             names: self.names.running.clone(),
             log: self.log.as_ref().map(|log| log.of.clone()),
@@ -353,7 +362,7 @@ impl Control {
     async fn apply(&mut self, mut config: Config, log: Option<Log>) -> Result<(), RunError> {
         let now = Instant::now();
         // What can fail comes first.
-        let sockets = bind::listeners(&config, &self.held())?;
+        let sockets = bind::listeners(&config, &self.held(), &self.inherited)?;
         self.log = match config.access_log {
             Some(_) => log.or(self.log.take()),
             None => None,

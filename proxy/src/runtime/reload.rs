@@ -95,6 +95,8 @@ pub(super) struct Beside {
     pub(super) active: Arc<ActiveConfig>,
     /// Addresses that this process has sockets for.
     pub(super) held: BTreeSet<SocketAddr>,
+    /// Addresses that the service manager has bound for it.
+    pub(super) inherited: BTreeSet<SocketAddr>,
     /// Ports of source networks that it sends or once sent from, and which worker did.
     pub(super) source_ports: BTreeMap<SocketAddr, usize>,
     pub(super) names: Running,
@@ -121,7 +123,8 @@ pub(super) async fn make_ready(beside: Beside) -> Result<Ready, String> {
             "the proxy was started by flags; start it with --config FILE to reload that".to_owned(),
         );
     };
-    let (held, active, open) = (beside.held, beside.active, beside.log);
+    let (mut held, active, open) = (beside.held, beside.active, beside.log);
+    held.extend(beside.inherited);
     let name = file.display().to_string();
     let unlogged = beside.unlogged;
     let ports = beside.source_ports;

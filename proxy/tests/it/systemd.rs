@@ -337,7 +337,7 @@ fn packaging() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd")
 }
 
-/// systemd-analyze with a copy of the unit whose program exists, as on a host that has the
+/// systemd-analyze with copies of the units whose program exists, as on a host that has the
 /// proxy.
 fn analyze(arguments: &[&str], drop_in: bool) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -346,6 +346,8 @@ fn analyze(arguments: &[&str], drop_in: bool) -> (Option<i32>, String) {
     assert!(unit.contains(start));
     let unit = unit.replace(start, &format!("ExecStart={} ", binary().display()));
     let unit = write(&folder, "ppv2-proxy.service", &unit);
+    let socket = "ppv2-proxy.socket";
+    fs::copy(packaging().join(socket), folder.path().join(socket)).unwrap();
     if drop_in {
         let drop_ins = folder.path().join("ppv2-proxy.service.d");
         fs::create_dir(&drop_ins).unwrap();
@@ -354,6 +356,9 @@ fn analyze(arguments: &[&str], drop_in: bool) -> (Option<i32>, String) {
     }
     let mut command = Command::new("systemd-analyze");
     command.args(arguments).arg(unit);
+    if arguments.contains(&"verify") {
+        command.arg(folder.path().join(socket));
+    }
     // What this host runs is no matter.
     command.env("SYSTEMD_LOG_LEVEL", "warning");
     let output = command
@@ -364,7 +369,7 @@ fn analyze(arguments: &[&str], drop_in: bool) -> (Option<i32>, String) {
 }
 
 #[test]
-fn systemd_understands_the_unit() {
+fn systemd_understands_the_units() {
     for drop_in in [false, true] {
         let (code, said) = analyze(&["verify", "--man=no"], drop_in);
         assert_eq!(code, Some(0), "{said}");

@@ -1,0 +1,121 @@
+"""A small service manager: binds sockets, keeps them, and hands them to a program.
+
+usage: service_manager.py [SOCKET...] -- PROGRAM [ARGUMENT...]
+
+A socket is TYPE=ADDRESS[,OPTION...]: `udp=127.0.0.1:53,reuse`, `udp=[::]:53,dual`,
+`tcp=127.0.0.1:9901`, `unix=/run/x.sock`, `connected=` for a Unix stream that nobody listens
+on, or `file=` for what is no socket.
+
+SIGUSR1 ends the program by SIGTERM, waits for it and starts it again. SIGTERM ends it for
+good. SIGHUP is passed on. The program ends with this process.
+"""
+
+import os
+import signal
+import socket
+import sys
+
+FIRST = 3
+names, sockets, kept = [], [], []
+
+
+def bind(spec):
+    kind, _, rest = spec.partition("=")
+    address, *options = rest.split(",")
+    if kind == "file":
+        return open("/dev/null")
+    if kind == "connected":
+        ours, theirs = socket.socketpair()
+        kept.append(theirs)
+        return ours
+    if kind == "unix":
+        one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        one.bind(address)
+        one.listen()
+        return one
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
+    if "reuse" in options:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int("dual" not in options))
+    one.bind((host, int(port)))
+    if kind == "tcp":
+        one.listen()
+    return one
+
+
+def start(program):
+    pid = os.fork()
+    if pid:
+        return pid
+    # Out of the way of the numbers that they get.
+    high = [os.dup2(one.fileno(), 1000 + number) for number, one in enumerate(sockets)]
+    for number, one in enumerate(high):
+        os.dup2(one, FIRST + number, inheritable=True)
+    os.closerange(FIRST + len(high), 2000)
+    for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(one, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.environ.setdefault("LISTEN_PID", str(os.getpid()))
+    os.environ.setdefault("LISTEN_FDS", str(len(high)))
+    os.environ.setdefault("LISTEN_FDNAMES", ":".join(names))
+    os.execvp(program[0], program)
+
+
+def end_with_us(told):
+    """A process that kills the program once this one is gone."""
+    if os.fork():
+        return
+    os.setsid()
+    program = 0
+    for line in os.fdopen(told):
+        program = int(line)
+    if program:
+        os.kill(program, signal.SIGKILL)
+    os._exit(0)
+
+
+def main():
+    split = sys.argv.index("--")
+    specs, program = sys.argv[1:split], sys.argv[split + 1 :]
+    told, tell = os.pipe()
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    if not os.fork():
+        os.close(tell)
+        os.close(2)
+        end_with_us(told)
+        os._exit(0)
+    os.close(told)
+    for spec in specs:
+        sockets.append(bind(spec))
+        names.append(spec.partition("=")[0])
+
+    def begin():
+        running = start(program)
+        os.write(tell, b"%d\n" % running)
+        return running
+
+    running, again = begin(), False
+    while True:
+        match signal.sigwait(signals):
+            case signal.SIGCHLD:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid != running:
+                    continue
+                os.write(tell, b"0\n")
+                if not again:
+                    sys.exit(os.waitstatus_to_exitcode(status))
+                running, again = begin(), False
+            case signal.SIGUSR1:
+                again = True
+                os.kill(running, signal.SIGTERM)
+            case one:
+                os.kill(running, one)
+
+
+main()

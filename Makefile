@@ -13,12 +13,20 @@ LIMITED := target."cfg(all())".runner = "$(CURDIR)/.ci/limited"
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages docs book bench bench-sdk
+# One binary for packages and images, which needs no library and runs on any distribution.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC = target/$(HOST)/release/ppv2-proxy
+
+# What `make image` calls the image.
+IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+.PHONY: help build demo test tests lint unit python fuzz audit packages static image docs book bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
 	@echo 'make test    every test: unit, lint, python, fuzz, demo'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
+	@echo 'make image   a container image of a static binary, by podman or docker'
 	@echo 'make lint    formatting, lints, docs, licences'
 	@echo 'make unit    tests of all Rust crates, with DNS servers and quinn'
 	@echo 'make python  tests of the Python package'
@@ -31,6 +39,14 @@ help:
 
 build:
 	cargo build --locked --release -p ppv2-proxy
+
+static: export RUSTFLAGS := -C target-feature=+crt-static
+static: export CARGO_PROFILE_RELEASE_STRIP := symbols
+static:
+	cargo build --locked --release --target $(HOST) -p ppv2-proxy
+
+image: static
+	proxy/packaging/container/build $(STATIC) $(IMAGE)
 
 # The proxy needs nothing of root, so root has it run as nobody.
 demo:

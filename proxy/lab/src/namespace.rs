@@ -14,6 +14,10 @@ const WITHOUT_RIGHTS: &str = "unshare --user --map-user=65534 --map-group=65534 
 const NOT_AS_ROOT: &str = "unshare --user --map-user=65534 --map-group=65534 --keep-caps --net \
      sh -ec 'ip link set lo up; exec \"$0\" \"$@\"'";
 
+/// Has nothing outlive the test, and hides what programs keep on this host.
+const ON_ITS_OWN: &str = "mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib
+     mount -t tmpfs tmpfs /sys/fs/cgroup";
+
 /// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
 /// has returned, and what is sent there before is lost.
 const AWAIT_ROUTES: &str = r#"ip -6 -o addr show dev lo | while read -r _ _ _ address _; do
@@ -29,24 +33,32 @@ done"#;
 /// tests: they fail, saying so.
 #[track_caller]
 pub fn enter(test: &str, setup: &str) -> bool {
-    enter_by("", test, setup)
+    enter_by(unshare_flags, "", test, setup)
 }
 
 /// As [`enter`], as the ordinary user 65534 without capabilities, who can't gain any.
 #[track_caller]
 pub fn enter_without_rights(test: &str, setup: &str) -> bool {
-    enter_by(WITHOUT_RIGHTS, test, setup)
+    enter_by(unshare_flags, WITHOUT_RIGHTS, test, setup)
 }
 
 /// As [`enter`], as the ordinary user 65534 with every right in a network that has nothing
 /// but the loopback interface.
 #[track_caller]
 pub fn enter_not_as_root(test: &str) -> bool {
-    enter_by(NOT_AS_ROOT, test, "")
+    enter_by(unshare_flags, NOT_AS_ROOT, test, "")
+}
+
+/// As [`enter`], as a root that has other users beside it and can run containers: that of the
+/// machine or, for an ordinary user, that of a user namespace with the user's subordinate
+/// users. It sees its own processes alone, and nothing outlives the test.
+#[track_caller]
+pub fn enter_for_containers(test: &str, setup: &str) -> bool {
+    enter_by(container_flags, "", test, &format!("{ON_ITS_OWN}\n{setup}"))
 }
 
 #[track_caller]
-fn enter_by(command: &str, test: &str, setup: &str) -> bool {
+fn enter_by(flags: fn() -> Vec<&'static str>, command: &str, test: &str, setup: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -56,7 +68,7 @@ fn enter_by(command: &str, test: &str, setup: &str) -> bool {
     );
     let this = std::env::current_exe().unwrap();
     let output = Command::new("unshare")
-        .args(unshare_flags())
+        .args(flags())
         .args(["sh", "-ec", &script])
         .arg(this)
         .env(INSIDE, test)
@@ -79,19 +91,41 @@ pub fn test_path(of_function: &'static str) -> &'static str {
     path.trim_end_matches("::{{closure}}")
 }
 
-fn unshare_flags() -> &'static [&'static str] {
+fn unshare_flags() -> Vec<&'static str> {
     const CHOICES: [&[&str]; 2] = [
         &["--user", "--map-root-user", "--net", "--mount"],
         &["--net", "--mount"],
     ];
-    CHOICES
-        .into_iter()
-        .find(|flags| {
-            let tried = Command::new("unshare").args(*flags).arg("true").output();
-            tried.is_ok_and(|output| output.status.success())
-        })
-        .expect(
-            "network namespaces can't be made: run as root, or allow user namespaces \
-             (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
-        )
+    possible(&CHOICES).expect(
+        "network namespaces can't be made: run as root, or allow user namespaces \
+         (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
+    )
+}
+
+fn container_flags() -> Vec<&'static str> {
+    const CHOICES: [&[&str]; 2] = [
+        &["--net", "--mount"],
+        &[
+            "--user",
+            "--map-root-user",
+            "--map-auto",
+            "--net",
+            "--mount",
+        ],
+    ];
+    let mut flags = possible(&CHOICES).expect(
+        "containers can't be run: run as root, or allow user namespaces (see subuid(5)) and \
+         install the Debian package uidmap",
+    );
+    flags.extend(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    flags
+}
+
+/// The first of these flags of unshare(1) that this user may use.
+fn possible(choices: &[&[&'static str]]) -> Option<Vec<&'static str>> {
+    let is_possible = |flags: &&&[&str]| {
+        let tried = Command::new("unshare").args(**flags).arg("true").output();
+        tried.is_ok_and(|output| output.status.success())
+    };
+    choices.iter().find(is_possible).map(|flags| flags.to_vec())
 }

@@ -246,6 +246,31 @@ fn manifests_and_configuration_agree() {
     }
 }
 
+#[test]
+fn manifests_and_image_agree() {
+    let image = fs::read_to_string(root().join("proxy/packaging/container/Containerfile")).unwrap();
+    let value = |name: &str| {
+        let line = image.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name}")).trim()
+    };
+    let command: Value = serde_json::from_str(value("CMD ")).unwrap();
+    let command = command.as_array().unwrap();
+    for base in BASES {
+        let resources = resources(base);
+        let pod = &workload(&resources)["spec"]["template"]["spec"];
+        let security = &pod["securityContext"];
+        let user = [&security["runAsUser"], &security["runAsGroup"]].map(Value::to_string);
+        assert_eq!(user.join(":"), value("USER "));
+        let container = &pod["containers"][0];
+        // The entry point is the image's.
+        assert!(container["command"].is_null());
+        let arguments = container["args"].as_array().unwrap();
+        assert!(arguments.starts_with(command), "{arguments:?}");
+        let folder = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
+        assert_eq!(*command.last().unwrap(), format!("{folder}/proxy.toml"));
+    }
+}
+
 /// As far as it goes without a cluster: start, probes, a name without servers, SIGTERM.
 #[test]
 fn the_proxy_runs_and_drains_by_the_file() {

@@ -11,6 +11,7 @@ mod admin_socket;
 mod balance;
 mod bursts;
 mod capture;
+mod container;
 mod dns_servers;
 mod dnsdist;
 mod doctor;

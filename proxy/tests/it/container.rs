@@ -1,0 +1,181 @@
+//! The container image, built and run by podman without a registry: it has the proxy alone,
+//! which needs no right and writes nowhere.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use ppv2_lab::*;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/container");
+const IMAGE: &str = "localhost/ppv2-proxy:test";
+/// The image's user, which the manifests for Kubernetes name, too.
+const USER: u32 = 53_553;
+
+/// What a careful operator runs it with.
+const RESTRICTED: [&str; 4] = [
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--cap-drop=all",
+    "--security-opt=no-new-privileges",
+];
+
+/// What is no matter of the image: this host may have no control groups or systemd that podman
+/// can use, and limits that it can't raise.
+const ANYWHERE: [&str; 3] = [
+    "--cgroups=disabled",
+    "--ulimit=nofile=4096:4096",
+    "--ulimit=nproc=1024:1024",
+];
+
+fn podman(arguments: &[&str]) -> Command {
+    let mut command = Command::new("podman");
+    command.env("DISABLE_HC_SYSTEMD", "true").args(arguments);
+    command
+}
+
+/// What podman prints, if it succeeds.
+#[track_caller]
+fn says(arguments: &[&str]) -> String {
+    let (code, out, error) = output_of(&mut podman(arguments));
+    assert_eq!(code, Some(0), "podman {arguments:?}: {out}{error}");
+    out.trim_end().to_owned()
+}
+
+/// Builds the image as `make image` does.
+fn build() {
+    let mut build = Command::new(format!("{FOLDER}/build"));
+    build.arg(binary()).arg(IMAGE).env("ENGINE", "podman");
+    let (code, out, error) = output_of(&mut build);
+    assert_eq!(
+        code,
+        Some(0),
+        "podman and crun are in the Debian packages of these names: {out}{error}"
+    );
+}
+
+/// Mounts of the libraries that the tests' binary needs. The image's own is static.
+fn libraries() -> Vec<String> {
+    // It fails for static binaries.
+    let (_, out, _) = output_of(Command::new("ldd").arg(binary()));
+    let words = out.split_whitespace();
+    let paths = words.filter(|word| word.starts_with('/'));
+    paths
+        .map(|path| format!("--volume={path}:{path}:ro"))
+        .collect()
+}
+
+/// A configuration in a folder that the image's user can read.
+fn folder_with(config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write(&folder, "proxy.toml", config);
+    fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// A container that has said `ready`.
+fn start(name: &str, folder: &tempfile::TempDir, options: &[&str]) -> Process {
+    let mut command = podman(&["run", "--name", name]);
+    command
+        .args(ANYWHERE)
+        .args(RESTRICTED)
+        .args(options)
+        .args(libraries());
+    let volume = format!("{}:/etc/ppv2:ro", folder.path().display());
+    let mut process = Process::start(command.arg("--volume").arg(volume).arg(IMAGE));
+    process.wait_for("ready");
+    process
+}
+
+/// The process of a container, as /proc has it.
+fn proc_of(name: &str) -> String {
+    format!(
+        "/proc/{}",
+        says(&["inspect", "--format", "{{.State.Pid}}", name])
+    )
+}
+
+/// The words of a line of /proc/PID/status.
+fn field(process: &str, name: &str) -> Vec<String> {
+    let status = fs::read_to_string(format!("{process}/status")).unwrap();
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn health(name: &str) -> (Option<i32>, String) {
+    let (code, ..) = output_of(&mut podman(&["healthcheck", "run", name]));
+    let state = says(&["inspect", "--format", "{{.State.Health.Status}}", name]);
+    (code, state)
+}
+
+#[test]
+fn image_runs_without_rights_and_drains() {
+    if !namespace::enter_for_containers(test_name!(), "") {
+        return;
+    }
+    build();
+    let server = socket("127.0.0.1");
+    let example = fs::read_to_string(format!("{FOLDER}/example.toml")).unwrap();
+    let address = server.local_addr().unwrap();
+    let config = example.replace("192.0.2.10:5353", &address.to_string());
+    assert_ne!(config, example);
+    let folder = folder_with(&config);
+    let mut proxy = start("proxy", &folder, &["--network=host"]);
+    let process = proc_of("proxy");
+
+    for id in ["Uid:", "Gid:"] {
+        let expected = USER.to_string();
+        assert_eq!(field(&process, id), [expected.as_str(); 4], "{id}");
+    }
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(&process, set), [format!("{:016x}", 0)], "{set}");
+    }
+    assert_eq!(field(&process, "NoNewPrivs:"), ["1"]);
+    // A filter of system calls.
+    assert_eq!(field(&process, "Seccomp:"), ["2"]);
+    let mounts = fs::read_to_string(format!("{process}/mounts")).unwrap();
+    let root = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(1) == Some("/"));
+    let options = root.unwrap().split(' ').nth(3).unwrap();
+    assert!(options.split(',').any(|option| option == "ro"), "{options}");
+
+    let listener = "127.0.0.1:5300".parse().unwrap();
+    let client = socket("127.0.0.1");
+    client.send_to(b"question", listener).unwrap();
+    let (datagram, session) = receive(&server);
+    let expected = (client.local_addr().unwrap(), listener, b"question".to_vec());
+    assert_eq!(read_header(&datagram), expected);
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+
+    let (healthy, unhealthy) = ("healthy".to_owned(), "unhealthy".to_owned());
+    assert_eq!(health("proxy"), (Some(0), healthy.clone()));
+    says(&["kill", "--signal=STOP", "proxy"]);
+    // As many as the image says.
+    let states = [healthy.clone(), healthy.clone(), unhealthy];
+    for state in states {
+        assert_eq!(health("proxy"), (Some(1), state));
+    }
+    says(&["kill", "--signal=CONT", "proxy"]);
+    assert_eq!(health("proxy"), (Some(0), healthy));
+
+    client.send_to(b"slow question", listener).unwrap();
+    let (_, session) = receive(&server);
+    // podman passes it on.
+    proxy.signal("TERM");
+    proxy.wait_for("shutting down");
+    assert!(!proxy.has_ended(), "it waits for the reply");
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+    let (status, log) = proxy.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(log.contains("stopped"), "{log}");
+    // Nothing but the folders to which podman has mounted something.
+    let changes = says(&["diff", "proxy"]);
+    let mut files = changes.lines().filter_map(|line| line.split_once(' '));
+    let written = files.find(|(_, path)| path.contains("ppv2") || path.starts_with("/var"));
+    assert_eq!(written, None, "{changes}");
+}

@@ -1,11 +1,15 @@
 //! The container image, built and run by podman without a registry: it has the proxy alone,
 //! which needs no right and writes nowhere.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::thread;
 
 use ppv2_lab::*;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/container");
 const IMAGE: &str = "localhost/ppv2-proxy:test";
@@ -178,4 +182,83 @@ fn image_runs_without_rights_and_drains() {
     let mut files = changes.lines().filter_map(|line| line.split_once(' '));
     let written = files.find(|(_, path)| path.contains("ppv2") || path.starts_with("/var"));
     assert_eq!(written, None, "{changes}");
+}
+
+/// A host beside this one, which has the address 198.51.100.10.
+const CLIENT: &str = "
+ip netns add client
+ip link add pub type veth peer name c0 netns client
+ip addr add 198.51.100.10/24 dev pub; ip link set pub up
+ip -n client addr add 198.51.100.1/24 dev c0; ip -n client link set c0 up";
+
+fn socket_of_client() -> UdpSocket {
+    let make = || {
+        let namespace = File::open("/run/netns/client").unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        socket("198.51.100.1")
+    };
+    thread::spawn(make).join().unwrap()
+}
+
+fn config(listener: &str, server: SocketAddr) -> String {
+    format!(
+        "[[listener]]\nbind = [\"{listener}\"]\nupstream = \"u\"\n\
+         [upstream.u]\nservers = [\"{server}\"]\n"
+    )
+}
+
+#[test]
+fn published_port_keeps_the_addresses_of_other_hosts() {
+    if !namespace::enter_for_containers(test_name!(), CLIENT) {
+        return;
+    }
+    build();
+    let (client, server) = (socket_of_client(), socket("198.51.100.10"));
+    let folder = folder_with(&config("0.0.0.0:5300", server.local_addr().unwrap()));
+    let _proxy = start("proxy", &folder, &["--publish=53:5300/udp"]);
+    let listener = "198.51.100.10:53".parse().unwrap();
+    client.send_to(b"question", listener).unwrap();
+    let (datagram, session) = receive(&server);
+    let (named, destination, _) = read_header(&datagram);
+    assert_eq!(named, client.local_addr().unwrap());
+    // The network address translation has replaced it.
+    let format = "{{.NetworkSettings.IPAddress}}:5300";
+    let container = says(&["inspect", "--format", format, "proxy"]);
+    assert_eq!(destination.to_string(), container);
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+}
+
+#[test]
+fn low_port_of_the_host_takes_one_capability() {
+    if !namespace::enter_for_containers(test_name!(), "") {
+        return;
+    }
+    build();
+    let server = socket("127.0.0.1");
+    let folder = folder_with(&config("127.0.0.1:53", server.local_addr().unwrap()));
+    let ways: [(&str, &[&str]); 2] = [
+        ("53553", &["--cap-add=NET_BIND_SERVICE"]),
+        // Docker gives capabilities to root alone, which the proxy does not stay.
+        (
+            "65534",
+            &["--user=0", "--cap-add=NET_BIND_SERVICE,SETUID,SETGID"],
+        ),
+    ];
+    for (user, options) in ways {
+        let options = [&["--network=host", "--replace"], options].concat();
+        let mut proxy = start("proxy", &folder, &options);
+        let process = proc_of("proxy");
+        assert_eq!(field(&process, "Uid:"), [user; 4]);
+        let net_bind_service = format!("{:016x}", 1 << 10);
+        assert_eq!(field(&process, "CapPrm:"), [net_bind_service]);
+        served(
+            &socket("127.0.0.1"),
+            "127.0.0.1:53".parse().unwrap(),
+            &server,
+        );
+        proxy.signal("TERM");
+        let (status, log) = proxy.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
 }

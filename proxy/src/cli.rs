@@ -2,7 +2,7 @@
 
 #![allow(missing_docs, reason = "the help texts say it")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -120,8 +120,27 @@ pub struct Run {
     #[arg(long, value_name = "FILE", conflicts_with_all = Flags::GROUPS)]
     pub config: Option<PathBuf>,
 
+    /// Take over all sockets and sessions from the proxy that listens on this Unix socket, its
+    /// `upgrade.socket`; without SOCKET, on that of FILE. If that fails, the other proxy goes on
+    /// and this one exits with 1
+    #[arg(long, value_name = "SOCKET")]
+    pub takeover: Option<Option<PathBuf>>,
+
     #[command(flatten)]
     pub flags: Flags,
+}
+
+/// The socket that `--takeover` names, or that of the configuration if it names none.
+///
+/// # Errors
+///
+/// [`ConfigError`] if neither names one.
+pub fn takeover(named: Option<PathBuf>, config: &Config) -> Result<PathBuf, ConfigError> {
+    let configured = || config.upgrade_socket().map(Path::to_path_buf);
+    named.or_else(configured).ok_or_else(|| {
+        ConfigError::new("--takeover without a socket, and the configuration has no `upgrade.socket`")
+            .hint("name the `upgrade.socket` of the proxy that runs, as in --takeover /run/ppv2/upgrade.sock")
+    })
 }
 
 impl Run {

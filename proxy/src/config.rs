@@ -41,7 +41,7 @@ use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
 pub use accept::Accept;
-pub use admin_address::AdminAddress;
+pub use admin_address::{AdminAddress, SocketPath};
 pub use bind::Bind;
 pub use error::{ConfigError, printable};
 pub(crate) use expand::in_order;
@@ -49,7 +49,7 @@ pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
 pub use health::{Expect, Header, Health, Passive, Probe};
 pub use names::{Name, Named};
 pub use options::{
-    AccessLog, Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upstream,
+    AccessLog, Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upgrade, Upstream,
 };
 pub use sources::FamilySources;
 pub(crate) use sources::sessions_in;
@@ -236,6 +236,12 @@ impl Config {
     #[must_use]
     pub fn admin(&self) -> Option<&AdminAddress> {
         self.admin.as_ref().map(|admin| &admin.listen)
+    }
+
+    /// Where another process takes over from this one.
+    #[must_use]
+    pub fn upgrade_socket(&self) -> Option<&Path> {
+        Some(self.upgrade.as_ref()?.socket.path())
     }
 
     /// The token that changes over HTTP need, if they need one.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
-use ppv2_proxy::cli::{Arguments, Command, Run};
+use ppv2_proxy::cli::{self, Arguments, Command, Run};
 use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, whoami};
 use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
 use ppv2_proxy::discovery;
@@ -155,10 +155,16 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
 fn prepare(run: Run) -> Result<Task, Failure> {
     // Before anything has a descriptor that these could be taken for.
     let inherited = runtime::Inherited::of_environment();
-    let file = run.config.clone();
+    let (file, takeover) = (run.config.clone(), run.takeover.clone());
     runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
-    runtime::probe(&config, &inherited).map_err(anyhow::Error::from)?;
+    let takeover = takeover
+        .map(|socket| cli::takeover(socket, &config))
+        .transpose()
+        .map_err(usage)?;
+    if takeover.is_none() {
+        runtime::probe(&config, &inherited).map_err(anyhow::Error::from)?;
+    }
     let manager = runtime::NotifySocket::of_environment();
     let needs = Needs::of(&config, |address| inherited.has(address));
     let standing = privilege::reduce(config.user.as_deref(), needs);
@@ -174,7 +180,8 @@ fn prepare(run: Run) -> Result<Task, Failure> {
         if let Some(warning) = privilege::shared_user(&config) {
             tracing::warn!("{warning}");
         }
-        Ok(runtime::run(config, file, manager, inherited).map_err(anyhow::Error::from)?)
+        let ended = runtime::run(config, file, takeover, manager, inherited);
+        Ok(ended.map_err(anyhow::Error::from)?)
     }))
 }
 

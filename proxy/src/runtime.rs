@@ -88,6 +88,14 @@ pub enum RunError {
     /// There are too few descriptors for the listeners' sockets.
     #[error("{0}")]
     Descriptors(String),
+    /// Another process could not be taken over from.
+    #[error("can't take over from the proxy at {}, which goes on: {reason}", socket.display())]
+    Takeover {
+        /// Where it listens.
+        socket: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// The access log can't be written.
     #[error(
         "access log {} can't be opened: {error}; name a file that the proxy's user may write, a pipe that is read, or \"-\" for standard output",
@@ -157,8 +165,9 @@ impl Signals {
 
 /// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
 /// the replies in flight are through. `file` is what `config` was read from, to be
-/// read again on SIGHUP. `manager` is told how the proxy is, and has bound `inherited`.
-/// [`probe`] comes first.
+/// read again on SIGHUP. `takeover` is the Unix socket of another process, to take over from.
+/// `manager` is told how the proxy is, and has bound `inherited`. [`probe`] comes first, unless
+/// another process that is taken over from has the addresses.
 ///
 /// # Errors
 ///
@@ -166,13 +175,14 @@ impl Signals {
 pub fn run(
     config: Config,
     file: Option<PathBuf>,
+    takeover: Option<PathBuf>,
     manager: Option<NotifySocket>,
     inherited: Inherited,
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(supervise(config, file, manager, inherited));
+    let ended = runtime.block_on(supervise(config, file, takeover, manager, inherited));
     // A file system that hangs must not hold up the end.
     runtime.shutdown_background();
     ended
@@ -204,9 +214,16 @@ fn warn_of_reloads(file: &Path) {
 async fn supervise(
     config: Config,
     file: Option<PathBuf>,
+    takeover: Option<PathBuf>,
     manager: Option<NotifySocket>,
     mut inherited: Inherited,
 ) -> Result<(), RunError> {
+    if let Some(socket) = takeover {
+        return Err(RunError::Takeover {
+            socket,
+            reason: "this build can't".to_owned(),
+        });
+    }
     let mut signals = Signals::listen()?;
     let started = admin::Started::now();
     if let Err(error) = ppv2_udp::probe_bursts() {

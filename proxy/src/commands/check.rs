@@ -116,6 +116,9 @@ fn describe(config: &Config, remarks: &[String]) -> String {
     if let Some(admin) = config.admin() {
         let _ = writeln!(text, "admin: {admin}");
     }
+    if let Some(upgrade) = &config.upgrade {
+        let _ = writeln!(text, "upgrade: at {}", upgrade.socket);
+    }
     let capacity = HostCapacity::of(config);
     let _ = writeln!(
         text,
@@ -215,6 +218,8 @@ mod tests {
 peers = ["192.0.2.7", "2001:db8::/64"]
 [admin]
 listen = "127.0.0.1:9901"
+[upgrade]
+socket = "/run/ppv2/upgrade.sock"
 [limits]
 max_sessions = 3000000
 [[listener]]
@@ -241,6 +246,7 @@ servers = [
             "  balance maglev, hash_on client_ip (IPv6 by /56)",
             "peers (other proxies, not clients): 192.0.2.7/32 2001:db8::/64",
             "admin: 127.0.0.1:9901",
+            "upgrade: at /run/ppv2/upgrade.sock",
         ] {
             assert!(
                 text.lines().any(|l| l == line),

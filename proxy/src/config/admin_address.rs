@@ -1,4 +1,5 @@
-//! Where the admin API is served: an IP address with a port, or a Unix socket.
+//! Where the admin API is served: an IP address with a port, or a Unix socket. And the paths
+//! of other Unix sockets.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -51,21 +52,50 @@ impl FromStr for AdminAddress {
                 )
             });
         };
-        let problem = if !path.starts_with('/') {
-            "is not an absolute path"
-        } else if path.ends_with('/') {
-            "is a directory"
-        } else if path.len() > MAX_PATH {
-            "is longer than the 107 bytes that a socket's path may have"
-        } else if path.chars().any(is_hidden) {
-            "has characters that can't be seen"
-        } else {
-            return Ok(Self::Unix(Path::new(path).to_owned()));
-        };
-        refuse(
-            format!("`{path}` {problem}"),
-            "write it as unix:/run/ppv2/admin.sock",
-        )
+        socket_path(path, "write it as unix:/run/ppv2/admin.sock").map(Self::Unix)
+    }
+}
+
+/// The path of a Unix socket; `hint` is what to write instead of what can't be one.
+fn socket_path(path: &str, hint: &str) -> Result<PathBuf, ConfigError> {
+    let problem = if !path.starts_with('/') {
+        "is not an absolute path"
+    } else if path.ends_with('/') {
+        "is a directory"
+    } else if path.len() > MAX_PATH {
+        "is longer than the 107 bytes that a socket's path may have"
+    } else if path.chars().any(is_hidden) {
+        "has characters that can't be seen"
+    } else {
+        return Ok(Path::new(path).to_owned());
+    };
+    refuse(format!("`{path}` {problem}"), hint)
+}
+
+/// The absolute path of a Unix socket of the proxy's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPath(PathBuf);
+read_from_text!(SocketPath);
+
+impl SocketPath {
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for SocketPath {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        socket_path(text, "write it as /run/ppv2/upgrade.sock").map(Self)
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
     }
 }
 
@@ -108,6 +138,26 @@ mod tests {
             &format!("{long}a"),
         ] {
             assert!(text.parse::<AdminAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_of_sockets_are_absolute() {
+        let path: SocketPath = "/run/ppv2/upgrade.sock".parse().unwrap();
+        assert_eq!(path.path(), Path::new("/run/ppv2/upgrade.sock"));
+        assert_eq!(path.to_string(), "/run/ppv2/upgrade.sock");
+        for text in [
+            "",
+            "upgrade.sock",
+            "unix:/run/upgrade.sock",
+            "/run/",
+            "@upgrade",
+        ] {
+            let error = text.parse::<SocketPath>().unwrap_err().to_string();
+            assert!(
+                error.contains("write it as /run/ppv2/upgrade.sock"),
+                "{error}"
+            );
         }
     }
 }

@@ -14,7 +14,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
-use super::admin_address::AdminAddress;
+use super::admin_address::{AdminAddress, SocketPath};
 use super::bind::Bind;
 use super::header::HeaderOptions;
 use super::names::ServerAddress;
@@ -85,6 +85,10 @@ pub struct Config {
     #[command(flatten)]
     pub admin: Option<Admin>,
 
+    /// Where another process takes over from this one [default: nowhere]
+    #[arg(skip)]
+    pub upgrade: Option<Upgrade>,
+
     /// How the names among the servers are looked up
     #[arg(skip)]
     pub resolver: Resolver,
@@ -149,6 +153,15 @@ pub struct Admin {
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) token: Option<Token>,
+}
+
+/// Where another process takes over from this one
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upgrade {
+    /// Path of a Unix socket, on which a process of the same user gets all sockets and sessions by
+    /// `run --takeover`
+    pub socket: SocketPath,
 }
 
 /// Where ended sessions are logged, and how

@@ -16,6 +16,7 @@ mod replies;
 mod same_port;
 mod server_changes;
 mod sources;
+mod upgrade;
 
 use super::*;
 use crate::cli::{Arguments, Command};

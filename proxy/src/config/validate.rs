@@ -111,6 +111,16 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
             config.key_files.push(file.clone());
         }
     }
+    let admin = config.admin.as_ref().map(|admin| &admin.listen);
+    if let (Some(AdminAddress::Unix(admin)), Some(upgrade)) = (admin, config.upgrade_socket())
+        && admin == upgrade
+    {
+        return refuse(
+            format!("{} is the admin address, too", upgrade.display()),
+            "give each a path of its own",
+        )
+        .within(key_path!["upgrade", "socket"]);
+    }
     if config
         .access_log
         .as_ref()

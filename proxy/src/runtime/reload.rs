@@ -204,6 +204,10 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
     };
     let count = |config: &Config| config.worker_count().to_string();
     let admin = |config: &Config| config.admin().map(|address| address.to_string());
+    let upgrade = |config: &Config| {
+        let upgrade = config.upgrade.as_ref();
+        upgrade.map(|upgrade| upgrade.socket.to_string())
+    };
     differs("workers", count(old), count(new))
         .or_else(|| {
             let (old, new) = (old.reuse_port.0, new.reuse_port.0);
@@ -215,6 +219,7 @@ fn takes_restart(old: &Config, new: &Config) -> Option<String> {
                 "the token of admin.token_file is another, which takes a restart; set it back, or restart the proxy".to_owned()
             })
         })
+        .or_else(|| differs("upgrade.socket", shown(&upgrade(old)), shown(&upgrade(new))))
         .or_else(|| differs("user", shown(&old.user), shown(&new.user)))
         .or_else(|| overlapping_networks(old, new))
         .or_else(|| shifted_ports(old, new))

@@ -26,6 +26,11 @@ const TABLES: &[(&str, &str, &str)] = &[
         "[Log each session](../guides/observability.md#log-each-session). Without this table there is no access log.",
     ),
     (
+        "`[upgrade]`",
+        "upgrade",
+        "Without this table, no process can take over.",
+    ),
+    (
         "`[resolver]`",
         "resolver",
         "[DNS names](../guides/dns-names.md).",

@@ -253,6 +253,10 @@ fn a_bad_file_changes_nothing_and_says_why() {
         (&format!("reuse_port = false\n{good}"), "takes a restart"),
         (&format!("user = \"daemon\"\n{good}"), "takes a restart"),
         (
+            &format!("upgrade.socket = \"/run/upgrade.sock\"\n{good}"),
+            "upgrade.socket is unset and would be /run/upgrade.sock, which takes a restart",
+        ),
+        (
             &good.replace("servers", "source = [\"192.0.2.1\"]\nservers"),
             "192.0.2.1",
         ),

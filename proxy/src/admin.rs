@@ -4,6 +4,7 @@
 //! management network. Even there, many or stuck readers must not cost sessions: the
 //! number of connections is bounded, each is short, and idle ones make room for others.
 
+mod clients;
 mod listener;
 mod status;
 
@@ -70,7 +71,7 @@ const WARNING_PAUSE: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 
-const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /status /upstreams /sessions?limit=N&after=CURSOR\n\
+const INDEX: &str = "ppv2-proxy admin: /metrics /healthz /readyz /status /upstreams /sessions?limit=N&after=CURSOR /clients?top=N&by=MEASURE\n\
      by POST: /reload /drain?upstream=NAME&server=NAME /undrain?upstream=NAME&server=NAME\n";
 
 /// Requests that may wait for a worker. More are refused.
@@ -112,21 +113,30 @@ impl WorkerHandle {
     }
 
     async fn ask(&self, first: usize, limit: usize) -> Result<Vec<SessionReport>, NoAnswer> {
+        self.ask_by(|reply| Command::Sessions {
+            first,
+            limit,
+            reply,
+        })
+        .await
+    }
+
+    /// What the worker says to a command, which has it call a function with that.
+    async fn ask_by<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(Box<dyn FnOnce(T) + Send>) -> Command,
+    ) -> Result<T, NoAnswer> {
         // Clones of the handle count, too, and are few.
         if Arc::strong_count(&self.waiting) > MAX_WAITING {
             return Err(NoAnswer::Stuck);
         }
         let (reply, answer) = oneshot::channel();
         let waiting = Arc::clone(&self.waiting);
-        let asked = self.tell(Command::Sessions {
-            first,
-            limit,
-            reply: Box::new(move |sessions| {
-                drop(waiting);
-                // The request may have been given up.
-                let _ = reply.send(sessions);
-            }),
-        });
+        let asked = self.tell(command(Box::new(move |said| {
+            drop(waiting);
+            // The request may have been given up.
+            let _ = reply.send(said);
+        })));
         if !asked {
             return Err(NoAnswer::Ended);
         }
@@ -181,6 +191,7 @@ pub async fn serve(listener: Listener, admin: Admin) {
         .route("/status", get(status::status))
         .route("/upstreams", get(upstreams))
         .route("/sessions", get(sessions))
+        .route("/clients", get(clients::clients))
         .layer(from_fn(refuse_names))
         // Monitors may use any name of this host for these.
         .route("/metrics", get(metrics_text))

@@ -79,19 +79,24 @@ pub struct Busiest {
 /// What is counted in half of the window, by [`Measure`].
 type Half = [Sketch; Measure::ALL.len()];
 
-/// Whose datagrams they are: the client, and the id of the listener.
+/// A client, as the limits of clients group them, and where it is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    network: Network,
-    listener: u64,
+    /// What it is known by.
+    pub network: Network,
+    /// How many leading bits of IPv6 addresses that is.
+    pub ipv6_prefix: u8,
+    /// The id of the listener.
+    pub listener: u64,
 }
 
 impl Client {
-    /// The client at this address, as the limits of clients group them.
+    /// The client at this address.
     #[must_use]
     pub fn of(settings: &ListenerSettings, ip: IpAddr) -> Self {
         Self {
             network: Network::of(ip, settings.ipv6_prefix),
+            ipv6_prefix: settings.ipv6_prefix,
             listener: settings.listener.id(),
         }
     }
@@ -283,10 +288,9 @@ struct Sketch {
 /// A client that has a count.
 #[derive(Debug)]
 struct Place {
-    network: Network,
+    /// With the listener of its latest datagram.
+    client: Client,
     hash: u64,
-    /// The listener of its latest datagram.
-    listener: u64,
     /// How much of its count may be other clients'.
     error: u64,
     /// Where its count is in the heap.
@@ -323,22 +327,21 @@ impl Sketch {
     /// Counts this much more for the client, which has this hash: a keyed one, since peers
     /// choose their addresses.
     fn add(&mut self, client: Client, hash: u64, weight: u64) {
-        let Client { network, listener } = client;
         let clients = &self.clients;
-        let is_client = |place: &u16| clients[usize::from(*place)].network == network;
+        let is_client = |place: &u16| clients[usize::from(*place)].client.network == client.network;
         let at = match self.index.find(hash, is_client) {
             Some(place) => {
                 let known = &mut self.clients[usize::from(*place)];
-                known.listener = listener;
+                known.client = client;
                 usize::from(known.at)
             }
             None if self.clients.len() < self.places => {
-                self.push(network, listener, hash);
+                self.push(client, hash);
                 // Nothing is lower than 0.
                 self.raise_to_root(self.heap.len() - 1)
             }
             None => {
-                self.replace_lowest(network, listener, hash);
+                self.replace_lowest(client, hash);
                 0
             }
         };
@@ -347,12 +350,11 @@ impl Sketch {
         self.sink(at);
     }
 
-    fn push(&mut self, network: Network, listener: u64, hash: u64) {
+    fn push(&mut self, client: Client, hash: u64) {
         let place = u16::try_from(self.clients.len()).expect(FEWER);
         self.clients.push(Place {
-            network,
+            client,
             hash,
-            listener,
             error: 0,
             at: place,
         });
@@ -361,12 +363,11 @@ impl Sketch {
     }
 
     /// Has a client that has no place take that of the one with the lowest count.
-    fn replace_lowest(&mut self, network: Network, listener: u64, hash: u64) {
+    fn replace_lowest(&mut self, client: Client, hash: u64) {
         let Count { count, place } = self.heap[0];
         let lowest = &mut self.clients[usize::from(place)];
         let before = std::mem::replace(&mut lowest.hash, hash);
-        lowest.network = network;
-        lowest.listener = listener;
+        lowest.client = client;
         lowest.error = count;
         let is_place = |one: &u16| *one == place;
         if let Ok(entry) = self.index.find_entry(before, is_place) {
@@ -430,8 +431,7 @@ impl Sketch {
         let counted = |count: &Count| {
             let place = &self.clients[usize::from(count.place)];
             Counted {
-                network: place.network,
-                listener: place.listener,
+                client: place.client,
                 at_least: count.count - place.error,
                 uncertain: place.error,
             }
@@ -464,10 +464,8 @@ pub struct Counts {
 /// A client with its count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// The client.
-    pub network: Network,
-    /// The id of the listener of its latest datagram.
-    pub listener: u64,
+    /// The client, with the listener of its latest datagram.
+    pub client: Client,
     /// What it has for certain.
     pub at_least: u64,
     /// How much more it can have.
@@ -489,10 +487,10 @@ impl Counts {
                     uncertain: 0,
                     ..*counted
                 };
-                let (sum, floors) = sums.entry(counted.network).or_insert((none, 0));
+                let (sum, floors) = sums.entry(counted.client.network).or_insert((none, 0));
                 sum.at_least = sum.at_least.saturating_add(counted.at_least);
                 sum.uncertain = sum.uncertain.saturating_add(counted.uncertain);
-                sum.listener = counted.listener;
+                sum.client = counted.client;
                 *floors = floors.saturating_add(part.floor);
             }
         }

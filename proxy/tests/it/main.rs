@@ -10,6 +10,7 @@ mod admin;
 mod admin_socket;
 mod balance;
 mod bursts;
+mod busiest;
 mod capture;
 mod container;
 mod dns_servers;

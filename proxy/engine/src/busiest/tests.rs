@@ -10,6 +10,7 @@ const LISTENER: u64 = 7;
 fn client(number: u32) -> Client {
     Client {
         network: Network::of(Ipv4Addr::from_bits(number).into(), 64),
+        ipv6_prefix: 64,
         listener: LISTENER,
     }
 }
@@ -30,7 +31,9 @@ fn one() -> Amount {
 fn counted(counts: &Counts, number: u32) -> Option<Counted> {
     let network = client(number).network;
     let mut clients = counts.clients.iter();
-    clients.find(|counted| counted.network == network).copied()
+    clients
+        .find(|counted| counted.client.network == network)
+        .copied()
 }
 
 /// Every bound that a sketch, or a sum of sketches, states.
@@ -112,12 +115,16 @@ fn a_flood_of_forged_sources_hides_no_busy_client() {
     assert_eq!(sketch.index.allocation_size(), room);
     let mut ranked = counts.clients.clone();
     ranked.sort_by_key(|counted| std::cmp::Reverse(counted.at_least));
-    let first: Vec<_> = ranked.iter().take(10).map(|one| one.network).collect();
+    let first: Vec<_> = ranked
+        .iter()
+        .take(10)
+        .map(|one| one.client.network)
+        .collect();
     for number in busy {
         assert!(first.contains(&client(number).network), "{number}");
         let counted = counted(&counts, number).unwrap();
         assert!(counted.at_least + counted.uncertain >= u64::from(flood / 100));
-        assert_eq!(counted.listener, LISTENER);
+        assert_eq!(counted.client, client(number));
     }
 }
 

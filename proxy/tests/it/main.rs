@@ -39,6 +39,7 @@ mod resolving;
 mod send;
 mod senders;
 mod sessions;
+mod several_proxies;
 mod source_network_hosts;
 mod source_networks;
 mod spp;

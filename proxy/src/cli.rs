@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::{capture, healthcheck, send, whoami};
+use crate::commands::{capture, healthcheck, send, top, whoami};
 use crate::config::{Config, ConfigError, Flags, LogFormat};
 
 /// What the program ends with, and what that means.
@@ -16,7 +16,7 @@ pub const EXIT_CODES: [(u8, &str); 3] = [
     (0, "done"),
     (
         1,
-        "the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes; or `healthcheck` found a proxy that is not well",
+        "the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes; or `healthcheck` found a proxy that is not well; or `top --once` had no answer",
     ),
     (
         2,
@@ -99,6 +99,12 @@ pub enum Command {
                       is known."
     )]
     Healthcheck(healthcheck::Options),
+    /// Show a running proxy on the terminal: listeners, servers, drops and busiest clients, with rates
+    #[command(
+        after_help = "Keys: 1-4 and tab for views, j and k to move, s to sort, p to pause, q to quit, ? for \
+                      help.\nColours are left out if NO_COLOR is set."
+    )]
+    Top(top::Options),
     /// Print a man page as roff: that of a command, or that of the program
     Man {
         /// The command

@@ -8,4 +8,5 @@ pub mod demo;
 pub mod healthcheck;
 pub mod manual;
 pub mod send;
+pub mod top;
 pub mod whoami;

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{self, Arguments, Command, Run};
-use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, whoami};
+use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, top, whoami};
 use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
@@ -131,6 +131,13 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
                 false => Failure::from(anyhow::Error::from(error)),
             })?;
             Ok(print(&answer)?)
+        }),
+        Command::Top(options) => Box::new(move || {
+            let text = top::run(&options).map_err(|error| match error.is_usage() {
+                true => usage(error),
+                false => Failure::from(anyhow::Error::from(error)),
+            })?;
+            Ok(print(&text)?)
         }),
         Command::Man { command } => {
             let page = manual::page(command.as_deref()).map_err(usage)?;

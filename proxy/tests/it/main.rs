@@ -46,6 +46,7 @@ mod spp;
 mod stop;
 mod systemd;
 mod tagged_replies;
+mod top;
 mod transparent;
 mod unbound;
 mod usage;

@@ -40,6 +40,8 @@ fn usage(error: impl Into<anyhow::Error>) -> Failure {
 }
 
 fn main() -> ExitCode {
+    // The binary of the packages brings its own C library.
+    ppv2_udp::look_up_without_plugins();
     let arguments = Arguments::parse();
     let (log, result) = match start(arguments) {
         Ok((log, task)) => (Some(log), task()),

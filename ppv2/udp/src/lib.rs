@@ -79,7 +79,7 @@ pub use batch::{BATCH, Batch, MAX_DATAGRAM, Part, Received, SLOT, TrafficClass};
 #[cfg(target_os = "linux")]
 pub use cause::Cause;
 #[cfg(target_os = "linux")]
-pub use linux::{READY, Readiness, Waker};
+pub use linux::{READY, Readiness, Waker, look_up_without_plugins};
 #[cfg(target_os = "linux")]
 pub use probe::{probe, probe_bursts, probe_source, source_towards};
 #[cfg(target_os = "linux")]

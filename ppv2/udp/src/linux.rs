@@ -5,6 +5,7 @@
 
 mod error_queue;
 mod filter;
+mod name_service;
 mod readiness;
 mod receive;
 mod send;
@@ -17,6 +18,7 @@ use libc::{c_int, c_long, sockaddr_in, sockaddr_in6, socklen_t};
 
 pub(crate) use error_queue::receive_error;
 pub(crate) use filter::attach_filter;
+pub use name_service::look_up_without_plugins;
 pub use readiness::{READY, Readiness, Waker};
 pub(crate) use receive::receive;
 pub(crate) use send::send;

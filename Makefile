@@ -7,8 +7,15 @@ TOOLS := $(CURDIR)/target/tools
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 MDBOOK := $(TOOLS)/bin/mdbook
+CARGO_DEB := $(TOOLS)/bin/cargo-deb
+CARGO_GENERATE_RPM := $(TOOLS)/bin/cargo-generate-rpm
+CARGO_CYCLONEDX := $(TOOLS)/bin/cargo-cyclonedx
 # Each test binary is run by what ends it when a test runs for too long.
 LIMITED := target."cfg(all())".runner = "$(CURDIR)/.ci/limited"
+
+# Where `make install` puts what, below DESTDIR.
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 # Seconds that each fuzz target runs for in `make test`.
 FUZZ_SECONDS ?= 10
@@ -20,12 +27,14 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages static image docs book bench bench-sdk
+.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
 	@echo 'make test    every test: unit, lint, python, fuzz, demo'
 	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
+	@echo 'make install that binary, man pages, completions and unit, below DESTDIR and PREFIX=$(PREFIX)'
+	@echo 'make dist    packages of a release, target/dist'
 	@echo 'make image   a container image of a static binary, by podman or docker'
 	@echo 'make lint    formatting, lints, docs, licences'
 	@echo 'make unit    tests of all Rust crates, with DNS servers and quinn'
@@ -47,6 +56,14 @@ static:
 
 image: static
 	proxy/packaging/container/build $(STATIC) $(IMAGE)
+
+# Not built here: root, who installs, needs no Rust.
+install:
+	@[ -x target/release/ppv2-proxy ] || { echo 'run `make build` first' >&2; exit 1; }
+	proxy/packaging/install target/release/ppv2-proxy '$(DESTDIR)' '$(PREFIX)'
+
+dist: static $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX)
+	proxy/packaging/dist $(STATIC) target/dist $(TOOLS)
 
 # The proxy needs nothing of root, so root has it run as nobody.
 demo:
@@ -84,7 +101,7 @@ lint: $(CARGO_DENY)
 # Most tests wait for most of their time. One that waits for three minutes fails, and
 # whatever escapes that ends with the last limit.
 unit: export RUST_TEST_THREADS := 8
-unit: packages tests
+unit: packages tests $(CARGO_DEB)
 	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
 
@@ -111,13 +128,25 @@ book: $(MDBOOK)
 	$(MDBOOK) build docs
 
 # These are not debugged: without the debuginfo, they are built sooner.
-$(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK): export CARGO_PROFILE_DEV_DEBUG := 0
+$(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK) $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX): \
+	export CARGO_PROFILE_DEV_DEBUG := 0
 
 $(CARGO_FUZZ):
 	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
 
 $(CARGO_DENY):
 	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+
+# Without a library for xz: it runs the program.
+$(CARGO_DEB):
+	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deb@3.8.0 \
+		--no-default-features --features gzip
+
+$(CARGO_GENERATE_RPM):
+	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-generate-rpm@0.21.1
+
+$(CARGO_CYCLONEDX):
+	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-cyclonedx@0.5.9
 
 $(MDBOOK):
 	cargo install --debug --locked --quiet --root $(TOOLS) mdbook@0.5.4 \

@@ -57,6 +57,17 @@ pub fn enter_for_containers(test: &str, setup: &str) -> bool {
     enter_by(container_flags, "", test, &format!("{ON_ITS_OWN}\n{setup}"))
 }
 
+/// As [`enter`], as the machine's root with all its users. Nobody else can run such tests.
+#[track_caller]
+pub fn enter_as_root(test: &str) -> bool {
+    let is_root = std::env::var_os(INSIDE).is_some() || rustix::process::geteuid().is_root();
+    assert!(
+        is_root,
+        "{test} lays an overlay over the root file system: run it as root"
+    );
+    enter_by(|| AS_ROOT.to_vec(), "", test, "")
+}
+
 #[track_caller]
 fn enter_by(flags: fn() -> Vec<&'static str>, command: &str, test: &str, setup: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
@@ -91,11 +102,11 @@ pub fn test_path(of_function: &'static str) -> &'static str {
     path.trim_end_matches("::{{closure}}")
 }
 
+/// Namespaces that root makes without a user namespace.
+const AS_ROOT: &[&str] = &["--net", "--mount"];
+
 fn unshare_flags() -> Vec<&'static str> {
-    const CHOICES: [&[&str]; 2] = [
-        &["--user", "--map-root-user", "--net", "--mount"],
-        &["--net", "--mount"],
-    ];
+    const CHOICES: [&[&str]; 2] = [&["--user", "--map-root-user", "--net", "--mount"], AS_ROOT];
     possible(&CHOICES).expect(
         "network namespaces can't be made: run as root, or allow user namespaces \
          (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)",
@@ -104,7 +115,7 @@ fn unshare_flags() -> Vec<&'static str> {
 
 fn container_flags() -> Vec<&'static str> {
     const CHOICES: [&[&str]; 2] = [
-        &["--net", "--mount"],
+        AS_ROOT,
         &[
             "--user",
             "--map-root-user",

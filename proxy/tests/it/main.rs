@@ -30,6 +30,7 @@ mod host_setup;
 mod limited;
 mod names;
 mod network;
+mod package;
 mod path_mtu;
 mod peers;
 mod port_ranges;

@@ -211,19 +211,28 @@ fn target(user: Option<&str>) -> Result<Option<Target>, PrivilegeError> {
 /// Looks up a user by name or number. A number needs no entry in /etc/passwd.
 fn find(name: &str) -> Result<Option<Target>, PrivilegeError> {
     let failed = refused(format!("look up user `{name}`"));
-    if let Some(User { name, uid, gid, .. }) = User::from_name(name).map_err(&failed)? {
+    if let Some(User { name, uid, gid, .. }) = entry(User::from_name(name)).map_err(&failed)? {
         return Ok(Some(Target { name, uid, gid }));
     }
     let Ok(number) = name.parse() else {
         return Ok(None);
     };
     let uid = Uid::from_raw(number);
-    let user = User::from_uid(uid).map_err(failed)?;
+    let user = entry(User::from_uid(uid)).map_err(failed)?;
     Ok(Some(Target {
         name: name.to_owned(),
         uid,
         gid: user.map_or(Gid::from_raw(number), |user| user.gid),
     }))
+}
+
+/// The entry that a lookup has found. Without /etc/passwd, as in minimal images, some lookups
+/// fail instead of finding none (getpwnam(3)).
+fn entry(result: nix::Result<Option<User>>) -> nix::Result<Option<User>> {
+    match result {
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ESRCH) => Ok(None),
+        result => result,
+    }
 }
 
 fn name_of(uid: Uid) -> String {

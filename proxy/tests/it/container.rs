@@ -24,12 +24,14 @@ const RESTRICTED: [&str; 4] = [
     "--security-opt=no-new-privileges",
 ];
 
-/// What is no matter of the image: this host may have no control groups or systemd that podman
+/// What concerns the place alone: this host may have no control groups or systemd that podman
 /// can use, and limits that it can't raise.
-const ANYWHERE: [&str; 3] = [
+const ANYWHERE: [&str; 4] = [
     "--cgroups=disabled",
     "--ulimit=nofile=4096:4096",
     "--ulimit=nproc=1024:1024",
+    // Docker adds none to the image's.
+    "--passwd=false",
 ];
 
 fn podman(arguments: &[&str]) -> Command {

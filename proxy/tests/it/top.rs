@@ -91,8 +91,12 @@ impl Tmux {
     /// The terminal is as it was: echo, lines, first screen, cursor.
     #[track_caller]
     fn is_restored(&self) {
-        let state = || self.ask(&["display-message", "-p", "#{alternate_on}#{cursor_flag}"]);
-        eventually("the first screen and a cursor", || state().trim() == "01");
+        let state = "#{alternate_on}#{cursor_flag} #{pane_current_command}";
+        let state = || self.ask(&["display-message", "-p", state]);
+        // A process that still ends could read what is typed.
+        eventually("first screen, cursor and shell", || {
+            state().trim() == "01 sh"
+        });
         self.run("clear; stty -a | tr ';' ' ' | tr ' ' '\\n' | grep -cxE 'icanon|echo|isig|opost'");
         self.becomes("echo and lines", |screen| {
             screen.lines().next() == Some("4")
@@ -165,6 +169,10 @@ fn an_operator_watches_a_proxy() {
     }
     tmux.press("3");
     tmux.shows("nothing has been dropped");
+    tmux.press("4");
+    tmux.becomes("the client", |screen| {
+        line(screen, "127.0.0.1 ").is_some_and(|words| words[1] == "games" && words.len() == 6)
+    });
     tmux.press("?");
     tmux.shows("sort by the next column");
     tmux.press("Escape");
@@ -234,6 +242,26 @@ fn the_terminal_is_restored_after_signals_and_keys() {
     tmux.shows("draw again");
     tmux.press("q");
     tmux.is_restored();
+}
+
+/// A window that is closed ends it, also where no signal says so.
+#[test]
+fn it_ends_with_its_terminal() {
+    let nobody = address("127.0.0.1");
+    let folder = tempfile::tempdir().unwrap();
+    let code = folder.path().join("code");
+    let command = format!(
+        "{} top --admin {nobody}; echo $? >{}",
+        binary().display(),
+        code.display()
+    );
+    let tmux = Tmux::start(80, 24);
+    tmux.run(&format!("setsid -f sh -c '{command}'"));
+    tmux.shows("UNREACHABLE");
+    tmux.ask(&["respawn-pane", "-k", "sh"]);
+    let code = || fs::read_to_string(&code).unwrap_or_default();
+    eventually("the end", || code().ends_with('\n'));
+    assert_eq!(code(), "1\n");
 }
 
 /// In another process, on a terminal, this test panics with the terminal in hands.

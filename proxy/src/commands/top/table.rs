@@ -601,9 +601,10 @@ fn busiest(clients: Option<&Clients>) -> Table {
         }
     });
     let rows: Vec<Row> = rows.collect();
-    table.note = rows
-        .is_empty()
-        .then(|| "no client has sent anything lately".to_owned());
+    table.note = Some(match rows.is_empty() {
+        true => "no client has sent anything lately".to_owned(),
+        false => format!("averages of the last {}", span(window)),
+    });
     table.groups = vec![Group {
         heading: None,
         rows,

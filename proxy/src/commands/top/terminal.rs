@@ -2,6 +2,7 @@
 //! however it ends.
 
 use std::io::{self, BufWriter, Stdout, Write};
+use std::mem::ManuallyDrop;
 use std::panic;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,9 @@ static IS_TAKEN: AtomicBool = AtomicBool::new(false);
 /// The terminal of standard output, which is as before once this is dropped or a thread
 /// panics.
 pub struct Screen {
-    terminal: Terminal<CrosstermBackend<BufWriter<Stdout>>>,
+    /// Its own end prints an error where the terminal is gone, which panics without standard
+    /// error.
+    terminal: ManuallyDrop<Terminal<CrosstermBackend<BufWriter<Stdout>>>>,
 }
 
 impl Screen {
@@ -45,7 +48,9 @@ impl Screen {
         take().inspect_err(|_| restore())?;
         let writer = BufWriter::with_capacity(PICTURE, io::stdout());
         let terminal = Terminal::new(CrosstermBackend::new(writer)).inspect_err(|_| restore())?;
-        Ok(Self { terminal })
+        Ok(Self {
+            terminal: ManuallyDrop::new(terminal),
+        })
     }
 
     /// Draws a picture: what has changed is written.

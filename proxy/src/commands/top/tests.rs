@@ -201,6 +201,7 @@ fn busiest_clients_are_asked_for_while_they_are_shown() {
             "2001:db8::1                          dns                5.0    500      0    0.2",
         ]
     );
+    assert_eq!(by_datagrams[7], "averages of the last 10s");
     assert_eq!(press(&mut state, KeyCode::Char('s')), Action::Ask);
     assert_eq!(state.wants_clients(), Some("bytes"));
     assert!(lines(&mut state, 80, 24)[5].starts_with("2001:db8::1"));

@@ -39,7 +39,7 @@ use ppv2_engine::worker::{Command, SessionReport};
 use ppv2_udp::Waker;
 
 use listener::Stream;
-pub use listener::{Listener, SocketFile, bind_unix};
+pub use listener::{Listener, SocketFile, adopt, bind_unix, bind_unix_socket};
 pub use status::Started;
 
 /// How long a worker may take to answer before it counts as stuck.

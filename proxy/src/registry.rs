@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
+use ppv2_engine::address::ServerAddr;
 use ppv2_engine::listener::Listener;
 use ppv2_engine::server::Server;
 
@@ -71,6 +72,21 @@ impl Registry {
             listeners,
             servers,
         }
+    }
+
+    /// Finds or makes the object of a server that sessions of another process have, which may
+    /// be in no configuration any more.
+    pub fn server(&mut self, upstream: &str, name: &str, address: ServerAddr) -> Arc<Server> {
+        let held = self.servers.iter().filter_map(Weak::upgrade);
+        let found = held
+            .into_iter()
+            .find(|one| one.upstream == upstream && one.address == address);
+        found.unwrap_or_else(|| {
+            let made = Server::new(upstream, name, address, self.workers);
+            made.set_label(format!("{name} ({})", address.0));
+            self.servers.push(Arc::downgrade(&made));
+            made
+        })
     }
 
     /// All servers. Those that nothing holds any more can't be upgraded.

@@ -7,6 +7,7 @@
 
 mod bind;
 mod control;
+mod doors;
 mod handover;
 mod inherited;
 mod lame_duck;
@@ -35,15 +36,22 @@ use crate::capacity::HostCapacity;
 use crate::config::{AdminAddress, Config};
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
+use doors::Doors;
+use handover::{Ask, Running, Taking};
 use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
 pub use bind::probe;
+pub(crate) use handover::ServerStanding;
+pub use handover::TakeError;
 pub use inherited::Inherited;
 pub use service_manager::NotifySocket;
 
 /// Requests for a reload that may wait to be heard.
 const RELOADS: usize = 8;
+
+/// Questions of another process that may wait to be heard.
+const ASKS: usize = 8;
 
 /// Why a valid configuration could not be run.
 #[derive(Debug, Error)]
@@ -88,14 +96,6 @@ pub enum RunError {
     /// There are too few descriptors for the listeners' sockets.
     #[error("{0}")]
     Descriptors(String),
-    /// Another process could not be taken over from.
-    #[error("can't take over from the proxy at {}, which goes on: {reason}", socket.display())]
-    Takeover {
-        /// Where it listens.
-        socket: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
     /// The access log can't be written.
     #[error(
         "access log {} can't be opened: {error}; name a file that the proxy's user may write, a pipe that is read, or \"-\" for standard output",
@@ -110,6 +110,19 @@ pub enum RunError {
     /// The host lacks what a configured mode needs.
     #[error(transparent)]
     Unfit(#[from] doctor::Unfit),
+    /// Another process could not hand over.
+    #[error(transparent)]
+    TakeOver(#[from] TakeError),
+    /// The Unix socket on which upgrades are asked for could not be made.
+    #[error("upgrade socket {} can't be bound: {reason}; {hint}", path.display())]
+    UpgradeSocket {
+        /// Its path.
+        path: PathBuf,
+        /// What is in the way.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The kernel refused something that every start needs.
     #[error("can't start")]
     Start(#[from] io::Error),
@@ -165,9 +178,9 @@ impl Signals {
 
 /// Runs the proxy until it is told to stop by SIGTERM or SIGINT, and then until
 /// the replies in flight are through. `file` is what `config` was read from, to be
-/// read again on SIGHUP. `takeover` is the Unix socket of another process, to take over from.
-/// `manager` is told how the proxy is, and has bound `inherited`. [`probe`] comes first, unless
-/// another process that is taken over from has the addresses.
+/// read again on SIGHUP. `takeover` is the Unix socket of another process, with whose sockets
+/// and sessions this one goes on. `manager` is told how the proxy is, and has bound
+/// `inherited`. [`probe`] comes first, unless another process has the addresses.
 ///
 /// # Errors
 ///
@@ -218,12 +231,6 @@ async fn supervise(
     manager: Option<NotifySocket>,
     mut inherited: Inherited,
 ) -> Result<(), RunError> {
-    if let Some(socket) = takeover {
-        return Err(RunError::Takeover {
-            socket,
-            reason: "this build can't".to_owned(),
-        });
-    }
     let mut signals = Signals::listen()?;
     let started = admin::Started::now();
     if let Err(error) = ppv2_udp::probe_bursts() {
@@ -239,22 +246,40 @@ async fn supervise(
         warn_of_reloads(file);
     }
     inherited.keep_those_of(&config);
-    let (admin_listener, _socket_file) = match config.admin() {
-        Some(address) => {
-            let (listener, file) = bind::admin(address, &mut inherited).await?;
-            (Some(listener), file)
+    let mut other = match takeover {
+        Some(socket) => {
+            let other = Taking::connect(&socket)?;
+            bind::probe_beside(&config, &other)?;
+            Some(other)
         }
-        None => (None, None),
+        None => None,
     };
+    let mut doors = Doors::open(&config, &mut inherited, other.as_mut()).await?;
     let admin = config.admin().cloned();
     let mut control = tokio::select! {
-        started = Control::start(config, file, inherited) => started?,
+        started = Control::start(config, file, inherited, other.as_ref()) => started?,
         // Names may take their time.
         () = signals.stop() => return Ok(()),
     };
+    let is_upgrade = other.is_some();
+    let predecessor = match other {
+        Some(other) => {
+            let taken = tokio::select! {
+                taken = control.take_over(other) => taken?,
+                () = signals.stop() => return Ok(()),
+            };
+            doors.own();
+            Some(taken)
+        }
+        None => None,
+    };
     let ready = Arc::new(AtomicBool::new(true));
     let (ask, reloads) = mpsc::channel(RELOADS);
-    if let Some(listener) = admin_listener {
+    let (give, asks) = mpsc::channel(ASKS);
+    if let Some(listener) = doors.upgrade.take() {
+        control.giver(give).listen(listener)?;
+    }
+    if let Some(listener) = doors.admin.take() {
         let admin = Admin {
             metrics: control.metrics(),
             workers: control.workers(),
@@ -268,7 +293,13 @@ async fn supervise(
         tokio::spawn(admin::serve(listener, admin));
     }
     announce(control.config(), control.host_capacity(), admin.as_ref());
+    if let Some(predecessor) = predecessor {
+        predecessor.dismiss(std::mem::take(&mut doors.kept));
+    }
     let mut manager = ServiceManager::new(manager, control.workers());
+    if is_upgrade {
+        manager.took_over();
+    }
     manager.ready(control.status_line());
 
     let mut drop_log = DropLog::new(control.metrics());
@@ -276,13 +307,23 @@ async fn supervise(
         &mut control,
         &mut drop_log,
         &mut signals,
-        reloads,
+        (reloads, asks, &doors),
         &mut manager,
     )
     .await;
-    if told.is_err() {
-        control.end();
-        return told;
+    match told {
+        Ok(Told::Stop) => {}
+        Ok(Told::LetGo(kept)) => {
+            doors.leave(&kept);
+            let ended = control.let_go().await;
+            drop_log.log_rest(Instant::now());
+            tracing::info!("stopped: another process goes on");
+            return ended;
+        }
+        Err(error) => {
+            control.end();
+            return Err(error);
+        }
     }
     ready.store(false, Ordering::Release);
     manager.stopping(*control.config().drain_timeout);
@@ -304,14 +345,22 @@ async fn supervise(
     stopped
 }
 
-/// Sees to all that comes until a signal asks for a stop.
+/// What ends the process.
+enum Told {
+    /// A signal.
+    Stop,
+    /// Another process, which goes on with all.
+    LetGo(Running),
+}
+
+/// Sees to all that comes until a signal asks for a stop, or another process goes on.
 async fn until_told(
     control: &mut Control,
     drop_log: &mut DropLog,
     signals: &mut Signals,
-    mut reloads: mpsc::Receiver<ReloadRequest>,
+    (mut reloads, mut asks, doors): (mpsc::Receiver<ReloadRequest>, mpsc::Receiver<Ask>, &Doors),
     manager: &mut ServiceManager,
-) -> Result<(), RunError> {
+) -> Result<Told, RunError> {
     let mut interval = tokio::time::interval(drop_log::INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut status_interval = tokio::time::interval(STATUS_PAUSE);
@@ -326,8 +375,8 @@ async fn until_told(
             }
         };
         tokio::select! {
-            _ = signals.terminate.recv() => return Ok(()),
-            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.terminate.recv() => return Ok(Told::Stop),
+            _ = signals.interrupt.recv() => return Ok(Told::Stop),
             _ = signals.hangup.recv() => {
                 manager.reloading();
                 control.hang_up();
@@ -337,6 +386,12 @@ async fn until_told(
                 manager.reloading();
                 control.reload(Some(asker));
             }
+            // Without a socket for it, nobody asks.
+            Some(ask) = asks.recv() => match ask {
+                // Who asked may have gone.
+                Ask::Offer(reply) => _ = reply.send(control.offer().map(|offer| doors.offer(offer))),
+                Ask::Done(kept) => return Ok(Told::LetGo(kept)),
+            },
             () = status.changed() => control.route_soon(Instant::now()),
             () = names.changed() => control.expand_soon(Instant::now()),
             () = deadline => control.meet_deadlines(Instant::now()).await,

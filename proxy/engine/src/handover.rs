@@ -322,7 +322,7 @@ impl From<Address> for SocketAddr {
 
 /// Takes what a worker has, and its sockets, in the worker's thread. From before it is called,
 /// the worker neither receives nor sends until it is told to go on.
-pub type HandOver = Box<dyn FnOnce(&WorkerState, &[BorrowedFd<'_>]) + Send>;
+pub type HandOver = Box<dyn FnOnce(WorkerState, &[BorrowedFd<'_>]) + Send>;
 
 /// What a worker takes over of others. It then neither receives nor sends until it is told to
 /// go on.

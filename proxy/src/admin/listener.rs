@@ -1,12 +1,16 @@
 //! The socket that the admin API is served on.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+
+use crate::config::AdminAddress;
 
 /// The permissions of a Unix socket: the proxy's user and group may ask and change.
 const MODE: u32 = 0o660;
@@ -48,7 +52,42 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+/// Goes on with the socket of another process that served the API at `address`.
+///
+/// # Errors
+///
+/// Those of the kernel.
+pub fn adopt(address: &AdminAddress, socket: OwnedFd) -> io::Result<Listener> {
+    let socket = Socket::from(socket);
+    socket.set_nonblocking(true)?;
+    Ok(match address {
+        AdminAddress::Ip(_) => Listener::Tcp(TcpListener::from_std(socket.into())?),
+        AdminAddress::Unix(_) => Listener::Unix(UnixListener::from_std(socket.into())?),
+    })
+}
+
 impl SocketFile {
+    /// That of a socket that is bound to `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `lstat`.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            identity: identity(path)?,
+            path: path.to_owned(),
+        })
+    }
+
     /// Leaves the file to a process that goes on with the socket.
     pub fn leave(mut self) {
         self.path = PathBuf::new();
@@ -76,18 +115,25 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// Those of the kernel; [`io::ErrorKind::AddrInUse`] if a process listens there, and
 /// [`io::ErrorKind::AlreadyExists`] if something else than a socket has the path.
 pub fn bind_unix(path: &Path) -> io::Result<(Listener, SocketFile)> {
+    let (socket, file) = bind_unix_socket(path)?;
+    socket.set_nonblocking(true)?;
+    Ok((Listener::Unix(UnixListener::from_std(socket)?), file))
+}
+
+/// As [`bind_unix`], for a thread that waits for connections.
+///
+/// # Errors
+///
+/// As those of [`bind_unix`].
+pub fn bind_unix_socket(path: &Path) -> io::Result<(StdUnixListener, SocketFile)> {
     remove_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    let file = SocketFile {
-        identity: identity(path)?,
-        path: path.to_owned(),
-    };
+    let file = SocketFile::of(path)?;
     // Nobody can connect yet, whatever the umask says.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
     socket.listen(BACKLOG)?;
-    Ok((Listener::Unix(UnixListener::from_std(socket.into())?), file))
+    Ok((socket.into(), file))
 }
 
 /// Removes a socket that no process listens on.

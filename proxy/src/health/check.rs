@@ -195,6 +195,14 @@ pub(super) struct Streak {
 }
 
 impl Streak {
+    /// One that has failed often enough.
+    pub(super) fn down() -> Self {
+        Self {
+            is_down: true,
+            against: 0,
+        }
+    }
+
     pub(super) fn is_down(self) -> bool {
         self.is_down
     }

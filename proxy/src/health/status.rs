@@ -15,6 +15,7 @@ use super::passive::Trial;
 use crate::config::Server;
 use crate::metrics::{Labels, Samples, count, gauge};
 use crate::registry::ActiveConfig;
+use crate::runtime::ServerStanding;
 use ppv2_engine::address::ServerAddr;
 use ppv2_engine::counters::ServerCounters;
 use ppv2_engine::server;
@@ -353,6 +354,40 @@ impl Status {
                 "an operator's drain request is forgotten: this server left, and so did \
                  {MAX_LEFT} others since"
             );
+        }
+    }
+
+    /// What another process of this proxy is to know of servers.
+    pub(crate) fn handed_over(&self) -> Vec<ServerStanding> {
+        let known = self.known();
+        let standing = |((upstream, address), entry): (&Key, &Entry)| ServerStanding {
+            upstream: upstream.clone(),
+            address: Some(address.0.into()),
+            is_down: entry.probes.is_down(),
+            drain: entry.drain_asked,
+        };
+        let servers = known.servers.iter().map(standing);
+        servers
+            .filter(|one| one.is_down || one.drain.is_some())
+            .collect()
+    }
+
+    /// Goes on with what another process of this proxy knew of servers.
+    pub(crate) fn inherit(&self, standings: &[ServerStanding]) {
+        let mut known = self.known();
+        for standing in standings {
+            let Some(address) = standing.address else {
+                continue;
+            };
+            let key = (standing.upstream.clone(), ServerAddr(address.into()));
+            let Some(entry) = known.servers.get_mut(&key) else {
+                continue;
+            };
+            entry.drain_asked = standing.drain;
+            if standing.is_down && entry.server.is_probed() {
+                entry.probes = Streak::down();
+                "was down before the upgrade".clone_into(&mut entry.why);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use tokio::net::TcpListener;
 
 use super::RunError;
+use super::handover::Taking;
 use super::inherited::Inherited;
 use crate::admin::{self, SocketFile};
 use crate::capacity::HostCapacity;
@@ -41,6 +43,16 @@ pub fn probe(config: &Config, inherited: &Inherited) -> Result<(), RunError> {
     probe_source_ports(config, &BTreeMap::new())
 }
 
+/// As [`probe`], beside a process that hands over the addresses that it has.
+pub(super) fn probe_beside(config: &Config, other: &Taking) -> Result<(), RunError> {
+    probe_but(config, &other.addresses(), PATIENCE)?;
+    probe_sources(config, PATIENCE)?;
+    let mut ports = source_ports(config);
+    let held = other.source_ports();
+    ports.retain(|port, _| !held.contains(port));
+    probe_ports(ports, &BTreeMap::new())
+}
+
 /// The fixed ports of source networks, each with the number of the worker that sends from
 /// it.
 pub(super) fn source_ports(config: &Config) -> BTreeMap<SocketAddr, usize> {
@@ -65,7 +77,14 @@ pub(super) fn probe_source_ports(
     config: &Config,
     known: &BTreeMap<SocketAddr, usize>,
 ) -> Result<(), RunError> {
-    for (address, worker) in source_ports(config) {
+    probe_ports(source_ports(config), known)
+}
+
+fn probe_ports(
+    ports: BTreeMap<SocketAddr, usize>,
+    known: &BTreeMap<SocketAddr, usize>,
+) -> Result<(), RunError> {
+    for (address, worker) in ports {
         let Err(error) = ppv2_udp::probe(address, false) else {
             continue;
         };
@@ -283,9 +302,24 @@ pub(super) async fn admin(
     }
 }
 
+/// Binds the socket on which upgrades are asked for.
+pub(super) fn upgrade(path: &Path) -> Result<(UnixListener, SocketFile), RunError> {
+    admin::bind_unix_socket(path).map_err(|error| {
+        let (reason, hint) = why_no_socket(&error);
+        let path = path.to_owned();
+        RunError::UpgradeSocket { path, reason, hint }
+    })
+}
+
 fn socket_error(path: &Path, error: &io::Error) -> RunError {
+    let (reason, hint) = why_no_socket(error);
+    let path = path.to_owned();
+    RunError::AdminSocket { path, reason, hint }
+}
+
+fn why_no_socket(error: &io::Error) -> (String, &'static str) {
     let kind = error.kind();
-    let (reason, hint) = if kind == io::ErrorKind::AddrInUse {
+    if kind == io::ErrorKind::AddrInUse {
         let reason = "a process listens there".to_owned();
         (reason, "stop it, or choose another path")
     } else if kind == io::ErrorKind::AlreadyExists {
@@ -294,9 +328,7 @@ fn socket_error(path: &Path, error: &io::Error) -> RunError {
     } else {
         let hint = "make its directory, and let the proxy's user write there, as systemd's RuntimeDirectory= does";
         (error.to_string(), hint)
-    };
-    let path = path.to_owned();
-    RunError::AdminSocket { path, reason, hint }
+    }
 }
 
 /// `held` are the addresses that this process has itself.

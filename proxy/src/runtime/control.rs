@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::{self, unbounded_channel};
 use tokio::task::spawn_blocking;
 
+use super::handover::{self, Ask, Giver, Offer, Taking};
 use super::inherited::Inherited;
 use super::lame_duck::LameDucks;
 use super::network::{Network, Told};
@@ -27,8 +29,11 @@ use crate::health::{Health, Standing, Status};
 use crate::metrics::{Counted, Metrics};
 use crate::registry::{ActiveConfig, Registry};
 use crate::topology;
+use ppv2_engine::address::ServerAddr;
 use ppv2_engine::capacity::Capacity;
+use ppv2_engine::client_ports::ClientPorts;
 use ppv2_engine::counters::WorkerCounters;
+use ppv2_engine::handover::ServerState;
 use ppv2_engine::listener::Listener;
 use ppv2_engine::snapshot::{Routing, Snapshot};
 use ppv2_engine::upstream::State;
@@ -80,6 +85,7 @@ pub(super) struct Control {
     network: Network,
     log: Option<Log>,
     workers: Workers,
+    client_ports: Arc<ClientPorts>,
     reloads: Reloads,
 }
 
@@ -95,11 +101,12 @@ pub(super) enum Event {
 
 impl Control {
     /// Binds all addresses and starts the workers, after names have had a moment to
-    /// be resolved.
+    /// be resolved. Addresses that another process is to hand over are left to it.
     pub(super) async fn start(
         written: Config,
         file: Option<PathBuf>,
         inherited: Inherited,
+        other: Option<&Taking>,
     ) -> Result<Self, RunError> {
         let names = Names::start(&written, FIRST_ANSWERS).await;
         topology::check_host(&written)?;
@@ -114,7 +121,8 @@ impl Control {
         let now = Instant::now();
         bind::probe_sources(&config, Duration::ZERO)?;
         let network = Network::watch(&config).await;
-        let mut sockets = bind::listeners(&config, &BTreeSet::new(), &inherited)?;
+        let held = other.map(Taking::addresses).unwrap_or_default();
+        let mut sockets = bind::listeners(&config, &held, &inherited)?;
         let wanted = config.access_log.clone();
         let unlogged = Unlogged::default();
         let opened = spawn_blocking({
@@ -136,10 +144,13 @@ impl Control {
         let metrics = Arc::new(Metrics::new(counted, Arc::clone(&capacity), unlogged));
         let mut health = Health::default();
         health.reconfigure(&active, now);
+        if let Some(other) = other {
+            health.status.inherit(&other.offer().servers);
+        }
         let routing = routing(&active, &health.status.standings(&active, now));
         let first = snapshot(&active, routing, None, BTreeSet::new(), log.as_ref());
         let snapshot = Arc::new(first);
-        let client_ports = Arc::default();
+        let client_ports = Arc::<ClientPorts>::default();
         let count = sockets.len();
         let workers = Workers::start(count, |number, commands| WorkerSetup {
             number,
@@ -179,8 +190,90 @@ impl Control {
             network,
             log,
             workers,
+            client_ports,
             reloads: Reloads::default(),
         })
+    }
+
+    /// Goes on with all that another process has, which lets go of it. If it doesn't, nothing
+    /// was taken.
+    pub(super) async fn take_over(&mut self, mut other: Taking) -> Result<Taking, RunError> {
+        let begun = Instant::now();
+        let taken = spawn_blocking(move || other.take().map(|estate| (other, estate)));
+        let (mut other, estate) = taken.await.map_err(io::Error::other)??;
+        self.client_ports
+            .inherit(estate.resting_ports(), Instant::now());
+        let (tell, mut told) = unbounded_channel();
+        let registry = &mut self.registry;
+        let server_of = |one: &ServerState| {
+            registry.server(&one.upstream, &one.name, ServerAddr(one.address.into()))
+        };
+        // Who waits is gone when the process ends.
+        let done = move |taken| _ = tell.send(taken);
+        let shares = estate.share_out(self.workers.handles.len(), server_of, done);
+        for (worker, share) in self.workers.handles.iter().zip(shares) {
+            // One that is gone ends the process, which is told elsewhere.
+            let _ = worker.tell(Command::TakeOver(Box::new(share)));
+        }
+        let mut taken = Vec::new();
+        while taken.len() < self.workers.handles.len() {
+            tokio::select! {
+                failure = self.workers.failure() => return Err(failure),
+                one = told.recv() => taken.extend(one),
+            }
+        }
+        let claimed = spawn_blocking(move || other.claim().map(|()| other));
+        let other = claimed.await.map_err(io::Error::other)??;
+        self.workers.tell_all(|| Command::Resume);
+        let took = begun.elapsed();
+        // Routes may have changed while nobody looked.
+        self.tell_network();
+        self.show(self.shown_listeners());
+        let Offer {
+            process, version, ..
+        } = other.offer();
+        tracing::info!(
+            process,
+            version,
+            ?took,
+            "took over from another process: {}",
+            handover::summary(&taken)
+        );
+        Ok(other)
+    }
+
+    /// What another process can go on with, but for the sockets of the control path.
+    pub(super) fn offer(&self) -> Result<Offer, String> {
+        if self.is_reloading() {
+            return Err("a reload is under way; try again when it is over".to_owned());
+        }
+        let workers = self.workers.handles.len();
+        Ok(Offer {
+            workers,
+            addresses: self.held().into_iter().map(Into::into).collect(),
+            source_ports: self
+                .source_ports
+                .keys()
+                .map(|port| (*port).into())
+                .collect(),
+            sockets: self.metrics.capacity.sockets() + self.held().len() * workers,
+            servers: self.health.status.handed_over(),
+            ..Offer::of_this_process()
+        })
+    }
+
+    /// Hands over, when asked, what workers have.
+    pub(super) fn giver(&self, asks: mpsc::Sender<Ask>) -> Giver {
+        let client_ports = Arc::clone(&self.client_ports);
+        Giver::new(self.workers(), client_ports, asks)
+    }
+
+    /// Leaves all to another process.
+    pub(super) async fn let_go(mut self) -> Result<(), RunError> {
+        self.workers.tell_all(|| Command::Release);
+        let result = self.workers.all_ended().await;
+        self.end();
+        result
     }
 
     pub(super) fn config(&self) -> &Config {

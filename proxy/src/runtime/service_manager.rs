@@ -99,6 +99,11 @@ impl ServiceManager {
         self.status = status;
     }
 
+    /// Tells that this process has taken the place of another one.
+    pub(super) fn took_over(&self) {
+        self.tell(&[NotifyState::MainPid(std::process::id())]);
+    }
+
     /// Tells that a reload has begun. [`ready`](Self::ready) ends it.
     pub(super) fn reloading(&self) {
         // Since systemd 253, one without the other fails.

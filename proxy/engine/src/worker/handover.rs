@@ -74,7 +74,7 @@ impl Worker {
         match self.collect(now) {
             Ok(Collected {
                 state, descriptors, ..
-            }) => to(&state, &descriptors),
+            }) => to(state, &descriptors),
             // Who asked learns it by the other end of `to`.
             Err(error) => tracing::error!(%error, "a worker can't name its sockets"),
         }

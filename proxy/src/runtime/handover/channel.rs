@@ -18,6 +18,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -58,7 +59,7 @@ const SEALS: SealFlags = SealFlags::SEAL
 
 /// Why a message was not sent or received. The channel is of no use afterwards.
 #[derive(Debug, Error)]
-pub(super) enum ChannelError {
+pub(in crate::runtime) enum ChannelError {
     #[error("the other process has closed the connection")]
     Closed,
     #[error("the other process was silent for {0:?}")]
@@ -162,6 +163,12 @@ impl Channel {
         self.stream.set_write_timeout(timeout)?;
         self.timeout = timeout;
         Ok(())
+    }
+
+    /// Closes the connection, also where other threads hold this end.
+    pub(super) fn close(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Sends a message.

@@ -1,0 +1,309 @@
+//! The process that lets another one go on with all that it has.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ppv2_engine::client_ports::ClientPorts;
+use ppv2_engine::handover::WorkerState;
+use ppv2_engine::worker::Command;
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::channel::{Channel, ChannelError, Limits};
+use super::message::{FORMAT, Last, Message, Offer, Running};
+use super::{FROZEN, HELLO, is_trusted};
+use crate::admin::WorkerHandle;
+
+/// How long the new process may take for its configuration, names and access log.
+const PREPARATION: Duration = Duration::from_secs(120);
+
+/// Connections at once. More are closed at once.
+const MOST: usize = 4;
+
+/// Between two looks whether a connection can be accepted, where that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What the control path is asked.
+pub(in crate::runtime) enum Ask {
+    /// What there is to offer, or why there is nothing.
+    Offer(oneshot::Sender<Result<Offering, String>>),
+    /// Another process goes on with all: let go, and end.
+    Done(Running),
+}
+
+/// What is offered, with the sockets of the control path.
+pub(in crate::runtime) struct Offering {
+    pub(in crate::runtime) offer: Offer,
+    pub(in crate::runtime) sockets: Vec<OwnedFd>,
+}
+
+/// What is handed over, and by whom.
+#[derive(Clone)]
+pub(in crate::runtime) struct Giver {
+    workers: Vec<WorkerHandle>,
+    client_ports: Arc<ClientPorts>,
+    asks: tokio::sync::mpsc::Sender<Ask>,
+    is_busy: Arc<AtomicBool>,
+}
+
+/// Why nothing was handed over.
+#[derive(Debug, Error)]
+pub(in crate::runtime) enum GiveError {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// Told to the other process, too.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the other process has ended it: {0}")]
+    Ended(String),
+    #[error("it said {0} where {1} belongs")]
+    Disorder(&'static str, &'static str),
+    #[error("a worker can't be asked; see the log")]
+    Worker,
+}
+
+impl From<io::Error> for GiveError {
+    fn from(error: io::Error) -> Self {
+        Self::Channel(error.into())
+    }
+}
+
+impl Giver {
+    /// Hands over what `workers` have. The control path answers `asks`.
+    pub(in crate::runtime) fn new(
+        workers: Vec<WorkerHandle>,
+        client_ports: Arc<ClientPorts>,
+        asks: tokio::sync::mpsc::Sender<Ask>,
+    ) -> Self {
+        Self {
+            workers,
+            client_ports,
+            asks,
+            is_busy: Arc::default(),
+        }
+    }
+
+    /// Waits in a thread of its own for processes that want to go on with all.
+    pub(in crate::runtime) fn listen(self, listener: UnixListener) -> io::Result<()> {
+        // It may come from another process.
+        listener.set_nonblocking(false)?;
+        let connections = Arc::new(AtomicUsize::new(0));
+        let accept = move || {
+            loop {
+                let Ok((stream, _)) = listener.accept() else {
+                    thread::sleep(PAUSE);
+                    continue;
+                };
+                if connections.fetch_add(1, Ordering::Relaxed) >= MOST {
+                    connections.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (giver, connections) = (self.clone(), Arc::clone(&connections));
+                let serve = move || {
+                    giver.serve(stream);
+                    connections.fetch_sub(1, Ordering::Relaxed);
+                };
+                // Without a thread, the other process learns it from the closed connection.
+                let _ = thread::Builder::new()
+                    .name("upgrade".to_owned())
+                    .spawn(serve);
+            }
+        };
+        thread::Builder::new()
+            .name("upgrades".to_owned())
+            .spawn(accept)
+            .map(drop)
+    }
+
+    /// Hands all over to the process at the other end, and says in the log what came of it.
+    fn serve(&self, stream: UnixStream) {
+        match is_trusted(&stream) {
+            Ok(()) => {}
+            Err(why) => {
+                tracing::warn!("no upgrade: {why}");
+                let mut channel = Channel::new(stream);
+                let _ = channel.set_timeout(Some(HELLO));
+                let _ = channel.send(&Message::Refused(why), &[]);
+                return;
+            }
+        }
+        let line = Line::new(Channel::new(stream));
+        if let Err(why) = self.give(&line) {
+            if let GiveError::Refused(why) = &why {
+                let _ = line.send(&Message::Refused(why.clone()), &[]);
+            }
+            // A worker may hold the other end of `line` yet.
+            line.lock().close();
+            tracing::warn!("no upgrade, this process goes on: {why}");
+        }
+    }
+
+    fn give(&self, line: &Line) -> Result<(), GiveError> {
+        line.lock().set_timeout(Some(HELLO))?;
+        let hello = line.receive()?;
+        let Message::Hello(hello) = hello else {
+            return Err(GiveError::Disorder(hello.name(), "Hello"));
+        };
+        if hello.format != FORMAT {
+            return Err(GiveError::Refused(format!(
+                "process {} (version {}) takes over in format {}, and this one (version {}) hands over in format {FORMAT}; upgrade by way of a release that knows both, or restart",
+                hello.process,
+                hello.version,
+                hello.format,
+                env!("CARGO_PKG_VERSION"),
+            )));
+        }
+        if self.is_busy.swap(true, Ordering::AcqRel) {
+            return Err(GiveError::Refused(
+                "another process is taking over at this time; try again when it has or has failed"
+                    .to_owned(),
+            ));
+        }
+        let given = self.give_to(line, hello.process, &hello.version);
+        self.is_busy.store(false, Ordering::Release);
+        given
+    }
+
+    fn give_to(&self, line: &Line, process: u32, version: &str) -> Result<(), GiveError> {
+        let offering = self.ask(Ask::Offer)?.map_err(GiveError::Refused)?;
+        let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
+        line.send(&Message::Offer(offering.offer), &sockets)?;
+        line.lock().set_timeout(Some(PREPARATION))?;
+        line.expect("Begin", |said| matches!(said, Message::Begin))?;
+        tracing::info!(process, version, "handing over to another process");
+        line.lock().set_timeout(Some(FROZEN))?;
+        let frozen = Instant::now();
+        let released = self.send_all(line).and_then(|()| {
+            line.expect("Ready", |said| matches!(said, Message::Ready))?;
+            line.send(&Message::Yours, &[])?;
+            // The other one may look at the sockets from now on, until it has closed the
+            // connection.
+            line.lock().set_timeout(None)?;
+            let said = line.receive()?;
+            let Message::Running(running) = said else {
+                return Err(GiveError::Disorder(said.name(), "Running"));
+            };
+            Ok(running)
+        });
+        match released {
+            Ok(running) => {
+                tracing::info!(process, version, took = ?frozen.elapsed(), "handed over");
+                let _ = self.asks.blocking_send(Ask::Done(running));
+                // Nobody is told that it was otherwise: the process ends.
+                loop {
+                    thread::park();
+                }
+            }
+            Err(why) => {
+                self.resume();
+                Err(why)
+            }
+        }
+    }
+
+    /// Has workers look at their sockets no more, and puts all that they have into a socket, for
+    /// a process that is yet to start: [`Taking::queued`](super::Taking::queued). If that fails,
+    /// workers go on.
+    pub(in crate::runtime) fn queue(&self, offering: &Offering) -> Result<OwnedFd, GiveError> {
+        let (channel, unread) = Channel::unread()?;
+        let line = Line::new(channel);
+        let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
+        let sent = line.send(&Message::Offer(offering.offer.clone()), &sockets);
+        let sent = sent.map_err(GiveError::from);
+        match sent.and_then(|()| self.send_all(&line)) {
+            Ok(()) => Ok(unread),
+            Err(why) => {
+                self.resume();
+                Err(why)
+            }
+        }
+    }
+
+    /// Has workers go on.
+    fn resume(&self) {
+        for worker in &self.workers {
+            // One that is gone ends the process, which is told elsewhere.
+            let _ = worker.tell(Command::Resume);
+        }
+    }
+
+    /// Has workers look at their sockets no more, and sends all that they have.
+    fn send_all(&self, line: &Line) -> Result<(), GiveError> {
+        let (tell, told) = mpsc::channel();
+        for worker in &self.workers {
+            let (tell, line) = (tell.clone(), line.clone());
+            // Each worker sends what is its own, from its own thread.
+            let send = move |state: WorkerState, sockets: &[BorrowedFd<'_>]| {
+                let sent = line.send(&Message::Worker(Box::new(state)), sockets);
+                // Who waits may have given up.
+                let _ = tell.send(sent);
+            };
+            if !worker.tell(Command::HandOver(Box::new(send))) {
+                return Err(GiveError::Worker);
+            }
+        }
+        drop(tell);
+        for _ in &self.workers {
+            match told.recv_timeout(FROZEN * 2) {
+                Ok(sent) => sent?,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(GiveError::Worker);
+                }
+            }
+        }
+        let last = Last {
+            resting_ports: self.client_ports.resting(Instant::now()),
+        };
+        Ok(line.send(&Message::Last(last), &[])?)
+    }
+
+    fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, GiveError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| GiveError::Refused("the process is ending".to_owned());
+        self.asks.blocking_send(ask(reply)).map_err(|_| ended(()))?;
+        answer.blocking_recv().map_err(|_| ended(()))
+    }
+}
+
+/// A channel that workers share.
+#[derive(Clone)]
+struct Line(Arc<Mutex<Channel>>);
+
+impl Line {
+    fn new(channel: Channel) -> Self {
+        Self(Arc::new(Mutex::new(channel)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Channel> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, message: &Message, sockets: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        self.lock().send(message, sockets)
+    }
+
+    fn receive(&self) -> Result<Message, ChannelError> {
+        Ok(self.lock().receive(Limits::WORDS)?.0)
+    }
+
+    fn expect(
+        &self,
+        name: &'static str,
+        is_it: impl FnOnce(&Message) -> bool,
+    ) -> Result<(), GiveError> {
+        let said = self.receive()?;
+        if is_it(&said) {
+            return Ok(());
+        }
+        if let Message::Refused(why) = said {
+            return Err(GiveError::Ended(why));
+        }
+        Err(GiveError::Disorder(said.name(), name))
+    }
+}

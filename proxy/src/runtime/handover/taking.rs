@@ -1,0 +1,308 @@
+//! The process that goes on with all that another one has.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ppv2_engine::client_ports::RestingPort;
+use ppv2_engine::handover::{
+    Inherited, NotTaken, PathState, ServerState, TakeOver, TakenOver, WorkerState,
+};
+use ppv2_engine::server::Server;
+use rustix::net::sockopt::socket_cookie;
+use thiserror::Error;
+
+use super::channel::{Channel, ChannelError, Limits, make_room};
+use super::message::{FORMAT, Hello, Last, Message, Offer, Running};
+use super::{FROZEN, HELLO, is_trusted};
+
+/// Why nothing was taken over. The other process goes on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TakeError {
+    /// Nobody hands over there.
+    #[error(
+        "no process hands over at {}: {error}; `[upgrade] socket` of the running proxy says where it does",
+        path.display()
+    )]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The other process does not want to, or is not trusted.
+    #[error("nothing was taken over: {0}")]
+    Refused(String),
+    /// The connection failed.
+    #[error("nothing was taken over: {0}; the log of the other process says more")]
+    Failed(String),
+}
+
+impl From<ChannelError> for TakeError {
+    fn from(error: ChannelError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<io::Error> for TakeError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Another process, which hands over.
+#[derive(Debug)]
+pub(in crate::runtime) struct Taking {
+    channel: Channel,
+    /// The other process has ended, and said all that there is.
+    is_queued: bool,
+    offer: Offer,
+    /// The socket of the admin API.
+    pub(in crate::runtime) admin: Option<OwnedFd>,
+    /// The socket on which upgrades are asked for.
+    pub(in crate::runtime) upgrade: Option<OwnedFd>,
+}
+
+/// All that was handed over.
+pub(in crate::runtime) struct Estate {
+    workers: Vec<WorkerState>,
+    sockets: HashMap<u64, OwnedFd>,
+    /// What all workers have together.
+    last: Last,
+}
+
+impl Taking {
+    /// Asks the process that listens at `path` what it has.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError`] if there is none, or it hands nothing over.
+    pub(in crate::runtime) fn connect(path: &Path) -> Result<Self, TakeError> {
+        let stream = UnixStream::connect(path).map_err(|error| TakeError::Connect {
+            path: path.to_owned(),
+            error,
+        })?;
+        is_trusted(&stream).map_err(TakeError::Refused)?;
+        let mut channel = Channel::new(stream);
+        channel.set_timeout(Some(HELLO))?;
+        let hello = Hello {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: std::process::id(),
+        };
+        channel.send(&Message::Hello(hello), &[])?;
+        Self::of(channel, false)
+    }
+
+    /// What another process has left in a socket, by
+    /// [`Giver::queue`](super::Giver::queue).
+    pub(in crate::runtime) fn queued(socket: OwnedFd) -> Result<Self, TakeError> {
+        let mut channel = Channel::new(UnixStream::from(socket));
+        channel.set_timeout(Some(HELLO))?;
+        Self::of(channel, true)
+    }
+
+    /// Reads what is offered.
+    fn of(mut channel: Channel, is_queued: bool) -> Result<Self, TakeError> {
+        let limits = Limits {
+            descriptors: 2,
+            ..Limits::STATE
+        };
+        let (said, sockets) = receive(&channel, limits)?;
+        let Message::Offer(offer) = said else {
+            return Err(disorder(&said, "Offer"));
+        };
+        if offer.format != FORMAT {
+            return Err(TakeError::Refused(format!(
+                "process {} (version {}) hands over in format {}, and this one takes over in format {FORMAT}",
+                offer.process, offer.version, offer.format
+            )));
+        }
+        let mut sockets = sockets.into_iter();
+        let admin = offer.admin.as_ref().and_then(|_| sockets.next());
+        let upgrade = offer.upgrade.as_ref().and_then(|_| sockets.next());
+        Ok(Self {
+            channel,
+            is_queued,
+            offer,
+            admin,
+            upgrade,
+        })
+    }
+
+    /// Addresses that the other process's listeners have sockets at.
+    pub(in crate::runtime) fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.offer.addresses().collect()
+    }
+
+    /// Fixed ports of source networks that its workers have.
+    pub(in crate::runtime) fn source_ports(&self) -> BTreeSet<SocketAddr> {
+        self.offer.source_ports().collect()
+    }
+
+    /// What it offers.
+    pub(in crate::runtime) fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// Has the other process stop to look at its sockets, and takes them and its sessions.
+    pub(in crate::runtime) fn take(&mut self) -> Result<Estate, TakeError> {
+        make_room(self.offer.sockets + self.offer.sockets / 8)?;
+        self.channel.set_timeout(Some(FROZEN))?;
+        if !self.is_queued {
+            self.channel.send(&Message::Begin, &[])?;
+        }
+        let mut workers = Vec::new();
+        let mut sockets = HashMap::new();
+        let last = loop {
+            let (said, descriptors) = receive(&self.channel, Limits::STATE)?;
+            for descriptor in descriptors {
+                sockets.insert(
+                    socket_cookie(&descriptor).map_err(io::Error::from)?,
+                    descriptor,
+                );
+            }
+            if let Message::Worker(state) = said {
+                workers.push(*state);
+                continue;
+            }
+            let Message::Last(last) = said else {
+                return Err(disorder(&said, "Worker"));
+            };
+            break last;
+        };
+        let known: HashSet<_> = self.offer.addresses().collect();
+        let mut listeners = workers.iter().flat_map(|one| &one.listener_sockets);
+        if let Some(new) = listeners.find(|one| !known.contains(&one.bound.into())) {
+            return Err(TakeError::Refused(format!(
+                "the other process has begun to listen at {} meanwhile; try again",
+                SocketAddr::from(new.bound)
+            )));
+        }
+        Ok(Estate {
+            workers,
+            sockets,
+            last,
+        })
+    }
+
+    /// Has the other process let go of all, which this one's workers then go on with.
+    pub(in crate::runtime) fn claim(&self) -> Result<(), TakeError> {
+        if self.is_queued {
+            return Ok(());
+        }
+        self.channel.send(&Message::Ready, &[])?;
+        let (said, _) = receive(&self.channel, Limits::WORDS)?;
+        if !matches!(said, Message::Yours) {
+            return Err(disorder(&said, "Yours"));
+        }
+        Ok(())
+    }
+
+    /// Tells the other process that it may end.
+    pub(in crate::runtime) fn dismiss(&self, running: Running) {
+        if self.is_queued {
+            return;
+        }
+        if let Err(error) = self.channel.send(&Message::Running(running), &[]) {
+            tracing::warn!("the other process can't be told that it may end: {error}");
+        }
+    }
+}
+
+impl Estate {
+    /// Clients' own ports that rest.
+    pub(in crate::runtime) fn resting_ports(&self) -> &[RestingPort] {
+        &self.last.resting_ports
+    }
+
+    /// Shares it out to so many workers. Each gets the whole of some of the former workers':
+    /// no client's datagrams then come to another one than before. `server_of` finds the object
+    /// of a server.
+    pub(in crate::runtime) fn share_out(
+        self,
+        count: usize,
+        mut server_of: impl FnMut(&ServerState) -> Arc<Server>,
+        done: impl Fn(TakenOver) + Clone + Send + 'static,
+    ) -> Vec<TakeOver> {
+        let addresses: Arc<[_]> = network_addresses(&self.workers).into();
+        let mut shares: Vec<Vec<Inherited>> = (0..count).map(|_| Vec::new()).collect();
+        let mut sockets: Vec<HashMap<_, _>> = (0..count).map(|_| HashMap::new()).collect();
+        let mut all = self.sockets;
+        for (number, state) in self.workers.into_iter().enumerate() {
+            let number = number % count.max(1);
+            for cookie in cookies(&state) {
+                sockets[number].extend(all.remove_entry(&cookie));
+            }
+            let servers = state.servers.iter().map(&mut server_of).collect();
+            shares[number].push(Inherited { state, servers });
+        }
+        let shares = shares.into_iter().zip(sockets);
+        let shares = shares.map(|(states, sockets)| TakeOver {
+            states,
+            sockets,
+            network_addresses: Arc::clone(&addresses),
+            done: Box::new(done.clone()),
+        });
+        shares.collect()
+    }
+}
+
+/// The cookies that name sockets of a worker.
+fn cookies(state: &WorkerState) -> Vec<u64> {
+    let listeners = state.listener_sockets.iter().map(|one| one.cookie);
+    let shared = state.shared_sockets.iter().map(|one| one.cookie);
+    let sessions = state.sessions.iter().filter_map(|one| match one.path {
+        PathState::Own { cookie, .. } => Some(cookie),
+        PathState::Network { .. } | PathState::Tagged { .. } => None,
+    });
+    listeners.chain(shared).chain(sessions).collect()
+}
+
+/// Addresses of source networks that sessions have, or had so long ago: the longest first.
+fn network_addresses(workers: &[WorkerState]) -> Vec<(IpAddr, Option<Duration>)> {
+    let sessions = workers.iter().flat_map(|one| &one.sessions);
+    let in_use = sessions.filter_map(|session| match session.path {
+        PathState::Network { source, .. } => Some((source, None)),
+        PathState::Own { .. } | PathState::Tagged { .. } => None,
+    });
+    let networks = workers.iter().flat_map(|one| &one.networks);
+    let resting = networks.flat_map(|network| &network.resting);
+    let mut resting: Vec<_> = resting.map(|(ip, ended)| (*ip, Some(*ended))).collect();
+    resting.sort_by_key(|(_, ended)| std::cmp::Reverse(*ended));
+    in_use.chain(resting).collect()
+}
+
+/// What came of it, in words.
+pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> String {
+    let sessions: usize = taken.iter().map(|one| one.sessions).sum();
+    let mut ended: HashMap<NotTaken, usize> = HashMap::new();
+    for (why, count) in taken.iter().flat_map(|one| &one.ended) {
+        *ended.entry(*why).or_default() += count;
+    }
+    let mut text = format!("{sessions} sessions go on");
+    for (why, count) in ended {
+        text += &format!("; {count} have ended, since {why}");
+    }
+    text
+}
+
+fn receive(channel: &Channel, limits: Limits) -> Result<(Message, Vec<OwnedFd>), TakeError> {
+    match channel.receive(limits)? {
+        (Message::Refused(why), _) => Err(TakeError::Refused(why)),
+        said => Ok(said),
+    }
+}
+
+fn disorder(said: &Message, expected: &str) -> TakeError {
+    let said = said.name();
+    TakeError::Failed(format!(
+        "the other process said {said} where {expected} belongs"
+    ))
+}

@@ -200,7 +200,7 @@ impl Control {
     pub(super) async fn take_over(&mut self, mut other: Taking) -> Result<Taking, RunError> {
         let begun = Instant::now();
         let taken = spawn_blocking(move || other.take().map(|estate| (other, estate)));
-        let (mut other, estate) = taken.await.map_err(io::Error::other)??;
+        let (other, estate) = taken.await.map_err(io::Error::other)??;
         self.client_ports
             .inherit(estate.resting_ports(), Instant::now());
         let (tell, mut told) = unbounded_channel();

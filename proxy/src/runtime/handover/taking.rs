@@ -109,7 +109,7 @@ impl Taking {
     }
 
     /// Reads what is offered.
-    fn of(mut channel: Channel, is_queued: bool) -> Result<Self, TakeError> {
+    fn of(channel: Channel, is_queued: bool) -> Result<Self, TakeError> {
         let limits = Limits {
             descriptors: 2,
             ..Limits::STATE

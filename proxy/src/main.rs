@@ -186,7 +186,9 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     })?;
     Ok(Box::new(move || {
         tracing::info!(user, ?capabilities, "privileges");
-        if let Some(warning) = privilege::shared_user(&config) {
+        // That one is about to end.
+        let is_alone = takeover.is_none();
+        if let Some(warning) = privilege::shared_user(&config).filter(|_| is_alone) {
             tracing::warn!("{warning}");
         }
         let ended = runtime::run(config, file, takeover, manager, inherited);

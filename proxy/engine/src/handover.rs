@@ -352,6 +352,8 @@ pub struct TakenOver {
     pub sessions: usize,
     /// Sessions that don't, by the reason why.
     pub ended: HashMap<NotTaken, usize>,
+    /// Listeners' addresses whose sockets can't be used. Then all is to be left as it was.
+    pub failed: Vec<SocketAddr>,
 }
 
 /// Why a session does not go on.

@@ -424,43 +424,51 @@ impl Worker {
     /// Does what it was told.
     fn obey_commands(&mut self, now: Instant) -> Order {
         while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Sessions {
-                    first,
-                    limit,
-                    reply,
-                } => reply(self.report(first, limit, now)),
-                Command::Busiest { reply } => reply(self.busiest.report(now)),
-                Command::Reconfigure(to) => self.reconfigure(*to, now),
-                Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
-                Command::HandOver(to) => {
-                    if self.hand_over(to, now) {
-                        return Order::Release;
-                    }
-                }
-                Command::TakeOver(from) => {
-                    if self.inherit_all(*from, now) {
-                        return Order::Release;
-                    }
-                }
-                // It was not waiting.
-                Command::Resume => {}
-                Command::Release => return Order::Release,
-                Command::Drain => {
-                    let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
-                    for number in numbers {
-                        self.take_waiting(number, now);
-                        let socket = &self.listener_sockets[number].socket;
-                        if socket.is_kept() {
-                            // What comes from now on waits for the next process.
-                            let _ = self.readiness.unregister(socket);
-                        }
-                    }
-                    self.draining = true;
-                    self.last_reply = now;
-                }
-                Command::Stop => return Order::Stop,
+            match self.obey(command, now) {
+                Order::GoOn => {}
+                order @ (Order::Stop | Order::Release) => return order,
             }
+        }
+        Order::GoOn
+    }
+
+    fn obey(&mut self, command: Command, now: Instant) -> Order {
+        match command {
+            Command::Sessions {
+                first,
+                limit,
+                reply,
+            } => reply(self.report(first, limit, now)),
+            Command::Busiest { reply } => reply(self.busiest.report(now)),
+            Command::Reconfigure(to) => self.reconfigure(*to, now),
+            Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
+            Command::HandOver(to) => {
+                if self.hand_over(to, now) {
+                    return Order::Release;
+                }
+            }
+            Command::TakeOver(from) => {
+                if self.inherit_all(*from, now) {
+                    return Order::Release;
+                }
+            }
+            // It was not waiting.
+            Command::Resume => {}
+            Command::Release => return Order::Release,
+            Command::Drain => {
+                let numbers: Vec<_> = self.listener_sockets.iter().map(|(n, _)| n).collect();
+                for number in numbers {
+                    self.take_waiting(number, now);
+                    let socket = &self.listener_sockets[number].socket;
+                    if socket.is_kept() {
+                        // What comes from now on waits for the next process.
+                        let _ = self.readiness.unregister(socket);
+                    }
+                }
+                self.draining = true;
+                self.last_reply = now;
+            }
+            Command::Stop => return Order::Stop,
         }
         Order::GoOn
     }

@@ -222,6 +222,7 @@ impl Control {
                 one = told.recv() => taken.extend(one),
             }
         }
+        let summary = handover::summary(&taken)?;
         let claimed = spawn_blocking(move || other.claim().map(|()| other));
         let other = claimed.await.map_err(io::Error::other)??;
         self.workers.tell_all(|| Command::Resume);
@@ -236,8 +237,7 @@ impl Control {
             process,
             version,
             ?took,
-            "took over from another process: {}",
-            handover::summary(&taken)
+            "took over from another process: {summary}"
         );
         Ok(other)
     }

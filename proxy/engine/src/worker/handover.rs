@@ -102,31 +102,38 @@ impl Worker {
         self.wait_for_order()
     }
 
-    /// Does nothing but what can wait, until it is told to go on. True if it is to stop.
+    /// Does nothing, until it is told to go on; what else it is told comes then. True if it is
+    /// to stop.
     fn wait_for_order(&mut self) -> bool {
+        let mut later = Vec::new();
         loop {
             // Without a control path, nobody can want it to go on.
             let Ok(command) = self.commands.recv() else {
                 return true;
             };
-            let now = Instant::now();
             match command {
-                Command::Resume => return false,
-                Command::Release => return true,
+                Command::Resume => break,
+                // Its sockets may be another process's by now.
+                Command::Release | Command::Stop => return true,
                 Command::Sessions {
                     first,
                     limit,
                     reply,
-                } => reply(self.report(first, limit, now)),
-                Command::Busiest { reply } => reply(self.busiest.report(now)),
-                Command::Reconfigure(to) => self.reconfigure(*to, now),
-                Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
+                } => reply(self.report(first, limit, Instant::now())),
+                Command::Busiest { reply } => reply(self.busiest.report(Instant::now())),
                 Command::HandOver(_) | Command::TakeOver(_) => {}
-                Command::Drain => self.draining = true,
-                // Its sockets may be another process's by now.
-                Command::Stop => return true,
+                // They look at sockets.
+                command @ (Command::Reconfigure(_)
+                | Command::NetworkChanged(_)
+                | Command::Drain) => {
+                    later.push(command);
+                }
             }
         }
+        for command in later {
+            let _ = self.obey(command, Instant::now());
+        }
+        false
     }
 
     fn collect(&self, now: Instant) -> io::Result<Collected<'_>> {
@@ -274,7 +281,7 @@ impl Worker {
         taken: &mut TakenOver,
         now: Instant,
     ) {
-        let listener_sockets = self.inherit_listeners(&state, sockets);
+        let listener_sockets = self.inherit_listeners(&state, sockets, &mut taken.failed);
         for (server, known) in servers.iter().zip(&state.servers) {
             if known.returns_tags {
                 server.note_tag(true, self.unix.now());
@@ -310,11 +317,12 @@ impl Worker {
     }
 
     /// Takes over listeners' sockets. Returns the number of each, if its address is that of a
-    /// listener.
+    /// listener; `failed` gets those that can't be used.
     fn inherit_listeners(
         &mut self,
         state: &WorkerState,
         sockets: &mut HashMap<u64, OwnedFd>,
+        failed: &mut Vec<SocketAddr>,
     ) -> Vec<Option<u32>> {
         let mut numbers = Vec::with_capacity(state.listener_sockets.len());
         for one in &state.listener_sockets {
@@ -322,13 +330,11 @@ impl Worker {
             let is_known = self.snapshot.bound.contains_key(&bound);
             let socket = sockets.remove(&one.cookie).filter(|_| is_known);
             let socket = socket.and_then(|socket| Socket::adopt(socket, bound).ok());
-            let number = socket.and_then(|socket| {
-                let added = self.add_listener_socket(socket);
-                if let Err(error) = &added {
-                    tracing::error!(address = %bound, %error, "a worker can't take datagrams there; restart the proxy");
-                }
-                added.ok().flatten()
-            });
+            let added = socket.and_then(|socket| self.add_listener_socket(socket).ok());
+            let number = added.flatten();
+            if is_known && number.is_none() {
+                failed.push(bound);
+            }
             if let Some(number) = number
                 && let Some(added) = self.listener_sockets.get_mut(number as usize)
             {

@@ -177,8 +177,15 @@ impl Taking {
             };
             break last;
         };
-        let known: HashSet<_> = self.offer.addresses().collect();
-        let mut listeners = workers.iter().flat_map(|one| &one.listener_sockets);
+        let known: HashSet<SocketAddr> = self.offer.addresses().collect();
+        let listeners = || workers.iter().flat_map(|one| &one.listener_sockets);
+        let found: HashSet<_> = listeners().map(|one| one.bound.into()).collect();
+        if let Some(missing) = known.difference(&found).next() {
+            return Err(TakeError::Failed(format!(
+                "the other process has no socket for {missing} any more"
+            )));
+        }
+        let mut listeners = listeners();
         if let Some(new) = listeners.find(|one| !known.contains(&one.bound.into())) {
             return Err(TakeError::Refused(format!(
                 "the other process has begun to listen at {} meanwhile; try again",
@@ -280,7 +287,17 @@ fn network_addresses(workers: &[WorkerState]) -> Vec<(IpAddr, Option<Duration>)>
 }
 
 /// What came of it, in words.
-pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> String {
+///
+/// # Errors
+///
+/// If it can't go on so.
+pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> Result<String, TakeError> {
+    let mut failed = taken.iter().flat_map(|one| &one.failed);
+    if let Some(address) = failed.next() {
+        return Err(TakeError::Failed(format!(
+            "the socket at {address} can't be used"
+        )));
+    }
     let sessions: usize = taken.iter().map(|one| one.sessions).sum();
     let mut ended: HashMap<NotTaken, usize> = HashMap::new();
     for (why, count) in taken.iter().flat_map(|one| &one.ended) {
@@ -290,7 +307,7 @@ pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> String {
     for (why, count) in ended {
         text += &format!("; {count} have ended, since {why}");
     }
-    text
+    Ok(text)
 }
 
 fn receive(channel: &Channel, limits: Limits) -> Result<(Message, Vec<OwnedFd>), TakeError> {

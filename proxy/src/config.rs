@@ -2,6 +2,7 @@
 //! valid and resolved. Nothing outside this module checks it again.
 
 mod accept;
+mod access_log;
 mod admin_address;
 mod bind;
 mod error;
@@ -24,7 +25,7 @@ mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -41,6 +42,7 @@ use ppv2_engine::server::{Replies, Sources};
 use ppv2_engine::snapshot::Pauses;
 
 pub use accept::Accept;
+pub use access_log::{AccessLog, LogField, LogTarget};
 pub use admin_address::{AdminAddress, SocketPath};
 pub use bind::Bind;
 pub use error::{ConfigError, printable};
@@ -49,7 +51,7 @@ pub use expand::{Answer, Answers, Expanded, MAX_ADDRESSES};
 pub use health::{Expect, Header, Health, Passive, Probe};
 pub use names::{Name, Named};
 pub use options::{
-    AccessLog, Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upgrade, Upstream,
+    Admin, Config, Limits, Listener, LogFormat, PerClient, Resolver, Upgrade, Upstream,
 };
 pub use sources::FamilySources;
 pub(crate) use sources::sessions_in;
@@ -327,14 +329,6 @@ impl PerClient {
     pub fn rate(&self) -> Option<(u32, u32)> {
         let rate = self.rate?;
         Some((*rate, *self.burst.unwrap_or(rate)))
-    }
-}
-
-impl AccessLog {
-    /// The file to append to; `None` for standard output.
-    #[must_use]
-    pub fn file(&self) -> Option<PathBuf> {
-        (self.path != Path::new("-")).then(|| self.path.clone())
     }
 }
 

@@ -14,6 +14,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::accept::Accept;
+use super::access_log::AccessLog;
 use super::admin_address::{AdminAddress, SocketPath};
 use super::bind::Bind;
 use super::header::HeaderOptions;
@@ -162,17 +163,6 @@ pub struct Upgrade {
     /// Path of a Unix socket, on which a process of the same user gets all sockets and sessions by
     /// `run --takeover`
     pub socket: SocketPath,
-}
-
-/// Where ended sessions are logged, and how
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AccessLog {
-    /// File to append to; "-" for standard output
-    pub path: PathBuf,
-    /// How lines are written
-    #[serde(default)]
-    pub format: LogFormat,
 }
 
 /// How the names among the servers are looked up

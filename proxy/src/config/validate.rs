@@ -121,16 +121,8 @@ pub(super) fn validate(mut config: Config) -> Result<Config, ConfigError> {
         )
         .within(key_path!["upgrade", "socket"]);
     }
-    if config
-        .access_log
-        .as_ref()
-        .is_some_and(|log| log.path.as_os_str().is_empty())
-    {
-        return refuse(
-            "an access log without a path",
-            "name a file, or \"-\" for standard output",
-        )
-        .within(key_path!["access_log", "path"]);
+    if let Some(log) = &config.access_log {
+        log.check().within(key_path!["access_log"])?;
     }
     config.resolver.check().within(key_path!["resolver"])?;
     if config.resolver != Resolver::default() && config.names.is_empty() {

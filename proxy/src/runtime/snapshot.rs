@@ -30,7 +30,7 @@ impl Log {
     pub(super) fn open(of: &AccessLog, unlogged: &Unlogged) -> Result<Self, RunError> {
         let started = access_log::Writer::start(of, Arc::clone(unlogged));
         let (writer, sender) = started.map_err(|error| RunError::AccessLog {
-            path: of.path.clone(),
+            path: of.shown_path().to_owned(),
             error,
         })?;
         Ok(Self {

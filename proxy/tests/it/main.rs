@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "what was measured")]
 
 mod accept;
+mod access_log;
 mod activation;
 mod admin;
 mod admin_socket;

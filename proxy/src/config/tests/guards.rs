@@ -120,3 +120,57 @@ fn errors_name_the_fix() {
         assert!(error.contains(fix), "{fix}: {error}");
     }
 }
+
+#[test]
+fn an_access_log_goes_to_one_place_with_fields_that_exist() {
+    let parsed = |log: &str| load(&format!("[access_log]\n{log}"), "");
+    let log = |log: &str| parsed(log).unwrap().access_log.unwrap();
+    let file = log("path = \"/a\"");
+    assert_eq!(file.file(), Some(Path::new("/a")));
+    assert_eq!(file.line(), LogField::USUAL);
+    let syslog = log("target = \"syslog\"\nfields = [\"client_ip\", \"time\"]");
+    assert_eq!(syslog.socket(), Path::new("/dev/log"));
+    assert_eq!(syslog.line(), [LogField::ClientIp, LogField::Time]);
+    let journald = log("target = \"journald\"");
+    let socket = Path::new("/run/systemd/journal/socket");
+    assert_eq!(journald.socket(), socket);
+    let journald = log("target = \"journald\"\nsocket = \"/b\"");
+    assert_eq!(journald.socket(), Path::new("/b"));
+    for (log, message, fix) in [
+        ("", "without `path` or `target`", "target = \"syslog\""),
+        ("path = \"\"", "without a path", "standard output"),
+        (
+            "path = \"/a\"\ntarget = \"syslog\"",
+            "`path` is for files, and target is \"syslog\"",
+            "remove one",
+        ),
+        (
+            "path = \"/a\"\nsocket = \"/b\"",
+            "`socket` is for `target`",
+            "remove it",
+        ),
+        (
+            "target = \"journald\"\nfacility = \"local0\"",
+            "`facility` is for syslog",
+            "target = \"syslog\"",
+        ),
+        (
+            "path = \"/a\"\nfields = []",
+            "`fields` is empty",
+            "name some",
+        ),
+        (
+            "path = \"/a\"\nfields = [\"time\", \"client\", \"time\"]",
+            "`fields` has \"time\" twice",
+            "remove one",
+        ),
+        (
+            "path = \"/a\"\nfields = [\"clientip\"]",
+            "`clientip`",
+            "`client_ip`",
+        ),
+    ] {
+        let error = parsed(log).unwrap_err();
+        assert!(error.contains(message) && error.contains(fix), "{error}");
+    }
+}

@@ -14,9 +14,9 @@ const WITHOUT_RIGHTS: &str = "unshare --user --map-user=65534 --map-group=65534 
 const NOT_AS_ROOT: &str = "unshare --user --map-user=65534 --map-group=65534 --keep-caps --net \
      sh -ec 'ip link set lo up; exec \"$0\" \"$@\"'";
 
-/// Has nothing outlive the test, and hides what programs keep on this host.
-const ON_ITS_OWN: &str = "mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /var/lib
-     mount -t tmpfs tmpfs /sys/fs/cgroup";
+/// Hides what programs keep on this host, and has them leave nothing there.
+const ON_ITS_OWN: &str =
+    "for folder in /run /var/lib /dev/shm /sys/fs/cgroup; do mount -t tmpfs tmpfs $folder; done";
 
 /// Waits for the routes to IPv6 addresses of this host. The kernel adds them after `ip`
 /// has returned, and what is sent there before is lost.

@@ -6,6 +6,7 @@
 
 mod clients;
 mod listener;
+mod page;
 mod status;
 
 use std::collections::VecDeque;
@@ -187,7 +188,7 @@ pub async fn serve(listener: Listener, admin: Admin) {
         .route("/undrain", post(undrain))
         .route("/reload", post(reload))
         .route_layer(from_fn_with_state(Arc::clone(&admin), refuse_strangers))
-        .route("/", get(|| async { INDEX }))
+        .merge(page::routes(INDEX))
         .route("/status", get(status::status))
         .route("/upstreams", get(upstreams))
         .route("/sessions", get(sessions))
@@ -198,6 +199,7 @@ pub async fn serve(listener: Listener, admin: Admin) {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { (StatusCode::NOT_FOUND, INDEX) })
+        .layer(from_fn(page::protect))
         .with_state(admin);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = VecDeque::<Connection>::new();
@@ -352,9 +354,9 @@ fn bearer(credentials: &[u8]) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// Refuses what a web page makes a browser post.
+/// Refuses what a web page makes a browser post. Browsers tell one or the other.
 fn refuse_browsers(headers: &HeaderMap) -> Option<Response> {
-    let is_browser = headers.contains_key(header::ORIGIN);
+    let is_browser = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
     is_browser.then(|| (StatusCode::FORBIDDEN, "not from a browser\n").into_response())
 }
 

@@ -139,8 +139,8 @@ pub struct Limits {
 #[derive(Args, Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// Address for metrics, health and sessions: an IP address with a port, or unix:/PATH for a
-    /// Unix socket of the proxy's user and group [default: none]
+    /// Address for metrics, health and sessions, and a page that shows them: an IP address with a
+    /// port, or unix:/PATH for a Unix socket of the proxy's user and group [default: none]
     #[arg(long = "admin", value_name = "ADDR", required = false)]
     pub listen: AdminAddress,
 

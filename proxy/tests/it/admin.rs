@@ -348,6 +348,51 @@ fn silent_connections_delay_no_request() {
 }
 
 #[test]
+fn browsers_get_a_page_that_loads_nothing_from_elsewhere() {
+    let server = socket("127.0.0.1");
+    let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));
+    let more = ["--workers", "1", "--admin", &admin.to_string()];
+    let _proxy = proxy_between(listener, server.local_addr().unwrap(), &more);
+    let html = "accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n";
+    let (head, page) = http_whole(admin, "GET /", html);
+    assert!(head.contains("content-type: text/html"), "{head}");
+    assert!(page.starts_with("<!doctype html>"), "{page}");
+    // The policy forbids all of these.
+    for forbidden in ["://", " style=", " onclick=", "<style", "<script>"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+    let (head, list) = http_whole(admin, "GET /", "accept: */*\r\n");
+    assert!(head.contains("content-type: text/plain"), "{head}");
+    assert!(list.contains("/status"), "{list}");
+    for (path, kind) in [
+        ("/", "text/plain"),
+        ("/page.js", "text/javascript"),
+        ("/page.css", "text/css"),
+        ("/icon.svg", "image/svg+xml"),
+        ("/status", "application/json"),
+        ("/metrics", "text/plain"),
+        ("/nothing", "text/plain"),
+    ] {
+        let (head, _) = http_whole(admin, &format!("GET {path}"), "");
+        for line in [
+            &format!("content-type: {kind}"),
+            "content-security-policy: default-src 'none'; script-src 'self'; ",
+            "x-content-type-options: nosniff",
+            "cross-origin-resource-policy: same-origin",
+        ] {
+            assert!(head.contains(line), "{path}: no {line} in {head}");
+        }
+    }
+    // What other pages make a browser send.
+    for origin in [
+        "origin: https://evil.example\r\n",
+        "sec-fetch-site: cross-site\r\n",
+    ] {
+        assert_eq!(http(admin, "POST /reload", origin).0, 403, "{origin}");
+    }
+}
+
+#[test]
 fn dns_rebinding_reads_nothing() {
     let server = socket("127.0.0.1");
     let (listener, admin) = (address("127.0.0.1"), address("127.0.0.1"));

@@ -27,7 +27,7 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book bench bench-sdk
+.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -123,6 +123,11 @@ audit: $(CARGO_DENY)
 # `make unit` fails when one of these pages is out of date.
 docs:
 	PPV2_WRITE_DOCS=1 cargo test --locked --quiet -p ppv2-proxy --test documentation generated
+
+# The picture of the page at / of the admin API.
+screenshot:
+	.ci/debian-packages chromium
+	PPV2_SCREENSHOT=$(CURDIR)/docs/guides/admin-page.webp cargo test --locked --quiet -p ppv2-proxy --test it page::the_page_shows_live
 
 book: $(MDBOOK)
 	$(MDBOOK) build docs

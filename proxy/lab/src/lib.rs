@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 mod admin;
+pub mod browser;
 pub mod dig;
 pub mod dns_server;
 pub mod fake_proxy;

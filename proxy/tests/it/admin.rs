@@ -464,6 +464,16 @@ fn changes_need_the_token_if_there_is_one() {
         stream.read_to_string(&mut answer).unwrap();
         answer
     };
+    for path in [
+        "/",
+        "/page.js",
+        "/status",
+        "/upstreams",
+        "/sessions",
+        "/clients",
+    ] {
+        assert_eq!(http_get(admin, path).0, 200, "{path}");
+    }
     let drain = format!("/drain?upstream=u&server={upstream}");
     for path in ["/reload", &drain, "/undrain?upstream=u&server=x"] {
         for credentials in [

@@ -32,6 +32,7 @@ mod limited;
 mod names;
 mod network;
 mod package;
+mod page;
 mod path_mtu;
 mod peers;
 mod port_ranges;

@@ -327,11 +327,13 @@ async function askForClients() {
   const by = find("by").value;
   const section = find("clients-section");
   try {
-    const { window_seconds: seconds, clients } = await ask(`clients?top=${CLIENTS}&by=${by}`);
+    const { window_seconds: seconds, clients, error } = await ask(`clients?top=${CLIENTS}&by=${by}`);
     const amount = (value) => (value === undefined || value === null ? NONE : numbers.format(value));
-    setText(find("clients-caption"), `The ${CLIENTS} busiest clients of the last ${duration(seconds)}.`);
+    const figure = by === "sessions" ? "new_sessions" : by;
+    const missing = error?.[figure] > 0 ? ` These figures may be too low, by at most ${amount(error[figure])}.` : "";
+    setText(find("clients-caption"), `Of the last ${duration(seconds)}, at most ${CLIENTS} clients.${missing}`);
     fill(find("clients"), clients.map((one) => ({
-      key: key(one.address, one.listener ?? ""),
+      key: key(one.address),
       cells: [
         [one.address],
         [one.listener ?? NONE, "name"],

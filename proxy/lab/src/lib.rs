@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 mod admin;
 pub mod browser;
+#[cfg(target_os = "linux")]
+pub mod continuity;
 pub mod dig;
 pub mod dns_server;
 pub mod fake_proxy;

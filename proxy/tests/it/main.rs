@@ -49,6 +49,7 @@ mod spp;
 mod stop;
 mod systemd;
 mod tagged_replies;
+mod takeover;
 mod top;
 mod transparent;
 mod unbound;

@@ -27,7 +27,7 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk
+.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk bench-upgrade
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -43,6 +43,7 @@ help:
 	@echo 'make docs    the pages of docs/ that are made from the program'
 	@echo 'make book    docs/ as a book, target/book/index.html'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two to three minutes'
+	@echo 'make bench-upgrade  upgrades of ppv2-proxy under load, ten in a row: nothing may be lost'
 	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
@@ -167,6 +168,12 @@ bench: build
 	target/release/ppv2-bench run $(if $(REALTIME),--real-time) \
 		$(if $(REFERENCE),--reference $(REFERENCE)) \
 		$(if $(QUICK),--quick,--svg proxy/bench/result.svg)
+
+# One process after the other takes over under load; it fails if a datagram is lost.
+# REFERENCE=FILE begins with another build of the proxy.
+bench-upgrade: build
+	cargo build --locked --release -p ppv2-bench
+	target/release/ppv2-bench upgrade $(if $(REFERENCE),--from $(REFERENCE))
 
 # A line for each language; all of them run, and any shortfall fails in the end.
 bench-sdk:

@@ -22,6 +22,7 @@ mod stage;
 mod tag;
 mod target;
 mod unprivileged;
+mod upgrade;
 mod wire;
 mod work;
 
@@ -43,6 +44,9 @@ enum Command {
     Run(run::Run),
     /// Measure the codec, the session table and the balancers alone
     Micro(micro::Arguments),
+    /// Have one proxy process take over from another under load, again and again, and fail if a
+    /// datagram is lost or a session moves
+    Upgrade(upgrade::Upgrade),
     /// Be the clients, and check every reply
     Load(load::Load),
     /// Be the server
@@ -65,6 +69,7 @@ fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Micro(arguments) => micro::print(&arguments),
+        Command::Upgrade(upgrade) => upgrade::run(&upgrade),
         Command::Load(load) => load::run(&load),
         Command::Echo(echo) => echo::run(&echo),
         Command::Bare(bare) => bare::run(&bare),

@@ -28,7 +28,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     (
         "`[upgrade]`",
         "upgrade",
-        "Without this table, no process can take over.",
+        "[Upgrade without losing a datagram](../guides/operating.md#upgrade-without-losing-a-datagram). Without this table, no process can take over.",
     ),
     (
         "`[resolver]`",

@@ -201,6 +201,7 @@ impl Control {
         let begun = Instant::now();
         let taken = spawn_blocking(move || other.take().map(|estate| (other, estate)));
         let (other, estate) = taken.await.map_err(io::Error::other)??;
+        tracing::debug!(took = ?begun.elapsed(), "all is received");
         self.client_ports
             .inherit(estate.resting_ports(), Instant::now());
         let (tell, mut told) = unbounded_channel();
@@ -222,13 +223,16 @@ impl Control {
                 one = told.recv() => taken.extend(one),
             }
         }
+        tracing::debug!(took = ?begun.elapsed(), "workers have taken over");
         let summary = handover::summary(&taken)?;
         let claimed = spawn_blocking(move || other.claim().map(|()| other));
         let other = claimed.await.map_err(io::Error::other)??;
         self.workers.tell_all(|| Command::Resume);
         let took = begun.elapsed();
-        // Routes may have changed while nobody looked.
-        self.tell_network();
+        if other.is_queued() {
+            // Addresses and routes may have changed while nobody looked.
+            self.tell_network();
+        }
         self.show(self.shown_listeners());
         let Offer {
             process, version, ..

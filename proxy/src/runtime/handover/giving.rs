@@ -180,6 +180,7 @@ impl Giver {
         line.lock().set_timeout(Some(FROZEN))?;
         let frozen = Instant::now();
         let released = self.send_all(line).and_then(|()| {
+            tracing::debug!(took = ?frozen.elapsed(), "all is sent");
             line.expect("Ready", |said| matches!(said, Message::Ready))?;
             line.send(&Message::Yours, &[])?;
             // The other one may look at the sockets from now on, until it has closed the

@@ -146,6 +146,11 @@ impl Taking {
         self.offer.source_ports().collect()
     }
 
+    /// Whether the other process has ended before this one began.
+    pub(in crate::runtime) fn is_queued(&self) -> bool {
+        self.is_queued
+    }
+
     /// What it offers.
     pub(in crate::runtime) fn offer(&self) -> &Offer {
         &self.offer

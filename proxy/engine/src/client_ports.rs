@@ -274,4 +274,24 @@ mod tests {
         assert!(ports.lock().uses.is_empty());
         assert!(take(rested, most).is_some());
     }
+
+    #[test]
+    fn ports_that_rest_rest_in_another_process_too() {
+        let (ports, now) = (Arc::<ClientPorts>::default(), Instant::now());
+        let server = ServerAddr(([192, 0, 2, 1], 53).into());
+        drop(ports.take(now, &key(1, 53), server).unwrap());
+        let in_use = ports.take(now, &key(2, 53), server).unwrap();
+        let resting = ports.resting(Instant::now());
+        assert_eq!(resting.len(), 1);
+
+        let next = Arc::<ClientPorts>::default();
+        next.inherit(&resting, Instant::now());
+        let now = Instant::now();
+        // Another way would get late replies of the first one.
+        assert!(next.take(now, &key(1, 54), server).is_none());
+        assert!(next.take(now, &key(2, 54), server).is_some());
+        assert!(next.take(now, &key(1, 53), server).is_some());
+        assert!(next.take(now + 2 * MIN_REST, &key(1, 54), server).is_some());
+        drop(in_use);
+    }
 }

@@ -12,6 +12,7 @@ use crate::listener::Rules;
 
 mod passing;
 mod resting;
+mod restored;
 mod unanswered;
 
 const ONE: Amount = Amount {

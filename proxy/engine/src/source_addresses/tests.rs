@@ -441,3 +441,44 @@ proptest! {
         prop_assert_eq!((left + running) as u128, share.len());
     }
 }
+
+#[test]
+fn addresses_that_another_process_handed_out_come_back_by_their_rest_alone() {
+    let start = Instant::now();
+    for (name, sessions) in SMALL {
+        let network = network(name);
+        let mut old = SourceAddresses::new(&network, 0, 1, start);
+        let in_use: Vec<_> = (0..sessions / 2)
+            .map(|_| old.take(start).unwrap())
+            .collect();
+        let ended = old.take(start).unwrap();
+        old.give_back(ended, start);
+        let now = start + MIN_REST / 2;
+        let resting = old.resting(now);
+        assert_eq!(resting, [(ended, MIN_REST / 2)]);
+
+        let mut new = SourceAddresses::new(&network, 0, 1, now);
+        for address in &in_use {
+            new.inherit(*address, None, now);
+        }
+        for (address, since) in resting {
+            new.inherit(address, Some(since), now);
+        }
+        let taken: BTreeSet<_> = take_all(&mut new, now).into_iter().collect();
+        assert_eq!(taken.len(), sessions - in_use.len() - 1, "{name}");
+        assert!(!taken.contains(&ended), "{name}");
+        assert!(
+            !in_use.iter().any(|address| taken.contains(address)),
+            "{name}"
+        );
+        // It has rested for long enough, by a step of the clock more than it needs to.
+        let rested = start + MIN_REST + Tick::STEP * 2;
+        assert_eq!(take_all(&mut new, rested), [ended], "{name}");
+        for address in &in_use {
+            new.give_back(*address, rested);
+        }
+        assert!(take_all(&mut new, rested).is_empty(), "{name}");
+        let later = rested + MIN_REST + Tick::STEP * 2;
+        assert_eq!(take_all(&mut new, later), in_use, "{name}");
+    }
+}

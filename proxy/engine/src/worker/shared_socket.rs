@@ -368,7 +368,13 @@ impl Worker {
                 })?
             }
         };
-        let source = self.shared_sockets.take_address(network, now);
+        let mut source = self.shared_sockets.take_address(network, now);
+        // One that a session of another process had, of a network too large to remember any.
+        while let Ok(address) = source
+            && self.table.find_by_source(address).is_some()
+        {
+            source = self.shared_sockets.take_address(network, now);
+        }
         let source = source.map_err(|NoAddress| DropReason::NoAddresses)?;
         if found.is_none() || !is_known {
             self.shared_sockets.filter();

@@ -460,3 +460,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn another_process_goes_on_with_what_senders_have_said() {
+    let mut old = Bench::new(remembering(2));
+    let ends = [sender(1), sender(2)];
+    for (number, ends) in ends.into_iter().enumerate() {
+        let named = client(u16::try_from(number).unwrap() + 1);
+        let datagram = v2(named, b"first");
+        old.senders
+            .read(&old.accept, LISTENER, ends, &datagram, old.now)
+            .unwrap();
+    }
+    old.now += Duration::from_secs(20);
+    let name_of = |id: u64| (id == LISTENER).then(|| "l".to_owned());
+    let (states, places) = old.senders.states(name_of, old.now);
+    assert_eq!((states.len(), places.len()), (2, 2));
+
+    let mut new = Bench::new(remembering(2));
+    new.now = old.now;
+    let listener_of = |name: &str| (name == "l").then_some((LISTENER, 2));
+    for state in &states {
+        let sender = new.senders.restore(state, listener_of, new.now);
+        assert!(
+            new.senders
+                .get(sender.id)
+                .is_some_and(|one| Arc::ptr_eq(one, &sender))
+        );
+    }
+    let mut read = |ends, after| {
+        let now = old.now + Duration::from_secs(after);
+        let read = new.senders.read(&new.accept, LISTENER, ends, b"bare", now);
+        read.map(|arrival| (arrival.key.client.0, arrival.key.local.0))
+    };
+    assert_eq!(read(ends[0], 9), Ok((client(1), at(DESTINATION))));
+    // Nothing came of this one for 30 s in both processes together.
+    assert_eq!(read(ends[1], 11), Err(DropReason::NoHeader));
+
+    // A configuration that remembers fewer remembers fewer.
+    let mut fewer = Senders::default();
+    for state in &states {
+        fewer.restore(state, |_| Some((LISTENER, 1)), new.now);
+    }
+    let said = fewer.entries.iter().filter(|(_, one)| one.said.is_some());
+    assert_eq!(said.count(), 1);
+}

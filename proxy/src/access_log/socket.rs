@@ -93,14 +93,24 @@ impl SocketLog {
 
     fn send(&mut self) -> io::Result<()> {
         if self.is_connected {
-            match self.socket.send(&self.message) {
+            match self.send_to_receiver() {
                 // It was restarted, and has another socket at the same path.
                 Err(error) if is_gone(&error) => {}
-                sent => return sent.map(drop),
+                sent => return sent,
             }
         }
         self.connect()?;
-        self.socket.send(&self.message).map(drop)
+        self.send_to_receiver()
+    }
+
+    fn send_to_receiver(&self) -> io::Result<()> {
+        loop {
+            match self.socket.send(&self.message) {
+                // With a timeout, the kernel does not go on by itself after a signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                sent => return sent.map(drop),
+            }
+        }
     }
 
     fn wait_for_receiver(&self, wait: bool) {

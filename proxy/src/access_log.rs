@@ -44,14 +44,18 @@ pub struct Writer {
 
 impl Writer {
     /// Opens the log and starts the thread that writes it. Workers get the sender; lost
-    /// lines are added to `unlogged`.
+    /// lines are added to `unlogged`. If it `may_be_missing`, it is opened once it can be.
     ///
     /// # Errors
     ///
     /// Those of opening the file, pipe or character device, and of starting a thread. That
     /// nothing receives at a socket is none: what does may start later.
-    pub fn start(log: &AccessLog, unlogged: Unlogged) -> io::Result<(Self, SyncSender<Ended>)> {
-        let mut output = Output::open(log, unlogged)?;
+    pub fn start(
+        log: &AccessLog,
+        unlogged: Unlogged,
+        may_be_missing: bool,
+    ) -> io::Result<(Self, SyncSender<Ended>)> {
+        let mut output = Output::open(log, unlogged, may_be_missing)?;
         let fields = log.line();
         let (sender, ended) = mpsc::sync_channel(QUEUE);
         let (end, done) = mpsc::channel();
@@ -103,11 +107,11 @@ enum Output {
 }
 
 impl Output {
-    fn open(log: &AccessLog, unlogged: Unlogged) -> io::Result<Self> {
+    fn open(log: &AccessLog, unlogged: Unlogged, may_be_missing: bool) -> io::Result<Self> {
         let losses = Losses::new(log, unlogged);
         Ok(match log.target {
             Some(target) => Self::Socket(SocketLog::open(log, target, losses)?),
-            None => Self::File(FileLog::open(log, losses)?),
+            None => Self::File(FileLog::open(log, losses, may_be_missing)?),
         })
     }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::line::Line;
 use super::losses::Losses;
@@ -13,12 +14,18 @@ use crate::files;
 /// Bytes in the buffer from which on it is written at once.
 const BUFFER: usize = 8192;
 
+/// The time between two attempts to open a file that could not be opened at the start.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The file, with a buffer.
 pub(super) struct FileLog {
     /// `None` for standard output.
     path: Option<PathBuf>,
     format: LogFormat,
-    file: File,
+    /// `None` until it can be opened.
+    file: Option<File>,
+    /// When that was tried last.
+    tried: Instant,
     /// Lines that wait to be written.
     buffer: Vec<u8>,
     waiting: u64,
@@ -28,20 +35,38 @@ pub(super) struct FileLog {
 }
 
 impl FileLog {
-    pub(super) fn open(log: &AccessLog, losses: Losses) -> io::Result<Self> {
-        let file = match log.file() {
-            Some(path) => files::append_to(path)?,
-            None => io::stdout().as_fd().try_clone_to_owned()?.into(),
-        };
-        Ok(Self {
+    /// Opens the file, or once it can be if it `may_be_missing`.
+    pub(super) fn open(
+        log: &AccessLog,
+        losses: Losses,
+        may_be_missing: bool,
+    ) -> io::Result<Self> {
+        let mut new = Self {
             path: log.file().map(ToOwned::to_owned),
             format: log.format,
-            file,
+            file: None,
+            tried: Instant::now(),
             buffer: Vec::new(),
             waiting: 0,
             is_torn: false,
             losses,
-        })
+        };
+        match new.try_to_open() {
+            Err(error) if may_be_missing => new.losses.note(0, &error),
+            result => result?,
+        }
+        Ok(new)
+    }
+
+    /// What was open stays if it fails.
+    fn try_to_open(&mut self) -> io::Result<()> {
+        self.tried = Instant::now();
+        self.file = Some(match &self.path {
+            Some(path) => files::append_to(path)?,
+            None => io::stdout().as_fd().try_clone_to_owned()?.into(),
+        });
+        self.is_torn = false;
+        Ok(())
     }
 
     pub(super) fn write(&mut self, line: &Line<'_>) {
@@ -61,7 +86,7 @@ impl FileLog {
         if self.buffer.is_empty() {
             return;
         }
-        let (written, result) = write_to(&mut self.file, &self.buffer);
+        let (written, result) = self.write_buffer();
         let (written, rest) = self.buffer.split_at(written);
         let lost = match result {
             Ok(()) => 0,
@@ -81,22 +106,34 @@ impl FileLog {
         }
     }
 
+    /// Writes as much as possible of what waits, and returns how much.
+    fn write_buffer(&mut self) -> (usize, io::Result<()>) {
+        if self.file.is_none()
+            && self.tried.elapsed() >= RETRY
+            && let Err(error) = self.try_to_open()
+        {
+            return (0, Err(error));
+        }
+        match &mut self.file {
+            Some(file) => write_to(file, &self.buffer),
+            None => (0, Err(ErrorKind::NotFound.into())),
+        }
+    }
+
     /// Reopens the file. The old one stays in use if that fails.
     pub(super) fn reopen(&mut self) {
         self.flush();
-        let Some(path) = &self.path else {
+        if self.path.is_none() {
             return;
-        };
-        match files::append_to(path) {
-            Ok(file) => {
-                self.file = file;
-                self.is_torn = false;
-            }
-            Err(error) => tracing::warn!(
+        }
+        if let Err(error) = self.try_to_open()
+            && self.file.is_some()
+        {
+            tracing::warn!(
                 path = %self.losses.path(),
                 %error,
                 "the access log can't be reopened; lines still go to the file that was open"
-            ),
+            );
         }
     }
 }

@@ -26,9 +26,14 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens it. Sessions that don't get into it are counted by `unlogged`.
-    pub(super) fn open(of: &AccessLog, unlogged: &Unlogged) -> Result<Self, RunError> {
-        let started = access_log::Writer::start(of, Arc::clone(unlogged));
+    /// Opens it, or later if it `may_be_missing`. Sessions that don't get into it are counted
+    /// by `unlogged`.
+    pub(super) fn open(
+        of: &AccessLog,
+        unlogged: &Unlogged,
+        may_be_missing: bool,
+    ) -> Result<Self, RunError> {
+        let started = access_log::Writer::start(of, Arc::clone(unlogged), may_be_missing);
         let (writer, sender) = started.map_err(|error| RunError::AccessLog {
             path: of.shown_path().to_owned(),
             error,

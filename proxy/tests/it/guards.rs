@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use ppv2_lab::*;
@@ -312,21 +313,12 @@ fn abandoned_access_log_pipe_delays_nothing() {
         .arg(&pipe)
         .status();
     assert!(made.unwrap().success());
-    // Neither as a log nor as a configuration.
     let log = format!("[access_log]\npath = \"{}\"", pipe.display());
-    let (listener, of_listener) = (address("127.0.0.1"), "upstream = \"u\"\n");
-    let config = format!(
-        "{log}\n[[listener]]\nbind = [\"{listener}\"]\n{of_listener}[upstream.u]\n\
-         servers = [\"192.0.2.1:53\"]\n"
-    );
-    let file = write(&folder, "proxy.toml", &config);
-    for (command, file, code, said) in [
-        ("run", &file, 1, "it is a pipe that nobody reads"),
-        ("run", &pipe, 2, "it is a pipe to which nobody writes"),
-        ("check", &pipe, 2, "it is a pipe to which nobody writes"),
-    ] {
-        let (ended, _, log) = output(&[command, "--config", file.to_str().unwrap()]);
-        assert_eq!(ended, Some(code), "{log}");
+    // As a configuration, it is refused at once.
+    for command in ["run", "check"] {
+        let (ended, _, log) = output(&[command, "--config", pipe.to_str().unwrap()]);
+        assert_eq!(ended, Some(2), "{log}");
+        let said = "it is a pipe to which nobody writes";
         assert!(log.contains(said), "{log}");
     }
 
@@ -360,19 +352,122 @@ fn abandoned_access_log_pipe_delays_nothing() {
     assert!(status.success(), "{log}");
 }
 
-#[test]
-fn an_access_log_that_can_not_be_opened_is_refused_at_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("no such folder/access.log");
-    let config = format!(
-        "[access_log]\npath = \"{}\"\n[[listener]]\nbind = [\"{}\"]\nupstream = \"u\"\n\
-         [upstream.u]\nservers = [\"192.0.2.1:53\"]\n",
-        path.display(),
-        address("127.0.0.1")
+/// Ends two sessions while the access log can't be written, and more once `repair` has been
+/// called, after which their lines have to be in `file`.
+fn serves_without_an_access_log(path: &Path, said: &str, repair: impl FnOnce() -> Lines) {
+    let log = format!(
+        "[access_log]\npath = \"{}\"\nformat = \"json\"",
+        path.display()
     );
-    let file = write(&folder, "proxy.toml", &config);
-    let (code, _, log) = output(&["run", "--config", file.to_str().unwrap()]);
-    assert_eq!(code, Some(1));
-    assert!(log.contains("access.log can't be opened"), "{log}");
-    assert!(!log.contains("ready"), "{log}");
+    let it = guarded(&log, "responses = 1");
+    let all = std::cell::Cell::new(0);
+    let ended = |sessions: u64| {
+        for _ in 0..sessions {
+            served(&socket("127.0.0.1"), it.listener, &it.server);
+            all.set(all.get() + 1);
+        }
+    };
+    ended(2);
+    eventually("the loss", || metric(it.admin, UNLOGGED) == 2);
+    let told = |words| it.proxy.log().matches(words).count();
+    assert_eq!(
+        told("the access log can't be written"),
+        1,
+        "{}",
+        it.proxy.log()
+    );
+    assert_eq!(told(said), 1, "{}", it.proxy.log());
+    let mut lines = repair();
+    it.proxy.signal("HUP");
+    eventually("the log to be open", || {
+        ended(1);
+        lines() > 0
+    });
+    let lost = metric(it.admin, UNLOGGED);
+    ended(3);
+    eventually("all lines that came later", || lines() == all.get() - lost);
+    assert_eq!(metric(it.admin, UNLOGGED), lost);
+    assert_eq!(
+        told("the access log is written again"),
+        1,
+        "{}",
+        it.proxy.log()
+    );
+    let mut proxy = it.proxy;
+    proxy.signal("TERM");
+    let (status, log) = proxy.wait();
+    assert!(status.success(), "{log}");
+    assert_eq!(
+        log.matches("the access log can't be written").count(),
+        1,
+        "{log}"
+    );
+}
+
+/// Counts the lines that are in the log.
+type Lines = Box<dyn FnMut() -> u64>;
+
+#[test]
+fn a_start_waits_for_no_reader_of_the_access_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo")
+        .args(["-m", "666"])
+        .arg(&path)
+        .status();
+    assert!(made.unwrap().success());
+    serves_without_an_access_log(&path, "it is a pipe that nobody reads", || {
+        let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let mut options = fs::OpenOptions::new();
+        let mut reader = options
+            .read(true)
+            .custom_flags(without_waiting)
+            .open(&path)
+            .unwrap();
+        let mut lines = 0;
+        Box::new(move || {
+            let mut text = [0; 4096];
+            while let Ok(some @ 1..) = std::io::Read::read(&mut reader, &mut text) {
+                lines += text[..some].iter().filter(|byte| **byte == b'\n').count() as u64;
+            }
+            lines
+        })
+    });
+}
+
+#[test]
+fn a_start_waits_for_no_permission_to_write_the_access_log() {
+    let outer = tempfile::tempdir().unwrap();
+    let folder = outer.path().join("log");
+    fs::create_dir(&folder).unwrap();
+    let allow = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(outer.path(), 0o755);
+    allow(&folder, 0o555);
+    let path = folder.join("access.log");
+    serves_without_an_access_log(&path, "Permission denied", || {
+        allow(&folder, 0o777);
+        let path = path.clone();
+        Box::new(move || if path.exists() { whole_lines(&path) } else { 0 })
+    });
+}
+
+#[test]
+fn a_reload_is_rejected_if_the_access_log_can_not_be_opened() {
+    let it = guarded("", "responses = 1");
+    let file = it.folder.path().join("proxy.toml");
+    let path = it.folder.path().join("no such folder/access.log");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(
+        &file,
+        format!("{text}\n[access_log]\npath = \"{}\"\n", path.display()),
+    )
+    .unwrap();
+    it.proxy.signal("HUP");
+    eventually("the rejection", || {
+        it.proxy.log().contains("not reloaded, nothing has changed")
+    });
+    assert!(it.proxy.log().contains("access.log can't be opened"));
+    served(&socket("127.0.0.1"), it.listener, &it.server);
 }

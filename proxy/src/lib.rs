@@ -22,7 +22,7 @@
 //! | [`topology`] | the part of a configuration that [`ppv2_hosts`] needs, for `doctor` and `host-setup` |
 //! | [`discovery`] | looks up servers that are names, and keeps their last answers |
 //! | [`health`] | finds out which servers serve |
-//! | [`admin`], [`metrics`], [`drop_log`], [`access_log`] | what operators see |
+//! | [`admin`], [`metrics`], [`log`], [`drop_log`], [`access_log`] | what operators see |
 //! | [`admin_client`] | asks the admin API, for commands |
 //! | [`commands`] | every command but `run`, which is [`runtime`], `doctor` and `host-setup` |
 
@@ -37,6 +37,7 @@ pub mod discovery;
 pub mod drop_log;
 mod files;
 pub mod health;
+pub mod log;
 pub mod memory;
 pub mod metrics;
 pub mod port_owner;

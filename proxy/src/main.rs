@@ -1,7 +1,7 @@
 //! Arguments, logging and exit codes: 0 done, 1 runtime failure, 2 bad usage or
 //! configuration.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -13,13 +13,11 @@ use clap::Parser;
 use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{self, Arguments, Command, Run};
 use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, top, whoami};
-use ppv2_proxy::config::{Config, ConfigError, LogFormat, printable};
+use ppv2_proxy::config::{Config, ConfigError, printable};
 use ppv2_proxy::discovery;
-use ppv2_proxy::privilege::{self, Needs, PrivilegeError, Standing};
+use ppv2_proxy::log::{Log, LogError};
+use ppv2_proxy::privilege::{self, Needs, PrivilegeError};
 use ppv2_proxy::{runtime, topology};
-use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
 
 /// How long the last log lines may delay the exit. Longer than the log's own thread
 /// waits.
@@ -57,10 +55,12 @@ fn main() -> ExitCode {
 
 /// Writes the last log lines and the error, without waiting for a reader that has
 /// stopped.
-fn end_log(log: Option<WorkerGuard>, error: Option<anyhow::Error>) {
+fn end_log(log: Option<Log>, error: Option<anyhow::Error>) {
     let (done, is_done) = mpsc::channel();
     let write_last = move || {
-        drop(log);
+        if let Some(log) = log {
+            log.finish();
+        }
         if let Some(error) = error {
             // It fails if standard error is closed.
             let _ = writeln!(io::stderr(), "ppv2-proxy: {}", shown(&format!("{error:#}")));
@@ -88,7 +88,7 @@ type Task = Box<dyn FnOnce() -> Result<(), Failure>>;
 
 /// Drops privileges that are not needed while there is one thread, then starts the
 /// log, which has its own.
-fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
+fn start(arguments: Arguments) -> Result<(Log, Task), Failure> {
     let task = match arguments.command {
         Command::Run(run) => prepare(*run)?,
         Command::Check { config, .. } => Box::new(move || {
@@ -158,7 +158,16 @@ fn start(arguments: Arguments) -> Result<(WorkerGuard, Task), Failure> {
             Ok(server.serve().context("the socket no longer works")?)
         }),
     };
-    Ok((log(arguments.log_format, &arguments.log_level)?, task))
+    let level = arguments.log_level;
+    let log = Log::start(arguments.log_format, &level).map_err(|error| {
+        let is_usage = matches!(error, LogError::Level(_));
+        let error = anyhow::Error::from(error);
+        match is_usage {
+            true => usage(error.context(format!("--log-level `{level}`"))),
+            false => Failure::from(error),
+        }
+    })?;
+    Ok((log, task))
 }
 
 fn prepare(run: Run) -> Result<Task, Failure> {
@@ -177,7 +186,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     let manager = runtime::NotifySocket::of_environment();
     let needs = Needs::of(&config, |address| inherited.has(address));
     let standing = privilege::reduce(config.user.as_deref(), needs);
-    let Standing { user, capabilities } = standing.map_err(|error| {
+    let standing = standing.map_err(|error| {
         if matches!(error, PrivilegeError::NoUser(_) | PrivilegeError::IsRoot(_)) {
             usage(error)
         } else {
@@ -185,7 +194,7 @@ fn prepare(run: Run) -> Result<Task, Failure> {
         }
     })?;
     Ok(Box::new(move || {
-        tracing::info!(user, ?capabilities, "privileges");
+        runtime::announce_privileges(&standing);
         // That one is about to end.
         let is_alone = takeover.is_none();
         if let Some(warning) = privilege::shared_user(&config).filter(|_| is_alone) {
@@ -249,38 +258,4 @@ fn print(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing the result"),
     }
-}
-
-/// Silences the warnings of a library: it has one for each invalid datagram, which any
-/// host may send.
-fn quiet(library: &str) -> Directive {
-    let directive = format!("{library}=error");
-    directive.parse().expect("a library's name and a level")
-}
-
-/// Starts logging. Dropping the guard writes the last lines.
-///
-/// A thread of its own writes the lines, so that a slow or stopped reader can't block the
-/// proxy. Lines that can't be written are lost.
-fn log(format: LogFormat, level: &str) -> Result<WorkerGuard, Failure> {
-    let filter = EnvFilter::try_new(level)
-        .with_context(|| format!("--log-level `{level}`"))
-        .map_err(usage)?;
-    let filter = match level.contains("hickory") {
-        true => filter,
-        false => filter
-            .add_directive(quiet("hickory_net"))
-            .add_directive(quiet("hickory_proto")),
-    };
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .log_internal_errors(false)
-        .with_writer(writer);
-    match format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(guard)
 }

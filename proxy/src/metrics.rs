@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::access_log::Unlogged;
+use crate::log;
 use crate::registry::ActiveConfig;
 use ppv2_engine::capacity::Capacity;
 use ppv2_engine::counters::{
@@ -296,6 +297,13 @@ impl Collector for Metrics {
         let unlogged = counted.sum(|c| c.unlogged.get()) + self.unlogged.load(Ordering::Relaxed);
         let help = "Ended sessions missing from the access log, which was full or too slow";
         count(to, "sessions_unlogged", help, vec![(vec![], unlogged)])?;
+        let help = "Lines of the log on standard error that could not be written";
+        count(
+            to,
+            "log_lines_lost",
+            help,
+            vec![(vec![], log::lost_lines())],
+        )?;
         let help =
             "Ports kept from reuse after a session, so that a late reply reaches no other client";
         gauge(to, "resting_ports", help, counted.own(|c| c.retired.get()))?;

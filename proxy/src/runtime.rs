@@ -5,6 +5,7 @@
 //! the drop log, the service manager. Workers are plain threads, each with an epoll of
 //! its own: a session's socket then costs one registration and no task.
 
+mod announcement;
 mod bind;
 mod control;
 mod doors;
@@ -32,8 +33,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Admin, ReloadRequest};
-use crate::capacity::HostCapacity;
-use crate::config::{AdminAddress, Config};
+use crate::config::Config;
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use doors::Doors;
@@ -41,6 +41,7 @@ use handover::{Ask, Running, Taking};
 use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
+pub use announcement::announce_privileges;
 pub use bind::probe;
 pub(crate) use handover::ServerStanding;
 pub use handover::TakeError;
@@ -292,7 +293,7 @@ async fn supervise(
         };
         tokio::spawn(admin::serve(listener, admin));
     }
-    announce(control.config(), control.host_capacity(), admin.as_ref());
+    announcement::announce(control.config(), control.host_capacity(), admin.as_ref());
     if let Some(predecessor) = predecessor {
         predecessor.dismiss(std::mem::take(&mut doors.kept));
     }
@@ -416,25 +417,4 @@ async fn until_told(
             },
         }
     }
-}
-
-fn announce(config: &Config, host_capacity: HostCapacity, admin: Option<&AdminAddress>) {
-    for listener in &config.listeners {
-        let servers = listener.servers.iter().map(|(index, mode)| {
-            let server = &config.servers[*index];
-            format!("{} ({})", server.shown_address(), mode.name())
-        });
-        tracing::info!(
-            listener = listener.name,
-            bind = ?listener.bind,
-            upstream = listener.upstream,
-            servers = %servers.collect::<Vec<_>>().join(", "),
-            accept = listener.accept.as_ref().map(tracing::field::display),
-            "listening"
-        );
-    }
-    let workers = config.worker_count();
-    let admin = admin.map(tracing::field::display);
-    let max_sessions = host_capacity.max_sessions;
-    tracing::info!(workers, max_sessions, admin, "ready");
 }

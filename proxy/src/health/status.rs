@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use super::check::{Outcome, Streak};
 use super::passive::Trial;
 use crate::config::Server;
+use crate::log::{self, Colour};
 use crate::metrics::{Labels, Samples, count, gauge};
 use crate::registry::ActiveConfig;
 use crate::runtime::ServerStanding;
@@ -202,6 +203,23 @@ impl Entry {
             report: self.report(),
         }
     }
+}
+
+/// Shows people at a terminal what the first check of a server found. The log has only what
+/// changes.
+fn show_first(server: &Server, outcome: Outcome) {
+    let Some(terminal) = log::terminal() else {
+        return;
+    };
+    let sign = match outcome == Outcome::Passed {
+        true => terminal.paint(Colour::Green, "●"),
+        false => terminal.paint(Colour::Red, "○"),
+    };
+    let Server { upstream, name, .. } = server;
+    terminal.show(&format!(
+        "  {sign} {upstream} {name}: first check {}",
+        outcome.label()
+    ));
 }
 
 /// An upstream as operators see it.
@@ -414,6 +432,9 @@ impl Status {
         let was_down = entry.is_down();
         let passed = outcome == Outcome::Passed;
         if evidence == Evidence::Probe {
+            if entry.results == <[u64; Outcome::ALL.len()]>::default() {
+                show_first(&entry.server, outcome);
+            }
             entry.results[outcome as usize] += 1;
             if outcome != Outcome::Unknown {
                 entry.probes.add(passed, *health.fall, *health.rise);

@@ -248,6 +248,8 @@ pub struct Worker {
     oversize_noted: Cell<Option<Instant>>,
     table: Table<Connection>,
     shared_sockets: SharedSockets,
+    /// Sessions of another process whose sockets are not watched yet.
+    unwatched: Vec<SessionId>,
     /// Proxies that put headers in front of what they pass on.
     senders: Senders,
     unix: UnixClock,
@@ -306,6 +308,7 @@ impl Worker {
                 .with_sources(Connection::source)
                 .with_unique_ids(unique_ids, Connection::has_unique_id),
             shared_sockets: SharedSockets::new(number, workers),
+            unwatched: Vec::new(),
             senders: Senders::default(),
             unix: UnixClock::new(now),
             capacity,
@@ -335,13 +338,19 @@ impl Worker {
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::with_capacity(READY);
         loop {
-            let due = self.table.next_deadline();
+            let due = match self.unwatched.is_empty() {
+                true => self.table.next_deadline(),
+                false => Some(Instant::now()),
+            };
             self.wait(&mut ready, due)?;
             let now = Instant::now();
             self.unix.update(now);
             self.busiest.turn(now);
             let may_expire = self.late_wake_up.may_expire(now, due, ready.is_empty());
 
+            if !self.unwatched.is_empty() {
+                self.watch_some(now);
+            }
             // What is not received to its end is reported again.
             let at_once = ready.len() <= ALONE;
             for key in ready.drain(..) {

@@ -1,12 +1,9 @@
 //! Handing over sockets and sessions to another process of the proxy, so that an upgrade loses
 //! neither a datagram nor a session.
 
-#![cfg_attr(
-    not(test),
-    allow(
-        dead_code,
-        reason = "the descriptor store is about to queue what is handed over"
-    )
+#![allow(
+    dead_code,
+    reason = "the descriptor store is about to queue what is handed over"
 )]
 
 mod channel;

@@ -18,6 +18,7 @@ use ppv2_udp::Socket;
 use super::{Command, Readable, Worker};
 use crate::accept::{Sender, SenderId};
 use crate::address::{ClientAddr, ListenerAddr};
+use crate::counters::EndReason;
 use crate::handover::{
     HandOver, Inherited, ListenerSocketState, NotTaken, PathState, Phase, ReplyHeaderState,
     SenderState, ServerState, SessionState, TakeOver, TakenOver, ViaState, WorkerState,
@@ -29,6 +30,9 @@ use crate::session::{Amount, Key, ReplyHeader, Restored, Session, SessionId, Via
 use crate::upstream_socket::{
     Connection, First, Path, PortPool, ServerReplyHeader, UpstreamSocket,
 };
+
+/// Sockets that are watched before datagrams have their turn.
+const WATCHED_AT_ONCE: usize = 64;
 
 /// Collects what is handed over, with the sockets in the order in which they are named.
 #[derive(Default)]
@@ -100,6 +104,27 @@ impl Worker {
         self.publish_counts();
         done(taken);
         self.wait_for_order()
+    }
+
+    /// Watches some of the sockets that were taken over, whose replies wait there. Not all at
+    /// once, since clients wait, too.
+    pub(super) fn watch_some(&mut self, now: Instant) {
+        for _ in 0..WATCHED_AT_ONCE {
+            let Some(id) = self.unwatched.pop() else {
+                self.unwatched.shrink_to_fit();
+                return;
+            };
+            let session = self.table.get(id);
+            let own = session.and_then(|session| session.connection.own_socket());
+            let key = Readable::Session(id).key();
+            if let Some(own) = own
+                && self.readiness.register(&own.socket, key).is_err()
+            {
+                // The kernel is out of memory for epoll entries, or of permitted ones. The
+                // client's next datagram begins another one, or is dropped for that reason.
+                self.end(id, EndReason::Moved, now);
+            }
+        }
     }
 
     /// Does nothing, until it is told to go on; what else it is told comes then. True if it is
@@ -470,21 +495,13 @@ impl Worker {
             needs_socket: state.needs_socket,
             unique_id: state.unique_id.map(UniqueId),
         };
-        let table = &mut self.table;
-        let id = table.restore(
+        let id = self.table.restore(
             now, key, via, &settings, &server, permit, connection, restored,
         );
-        let watch_key = Readable::Session(id).key();
-        let watched = table.get(id).map(|session| {
-            let own = session.connection.own_socket();
-            match own.filter(|own| own.takes_replies) {
-                Some(own) => self.readiness.register(&own.socket, watch_key),
-                None => Ok(()),
-            }
-        });
-        if let Some(Err(_)) = watched {
-            self.table.abort(id);
-            return Err(NotTaken::NoRoom);
+        let own = self.table.get(id);
+        let own = own.and_then(|session| session.connection.own_socket());
+        if own.is_some_and(|own| own.takes_replies) {
+            self.unwatched.push(id);
         }
         self.note_shared(id);
         if is_active {

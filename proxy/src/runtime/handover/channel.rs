@@ -177,8 +177,16 @@ impl Channel {
         message: &T,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
+        self.send_body(Body::of(message)?, descriptors)
+    }
+
+    /// As [`send`](Self::send), of a body that was written before.
+    pub(super) fn send_body(
+        &self,
+        body: Body,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
         let clock = Clock::start(self.timeout);
-        let body = rmp_serde::to_vec_named(message)?;
         let number = |what, found: usize, limit: usize| match u32::try_from(found) {
             Ok(number) if found <= limit => Ok(number),
             _ => Err(ChannelError::TooMany { what, found, limit }),
@@ -187,9 +195,9 @@ impl Channel {
         let len = number("bytes", body.len(), limits.body)?;
         let count = number("descriptors", descriptors.len(), limits.descriptors)?;
         let mut head = [MAGIC, len.to_be_bytes(), count.to_be_bytes()].concat();
-        let file = match body.len() > MAX_INLINE {
-            true => Some(in_memory(&body)?),
-            false => {
+        let file = match body {
+            Body::Long { file, .. } => Some(file),
+            Body::Short(body) => {
                 head.extend(body);
                 None
             }
@@ -237,6 +245,15 @@ impl Channel {
         &self,
         limits: Limits,
     ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        let (body, descriptors) = self.receive_body(limits)?;
+        Ok((body.read()?, descriptors))
+    }
+
+    /// As [`receive`](Self::receive), of a body that is to be read later.
+    pub(super) fn receive_body(
+        &self,
+        limits: Limits,
+    ) -> Result<(Body, Vec<OwnedFd>), ChannelError> {
         let clock = Clock::start(self.timeout);
         let mut head = [0; HEAD];
         self.fill(&mut head, &clock)?;
@@ -254,22 +271,15 @@ impl Channel {
         };
         let len = number("bytes", [l0, l1, l2, l3], limits.body)?;
         let count = number("descriptors", [c0, c1, c2, c3], limits.descriptors)?;
-        let is_inline = len <= MAX_INLINE;
-        let mut body = Vec::new();
-        if is_inline {
-            body.resize(len, 0);
+        if len <= MAX_INLINE {
+            let mut body = vec![0; len];
             self.fill(&mut body, &clock)?;
+            let descriptors = self.receive_descriptors(count, &clock)?;
+            return Ok((Body::Short(body), descriptors));
         }
-        let mut descriptors = self.receive_descriptors(count + usize::from(!is_inline), &clock)?;
-        if !is_inline {
-            body = read_sealed(descriptors.remove(0), len)?;
-        }
-        let mut rest = body.as_slice();
-        let message = rmp_serde::from_read(&mut rest)?;
-        if !rest.is_empty() {
-            return Err(ChannelError::Body("there are bytes after it"));
-        }
-        Ok((message, descriptors))
+        let mut descriptors = self.receive_descriptors(count + 1, &clock)?;
+        let file = File::from(descriptors.remove(0));
+        Ok((Body::Long { file, len }, descriptors))
     }
 
     /// Receives as many bytes as `buffer` has, without descriptors.
@@ -390,6 +400,54 @@ impl Clock {
     }
 }
 
+/// The body of a message.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// It goes through the socket.
+    Short(Vec<u8>),
+    /// It is in a file in memory, of which the socket passes on the descriptor.
+    Long {
+        /// The file.
+        file: File,
+        /// Bytes in it.
+        len: usize,
+    },
+}
+
+impl Body {
+    /// Writes a message.
+    pub(super) fn of<T: Serialize>(message: &T) -> Result<Self, ChannelError> {
+        let body = rmp_serde::to_vec_named(message)?;
+        if body.len() <= MAX_INLINE {
+            return Ok(Self::Short(body));
+        }
+        let len = body.len();
+        let file = in_memory(&body)?;
+        Ok(Self::Long { file, len })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Short(body) => body.len(),
+            Self::Long { len, .. } => *len,
+        }
+    }
+
+    /// Reads a message.
+    pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, ChannelError> {
+        let body = match self {
+            Self::Short(body) => body,
+            Self::Long { file, len } => read_sealed(&file, len)?,
+        };
+        let mut rest = body.as_slice();
+        let message = rmp_serde::from_read(&mut rest)?;
+        if !rest.is_empty() {
+            return Err(ChannelError::Body("there are bytes after it"));
+        }
+        Ok(message)
+    }
+}
+
 /// A file in memory that has `body` and does not change.
 fn in_memory(body: &[u8]) -> Result<File, ChannelError> {
     let create = |more: MemfdFlags| {
@@ -405,12 +463,11 @@ fn in_memory(body: &[u8]) -> Result<File, ChannelError> {
 }
 
 /// Reads what [`in_memory`] has written, of `len` bytes.
-fn read_sealed(file: OwnedFd, len: usize) -> Result<Vec<u8>, ChannelError> {
-    let seals = fcntl_get_seals(&file).map_err(|_| ChannelError::Body("it is another file"))?;
+fn read_sealed(file: &File, len: usize) -> Result<Vec<u8>, ChannelError> {
+    let seals = fcntl_get_seals(file).map_err(|_| ChannelError::Body("it is another file"))?;
     if !seals.contains(SEALS) {
         return Err(ChannelError::Body("it may change"));
     }
-    let file = File::from(file);
     let metadata = file.metadata()?;
     if metadata.len() != len as u64 {
         return Err(ChannelError::Body("it has another length"));

@@ -15,7 +15,7 @@ use ppv2_engine::worker::Command;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::channel::{Channel, ChannelError, Limits};
+use super::channel::{Body, Channel, ChannelError, Limits};
 use super::message::{FORMAT, Last, Message, Offer, Running};
 use super::{FROZEN, HELLO, is_trusted};
 use crate::admin::WorkerHandle;
@@ -241,7 +241,8 @@ impl Giver {
             let (tell, line) = (tell.clone(), line.clone());
             // Each worker sends what is its own, from its own thread.
             let send = move |state: WorkerState, sockets: &[BorrowedFd<'_>]| {
-                let sent = line.send(&Message::Worker(Box::new(state)), sockets);
+                let body = Body::of(&Message::Worker(Box::new(state)));
+                let sent = body.and_then(|body| line.lock().send_body(body, sockets));
                 // Who waits may have given up.
                 let _ = tell.send(sent);
             };

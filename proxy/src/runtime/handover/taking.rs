@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use ppv2_engine::client_ports::RestingPort;
@@ -17,7 +18,7 @@ use ppv2_engine::server::Server;
 use rustix::net::sockopt::socket_cookie;
 use thiserror::Error;
 
-use super::channel::{Channel, ChannelError, Limits, make_room};
+use super::channel::{Body, Channel, ChannelError, Limits, make_room};
 use super::message::{FORMAT, Hello, Last, Message, Offer, Running};
 use super::{FROZEN, HELLO, is_trusted};
 
@@ -69,10 +70,12 @@ pub(in crate::runtime) struct Taking {
     pub(in crate::runtime) upgrade: Option<OwnedFd>,
 }
 
+/// What a worker has, with its sockets by their cookies.
+type Received = (WorkerState, HashMap<u64, OwnedFd>);
+
 /// All that was handed over.
 pub(in crate::runtime) struct Estate {
-    workers: Vec<WorkerState>,
-    sockets: HashMap<u64, OwnedFd>,
+    workers: Vec<Received>,
     /// What all workers have together.
     last: Last,
 }
@@ -163,27 +166,10 @@ impl Taking {
         if !self.is_queued {
             self.channel.send(&Message::Begin, &[])?;
         }
-        let mut workers = Vec::new();
-        let mut sockets = HashMap::new();
-        let last = loop {
-            let (said, descriptors) = receive(&self.channel, Limits::STATE)?;
-            for descriptor in descriptors {
-                sockets.insert(
-                    socket_cookie(&descriptor).map_err(io::Error::from)?,
-                    descriptor,
-                );
-            }
-            if let Message::Worker(state) = said {
-                workers.push(*state);
-                continue;
-            }
-            let Message::Last(last) = said else {
-                return Err(disorder(&said, "Worker"));
-            };
-            break last;
-        };
+        let (workers, last) = self.receive_all()?;
         let known: HashSet<SocketAddr> = self.offer.addresses().collect();
-        let listeners = || workers.iter().flat_map(|one| &one.listener_sockets);
+        let states = || workers.iter().map(|(state, _)| state);
+        let listeners = || states().flat_map(|one| &one.listener_sockets);
         let found: HashSet<_> = listeners().map(|one| one.bound.into()).collect();
         if let Some(missing) = known.difference(&found).next() {
             return Err(TakeError::Failed(format!(
@@ -197,10 +183,31 @@ impl Taking {
                 SocketAddr::from(new.bound)
             )));
         }
-        Ok(Estate {
-            workers,
-            sockets,
-            last,
+        Ok(Estate { workers, last })
+    }
+
+    /// Receives what each worker has, and what they have together. Threads of their own read
+    /// what workers have, since nobody looks at their sockets meanwhile.
+    fn receive_all(&self) -> Result<(Vec<Received>, Last), TakeError> {
+        thread::scope(|scope| {
+            let mut reading = Vec::new();
+            let last = loop {
+                let (body, sockets) = self.channel.receive_body(Limits::STATE)?;
+                if !sockets.is_empty() {
+                    reading.push(scope.spawn(move || read(body, sockets)));
+                    continue;
+                }
+                let said = body.read()?;
+                if let Message::Last(last) = said {
+                    break last;
+                }
+                reading.push(scope.spawn(move || state_of(said, HashMap::new())));
+            };
+            let read = reading.into_iter().map(|thread| match thread.join() {
+                Ok(read) => read,
+                Err(_) => Err(TakeError::Failed("reading what came has failed".to_owned())),
+            });
+            Ok((read.collect::<Result<_, _>>()?, last))
         })
     }
 
@@ -246,11 +253,12 @@ impl Estate {
         let addresses: Arc<[_]> = network_addresses(&self.workers).into();
         let mut shares: Vec<Vec<Inherited>> = (0..count).map(|_| Vec::new()).collect();
         let mut sockets: Vec<HashMap<_, _>> = (0..count).map(|_| HashMap::new()).collect();
-        let mut all = self.sockets;
-        for (number, state) in self.workers.into_iter().enumerate() {
+        for (number, (state, its)) in self.workers.into_iter().enumerate() {
             let number = number % count.max(1);
-            for cookie in cookies(&state) {
-                sockets[number].extend(all.remove_entry(&cookie));
+            if sockets[number].is_empty() {
+                sockets[number] = its;
+            } else {
+                sockets[number].extend(its);
             }
             let servers = state.servers.iter().map(&mut server_of).collect();
             shares[number].push(Inherited { state, servers });
@@ -266,25 +274,15 @@ impl Estate {
     }
 }
 
-/// The cookies that name sockets of a worker.
-fn cookies(state: &WorkerState) -> Vec<u64> {
-    let listeners = state.listener_sockets.iter().map(|one| one.cookie);
-    let shared = state.shared_sockets.iter().map(|one| one.cookie);
-    let sessions = state.sessions.iter().filter_map(|one| match one.path {
-        PathState::Own { cookie, .. } => Some(cookie),
-        PathState::Network { .. } | PathState::Tagged { .. } => None,
-    });
-    listeners.chain(shared).chain(sessions).collect()
-}
-
 /// Addresses of source networks that sessions have, or had so long ago: the longest first.
-fn network_addresses(workers: &[WorkerState]) -> Vec<(IpAddr, Option<Duration>)> {
-    let sessions = workers.iter().flat_map(|one| &one.sessions);
+fn network_addresses(workers: &[Received]) -> Vec<(IpAddr, Option<Duration>)> {
+    let states = || workers.iter().map(|(state, _)| state);
+    let sessions = states().flat_map(|one| &one.sessions);
     let in_use = sessions.filter_map(|session| match session.path {
         PathState::Network { source, .. } => Some((source, None)),
         PathState::Own { .. } | PathState::Tagged { .. } => None,
     });
-    let networks = workers.iter().flat_map(|one| &one.networks);
+    let networks = states().flat_map(|one| &one.networks);
     let resting = networks.flat_map(|network| &network.resting);
     let mut resting: Vec<_> = resting.map(|(ip, ended)| (*ip, Some(*ended))).collect();
     resting.sort_by_key(|(_, ended)| std::cmp::Reverse(*ended));
@@ -313,6 +311,25 @@ pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> Result<String, TakeErr
         text += &format!("; {count} have ended, since {why}");
     }
     Ok(text)
+}
+
+fn read(body: Body, descriptors: Vec<OwnedFd>) -> Result<Received, TakeError> {
+    let mut sockets = HashMap::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        let cookie = socket_cookie(&descriptor).map_err(io::Error::from)?;
+        sockets.insert(cookie, descriptor);
+    }
+    state_of(body.read()?, sockets)
+}
+
+fn state_of(said: Message, sockets: HashMap<u64, OwnedFd>) -> Result<Received, TakeError> {
+    let Message::Worker(state) = said else {
+        if let Message::Refused(why) = said {
+            return Err(TakeError::Refused(why));
+        }
+        return Err(disorder(&said, "Worker"));
+    };
+    Ok((*state, sockets))
 }
 
 fn receive(channel: &Channel, limits: Limits) -> Result<(Message, Vec<OwnedFd>), TakeError> {

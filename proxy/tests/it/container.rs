@@ -4,7 +4,7 @@
 use std::fs::{self, File, Permissions};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::Command;
 use std::thread;
 
@@ -82,6 +82,16 @@ fn folder_with(config: &str) -> tempfile::TempDir {
 
 /// A container that has said `ready`.
 fn start(name: &str, folder: &tempfile::TempDir, options: &[&str]) -> Process {
+    start_with(name, folder, options, &[])
+}
+
+/// As [`start`], with other arguments than the image has.
+fn start_with(
+    name: &str,
+    folder: &tempfile::TempDir,
+    options: &[&str],
+    arguments: &[&str],
+) -> Process {
     let mut command = podman(&["run", "--name", name]);
     command
         .args(ANYWHERE)
@@ -89,7 +99,8 @@ fn start(name: &str, folder: &tempfile::TempDir, options: &[&str]) -> Process {
         .args(options)
         .args(libraries());
     let volume = format!("{}:/etc/ppv2:ro", folder.path().display());
-    let mut process = Process::start(command.arg("--volume").arg(volume).arg(IMAGE));
+    command.arg("--volume").arg(volume).arg(IMAGE);
+    let mut process = Process::start(command.args(arguments));
     process.wait_for("ready");
     process
 }
@@ -229,6 +240,40 @@ fn published_port_keeps_the_addresses_of_other_hosts() {
     assert_eq!(destination.to_string(), container);
     server.send_to(b"answer", session).unwrap();
     assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+}
+
+/// What another process is numbered differs from container to container.
+#[test]
+fn container_takes_over_from_another() {
+    if !namespace::enter_for_containers(test_name!(), "") {
+        return;
+    }
+    build();
+    let (client, server) = (socket("127.0.0.1"), socket("127.0.0.1"));
+    let upgrade = "[upgrade]\nsocket = \"/run/ppv2/upgrade.sock\"\n";
+    let config = config("127.0.0.1:5300", server.local_addr().unwrap());
+    let folder = folder_with(&format!("{upgrade}{config}"));
+    let shared = tempfile::tempdir().unwrap();
+    chown(shared.path(), Some(USER), Some(USER)).unwrap();
+    let volume = format!("--volume={}:/run/ppv2", shared.path().display());
+    let options = ["--network=host", &volume];
+    let mut one = start("one", &folder, &options);
+
+    let listener = "127.0.0.1:5300".parse().unwrap();
+    client.send_to(b"slow question", listener).unwrap();
+    let (_, session) = receive(&server);
+    let takeover = ["run", "--config", "/etc/ppv2/proxy.toml", "--takeover"];
+    let mut two = start_with("two", &folder, &options, &takeover);
+    let (status, log) = one.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client), (b"answer".to_vec(), listener));
+    client.send_to(b"question", listener).unwrap();
+    assert_eq!(receive(&server).1, session);
+    two.signal("TERM");
+    let (status, log) = two.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::cmsg_space;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -351,8 +352,11 @@ impl Channel {
 
 /// The user that the other process ran as when it connected or began to listen (SO_PEERCRED
 /// in unix(7)).
+///
+/// Not by rustix, which takes the process's number for one above 0: a process of another
+/// container has none here.
 pub(super) fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
-    Ok(sockopt::socket_peercred(stream)?.uid.as_raw())
+    Ok(getsockopt(stream, PeerCredentials)?.uid())
 }
 
 /// Has the kernel make room for `more` descriptors, as far as the process may open them,

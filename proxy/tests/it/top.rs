@@ -1,9 +1,11 @@
 //! `top` on a real terminal, which tmux is, with a real proxy and real datagrams.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use ppv2_lab::*;
 use ppv2_proxy::commands::top::Screen;
@@ -380,5 +382,36 @@ fn wrong_use_exits_with_2() {
         let (code, _, log) = output(&[&["top", "--once"], wrong].concat());
         assert_eq!(code, Some(2), "{wrong:?}: {log}");
         assert!(log.contains(part), "{wrong:?}: {log}");
+    }
+}
+
+#[test]
+fn other_programs_are_no_proxies() {
+    for (answer, part) in [
+        (
+            &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
+            "does not answer as an HTTP server",
+        ),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "has no /status"),
+        (b"HTTP/1.1 500 x\r\n\r\n", "answers 500 to /status"),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\n{\"version\":\"1\"}",
+            "nothing of use",
+        ),
+        (b"HTTP/1.1 200 OK\r\n\r\n<p>\x1b[2J", "nothing of use"),
+    ] {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = other.local_addr().unwrap().to_string();
+        let answering = thread::spawn(move || {
+            let (mut stream, _) = other.accept().unwrap();
+            stream.write_all(answer).unwrap();
+            // The request must be read: otherwise the answer is lost with a reset.
+            stream.shutdown(Shutdown::Write).unwrap();
+            std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+        });
+        let (code, text, log) = output(&["top", "--once", "--admin", &admin]);
+        assert_eq!((code, text.as_str()), (Some(1), ""), "{log}");
+        assert!(log.contains(part) && !log.contains('\u{1b}'), "{log:?}");
+        answering.join().unwrap();
     }
 }

@@ -17,6 +17,11 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// The most bytes of an answer: a thousand listeners and a thousand servers with long names.
 const MAX_ANSWER: usize = 8 << 20;
 
+/// The most objects of an answer and the most commas, several times what a proxy sends: they
+/// bound the memory of what is read from them.
+const MAX_OBJECTS: usize = 20_000;
+const MAX_COMMAS: usize = 500_000;
+
 /// How many clients are asked for.
 const CLIENTS: usize = 50;
 
@@ -80,12 +85,19 @@ fn get<T: DeserializeOwned>(address: &AdminAddress, path: &str, query: &str) -> 
         .map_err(|error| printable(&error.to_string()).into_owned())?;
     let other = "another program, or a proxy of another release?";
     let why = match answer.status {
-        200 => match serde_json::from_slice(&answer.body) {
-            Ok(parsed) => return Ok(parsed),
-            Err(_) => format!("{address} answers nothing of use to {path}: {other}"),
+        200 => match parse(&answer.body) {
+            Some(parsed) => return Ok(parsed),
+            None => format!("{address} answers nothing of use to {path}: {other}"),
         },
         404 => format!("{address} has no {path}: {other}"),
         status => format!("{address} answers {status} to {path}"),
     };
     Err(printable(&why).into_owned())
+}
+
+/// Reads an answer. Another program may have the port.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Option<T> {
+    let count = |wanted: u8| body.iter().filter(|byte| **byte == wanted).count();
+    let is_usual = count(b'{') <= MAX_OBJECTS && count(b',') <= MAX_COMMAS;
+    is_usual.then(|| serde_json::from_slice(body).ok())?
 }

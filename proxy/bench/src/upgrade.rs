@@ -115,7 +115,7 @@ impl Bench {
 
 /// Runs all of it, and prints a table.
 pub(crate) fn run(options: &Upgrade) -> Result<()> {
-    let needed = u64::from(options.sessions) * 2 + 1000;
+    let needed = u64::from(options.sessions) + 1000;
     let limit = rlimit::increase_nofile_limit(u64::MAX)?;
     ensure!(
         limit >= needed,

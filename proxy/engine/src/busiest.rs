@@ -9,7 +9,7 @@
 //! of it may be another client's.
 //!
 //! Not all datagrams of a busy worker are counted one by one, which would take a twentieth
-//! of its time: up to 10,000 parts of batches a second are, and on average each [`EVERY`]th
+//! of its time: up to 4,000 parts of batches a second are, and on average each [`EVERY`]th
 //! datagram of the others, with this weight. Gaps between these are random, so that no order
 //! of datagrams hides a client.
 
@@ -35,7 +35,7 @@ const HALF: Duration = Duration::from_secs(30);
 
 /// Nanoseconds in which a worker earns the time to count one part of a batch exactly. It
 /// bounds what counting costs to less than a hundredth of the worker's time.
-const EARN: u64 = 100_000;
+const EARN: u64 = 250_000;
 
 /// The most that it saves, of this time: parts that come at once are counted exactly.
 const SAVE: u64 = 256 * EARN;

@@ -135,7 +135,7 @@ fn few_datagrams_are_counted_exactly() {
     let mut now = start;
     for turn in 0..1000 {
         // Two parts, whose time it has earned.
-        now += Duration::from_micros(200);
+        now += Duration::from_micros(500);
         busiest.turn(now);
         busiest.passed(one(), || Some(client(turn % 2)));
         busiest.dropped(one(), || Some(client(2)));

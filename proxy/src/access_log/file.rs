@@ -36,11 +36,7 @@ pub(super) struct FileLog {
 
 impl FileLog {
     /// Opens the file, or once it can be if it `may_be_missing`.
-    pub(super) fn open(
-        log: &AccessLog,
-        losses: Losses,
-        may_be_missing: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn open(log: &AccessLog, losses: Losses, may_be_missing: bool) -> io::Result<Self> {
         let mut new = Self {
             path: log.file().map(ToOwned::to_owned),
             format: log.format,

@@ -127,7 +127,11 @@ impl Control {
         let unlogged = Unlogged::default();
         let opened = spawn_blocking({
             let unlogged = Arc::clone(&unlogged);
-            move || wanted.map(|log| Log::open(&log, &unlogged, true)).transpose()
+            move || {
+                wanted
+                    .map(|log| Log::open(&log, &unlogged, true))
+                    .transpose()
+            }
         });
         let log = opened.await.map_err(io::Error::other)??;
         let mut registry = Registry::new(sockets.len());

@@ -181,7 +181,9 @@ fn read(
     topology::check_host(&config).map_err(|error| error.to_string())?;
     let another = config.access_log.as_ref().filter(|log| open != Some(*log));
     // Unlike at a start, what was in force goes on.
-    let log = another.map(|log| Log::open(log, unlogged, false)).transpose();
+    let log = another
+        .map(|log| Log::open(log, unlogged, false))
+        .transpose();
     let log = log.map_err(|error| error.to_string())?;
     Ok((config, log))
 }

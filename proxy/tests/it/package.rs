@@ -89,15 +89,34 @@ fn next(folder: &Path, package: &Path) -> PathBuf {
     next
 }
 
+/// Has a folder of devices of its own: what is removed there is not this host's.
+const DEVICES: &str = "mount -t tmpfs tmpfs \"$0\"
+    for device in null zero full random urandom tty; do
+        touch \"$0/$device\"
+        mount --bind \"/dev/$device\" \"$0/$device\"
+    done";
+
 /// The root that packages are installed on: this host's, and what has changed on it.
 struct Root {
     root: PathBuf,
     changes: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Root {
+    /// Takes all mounts away, before the folder and everything in it is removed.
+    fn drop(&mut self) {
+        run(Command::new("umount")
+            .args(["--lazy"])
+            .arg(self.folder.path()));
+    }
 }
 
 impl Root {
     /// In a mount namespace of the caller.
-    fn new(folder: &Path) -> Self {
+    fn new() -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let folder = own.path();
         let mount = |arguments: &[&str], target: &Path| {
             run(Command::new("mount").args(arguments).arg(target));
         };
@@ -114,8 +133,10 @@ impl Root {
             work.display()
         );
         mount(&["-t", "overlay", "overlay", "-o", &layers], &root);
-        mount(&["--bind", "/proc"], &root.join("proc"));
-        mount(&["--rbind", "/dev"], &root.join("dev"));
+        mount(&["--bind", "-o", "ro", "/proc"], &root.join("proc"));
+        run(Command::new("sh")
+            .args(["-ec", DEVICES])
+            .arg(root.join("dev")));
         mount(&tmpfs, &root.join("run"));
         mount(&tmpfs, &root.join("tmp"));
         // Maintainer scripts look for the first, to know whether systemd runs.
@@ -130,7 +151,15 @@ impl Root {
         for name in ["usr/sbin/policy-rc.d", "var/lib/man-db/auto-update"] {
             let _ = fs::remove_file(root.join(name));
         }
-        Self { root, changes }
+        // Of a proxy that runs on this host.
+        for name in ["var/log/ppv2-proxy", "var/log/private/ppv2-proxy"] {
+            let _ = fs::remove_dir_all(root.join(name));
+        }
+        Self {
+            root,
+            changes,
+            folder: own,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -209,11 +238,13 @@ fn passes_a_datagram() {
     let client = socket("127.0.0.1");
     let listener: std::net::SocketAddr = "127.0.0.1:5300".parse().unwrap();
     client.send_to(b"question", listener).unwrap();
-    let (datagram, _) = receive(&server);
+    let (datagram, proxy) = receive(&server);
     let (source, destination, payload) = read_header(&datagram);
     assert_eq!(source, client.local_addr().unwrap());
     assert_eq!(destination, listener);
     assert_eq!(payload, b"question");
+    server.send_to(b"answer", proxy).unwrap();
+    assert_eq!(receive(&client).0, b"answer");
 }
 
 #[test]
@@ -224,8 +255,7 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
     let folder = tempfile::tempdir().unwrap();
     let first = build(folder.path());
     let second = next(folder.path(), &first);
-    let overlay = tempfile::tempdir().unwrap();
-    let root = Root::new(overlay.path());
+    let root = Root::new();
     let before = root.changed();
 
     root.install(&first);

@@ -57,7 +57,7 @@ pub enum Command {
     /// Run the proxy, from flags or from a file
     #[command(
         after_help = "SIGTERM and SIGINT stop it after outstanding replies; a second one stops it at \
-                      once.\nSIGHUP reloads the file and reopens the access log."
+                      once.\nSIGHUP reloads the file and reopens the access log.\nSIGUSR2 leaves all sockets and sessions to the next process, in the service manager's store, and exits; without\nsuch a store it is as SIGTERM."
     )]
     Run(Box<Run>),
     /// Check a configuration file, resolve its names and print the resulting setup

@@ -180,7 +180,8 @@ fn prepare(run: Run) -> Result<Task, Failure> {
         .map(|socket| cli::takeover(socket, &config))
         .transpose()
         .map_err(usage)?;
-    if takeover.is_none() {
+    // Otherwise the process before has the addresses.
+    if takeover.is_none() && !inherited.has_state() {
         runtime::probe(&config, &inherited).map_err(anyhow::Error::from)?;
     }
     let manager = runtime::NotifySocket::of_environment();

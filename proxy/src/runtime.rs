@@ -30,6 +30,7 @@ use std::time::Instant;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Admin, ReloadRequest};
@@ -37,7 +38,7 @@ use crate::config::Config;
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use doors::Doors;
-use handover::{Ask, Running, Taking};
+use handover::{Ask, Giver, Running, Taking};
 use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
@@ -157,6 +158,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Asks for a stop that leaves sessions to the next process.
+    leave: Signal,
 }
 
 impl Signals {
@@ -165,6 +168,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            leave: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -247,13 +251,15 @@ async fn supervise(
         warn_of_reloads(file);
     }
     inherited.keep_those_of(&config);
+    let mut manager = ServiceManager::new(manager);
+    let is_upgrade = takeover.is_some();
     let mut other = match takeover {
         Some(socket) => {
             let other = Taking::connect(&socket)?;
             bind::probe_beside(&config, &other)?;
             Some(other)
         }
-        None => None,
+        None => left_behind(&config, &mut inherited, &manager).await?,
     };
     let mut doors = Doors::open(&config, &mut inherited, other.as_mut()).await?;
     let admin = config.admin().cloned();
@@ -262,7 +268,6 @@ async fn supervise(
         // Names may take their time.
         () = signals.stop() => return Ok(()),
     };
-    let is_upgrade = other.is_some();
     let predecessor = match other {
         Some(other) => {
             let taken = tokio::select! {
@@ -277,8 +282,9 @@ async fn supervise(
     let ready = Arc::new(AtomicBool::new(true));
     let (ask, reloads) = mpsc::channel(RELOADS);
     let (give, asks) = mpsc::channel(ASKS);
+    let giver = control.giver(give);
     if let Some(listener) = doors.upgrade.take() {
-        control.giver(give).listen(listener)?;
+        giver.clone().listen(listener)?;
     }
     if let Some(listener) = doors.admin.take() {
         let admin = Admin {
@@ -295,9 +301,10 @@ async fn supervise(
     }
     announcement::announce(control.config(), control.host_capacity(), admin.as_ref());
     if let Some(predecessor) = predecessor {
+        manager.forget();
         predecessor.dismiss(std::mem::take(&mut doors.kept));
     }
-    let mut manager = ServiceManager::new(manager, control.workers());
+    manager.watch(control.workers());
     if is_upgrade {
         manager.took_over();
     }
@@ -314,6 +321,22 @@ async fn supervise(
     .await;
     match told {
         Ok(Told::Stop) => {}
+        Ok(Told::Leave) => {
+            manager.leaving();
+            match leave(&control, giver, &doors, &manager).await {
+                Ok(()) => {
+                    doors.leave(&Running {
+                        keeps_admin: true,
+                        keeps_upgrade: true,
+                    });
+                    let ended = control.let_go().await;
+                    drop_log.log_rest(Instant::now());
+                    tracing::info!("stopped: the next process goes on");
+                    return ended;
+                }
+                Err(why) => tracing::error!("sessions are not left to the next process: {why}"),
+            }
+        }
         Ok(Told::LetGo(kept)) => {
             doors.leave(&kept);
             let ended = control.let_go().await;
@@ -346,10 +369,59 @@ async fn supervise(
     stopped
 }
 
+/// What the process before has left in the service manager's store. If that can't be used, its
+/// sessions are lost, and all begins anew.
+async fn left_behind(
+    config: &Config,
+    inherited: &mut Inherited,
+    manager: &ServiceManager,
+) -> Result<Option<Taking>, RunError> {
+    let Some(socket) = inherited.take_state() else {
+        return Ok(None);
+    };
+    let queued = spawn_blocking(move || Taking::queued(socket)).await;
+    match queued.map_err(io::Error::other)? {
+        Ok(other) => {
+            bind::probe_beside(config, &other)?;
+            Ok(Some(other))
+        }
+        Err(why) => {
+            tracing::error!("what the process before has left can't be used: {why}");
+            // As long as it is in the store, its sockets have the addresses.
+            manager.forget();
+            if let Err(error) = manager.barrier().await {
+                tracing::warn!("the service manager does not answer: {error}");
+            }
+            probe(config, inherited)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Leaves all sockets and sessions in the service manager's store, for the next process. If that
+/// fails, this one goes on.
+async fn leave(
+    control: &Control,
+    giver: Giver,
+    doors: &Doors,
+    manager: &ServiceManager,
+) -> Result<(), String> {
+    let offering = doors.offer(control.offer()?);
+    let queued = spawn_blocking(move || giver.queue(&offering)).await;
+    let queued = queued.map_err(|error| error.to_string())?;
+    let descriptor = queued.map_err(|error| error.to_string())?;
+    manager.store(descriptor).await.map_err(|error| {
+        control.resume();
+        format!("the service manager has not stored them: {error}")
+    })
+}
+
 /// What ends the process.
 enum Told {
     /// A signal.
     Stop,
+    /// A signal that wants sessions to be left to the next process.
+    Leave,
     /// Another process, which goes on with all.
     LetGo(Running),
 }
@@ -378,6 +450,7 @@ async fn until_told(
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(Told::Stop),
             _ = signals.interrupt.recv() => return Ok(Told::Stop),
+            _ = signals.leave.recv() => return Ok(Told::Leave),
             _ = signals.hangup.recv() => {
                 manager.reloading();
                 control.hang_up();

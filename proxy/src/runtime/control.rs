@@ -276,6 +276,11 @@ impl Control {
         Giver::new(self.workers(), client_ports, asks)
     }
 
+    /// Has workers go on that have handed over to nobody.
+    pub(super) fn resume(&self) {
+        self.workers.tell_all(|| Command::Resume);
+    }
+
     /// Leaves all to another process.
     pub(super) async fn let_go(mut self) -> Result<(), RunError> {
         self.workers.tell_all(|| Command::Release);

@@ -1,11 +1,6 @@
 //! Handing over sockets and sessions to another process of the proxy, so that an upgrade loses
 //! neither a datagram nor a session.
 
-#![allow(
-    dead_code,
-    reason = "the descriptor store is about to queue what is handed over"
-)]
-
 mod channel;
 mod giving;
 mod message;

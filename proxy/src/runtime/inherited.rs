@@ -4,12 +4,15 @@
 //! A socket belongs to the listener, or the admin address, that has the address to which it
 //! is bound. Workers get duplicates, so that a listener that a reload takes out can come back:
 //! the address is bound as long as the service manager has its own descriptor.
+//!
+//! One descriptor may be what the process before has left in the service manager's store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use listenfd::ListenFd;
@@ -21,6 +24,9 @@ use crate::config::{AdminAddress, Bind, Config};
 /// The most sockets that are taken over. It bounds what a mistaken environment costs.
 const MAX_SOCKETS: usize = 65_536;
 
+/// The name of what a process leaves for the next one in the service manager's store.
+pub(super) const STATE: &str = "ppv2-state";
+
 /// The most datagrams of earlier times that are discarded when a listener comes back: more
 /// than its buffer holds.
 const MAX_STALE: usize = 65_536;
@@ -30,6 +36,7 @@ const MAX_STALE: usize = 65_536;
 pub struct Inherited {
     udp: BTreeMap<SocketAddr, Vec<UdpSocket>>,
     streams: Vec<(AdminAddress, Stream)>,
+    state: Option<OwnedFd>,
     /// What was closed, and why, in words.
     closed: Vec<String>,
 }
@@ -76,7 +83,11 @@ impl Inherited {
         let mut all = ListenFd::from_env();
         for number in 0..all.len() {
             let name = names.get(number).copied().filter(|name| !name.is_empty());
-            if let Err(why) = inherited.take(&mut all, number) {
+            if name == Some(STATE)
+                && let Ok(Some(socket)) = all.take_unix_listener(number)
+            {
+                inherited.state = Some(socket.into());
+            } else if let Err(why) = inherited.take(&mut all, number) {
                 let which = Descriptor(number, name);
                 inherited.closed.push(format!("{which} is closed: {why}"));
             }
@@ -156,6 +167,17 @@ impl Inherited {
     pub fn has(&self, address: SocketAddr) -> bool {
         let admin = AdminAddress::Ip(address);
         self.udp.contains_key(&address) || self.streams.iter().any(|(one, _)| *one == admin)
+    }
+
+    /// Whether the process before has left all that it had.
+    #[must_use]
+    pub fn has_state(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// What the process before has left.
+    pub(super) fn take_state(&mut self) -> Option<OwnedFd> {
+        self.state.take()
     }
 
     /// Duplicates of the sockets at `address`. With `without_stale`, what has come until now

@@ -7,19 +7,27 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram as StdUnixDatagram};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use rustix::cmsg_space;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sd_notify::NotifyState;
+use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixDatagram;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::inherited::STATE;
 use crate::admin::WorkerHandle;
 
 /// The time between two lines of status. Each has the service manager tell its own readers.
@@ -31,6 +39,9 @@ const MAX_WAITING: usize = 64;
 
 /// How long the last messages may delay the end.
 const LAST_MESSAGES: Duration = Duration::from_secs(1);
+
+/// How long the service manager may take to have a descriptor in its store, or out of it.
+const STORE: Duration = Duration::from_secs(5);
 
 /// Rounds of asking workers in the time that the watchdog grants.
 const ROUNDS: u32 = 3;
@@ -61,15 +72,38 @@ impl NotifySocket {
 /// The service manager that started the process, if one did that wants to be told.
 pub(super) struct ServiceManager {
     /// Messages in their order, and what sends them.
-    sending: Option<(mpsc::Sender<String>, JoinHandle<()>)>,
+    sending: Option<(mpsc::Sender<Message>, JoinHandle<()>)>,
     watchdog: Option<Watchdog>,
     /// The last status.
     status: String,
 }
 
+/// What the service manager is told.
+struct Message {
+    text: String,
+    /// What goes with it.
+    descriptor: Option<OwnedFd>,
+    /// Who wants to know whether it was sent.
+    sent: Option<oneshot::Sender<io::Result<()>>>,
+}
+
+impl Message {
+    fn of(states: &[NotifyState<'_>]) -> Self {
+        let mut text = String::new();
+        for state in states {
+            let _ = writeln!(text, "{state}");
+        }
+        Self {
+            text,
+            descriptor: None,
+            sent: None,
+        }
+    }
+}
+
 impl ServiceManager {
-    /// The one behind `socket`. It is told of `workers`.
-    pub(super) fn new(socket: Option<NotifySocket>, workers: Vec<WorkerHandle>) -> Self {
+    /// The one behind `socket`.
+    pub(super) fn new(socket: Option<NotifySocket>) -> Self {
         let sending = socket.and_then(|NotifySocket { name, opened }| {
             let sent = opened.and_then(|(address, socket)| {
                 let (messages, receiver) = mpsc::channel(MAX_WAITING);
@@ -84,13 +118,64 @@ impl ServiceManager {
             })
             .ok()
         });
-        let granted = sd_notify::watchdog_enabled().filter(|granted| !granted.is_zero());
-        let granted = granted.filter(|_| sending.is_some());
         Self {
             sending,
-            watchdog: granted.map(|granted| Watchdog::new(granted, workers)),
+            watchdog: None,
             status: String::new(),
         }
+    }
+
+    /// Has it watch these workers, if it wants to.
+    pub(super) fn watch(&mut self, workers: Vec<WorkerHandle>) {
+        let granted = sd_notify::watchdog_enabled().filter(|granted| !granted.is_zero());
+        let granted = granted.filter(|_| self.sending.is_some());
+        self.watchdog = granted.map(|granted| Watchdog::new(granted, workers));
+    }
+
+    /// Has it store a descriptor for the next process, in place of one from before. It has it
+    /// when this returns.
+    pub(super) async fn store(&self, descriptor: OwnedFd) -> io::Result<()> {
+        self.forget();
+        let name = format!("FDNAME={STATE}");
+        // FDPOLL=0: it would be taken out as soon as the other end is closed.
+        let mut message = Message::of(&["FDSTORE=1", "FDPOLL=0", &name].map(NotifyState::Custom));
+        message.descriptor = Some(descriptor);
+        self.send(message).await?;
+        self.barrier().await
+    }
+
+    /// Has it forget what an earlier process has left.
+    pub(super) fn forget(&self) {
+        let name = format!("FDNAME={STATE}");
+        self.tell(&["FDSTOREREMOVE=1", &name].map(NotifyState::Custom));
+    }
+
+    /// Waits until it has read all messages (sd_notify_barrier(3)).
+    pub(super) async fn barrier(&self) -> io::Result<()> {
+        let (reader, writer) = io::pipe()?;
+        let mut message = Message::of(&[NotifyState::Custom("BARRIER=1")]);
+        message.descriptor = Some(writer.into());
+        self.send(message).await?;
+        let mut reader = pipe::Receiver::from_owned_fd(reader.into())?;
+        match tokio::time::timeout(STORE, reader.read(&mut [0])).await {
+            Ok(read) => read.map(drop),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Sends a message, and waits until that is done.
+    async fn send(&self, mut message: Message) -> io::Result<()> {
+        let Some((messages, _)) = &self.sending else {
+            return Err(io::Error::other("there is no service manager"));
+        };
+        let (tell, told) = oneshot::channel();
+        message.sent = Some(tell);
+        let sent = async {
+            messages.send(message).await.map_err(io::Error::other)?;
+            told.await.map_err(io::Error::other)?
+        };
+        let sent = tokio::time::timeout(STORE, sent).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Tells that the proxy serves, at the start and after a reload.
@@ -119,6 +204,14 @@ impl ServiceManager {
             NotifyState::Stopping,
             NotifyState::Status("shutting down: waiting for outstanding replies"),
             NotifyState::Custom(&format!("EXTEND_TIMEOUT_USEC={longest}")),
+        ]);
+    }
+
+    /// Tells that the process ends, and that the next one goes on with its sessions.
+    pub(super) fn leaving(&self) {
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::Status("leaving sessions to the next process"),
         ]);
     }
 
@@ -162,11 +255,7 @@ impl ServiceManager {
         let Some((messages, _)) = &self.sending else {
             return;
         };
-        let mut message = String::new();
-        for state in states {
-            let _ = writeln!(message, "{state}");
-        }
-        if let Err(TrySendError::Full(_)) = messages.try_send(message) {
+        if let Err(TrySendError::Full(_)) = messages.try_send(Message::of(states)) {
             tracing::debug!("the service manager reads no messages");
         }
     }
@@ -248,23 +337,41 @@ fn open(address: &SocketAddr) -> io::Result<StdUnixDatagram> {
     Ok(socket)
 }
 
+async fn send_one(socket: &UnixDatagram, message: &Message) -> io::Result<()> {
+    let Some(descriptor) = &message.descriptor else {
+        return socket.send(message.text.as_bytes()).await.map(drop);
+    };
+    let send = || {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let text = [IoSlice::new(message.text.as_bytes())];
+        Ok(sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL)?)
+    };
+    socket.async_io(Interest::WRITABLE, send).await.map(drop)
+}
+
 /// Sends messages until no more will come.
 async fn send_all(
     address: SocketAddr,
     mut socket: UnixDatagram,
-    mut messages: mpsc::Receiver<String>,
+    mut messages: mpsc::Receiver<Message>,
 ) {
     let mut is_warned = false;
     while let Some(message) = messages.recv().await {
-        let mut sent = socket.send(message.as_bytes()).await;
+        let mut sent = send_one(&socket, &message).await;
         // The service manager may have begun again, with another socket.
         if sent.is_err()
             && let Ok(another) = open(&address).and_then(UnixDatagram::from_std)
         {
             socket = another;
-            sent = socket.send(message.as_bytes()).await;
+            sent = send_one(&socket, &message).await;
         }
-        if let Err(error) = sent
+        if let Some(asker) = message.sent {
+            // Who asked may have given up.
+            let _ = asker.send(sent);
+        } else if let Err(error) = sent
             && !is_warned
         {
             is_warned = true;

@@ -12,7 +12,7 @@ use ppv2_lab::*;
 
 /// The program that stands in for systemd, with these sockets, which starts the proxy with
 /// this configuration.
-fn stand_in(sockets: &[String], file: &Path) -> Command {
+pub(crate) fn stand_in(sockets: &[String], file: &Path) -> Command {
     let mut command = Command::new("python3");
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),

@@ -48,6 +48,7 @@ mod source_network_hosts;
 mod source_networks;
 mod spp;
 mod stop;
+mod store;
 mod systemd;
 mod tagged_replies;
 mod takeover;

@@ -381,6 +381,26 @@ fn systemd_understands_the_units() {
     }
 }
 
+/// What a proxy without sessions has for itself: its program, which others may share, is not
+/// in it, and is larger in a debug build.
+#[test]
+fn an_idle_proxy_takes_little_memory() {
+    let admin = address("127.0.0.1");
+    let options = ["--workers", "2", "--admin", &admin.to_string()];
+    let proxy = proxy_between(address("127.0.0.1"), address("127.0.0.1"), &options);
+    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let taken: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    assert!(taken < 6144, "{status}");
+}
+
 #[test]
 fn the_unit_lets_the_proxy_do_little() {
     // The exposure is given in tenths.

@@ -64,6 +64,8 @@ pub(in crate::runtime) struct Taking {
     /// The other process has ended, and said all that there is.
     is_queued: bool,
     offer: Offer,
+    /// All that it said.
+    queued: Option<Estate>,
     /// The socket of the admin API.
     pub(in crate::runtime) admin: Option<OwnedFd>,
     /// The socket on which upgrades are asked for.
@@ -74,6 +76,7 @@ pub(in crate::runtime) struct Taking {
 type Received = (WorkerState, HashMap<u64, OwnedFd>);
 
 /// All that was handed over.
+#[derive(Debug)]
 pub(in crate::runtime) struct Estate {
     workers: Vec<Received>,
     /// What all workers have together.
@@ -104,11 +107,15 @@ impl Taking {
     }
 
     /// What another process has left in a socket, by
-    /// [`Giver::queue`](super::Giver::queue).
+    /// [`Giver::queue`](super::Giver::queue). All of it is read.
     pub(in crate::runtime) fn queued(socket: OwnedFd) -> Result<Self, TakeError> {
-        let mut channel = Channel::new(UnixStream::from(socket));
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        let mut channel = Channel::new(stream);
         channel.set_timeout(Some(HELLO))?;
-        Self::of(channel, true)
+        let mut taking = Self::of(channel, true)?;
+        taking.queued = Some(taking.take()?);
+        Ok(taking)
     }
 
     /// Reads what is offered.
@@ -134,6 +141,7 @@ impl Taking {
             channel,
             is_queued,
             offer,
+            queued: None,
             admin,
             upgrade,
         })
@@ -161,6 +169,9 @@ impl Taking {
 
     /// Has the other process stop to look at its sockets, and takes them and its sessions.
     pub(in crate::runtime) fn take(&mut self) -> Result<Estate, TakeError> {
+        if let Some(estate) = self.queued.take() {
+            return Ok(estate);
+        }
         make_room(self.offer.sockets + self.offer.sockets / 8)?;
         self.channel.set_timeout(Some(FROZEN))?;
         if !self.is_queued {

@@ -1,6 +1,6 @@
 """A small service manager: binds sockets, keeps them, and hands them to a program.
 
-usage: service_manager.py [SOCKET...] -- PROGRAM [ARGUMENT...]
+usage: service_manager.py [store[=FILE]] [SOCKET...] -- PROGRAM [ARGUMENT...]
 
 A socket is TYPE=ADDRESS[,OPTION...]: `udp=127.0.0.1:53,reuse`, `udp=[::]:53,dual`,
 `tcp=127.0.0.1:9901`, `unix=/run/x.sock`, `connected=` for a Unix stream that nobody listens
@@ -8,15 +8,46 @@ on, or `file=` for what is no socket.
 
 SIGUSR1 ends the program by SIGTERM, waits for it and starts it again. SIGTERM ends it for
 good. SIGHUP is passed on. The program ends with this process.
+
+With `store`, the program is ended by SIGUSR2 instead, and what it stores by FDSTORE=1 is handed
+to the next one. With a file, a stored socket is replaced by one in which the file's bytes wait.
+Standard error tells what is stored and removed.
 """
 
 import os
 import signal
 import socket
 import sys
+import threading
 
 FIRST = 3
 names, sockets, kept = [], [], []
+stored = {}
+
+
+def keep_store(notify, replacement):
+    """Reads what the program tells, in its order."""
+    while True:
+        text, descriptors, _, _ = socket.recv_fds(notify, 4096, 4)
+        told = dict(line.partition("=")[::2] for line in text.decode().splitlines())
+        name = told.get("FDNAME", "stored")
+        if "FDSTORE" in told:
+            assert told["FDPOLL"] == "0" and len(descriptors) == 1 and not stored, told
+            stored[name] = descriptors.pop()
+            if replacement is not None:
+                os.close(stored[name])
+                ours, theirs = socket.socketpair()
+                ours.sendall(replacement)
+                ours.close()
+                stored[name] = theirs.detach()
+            print(f"stored {name}", file=sys.stderr, flush=True)
+        elif "FDSTOREREMOVE" in told:
+            if name in stored:
+                os.close(stored.pop(name))
+                print(f"removed {name}", file=sys.stderr, flush=True)
+        # A barrier ends when its descriptor is closed.
+        for one in descriptors:
+            os.close(one)
 
 
 def bind(spec):
@@ -52,16 +83,17 @@ def start(program):
     if pid:
         return pid
     # Out of the way of the numbers that they get.
-    high = [os.dup2(one.fileno(), 1000 + number) for number, one in enumerate(sockets)]
+    all_of_them = [one.fileno() for one in sockets] + list(stored.values())
+    high = [os.dup2(one, 1000 + number) for number, one in enumerate(all_of_them)]
     for number, one in enumerate(high):
         os.dup2(one, FIRST + number, inheritable=True)
     os.closerange(FIRST + len(high), 2000)
-    for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(one, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.environ.setdefault("LISTEN_PID", str(os.getpid()))
     os.environ.setdefault("LISTEN_FDS", str(len(high)))
-    os.environ.setdefault("LISTEN_FDNAMES", ":".join(names))
+    os.environ.setdefault("LISTEN_FDNAMES", ":".join(names + list(stored)))
     os.execvp(program[0], program)
 
 
@@ -85,6 +117,15 @@ def main():
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    end = signal.SIGTERM
+    if specs and specs[0].startswith("store"):
+        end = signal.SIGUSR2
+        file = specs.pop(0).partition("=")[2]
+        replacement = open(file, "rb").read() if file else None
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        name = f"ppv2-test/store/{os.getpid()}"
+        notify.bind("\0" + name)
+        os.environ["NOTIFY_SOCKET"] = "@" + name
     if not os.fork():
         os.close(tell)
         os.close(2)
@@ -94,6 +135,8 @@ def main():
     for spec in specs:
         sockets.append(bind(spec))
         names.append(spec.partition("=")[0])
+    if end == signal.SIGUSR2:
+        threading.Thread(target=keep_store, args=(notify, replacement), daemon=True).start()
 
     def begin():
         running = start(program)
@@ -113,7 +156,7 @@ def main():
                 running, again = begin(), False
             case signal.SIGUSR1:
                 again = True
-                os.kill(running, signal.SIGTERM)
+                os.kill(running, end)
             case one:
                 os.kill(running, one)
 

@@ -165,8 +165,8 @@ impl Setup {
     /// on. Returns what the other one said.
     #[track_caller]
     fn fails(&self, old: &mut Process, command: &mut Command) -> String {
-        let (code, _, said) = output_of(command);
-        assert_eq!(code, Some(1), "{said}");
+        let (status, said) = Process::start(command).wait();
+        assert_eq!(status.code(), Some(1), "{said}");
         assert!(!old.has_ended(), "{}", old.log());
         said
     }
@@ -391,15 +391,19 @@ fn a_configuration_that_can_not_be_run_leaves_all_to_the_old_process() {
     for (config, why) in [
         (format!("{good}{listens}"), "is in use"),
         (
-            format!("{good}[access_log]\npath = \"/nowhere/log\"\n"),
-            "/nowhere/log",
+            format!(
+                "{good}{}",
+                listens.replace(&taken.to_string(), "192.0.2.1:5300")
+            ),
+            "192.0.2.1",
         ),
     ] {
         let said = setup.fails(&mut proxy, &mut setup.taking(&config));
         assert!(said.contains(why), "{said}");
     }
-    let (code, _, said) = output_of(&mut setup.taking(&good.replace("workers", "werkers")));
-    assert_eq!(code, Some(2));
+    let mut wrong = setup.taking(&good.replace("workers", "werkers"));
+    let (status, said) = Process::start(&mut wrong).wait();
+    assert_eq!(status.code(), Some(2), "{said}");
     assert!(said.contains("unknown key `werkers`"), "{said}");
     clean(load);
     assert!(!proxy.has_ended());
@@ -411,8 +415,8 @@ fn a_takeover_without_a_process_fails() {
     let config = setup.config(2);
     for name in ["nowhere.sock", "next.toml"] {
         let path = setup.folder.path().join(name);
-        let (code, _, said) = output_of(&mut setup.taking_from(&path, &config));
-        assert_eq!(code, Some(1), "{said}");
+        let (status, said) = Process::start(&mut setup.taking_from(&path, &config)).wait();
+        assert_eq!(status.code(), Some(1), "{said}");
         assert!(said.contains(name), "{said}");
     }
 }

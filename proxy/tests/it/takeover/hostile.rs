@@ -75,6 +75,12 @@ fn garbage() -> Vec<Vec<u8>> {
     all
 }
 
+fn connect(setup: &Setup) -> UnixStream {
+    let stream = UnixStream::connect(setup.socket()).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream
+}
+
 #[test]
 fn strangers_do_the_old_process_no_harm() {
     let setup = Setup::simple();
@@ -89,25 +95,25 @@ fn strangers_do_the_old_process_no_harm() {
         proxy.log().matches("no upgrade").count() >= 3
     });
 
-    // Another format is refused in words.
-    let answer = |bytes: &[u8]| {
-        let mut stream = UnixStream::connect(setup.socket()).unwrap();
-        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        stream.write_all(bytes).unwrap();
+    // Another format is refused in words. Connections are closed at once while there are
+    // several.
+    eventually("an answer in words", || {
+        let mut stream = connect(&setup);
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    };
-    let said = answer(&Message::hello(1_000_000).bytes());
-    assert!(said.contains("format 1000000"), "{said}");
+        let sent = stream.write_all(&Message::hello(1_000_000).bytes());
+        let received = sent.and_then(|()| stream.read_to_end(&mut answer));
+        received.is_ok() && String::from_utf8_lossy(&answer).contains("format 1000000")
+    });
 
     // It stops half-way, after workers have stopped for it.
     for _ in 0..3 {
-        let mut stream = UnixStream::connect(setup.socket()).unwrap();
-        stream.write_all(&Message::hello(1).bytes()).unwrap();
-        stream.write_all(&Message::Begin.bytes()).unwrap();
-        stream.read_exact(&mut [0; 5000]).unwrap();
-        drop(stream);
+        eventually("sessions to be handed over", || {
+            let mut stream = connect(&setup);
+            let hello = [Message::hello(1), Message::Begin].map(|one| one.bytes());
+            let sent = stream.write_all(&hello.concat());
+            sent.and_then(|()| stream.read_exact(&mut [0; 5000]))
+                .is_ok()
+        });
         load.wait_for_a_round();
     }
     assert!(!proxy.has_ended(), "{}", proxy.log());

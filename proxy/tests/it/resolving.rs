@@ -106,7 +106,7 @@ fn start_without_dns_answer_keeps_asking() {
     client.send_to(b"?", a).unwrap();
     receive_nothing(&client);
     let dropped = "ppv2_dropped_datagrams_total{listener=\"a\",reason=\"no_server\"}";
-    assert_eq!(proxy.metric(dropped), 1);
+    eventually("the drop", || proxy.metric(dropped) == 1);
     resolver.set(NAME, 1, &["127.0.0.2"]);
     let up = format!(
         "ppv2_upstream_up{{upstream=\"u\",server=\"{}\"}}",

@@ -83,7 +83,7 @@ pub use linux::{READY, Readiness, Waker, look_up_without_plugins};
 #[cfg(target_os = "linux")]
 pub use probe::{probe, probe_bursts, probe_source, source_towards};
 #[cfg(target_os = "linux")]
-pub use socket::{Binding, LISTENER_BUFFER, Options, SHARED_BUFFER, Socket};
+pub use socket::{Adoptable, Binding, LISTENER_BUFFER, Options, SHARED_BUFFER, Socket};
 pub use state::SocketState;
 #[cfg(target_os = "linux")]
 pub use transmit::SendReport;

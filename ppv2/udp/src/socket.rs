@@ -43,6 +43,39 @@ pub struct Binding {
     pub free: bool,
 }
 
+/// A socket that [`Socket::listen`], [`Socket::connect`] or another function here has made in
+/// another process, which has passed its descriptor on: for [`Socket::adopt`].
+#[derive(Debug)]
+pub struct Adoptable {
+    inner: socket2::Socket,
+    v6: bool,
+    cookie: u64,
+}
+
+impl Adoptable {
+    /// Finds out what the descriptor is.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it is anything but a non-blocking UDP socket.
+    pub fn check(descriptor: OwnedFd) -> io::Result<Self> {
+        let inner = socket2::Socket::from(descriptor);
+        let v6 = inner.domain()? == Domain::IPV6;
+        check_udp(&inner, v6)?;
+        if !inner.nonblocking()? {
+            return Err(invalid("not a non-blocking socket"));
+        }
+        let cookie = inner.cookie()?;
+        Ok(Self { inner, v6, cookie })
+    }
+
+    /// As [`Socket::cookie`].
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+}
+
 /// A non-blocking UDP socket that reports traffic classes and overflows.
 #[derive(Debug)]
 pub struct Socket {
@@ -235,21 +268,17 @@ impl Socket {
         Ok(Self::new(inner, bound))
     }
 
-    /// A socket that [`listen`](Self::listen), [`connect`](Self::connect) or another function
-    /// here has made in another process, which has passed its descriptor on. `bound` is what
-    /// [`bound`](Self::bound) returned there. All options stay as they are.
+    /// Goes on with a socket of another process. `bound` is what [`bound`](Self::bound)
+    /// returned there. All options stay as they are.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if it is anything but a non-blocking UDP socket of the
-    /// family of `bound`.
-    pub fn adopt(descriptor: OwnedFd, bound: SocketAddr) -> io::Result<Self> {
-        let inner = socket2::Socket::from(descriptor);
-        check_udp(&inner, bound.is_ipv6())?;
-        if !inner.nonblocking()? {
-            return Err(invalid("not a non-blocking socket"));
+    /// [`io::ErrorKind::InvalidInput`] if the socket is of another address family.
+    pub fn adopt(socket: Adoptable, bound: SocketAddr) -> io::Result<Self> {
+        if socket.v6 != bound.is_ipv6() {
+            return Err(invalid("a UDP socket of the other address family"));
         }
-        Ok(Self::new(inner, bound))
+        Ok(Self::new(socket.inner, bound))
     }
 
     /// What names the socket among all of this network namespace, in whichever process

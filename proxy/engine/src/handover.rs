@@ -12,6 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ppv2_udp::Adoptable;
 use serde::{Deserialize, Serialize};
 
 use crate::mode::Mode;
@@ -21,6 +22,8 @@ use crate::server::Server;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WorkerState {
+    /// The number of the worker.
+    pub worker: usize,
     /// Sockets that clients write to.
     pub listener_sockets: Vec<ListenerSocketState>,
     /// Sockets that sessions share.
@@ -320,9 +323,13 @@ impl From<Address> for SocketAddr {
     }
 }
 
-/// Takes what a worker has, and its sockets, in the worker's thread. From before it is called,
+/// Takes what a worker has, and its sockets with their cookies, in the worker's thread. From before it is called,
 /// the worker neither receives nor sends until it is told to go on.
-pub type HandOver = Box<dyn FnOnce(WorkerState, &[BorrowedFd<'_>]) + Send>;
+pub type HandOver = Box<dyn FnOnce(WorkerState, &[(u64, BorrowedFd<'_>)]) + Send>;
+
+/// Takes duplicates of some of a worker's sockets, with the number to go on from if there may
+/// be more.
+pub type Preview = Box<dyn FnOnce(Vec<OwnedFd>, Option<usize>) + Send>;
 
 /// What a worker takes over of others. It then neither receives nor sends until it is told to
 /// go on.
@@ -330,7 +337,7 @@ pub struct TakeOver {
     /// What each of them had.
     pub states: Vec<Inherited>,
     /// The sockets of all, by their cookies. What is left is closed.
-    pub sockets: HashMap<u64, OwnedFd>,
+    pub sockets: HashMap<u64, Adoptable>,
     /// Addresses of source networks that sessions of any worker have, or had so long ago.
     pub network_addresses: Arc<[(IpAddr, Option<Duration>)]>,
     /// Is told what came of it.

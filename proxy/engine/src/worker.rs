@@ -38,7 +38,7 @@ use crate::busiest::{self, Busiest};
 use crate::capacity::Capacity;
 use crate::client_ports::ClientPorts;
 use crate::counters::{DropReason, WorkerCounters};
-use crate::handover::{HandOver, TakeOver};
+use crate::handover::{HandOver, Preview, TakeOver};
 use crate::listener::{Listener, ListenerSettings};
 use crate::own_tlvs::{UniqueId, UniqueIds};
 use crate::server::{MAX_ANSWER_TIME, Server};
@@ -119,6 +119,13 @@ pub enum Command {
     /// The network may have changed: have sessions send from the address that this host's
     /// routes now say, and take no replies by wrong interfaces.
     NetworkChanged(Arc<WrongInterfaces>),
+    /// Duplicate some of the sockets of sessions, from number `first` on.
+    Preview {
+        /// The first session.
+        first: usize,
+        /// Takes them.
+        reply: Preview,
+    },
     /// Hand over all sockets and sessions, and then wait for [`Resume`](Self::Resume) or
     /// [`Release`](Self::Release).
     HandOver(HandOver),
@@ -451,6 +458,7 @@ impl Worker {
             Command::Busiest { reply } => reply(self.busiest.report(now)),
             Command::Reconfigure(to) => self.reconfigure(*to, now),
             Command::NetworkChanged(wrong) => self.network_changed(wrong, now),
+            Command::Preview { first, reply } => self.preview(first, reply),
             Command::HandOver(to) => {
                 if self.hand_over(to, now) {
                     return Order::Release;

@@ -8,11 +8,19 @@ fn descriptor(socket: &Socket) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().unwrap()
 }
 
+fn adopt(descriptor: OwnedFd, bound: SocketAddr) -> io::Result<Socket> {
+    let checked = Adoptable::check(descriptor)?;
+    let cookie = checked.cookie();
+    let adopted = Socket::adopt(checked, bound)?;
+    assert_eq!(adopted.cookie().unwrap(), cookie);
+    Ok(adopted)
+}
+
 #[test]
 fn an_adopted_socket_goes_on_as_the_one_it_was() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let before = connect(&server);
-    let after = Socket::adopt(descriptor(&before), before.bound()).unwrap();
+    let after = adopt(descriptor(&before), before.bound()).unwrap();
     assert_eq!(after.cookie().unwrap(), before.cookie().unwrap());
     assert_eq!(after.local().unwrap(), before.local().unwrap());
     assert_ne!(
@@ -36,7 +44,7 @@ fn an_adopted_socket_goes_on_as_the_one_it_was() {
 #[test]
 fn an_adopted_wildcard_reports_the_address_sent_to() {
     let before = listen("0.0.0.0:0");
-    let after = Socket::adopt(descriptor(&before), before.bound()).unwrap();
+    let after = adopt(descriptor(&before), before.bound()).unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     let to = SocketAddr::from(([127, 0, 0, 3], after.bound().port()));
     client.send_to(b"here", to).unwrap();
@@ -50,7 +58,7 @@ fn what_is_no_socket_of_ours_is_not_adopted() {
     let v4: SocketAddr = "127.0.0.1:1".parse().unwrap();
     let v6: SocketAddr = "[::1]:1".parse().unwrap();
     let refused = |descriptor: OwnedFd, bound| {
-        let error = Socket::adopt(descriptor, bound).unwrap_err();
+        let error = adopt(descriptor, bound).unwrap_err();
         assert!(!error.to_string().is_empty());
         error.kind()
     };

@@ -8,20 +8,21 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ppv2::ReplyTag;
-use ppv2_udp::Socket;
+use ppv2_udp::{Adoptable, Socket};
 
 use super::{Command, Readable, Worker};
 use crate::accept::{Sender, SenderId};
 use crate::address::{ClientAddr, ListenerAddr};
 use crate::counters::EndReason;
 use crate::handover::{
-    HandOver, Inherited, ListenerSocketState, NotTaken, PathState, Phase, ReplyHeaderState,
-    SenderState, ServerState, SessionState, TakeOver, TakenOver, ViaState, WorkerState,
+    HandOver, Inherited, ListenerSocketState, NotTaken, PathState, Phase, Preview,
+    ReplyHeaderState, SenderState, ServerState, SessionState, TakeOver, TakenOver, ViaState,
+    WorkerState,
 };
 use crate::mode::FirstHeader;
 use crate::own_tlvs::UniqueId;
@@ -31,6 +32,9 @@ use crate::upstream_socket::{
     Connection, First, Path, PortPool, ServerReplyHeader, UpstreamSocket,
 };
 
+/// Sockets that are duplicated before datagrams have their turn: in a part of a millisecond.
+const PREVIEWED_AT_ONCE: usize = 512;
+
 /// Sockets that are watched before datagrams have their turn.
 const WATCHED_AT_ONCE: usize = 64;
 
@@ -38,7 +42,7 @@ const WATCHED_AT_ONCE: usize = 64;
 #[derive(Default)]
 pub(super) struct Collected<'s> {
     pub(super) state: WorkerState,
-    descriptors: Vec<BorrowedFd<'s>>,
+    descriptors: Vec<(u64, BorrowedFd<'s>)>,
     /// Places of servers, by their ids.
     servers: HashMap<u64, u32, ahash::RandomState>,
 }
@@ -46,7 +50,7 @@ pub(super) struct Collected<'s> {
 impl<'s> Collected<'s> {
     pub(super) fn socket(&mut self, socket: &'s Socket) -> io::Result<u64> {
         let cookie = socket.cookie()?;
-        self.descriptors.push(socket.as_fd());
+        self.descriptors.push((cookie, socket.as_fd()));
         Ok(cookie)
     }
 
@@ -69,6 +73,20 @@ pub(super) fn place(number: usize) -> u32 {
 }
 
 impl Worker {
+    /// Duplicates some sockets, from number `first` on, for a process that is to take over: what
+    /// it knows already need not be sent while nobody looks at it.
+    pub(super) fn preview(&self, first: usize, to: Preview) {
+        let sessions = self.table.iter_from(first);
+        let own = |(number, session): (usize, &'_ Session<Connection>)| {
+            let socket = &session.connection.own_socket()?.socket;
+            Some((number, socket.as_fd().try_clone_to_owned().ok()?))
+        };
+        let (numbers, sockets): (Vec<_>, Vec<_>) =
+            sessions.filter_map(own).take(PREVIEWED_AT_ONCE).unzip();
+        let next = numbers.last().map(|number| number + 1);
+        to(sockets, next.filter(|_| numbers.len() == PREVIEWED_AT_ONCE));
+    }
+
     /// Hands over all that there is, and waits until it is told to go on. True if it is to stop
     /// instead.
     pub(super) fn hand_over(&mut self, to: HandOver, now: Instant) -> bool {
@@ -146,7 +164,7 @@ impl Worker {
                     reply,
                 } => reply(self.report(first, limit, Instant::now())),
                 Command::Busiest { reply } => reply(self.busiest.report(Instant::now())),
-                Command::HandOver(_) | Command::TakeOver(_) => {}
+                Command::HandOver(_) | Command::TakeOver(_) | Command::Preview { .. } => {}
                 // They look at sockets.
                 command @ (Command::Reconfigure(_)
                 | Command::NetworkChanged(_)
@@ -163,6 +181,7 @@ impl Worker {
 
     fn collect(&self, now: Instant) -> io::Result<Collected<'_>> {
         let mut collected = Collected::default();
+        collected.state.worker = self.number;
         let mut listener_places = HashMap::new();
         for (number, one) in &self.listener_sockets {
             let cookie = collected.socket(&one.socket)?;
@@ -301,7 +320,7 @@ impl Worker {
     fn inherit(
         &mut self,
         Inherited { state, servers }: Inherited,
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
         network_addresses: &[(IpAddr, Option<Duration>)],
         taken: &mut TakenOver,
         now: Instant,
@@ -346,7 +365,7 @@ impl Worker {
     fn inherit_listeners(
         &mut self,
         state: &WorkerState,
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
         failed: &mut Vec<SocketAddr>,
     ) -> Vec<Option<u32>> {
         let mut numbers = Vec::with_capacity(state.listener_sockets.len());
@@ -393,7 +412,7 @@ impl Worker {
         &mut self,
         state: &SessionState,
         places: &Places<'_>,
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
         now: Instant,
     ) -> Result<(), NotTaken> {
         let listener_socket = places.listener_sockets.get(state.listener_socket as usize);
@@ -517,7 +536,7 @@ impl Worker {
         key: &Key,
         server: &Server,
         shared: &[Option<u32>],
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
         now: Instant,
     ) -> Result<Path, NotTaken> {
         let shared = |socket: u32| {

@@ -6,13 +6,12 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use ppv2::TaggedReply;
-use ppv2_udp::{Cause, Options, Socket};
+use ppv2_udp::{Adoptable, Cause, Options, Socket};
 use slab::Slab;
 
 use super::handover::{Collected, place};
@@ -648,7 +647,7 @@ impl Worker {
         &mut self,
         state: &WorkerState,
         servers: &[Arc<Server>],
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
         addresses: &[(IpAddr, Option<Duration>)],
         now: Instant,
     ) -> Vec<Option<u32>> {
@@ -691,7 +690,7 @@ impl Worker {
         &mut self,
         state: &SharedSocketState,
         servers: &[Arc<Server>],
-        sockets: &mut HashMap<u64, OwnedFd>,
+        sockets: &mut HashMap<u64, Adoptable>,
     ) -> Option<u32> {
         let snapshot = Arc::clone(&self.snapshot);
         let mut listeners = snapshot.listeners.iter();

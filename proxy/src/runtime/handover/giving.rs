@@ -1,5 +1,6 @@
 //! The process that lets another one go on with all that it has.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use ppv2_engine::client_ports::ClientPorts;
 use ppv2_engine::handover::WorkerState;
 use ppv2_engine::worker::Command;
+use rustix::net::sockopt::socket_cookie;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -178,8 +180,11 @@ impl Giver {
         line.expect("Begin", |said| matches!(said, Message::Begin))?;
         tracing::info!(process, version, "handing over to another process");
         line.lock().set_timeout(Some(FROZEN))?;
+        let sent = self.send_sockets(line)?;
+        line.send(&Message::Previewed, &[])?;
+        line.expect("Freeze", |said| matches!(said, Message::Freeze))?;
         let frozen = Instant::now();
-        let released = self.send_all(line).and_then(|()| {
+        let released = self.send_all(line, sent).and_then(|()| {
             tracing::debug!(took = ?frozen.elapsed(), "all is sent");
             line.expect("Ready", |said| matches!(said, Message::Ready))?;
             line.send(&Message::Yours, &[])?;
@@ -217,7 +222,7 @@ impl Giver {
         let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
         let sent = line.send(&Message::Offer(offering.offer.clone()), &sockets);
         let sent = sent.map_err(GiveError::from);
-        match sent.and_then(|()| self.send_all(&line)) {
+        match sent.and_then(|()| self.send_all(&line, Vec::new())) {
             Ok(()) => Ok(unread),
             Err(why) => {
                 self.resume();
@@ -234,15 +239,49 @@ impl Giver {
         }
     }
 
-    /// Has workers look at their sockets no more, and sends all that they have.
-    fn send_all(&self, line: &Line) -> Result<(), GiveError> {
+    /// Sends the sockets of sessions, while workers go on. Returns the cookies of those of each
+    /// worker.
+    fn send_sockets(&self, line: &Line) -> Result<Vec<HashSet<u64>>, GiveError> {
+        let mut all = Vec::with_capacity(self.workers.len());
+        for (number, worker) in self.workers.iter().enumerate() {
+            let (mut sent, mut next) = (HashSet::new(), Some(0));
+            while let Some(first) = next {
+                let (tell, told) = mpsc::channel();
+                // Who waits may have given up.
+                let reply = move |sockets, next| _ = tell.send((sockets, next));
+                let reply = Box::new(reply);
+                if !worker.tell(Command::Preview { first, reply }) {
+                    return Err(GiveError::Worker);
+                }
+                let told = told.recv_timeout(FROZEN);
+                let (sockets, after): (Vec<OwnedFd>, _) = told.map_err(|_| GiveError::Worker)?;
+                next = after;
+                for socket in &sockets {
+                    sent.insert(socket_cookie(socket).map_err(io::Error::from)?);
+                }
+                let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+                line.send(&Message::Sockets(number), &sockets)?;
+            }
+            all.push(sent);
+        }
+        Ok(all)
+    }
+
+    /// Has workers look at their sockets no more, and sends all that they have, but for the
+    /// sockets of each that were sent before.
+    fn send_all(&self, line: &Line, sent: Vec<HashSet<u64>>) -> Result<(), GiveError> {
         let (tell, told) = mpsc::channel();
-        for worker in &self.workers {
+        let sent = sent.into_iter().chain(std::iter::repeat_with(HashSet::new));
+        for (worker, before) in self.workers.iter().zip(sent) {
             let (tell, line) = (tell.clone(), line.clone());
             // Each worker sends what is its own, from its own thread.
-            let send = move |state: WorkerState, sockets: &[BorrowedFd<'_>]| {
+            let send = move |state: WorkerState, sockets: &[(u64, BorrowedFd<'_>)]| {
+                let sockets = sockets
+                    .iter()
+                    .filter(|(cookie, _)| !before.contains(cookie));
+                let sockets: Vec<_> = sockets.map(|(_, socket)| *socket).collect();
                 let body = Body::of(&Message::Worker(Box::new(state)));
-                let sent = body.and_then(|body| line.lock().send_body(body, sockets));
+                let sent = body.and_then(|body| line.lock().send_body(body, &sockets));
                 // Who waits may have given up.
                 let _ = tell.send(sent);
             };

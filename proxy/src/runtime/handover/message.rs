@@ -6,7 +6,9 @@
 //!     │ ◀────────────────────────────────── Offer │  addresses, sockets of the control path
 //!   reads its configuration, resolves names,      │  goes on as before
 //!   binds what is new, starts its workers         │
-//!     │ Begin ──────────────────────────────────▶ │  workers stop to look at their sockets
+//!     │ Begin ──────────────────────────────────▶ │
+//!     │ ◀──────────── Sockets, Sockets … Previewed │  those that there are, ahead of time
+//!     │ Freeze ─────────────────────────────────▶ │  workers stop to look at their sockets
 //!     │ ◀────────────────── Worker, Worker … Last │  all sockets and sessions
 //!   takes them over, looks at none yet            │
 //!     │ Ready ──────────────────────────────────▶ │
@@ -35,9 +37,15 @@ pub(super) enum Message {
     Hello(Hello),
     /// What there is, with the sockets that `Offer` counts.
     Offer(Offer),
-    /// Stop to look at the sockets, and send all.
+    /// Send sockets ahead of time.
     Begin,
-    /// What one worker has, with its sockets.
+    /// Some sockets of the worker of this number.
+    Sockets(usize),
+    /// Nearly all sockets are there.
+    Previewed,
+    /// Stop to look at the sockets, and send all.
+    Freeze,
+    /// What one worker has, with those of its sockets that were not sent before.
     Worker(Box<WorkerState>),
     /// What all workers have together. It is the last.
     Last(Last),
@@ -58,6 +66,9 @@ impl Message {
             Self::Hello(_) => "Hello",
             Self::Offer(_) => "Offer",
             Self::Begin => "Begin",
+            Self::Sockets(_) => "Sockets",
+            Self::Previewed => "Previewed",
+            Self::Freeze => "Freeze",
             Self::Worker(_) => "Worker",
             Self::Last(_) => "Last",
             Self::Ready => "Ready",

@@ -15,7 +15,7 @@ use ppv2_engine::handover::{
     Inherited, NotTaken, PathState, ServerState, TakeOver, TakenOver, WorkerState,
 };
 use ppv2_engine::server::Server;
-use rustix::net::sockopt::socket_cookie;
+use ppv2_udp::Adoptable;
 use thiserror::Error;
 
 use super::channel::{Body, Channel, ChannelError, Limits, make_room};
@@ -73,7 +73,10 @@ pub(in crate::runtime) struct Taking {
 }
 
 /// What a worker has, with its sockets by their cookies.
-type Received = (WorkerState, HashMap<u64, OwnedFd>);
+type Received = (WorkerState, Sockets);
+
+/// Sockets by their cookies.
+type Sockets = HashMap<u64, Adoptable>;
 
 /// All that was handed over.
 #[derive(Debug)]
@@ -174,10 +177,19 @@ impl Taking {
         }
         make_room(self.offer.sockets + self.offer.sockets / 8)?;
         self.channel.set_timeout(Some(FROZEN))?;
+        let mut before = HashMap::new();
         if !self.is_queued {
             self.channel.send(&Message::Begin, &[])?;
+            before = self.receive_sockets()?;
+            self.channel.send(&Message::Freeze, &[])?;
         }
-        let (workers, last) = self.receive_all()?;
+        let (mut workers, last) = self.receive_all()?;
+        for (state, sockets) in &mut workers {
+            if let Some(mut before) = before.remove(&state.worker) {
+                before.extend(sockets.drain());
+                *sockets = before;
+            }
+        }
         let known: HashSet<SocketAddr> = self.offer.addresses().collect();
         let states = || workers.iter().map(|(state, _)| state);
         let listeners = || states().flat_map(|one| &one.listener_sockets);
@@ -195,6 +207,21 @@ impl Taking {
             )));
         }
         Ok(Estate { workers, last })
+    }
+
+    /// Receives the sockets of each worker that are sent ahead of time, by its number.
+    fn receive_sockets(&self) -> Result<HashMap<usize, Sockets>, TakeError> {
+        let mut all = HashMap::<_, Sockets>::new();
+        loop {
+            let (said, descriptors) = receive(&self.channel, Limits::STATE)?;
+            match said {
+                Message::Sockets(worker) => {
+                    all.entry(worker).or_default().extend(checked(descriptors)?);
+                }
+                Message::Previewed => return Ok(all),
+                said => return Err(disorder(&said, "Sockets")),
+            }
+        }
     }
 
     /// Receives what each worker has, and what they have together. Threads of their own read
@@ -324,16 +351,19 @@ pub(in crate::runtime) fn summary(taken: &[TakenOver]) -> Result<String, TakeErr
     Ok(text)
 }
 
-fn read(body: Body, descriptors: Vec<OwnedFd>) -> Result<Received, TakeError> {
-    let mut sockets = HashMap::with_capacity(descriptors.len());
-    for descriptor in descriptors {
-        let cookie = socket_cookie(&descriptor).map_err(io::Error::from)?;
-        sockets.insert(cookie, descriptor);
-    }
-    state_of(body.read()?, sockets)
+fn checked(descriptors: Vec<OwnedFd>) -> Result<Sockets, TakeError> {
+    let sockets = descriptors.into_iter().map(|descriptor| {
+        let socket = Adoptable::check(descriptor)?;
+        Ok((socket.cookie(), socket))
+    });
+    Ok(sockets.collect::<io::Result<_>>()?)
 }
 
-fn state_of(said: Message, sockets: HashMap<u64, OwnedFd>) -> Result<Received, TakeError> {
+fn read(body: Body, descriptors: Vec<OwnedFd>) -> Result<Received, TakeError> {
+    state_of(body.read()?, checked(descriptors)?)
+}
+
+fn state_of(said: Message, sockets: Sockets) -> Result<Received, TakeError> {
     let Message::Worker(state) = said else {
         if let Message::Refused(why) = said {
             return Err(TakeError::Refused(why));

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,6 +51,9 @@ pub use service_manager::NotifySocket;
 
 /// Requests for a reload that may wait to be heard.
 const RELOADS: usize = 8;
+
+/// How often to look whether workers that stopped for another process go on.
+const SETTLE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Questions of another process that may wait to be heard.
 const ASKS: usize = 8;
@@ -274,17 +277,19 @@ async fn supervise(
                 taken = control.take_over(other) => taken?,
                 () = signals.stop() => return Ok(()),
             };
-            doors.own();
             Some(taken)
         }
         None => None,
     };
     let ready = Arc::new(AtomicBool::new(true));
     let (ask, reloads) = mpsc::channel(RELOADS);
-    let (give, asks) = mpsc::channel(ASKS);
+    let (give, mut asks) = mpsc::channel(ASKS);
     let giver = control.giver(give);
-    if let Some(listener) = doors.upgrade.take() {
-        giver.clone().listen(listener)?;
+    if let Some(listener) = doors.upgrade.take()
+        && let Err(error) = giver.clone().listen(listener)
+    {
+        // All else works.
+        tracing::error!("no other process can take over from this one: {error}");
     }
     if let Some(listener) = doors.admin.take() {
         let admin = Admin {
@@ -301,8 +306,8 @@ async fn supervise(
     }
     announcement::announce(control.config(), control.host_capacity(), admin.as_ref());
     if let Some(predecessor) = predecessor {
-        manager.forget();
-        predecessor.dismiss(std::mem::take(&mut doors.kept));
+        predecessor.dismiss(doors.kept.clone());
+        doors.own();
     }
     manager.watch(control.workers());
     if is_upgrade {
@@ -315,38 +320,47 @@ async fn supervise(
         &mut control,
         &mut drop_log,
         &mut signals,
-        (reloads, asks, &doors),
+        (reloads, &mut asks, &doors),
         &mut manager,
     )
     .await;
-    match told {
-        Ok(Told::Stop) => {}
-        Ok(Told::Leave) => {
-            manager.leaving();
-            match leave(&control, giver, &doors, &manager).await {
-                Ok(()) => {
-                    doors.leave(&Running {
-                        keeps_admin: true,
-                        keeps_upgrade: true,
-                    });
-                    let ended = control.let_go().await;
-                    drop_log.log_rest(Instant::now());
-                    tracing::info!("stopped: the next process goes on");
-                    return ended;
-                }
-                Err(why) => tracing::error!("sessions are not left to the next process: {why}"),
-            }
-        }
-        Ok(Told::LetGo(kept)) => {
-            doors.leave(&kept);
-            let ended = control.let_go().await;
-            drop_log.log_rest(Instant::now());
-            tracing::info!("stopped: another process goes on");
-            return ended;
-        }
+    let mut told = match told {
+        Ok(told) => told,
         Err(error) => {
             control.end();
             return Err(error);
+        }
+    };
+    loop {
+        told = settle(told, &giver, &mut asks).await;
+        match told {
+            Told::Stop => break,
+            Told::Leave => {
+                manager.leaving();
+                match leave(&control, &giver, &doors, &manager).await {
+                    Ok(()) => {
+                        doors.leave(&Running {
+                            keeps_admin: true,
+                            keeps_upgrade: true,
+                        });
+                        let ended = control.let_go().await;
+                        drop_log.log_rest(Instant::now());
+                        tracing::info!("stopped: the next process goes on");
+                        return ended;
+                    }
+                    Err(why) => {
+                        tracing::error!("sessions are not left to the next process: {why}");
+                        told = Told::Stop;
+                    }
+                }
+            }
+            Told::LetGo(kept) => {
+                doors.leave(&kept);
+                let ended = control.let_go().await;
+                drop_log.log_rest(Instant::now());
+                tracing::info!("stopped: another process goes on");
+                return ended;
+            }
         }
     }
     ready.store(false, Ordering::Release);
@@ -382,6 +396,8 @@ async fn left_behind(
     let queued = spawn_blocking(move || Taking::queued(socket)).await;
     match queued.map_err(io::Error::other)? {
         Ok(other) => {
+            // A next start after one that fails begins anew, rather than fail in the same way.
+            manager.forget();
             bind::probe_beside(config, &other)?;
             Ok(Some(other))
         }
@@ -398,22 +414,48 @@ async fn left_behind(
     }
 }
 
+/// Has nothing handed over from now on to a process that asks, and waits for what comes of it
+/// where workers have stopped for one.
+async fn settle(told: Told, giver: &Giver, asks: &mut mpsc::Receiver<Ask>) -> Told {
+    loop {
+        let is_settled = match told {
+            Told::Stop => giver.end(),
+            Told::Leave => !giver.is_giving(),
+            Told::LetGo(_) => true,
+        };
+        if is_settled {
+            return told;
+        }
+        match tokio::time::timeout(SETTLE_PAUSE, asks.recv()).await {
+            Ok(Some(Ask::Done(kept))) => return Told::LetGo(kept),
+            Ok(Some(Ask::Offer(reply))) => _ = reply.send(Err("the process is ending".to_owned())),
+            // It has failed, and workers go on, or not yet.
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
 /// Leaves all sockets and sessions in the service manager's store, for the next process. If that
-/// fails, this one goes on.
+/// fails, workers go on.
 async fn leave(
     control: &Control,
-    giver: Giver,
+    giver: &Giver,
     doors: &Doors,
     manager: &ServiceManager,
 ) -> Result<(), String> {
     let offering = doors.offer(control.offer()?);
-    let queued = spawn_blocking(move || giver.queue(&offering)).await;
+    let giving = giver.clone();
+    let queued = spawn_blocking(move || giving.queue(&offering)).await;
     let queued = queued.map_err(|error| error.to_string())?;
-    let descriptor = queued.map_err(|error| error.to_string())?;
-    manager.store(descriptor).await.map_err(|error| {
-        control.resume();
-        format!("the service manager has not stored them: {error}")
-    })
+    let queued = queued.map_err(|error| error.to_string())?;
+    let unread = queued.unread().map_err(|error| error.to_string())?;
+    let stored = match manager.store(unread).await {
+        Ok(()) if queued.is_kept() => return Ok(()),
+        Ok(()) => "it keeps none; its unit needs FileDescriptorStoreMax=1".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    giver.resume();
+    Err(format!("the service manager has not stored them: {stored}"))
 }
 
 /// What ends the process.
@@ -431,7 +473,11 @@ async fn until_told(
     control: &mut Control,
     drop_log: &mut DropLog,
     signals: &mut Signals,
-    (mut reloads, mut asks, doors): (mpsc::Receiver<ReloadRequest>, mpsc::Receiver<Ask>, &Doors),
+    (mut reloads, asks, doors): (
+        mpsc::Receiver<ReloadRequest>,
+        &mut mpsc::Receiver<Ask>,
+        &Doors,
+    ),
     manager: &mut ServiceManager,
 ) -> Result<Told, RunError> {
     let mut interval = tokio::time::interval(drop_log::INTERVAL);

@@ -147,6 +147,13 @@ impl Socket {
         })
     }
 
+    /// It, as one of which others keep descriptors.
+    #[must_use]
+    pub fn keep(mut self) -> Self {
+        self.is_kept = true;
+        self
+    }
+
     /// Whether others keep descriptors of it ([`inherit`](Self::inherit)): it stays bound, and
     /// takes datagrams, after this one is dropped.
     #[must_use]

@@ -51,6 +51,9 @@ pub struct ListenerSocketState {
     pub listener: String,
     /// The kernel's count of datagrams that its buffer had no room for, as far as it is told.
     pub overflows: u32,
+    /// The service manager has it, too.
+    #[serde(default)]
+    pub is_kept: bool,
 }
 
 /// A socket that sessions share.
@@ -336,8 +339,11 @@ pub type Preview = Box<dyn FnOnce(Vec<OwnedFd>, Option<usize>) + Send>;
 pub struct TakeOver {
     /// What each of them had.
     pub states: Vec<Inherited>,
-    /// The sockets of all, by their cookies. What is left is closed.
+    /// The sockets of all, by their cookies. What no session has is closed once late replies to
+    /// it have come.
     pub sockets: HashMap<u64, Adoptable>,
+    /// Source networks of all workers.
+    pub networks: Arc<[NetworkState]>,
     /// Addresses of source networks that sessions of any worker have, or had so long ago.
     pub network_addresses: Arc<[(IpAddr, Option<Duration>)]>,
     /// Is told what came of it.

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime};
 
-use ppv2_udp::{Batch, READY, Readiness, Socket, Waker};
+use ppv2_udp::{Adoptable, Batch, READY, Readiness, Socket, Waker};
 use slab::Slab;
 
 use crate::accept::Senders;
@@ -257,6 +257,8 @@ pub struct Worker {
     shared_sockets: SharedSockets,
     /// Sessions of another process whose sockets are not watched yet.
     unwatched: Vec<SessionId>,
+    /// Sockets of another process that no session has, and until when late replies may come.
+    parked: Option<(Instant, Vec<Adoptable>)>,
     /// Proxies that put headers in front of what they pass on.
     senders: Senders,
     unix: UnixClock,
@@ -316,6 +318,7 @@ impl Worker {
                 .with_unique_ids(unique_ids, Connection::has_unique_id),
             shared_sockets: SharedSockets::new(number, workers),
             unwatched: Vec::new(),
+            parked: None,
             senders: Senders::default(),
             unix: UnixClock::new(now),
             capacity,

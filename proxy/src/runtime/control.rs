@@ -208,6 +208,8 @@ impl Control {
         tracing::debug!(took = ?begun.elapsed(), "all is received");
         self.client_ports
             .inherit(estate.resting_ports(), Instant::now());
+        self.health.status.inherit(estate.servers());
+        self.route_soon(begun);
         let (tell, mut told) = unbounded_channel();
         let registry = &mut self.registry;
         let server_of = |one: &ServerState| {
@@ -273,12 +275,7 @@ impl Control {
     /// Hands over, when asked, what workers have.
     pub(super) fn giver(&self, asks: mpsc::Sender<Ask>) -> Giver {
         let client_ports = Arc::clone(&self.client_ports);
-        Giver::new(self.workers(), client_ports, asks)
-    }
-
-    /// Has workers go on that have handed over to nobody.
-    pub(super) fn resume(&self) {
-        self.workers.tell_all(|| Command::Resume);
+        Giver::new(self.workers(), client_ports, self.status(), asks)
     }
 
     /// Leaves all to another process.

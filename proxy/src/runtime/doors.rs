@@ -3,6 +3,7 @@
 //! before, so that nobody finds them closed.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -25,6 +26,16 @@ pub(super) struct Doors {
     upgrade_socket: Option<(String, OwnedFd)>,
     admin_file: Option<SocketFile>,
     upgrade_file: Option<SocketFile>,
+    /// The other process would have removed the file of its admin socket.
+    has_admin_file: bool,
+}
+
+/// What the address of a Unix socket begins with.
+const UNIX: &str = "unix:";
+
+/// Whether there is a socket, which may have been removed: nobody would find it then.
+fn is_there(path: &str) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
 }
 
 impl Doors {
@@ -42,12 +53,19 @@ impl Doors {
             upgrade_socket: None,
             admin_file: None,
             upgrade_file: None,
+            has_admin_file: false,
         };
         if let Some(address) = config.admin() {
             let shown = address.to_string();
+            let file = shown.strip_prefix(UNIX);
+            // The service manager's own is served as before, and no other.
+            let is_given = inherited.has_admin();
             let same = other.as_mut().and_then(|other| {
                 let is_same = other.offer().admin.as_ref() == Some(&shown);
-                other.admin.take().filter(|_| is_same)
+                doors.has_admin_file = other.offer().has_admin_file;
+                doors.kept.keeps_admin = is_same && is_given;
+                let socket = other.admin.take().filter(|_| is_same && !is_given);
+                socket.filter(|_| file.is_none_or(is_there))
             });
             let (listener, file) = match same {
                 Some(socket) => {
@@ -63,7 +81,7 @@ impl Doors {
             let shown = path.display().to_string();
             let same = other.as_mut().and_then(|other| {
                 let is_same = other.offer().upgrade.as_ref() == Some(&shown);
-                other.upgrade.take().filter(|_| is_same)
+                other.upgrade.take().filter(|_| is_same && is_there(&shown))
             });
             let (listener, file) = match same {
                 Some(socket) => {
@@ -83,13 +101,12 @@ impl Doors {
 
     /// Sees to the files of sockets that another process had, now that it has let go of them.
     pub(super) fn own(&mut self) {
-        // Who has removed one wants it to stay so.
         let file = |door: &Option<(String, OwnedFd)>, scheme| {
             let (name, _) = door.as_ref()?;
             SocketFile::of(Path::new(name.strip_prefix(scheme)?)).ok()
         };
-        if self.kept.keeps_admin {
-            self.admin_file = file(&self.admin_socket, "unix:");
+        if self.kept.keeps_admin && self.has_admin_file {
+            self.admin_file = file(&self.admin_socket, UNIX);
         }
         if self.kept.keeps_upgrade {
             self.upgrade_file = file(&self.upgrade_socket, "");
@@ -106,6 +123,7 @@ impl Doors {
         Offering {
             offer: Offer {
                 admin: admin.as_ref().map(|(name, _)| name.clone()),
+                has_admin_file: self.admin_file.is_some(),
                 upgrade: upgrade.as_ref().map(|(name, _)| name.clone()),
                 ..offer
             },

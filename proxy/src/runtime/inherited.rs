@@ -157,6 +157,11 @@ impl Inherited {
         }
     }
 
+    /// Whether the admin address's socket is among them.
+    pub(super) fn has_admin(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
     /// Addresses that need not be bound.
     pub(super) fn addresses(&self) -> BTreeSet<SocketAddr> {
         self.udp.keys().copied().collect()

@@ -178,7 +178,7 @@ fn flags_other_than_the_logs_are_refused_beside_a_file() {
             _ => "1",
         };
         let command = [&run[..], &[&flag, value]].concat();
-        if flag.starts_with("--log-") {
+        if flag.starts_with("--log-") || flag == "--takeover" {
             fails(&command, 2, &["no listener"]);
         } else {
             fails(&command, 2, &[&flag, "cannot be used with", "--config"]);

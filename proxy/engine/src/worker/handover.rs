@@ -7,10 +7,10 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ppv2::ReplyTag;
 use ppv2_udp::{Adoptable, Socket};
@@ -27,7 +27,7 @@ use crate::handover::{
 use crate::mode::FirstHeader;
 use crate::own_tlvs::UniqueId;
 use crate::server::Server;
-use crate::session::{Amount, Key, ReplyHeader, Restored, Session, SessionId, Via};
+use crate::session::{Amount, Key, MIN_REST, ReplyHeader, Restored, Session, SessionId, Via};
 use crate::upstream_socket::{
     Connection, First, Path, PortPool, ServerReplyHeader, UpstreamSocket,
 };
@@ -109,15 +109,17 @@ impl Worker {
         let TakeOver {
             states,
             mut sockets,
+            networks,
             network_addresses,
             done,
         } = from;
         let mut taken = TakenOver::default();
+        self.inherit_networks(&networks, &network_addresses, now);
         for inherited in states {
-            self.inherit(inherited, &mut sockets, &network_addresses, &mut taken, now);
+            self.inherit(inherited, &mut sockets, &mut taken, now);
         }
-        // Before others may have their addresses.
-        drop(sockets);
+        // A late reply to one of these would reach the next session that has its port.
+        self.parked = Some((now + MIN_REST, sockets.into_values().collect()));
         self.adapt_shared(now);
         self.publish_counts();
         done(taken);
@@ -192,6 +194,7 @@ impl Worker {
                 bound: one.socket.bound().into(),
                 listener: one.settings.listener.name.clone(),
                 overflows: one.overflows,
+                is_kept: one.socket.is_kept(),
             });
         }
         let shared_places = self.collect_shared(&mut collected, now)?;
@@ -321,7 +324,6 @@ impl Worker {
         &mut self,
         Inherited { state, servers }: Inherited,
         sockets: &mut HashMap<u64, Adoptable>,
-        network_addresses: &[(IpAddr, Option<Duration>)],
         taken: &mut TakenOver,
         now: Instant,
     ) {
@@ -331,7 +333,7 @@ impl Worker {
                 server.note_tag(true, self.unix.now());
             }
         }
-        let shared = self.inherit_shared(&state, &servers, sockets, network_addresses, now);
+        let shared = self.inherit_shared(&state, &servers, sockets);
         let senders = self.inherit_senders(&state.senders, now);
         let mut sessions = state.sessions;
         // Those that rest first: they take no part of `max_sessions`. Of one client, the
@@ -374,6 +376,7 @@ impl Worker {
             let is_known = self.snapshot.bound.contains_key(&bound);
             let socket = sockets.remove(&one.cookie).filter(|_| is_known);
             let socket = socket.and_then(|socket| Socket::adopt(socket, bound).ok());
+            let socket = socket.map(|socket| if one.is_kept { socket.keep() } else { socket });
             let added = socket.and_then(|socket| self.add_listener_socket(socket).ok());
             let number = added.flatten();
             if is_known && number.is_none() {
@@ -452,6 +455,7 @@ impl Worker {
         {
             return Err(NotTaken::OtherMode);
         }
+        let permit = self.capacity.take().map_err(|_| NotTaken::NoRoom)?;
         let path = self.inherit_path(state, &key, &server, places.shared, sockets, now)?;
         let mut connection = Connection {
             path,
@@ -496,7 +500,6 @@ impl Worker {
             })
         });
         let is_active = !matches!(state.phase, Phase::Resting { .. });
-        let permit = self.capacity.take().map_err(|_| NotTaken::NoRoom)?;
         let of_client = settings.client_sessions.as_ref().filter(|_| is_active);
         let permit = permit.of_client(of_client.and_then(|sessions| sessions.take(client)));
         let restored = Restored {

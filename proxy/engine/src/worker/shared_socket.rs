@@ -640,19 +640,16 @@ impl Worker {
         Ok(places)
     }
 
-    /// Takes over shared sockets and source networks. Returns the number of each socket, if
-    /// there is room for it. `addresses` are those of source networks that sessions of any
-    /// worker have, or had so long ago.
-    pub(super) fn inherit_shared(
+    /// Goes on with source networks. `addresses` are those that sessions of any worker have, or
+    /// had so long ago.
+    pub(super) fn inherit_networks(
         &mut self,
-        state: &WorkerState,
-        servers: &[Arc<Server>],
-        sockets: &mut HashMap<u64, Adoptable>,
+        networks: &[NetworkState],
         addresses: &[(IpAddr, Option<Duration>)],
         now: Instant,
-    ) -> Vec<Option<u32>> {
+    ) {
         let (worker, workers) = (self.shared_sockets.worker, self.shared_sockets.workers);
-        for one in &state.networks {
+        for one in networks {
             let Ok(network) = IpNet::new(one.address, one.prefix) else {
                 continue;
             };
@@ -673,6 +670,15 @@ impl Worker {
                 sessions: 0,
             });
         }
+    }
+
+    /// Takes over shared sockets. Returns the number of each, if there is room for it.
+    pub(super) fn inherit_shared(
+        &mut self,
+        state: &WorkerState,
+        servers: &[Arc<Server>],
+        sockets: &mut HashMap<u64, Adoptable>,
+    ) -> Vec<Option<u32>> {
         for server in &state.network_servers {
             let servers = &mut self.shared_sockets.servers;
             let server = SocketAddr::from(*server);
@@ -740,6 +746,7 @@ impl Worker {
 
     /// Closes shared sockets that have been of no use for as long as late replies may come.
     pub(super) fn close_unused_shared(&mut self, now: Instant) {
+        self.parked.take_if(|(until, _)| *until <= now);
         let SharedSockets {
             sockets, tagged, ..
         } = &mut self.shared_sockets;

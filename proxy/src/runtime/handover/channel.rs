@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
@@ -164,6 +165,13 @@ impl Channel {
         self.stream.set_write_timeout(timeout)?;
         self.timeout = timeout;
         Ok(())
+    }
+
+    /// Whether nobody has the other end any more.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut ends = [PollFd::new(&self.stream, PollFlags::empty())];
+        let polled = poll(&mut ends, Some(&Timespec::default()));
+        polled.is_err() || ends[0].revents().contains(PollFlags::HUP)
     }
 
     /// Closes the connection, also where other threads hold this end.

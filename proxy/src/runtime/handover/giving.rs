@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -21,6 +21,7 @@ use super::channel::{Body, Channel, ChannelError, Limits};
 use super::message::{FORMAT, Last, Message, Offer, Running};
 use super::{FROZEN, HELLO, is_trusted};
 use crate::admin::WorkerHandle;
+use crate::health::Status;
 
 /// How long the new process may take for its configuration, names and access log.
 const PREPARATION: Duration = Duration::from_secs(120);
@@ -50,8 +51,35 @@ pub(in crate::runtime) struct Offering {
 pub(in crate::runtime) struct Giver {
     workers: Vec<WorkerHandle>,
     client_ports: Arc<ClientPorts>,
+    health: Arc<Status>,
     asks: tokio::sync::mpsc::Sender<Ask>,
-    is_busy: Arc<AtomicBool>,
+    stage: Arc<Stage>,
+}
+
+/// Who may have workers stop to look at their sockets: one at a time.
+#[derive(Debug, Default)]
+struct Stage(AtomicU8);
+
+impl Stage {
+    const IDLE: u8 = 0;
+    /// Another process prepares for taking over.
+    const OFFERED: u8 = 1;
+    /// Workers don't look at their sockets, or are about not to.
+    const FROZEN: u8 = 2;
+    /// Nothing is handed over any more.
+    const OVER: u8 = 3;
+
+    /// Goes from one of `before` to `next`. False if it is none of them.
+    fn go(&self, before: &[u8], next: u8) -> bool {
+        let order = Ordering::AcqRel;
+        let mut before = before.iter();
+        before.any(|from| {
+            let gone = self
+                .0
+                .compare_exchange(*from, next, order, Ordering::Acquire);
+            gone.is_ok()
+        })
+    }
 }
 
 /// Why nothing was handed over.
@@ -81,13 +109,15 @@ impl Giver {
     pub(in crate::runtime) fn new(
         workers: Vec<WorkerHandle>,
         client_ports: Arc<ClientPorts>,
+        health: Arc<Status>,
         asks: tokio::sync::mpsc::Sender<Ask>,
     ) -> Self {
         Self {
             workers,
             client_ports,
+            health,
             asks,
-            is_busy: Arc::default(),
+            stage: Arc::default(),
         }
     }
 
@@ -161,14 +191,12 @@ impl Giver {
                 env!("CARGO_PKG_VERSION"),
             )));
         }
-        if self.is_busy.swap(true, Ordering::AcqRel) {
-            return Err(GiveError::Refused(
-                "another process is taking over at this time; try again when it has or has failed"
-                    .to_owned(),
-            ));
+        if !self.stage.go(&[Stage::IDLE], Stage::OFFERED) {
+            return Err(refused(IS_TAKING));
         }
         let given = self.give_to(line, hello.process, &hello.version);
-        self.is_busy.store(false, Ordering::Release);
+        // The process may be ending, or leave all to a later one.
+        self.stage.go(&[Stage::OFFERED], Stage::IDLE);
         given
     }
 
@@ -183,19 +211,25 @@ impl Giver {
         let sent = self.send_sockets(line)?;
         line.send(&Message::Previewed, &[])?;
         line.expect("Freeze", |said| matches!(said, Message::Freeze))?;
+        if !self.stage.go(&[Stage::OFFERED], Stage::FROZEN) {
+            return Err(refused(IS_ENDING));
+        }
         let frozen = Instant::now();
         let released = self.send_all(line, sent).and_then(|()| {
             tracing::debug!(took = ?frozen.elapsed(), "all is sent");
             line.expect("Ready", |said| matches!(said, Message::Ready))?;
+            line.lock().set_timeout(None)?;
             line.send(&Message::Yours, &[])?;
             // The other one may look at the sockets from now on, until it has closed the
-            // connection.
-            line.lock().set_timeout(None)?;
-            let said = line.receive()?;
-            let Message::Running(running) = said else {
-                return Err(GiveError::Disorder(said.name(), "Running"));
-            };
-            Ok(running)
+            // connection: whatever else it says, this one does no more.
+            match line.receive() {
+                Ok(Message::Running(running)) => Ok(running),
+                Err(ChannelError::Closed) => Err(ChannelError::Closed.into()),
+                said => {
+                    tracing::warn!(?said, "the other process goes on, and does not say how");
+                    Ok(Running::default())
+                }
+            }
         });
         match released {
             Ok(running) => {
@@ -213,30 +247,44 @@ impl Giver {
         }
     }
 
+    /// Whether workers don't look at their sockets.
+    pub(in crate::runtime) fn is_giving(&self) -> bool {
+        self.stage.0.load(Ordering::Acquire) == Stage::FROZEN
+    }
+
+    /// Whether from now on nothing is handed over to a process that asks. While workers don't
+    /// look at their sockets for one, what comes of that is to be waited for.
+    pub(in crate::runtime) fn end(&self) -> bool {
+        self.stage
+            .go(&[Stage::IDLE, Stage::OFFERED, Stage::OVER], Stage::OVER)
+    }
+
     /// Has workers look at their sockets no more, and puts all that they have into a socket, for
     /// a process that is yet to start: [`Taking::queued`](super::Taking::queued). If that fails,
     /// workers go on.
-    pub(in crate::runtime) fn queue(&self, offering: &Offering) -> Result<OwnedFd, GiveError> {
+    pub(in crate::runtime) fn queue(&self, offering: &Offering) -> Result<Queued, GiveError> {
+        if !self.stage.go(&[Stage::IDLE, Stage::OFFERED], Stage::FROZEN) {
+            return Err(GiveError::Ended(IS_TAKING.to_owned()));
+        }
+        self.queue_all(offering).inspect_err(|_| self.resume())
+    }
+
+    fn queue_all(&self, offering: &Offering) -> Result<Queued, GiveError> {
         let (channel, unread) = Channel::unread()?;
         let line = Line::new(channel);
         let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
-        let sent = line.send(&Message::Offer(offering.offer.clone()), &sockets);
-        let sent = sent.map_err(GiveError::from);
-        match sent.and_then(|()| self.send_all(&line, Vec::new())) {
-            Ok(()) => Ok(unread),
-            Err(why) => {
-                self.resume();
-                Err(why)
-            }
-        }
+        line.send(&Message::Offer(offering.offer.clone()), &sockets)?;
+        self.send_all(&line, Vec::new())?;
+        Ok(Queued { line, unread })
     }
 
-    /// Has workers go on.
-    fn resume(&self) {
+    /// Has workers go on that stopped for what has failed.
+    pub(in crate::runtime) fn resume(&self) {
         for worker in &self.workers {
             // One that is gone ends the process, which is told elsewhere.
             let _ = worker.tell(Command::Resume);
         }
+        self.stage.go(&[Stage::FROZEN], Stage::IDLE);
     }
 
     /// Sends the sockets of sessions, while workers go on. Returns the cookies of those of each
@@ -300,6 +348,7 @@ impl Giver {
         }
         let last = Last {
             resting_ports: self.client_ports.resting(Instant::now()),
+            servers: self.health.handed_over(),
         };
         Ok(line.send(&Message::Last(last), &[])?)
     }
@@ -309,6 +358,34 @@ impl Giver {
         let ended = |_| GiveError::Refused("the process is ending".to_owned());
         self.asks.blocking_send(ask(reply)).map_err(|_| ended(()))?;
         answer.blocking_recv().map_err(|_| ended(()))
+    }
+}
+
+/// Why a hand-over is refused.
+const IS_TAKING: &str =
+    "another process is taking over at this time; try again when it has or has failed";
+const IS_ENDING: &str = "the process is ending";
+
+fn refused(why: &str) -> GiveError {
+    GiveError::Refused(why.to_owned())
+}
+
+/// All that there is, in a socket that nobody reads yet.
+pub(in crate::runtime) struct Queued {
+    line: Line,
+    unread: OwnedFd,
+}
+
+impl Queued {
+    /// The end that all is to be read from.
+    pub(in crate::runtime) fn unread(&self) -> io::Result<OwnedFd> {
+        self.unread.try_clone()
+    }
+
+    /// Whether anybody has the end that all is to be read from, besides this process.
+    pub(in crate::runtime) fn is_kept(self) -> bool {
+        drop(self.unread);
+        !self.line.lock().is_closed()
     }
 }
 

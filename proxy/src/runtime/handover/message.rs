@@ -113,6 +113,8 @@ pub(in crate::runtime) struct Offer {
     pub(in crate::runtime) servers: Vec<ServerStanding>,
     /// Where the admin API is served; its socket comes along.
     pub(in crate::runtime) admin: Option<String>,
+    /// The file of that socket is the proxy's to remove.
+    pub(in crate::runtime) has_admin_file: bool,
     /// Where upgrades are asked for; its socket comes along, behind that of the admin API.
     pub(in crate::runtime) upgrade: Option<String>,
 }
@@ -143,6 +145,8 @@ impl Offer {
 pub(super) struct Last {
     /// Clients' own ports that rest.
     pub(super) resting_ports: Vec<RestingPort>,
+    /// As [`Offer::servers`], which may be old by now.
+    pub(super) servers: Vec<ServerStanding>,
 }
 
 /// How a server stands, as far as the configuration does not say it.
@@ -160,7 +164,7 @@ pub(crate) struct ServerStanding {
 }
 
 /// What the new process goes on with besides.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(in crate::runtime) struct Running {
     /// The socket of the admin API.

@@ -19,7 +19,7 @@ use ppv2_udp::Adoptable;
 use thiserror::Error;
 
 use super::channel::{Body, Channel, ChannelError, Limits, make_room};
-use super::message::{FORMAT, Hello, Last, Message, Offer, Running};
+use super::message::{FORMAT, Hello, Last, Message, Offer, Running, ServerStanding};
 use super::{FROZEN, HELLO, is_trusted};
 
 /// Why nothing was taken over. The other process goes on.
@@ -274,6 +274,11 @@ impl Taking {
 }
 
 impl Estate {
+    /// How servers stand.
+    pub(in crate::runtime) fn servers(&self) -> &[ServerStanding] {
+        &self.last.servers
+    }
+
     /// Clients' own ports that rest.
     pub(in crate::runtime) fn resting_ports(&self) -> &[RestingPort] {
         &self.last.resting_ports
@@ -289,6 +294,8 @@ impl Estate {
         done: impl Fn(TakenOver) + Clone + Send + 'static,
     ) -> Vec<TakeOver> {
         let addresses: Arc<[_]> = network_addresses(&self.workers).into();
+        let networks = self.workers.iter().flat_map(|(state, _)| &state.networks);
+        let networks: Arc<[_]> = networks.cloned().collect();
         let mut shares: Vec<Vec<Inherited>> = (0..count).map(|_| Vec::new()).collect();
         let mut sockets: Vec<HashMap<_, _>> = (0..count).map(|_| HashMap::new()).collect();
         for (number, (state, its)) in self.workers.into_iter().enumerate() {
@@ -305,6 +312,7 @@ impl Estate {
         let shares = shares.map(|(states, sockets)| TakeOver {
             states,
             sockets,
+            networks: Arc::clone(&networks),
             network_addresses: Arc::clone(&addresses),
             done: Box::new(done.clone()),
         });

@@ -21,6 +21,7 @@ enum Message {
         process: u32,
     },
     Begin,
+    Freeze,
     Ready,
     Yours,
     Refused(String),
@@ -109,7 +110,7 @@ fn strangers_do_the_old_process_no_harm() {
     for _ in 0..3 {
         eventually("sessions to be handed over", || {
             let mut stream = connect(&setup);
-            let hello = [Message::hello(1), Message::Begin].map(|one| one.bytes());
+            let hello = [Message::hello(1), Message::Begin, Message::Freeze].map(|one| one.bytes());
             let sent = stream.write_all(&hello.concat());
             sent.and_then(|()| stream.read_exact(&mut [0; 5000]))
                 .is_ok()

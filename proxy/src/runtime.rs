@@ -258,6 +258,10 @@ async fn supervise(
     let is_upgrade = takeover.is_some();
     let mut other = match takeover {
         Some(socket) => {
+            // What an earlier process has left is older than what there is.
+            if inherited.take_state().is_some() {
+                manager.forget();
+            }
             let other = Taking::connect(&socket)?;
             bind::probe_beside(&config, &other)?;
             Some(other)
@@ -273,6 +277,10 @@ async fn supervise(
     };
     let predecessor = match other {
         Some(other) => {
+            if other.is_queued() {
+                // The next start begins anew if this one fails, rather than fail again.
+                manager.forget();
+            }
             let taken = tokio::select! {
                 taken = control.take_over(other) => taken?,
                 () = signals.stop() => return Ok(()),
@@ -396,8 +404,6 @@ async fn left_behind(
     let queued = spawn_blocking(move || Taking::queued(socket)).await;
     match queued.map_err(io::Error::other)? {
         Ok(other) => {
-            // A next start after one that fails begins anew, rather than fail in the same way.
-            manager.forget();
             bind::probe_beside(config, &other)?;
             Ok(Some(other))
         }
@@ -447,13 +453,15 @@ async fn leave(
     let giving = giver.clone();
     let queued = spawn_blocking(move || giving.queue(&offering)).await;
     let queued = queued.map_err(|error| error.to_string())?;
-    let queued = queued.map_err(|error| error.to_string())?;
+    let mut queued = queued.map_err(|error| error.to_string())?;
     let unread = queued.unread().map_err(|error| error.to_string())?;
     let stored = match manager.store(unread).await {
         Ok(()) if queued.is_kept() => return Ok(()),
         Ok(()) => "it keeps none; its unit needs FileDescriptorStoreMax=1".to_owned(),
         Err(error) => error.to_string(),
     };
+    // It may come to be stored yet.
+    manager.forget();
     giver.resume();
     Err(format!("the service manager has not stored them: {stored}"))
 }
@@ -485,6 +493,7 @@ async fn until_told(
     let mut status_interval = tokio::time::interval(STATUS_PAUSE);
     status_interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (status, names) = (control.status(), control.names());
+    let mut is_leaving = false;
     loop {
         let next = control.next_deadline();
         let deadline = async {
@@ -496,7 +505,13 @@ async fn until_told(
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(Told::Stop),
             _ = signals.interrupt.recv() => return Ok(Told::Stop),
-            _ = signals.leave.recv() => return Ok(Told::Leave),
+            _ = signals.leave.recv() => {
+                // What is being reloaded is left as well.
+                is_leaving = true;
+                if !control.is_reloading() {
+                    return Ok(Told::Leave);
+                }
+            }
             _ = signals.hangup.recv() => {
                 manager.reloading();
                 control.hang_up();
@@ -530,6 +545,9 @@ async fn until_told(
                     control.end_reload(*ready).await;
                     if !control.is_reloading() {
                         manager.ready(control.status_line());
+                        if is_leaving {
+                            return Ok(Told::Leave);
+                        }
                     }
                 }
                 Event::Network(told) => control.look(told).await,

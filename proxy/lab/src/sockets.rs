@@ -1,9 +1,11 @@
 //! UDP sockets that fail a test rather than wait for ever, and free ports.
 
+use std::io::ErrorKind;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::TIMEOUT;
@@ -55,7 +57,7 @@ pub fn ports(count: u16) -> u16 {
             mem::forget(reserved);
             return first;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        sleep(Duration::from_millis(10));
     }
     panic!("other tests have all ports");
 }
@@ -70,8 +72,18 @@ pub fn socket(ip: &str) -> UdpSocket {
     bind(SocketAddr::new(ip.parse().unwrap(), 0))
 }
 
+/// A process that another test starts has all descriptors until it runs its program: an
+/// address that was given up may be taken for a moment yet.
 pub fn bind(address: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(address).unwrap();
+    let begun = Instant::now();
+    let socket = loop {
+        match UdpSocket::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < TIMEOUT => {
+                sleep(Duration::from_millis(10));
+            }
+            bound => break bound.unwrap(),
+        }
+    };
     socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }

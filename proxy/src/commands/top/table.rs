@@ -602,7 +602,7 @@ fn busiest(clients: Option<&Clients>) -> Table {
     });
     let rows: Vec<Row> = rows.collect();
     table.note = Some(match rows.is_empty() {
-        true => "no client has sent anything lately".to_owned(),
+        true => "no client was served lately".to_owned(),
         false => format!("averages of the last {}", span(window)),
     });
     table.groups = vec![Group {

@@ -275,6 +275,7 @@ impl Giver {
         let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
         line.send(&Message::Offer(offering.offer.clone()), &sockets)?;
         self.send_all(&line, Vec::new())?;
+        let unread = Some(unread);
         Ok(Queued { line, unread })
     }
 
@@ -373,18 +374,20 @@ fn refused(why: &str) -> GiveError {
 /// All that there is, in a socket that nobody reads yet.
 pub(in crate::runtime) struct Queued {
     line: Line,
-    unread: OwnedFd,
+    /// `None` once that was asked.
+    unread: Option<OwnedFd>,
 }
 
 impl Queued {
     /// The end that all is to be read from.
     pub(in crate::runtime) fn unread(&self) -> io::Result<OwnedFd> {
-        self.unread.try_clone()
+        let unread = self.unread.as_ref();
+        unread.ok_or(io::ErrorKind::NotFound)?.try_clone()
     }
 
     /// Whether anybody has the end that all is to be read from, besides this process.
-    pub(in crate::runtime) fn is_kept(self) -> bool {
-        drop(self.unread);
+    pub(in crate::runtime) fn is_kept(&mut self) -> bool {
+        self.unread.take();
         !self.line.lock().is_closed()
     }
 }

@@ -214,12 +214,12 @@ impl Taking {
         let mut all = HashMap::<_, Sockets>::new();
         loop {
             let (said, descriptors) = receive(&self.channel, Limits::STATE)?;
-            match said {
-                Message::Sockets(worker) => {
-                    all.entry(worker).or_default().extend(checked(descriptors)?);
-                }
-                Message::Previewed => return Ok(all),
-                said => return Err(disorder(&said, "Sockets")),
+            if let Message::Sockets(worker) = said {
+                all.entry(worker).or_default().extend(checked(descriptors)?);
+            } else if let Message::Previewed = said {
+                return Ok(all);
+            } else {
+                return Err(disorder(&said, "Sockets"));
             }
         }
     }

@@ -23,6 +23,8 @@ import threading
 FIRST = 3
 names, sockets, kept = [], [], []
 stored = {}
+# What was stored in truth: the program sees whether anybody has it.
+replaced = []
 
 
 def keep_store(notify, replacement):
@@ -35,7 +37,7 @@ def keep_store(notify, replacement):
             assert told["FDPOLL"] == "0" and len(descriptors) == 1 and not stored, told
             stored[name] = descriptors.pop()
             if replacement is not None:
-                os.close(stored[name])
+                replaced.append(stored[name])
                 ours, theirs = socket.socketpair()
                 ours.sendall(replacement)
                 ours.close()
@@ -79,6 +81,8 @@ def bind(spec):
 
 
 def start(program):
+    while replaced:
+        os.close(replaced.pop())
     pid = os.fork()
     if pid:
         return pid

@@ -52,6 +52,9 @@ pub use service_manager::NotifySocket;
 /// Requests for a reload that may wait to be heard.
 const RELOADS: usize = 8;
 
+/// How long a process that has taken over may take to serve what has come meanwhile.
+const CATCH_UP: Duration = Duration::from_millis(200);
+
 /// How often to look whether workers that stopped for another process go on.
 const SETTLE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -258,11 +261,11 @@ async fn supervise(
     let is_upgrade = takeover.is_some();
     let mut other = match takeover {
         Some(socket) => {
+            let other = Taking::connect(&socket)?;
             // What an earlier process has left is older than what there is.
             if inherited.take_state().is_some() {
                 manager.forget();
             }
-            let other = Taking::connect(&socket)?;
             bind::probe_beside(&config, &other)?;
             Some(other)
         }
@@ -364,6 +367,9 @@ async fn supervise(
             }
             Told::LetGo(kept) => {
                 doors.leave(&kept);
+                // To close thousands of sockets takes time of the processor that their clients
+                // wait for.
+                tokio::time::sleep(CATCH_UP).await;
                 let ended = control.let_go().await;
                 drop_log.log_rest(Instant::now());
                 tracing::info!("stopped: another process goes on");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -215,6 +216,33 @@ fn a_restart_with_sockets_of_the_service_manager_does_too() {
     keeps_sessions(&sockets, &listeners, &more);
 }
 
+/// As by RuntimeDirectory= of a unit.
+#[test]
+fn a_restart_makes_sockets_anew_whose_folder_is_gone() {
+    let (server, folder) = (Echo::start(), tempfile::tempdir().unwrap());
+    // The proxy is another user, if started as root.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (listeners, run) = ([address("127.0.0.1")], folder.path().join("run"));
+    let (admin, upgrade) = (run.join("admin.sock"), run.join("upgrade.sock"));
+    let admin = format!("unix:{}", admin.display());
+    let more = format!("[admin]\nlisten = \"{admin}\"\n[upgrade]\nsocket = {upgrade:?}\n");
+    let text = config(&listeners, server.address, &more);
+    let file = write(&folder, "proxy.toml", &text);
+    let sockets = ["store".to_owned(), format!("folder={}", run.display())];
+    let manager = start(&file, &sockets);
+    let traffic = Traffic::start(10, &listeners);
+    for times in 1..3 {
+        traffic.go_on(60);
+        restart(&manager, times);
+        let log = manager.log();
+        assert_eq!(log.matches("10 sessions go on").count(), times, "{log}");
+        let (code, _, said) = output(&["healthcheck", "--admin", &admin]);
+        assert_eq!(code, Some(0), "{said}");
+        drop(std::os::unix::net::UnixStream::connect(&upgrade).unwrap());
+    }
+    traffic.all_came_back();
+}
+
 const NUMBER: [u8; 8] = [7; 8];
 
 /// What the process before has left is not what it should be: sessions begin anew.
@@ -309,4 +337,31 @@ fn a_service_manager_that_stores_nothing_loses_no_reply() {
         log.contains("the service manager has not stored them"),
         "{log}"
     );
+}
+
+#[test]
+fn a_service_manager_that_closes_what_it_should_store_loses_no_reply() {
+    let (server, folder) = (socket("127.0.0.1"), tempfile::tempdir().unwrap());
+    let listener = address("127.0.0.1");
+    let text = config(&[listener], server.local_addr().unwrap(), "");
+    let text = text.replace("\"500ms\"", "\"60s\"");
+    let file = write(&folder, "proxy.toml", &text);
+    let mut manager = start(&file, &["store-nothing".to_owned()]);
+    let client = client_of(&listener);
+    client.send(b"question").unwrap();
+    let (_, session) = receive(&server);
+    manager.signal("USR1");
+    manager.wait_for("not stored ppv2-state");
+    manager.wait_for("FileDescriptorStoreMax=1");
+    manager.wait_for("shutting down");
+    server.send_to(b"answer", session).unwrap();
+    assert_eq!(receive(&client).0, b"answer");
+    // The next one begins anew.
+    eventually("another start", || {
+        manager.log().matches(" ready ").count() == 2
+    });
+    let log = manager.log();
+    assert!(!log.contains("sessions go on"), "{log}");
+    client.send(b"question").unwrap();
+    assert_eq!(read_header(&receive(&server).0).2, b"question");
 }

@@ -1,6 +1,6 @@
 """A small service manager: binds sockets, keeps them, and hands them to a program.
 
-usage: service_manager.py [store[=FILE]] [SOCKET...] -- PROGRAM [ARGUMENT...]
+usage: service_manager.py [store[=FILE]|store-nothing] [folder=PATH] [SOCKET...] -- PROGRAM [ARGUMENT...]
 
 A socket is TYPE=ADDRESS[,OPTION...]: `udp=127.0.0.1:53,reuse`, `udp=[::]:53,dual`,
 `tcp=127.0.0.1:9901`, `unix=/run/x.sock`, `connected=` for a Unix stream that nobody listens
@@ -11,10 +11,14 @@ good. SIGHUP is passed on. The program ends with this process.
 
 With `store`, the program is ended by SIGUSR2 instead, and what it stores by FDSTORE=1 is handed
 to the next one. With a file, a stored socket is replaced by one in which the file's bytes wait.
-Standard error tells what is stored and removed.
+Standard error tells what is stored and removed. With `store-nothing`, what is to be stored is
+closed, as by a unit without FileDescriptorStoreMax=.
+
+A folder is removed with all that is in it when the program ends, and made anew for the next one.
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,15 +29,18 @@ names, sockets, kept = [], [], []
 stored = {}
 # What was stored in truth: the program sees whether anybody has it.
 replaced = []
+folders = []
 
 
-def keep_store(notify, replacement):
+def keep_store(notify, replacement, is_kept):
     """Reads what the program tells, in its order."""
     while True:
         text, descriptors, _, _ = socket.recv_fds(notify, 4096, 4)
         told = dict(line.partition("=")[::2] for line in text.decode().splitlines())
         name = told.get("FDNAME", "stored")
-        if "FDSTORE" in told:
+        if "FDSTORE" in told and not is_kept:
+            print(f"not stored {name}", file=sys.stderr, flush=True)
+        elif "FDSTORE" in told:
             assert told["FDPOLL"] == "0" and len(descriptors) == 1 and not stored, told
             stored[name] = descriptors.pop()
             if replacement is not None:
@@ -121,10 +128,11 @@ def main():
     signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    end = signal.SIGTERM
+    end, is_kept = signal.SIGTERM, True
     if specs and specs[0].startswith("store"):
         end = signal.SIGUSR2
-        file = specs.pop(0).partition("=")[2]
+        word, _, file = specs.pop(0).partition("=")
+        is_kept = word == "store"
         replacement = open(file, "rb").read() if file else None
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         name = f"ppv2-test/store/{os.getpid()}"
@@ -136,13 +144,20 @@ def main():
         end_with_us(told)
         os._exit(0)
     os.close(told)
+    while specs and specs[0].startswith("folder="):
+        folders.append(specs.pop(0).partition("=")[2])
     for spec in specs:
         sockets.append(bind(spec))
         names.append(spec.partition("=")[0])
     if end == signal.SIGUSR2:
-        threading.Thread(target=keep_store, args=(notify, replacement), daemon=True).start()
+        threading.Thread(target=keep_store, args=(notify, replacement, is_kept), daemon=True).start()
 
     def begin():
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.mkdir(folder)
+            # The program may be another user.
+            os.chmod(folder, 0o777)
         running = start(program)
         os.write(tell, b"%d\n" % running)
         return running

@@ -1,7 +1,9 @@
 //! Another process goes on with the sockets and sessions of one that runs: nothing is lost,
 //! no session moves, and whatever fails leaves all to the process that had it.
 
+mod ended;
 mod hostile;
+mod relay;
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};

@@ -9,7 +9,7 @@ use super::*;
 
 /// What both processes say, as far as a stranger needs it.
 #[derive(Serialize, Deserialize)]
-enum Message {
+pub(super) enum Message {
     Hello {
         format: u32,
         version: String,
@@ -28,7 +28,7 @@ enum Message {
 }
 
 impl Message {
-    fn hello(format: u32) -> Self {
+    pub(super) fn hello(format: u32) -> Self {
         Self::Hello {
             format,
             version: "9.9.9".to_owned(),
@@ -44,7 +44,7 @@ impl Message {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let body = rmp_serde::to_vec_named(self).unwrap();
         [&head(body.len(), 0), &body[..]].concat()
     }
@@ -76,7 +76,7 @@ fn garbage() -> Vec<Vec<u8>> {
     all
 }
 
-fn connect(setup: &Setup) -> UnixStream {
+pub(super) fn connect(setup: &Setup) -> UnixStream {
     let stream = UnixStream::connect(setup.socket()).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream

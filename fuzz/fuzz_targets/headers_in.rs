@@ -154,8 +154,8 @@ fuzz_target!(|input: Input| {
             }
             let is_empty = bytes.len() == arrival.header;
             assert_eq!(arrival.is_announcement, is_empty && !input.forwards_empty);
-        } else if bytes.starts_with(&ppv2::SIGNATURE) {
-            // It speaks for itself, or tags, or none are remembered.
+        } else {
+            // It speaks for itself, tags, has the other format, or none are remembered.
             said.remove(&datagram.port);
         }
         if datagram.is_held {

@@ -2,14 +2,14 @@
 //! sessions and drops.
 //!
 //! Each worker has a sketch of a fixed size for each of these, by the space-saving
-//! algorithm (Metwally, Agrawal and El Abbadi, 2005): [`PLACES`] clients have a count each,
+//! algorithm (Metwally, Agrawal and El Abbadi, 2005): `PLACES` clients have a count each,
 //! and a new one takes the place and the count of the lowest. Of `n` that were counted, a
 //! client that has more than `n / PLACES` is there whatever the others send. An attacker who
 //! forges sources neither grows the sketch nor hides such a client; each count says how much
 //! of it may be another client's.
 //!
 //! Not all datagrams of a busy worker are counted one by one, which would take a twentieth
-//! of its time: up to 4,000 parts of batches a second are, and on average each [`EVERY`]th
+//! of its time: up to 4,000 parts of batches a second are, and on average each `EVERY`th
 //! datagram of the others, with this weight. Gaps between these are random, so that no order
 //! of datagrams hides a client.
 

@@ -52,6 +52,12 @@ pub struct Adoptable {
     cookie: u64,
 }
 
+impl AsFd for Adoptable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
 impl Adoptable {
     /// Finds out what the descriptor is.
     ///

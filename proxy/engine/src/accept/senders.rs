@@ -244,7 +244,12 @@ impl Senders {
             })
         });
         let entry = &mut self.entries[place];
-        entry.named = state.named.map(|(client, to)| (client.into(), to.into()));
+        let named = state.named.map(|(client, to)| (client.into(), to.into()));
+        if entry.named.is_some() && entry.named != named {
+            // Two workers knew it: sessions of the client before don't have its port any more.
+            entry.sender.note_change();
+        }
+        entry.named = named;
         if entry.said.is_none()
             && let Some(said) = said
         {

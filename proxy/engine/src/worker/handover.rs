@@ -229,7 +229,13 @@ impl Worker {
                     now,
                 )?;
                 collected.state.sessions.extend(one);
+            } else if let Some(own) = session.connection.own_socket() {
+                // Unnamed: it stays open there, for late replies.
+                collected.socket(&own.socket)?;
             }
+        }
+        for one in self.parked.iter().flat_map(|(_, sockets)| sockets) {
+            collected.descriptors.push((one.cookie(), one.as_fd()));
         }
         Ok(collected)
     }

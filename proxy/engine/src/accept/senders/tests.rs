@@ -497,6 +497,14 @@ fn another_process_goes_on_with_what_senders_have_said() {
     // Nothing came of this one for 30 s in both processes together.
     assert_eq!(read(ends[1], 11), Err(DropReason::NoHeader));
 
+    // Of two workers that knew one, what the later says holds, and its port changes hands.
+    let sender = new.senders.restore(&states[0], listener_of, new.now);
+    let before = sender.changes();
+    let mut other = states[0].clone();
+    other.named = Some((client(9).into(), at(DESTINATION).into()));
+    new.senders.restore(&other, listener_of, new.now);
+    assert!(sender.changes() > before);
+
     // A configuration that remembers fewer remembers fewer.
     let mut fewer = Senders::default();
     for state in &states {

@@ -116,7 +116,10 @@ def fate(datagram: bytes) -> str:
     if header.client is None:
         return str(header.transport or "unspecified").partition("-")[0]
     host, port = ipaddress.ip_address(header.client[0]), header.client[1]
-    nobodys = host.is_multicast or host.is_unspecified or str(host) == "255.255.255.255"
+    # A changed byte can make 0.0.113.9 of 203.0.113.9.
+    in_zero_network = host.version == 4 and host.packed[0] == 0
+    broadcast = str(host) in ("255.255.255.255", "127.255.255.255")
+    nobodys = host.is_multicast or host.is_unspecified or in_zero_network or broadcast
     return "client_address" if nobodys or not port else ""
 
 

@@ -146,9 +146,20 @@ fn meant(formats: &[Format], peer: SocketAddr, datagram: &[u8]) -> Option<Meant>
     } else {
         return None;
     };
-    let ip = meant.client.ip();
-    let possible = meant.client.port() != 0 && !ip.is_multicast() && !ip.is_unspecified();
-    possible.then_some(meant)
+    can_be_a_client(meant.client).then_some(meant)
+}
+
+/// A spoilt byte can make any address of the one that was there: 0.0.113.13 of
+/// 203.0.113.13.
+fn can_be_a_client(address: SocketAddr) -> bool {
+    let possible = match address.ip() {
+        IpAddr::V4(ip) => match ip.octets() {
+            [0, ..] | [224..=239, ..] | [255, 255, 255, 255] | [127, 255, 255, 255] => false,
+            [..] => true,
+        },
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast(),
+    };
+    address.port() != 0 && possible
 }
 
 struct Heard {
@@ -196,6 +207,22 @@ fn remembered_path(log: &[Heard], now: Instant, client: SocketAddr) -> Option<Re
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_client_has_an_address_that_no_host_can_have(
+        octets in any::<[u8; 4]>(),
+        first in prop::sample::select(vec![0, 1, 127, 203, 223, 224, 239, 240, 255]),
+        rest in prop::option::of(prop::sample::select(vec![0, 255])),
+        port in prop::sample::select(vec![0, 1, 65_535]),
+    ) {
+        let [_, second, third, fourth] = octets;
+        let others = rest.map_or([second, third, fourth], |all| [all; 3]);
+        let client = SocketAddr::from(([first, others[0], others[1], others[2]], port));
+        let datagram = from_client(&client.to_string(), b"");
+        let demux = Demux::new(trust().build().unwrap());
+        let received = demux.receive(Instant::now(), addr(PROXY), None, &datagram);
+        prop_assert_eq!(received.is_ok(), can_be_a_client(client));
+    }
 
     #[test]
     fn behaves_as_the_log_says(

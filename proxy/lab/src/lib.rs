@@ -12,6 +12,7 @@ pub mod browser;
 #[cfg(target_os = "linux")]
 pub mod continuity;
 pub mod dig;
+pub mod dns_message;
 pub mod dns_server;
 pub mod fake_proxy;
 pub mod namespace;
@@ -30,6 +31,8 @@ pub mod service;
 mod sockets;
 #[cfg(target_os = "linux")]
 pub mod two_hosts;
+#[cfg(target_os = "linux")]
+pub mod wrapped;
 
 pub use admin::{dropped, http, http_get, http_whole, metric};
 pub use process::Process;

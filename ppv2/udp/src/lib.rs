@@ -78,6 +78,8 @@ pub use rustix::fd::AsFd;
 pub use batch::{BATCH, Batch, MAX_DATAGRAM, Part, Received, SLOT, TrafficClass};
 #[cfg(target_os = "linux")]
 pub use cause::Cause;
+#[cfg(all(target_os = "linux", feature = "sigpipe"))]
+pub use linux::restore_sigpipe;
 #[cfg(target_os = "linux")]
 pub use linux::{READY, Readiness, Waker, look_up_without_plugins};
 #[cfg(target_os = "linux")]

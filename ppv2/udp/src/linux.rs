@@ -9,6 +9,8 @@ mod name_service;
 mod readiness;
 mod receive;
 mod send;
+#[cfg(feature = "sigpipe")]
+mod sigpipe;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -22,6 +24,8 @@ pub use name_service::look_up_without_plugins;
 pub use readiness::{READY, Readiness, Waker};
 pub(crate) use receive::receive;
 pub(crate) use send::send;
+#[cfg(feature = "sigpipe")]
+pub use sigpipe::restore_sigpipe;
 
 /// Messages of one system call.
 const MESSAGES: usize = 64;

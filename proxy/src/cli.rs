@@ -8,20 +8,22 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use ppv2_hosts::{doctor, host_setup};
 
-use crate::commands::{capture, healthcheck, send, top, whoami};
+use crate::commands::{capture, healthcheck, send, top, whoami, wrap};
 use crate::config::{Config, ConfigError, Flags, LogFormat};
 
 /// What the program ends with, and what that means.
-pub const EXIT_CODES: [(u8, &str); 3] = [
+pub const EXIT_CODES: [(u8, &str); 5] = [
     (0, "done"),
     (
         1,
-        "the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes; or `healthcheck` found a proxy that is not well; or `top --once` had no answer",
+        "the host refused something; or `doctor` found something fatal; or `decode` found no valid header; or `send` had no reply; or `capture` found mistakes; or `healthcheck` found a proxy that is not well; or `top --once` had no answer; or `wrap` has no library for the program",
     ),
     (
         2,
         "wrong usage or configuration, including a name without `dns:` or `srv:` that does not resolve; or a file that `capture` can't read",
     ),
+    (126, "`wrap`: the program can't be executed"),
+    (127, "`wrap`: there is no such program"),
 ];
 
 /// UDP reverse proxy that passes each client's real address to your servers
@@ -93,6 +95,13 @@ pub enum Command {
     Send(Box<send::Options>),
     /// Run a server that answers each client with its own address and port
     Whoami(whoami::Options),
+    /// Run a server that reads no headers with a library that gives it its clients' addresses
+    #[command(
+        after_help = "It becomes the program: process ID, signals and exit code are the program's.\n\
+                      Exit code 126 if the program can't be executed, 127 if there is none, as env(1).\n\
+                      Exit code 1 if no library can take its sockets over, 2 if an option is wrong."
+    )]
+    Wrap(Box<wrap::Options>),
     /// Ask the admin address of a running proxy whether it is well, as container engines do
     #[command(
         after_help = "Exit code 0 if the proxy is well, 1 if it is not or does not answer, 2 if no admin address \

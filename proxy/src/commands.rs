@@ -10,3 +10,4 @@ pub mod manual;
 pub mod send;
 pub mod top;
 pub mod whoami;
+pub mod wrap;

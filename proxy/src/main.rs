@@ -12,7 +12,9 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use ppv2_hosts::host_setup;
 use ppv2_proxy::cli::{self, Arguments, Command, Run};
-use ppv2_proxy::commands::{capture, check, decode, demo, healthcheck, manual, send, top, whoami};
+use ppv2_proxy::commands::{
+    capture, check, decode, demo, healthcheck, manual, send, top, whoami, wrap,
+};
 use ppv2_proxy::config::{Config, ConfigError, printable};
 use ppv2_proxy::discovery;
 use ppv2_proxy::log::{Log, LogError};
@@ -157,6 +159,7 @@ fn start(arguments: Arguments) -> Result<(Log, Task), Failure> {
             tracing::info!(%listen, "ready");
             Ok(server.serve().context("the socket no longer works")?)
         }),
+        Command::Wrap(options) => Box::new(move || wrap(&options)),
     };
     let level = arguments.log_level;
     let log = Log::start(arguments.log_format, &level).map_err(|error| {
@@ -236,6 +239,20 @@ fn send(options: &send::Options) -> Result<(), Failure> {
     }
 }
 
+/// Runs `wrap`, which comes back only if it prints the environment or fails.
+fn wrap(options: &wrap::Options) -> Result<(), Failure> {
+    let failure = |error: wrap::WrapError| Failure(error.exit_code().into(), error.into());
+    let wrapped = wrap::prepare(options).map_err(failure)?;
+    for warning in &wrapped.warnings {
+        // The log's thread would end with this process, and its last lines too.
+        let _ = writeln!(io::stderr(), "ppv2-proxy: warning: {}", printable(warning));
+    }
+    if options.print_env {
+        return Ok(print_bytes(&wrapped.lines())?);
+    }
+    Err(failure(wrapped.run()))
+}
+
 /// Reads standard input for `decode`.
 fn standard_input() -> Result<String, Failure> {
     let mut text = Vec::new();
@@ -255,7 +272,11 @@ fn standard_input() -> Result<String, Failure> {
 
 /// Prints a command's result. A reader that stops reading is not an error.
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(text: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().write_all(text) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("writing the result"),
     }

@@ -114,7 +114,8 @@ fn table<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
                 .collect();
             let _ = write!(help, " One of {}.", names.join(", "));
         }
-        if matches!(argument.get_action(), ArgAction::Append) && !help.contains("repeatable") {
+        let is_list = matches!(argument.get_action(), ArgAction::Append);
+        if is_list && !argument.is_positional() && !help.contains("repeatable") {
             help += " Repeatable.";
         }
         if let Some(variable) = argument.get_env() {

@@ -57,3 +57,4 @@ mod top;
 mod transparent;
 mod unbound;
 mod usage;
+mod wrap;

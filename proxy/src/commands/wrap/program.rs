@@ -1,0 +1,379 @@
+//! Finds the program as env(1) does, and looks for what keeps a library from taking its sockets
+//! over.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat, getxattr, statvfs};
+use rustix::process::{getgid, getuid};
+use rustix::thread::no_new_privs;
+
+use super::WrapError;
+use super::elf::{self, Architecture, Elf, Libc};
+
+/// Where programs are looked for without PATH, as execvp(3) says.
+const USUAL_PATH: &str = "/bin:/usr/bin";
+
+/// The scripts that may be the interpreters of scripts: as many as execve(2) follows.
+const MAX_SCRIPTS: usize = 4;
+
+/// What execve(2) reads of a script's first line.
+const MAX_LINE: u64 = 255;
+
+/// Programs that start another one without the variables that they were given, or elsewhere.
+const STARTERS: [&str; 8] = [
+    "sudo",
+    "doas",
+    "pkexec",
+    "su",
+    "systemd-run",
+    "systemctl",
+    "docker",
+    "podman",
+];
+
+/// Why no library can take over the sockets of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsuitable {
+    /// Go's runtime makes its system calls itself.
+    Go,
+    /// No dynamic linker loads it.
+    Static,
+    /// The dynamic linker ignores LD_PRELOAD: setuid, setgid or file capabilities.
+    Privileged(Privilege),
+    /// The library was built for another processor.
+    #[allow(missing_docs, reason = "the message says it")]
+    Architecture { program: String, library: String },
+    /// The library was built for another C library.
+    #[allow(missing_docs, reason = "the message says it")]
+    Libc { program: String, library: String },
+}
+
+/// What a program gains when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// Its owner's rights.
+    SetUser,
+    /// Its group's rights.
+    SetGroup,
+    /// The capabilities of its file.
+    Capabilities,
+}
+
+impl fmt::Display for Unsuitable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const INSTEAD: &str = "use an unwrapper or mode transparent instead, see \
+             `docs/guides/servers-without-header.md`";
+        match self {
+            Self::Go => write!(
+                f,
+                "is a Go program, which makes its system calls without the C library, so no library can take its \
+                 sockets over; {INSTEAD}"
+            ),
+            Self::Static => write!(
+                f,
+                "is linked statically, so the kernel loads no library into it; {INSTEAD}, or install a build of \
+                 it that is linked dynamically"
+            ),
+            Self::Privileged(privilege) => write!(f, "{privilege}; {INSTEAD}"),
+            Self::Architecture { program, library } => write!(
+                f,
+                "is built for {program}, and the library for {library}; name a library for {program} with \
+                 --library, or {INSTEAD}"
+            ),
+            Self::Libc { program, library } => write!(
+                f,
+                "uses {program} as its C library, and the preload library is built for {library}; name one for \
+                 {program} with --library, or {INSTEAD}"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Privilege {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SetUser => {
+                "is setuid, so the dynamic linker ignores LD_PRELOAD; run it as its owner, or remove the bit \
+                 (chmod u-s) if it needs no other user"
+            }
+            Self::SetGroup => {
+                "is setgid, so the dynamic linker ignores LD_PRELOAD; run it with its group, or remove the bit \
+                 (chmod g-s) if it needs no other group"
+            }
+            Self::Capabilities => {
+                "has file capabilities, so the dynamic linker ignores LD_PRELOAD; give it the capabilities by \
+                 systemd's AmbientCapabilities instead (setcap -r removes them from the file)"
+            }
+        })
+    }
+}
+
+/// Whether a program is named by a path, rather than looked for.
+pub(super) fn is_path(program: &OsStr) -> bool {
+    program.as_bytes().contains(&b'/')
+}
+
+/// The file of a program, as execvp(3) finds it.
+pub(super) fn find(program: &OsStr) -> Result<PathBuf, WrapError> {
+    let not_found = || WrapError::NotFound {
+        program: program.to_owned(),
+    };
+    if is_path(program) {
+        let path = PathBuf::from(program);
+        return match is_executable(&path) {
+            Ok(()) => Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found()),
+            Err(error) => Err(WrapError::NotExecutable { path, error }),
+        };
+    }
+    let folders = env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into());
+    let mut refused = None;
+    for folder in env::split_paths(&folders).filter(|_| !program.is_empty()) {
+        // An empty one is the current folder.
+        let path = match folder.as_os_str().is_empty() {
+            true => Path::new(".").join(program),
+            false => folder.join(program),
+        };
+        match is_executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                refused.get_or_insert(WrapError::NotExecutable { path, error });
+            }
+            Err(_) => {}
+        }
+    }
+    Err(refused.unwrap_or_else(not_found))
+}
+
+/// Whether this process may execute a file.
+fn is_executable(path: &Path) -> io::Result<()> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "it is no file",
+        ));
+    }
+    Ok(accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
+/// Looks at a program and, if it is a script, at what interprets it. Returns warnings.
+pub(super) fn check(path: &Path, library: &Elf) -> Result<Vec<String>, WrapError> {
+    let mut warnings = Vec::new();
+    warnings.extend(starter(path));
+    let mut path = path.to_owned();
+    for _ in 0..=MAX_SCRIPTS {
+        match elf::read(&path) {
+            Ok(Some(elf)) => {
+                if let Some(why) = unsuitable(&path, &elf, library) {
+                    return Err(WrapError::Unsuitable { program: path, why });
+                }
+                if elf.needs("liburing") {
+                    warnings.push(format!(
+                        "{path:?} uses io_uring (it needs liburing), which the library does not see: have the \
+                         program use ordinary calls for UDP, if it can"
+                    ));
+                }
+                return Ok(warnings);
+            }
+            // What else the kernel can start is not known here: binfmt_misc.
+            Ok(None) => match script(&path) {
+                Some(interpreter) => path = interpreter,
+                None => return Ok(warnings),
+            },
+            // The kernel says so next.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(warnings),
+            Err(error) => {
+                warnings.push(format!("{path:?} can't be checked: {error}"));
+                return Ok(warnings);
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// Why the library can't be used with this program.
+fn unsuitable(path: &Path, elf: &Elf, library: &Elf) -> Option<Unsuitable> {
+    if !elf.is_program() || elf.is_dynamic_linker() {
+        return None;
+    }
+    if elf.is_go {
+        return Some(Unsuitable::Go);
+    }
+    if elf.interpreter.is_none() {
+        return Some(Unsuitable::Static);
+    }
+    if elf.machine != library.machine {
+        let name = |machine: Architecture| machine.to_string();
+        return Some(Unsuitable::Architecture {
+            program: name(elf.machine),
+            library: name(library.machine),
+        });
+    }
+    if let (Some(program), Some(library)) = (elf.libc(), library.libc())
+        && program != library
+    {
+        let name = |libc: Libc| libc.to_string();
+        return Some(Unsuitable::Libc {
+            program: name(program),
+            library: name(library),
+        });
+    }
+    privilege(path).map(Unsuitable::Privileged)
+}
+
+/// What the program gains at its start, whereupon the kernel has the dynamic linker ignore the
+/// environment (AT_SECURE in getauxval(3)).
+fn privilege(path: &Path) -> Option<Privilege> {
+    // Bits of a file's mode: inode(7).
+    const SETUID: u32 = 0o4000;
+    const SETGID: u32 = 0o2000;
+    const GROUP_EXECUTE: u32 = 0o010;
+
+    let file = fs::metadata(path).ok()?;
+    let is_without =
+        statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::NOSUID));
+    if is_without {
+        return None;
+    }
+    let has = |file: &Metadata, bits| file.mode() & bits == bits;
+    if !no_new_privs().unwrap_or(false) {
+        if has(&file, SETUID) && file.uid() != getuid().as_raw() {
+            return Some(Privilege::SetUser);
+        }
+        if has(&file, SETGID | GROUP_EXECUTE) && file.gid() != getgid().as_raw() {
+            return Some(Privilege::SetGroup);
+        }
+    }
+    let mut capabilities = [0; 64];
+    let has_capabilities = getxattr(path, "security.capability", &mut capabilities).is_ok();
+    // Root has them all.
+    (has_capabilities && !getuid().is_root()).then_some(Privilege::Capabilities)
+}
+
+/// A warning that a program may not pass the variables on.
+fn starter(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    STARTERS.contains(&name).then(|| {
+        format!("{name} may start its program without the library: call {name} first, and `ppv2-proxy wrap` by it")
+    })
+}
+
+/// The interpreter that the first line of a script names. For env(1), it is what env starts.
+pub(super) fn interpreter(path: &Path) -> Option<PathBuf> {
+    match elf::read(path) {
+        Ok(Some(elf)) => elf.interpreter,
+        _ => line(path).map(|(interpreter, _)| interpreter),
+    }
+}
+
+fn script(path: &Path) -> Option<PathBuf> {
+    let (interpreter, argument) = line(path)?;
+    if interpreter.file_name() != Some(OsStr::new("env")) {
+        return Some(interpreter);
+    }
+    // `env -S` splits what the kernel passes as one argument; without it, there is one word.
+    let mut words = argument.split(|byte| byte.is_ascii_whitespace());
+    let is_option = |word: &&[u8]| word.is_empty() || word[0] == b'-' || word.contains(&b'=');
+    let program = words.find(|word| !is_option(word))?;
+    find(OsStr::from_bytes(program)).ok()
+}
+
+/// The interpreter and the argument of a script's first line.
+fn line(path: &Path) -> Option<(PathBuf, Vec<u8>)> {
+    let mut start = Vec::new();
+    File::open(path)
+        .ok()?
+        .take(MAX_LINE)
+        .read_to_end(&mut start)
+        .ok()?;
+    let line = start
+        .strip_prefix(b"#!")?
+        .split(|byte| *byte == b'\n')
+        .next()?;
+    let line = line.trim_ascii();
+    let end = line
+        .iter()
+        .position(u8::is_ascii_whitespace)
+        .unwrap_or(line.len());
+    let (interpreter, argument) = line.split_at(end);
+    let path = PathBuf::from(OsString::from_vec(interpreter.to_vec()));
+    (!interpreter.is_empty()).then(|| (path, argument.trim_ascii().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn file(folder: &tempfile::TempDir, name: &str, content: &str, mode: u32) -> PathBuf {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_first_line_names_the_interpreter() {
+        let folder = tempfile::tempdir().unwrap();
+        let sh = find(OsStr::new("sh")).unwrap();
+        for (content, interpreter) in [
+            ("#!/bin/sh\necho", Some(Path::new("/bin/sh"))),
+            ("#! /bin/sh -e\n", Some(Path::new("/bin/sh"))),
+            ("#!/bin/sh", Some(Path::new("/bin/sh"))),
+            ("#!/usr/bin/env sh\n", Some(&sh)),
+            ("#!/usr/bin/env -S sh -e\n", Some(&sh)),
+            ("#!/usr/bin/env -S A=1 sh -e\n", Some(&sh)),
+            ("#!/usr/bin/env\n", None),
+            ("#!/usr/bin/env no-such-program\n", None),
+            ("#!\n", None),
+            ("#!  \n", None),
+            ("echo\n", None),
+            ("", None),
+        ] {
+            let path = file(&folder, "script", content, 0o755);
+            assert_eq!(script(&path).as_deref(), interpreter, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn scripts_of_scripts_are_followed_a_few_times() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loop");
+        file(&folder, "loop", &format!("#!{}\n", path.display()), 0o755);
+        let own = elf::read(&env::current_exe().unwrap()).unwrap().unwrap();
+        assert_eq!(check(&path, &own).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn programs_are_found_as_env_finds_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(&folder, "program", "", 0o755);
+        assert_eq!(find(path.as_os_str()).unwrap(), path);
+        let exit_code = |path: &Path| find(path.as_os_str()).unwrap_err().exit_code();
+        assert_eq!(exit_code(&folder.path().join("none")), 127);
+        assert_eq!(exit_code(&path.join("none")), 126);
+        assert_eq!(exit_code(folder.path()), 126);
+        assert_eq!(exit_code(&file(&folder, "data", "", 0o644)), 126);
+        assert_eq!(exit_code(Path::new("no-such-program")), 127);
+        assert_eq!(exit_code(Path::new("")), 127);
+    }
+
+    #[test]
+    fn programs_that_drop_the_environment_are_warned_of() {
+        assert!(
+            starter(Path::new("/usr/bin/sudo"))
+                .unwrap()
+                .starts_with("sudo may start")
+        );
+        assert_eq!(starter(Path::new("/usr/sbin/nsd")), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! What may not cross into C: panics, cancellation in the midst of our own work, and
+//! changes of `errno`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use libc::c_int;
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+/// The error number of this thread.
+pub(crate) fn errno() -> c_int {
+    // SAFETY: the pointer is valid for as long as the thread lives.
+    unsafe { *libc::__errno_location() }
+}
+
+pub(crate) fn set_errno(errno: c_int) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = errno }
+}
+
+/// Sets `errno` and returns -1, as functions of the C library fail.
+pub(crate) fn fail<T: From<i8>>(errno: c_int) -> T {
+    set_errno(errno);
+    T::from(-1)
+}
+
+/// Runs `work`, during which the thread can't be cancelled. `errno` becomes `EIO` and
+/// the result that of `fail` if it panics.
+///
+/// A cancelled thread is unwound by an exception of the C library's, which Rust code with
+/// destructors must not see. So calls that wait are made outside of this function, in
+/// functions without destructors, and calls within it don't wait.
+pub(crate) fn guarded<T>(failed: T, work: impl FnOnce() -> T) -> T {
+    let mut state = 0;
+    // SAFETY: `state` can be written to.
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| {
+        set_errno(libc::EIO);
+        failed
+    });
+    // SAFETY: `state` is what it was before.
+    unsafe { pthread_setcancelstate(state, &raw mut state) };
+    result
+}

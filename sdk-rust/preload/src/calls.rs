@@ -1,0 +1,24 @@
+//! The functions that the program calls instead of the C library's. Each looks whether
+//! the descriptor is taken over, and calls the real function if not.
+
+mod descriptors;
+mod receiving;
+mod sending;
+mod sockets;
+mod waiting;
+
+/// Defines functions under the names of the C library's; not in this crate's own unit
+/// tests, whose sockets are none of ours.
+///
+/// `fcntl`, `ioctl` and `syscall` take a variable number of arguments in C. Here they take
+/// as many as there can be: in the calling conventions of Linux on x86-64 and AArch64,
+/// integer arguments come in the same places either way, and those that the caller did
+/// not pass are not looked at by the real function.
+macro_rules! hooks {
+    ($($(#[$note:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        $(#[$note])*
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub(crate) unsafe extern "C-unwind" fn $name($($argument: $kind),*) $(-> $result)? $body
+    )*};
+}
+pub(crate) use hooks;

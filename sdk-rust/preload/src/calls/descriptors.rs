@@ -1,0 +1,1 @@
+//! close, dup, fcntl, ioctl and their like.

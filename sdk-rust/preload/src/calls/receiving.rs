@@ -1,0 +1,1 @@
+//! recv, recvfrom, recvmsg, recvmmsg, read, readv.

@@ -1,0 +1,1 @@
+//! send, sendto, sendmsg, sendmmsg, write, writev, and syscall().

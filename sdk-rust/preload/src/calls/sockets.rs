@@ -1,0 +1,1 @@
+//! bind, connect, getpeername, getsockname, setsockopt, getsockopt.

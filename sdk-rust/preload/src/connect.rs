@@ -1,0 +1,1 @@
+//! Sockets that the program connects to one client each.

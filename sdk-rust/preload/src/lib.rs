@@ -1,0 +1,49 @@
+//! `libppv2_preload.so`: shows an unmodified UDP server its clients.
+//!
+//! Loaded by `LD_PRELOAD`, it takes the place of the C library's socket functions. On
+//! the UDP sockets that it takes over, it removes the PROXY protocol header of each
+//! datagram, reports the client's address to the program, and sends replies the way that
+//! the client's latest datagram came. All other descriptors pass untouched.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`calls`] | the functions that the program calls instead of the C library's |
+//! | [`receive`], [`send`], [`control`], [`names`] | the way of a datagram |
+//! | [`lifecycle`], [`connect`], [`wait`] | sockets that begin, end, connect and are waited for |
+//! | [`registry`], [`socket`] | which descriptors are taken over, per process |
+//! | [`table`], [`arena`] | clients and their reply paths, shared by forked processes |
+//! | [`settings`], [`stats`] | the environment variables, the statistics file |
+//! | [`real`], [`boundary`] | the C library's own functions; what may not cross into C |
+
+#![expect(
+    unsafe_code,
+    reason = "the functions of the C library have no safe form"
+)]
+
+mod arena;
+mod boundary;
+mod calls;
+mod connect;
+mod control;
+mod lifecycle;
+mod names;
+mod real;
+mod receive;
+mod registry;
+mod send;
+mod settings;
+mod socket;
+mod stats;
+mod table;
+mod wait;
+
+/// Runs before the program's `main`. Not in this crate's own unit tests.
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = {
+    extern "C" fn start() {
+        lifecycle::start();
+    }
+    start
+};

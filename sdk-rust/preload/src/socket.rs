@@ -1,0 +1,232 @@
+//! What is known of a socket that is taken over. Descriptors that `dup` made share it;
+//! after a fork, each process has its own.
+
+use std::hint;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use libc::{c_int, epoll_event};
+
+use crate::table::Endpoint;
+
+/// All fields can be read and written at any time: a thread may still be in a call on a
+/// descriptor that another has closed, as careless programs do.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    /// The descriptors of this process that refer to it.
+    descriptors: AtomicU32,
+    family: AtomicI32,
+    endpoint: AtomicU32,
+    flags: AtomicU32,
+    /// The program's UDP_SEGMENT, in bytes; 0: none.
+    segment: AtomicU32,
+    peer: AtomicAddr,
+    /// A datagram that was received while one that must be dropped was discarded. The next
+    /// call that receives returns it. Only ever locked by `try_lock`.
+    pub(crate) held: Mutex<Option<Held>>,
+    /// Where the program waits for this socket. Only ever locked by `try_lock`.
+    pub(crate) epolls: Mutex<Vec<Registration>>,
+}
+
+/// A datagram as the kernel delivered it, with its header.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) peer: SocketAddr,
+    /// All control data, as recvmsg(2) returned it.
+    pub(crate) control: Vec<u8>,
+    pub(crate) flags: c_int,
+}
+
+/// What the program said to epoll_ctl(2) of this socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registration {
+    pub(crate) epoll: c_int,
+    pub(crate) fd: c_int,
+    pub(crate) event: epoll_event,
+}
+
+/// What is true of a socket, or what its program asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Flag {
+    /// Bound to all addresses of its family: the kernel tells the local address of each
+    /// datagram (IP_PKTINFO or IPV6_RECVPKTINFO is on in the kernel).
+    Wildcard = 1,
+    /// The program asked for IP_PKTINFO.
+    WantsPktinfo = 1 << 1,
+    /// The program asked for IPV6_RECVPKTINFO.
+    WantsPktinfo6 = 1 << 2,
+    /// The program asked for UDP_GRO, which the kernel was not told.
+    WantsGro = 1 << 3,
+    /// The program made it non-blocking, as far as was seen. A hint: the flag is that of
+    /// the kernel's description, which other processes may share.
+    NonBlocking = 1 << 4,
+    /// The program connected it to an address that is talked to directly: it has no
+    /// headers, and nothing is changed.
+    Direct = 1 << 5,
+}
+
+impl Socket {
+    /// A socket of `family` (AF_INET or AF_INET6) that is bound to `endpoint`, with no
+    /// descriptor yet.
+    pub(crate) fn new(family: c_int, endpoint: Endpoint) -> &'static Self {
+        let socket = recycled().unwrap_or_else(|| {
+            Box::leak(Box::new(Self {
+                descriptors: AtomicU32::new(0),
+                family: AtomicI32::new(0),
+                endpoint: AtomicU32::new(0),
+                flags: AtomicU32::new(0),
+                segment: AtomicU32::new(0),
+                peer: AtomicAddr::new(),
+                held: Mutex::new(None),
+                epolls: Mutex::new(Vec::new()),
+            }))
+        });
+        socket.family.store(family, Ordering::Relaxed);
+        socket.endpoint.store(endpoint.0, Ordering::Relaxed);
+        socket
+    }
+
+    /// AF_INET or AF_INET6.
+    #[inline]
+    pub(crate) fn family(&self) -> c_int {
+        self.family.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint(self.endpoint.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn is(&self, flag: Flag) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag as u32 != 0
+    }
+
+    pub(crate) fn set(&self, flag: Flag, on: bool) {
+        if on {
+            self.flags.fetch_or(flag as u32, Ordering::Relaxed);
+        } else {
+            self.flags.fetch_and(!(flag as u32), Ordering::Relaxed);
+        }
+    }
+
+    /// The client that the program has connected it to.
+    #[inline]
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer.get()
+    }
+
+    pub(crate) fn set_peer(&self, client: Option<SocketAddr>) {
+        self.peer.set(client);
+    }
+
+    /// The length by which the kernel cuts what the program sends, if it set one.
+    pub(crate) fn segment(&self) -> Option<u16> {
+        u16::try_from(self.segment.load(Ordering::Relaxed))
+            .ok()
+            .filter(|len| *len > 0)
+    }
+
+    pub(crate) fn set_segment(&self, len: u16) {
+        self.segment.store(len.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn hold(&self) {
+        self.descriptors.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn let_go(&'static self) {
+        if self.descriptors.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.recycle();
+        }
+    }
+
+    /// For another socket later on. It is never freed, since a thread may be in a call.
+    fn recycle(&'static self) {
+        self.flags.store(0, Ordering::Relaxed);
+        self.segment.store(0, Ordering::Relaxed);
+        self.peer.set(None);
+        if let Ok(mut held) = self.held.try_lock() {
+            *held = None;
+        }
+        if let Ok(mut epolls) = self.epolls.try_lock() {
+            epolls.clear();
+        }
+        // A handler that interrupts this very function leaves a socket unused.
+        if let Ok(mut unused) = UNUSED.try_lock() {
+            unused.push(self);
+        }
+    }
+}
+
+static UNUSED: Mutex<Vec<&'static Socket>> = Mutex::new(Vec::new());
+
+fn recycled() -> Option<&'static Socket> {
+    UNUSED.try_lock().ok()?.pop()
+}
+
+/// An address that is written rarely and read without a lock.
+#[derive(Debug)]
+struct AtomicAddr {
+    /// Odd while it is being written.
+    version: AtomicU32,
+    /// 0: none; 4 or 6, and the port.
+    kind: AtomicU32,
+    high: AtomicU64,
+    low: AtomicU64,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "halves, an address and a port are cut out of wider numbers"
+)]
+impl AtomicAddr {
+    const fn new() -> Self {
+        Self {
+            version: AtomicU32::new(0),
+            kind: AtomicU32::new(0),
+            high: AtomicU64::new(0),
+            low: AtomicU64::new(0),
+        }
+    }
+
+    fn set(&self, address: Option<SocketAddr>) {
+        let (kind, bits) = match address {
+            None => (0, 0),
+            Some(SocketAddr::V4(v4)) => (4 << 16, u128::from(v4.ip().to_bits())),
+            Some(SocketAddr::V6(v6)) => (6 << 16, v6.ip().to_bits()),
+        };
+        let port = address.map_or(0, |address| u32::from(address.port()));
+        let (high, low) = ((bits >> 64) as u64, bits as u64);
+        self.version.fetch_add(1, Ordering::AcqRel);
+        self.kind.store(kind | port, Ordering::Release);
+        self.high.store(high, Ordering::Release);
+        self.low.store(low, Ordering::Release);
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// `None` too where a handler interrupts the thread that is writing.
+    #[inline]
+    fn get(&self) -> Option<SocketAddr> {
+        for _ in 0..1000 {
+            let version = self.version.load(Ordering::Acquire);
+            let kind = self.kind.load(Ordering::Acquire);
+            let high = self.high.load(Ordering::Acquire);
+            let low = self.low.load(Ordering::Acquire);
+            if version % 2 == 0 && self.version.load(Ordering::Acquire) == version {
+                let bits = u128::from(high) << 64 | u128::from(low);
+                let port = (kind & 0xffff) as u16;
+                return match kind >> 16 {
+                    4 => Some(SocketAddr::from((Ipv4Addr::from_bits(bits as u32), port))),
+                    6 => Some(SocketAddr::from((Ipv6Addr::from_bits(bits), port))),
+                    _ => None,
+                };
+            }
+            hint::spin_loop();
+        }
+        None
+    }
+}

@@ -1,0 +1,1 @@
+//! The statistics file: Prometheus text in mapped memory, kept current in place.

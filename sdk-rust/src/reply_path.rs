@@ -192,6 +192,30 @@ impl ReplyPath {
         header
     }
 
+    /// Whether the datagram of this path came later than that of `other`: which of two
+    /// demuxes heard a client last.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use ppv2_sdk::{Demux, Trust};
+    /// let demux = Demux::new(Trust::networks(["192.0.2.1"]).build()?);
+    /// let bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\x00\x0c\
+    ///               \xcb\x00\x71\x0b\xc6\x33\x64\x0a\xd4\x31\x23\x28hello";
+    /// let proxy = "192.0.2.1:40000".parse().unwrap();
+    /// let now = Instant::now();
+    /// let later = now + Duration::from_secs(1);
+    ///
+    /// let first = demux.receive(now, proxy, None, bytes).unwrap().reply_path;
+    /// let second = demux.receive(later, proxy, None, bytes).unwrap().reply_path;
+    /// assert!(second.is_newer_than(&first));
+    /// assert!(!first.is_newer_than(&second) && !first.is_newer_than(&first));
+    /// # Ok::<(), ppv2_sdk::TrustError>(())
+    /// ```
+    #[must_use]
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        self.heard > other.heard
+    }
+
     /// Whether a reply by this path certainly reaches its client or nobody: it passes no
     /// proxy; or it names its client, and the client would still be remembered; or the
     /// datagram came so lately that its proxy's address can't be another client's by now.

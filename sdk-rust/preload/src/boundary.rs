@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use libc::c_int;
 
+use crate::arena;
+
 unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
 }
@@ -31,6 +33,9 @@ pub(crate) fn fail<T: From<i8>>(errno: c_int) -> T {
 /// Runs `work`, during which the thread can't be cancelled. `errno` becomes `EIO` and
 /// the result that of `fail` if it panics.
 ///
+/// Where a signal handler has interrupted this thread's work on the table, what `work`
+/// allocates does not come from the table's memory.
+///
 /// A cancelled thread is unwound by an exception of the C library's, which Rust code with
 /// destructors must not see. So calls that wait are made outside of this function, in
 /// functions without destructors, and calls within it don't wait.
@@ -38,10 +43,12 @@ pub(crate) fn guarded<T>(failed: T, work: impl FnOnce() -> T) -> T {
     let mut state = 0;
     // SAFETY: `state` can be written to.
     unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
+    let suspended = arena::suspend();
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| {
         set_errno(libc::EIO);
         failed
     });
+    drop(suspended);
     // SAFETY: `state` is what it was before.
     unsafe { pthread_setcancelstate(state, &raw mut state) };
     result

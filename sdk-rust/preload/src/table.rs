@@ -1,25 +1,47 @@
 //! The clients and their reply paths, in memory that forked processes share: whichever
 //! process received a client's datagram, any of them can answer it.
 //!
-//! One [`Demux`](ppv2_sdk::Demux) for each local address and port that a socket is taken
-//! over on, all of them in the [`arena`](crate::arena), under one lock: a robust
-//! pthread mutex that processes share. A process that dies while it holds the lock leaves
-//! the table in an unknown state; the next one then begins with an empty table, and counts
-//! that. The lock is held for the time of a few lookups, never during a system call that
-//! waits.
+//! One [`Demux`] for each local address and port that a socket is taken over on, all of
+//! them in the [`arena`], under one lock: a robust pthread mutex that processes share. A
+//! process that dies while it holds the lock leaves the table in an unknown state; the next
+//! one then begins with an empty table, and counts that. The lock is held for the time of a
+//! few lookups, never during a system call that waits.
 
+use std::cell::{Cell as StdCell, UnsafeCell};
+use std::io;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
+use std::panic;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, Ordering, compiler_fence};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use ppv2_sdk::ReplyHeader;
+use libc::{c_int, pthread_mutex_t, pthread_mutexattr_t};
+use ppv2_sdk::{Demux, DropReason, ReplyHeader, ReplyPath, Untrusted};
+
+use crate::arena::{self, Arena};
+use crate::settings::Settings;
+use crate::stats::{Cell, Counts, Text};
+
+/// Local addresses that sockets are taken over on. It bounds what a program that binds to
+/// ever new ports can use up; sockets beyond it are not taken over.
+const MAX_ENDPOINTS: usize = 4096;
+
+/// A section of code that holds the lock takes microseconds. If calls have found the
+/// thread inside one for this long, and as many of them, then it was left by longjmp(3).
+const ABANDONED_AFTER: i64 = if cfg!(test) {
+    20_000_000
+} else {
+    1_000_000_000
+};
+const ABANDONED_CALLS: u32 = 16;
 
 /// The number of a local address and port in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint(pub(crate) u32);
-
-/// The table, locked: for one call of the program's, which may move several datagrams.
-pub(crate) struct Table {
-    _todo: (),
-}
 
 /// What a datagram is to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,59 +88,542 @@ pub(crate) enum Counter {
     Panics,
 }
 
+/// What processes share, at the front of the memory.
+struct Shared {
+    mutex: UnsafeCell<pthread_mutex_t>,
+    arena: Arena,
+    /// The lock was released by somebody who didn't hold it.
+    spoilt: AtomicBool,
+    /// The same in all processes of the family: it was there before the first fork.
+    settings: &'static Settings,
+    /// The time when the table was made, by both clocks.
+    start: (Instant, i64),
+    counts: Counts,
+    /// Datagrams judged in this section that the program will get, unless it is told
+    /// otherwise. Under the lock.
+    delivered: StdCell<u64>,
+    /// Entries that are in use; they never become unused.
+    endpoints: AtomicU32,
+    directory: [Entry; MAX_ENDPOINTS],
+}
+
+/// A local address, with its clients. Under the lock.
+struct Entry {
+    address: StdCell<MaybeUninit<SocketAddr>>,
+    /// Null until its first datagram. In the arena.
+    demux: StdCell<*mut Demux>,
+    /// What its demux said last, and is counted.
+    clients: StdCell<i64>,
+    evicted: StdCell<u64>,
+    not_remembered: StdCell<u64>,
+}
+
+static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
+
+/// What a thread knows of itself. All of it is read by signal handlers of the same
+/// thread, and no destructor runs at its end.
+struct Inside {
+    /// Whether the thread is in a section that holds the lock, or about to.
+    set: AtomicBool,
+    /// When a call first found that, and how many have. 0: none.
+    found_at: AtomicI64,
+    found: AtomicU32,
+}
+
+thread_local! {
+    static INSIDE: Inside = const {
+        Inside {
+            set: AtomicBool::new(false),
+            found_at: AtomicI64::new(0),
+            found: AtomicU32::new(0),
+        }
+    };
+}
+
+/// The table, locked: for one call of the program's, which may move several datagrams.
+pub(crate) struct Table {
+    shared: &'static Shared,
+    now: Instant,
+    /// The lock belongs to the thread.
+    _thread: PhantomData<*const ()>,
+}
+
 /// Makes the shared memory. Once, before the program begins.
-pub(crate) fn start(/* settings */) {
-    todo!()
+pub(crate) fn start(settings: &'static Settings, text: Option<Text>) -> io::Result<()> {
+    let shared = Shared::make(settings, text)?;
+    SHARED.store(ptr::from_ref(shared).cast_mut(), Ordering::Release);
+    install_hook();
+    Ok(())
+}
+
+/// Before a panic's exception is allocated, which outlives the section, the thread stops
+/// allocating in the arena. The table is reset when the guard is dropped. The message alone
+/// was in the arena before: it can't be read later on, and is freed nowhere.
+fn install_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            arena::swap(ptr::null());
+            count(Counter::Panics, 1);
+            // The program may have given descriptor 2 another use.
+            if cfg!(test) {
+                before(info);
+            }
+        }));
+    });
+}
+
+#[inline]
+fn shared() -> Option<&'static Shared> {
+    // SAFETY: it is mapped for good, and was written before its address was stored.
+    unsafe { SHARED.load(Ordering::Acquire).as_ref() }
 }
 
 /// The number for a local address, IPv4 ones as such; `None` if the table holds no more.
-pub(crate) fn endpoint(_local: SocketAddr) -> Option<Endpoint> {
-    todo!()
+pub(crate) fn endpoint(local: SocketAddr) -> Option<Endpoint> {
+    lock()?.endpoint(local)
 }
 
 /// `None` if a signal handler has interrupted this thread while it held the lock.
+#[inline]
 pub(crate) fn lock() -> Option<Table> {
-    todo!()
+    shared()?.lock()
 }
 
-/// Counts; needs no lock.
-pub(crate) fn count(_counter: Counter, _by: u64) {
-    todo!()
+/// Whether this thread is in a section that holds the lock: a signal handler is running.
+#[inline]
+pub(crate) fn is_inside() -> bool {
+    INSIDE.with(|inside| inside.set.load(Ordering::Relaxed))
+}
+
+/// Counts; needs no lock. [`Counter::ClientFamily`] and [`Counter::OtherClient`] take back
+/// that the datagram was delivered, while the table that judged it is still locked.
+pub(crate) fn count(counter: Counter, by: u64) {
+    if let Some(shared) = shared() {
+        shared.count(counter, by);
+    }
+}
+
+impl Shared {
+    fn make(settings: &'static Settings, text: Option<Text>) -> io::Result<&'static Self> {
+        // What is made at its first use must be made outside of the arena: the keys of
+        // the hash tables, and the clock of the SDK.
+        drop(warmed(settings));
+        let (address, len) = arena::map(size_of::<Self>(), settings.max_clients)?;
+        let shared = ptr::with_exposed_provenance_mut::<Self>(address);
+        let end = address + len;
+        let arena = Arena::new(address + size_of::<Self>(), end, settings.max_clients);
+        let start = (Instant::now(), rough_clock());
+        // SAFETY: the memory is new, large enough, and aligned to a page. What is not
+        // written here may be all zeros.
+        unsafe {
+            (&raw mut (*shared).arena).write(arena);
+            (&raw mut (*shared).settings).write(settings);
+            (&raw mut (*shared).start).write(start);
+            (&raw mut (*shared).counts).write(Counts::new(text));
+            make_mutex((*shared).mutex.get())?;
+            Ok(&*shared)
+        }
+    }
+
+    fn count(&self, counter: Counter, by: u64) {
+        let cell = match counter {
+            Counter::ClientFamily => Cell::DroppedClientFamily,
+            Counter::OtherClient => Cell::DroppedOtherClient,
+            Counter::Direct => Cell::Direct,
+            Counter::RepliesSent => Cell::RepliesSent,
+            Counter::RepliesWithoutPath => Cell::RepliesWithoutPath,
+            Counter::Interrupted => Cell::Interrupted,
+            Counter::Panics => Cell::Panics,
+        };
+        self.counts.add(cell, by);
+        if matches!(counter, Counter::ClientFamily | Counter::OtherClient) && is_inside() {
+            self.delivered.set(self.delivered.get().saturating_sub(by));
+        }
+    }
+
+    #[inline]
+    fn lock(&'static self) -> Option<Table> {
+        let abandoned = INSIDE.with(|inside| {
+            let set = inside.set.swap(true, Ordering::Relaxed);
+            if set {
+                inside.is_abandoned()
+            } else {
+                Some(false)
+            }
+        });
+        let Some(abandoned) = abandoned else {
+            self.counts.add(Cell::Interrupted, 1);
+            return None;
+        };
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the mutex was made with the memory.
+        let result = unsafe { libc::pthread_mutex_lock(self.mutex.get()) };
+        let reset = match result {
+            0 => false,
+            libc::EOWNERDEAD => {
+                // SAFETY: as above, and this thread now holds it.
+                unsafe { libc::pthread_mutex_consistent(self.mutex.get()) };
+                true
+            }
+            // This thread holds it, since the section that it left did.
+            libc::EDEADLK if abandoned => true,
+            // A copy of this thread does, which was made without the C library's knowledge.
+            _ => {
+                INSIDE.with(|inside| inside.set.store(false, Ordering::Relaxed));
+                self.counts.add(Cell::Interrupted, 1);
+                return None;
+            }
+        };
+        INSIDE.with(|inside| {
+            // A handler may have taken the lock, and released it, while this thread waited.
+            inside.set.store(true, Ordering::Relaxed);
+            inside.found.store(0, Ordering::Relaxed);
+        });
+        compiler_fence(Ordering::SeqCst);
+        if reset || self.spoilt.load(Ordering::Relaxed) {
+            self.reset();
+            self.delivered.set(0);
+        }
+        arena::swap(&raw const self.arena);
+        Some(Table {
+            shared: self,
+            now: self.now(),
+            _thread: PhantomData,
+        })
+    }
+
+    /// Forgets all clients. Under the lock.
+    #[cold]
+    fn reset(&self) {
+        let arena = arena::swap(ptr::null());
+        self.spoilt.store(false, Ordering::Relaxed);
+        for entry in self.entries() {
+            // Without its destructor: what it points to may be damaged.
+            entry.demux.set(ptr::null_mut());
+            entry.clients.set(0);
+            entry.evicted.set(0);
+            entry.not_remembered.set(0);
+        }
+        self.counts.clear(Cell::Clients);
+        // SAFETY: this thread holds the lock, and no entry refers to the arena any more.
+        unsafe { self.arena.reset() };
+        self.counts.add(Cell::TableResets, 1);
+        arena::swap(arena);
+    }
+
+    fn entries(&self) -> &[Entry] {
+        let used = self.endpoints.load(Ordering::Acquire) as usize;
+        self.directory.get(..used).unwrap_or_default()
+    }
+
+    /// The time, as exact as the kernel's tick, for a fraction of what the exact one costs.
+    #[inline]
+    fn now(&self) -> Instant {
+        let (instant, rough) = self.start;
+        let since = rough_clock().saturating_sub(rough);
+        instant + Duration::from_nanos(u64::try_from(since).unwrap_or_default())
+    }
+}
+
+impl Inside {
+    /// The flag is set: `None` if a signal handler has interrupted this thread.
+    #[cold]
+    fn is_abandoned(&self) -> Option<bool> {
+        let now = rough_clock();
+        let found = self.found.fetch_add(1, Ordering::Relaxed);
+        if found == 0 {
+            self.found_at.store(now, Ordering::Relaxed);
+        }
+        let long = now - self.found_at.load(Ordering::Relaxed) >= ABANDONED_AFTER;
+        (long && found >= ABANDONED_CALLS).then_some(true)
+    }
+}
+
+impl Entry {
+    /// The address. Of an entry that is in use.
+    fn address(&self) -> SocketAddr {
+        // SAFETY: it was written before the entry came into use.
+        unsafe { self.address.get().assume_init() }
+    }
+
+    fn demux(&self) -> Option<&Demux> {
+        // SAFETY: it is null, or what was made for this entry since the latest reset.
+        unsafe { self.demux.get().as_ref() }
+    }
+
+    fn demux_made(&self, settings: &Settings) -> &Demux {
+        if self.demux.get().is_null() {
+            let demux = Box::new(Demux::new(settings.trust.clone()));
+            self.demux.set(Box::into_raw(demux));
+        }
+        // SAFETY: as in `demux`, and not null.
+        unsafe { &*self.demux.get() }
+    }
 }
 
 impl Table {
+    /// The number for a local address; `None` if the table holds no more.
+    fn endpoint(&mut self, local: SocketAddr) -> Option<Endpoint> {
+        let local = canonical(local);
+        let shared = self.shared;
+        shared.counts.show();
+        let entries = shared.entries();
+        let known = entries.iter().position(|entry| entry.address() == local);
+        let index = known.unwrap_or(entries.len());
+        let number = u32::try_from(index).ok()?;
+        if known.is_none() {
+            let entry = shared.directory.get(index)?;
+            entry.address.set(MaybeUninit::new(local));
+            shared.endpoints.store(number + 1, Ordering::Release);
+        }
+        Some(Endpoint(number))
+    }
+
     /// Decides on a datagram: `peer` and `local` as the kernel told, IPv4 or mapped.
     /// `None`: it must be dropped, and has been counted.
+    #[inline]
     pub(crate) fn receive(
         &mut self,
-        _endpoint: Endpoint,
-        _peer: SocketAddr,
-        _local: Option<IpAddr>,
-        _bytes: &[u8],
+        endpoint: Endpoint,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        bytes: &[u8],
     ) -> Option<Judged> {
-        todo!()
+        let judged = self.peek(endpoint, peer, local, bytes)?;
+        let counts = &self.shared.counts;
+        counts.add(Cell::Received, 1);
+        if self.shared.settings.is_peer(peer.ip()) {
+            counts.add(Cell::Direct, 1);
+        }
+        let delivered = &self.shared.delivered;
+        delivered.set(delivered.get() + 1);
+        Some(judged)
     }
 
     /// As `receive`, for a look at a datagram (MSG_PEEK) that will be received again: a
-    /// good one is remembered and not counted.
+    /// good one is remembered and not counted. One that must be dropped is counted, and
+    /// must not be handed to `receive`.
+    #[inline]
     pub(crate) fn peek(
         &mut self,
-        _endpoint: Endpoint,
-        _peer: SocketAddr,
-        _local: Option<IpAddr>,
-        _bytes: &[u8],
+        endpoint: Endpoint,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        bytes: &[u8],
     ) -> Option<Judged> {
-        todo!()
+        let shared = self.shared;
+        let peer = canonical(peer);
+        if shared.settings.is_peer(peer.ip()) {
+            return Some(Judged {
+                client: peer,
+                destination: None,
+                header_len: 0,
+            });
+        }
+        let entry = shared.entries().get(endpoint.0 as usize)?;
+        let local = local.map(|ip| ip.to_canonical());
+        let judged = self.judge(entry, peer, local, bytes);
+        // SAFETY: this thread holds the lock.
+        if unsafe { shared.arena.is_exhausted() } {
+            shared.reset();
+            // Once more, so that this client can be answered.
+            let _ = self.judge(entry, peer, local, bytes);
+        }
+        if shared.counts.are_shown() {
+            self.follow(entry);
+        }
+        match judged {
+            Ok(judged) => Some(judged),
+            Err(reason) => {
+                shared.counts.add(Cell::Received, 1);
+                shared.counts.add(Cell::Dropped(reason), 1);
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn judge(
+        &self,
+        entry: &Entry,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        bytes: &[u8],
+    ) -> Result<Judged, DropReason> {
+        let demux = entry.demux_made(self.shared.settings);
+        let datagram = demux.receive(self.now, peer, local, bytes)?;
+        Ok(Judged {
+            client: datagram.client,
+            destination: datagram.destination,
+            header_len: datagram.header.len(),
+        })
+    }
+
+    /// Counts what the demux of an endpoint counts by itself.
+    fn follow(&self, entry: &Entry) {
+        let Some(stats) = entry.demux().map(Demux::stats) else {
+            return;
+        };
+        let counts = &self.shared.counts;
+        let clients = i64::try_from(stats.clients).unwrap_or_default();
+        counts.add_signed(Cell::Clients, clients - entry.clients.replace(clients));
+        for (cell, now, before) in [
+            (Cell::ClientsEvicted, stats.clients_evicted, &entry.evicted),
+            (
+                Cell::SendersNotRemembered,
+                stats.senders_not_remembered,
+                &entry.not_remembered,
+            ),
+        ] {
+            let before = before.replace(now);
+            if now != before {
+                counts.add(cell, now.saturating_sub(before));
+            }
+        }
     }
 
     /// How to send to an address; `None` if it is no client's that is known. Not counted:
     /// see [`Counter::RepliesSent`] and [`Counter::RepliesWithoutPath`].
-    pub(crate) fn path(&self, _endpoint: Endpoint, _to: SocketAddr) -> Option<Path> {
-        todo!()
+    #[inline]
+    pub(crate) fn path(&self, endpoint: Endpoint, to: SocketAddr) -> Option<Path> {
+        let settings = self.shared.settings;
+        let to = canonical(to);
+        if settings.is_peer(to.ip()) {
+            return Some(Path::Direct);
+        }
+        let entry = self.shared.entries().get(endpoint.0 as usize)?;
+        let path = entry
+            .demux()
+            .and_then(|demux| demux.reply_path(self.now, to));
+        match path {
+            Some(path) => Some(path.into()),
+            None if settings.untrusted == Untrusted::Accept => Some(Path::Direct),
+            None => None,
+        }
     }
 
-    /// The endpoint that knows a client by a proxy, with its local address and the path.
-    pub(crate) fn find(&self, _client: SocketAddr) -> Option<(Endpoint, SocketAddr, Path)> {
-        todo!()
+    /// The endpoint that knows a client by a proxy, with its local address and the path:
+    /// the one that heard the client latest. `None` for an address that is talked to
+    /// directly.
+    pub(crate) fn find(&self, client: SocketAddr) -> Option<(Endpoint, SocketAddr, Path)> {
+        let client = canonical(client);
+        if self.shared.settings.is_peer(client.ip()) {
+            return None;
+        }
+        let mut latest: Option<(u32, &Entry, ReplyPath)> = None;
+        for (number, entry) in (0..).zip(self.shared.entries()) {
+            let path = entry
+                .demux()
+                .and_then(|demux| demux.reply_path(self.now, client));
+            if let Some(path) = path
+                && latest.is_none_or(|(_, _, other)| path.is_newer_than(&other))
+            {
+                latest = Some((number, entry, path));
+            }
+        }
+        latest.map(|(number, entry, path)| (Endpoint(number), entry.address(), path.into()))
     }
 }
+
+impl Drop for Table {
+    #[inline]
+    fn drop(&mut self) {
+        let shared = self.shared;
+        if thread::panicking() {
+            shared.reset();
+        }
+        let delivered = shared.delivered.replace(0);
+        if delivered > 0 {
+            shared.counts.add(Cell::Delivered, delivered);
+        }
+        arena::swap(ptr::null());
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: the mutex was made with the memory.
+        if unsafe { libc::pthread_mutex_unlock(shared.mutex.get()) } != 0 {
+            // A signal handler forked, and this is the child, which went on with what the
+            // handler had interrupted: both have changed the table.
+            shared.spoilt.store(true, Ordering::Relaxed);
+        }
+        INSIDE.with(|inside| inside.set.store(false, Ordering::Relaxed));
+    }
+}
+
+impl From<ReplyPath> for Path {
+    fn from(path: ReplyPath) -> Self {
+        Self::Proxied {
+            to: canonical(path.to),
+            local: path.local,
+            header: path.header(),
+        }
+    }
+}
+
+/// An IPv4-mapped address as the IPv4 address.
+#[inline]
+fn canonical(address: SocketAddr) -> SocketAddr {
+    let SocketAddr::V6(v6) = address else {
+        return address;
+    };
+    match v6.ip().to_ipv4_mapped() {
+        Some(ip) => SocketAddr::from((ip, v6.port())),
+        None => address,
+    }
+}
+
+/// A demux that has received and answered, and is of no use.
+fn warmed(settings: &Settings) -> Demux {
+    let demux = Demux::new(settings.trust.clone());
+    let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+    let _ = demux.receive(Instant::now(), nobody, None, b"");
+    let _ = demux.reply_path(Instant::now(), nobody);
+    let _ = demux.stats();
+    demux
+}
+
+/// CLOCK_MONOTONIC_COARSE in nanoseconds.
+#[inline]
+fn rough_clock() -> i64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` can be written to.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Makes the mutex that processes share.
+///
+/// # Safety
+///
+/// `mutex` can be written to, and nobody uses it.
+unsafe fn make_mutex(mutex: *mut pthread_mutex_t) -> io::Result<()> {
+    let mut attributes = MaybeUninit::<pthread_mutexattr_t>::uninit();
+    let attributes = attributes.as_mut_ptr();
+    let check = |result: c_int| match result {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    };
+    // SAFETY: the attributes are made first; the mutex can be written to.
+    unsafe {
+        check(libc::pthread_mutexattr_init(attributes))?;
+        check(libc::pthread_mutexattr_setpshared(
+            attributes,
+            libc::PTHREAD_PROCESS_SHARED,
+        ))?;
+        check(libc::pthread_mutexattr_setrobust(
+            attributes,
+            libc::PTHREAD_MUTEX_ROBUST,
+        ))?;
+        check(libc::pthread_mutexattr_settype(
+            attributes,
+            libc::PTHREAD_MUTEX_ERRORCHECK,
+        ))?;
+        check(libc::pthread_mutex_init(mutex, attributes))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! the descriptor is taken over, and calls the real function if not.
 
 mod descriptors;
+mod raw;
 mod receiving;
 mod sending;
 mod sockets;

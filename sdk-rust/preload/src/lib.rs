@@ -8,7 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`calls`] | the functions that the program calls instead of the C library's |
-//! | [`receive`], [`send`], [`control`], [`names`] | the way of a datagram |
+//! | [`receive`], [`send`], [`control`], [`names`], [`buffers`] | the way of a datagram |
 //! | [`lifecycle`], [`connect`], [`wait`] | sockets that begin, end, connect and are waited for |
 //! | [`registry`], [`socket`] | which descriptors are taken over, per process |
 //! | [`table`], [`arena`] | clients and their reply paths, shared by forked processes |
@@ -22,6 +22,7 @@
 
 mod arena;
 mod boundary;
+mod buffers;
 mod calls;
 mod connect;
 mod control;

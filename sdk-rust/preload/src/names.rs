@@ -1,26 +1,112 @@
 //! Socket addresses as the C library passes them.
 
-use std::net::SocketAddr;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ptr;
 
-use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
+use libc::{
+    AF_INET, AF_INET6, c_int, in_addr, in6_addr, sa_family_t, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_storage, socklen_t,
+};
 
-/// The address behind a pointer, IPv4-mapped ones as such; `None` if it is null, too short
+/// The address behind a pointer, IPv4-mapped ones as IPv4; `None` if it is null, too short
 /// or of another family.
 ///
 /// # Safety
 ///
 /// `name` is null, or `len` bytes can be read there.
-pub(crate) unsafe fn read(_name: *const sockaddr, _len: socklen_t) -> Option<SocketAddr> {
-    todo!()
+pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
+    let len = usize::try_from(len).ok()?;
+    if name.is_null() || len < mem::size_of::<sa_family_t>() {
+        return None;
+    }
+    // SAFETY: the family is within `len` bytes. The pointer may be unaligned.
+    let family = unsafe { (&raw const (*name).sa_family).read_unaligned() };
+    match c_int::from(family) {
+        AF_INET if len >= mem::size_of::<sockaddr_in>() => {
+            // SAFETY: `len` bytes can be read, which is enough for the type, of which all
+            // values are valid.
+            let name = unsafe { name.cast::<sockaddr_in>().read_unaligned() };
+            let ip = Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes());
+            Some(SocketAddr::from((ip, u16::from_be(name.sin_port))))
+        }
+        // An IPv6 address without its scope is valid (RFC 2133).
+        AF_INET6 if len >= mem::offset_of!(sockaddr_in6, sin6_scope_id) => {
+            // SAFETY: zeroes are a valid value of this type.
+            let mut whole: sockaddr_in6 = unsafe { mem::zeroed() };
+            let len = len.min(mem::size_of::<sockaddr_in6>());
+            // SAFETY: `len` bytes can be read, and fit.
+            unsafe {
+                ptr::copy_nonoverlapping(name.cast::<u8>(), (&raw mut whole).cast::<u8>(), len);
+            }
+            let ip = Ipv6Addr::from(whole.sin6_addr.s6_addr);
+            let port = u16::from_be(whole.sin6_port);
+            Some(match ip.to_ipv4_mapped() {
+                Some(ip) => SocketAddr::from((ip, port)),
+                None => {
+                    SocketAddrV6::new(ip, port, whole.sin6_flowinfo, whole.sin6_scope_id).into()
+                }
+            })
+        }
+        _ => None,
+    }
 }
 
 /// As the kernel would report the address on a socket of this family; `None` for IPv6 on
 /// an IPv4 socket.
-pub(crate) fn written(
-    _address: SocketAddr,
-    _family: c_int,
-) -> Option<(sockaddr_storage, socklen_t)> {
-    todo!()
+#[inline]
+pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_storage, socklen_t)> {
+    // SAFETY: zeroes are a valid value of this type.
+    let mut storage: sockaddr_storage = unsafe { mem::zeroed() };
+    let len = match (to_family(address, family)?, address.port()) {
+        (IpAddr::V4(ip), port) => {
+            let name = sockaddr_in {
+                sin_family: AF_INET as sa_family_t,
+                sin_port: port.to_be(),
+                sin_addr: in_addr {
+                    s_addr: u32::from_ne_bytes(ip.octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: the storage is larger than any address, and aligned for all.
+            unsafe { (&raw mut storage).cast::<sockaddr_in>().write(name) };
+            mem::size_of::<sockaddr_in>()
+        }
+        (IpAddr::V6(ip), port) => {
+            let (flowinfo, scope) = match address {
+                SocketAddr::V4(_) => (0, 0),
+                SocketAddr::V6(v6) => (v6.flowinfo(), v6.scope_id()),
+            };
+            let name = sockaddr_in6 {
+                sin6_family: AF_INET6 as sa_family_t,
+                sin6_port: port.to_be(),
+                sin6_flowinfo: flowinfo,
+                sin6_addr: in6_addr {
+                    s6_addr: ip.octets(),
+                },
+                sin6_scope_id: scope,
+            };
+            // SAFETY: as above.
+            unsafe { (&raw mut storage).cast::<sockaddr_in6>().write(name) };
+            mem::size_of::<sockaddr_in6>()
+        }
+    };
+    Some((storage, len as socklen_t))
+}
+
+/// Whether a socket of this family can have or name this address.
+#[inline]
+pub(crate) fn fits(address: SocketAddr, family: c_int) -> bool {
+    to_family(address, family).is_some()
+}
+
+#[inline]
+fn to_family(address: SocketAddr, family: c_int) -> Option<IpAddr> {
+    match (address.ip(), family) {
+        (IpAddr::V4(ip), AF_INET6) => Some(ip.to_ipv6_mapped().into()),
+        (ip @ IpAddr::V4(_), _) | (ip @ IpAddr::V6(_), AF_INET6) => Some(ip),
+        (IpAddr::V6(ip), _) => ip.to_ipv4_mapped().map(IpAddr::V4),
+    }
 }
 
 /// Gives the program an address as recvfrom(2) and getpeername(2) do: cut to `*len`,
@@ -30,10 +116,26 @@ pub(crate) fn written(
 ///
 /// `name` is null, or `len` can be read and written and `*len` bytes written at `name`.
 pub(crate) unsafe fn give(
-    _address: SocketAddr,
-    _family: c_int,
-    _name: *mut sockaddr,
-    _len: *mut socklen_t,
+    address: SocketAddr,
+    family: c_int,
+    name: *mut sockaddr,
+    len: *mut socklen_t,
 ) {
-    todo!()
+    if name.is_null() || len.is_null() {
+        return;
+    }
+    let Some((storage, whole)) = written(address, family) else {
+        return;
+    };
+    // SAFETY: the caller lets us read it.
+    let room = unsafe { len.read() };
+    // SAFETY: at most `*len` bytes are written, and the storage is longer than `whole`.
+    unsafe {
+        ptr::copy_nonoverlapping(
+            (&raw const storage).cast::<u8>(),
+            name.cast::<u8>(),
+            room.min(whole) as usize,
+        );
+        len.write(whole);
+    }
 }

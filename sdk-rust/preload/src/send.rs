@@ -1,1 +1,562 @@
 //! From the program to its clients: by the reply path of the latest datagram.
+//!
+//! A reply path is looked up under the table's lock; then the real sendmsg(2) is called
+//! without it, since it may wait. The functions that call it own nothing that must be given
+//! back.
+
+use std::mem::{self, MaybeUninit};
+use std::net::SocketAddr;
+use std::ptr;
+use std::slice;
+
+use libc::{
+    EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS, MSG_DONTWAIT, MSG_ZEROCOPY, c_int, c_uint, iovec,
+    mmsghdr, msghdr, sockaddr_storage, ssize_t,
+};
+use ppv2_sdk::ReplyHeader;
+
+use crate::boundary::{fail, guarded};
+use crate::buffers::{self, BATCH, Outgoing, PARTS};
+use crate::control::{self, Writer};
+use crate::receive::{MAX_PARTS, check_parts};
+use crate::socket::{Flag, Socket};
+use crate::table::{self, Counter, Path, Table};
+use crate::{names, real};
+
+/// Room for the control data of a datagram that is sent alone.
+const CONTROL: usize = 1024;
+
+/// How a datagram is sent.
+#[derive(Clone, Copy, Debug)]
+enum Plan {
+    /// As the program said.
+    Untouched,
+    /// As the parcel says.
+    Rewritten,
+    /// Cut into segments of this length, each with the parcel's header.
+    Segments(usize),
+    Refused(c_int),
+}
+
+/// What is sent in place of the program's message, on the stack of the call.
+#[repr(C, align(8))]
+struct Parcel<const N: usize> {
+    control: MaybeUninit<[u8; CONTROL]>,
+    name: MaybeUninit<sockaddr_storage>,
+    header: MaybeUninit<ReplyHeader>,
+    parts: [MaybeUninit<iovec>; N],
+    message: msghdr,
+    header_len: usize,
+}
+
+/// Sends a datagram as sendmsg(2) does.
+///
+/// # Safety
+///
+/// `from` is null or points to what sendmsg(2) takes.
+pub(crate) unsafe fn message(
+    fd: c_int,
+    socket: &Socket,
+    from: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    if socket.is(Flag::Direct) || from.is_null() {
+        // SAFETY: as the caller says.
+        return unsafe { real::sendmsg(fd, from, flags) };
+    }
+    // SAFETY: as the caller says.
+    let parts = unsafe { (*from).msg_iovlen as usize };
+    if parts <= PARTS {
+        // SAFETY: as the caller says.
+        unsafe { send::<{ PARTS + 1 }>(fd, socket, from, flags) }
+    } else {
+        // SAFETY: as the caller says.
+        unsafe { send_many_parts(fd, socket, from, flags) }
+    }
+}
+
+/// Needs 16 KiB of the stack, as few programs do.
+#[cold]
+#[inline(never)]
+unsafe fn send_many_parts(
+    fd: c_int,
+    socket: &Socket,
+    from: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    // SAFETY: as the caller says.
+    unsafe { send::<MAX_PARTS>(fd, socket, from, flags) }
+}
+
+/// # Safety
+///
+/// `from` points to what sendmsg(2) takes.
+#[inline(always)]
+unsafe fn send<const N: usize>(
+    fd: c_int,
+    socket: &Socket,
+    from: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    let mut parcel = Parcel::<N>::new();
+    // SAFETY: as the caller says.
+    let plan = || unsafe { parcel.plan(socket, &*from, flags) };
+    match guarded(Plan::Refused(EIO), plan) {
+        // SAFETY: as the caller says.
+        Plan::Untouched => unsafe { real::sendmsg(fd, from, flags) },
+        Plan::Rewritten => {
+            // SAFETY: `plan` has filled the message in.
+            let sent = unsafe { real::sendmsg(fd, &raw const parcel.message, flags) };
+            if sent < 0 {
+                return sent;
+            }
+            table::count(Counter::RepliesSent, 1);
+            (sent - parcel.header_len as ssize_t).max(0)
+        }
+        // SAFETY: as the caller says.
+        Plan::Segments(len) => unsafe { parcel.send_segments(fd, &*from, flags, len) },
+        Plan::Refused(errno) => fail(errno),
+    }
+}
+
+impl<const N: usize> Parcel<N> {
+    #[inline(always)]
+    fn new() -> Self {
+        Self {
+            control: MaybeUninit::uninit(),
+            name: MaybeUninit::uninit(),
+            header: MaybeUninit::uninit(),
+            parts: [const { MaybeUninit::uninit() }; N],
+            // SAFETY: zeroes are a valid value.
+            message: unsafe { mem::zeroed() },
+            header_len: 0,
+        }
+    }
+
+    /// Looks up the path and fills the message in.
+    ///
+    /// # Safety
+    ///
+    /// `from` is a message as sendmsg(2) takes it.
+    unsafe fn plan(&mut self, socket: &Socket, from: &msghdr, flags: c_int) -> Plan {
+        let Some(mut table) = table::lock() else {
+            table::count(Counter::Interrupted, 1);
+            return Plan::Refused(ENOBUFS);
+        };
+        // SAFETY: as the caller says.
+        let path = match unsafe { path(&mut table, socket, from) } {
+            Ok(Some(path)) => path,
+            Ok(None) => return Plan::Untouched,
+            Err(errno) => {
+                table::count(Counter::RepliesWithoutPath, 1);
+                return Plan::Refused(errno);
+            }
+        };
+        drop(table);
+        // SAFETY: as the caller says.
+        unsafe { self.fill(socket, from, flags, path) }
+    }
+
+    unsafe fn fill(&mut self, socket: &Socket, from: &msghdr, flags: c_int, path: Proxied) -> Plan {
+        // SAFETY: as the caller says.
+        if let Err(errno) = unsafe { check_parts(from.msg_iov, from.msg_iovlen as usize, EMSGSIZE) }
+        {
+            return Plan::Refused(errno);
+        }
+        // SAFETY: as the caller says.
+        let program = unsafe { parts_of(from) };
+        let header_len = path.header.len();
+        if header_len > 0 && (flags & MSG_ZEROCOPY != 0 || program.len() >= N) {
+            // The header doesn't live as long as the kernel would need it; programs send
+            // anew without the flag after this error.
+            return Plan::Refused(if flags & MSG_ZEROCOPY != 0 {
+                ENOBUFS
+            } else {
+                EMSGSIZE
+            });
+        }
+        let Some((name, name_len)) = names::written(path.to, socket.family()) else {
+            return Plan::Refused(EHOSTUNREACH);
+        };
+        self.message.msg_name = self.name.write(name) as *mut _ as *mut _;
+        self.message.msg_namelen = name_len;
+        // SAFETY: as the caller says; the control data has room for as much.
+        let writer = unsafe { Writer::new(self.control.as_mut_ptr().cast(), CONTROL) };
+        // SAFETY: as the caller says.
+        let given = unsafe { control_of(from) };
+        let written = match write_control(writer, given, socket, &path) {
+            Ok(written) => written,
+            Err(errno) => return Plan::Refused(errno),
+        };
+        if written.len > 0 {
+            self.message.msg_control = self.control.as_mut_ptr().cast();
+            self.message.msg_controllen = written.len as _;
+        }
+        if header_len == 0 {
+            self.message.msg_iov = from.msg_iov;
+            self.message.msg_iovlen = from.msg_iovlen;
+            return Plan::Rewritten;
+        }
+        self.header_len = header_len;
+        let header = self.header.write(path.header);
+        self.parts[0].write(iovec {
+            iov_base: header.as_ptr().cast_mut().cast(),
+            iov_len: header_len,
+        });
+        self.message.msg_iov = (&raw mut self.parts).cast();
+        let payload_len: usize = program.iter().map(|part| part.iov_len).sum();
+        if let Some(segment) = written.segment
+            && payload_len > segment
+        {
+            return Plan::Segments(segment);
+        }
+        for (to, part) in self.parts[1..].iter_mut().zip(program) {
+            to.write(*part);
+        }
+        self.message.msg_iovlen = program.len() as _;
+        self.message.msg_iovlen += 1;
+        Plan::Rewritten
+    }
+
+    /// Sends each segment with a header of its own. Returns how much of the payload went
+    /// out.
+    ///
+    /// # Safety
+    ///
+    /// `plan` has filled this in for the same message.
+    unsafe fn send_segments(
+        &mut self,
+        fd: c_int,
+        from: &msghdr,
+        flags: c_int,
+        segment: usize,
+    ) -> ssize_t {
+        // SAFETY: as the caller says.
+        let program = unsafe { parts_of(from) };
+        let whole: usize = program.iter().map(|part| part.iov_len).sum();
+        let mut sent = 0;
+        while sent < whole {
+            let len = segment.min(whole - sent);
+            let count = cut(program, sent, len, &mut self.parts[1..]);
+            self.message.msg_iovlen = count as _;
+            self.message.msg_iovlen += 1;
+            // SAFETY: the message is filled in.
+            if unsafe { real::sendmsg(fd, &raw const self.message, flags) } < 0 {
+                return if sent > 0 { sent as ssize_t } else { -1 };
+            }
+            table::count(Counter::RepliesSent, 1);
+            sent += len;
+        }
+        sent as ssize_t
+    }
+}
+
+/// Writes the parts that hold `len` bytes from `skip` on. Returns how many they are.
+fn cut(program: &[iovec], mut skip: usize, mut len: usize, to: &mut [MaybeUninit<iovec>]) -> usize {
+    let mut count = 0;
+    for part in program {
+        let skipped = skip.min(part.iov_len);
+        skip -= skipped;
+        let taken = (part.iov_len - skipped).min(len);
+        if taken > 0 {
+            to[count].write(iovec {
+                iov_base: part.iov_base.wrapping_byte_add(skipped),
+                iov_len: taken,
+            });
+            count += 1;
+            len -= taken;
+        }
+    }
+    count
+}
+
+/// A path by which the datagram is rewritten.
+#[derive(Clone, Copy, Debug)]
+struct Proxied {
+    to: SocketAddr,
+    local: Option<std::net::IpAddr>,
+    header: ReplyHeader,
+}
+
+/// The path for a message; `Ok(None)` if it passes untouched.
+///
+/// # Safety
+///
+/// `from` is a message as sendmsg(2) takes it.
+#[inline]
+unsafe fn path(
+    table: &mut Table,
+    socket: &Socket,
+    from: &msghdr,
+) -> Result<Option<Proxied>, c_int> {
+    let to = if from.msg_name.is_null() || from.msg_namelen == 0 {
+        socket.peer()
+    } else {
+        // SAFETY: as the caller says.
+        unsafe { names::read(from.msg_name.cast(), from.msg_namelen) }
+    };
+    // The kernel knows what is wrong with an address that is none.
+    let Some(to) = to.filter(|to| to.port() != 0 && names::fits(*to, socket.family())) else {
+        return Ok(None);
+    };
+    match table.path(socket.endpoint(), to) {
+        Some(Path::Proxied { to, local, header }) => Ok(Some(Proxied { to, local, header })),
+        Some(Path::Direct) => Ok(None),
+        None => Err(EHOSTUNREACH),
+    }
+}
+
+/// What was written of control data.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    len: usize,
+    /// The length of segments, if there is a header and the kernel may not cut.
+    segment: Option<usize>,
+}
+
+/// Writes the program's control data, but for packet info, of which that of the path takes
+/// the place.
+fn write_control(
+    mut writer: Writer,
+    given: &[u8],
+    socket: &Socket,
+    path: &Proxied,
+) -> Result<Written, c_int> {
+    let has_header = !path.header.is_empty();
+    let mut segment = socket.segment();
+    if !given.is_empty() {
+        if !control::messages(given).are_sound() {
+            return Err(EINVAL);
+        }
+        for message in control::messages(given) {
+            if message.is_pktinfo() {
+                continue;
+            }
+            if let Some(len) = message.segment() {
+                segment = Some(len);
+                if has_header {
+                    continue;
+                }
+            }
+            writer.put(message);
+        }
+    }
+    if let Some(local) = path.local {
+        let interface = match path.to {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(v6) => v6.scope_id(),
+        };
+        writer.put_source(local, interface);
+    }
+    if has_header && socket.segment().is_some() {
+        writer.put_segment(0);
+    }
+    if writer.is_truncated() {
+        return Err(ENOBUFS);
+    }
+    Ok(Written {
+        len: writer.used(),
+        segment: segment.map(usize::from).filter(|len| *len > 0),
+    })
+}
+
+/// # Safety
+///
+/// The message is one as sendmsg(2) takes it, and `check_parts` found no fault.
+unsafe fn parts_of<'a>(message: &msghdr) -> &'a [iovec] {
+    if message.msg_iovlen == 0 {
+        return &[];
+    }
+    // SAFETY: as the caller says.
+    unsafe { slice::from_raw_parts(message.msg_iov, message.msg_iovlen as usize) }
+}
+
+/// # Safety
+///
+/// The message is one as sendmsg(2) takes it.
+unsafe fn control_of<'a>(message: &msghdr) -> &'a [u8] {
+    if message.msg_control.is_null() || message.msg_controllen == 0 {
+        return &[];
+    }
+    // SAFETY: as the caller says.
+    unsafe { slice::from_raw_parts(message.msg_control.cast(), message.msg_controllen as usize) }
+}
+
+/// Sends datagrams as sendmmsg(2) does.
+///
+/// # Safety
+///
+/// `from` is null or points to `count` messages, as for sendmmsg(2).
+pub(crate) unsafe fn messages(
+    fd: c_int,
+    socket: &Socket,
+    from: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+) -> c_int {
+    let count = (count as usize).min(MAX_PARTS);
+    if socket.is(Flag::Direct) || count == 0 || from.is_null() {
+        // SAFETY: as the caller says.
+        return unsafe { real::sendmmsg(fd, from, count as c_uint, flags) };
+    }
+    let mut done = 0;
+    while done < count {
+        // SAFETY: `count - done` messages of the caller's begin there.
+        let (at, left) = (unsafe { from.add(done) }, count - done);
+        if left > 1 {
+            // SAFETY: as above.
+            let send = || unsafe { batch(fd, socket, at, left, flags) };
+            let sent = guarded(0, send);
+            if sent > 0 {
+                done += sent;
+                continue;
+            }
+        }
+        // What can't go with others, what must wait, and what fails.
+        // SAFETY: as above.
+        let sent = unsafe { message(fd, socket, &raw const (*at).msg_hdr, flags) };
+        let Ok(sent) = c_uint::try_from(sent) else {
+            return if done > 0 { done as c_int } else { -1 };
+        };
+        // SAFETY: as above.
+        unsafe { (*at).msg_len = sent };
+        done += 1;
+    }
+    done as c_int
+}
+
+/// Sends what can be sent together and without waiting, from the first message on. Returns
+/// how many of them were.
+///
+/// # Safety
+///
+/// `from` points to `count` messages.
+unsafe fn batch(
+    fd: c_int,
+    socket: &Socket,
+    from: *mut mmsghdr,
+    count: usize,
+    flags: c_int,
+) -> usize {
+    buffers::take::<Outgoing, _>(|outgoing| {
+        let Some(mut table) = table::lock() else {
+            return 0;
+        };
+        let mut ready = 0;
+        let mut rewritten = 0;
+        for at in 0..count.min(BATCH) {
+            // SAFETY: as the caller says.
+            let program = unsafe { &(*from.add(at)).msg_hdr };
+            // SAFETY: as the caller says.
+            let path = match unsafe { path(&mut table, socket, program) } {
+                Ok(Some(path)) => path,
+                Ok(None) => {
+                    outgoing.messages[at].msg_hdr = *program;
+                    outgoing.header_lens[at] = 0;
+                    ready += 1;
+                    continue;
+                }
+                Err(_) => break,
+            };
+            // SAFETY: as the caller says.
+            if !unsafe { fill(outgoing, at, socket, program, &path, flags) } {
+                break;
+            }
+            rewritten |= 1_u64 << at;
+            ready += 1;
+        }
+        drop(table);
+        if ready == 0 {
+            return 0;
+        }
+        // SAFETY: that many messages have been filled in.
+        let sent = unsafe {
+            let messages = (&raw mut outgoing.messages).cast();
+            real::sendmmsg(fd, messages, ready as c_uint, flags | MSG_DONTWAIT)
+        };
+        let sent = usize::try_from(sent).unwrap_or(0);
+        for at in 0..sent {
+            let len = outgoing.messages[at].msg_len - outgoing.header_lens[at];
+            // SAFETY: as the caller says.
+            unsafe { (*from.add(at)).msg_len = len };
+        }
+        let first = if sent == BATCH {
+            u64::MAX
+        } else {
+            (1 << sent) - 1
+        };
+        let replies = (rewritten & first).count_ones();
+        table::count(Counter::RepliesSent, replies.into());
+        sent
+    })
+    .unwrap_or(0)
+}
+
+/// Fills in a message of a batch. `false` if it must be sent alone.
+///
+/// # Safety
+///
+/// `from` is a message as sendmsg(2) takes it.
+unsafe fn fill(
+    outgoing: &mut Outgoing,
+    at: usize,
+    socket: &Socket,
+    from: &msghdr,
+    path: &Proxied,
+    flags: c_int,
+) -> bool {
+    let header_len = path.header.len();
+    // SAFETY: as the caller says.
+    let sound = unsafe { check_parts(from.msg_iov, from.msg_iovlen as usize, EMSGSIZE) }.is_ok();
+    if !sound
+        || from.msg_iovlen as usize > PARTS
+        || header_len > 0 && flags & MSG_ZEROCOPY != 0
+        || header_len > mem::size_of_val(&outgoing.headers[at])
+    {
+        return false;
+    }
+    let Some((name, name_len)) = names::written(path.to, socket.family()) else {
+        return false;
+    };
+    let room = &mut outgoing.control[at].0;
+    // SAFETY: it is written before anything else refers to it.
+    let writer = unsafe { Writer::new(room.as_mut_ptr(), room.len()) };
+    // SAFETY: as the caller says.
+    let given = unsafe { control_of(from) };
+    let Ok(written) = write_control(writer, given, socket, path) else {
+        return false;
+    };
+    let message = &mut outgoing.messages[at].msg_hdr;
+    let to = &raw mut outgoing.names[at];
+    // SAFETY: no address of these two families is longer.
+    unsafe { ptr::copy_nonoverlapping((&raw const name).cast(), to, 1) };
+    message.msg_name = to.cast();
+    message.msg_namelen = name_len;
+    message.msg_control = ptr::null_mut();
+    message.msg_controllen = written.len as _;
+    if written.len > 0 {
+        message.msg_control = (&raw mut outgoing.control[at]).cast();
+    }
+    message.msg_flags = 0;
+    message.msg_iov = from.msg_iov;
+    message.msg_iovlen = from.msg_iovlen;
+    outgoing.header_lens[at] = header_len as u32;
+    if header_len > 0 {
+        // SAFETY: as the caller says.
+        let program = unsafe { parts_of(from) };
+        let len: usize = program.iter().map(|part| part.iov_len).sum();
+        if written.segment.is_some_and(|segment| len > segment) {
+            return false;
+        }
+        outgoing.headers[at][..header_len].copy_from_slice(&path.header);
+        let parts = &mut outgoing.parts[at];
+        parts[0] = iovec {
+            iov_base: (&raw mut outgoing.headers[at]).cast(),
+            iov_len: header_len,
+        };
+        parts[1..=program.len()].copy_from_slice(program);
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen += 1;
+    }
+    true
+}

@@ -66,6 +66,8 @@ pub(crate) enum Flag {
     /// The program connected it to an address that is talked to directly: it has no
     /// headers, and nothing is changed.
     Direct = 1 << 5,
+    /// There may be a datagram in [`Socket::held`].
+    Held = 1 << 6,
 }
 
 impl Socket {

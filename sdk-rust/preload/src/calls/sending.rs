@@ -1,1 +1,161 @@
-//! send, sendto, sendmsg, sendmmsg, write, writev, and syscall().
+//! The functions that send.
+
+use std::mem;
+use std::ptr;
+
+use libc::{
+    EINVAL, c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr, socklen_t,
+    ssize_t,
+};
+
+use super::hooks;
+use crate::boundary::fail;
+use crate::receive::check_parts;
+use crate::send;
+use crate::socket::Socket;
+use crate::{real, registry};
+
+hooks! {
+    fn send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { from_buffer(fd, socket, buffer, len, flags) },
+            // SAFETY: as above.
+            None => unsafe { real::send(fd, buffer, len, flags) },
+        }
+    }
+
+    fn sendto(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int, name: *const sockaddr, name_len: socklen_t) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { to_name(fd, socket, buffer, len, flags, name, name_len) },
+            // SAFETY: as above.
+            None => unsafe { real::sendto(fd, buffer, len, flags, name, name_len) },
+        }
+    }
+
+    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { send::message(fd, socket, message, flags) },
+            // SAFETY: as above.
+            None => unsafe { real::sendmsg(fd, message, flags) },
+        }
+    }
+
+    fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { send::messages(fd, socket, messages, count, flags) },
+            // SAFETY: as above.
+            None => unsafe { real::sendmmsg(fd, messages, count, flags) },
+        }
+    }
+
+    fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { from_buffer(fd, socket, buffer, len, 0) },
+            // SAFETY: as above.
+            None => unsafe { real::write(fd, buffer, len) },
+        }
+    }
+
+    fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) => unsafe { from_parts(fd, socket, parts, count) },
+            // SAFETY: as above.
+            None => unsafe { real::writev(fd, parts, count) },
+        }
+    }
+
+    /// Without an offset, it writes as writev does.
+    fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t {
+        match registry::get(fd) {
+            // SAFETY: the program keeps to the manual.
+            Some(socket) if offset == -1 && flags == 0 => unsafe { from_parts(fd, socket, parts, count) },
+            // SAFETY: as above.
+            _ => unsafe { real::pwritev2(fd, parts, count, offset, flags) },
+        }
+    }
+
+    fn pwritev64v2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t {
+        // SAFETY: the program keeps to the manual.
+        unsafe { pwritev2(fd, parts, count, offset, flags) }
+    }
+
+    fn __write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
+        // SAFETY: the program keeps to the manual.
+        unsafe { write(fd, buffer, len) }
+    }
+
+    fn __send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: the program keeps to the manual.
+        unsafe { send(fd, buffer, len, flags) }
+    }
+}
+
+/// # Safety
+///
+/// As send(2).
+unsafe fn from_buffer(
+    fd: c_int,
+    socket: &Socket,
+    buffer: *const c_void,
+    len: size_t,
+    flags: c_int,
+) -> ssize_t {
+    // SAFETY: as the caller says.
+    unsafe { to_name(fd, socket, buffer, len, flags, ptr::null(), 0) }
+}
+
+/// # Safety
+///
+/// As sendto(2).
+unsafe fn to_name(
+    fd: c_int,
+    socket: &Socket,
+    buffer: *const c_void,
+    len: size_t,
+    flags: c_int,
+    name: *const sockaddr,
+    name_len: socklen_t,
+) -> ssize_t {
+    let mut part = iovec {
+        iov_base: buffer.cast_mut(),
+        iov_len: len.min(isize::MAX as usize),
+    };
+    // SAFETY: zeroes are a valid value.
+    let mut message: msghdr = unsafe { mem::zeroed() };
+    message.msg_name = name.cast_mut().cast();
+    message.msg_namelen = name_len;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    // SAFETY: as the caller says.
+    unsafe { send::message(fd, socket, &raw const message, flags) }
+}
+
+/// # Safety
+///
+/// As writev(2).
+unsafe fn from_parts(fd: c_int, socket: &Socket, parts: *const iovec, count: c_int) -> ssize_t {
+    let Ok(len) = usize::try_from(count) else {
+        return fail(EINVAL);
+    };
+    // SAFETY: as the caller says.
+    if let Err(errno) = unsafe { check_parts(parts, len, EINVAL) } {
+        return fail(errno);
+    }
+    // writev(2) of nothing sends nothing, other than write(2).
+    // SAFETY: as the caller says; no fault was found.
+    if (0..len).all(|at| unsafe { (*parts.add(at)).iov_len } == 0) {
+        return 0;
+    }
+    // SAFETY: zeroes are a valid value.
+    let mut message: msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = parts.cast_mut();
+    message.msg_iovlen = len as _;
+    // SAFETY: as the caller says.
+    unsafe { send::message(fd, socket, &raw const message, 0) }
+}

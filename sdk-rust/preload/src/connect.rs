@@ -1,1 +1,387 @@
 //! Sockets that the program connects to one client each.
+//!
+//! The kernel is told to connect them to the port of the proxy that speaks for the client.
+//! A socket that the program made for one client alone, with a port of its own (TFTP), is
+//! first replaced by one with the listener's address and port: the proxy takes replies
+//! from nowhere else, and doesn't let the client reach another port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
+
+use crate::boundary::{errno, set_errno};
+use crate::registry::Marks;
+use crate::socket::{Flag, Socket};
+use crate::table::{self, Counter, Endpoint, Path};
+use crate::{lifecycle, names, options, real, registry, settings, wait};
+
+/// What becomes of the program's call of connect(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The kernel is called with the program's arguments.
+    Pass,
+    /// As `Pass`. If it succeeds, the socket is connected to an address that is talked to
+    /// directly.
+    PassDirect,
+    /// It has succeeded.
+    Done,
+    /// It fails with this error number.
+    Fail(c_int),
+}
+
+/// # Safety
+///
+/// `name` is null, or `len` bytes can be read there.
+pub(crate) unsafe fn decide(fd: c_int, name: *const sockaddr, len: socklen_t) -> Decision {
+    match registry::get(fd) {
+        // SAFETY: as the caller says.
+        Some(socket) => unsafe { taken_over(fd, socket, name, len) },
+        None => {
+            // SAFETY: as the caller says.
+            let Some(client) = (unsafe { names::read(name, len) }) else {
+                return Decision::Pass;
+            };
+            adopt(fd, client, true)
+        }
+    }
+}
+
+unsafe fn taken_over(
+    fd: c_int,
+    socket: &'static Socket,
+    name: *const sockaddr,
+    len: socklen_t,
+) -> Decision {
+    // SAFETY: as the caller of `decide` says.
+    let Some(client) = (unsafe { names::read(name, len) }) else {
+        // SAFETY: as the caller of `decide` says.
+        return if len >= 2 && !name.is_null() && unsafe { is_unspecified(name) } {
+            disconnect(fd, socket)
+        } else {
+            Decision::Pass
+        };
+    };
+    let Some(table) = table::lock() else {
+        return Decision::Fail(libc::EAGAIN);
+    };
+    let path = table.path(socket.endpoint(), client);
+    drop(table);
+    match path {
+        Some(Path::Direct) => Decision::PassDirect,
+        Some(Path::Proxied { to, .. }) => match kernel_connect(fd, socket.family(), to) {
+            Ok(()) => {
+                connected(socket, client, to);
+                Decision::Done
+            }
+            Err(errno) => Decision::Fail(errno),
+        },
+        None => match replace(fd, client, true) {
+            Decision::Pass => {
+                table::count(Counter::RepliesWithoutPath, 1);
+                Decision::Fail(libc::EHOSTUNREACH)
+            }
+            decision => decision,
+        },
+    }
+}
+
+/// # Safety
+///
+/// A family can be read at `name`.
+unsafe fn is_unspecified(name: *const sockaddr) -> bool {
+    // SAFETY: as the caller says.
+    let family = unsafe { (&raw const (*name).sa_family).read_unaligned() };
+    c_int::from(family) == libc::AF_UNSPEC
+}
+
+fn connected(socket: &Socket, client: SocketAddr, to: SocketAddr) {
+    socket.set_kernel_peer(Some(to));
+    socket.set_peer(Some(client));
+    socket.set(Flag::Direct, false);
+    socket.set(Flag::KernelOnly, false);
+}
+
+/// The kernel has connected it to an address that is talked to directly.
+pub(crate) fn connected_directly(socket: &Socket) {
+    socket.set_peer(None);
+    socket.set_kernel_peer(None);
+    socket.set(Flag::KernelOnly, false);
+    socket.set(Flag::Direct, true);
+}
+
+fn disconnect(fd: c_int, socket: &Socket) -> Decision {
+    let mut name: sockaddr = sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = size_of::<sockaddr>() as socklen_t;
+    // SAFETY: `len` bytes can be read at `name`.
+    if unsafe { real::connect(fd, &raw mut name, len) } != 0 {
+        return Decision::Fail(errno());
+    }
+    socket.set_peer(None);
+    socket.set_kernel_peer(None);
+    socket.set(Flag::Direct, false);
+    socket.set(Flag::KernelOnly, false);
+    Decision::Done
+}
+
+fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int> {
+    let (name, len) = names::written(to, family).ok_or(libc::EHOSTUNREACH)?;
+    let name: *const sockaddr_storage = &raw const name;
+    // SAFETY: `len` bytes can be read at `name`.
+    match unsafe { real::connect(fd, name.cast(), len) } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
+/// The program sends to the client that a socket is connected to, whose datagrams come from
+/// another port of the proxy by now: the kernel is told, so that they reach this socket.
+pub(crate) fn follow(fd: c_int, socket: &Socket, to: SocketAddr) {
+    if socket.kernel_peer().is_some_and(|former| former != to) {
+        let errno = errno();
+        if kernel_connect(fd, socket.family(), to).is_ok() {
+            socket.set_kernel_peer(Some(to));
+        }
+        set_errno(errno);
+    }
+}
+
+/// Descriptors that were found to have nothing to do with clients: not looked at again
+/// before they are closed.
+static OTHERS: Marks = Marks::new();
+
+/// The program sends from a descriptor that is not taken over. If it is its first datagram
+/// there, and goes to a client, the socket becomes one for this client.
+///
+/// # Safety
+///
+/// `name` is null, or `len` bytes can be read there.
+#[inline]
+pub(crate) unsafe fn adopt_at_send(
+    fd: c_int,
+    name: *const sockaddr,
+    len: socklen_t,
+) -> Option<&'static Socket> {
+    if name.is_null() || !registry::is_used() || OTHERS.has(fd) {
+        return None;
+    }
+    // SAFETY: as the caller says.
+    let client = unsafe { names::read(name, len) }?;
+    let errno = errno();
+    let decision = adopt(fd, client, false);
+    set_errno(errno);
+    if decision == Decision::Done {
+        registry::get(fd)
+    } else {
+        OTHERS.set(fd);
+        None
+    }
+}
+
+/// A descriptor is new, or is about to be closed.
+#[inline]
+pub(crate) fn forget(fd: c_int) {
+    OTHERS.clear(fd);
+}
+
+/// All descriptors of a range are about to be closed.
+pub(crate) fn forget_between(first: u32, last: u32) {
+    OTHERS.clear_between(first, last);
+}
+
+/// Makes a UDP socket with no port, or with one of the kernel's choice, that client's.
+fn adopt(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
+    if !registry::is_used() || options::udp_family(fd).is_none() {
+        return Decision::Pass;
+    }
+    match options::local(fd) {
+        Some(local) if local.port() == 0 || lifecycle::is_ephemeral(local.port()) => {
+            replace(fd, client, visibly)
+        }
+        _ => Decision::Pass,
+    }
+}
+
+/// Puts a socket with a listener's address, connected to the client, in the place of
+/// another. `Pass` if no listener knows the client.
+fn replace(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
+    if settings::get().is_none_or(|settings| settings.is_peer(client.ip())) {
+        return Decision::Pass;
+    }
+    let Some(table) = table::lock() else {
+        return Decision::Fail(libc::EAGAIN);
+    };
+    let found = table.find(client);
+    drop(table);
+    let Some((endpoint, listener, Path::Proxied { to, local, .. })) = found else {
+        return Decision::Pass;
+    };
+    let from = SocketAddr::new(local.unwrap_or(listener.ip()), listener.port());
+    match put(fd, endpoint, from, to) {
+        Ok(socket) => {
+            connected(socket, client, to);
+            socket.set(Flag::KernelOnly, !visibly);
+            Decision::Done
+        }
+        Err(errno) => Decision::Fail(errno),
+    }
+}
+
+/// A descriptor that is closed when it is dropped.
+struct Temporary(c_int);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // SAFETY: it is this library's own.
+        unsafe { real::close(self.0) };
+    }
+}
+
+fn put(
+    fd: c_int,
+    endpoint: Endpoint,
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Result<&'static Socket, c_int> {
+    let family = options::udp_family(fd).ok_or(libc::EBADF)?;
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+    // SAFETY: it takes no pointer.
+    let new = match unsafe { real::socket(family, kind, libc::IPPROTO_UDP) } {
+        -1 => return Err(errno()),
+        new => Temporary(new),
+    };
+    let copied = Socket::new(family, endpoint);
+    match registry::get(fd) {
+        Some(former) => copied.copy_wishes(former),
+        None => lifecycle::learn(fd, copied),
+    }
+    copy_options(fd, new.0, family);
+    if family == libc::AF_INET6 && (to.is_ipv4() || from.is_ipv4()) {
+        options::set(new.0, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0);
+    }
+    bind_beside(new.0, endpoint, of_family(from, family))?;
+    kernel_connect(new.0, family, to)?;
+    // SAFETY: it takes no pointer.
+    let closed_at_exec = match unsafe { real::fcntl(fd, libc::F_GETFD, 0) } {
+        -1 => 0,
+        flags if flags & libc::FD_CLOEXEC != 0 => libc::O_CLOEXEC,
+        _ => 0,
+    };
+    let registrations = wait::registrations(fd);
+    // SAFETY: it takes no pointer.
+    if unsafe { real::dup3(new.0, fd, closed_at_exec) } == -1 {
+        return Err(errno());
+    }
+    registry::set(fd, copied);
+    wait::register(fd, copied, registrations);
+    Ok(copied)
+}
+
+/// "All addresses" of the one family is that of the other.
+fn of_family(address: SocketAddr, family: c_int) -> SocketAddr {
+    let ip: IpAddr = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        _ if family == libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Binds to the address of listeners that are bound already.
+///
+/// Linux allows it if both sockets have SO_REUSEADDR when the later one is bound. The
+/// listeners of this process get the option for this moment alone, since with it any user
+/// could take datagrams away from a port that needs no privileges.
+fn bind_beside(new: c_int, endpoint: Endpoint, address: SocketAddr) -> Result<(), c_int> {
+    let reuse = |fd, on| options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on);
+    let listeners: Vec<c_int> = registry::between(0, u32::MAX)
+        .filter(|fd| registry::get(*fd).is_some_and(|socket| socket.endpoint() == endpoint))
+        .filter(|fd| options::get(*fd, libc::SOL_SOCKET, libc::SO_REUSEADDR) == Some(0))
+        .collect();
+    reuse(new, 1);
+    for listener in &listeners {
+        reuse(*listener, 1);
+    }
+    let mut result = bind(new, address);
+    for listener in &listeners {
+        reuse(*listener, 0);
+    }
+    if result == Err(libc::EADDRINUSE) {
+        // Listeners of other processes may share the port by this option.
+        options::set(new, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
+        result = bind(new, address);
+    }
+    result
+}
+
+fn bind(fd: c_int, address: SocketAddr) -> Result<(), c_int> {
+    let family = options::udp_family(fd).ok_or(libc::EBADF)?;
+    let (name, len) = names::written(address, family).ok_or(libc::EHOSTUNREACH)?;
+    let name: *const sockaddr_storage = &raw const name;
+    // SAFETY: `len` bytes can be read at `name`.
+    match unsafe { real::bind(fd, name.cast(), len) } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
+/// What a program may have set on a socket before it connects it.
+const COMMON: &[(c_int, c_int)] = &[
+    (libc::SOL_SOCKET, libc::SO_BROADCAST),
+    (libc::SOL_SOCKET, libc::SO_DONTROUTE),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+    (libc::SOL_SOCKET, libc::SO_MARK),
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_UDP, libc::UDP_SEGMENT),
+];
+
+const IPV6: &[(c_int, c_int)] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+];
+
+fn copy_options(from: c_int, to: c_int, family: c_int) {
+    let of_family = if family == libc::AF_INET6 { IPV6 } else { &[] };
+    for &(level, option) in COMMON.iter().chain(of_family) {
+        let value = options::get(from, level, option);
+        if let Some(value) = value.filter(|_| value != options::get(to, level, option)) {
+            options::set(to, level, option, value);
+        }
+    }
+    for option in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
+        let size = options::get(from, libc::SOL_SOCKET, option);
+        if let Some(size) = size.filter(|_| size != options::get(to, libc::SOL_SOCKET, option)) {
+            // The kernel doubles what it is told.
+            options::set(to, libc::SOL_SOCKET, option, size / 2);
+        }
+    }
+    for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
+        options::copy_timeout(from, to, option);
+    }
+    // SAFETY: these commands take no pointer.
+    unsafe {
+        let status = real::fcntl(from, libc::F_GETFL, 0);
+        if let Ok(status) = u64::try_from(status) {
+            real::fcntl(to, libc::F_SETFL, status);
+        }
+    }
+}

@@ -28,6 +28,7 @@ mod connect;
 mod control;
 mod lifecycle;
 mod names;
+mod options;
 mod real;
 mod receive;
 mod registry;
@@ -36,6 +37,7 @@ mod settings;
 mod socket;
 mod stats;
 mod table;
+mod try_lock;
 mod wait;
 
 /// Runs before the program's `main`. Not in this crate's own unit tests.

@@ -1,4 +1,182 @@
-//! The start of the library, and the life of sockets: bound, duplicated, closed, forked.
+//! The start of the library, and the life of sockets: which are taken over, and what of
+//! them the kernel is told then.
 
-/// Reads the settings, makes the shared memory, and takes over what was inherited.
-pub(crate) fn start() {}
+use std::fs;
+
+use libc::{c_int, rlimit, sockaddr, socklen_t};
+
+use crate::settings::{self, Settings};
+use crate::socket::{Flag, Socket};
+use crate::{options, real, registry, stats, table, wait};
+
+/// Linux's, where /proc can't be read.
+const DEFAULT_EPHEMERAL: (u16, u16) = (32768, 60999);
+
+/// Descriptors that are looked at for inherited sockets where /proc can't be read.
+const MAX_LOOKED_AT: c_int = 1024;
+
+/// Reads the settings, makes the shared memory, and takes over what was inherited. Ends the
+/// process if a setting can't be used.
+pub(crate) fn start() {
+    real::find_all();
+    let settings = match settings::start() {
+        Ok(settings) => settings,
+        Err(error) => refuse(&error.to_string()),
+    };
+    let text = match stats::start(settings.stats.as_deref()) {
+        Ok(text) => text,
+        Err(error) => refuse(&error.to_string()),
+    };
+    if let Err(error) = table::start(settings, text) {
+        refuse(&format!(
+            "the memory for the table of {} clients can't be had: {error}; lower PPV2_MAX_CLIENTS",
+            settings.max_clients,
+        ));
+    }
+    registry::own();
+    // SAFETY: the function can be called in any new process.
+    unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+    for fd in open_descriptors() {
+        if options::udp_family(fd).is_some() {
+            inherit(fd, settings);
+        }
+    }
+}
+
+unsafe extern "C" fn forked() {
+    registry::forked();
+}
+
+/// Ends the process, as programs do whose settings can't be used.
+fn refuse(error: &str) -> ! {
+    let line = format!("ppv2-preload: {error}\n");
+    // SAFETY: the bytes can be read.
+    unsafe { real::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    // Destructors of libraries that have not been started must not run.
+    // SAFETY: it only ends the process.
+    unsafe { libc::_exit(2) }
+}
+
+/// Without `opendir`, whose functions other libraries replace too: this runs in every
+/// process that the program starts.
+fn open_descriptors() -> Vec<c_int> {
+    let listed = fs::read_dir("/proc/self/fd").map(|entries| {
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect()
+    });
+    listed.unwrap_or_else(|_| {
+        let mut limit = rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the limit can be written to.
+        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+        let limit = c_int::try_from(limit.rlim_cur).unwrap_or(MAX_LOOKED_AT);
+        (0..limit.min(MAX_LOOKED_AT)).collect()
+    })
+}
+
+/// Takes over a socket that the program was started with: one by which it serves, as its
+/// port tells.
+fn inherit(fd: c_int, settings: &Settings) {
+    if let Some(local) = options::local(fd)
+        && !is_ephemeral(local.port())
+    {
+        take_over(fd, settings);
+    }
+}
+
+/// Whether the kernel chooses such ports (ip_local_port_range).
+pub(crate) fn is_ephemeral(port: u16) -> bool {
+    let (first, last) = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|range| {
+            let mut ends = range.split_whitespace().map(|port| port.parse().ok());
+            Some((ends.next()??, ends.next()??))
+        })
+        .unwrap_or(DEFAULT_EPHEMERAL);
+    (first..=last).contains(&port)
+}
+
+/// The program has bound a descriptor to this name.
+///
+/// # Safety
+///
+/// `len` bytes can be read at `name`.
+pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) {
+    let Some(settings) = settings::get() else {
+        return;
+    };
+    // The port stands at the same place in IPv4 and IPv6 names, and in a name of no family,
+    // which Linux lets pass for an IPv4 one.
+    // SAFETY: the caller lets us read it.
+    let asks_for_port = len >= 4 && unsafe { name.cast::<[u8; 4]>().read()[2..] != [0, 0] };
+    if asks_for_port && options::udp_family(fd).is_some() {
+        take_over(fd, settings);
+    }
+}
+
+/// From now on, the socket's datagrams have headers.
+fn take_over(fd: c_int, settings: &Settings) {
+    let Some(family) = options::udp_family(fd) else {
+        return;
+    };
+    let Some(local) = options::local(fd).filter(|local| local.port() != 0) else {
+        return;
+    };
+    if !settings.takes_over(local) {
+        return;
+    }
+    let Some(endpoint) = table::endpoint(local) else {
+        return;
+    };
+    let socket = Socket::new(family, endpoint);
+    learn(fd, socket);
+    socket.set(Flag::Wildcard, local.ip().is_unspecified());
+    tell_local_addresses(fd, socket);
+    registry::set(fd, socket);
+    wait::learn(fd, socket);
+}
+
+/// What the program has asked the kernel for before.
+pub(crate) fn learn(fd: c_int, socket: &Socket) {
+    let is_on = |level, option| options::get(fd, level, option).is_some_and(|value| value != 0);
+    socket.set(
+        Flag::WantsPktinfo,
+        is_on(libc::IPPROTO_IP, libc::IP_PKTINFO),
+    );
+    if socket.family() == libc::AF_INET6 {
+        socket.set(
+            Flag::WantsPktinfo6,
+            is_on(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+        );
+    }
+    if is_on(libc::IPPROTO_UDP, libc::UDP_GRO) {
+        socket.set(Flag::WantsGro, true);
+        options::set(fd, libc::IPPROTO_UDP, libc::UDP_GRO, 0);
+    }
+    if let Some(segment) = options::get(fd, libc::IPPROTO_UDP, libc::UDP_SEGMENT) {
+        socket.set_segment(u16::try_from(segment).unwrap_or(0));
+    }
+    // SAFETY: it takes no pointer.
+    let status = unsafe { real::fcntl(fd, libc::F_GETFL, 0) };
+    socket.set(
+        Flag::NonBlocking,
+        status != -1 && status & libc::O_NONBLOCK != 0,
+    );
+}
+
+/// A reply must leave from the address that the proxy sent to. On an IPv6 socket,
+/// IPV6_RECVPKTINFO tells of IPv4 datagrams too.
+pub(crate) fn tell_local_addresses(fd: c_int, socket: &Socket) {
+    if !socket.is(Flag::Wildcard) {
+        return;
+    }
+    let (level, option) = if socket.family() == libc::AF_INET6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO)
+    };
+    options::set(fd, level, option, 1);
+}

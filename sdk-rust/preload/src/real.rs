@@ -1,4 +1,6 @@
-//! The C library's own functions, found once each by `dlsym(RTLD_NEXT)`.
+//! The C library's own functions, found once each by `dlsym(RTLD_NEXT)`: all of them when
+//! the library starts, since dlsym(3) may not be called by signal handlers; and when it is
+//! first called, one that the constructor of another library calls before.
 
 use std::ffi::CStr;
 use std::mem;
@@ -15,34 +17,60 @@ unsafe extern "C-unwind" fn missing() -> c_long {
     crate::boundary::fail(libc::ENOSYS)
 }
 
-#[cold]
-fn resolve(at: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
-    // SAFETY: the name ends with a zero.
-    let mut found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    if found.is_null() {
-        found = missing as *mut c_void;
+/// Where a function is, once it has been found.
+struct At {
+    name: &'static CStr,
+    found: AtomicPtr<c_void>,
+}
+
+impl At {
+    const fn new(name: &'static str) -> Self {
+        let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else {
+            panic!("the name ends with a zero");
+        };
+        Self {
+            name,
+            found: AtomicPtr::new(ptr::null_mut()),
+        }
     }
-    at.store(found, Ordering::Relaxed);
-    found
+
+    #[inline]
+    fn get(&self) -> *mut c_void {
+        let found = self.found.load(Ordering::Relaxed);
+        if found.is_null() { self.find() } else { found }
+    }
+
+    #[cold]
+    fn find(&self) -> *mut c_void {
+        // SAFETY: the name ends with a zero.
+        let mut found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        if found.is_null() {
+            found = missing as *mut c_void;
+        }
+        self.found.store(found, Ordering::Relaxed);
+        found
+    }
 }
 
 /// Each function is a cancellation point if the C library's is, so it is called by
 /// functions without destructors, or within [`crate::boundary::guarded`] without waiting.
 macro_rules! functions {
-    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) -> $result:ty;)*) => {$(
+    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) -> $result:ty;)*) => {
+        #[expect(non_upper_case_globals, reason = "named like the functions")]
+        mod at {
+            $(pub(super) static $name: super::At = super::At::new(
+                concat!(stringify!($name), "\0"),
+            );)*
+        }
+
+        /// Finds all functions.
+        pub(crate) fn find_all() {
+            $(at::$name.find();)*
+        }
+    $(
         #[inline]
         pub(crate) unsafe fn $name($($argument: $kind),*) -> $result {
-            static AT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-            const NAME: &CStr = match CStr::from_bytes_with_nul(
-                concat!(stringify!($name), "\0").as_bytes(),
-            ) {
-                Ok(name) => name,
-                Err(_) => panic!(),
-            };
-            let mut found = AT.load(Ordering::Relaxed);
-            if found.is_null() {
-                found = resolve(&AT, NAME);
-            }
+            let found = at::$name.get();
             // SAFETY: the function of this name has this signature, or is `missing`,
             // which looks at no argument.
             let function = unsafe {
@@ -57,6 +85,9 @@ macro_rules! functions {
 }
 
 functions! {
+    fn socket(family: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    fn accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
     fn bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
     fn connect(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
     fn getpeername(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
@@ -91,6 +122,8 @@ functions! {
     fn closefrom(first: c_int) -> c_void_result;
     fn poll(fds: *mut libc::pollfd, count: nfds_t, timeout: c_int) -> c_int;
     fn ppoll(fds: *mut libc::pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    fn __poll_chk(fds: *mut libc::pollfd, count: nfds_t, timeout: c_int, fds_len: size_t) -> c_int;
+    fn __ppoll_chk(fds: *mut libc::pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t, fds_len: size_t) -> c_int;
     fn select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int;
     fn pselect(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *const timespec, mask: *const sigset_t) -> c_int;
     fn epoll_ctl(epoll: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int;

@@ -10,7 +10,6 @@ use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
 use std::ptr;
 use std::slice;
-use std::sync::{MutexGuard, TryLockError};
 
 use libc::{
     EAGAIN, EFAULT, EINTR, EINVAL, EIO, EMSGSIZE, F_GETFL, MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE,
@@ -24,6 +23,7 @@ use crate::control::{self, Wanted, Writer};
 use crate::settings::{self, Pktinfo};
 use crate::socket::{Flag, Held, Socket};
 use crate::table::{self, Counter, Judged, Table};
+use crate::try_lock::Guard;
 use crate::{names, real, wait};
 
 /// After so many drops, a call that must not wait ends: a flood of datagrams that must be
@@ -305,12 +305,8 @@ fn discard(fd: c_int, socket: &Socket) {
 }
 
 /// The datagram that is kept for the next call, locked; `None` if another thread has it.
-fn held(socket: &Socket) -> Option<MutexGuard<'_, Option<Held>>> {
-    match socket.held.try_lock() {
-        Ok(held) => Some(held),
-        Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
+fn held(socket: &Socket) -> Option<Guard<'_, Option<Held>>> {
+    socket.held.try_lock().ok()
 }
 
 fn held_len(socket: &Socket) -> Option<usize> {

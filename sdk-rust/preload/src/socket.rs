@@ -3,12 +3,12 @@
 
 use std::hint;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use libc::{c_int, epoll_event};
 
 use crate::table::Endpoint;
+use crate::try_lock::TryLock;
 
 /// All fields can be read and written at any time: a thread may still be in a call on a
 /// descriptor that another has closed, as careless programs do.
@@ -22,11 +22,14 @@ pub(crate) struct Socket {
     /// The program's UDP_SEGMENT, in bytes; 0: none.
     segment: AtomicU32,
     peer: AtomicAddr,
+    /// What the kernel has connected it to for the sake of `peer`: the proxy's port that
+    /// speaks for the client.
+    kernel_peer: AtomicAddr,
     /// A datagram that was received while one that must be dropped was discarded. The next
-    /// call that receives returns it. Only ever locked by `try_lock`.
-    pub(crate) held: Mutex<Option<Held>>,
-    /// Where the program waits for this socket. Only ever locked by `try_lock`.
-    pub(crate) epolls: Mutex<Vec<Registration>>,
+    /// call that receives returns it.
+    pub(crate) held: TryLock<Option<Held>>,
+    /// Where the program waits for this socket.
+    pub(crate) epolls: TryLock<Vec<Registration>>,
 }
 
 /// A datagram as the kernel delivered it, with its header.
@@ -68,6 +71,13 @@ pub(crate) enum Flag {
     Direct = 1 << 5,
     /// There may be a datagram in [`Socket::held`].
     Held = 1 << 6,
+    /// Connected in the kernel only: the program has sent to a client from a socket of its
+    /// own, which got the listener's address, and has not called connect(2).
+    KernelOnly = 1 << 7,
+    /// A datagram of a client has been given to the program.
+    Received = 1 << 8,
+    /// It was there when this process was forked.
+    Inherited = 1 << 9,
 }
 
 impl Socket {
@@ -82,12 +92,14 @@ impl Socket {
                 flags: AtomicU32::new(0),
                 segment: AtomicU32::new(0),
                 peer: AtomicAddr::new(),
-                held: Mutex::new(None),
-                epolls: Mutex::new(Vec::new()),
+                kernel_peer: AtomicAddr::new(),
+                held: TryLock::new(None),
+                epolls: TryLock::new(Vec::new()),
             }))
         });
         socket.family.store(family, Ordering::Relaxed);
         socket.endpoint.store(endpoint.0, Ordering::Relaxed);
+        BLOCKING.fetch_add(1, Ordering::Relaxed);
         socket
     }
 
@@ -108,10 +120,17 @@ impl Socket {
     }
 
     pub(crate) fn set(&self, flag: Flag, on: bool) {
-        if on {
-            self.flags.fetch_or(flag as u32, Ordering::Relaxed);
+        let before = if on {
+            self.flags.fetch_or(flag as u32, Ordering::Relaxed)
         } else {
-            self.flags.fetch_and(!(flag as u32), Ordering::Relaxed);
+            self.flags.fetch_and(!(flag as u32), Ordering::Relaxed)
+        };
+        if flag == Flag::NonBlocking && (before & flag as u32 != 0) != on {
+            if on {
+                BLOCKING.fetch_sub(1, Ordering::Relaxed);
+            } else {
+                BLOCKING.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -125,6 +144,21 @@ impl Socket {
         self.peer.set(client);
     }
 
+    /// What the kernel has connected it to.
+    #[inline]
+    pub(crate) fn kernel_peer(&self) -> Option<SocketAddr> {
+        self.kernel_peer.get()
+    }
+
+    pub(crate) fn set_kernel_peer(&self, proxy: Option<SocketAddr>) {
+        self.kernel_peer.set(proxy);
+    }
+
+    /// Whether a datagram is held that poll(2) doesn't know of.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.is(Flag::Held) && self.held.try_lock().is_ok_and(|held| held.is_some())
+    }
+
     /// The length by which the kernel cuts what the program sends, if it set one.
     pub(crate) fn segment(&self) -> Option<u16> {
         u16::try_from(self.segment.load(Ordering::Relaxed))
@@ -134,6 +168,19 @@ impl Socket {
 
     pub(crate) fn set_segment(&self, len: u16) {
         self.segment.store(len.into(), Ordering::Relaxed);
+    }
+
+    /// What the program asked of the socket in whose place this one comes.
+    pub(crate) fn copy_wishes(&self, former: &Self) {
+        for wish in [
+            Flag::WantsPktinfo,
+            Flag::WantsPktinfo6,
+            Flag::WantsGro,
+            Flag::NonBlocking,
+        ] {
+            self.set(wish, former.is(wish));
+        }
+        self.set_segment(former.segment().unwrap_or(0));
     }
 
     pub(crate) fn hold(&self) {
@@ -148,9 +195,13 @@ impl Socket {
 
     /// For another socket later on. It is never freed, since a thread may be in a call.
     fn recycle(&'static self) {
+        if !self.is(Flag::NonBlocking) {
+            BLOCKING.fetch_sub(1, Ordering::Relaxed);
+        }
         self.flags.store(0, Ordering::Relaxed);
         self.segment.store(0, Ordering::Relaxed);
         self.peer.set(None);
+        self.kernel_peer.set(None);
         if let Ok(mut held) = self.held.try_lock() {
             *held = None;
         }
@@ -164,10 +215,36 @@ impl Socket {
     }
 }
 
-static UNUSED: Mutex<Vec<&'static Socket>> = Mutex::new(Vec::new());
+static UNUSED: TryLock<Vec<&'static Socket>> = TryLock::new(Vec::new());
+
+/// Sockets in use that are in blocking mode.
+static BLOCKING: AtomicU32 = AtomicU32::new(0);
 
 fn recycled() -> Option<&'static Socket> {
     UNUSED.try_lock().ok()?.pop()
+}
+
+/// Whether a socket in blocking mode is taken over.
+#[inline]
+pub(crate) fn any_blocking() -> bool {
+    BLOCKING.load(Ordering::Relaxed) != 0
+}
+
+impl Socket {
+    /// In a new process, for each descriptor: what the parent holds, the parent returns, and
+    /// locks of threads that are not here are free.
+    pub(crate) fn forked(&self) {
+        self.held.renew();
+        self.epolls.unlock();
+        self.peer.unlock();
+        self.kernel_peer.unlock();
+        self.set(Flag::Inherited, true);
+    }
+}
+
+/// In a new process, before [`Socket::forked`].
+pub(crate) fn forked() {
+    UNUSED.renew();
 }
 
 /// An address that is written rarely and read without a lock.
@@ -208,6 +285,13 @@ impl AtomicAddr {
         self.high.store(high, Ordering::Release);
         self.low.store(low, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// In a new process: the thread that was writing is not here.
+    fn unlock(&self) {
+        if self.version.load(Ordering::Relaxed) % 2 != 0 {
+            self.version.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// `None` too where a handler interrupts the thread that is writing.

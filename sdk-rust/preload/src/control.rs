@@ -291,3 +291,200 @@ fn give_v6(message: Message<'_>, destination: Option<SocketAddr>, to: &mut Write
         to.put(message);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use libc::{IP_TOS, IP_TTL, SCM_TIMESTAMP, SOL_SOCKET, msghdr};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Owned = (c_int, c_int, Vec<u8>);
+
+    fn owned(message: Message<'_>) -> Owned {
+        (message.level, message.kind, message.data.to_vec())
+    }
+
+    fn borrowed((level, kind, data): &Owned) -> Message<'_> {
+        Message {
+            level: *level,
+            kind: *kind,
+            data,
+        }
+    }
+
+    /// The same by the C library's macros.
+    fn by_macros(buffer: &mut [u64], len: usize) -> Vec<Owned> {
+        // SAFETY: zeroes are a valid value.
+        let mut header: msghdr = unsafe { mem::zeroed() };
+        header.msg_control = buffer.as_mut_ptr().cast();
+        header.msg_controllen = len;
+        let mut found = Vec::new();
+        // SAFETY: the macros read within the buffer, whose messages are sound.
+        unsafe {
+            let mut at = libc::CMSG_FIRSTHDR(&raw const header);
+            while !at.is_null() {
+                let data = libc::CMSG_DATA(at);
+                let len = (*at).cmsg_len - data.offset_from_unsigned(at.cast());
+                let data = std::slice::from_raw_parts(data, len).to_vec();
+                found.push(((*at).cmsg_level, (*at).cmsg_type, data));
+                at = libc::CMSG_NXTHDR(&raw const header, at);
+            }
+        }
+        found
+    }
+
+    fn bytes(buffer: &[u64], len: usize) -> &[u8] {
+        // SAFETY: the buffer is longer.
+        unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), len) }
+    }
+
+    fn written(messages: &[Owned], room: usize) -> (Vec<u64>, usize, bool) {
+        let mut buffer = vec![0_u64; 512];
+        // SAFETY: there is as much room.
+        let mut writer = unsafe { Writer::new(buffer.as_mut_ptr().cast(), room) };
+        messages
+            .iter()
+            .for_each(|message| writer.put(borrowed(message)));
+        let (used, truncated) = (writer.used(), writer.is_truncated());
+        (buffer, used, truncated)
+    }
+
+    fn some_messages() -> impl Strategy<Value = Vec<Owned>> {
+        vec(
+            (any::<c_int>(), any::<c_int>(), vec(any::<u8>(), 0..80)),
+            0..8,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn written_messages_are_found_by_us_and_by_the_macros(messages in some_messages()) {
+            let (mut buffer, used, truncated) = written(&messages, 4096);
+            prop_assert!(!truncated);
+            let found: Vec<_> = super::messages(bytes(&buffer, used)).map(owned).collect();
+            prop_assert_eq!(&found, &messages);
+            prop_assert_eq!(by_macros(&mut buffer, used), messages);
+        }
+
+        #[test]
+        fn any_bytes_are_walked_over(garbage in vec(any::<u8>(), 0..200)) {
+            let walked = super::messages(&garbage);
+            let found: usize = walked.map(|message| message.data.len() + HEADER).sum();
+            prop_assert!(found <= garbage.len());
+            let _ = walked.are_sound();
+            let _ = local(&garbage);
+        }
+
+        #[test]
+        fn a_short_buffer_is_filled_as_the_kernel_does(
+            messages in some_messages(),
+            room in 0_usize..300,
+        ) {
+            let (buffer, used, truncated) = written(&messages, room);
+            prop_assert!(used <= room);
+            prop_assert!(buffer[room.div_ceil(8)..].iter().all(|word| *word == 0));
+            let whole: usize = messages.iter().map(|(_, _, data)| HEADER + align(data.len())).sum();
+            if room >= whole {
+                prop_assert!(!truncated);
+                prop_assert_eq!(used, whole);
+            }
+            for (found, put) in super::messages(bytes(&buffer, used)).zip(&messages) {
+                prop_assert_eq!((found.level, found.kind), (put.0, put.1));
+                prop_assert!(put.2.starts_with(found.data));
+            }
+        }
+    }
+
+    fn pktinfo(local: [u8; 4], to: [u8; 4]) -> Owned {
+        // SAFETY: zeroes are a valid value.
+        let mut info: in_pktinfo = unsafe { mem::zeroed() };
+        info.ipi_ifindex = 7;
+        info.ipi_spec_dst.s_addr = u32::from_ne_bytes(local);
+        info.ipi_addr.s_addr = u32::from_ne_bytes(to);
+        (IPPROTO_IP, IP_PKTINFO, bytes_of(&info).to_vec())
+    }
+
+    fn pktinfo6(ip: &str) -> Owned {
+        // SAFETY: zeroes are a valid value.
+        let mut info: in6_pktinfo = unsafe { mem::zeroed() };
+        info.ipi6_ifindex = 7;
+        info.ipi6_addr.s6_addr = ip.parse::<Ipv6Addr>().unwrap().octets();
+        (IPPROTO_IPV6, IPV6_PKTINFO, bytes_of(&info).to_vec())
+    }
+
+    #[test]
+    fn the_local_address_is_found() {
+        let tos: Owned = (IPPROTO_IP, IP_TOS, vec![1]);
+        let of = |info: Owned| {
+            let (buffer, used, _) = written(&[tos.clone(), info], 4096);
+            local(bytes(&buffer, used))
+        };
+        let v4 = Some(IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(of(pktinfo([192, 0, 2, 1], [192, 0, 2, 255])), v4);
+        assert_eq!(of(pktinfo([0; 4], [192, 0, 2, 1])), v4);
+        assert_eq!(of(pktinfo([0; 4], [224, 0, 0, 1])), None);
+        assert_eq!(of(pktinfo6("::ffff:192.0.2.1")), v4);
+        assert_eq!(of(pktinfo6("2001:db8::1")), "2001:db8::1".parse().ok());
+        assert_eq!(of(pktinfo6("ff02::1")), None);
+        assert_eq!(of(tos.clone()), None);
+    }
+
+    fn given(messages: &[Owned], wanted: Wanted) -> Vec<Owned> {
+        let (buffer, used, _) = written(messages, 4096);
+        let mut out = vec![0_u64; 512];
+        // SAFETY: there is as much room.
+        let mut writer = unsafe { Writer::new(out.as_mut_ptr().cast(), 4096) };
+        give(bytes(&buffer, used), wanted, &mut writer);
+        let used = writer.used();
+        super::messages(bytes(&out, used)).map(owned).collect()
+    }
+
+    #[test]
+    fn the_program_sees_packet_info_only_if_it_asked() {
+        let stamp: Owned = (SOL_SOCKET, SCM_TIMESTAMP, vec![9; 16]);
+        let (v4, v6) = (
+            pktinfo([10, 0, 0, 1], [10, 0, 0, 1]),
+            pktinfo6("::ffff:10.0.0.1"),
+        );
+        let ttl: Owned = (IPPROTO_IP, IP_TTL, vec![64, 0, 0, 0]);
+        let all = [stamp.clone(), v4.clone(), v6.clone(), ttl.clone()];
+        let wanted = |v4, v6, destination: Option<&str>| Wanted {
+            v4,
+            v6,
+            destination: destination.map(|text| text.parse().unwrap()),
+        };
+
+        let rest = [stamp.clone(), ttl.clone()];
+        assert_eq!(given(&all, wanted(false, false, None)), rest);
+        let some = [stamp.clone(), v4.clone(), ttl.clone()];
+        assert_eq!(given(&all, wanted(true, false, None)), some);
+        assert_eq!(given(&all, wanted(true, true, None)), all);
+
+        let shown = given(&all, wanted(true, true, Some("198.51.100.10:53")));
+        let new = pktinfo([198, 51, 100, 10], [198, 51, 100, 10]);
+        assert_eq!(
+            shown,
+            [
+                stamp.clone(),
+                new,
+                pktinfo6("::ffff:198.51.100.10"),
+                ttl.clone()
+            ]
+        );
+        // IP_PKTINFO has no room for an IPv6 address.
+        let shown = given(&all, wanted(true, true, Some("[2001:db8::10]:53")));
+        assert_eq!(shown, [stamp, v4, pktinfo6("2001:db8::10"), ttl]);
+    }
+
+    #[test]
+    fn malformed_messages_are_not_sound() {
+        let (buffer, used, _) = written(&[(1, 2, vec![3; 5])], 4096);
+        assert!(super::messages(bytes(&buffer, used)).are_sound());
+        assert!(super::messages(&[0; 15]).are_sound());
+        // A length of nothing, and one beyond the end.
+        assert!(!super::messages(&[0; 16]).are_sound());
+        assert!(!super::messages(bytes(&buffer, 20)).are_sound());
+    }
+}

@@ -139,3 +139,89 @@ pub(crate) unsafe fn give(
         len.write(whole);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn addresses() -> impl Strategy<Value = SocketAddr> {
+        let v4 = (any::<u32>(), any::<u16>())
+            .prop_map(|(ip, port)| SocketAddr::from((Ipv4Addr::from_bits(ip), port)));
+        let v6 = (any::<u128>(), any::<u16>(), any::<u32>(), any::<u32>()).prop_map(
+            |(ip, port, flowinfo, scope)| {
+                SocketAddrV6::new(Ipv6Addr::from_bits(ip), port, flowinfo, scope).into()
+            },
+        );
+        let mapped = any::<(u32, u16)>().prop_map(|(ip, port)| {
+            SocketAddr::from((Ipv4Addr::from_bits(ip).to_ipv6_mapped(), port))
+        });
+        prop_oneof![v4, v6, mapped]
+    }
+
+    fn canonical(address: SocketAddr) -> SocketAddr {
+        match address.ip().to_canonical() {
+            ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+            IpAddr::V6(_) => address,
+        }
+    }
+
+    fn read_back(storage: &sockaddr_storage, len: socklen_t) -> Option<SocketAddr> {
+        // SAFETY: that many bytes are there.
+        unsafe { read(ptr::from_ref(storage).cast(), len) }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(address in addresses()) {
+            let (storage, len) = written(address, AF_INET6).unwrap();
+            prop_assert_eq!(c_int::from(storage.ss_family), AF_INET6);
+            prop_assert_eq!(len, 28);
+            prop_assert_eq!(read_back(&storage, len), Some(canonical(address)));
+
+            let on_v4 = written(address, AF_INET);
+            prop_assert_eq!(on_v4.is_some(), canonical(address).is_ipv4());
+            prop_assert_eq!(fits(address, AF_INET), on_v4.is_some());
+            if let Some((storage, len)) = on_v4 {
+                prop_assert_eq!(c_int::from(storage.ss_family), AF_INET);
+                prop_assert_eq!(len, 16);
+                prop_assert_eq!(read_back(&storage, len), Some(canonical(address)));
+            }
+        }
+
+        #[test]
+        fn names_are_cut_to_the_room_there_is(address in addresses(), room in 0_u32..40) {
+            let mut name = [0xee_u8; 48];
+            let mut len = room;
+            // SAFETY: the room is within the array.
+            unsafe { give(address, AF_INET6, name.as_mut_ptr().cast(), &raw mut len) };
+            prop_assert_eq!(len, 28);
+            let (storage, whole) = written(address, AF_INET6).unwrap();
+            let mut expected = [0xee_u8; 48];
+            let cut = room.min(whole) as usize;
+            // SAFETY: the storage is longer.
+            let bytes = unsafe { std::slice::from_raw_parts((&raw const storage).cast(), cut) };
+            expected[..cut].copy_from_slice(bytes);
+            prop_assert_eq!(name, expected);
+        }
+    }
+
+    #[test]
+    fn short_and_foreign_names_are_no_addresses() {
+        let (storage, len) = written("[2001:db8::1]:9000".parse().unwrap(), AF_INET6).unwrap();
+        for len in [0, 1, 2, 16, 23, u32::MAX] {
+            assert_eq!(read_back(&storage, len.min(23)), None);
+        }
+        // Without the scope (RFC 2133).
+        assert!(read_back(&storage, 24).is_some());
+        assert!(read_back(&storage, len).is_some());
+        // SAFETY: null is allowed.
+        assert_eq!(unsafe { read(ptr::null(), 16) }, None);
+
+        let (mut storage, _) = written("192.0.2.1:9000".parse().unwrap(), AF_INET).unwrap();
+        assert_eq!(read_back(&storage, 15), None);
+        storage.ss_family = libc::AF_UNIX as sa_family_t;
+        assert_eq!(read_back(&storage, 16), None);
+    }
+}

@@ -560,3 +560,41 @@ unsafe fn fill(
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn segments_are_cut_like_from_one_buffer(
+            parts in vec(vec(any::<u8>(), 0..50), 0..12),
+            segment in 1_usize..70,
+        ) {
+            let program: Vec<iovec> = parts
+                .iter()
+                .map(|part| iovec {
+                    iov_base: part.as_ptr().cast_mut().cast(),
+                    iov_len: part.len(),
+                })
+                .collect();
+            let whole = parts.concat();
+            for (number, expected) in whole.chunks(segment).enumerate() {
+                let mut room = [const { MaybeUninit::uninit() }; 12];
+                let count = cut(&program, number * segment, expected.len(), &mut room);
+                let mut found: Vec<u8> = Vec::new();
+                for part in &room[..count] {
+                    // SAFETY: `cut` has written so many, within the parts.
+                    found.extend_from_slice(unsafe {
+                        let part = part.assume_init();
+                        slice::from_raw_parts(part.iov_base.cast(), part.iov_len)
+                    });
+                }
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! One datagram: as the kernel delivers it to the library, and as the program gets it.
+
+use std::mem::{self, MaybeUninit};
+use std::net::SocketAddr;
+use std::ptr;
+use std::slice;
+
+use libc::{
+    EFAULT, EINVAL, EMSGSIZE, MSG_CTRUNC, MSG_TRUNC, c_int, iovec, msghdr, sockaddr_in6, socklen_t,
+};
+
+use super::MAX_PARTS;
+use crate::buffers::{self, CONTROL, Far, NEAR};
+use crate::control::{self, Wanted, Writer};
+use crate::names;
+use crate::settings::{self, Pktinfo};
+use crate::socket::{Flag, Held, Socket};
+use crate::table::{self, Counter, Judged, Table};
+
+/// Memory on the stack of a call for a datagram and what the kernel tells of it. There is
+/// nothing to be given back.
+#[repr(C, align(8))]
+pub(super) struct Arrival {
+    near: MaybeUninit<[u8; NEAR]>,
+    control: MaybeUninit<[u8; CONTROL]>,
+    name: MaybeUninit<sockaddr_in6>,
+    parts: [iovec; 2],
+    message: msghdr,
+    far: *mut Far,
+    far_uses: u64,
+}
+
+impl Arrival {
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self {
+            near: MaybeUninit::uninit(),
+            control: MaybeUninit::uninit(),
+            name: MaybeUninit::uninit(),
+            // SAFETY: zeroes are valid values of both types.
+            parts: unsafe { mem::zeroed() },
+            // SAFETY: as above.
+            message: unsafe { mem::zeroed() },
+            far: ptr::null_mut(),
+            far_uses: 0,
+        }
+    }
+
+    /// The message for recvmsg(2).
+    #[inline]
+    pub(super) fn prepare(&mut self) -> *mut msghdr {
+        self.far = buffers::far();
+        self.far_uses = buffers::far_uses();
+        self.parts[0] = iovec {
+            iov_base: (&raw mut self.near).cast(),
+            iov_len: NEAR,
+        };
+        if !self.far.is_null() {
+            self.parts[1] = iovec {
+                // SAFETY: it is longer than that.
+                iov_base: unsafe { self.far.cast::<u8>().add(NEAR) }.cast(),
+                iov_len: mem::size_of::<Far>() - NEAR,
+            };
+        }
+        self.message.msg_name = (&raw mut self.name).cast();
+        self.message.msg_namelen = mem::size_of::<sockaddr_in6>() as socklen_t;
+        self.message.msg_iov = (&raw mut self.parts).cast();
+        self.message.msg_iovlen = 2;
+        self.message.msg_control = (&raw mut self.control).cast();
+        self.message.msg_controllen = CONTROL as _;
+        self.message.msg_flags = 0;
+        &raw mut self.message
+    }
+
+    /// What has arrived; `None` for a datagram that the memory at hand was too short for.
+    ///
+    /// # Safety
+    ///
+    /// recvmsg(2) has returned `len` for the prepared message.
+    #[inline]
+    pub(super) unsafe fn arrived(&mut self, len: usize) -> Option<Arrived<'_>> {
+        if self.message.msg_flags & MSG_TRUNC != 0 {
+            return None;
+        }
+        let mut start = (&raw const self.near).cast::<u8>();
+        if len > NEAR {
+            buffers::count_far_use();
+            let far = self.far.cast::<u8>();
+            // SAFETY: it was not null, or the datagram would have been truncated. The
+            // kernel has filled the rest in.
+            unsafe { ptr::copy_nonoverlapping(start, far, NEAR) };
+            start = far;
+        }
+        // SAFETY: the kernel has written that many bytes there.
+        let bytes = unsafe { slice::from_raw_parts(start, len) };
+        // SAFETY: the kernel has written the control data and the name.
+        unsafe { Arrived::new(bytes, &self.message) }
+    }
+
+    /// Whether the bytes are those that were received: a handler that received a long
+    /// datagram has overwritten them.
+    #[inline]
+    pub(super) fn is_intact(&self, len: usize) -> bool {
+        len <= NEAR || buffers::far_uses() == self.far_uses + 1
+    }
+}
+
+/// A datagram as the kernel delivered it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrived<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) peer: SocketAddr,
+    pub(super) control: &'a [u8],
+    pub(super) flags: c_int,
+}
+
+impl<'a> From<&'a Held> for Arrived<'a> {
+    fn from(held: &'a Held) -> Self {
+        Self {
+            bytes: &held.bytes,
+            peer: held.peer,
+            control: &held.control,
+            flags: held.flags,
+        }
+    }
+}
+
+/// Why a datagram is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The table refused it, and has counted it.
+    Counted,
+    /// It would have been refused, and will be counted when it is received.
+    Peeked,
+}
+
+impl<'a> Arrived<'a> {
+    /// # Safety
+    ///
+    /// recvmsg(2) has filled in the message's name and control data.
+    #[inline]
+    pub(super) unsafe fn new(bytes: &'a [u8], message: &msghdr) -> Option<Self> {
+        // SAFETY: as the caller says.
+        let peer = unsafe { names::read(message.msg_name.cast(), message.msg_namelen) }?;
+        let control: &[u8] = if message.msg_controllen == 0 {
+            &[]
+        } else {
+            let len = message.msg_controllen as usize;
+            // SAFETY: as the caller says.
+            unsafe { slice::from_raw_parts(message.msg_control.cast(), len) }
+        };
+        Some(Self {
+            bytes,
+            peer,
+            control,
+            flags: message.msg_flags,
+        })
+    }
+
+    /// As `judge_in`, with a lock of its own.
+    #[inline]
+    pub(super) fn judge(&self, socket: &Socket, peeking: bool) -> Result<Judged, Refusal> {
+        let mut table = table::lock().ok_or(Refusal::Counted)?;
+        self.judge_in(&mut table, socket, peeking)
+    }
+
+    /// Decides whether the datagram is for the program. One that is only peeked at is not
+    /// counted yet, unless the table itself refuses it.
+    #[inline]
+    pub(super) fn judge_in(
+        &self,
+        table: &mut Table,
+        socket: &Socket,
+        peeking: bool,
+    ) -> Result<Judged, Refusal> {
+        let local = if socket.is(Flag::Wildcard) {
+            control::local(self.control)
+        } else {
+            None
+        };
+        let endpoint = socket.endpoint();
+        let judged = if peeking {
+            table.peek(endpoint, self.peer, local, self.bytes)
+        } else {
+            table.receive(endpoint, self.peer, local, self.bytes)
+        };
+        let judged = judged.ok_or(Refusal::Counted)?;
+        let refused = if !names::fits(judged.client, socket.family()) {
+            Counter::ClientFamily
+        } else if socket
+            .peer()
+            .is_some_and(|peer| !is_same(peer, judged.client))
+        {
+            Counter::OtherClient
+        } else {
+            return Ok(judged);
+        };
+        if peeking {
+            return Err(Refusal::Peeked);
+        }
+        table::count(refused, 1);
+        Err(Refusal::Counted)
+    }
+
+    /// Gives the program its datagram. Returns what recvmsg(2) would.
+    ///
+    /// # Safety
+    ///
+    /// `to` is a message as recvmsg(2) takes it, in which `check` has found no fault.
+    #[inline]
+    pub(super) unsafe fn deliver(
+        &self,
+        socket: &Socket,
+        judged: Judged,
+        to: *mut msghdr,
+        flags: c_int,
+    ) -> Result<usize, c_int> {
+        let payload = &self.bytes[judged.header_len..];
+        // SAFETY: as the caller says.
+        let to = unsafe { &mut *to };
+        let parts: &[iovec] = if to.msg_iovlen == 0 {
+            &[]
+        } else {
+            // SAFETY: as the caller says.
+            unsafe { slice::from_raw_parts(to.msg_iov, to.msg_iovlen as usize) }
+        };
+        // SAFETY: as the caller says.
+        let copied = unsafe { scatter(payload, parts) }.ok_or(EFAULT)?;
+        let mut told = self.flags & !MSG_TRUNC;
+        if copied < payload.len() {
+            told |= MSG_TRUNC;
+        }
+        if !to.msg_name.is_null() {
+            if !is_plausible(to.msg_name as usize) {
+                return Err(EFAULT);
+            }
+            let len = &raw mut to.msg_namelen;
+            // SAFETY: as the caller says.
+            unsafe { names::give(judged.client, socket.family(), to.msg_name.cast(), len) };
+        }
+        // SAFETY: as the caller says.
+        let mut control = unsafe { Writer::new(to.msg_control.cast(), to.msg_controllen as usize) };
+        if !self.control.is_empty() {
+            control::give(self.control, wanted(socket, judged), &mut control);
+        }
+        if control.is_truncated() {
+            told |= MSG_CTRUNC;
+        }
+        to.msg_controllen = control.used() as _;
+        to.msg_flags = told;
+        Ok(if flags & MSG_TRUNC != 0 {
+            payload.len()
+        } else {
+            copied
+        })
+    }
+}
+
+fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port() && a.ip().to_canonical() == b.ip().to_canonical()
+}
+
+fn wanted(socket: &Socket, judged: Judged) -> Wanted {
+    let (v4, v6) = (
+        socket.is(Flag::WantsPktinfo),
+        socket.is(Flag::WantsPktinfo6),
+    );
+    let shows_destination = (v4 || v6)
+        && settings::get().is_some_and(|settings| settings.pktinfo == Pktinfo::Destination);
+    Wanted {
+        v4,
+        v6,
+        destination: judged.destination.filter(|_| shows_destination),
+    }
+}
+
+/// Copies to where the program wants it. Returns how much of it had room; `None` if a
+/// pointer can't be right.
+///
+/// # Safety
+///
+/// Each part is writable memory, or its address is so wrong that `is_plausible` sees it.
+unsafe fn scatter(mut payload: &[u8], parts: &[iovec]) -> Option<usize> {
+    let whole = payload.len();
+    for part in parts {
+        let (now, later) = payload.split_at(payload.len().min(part.iov_len));
+        if !now.is_empty() {
+            if !is_plausible(part.iov_base as usize) {
+                return None;
+            }
+            // SAFETY: the caller vouches for the memory, which the payload is no part of.
+            unsafe { ptr::copy_nonoverlapping(now.as_ptr(), part.iov_base.cast(), now.len()) };
+        }
+        payload = later;
+    }
+    Some(whole - payload.len())
+}
+
+/// Whether an address can be that of a program's memory. The kernel answers wrong ones with
+/// EFAULT; we only see those that programs use by mistake, null above all, and end with the
+/// program at others.
+fn is_plausible(address: usize) -> bool {
+    (4096..1 << 47).contains(&address)
+}
+
+/// Finds what the kernel would refuse before it receives.
+///
+/// # Safety
+///
+/// `to` is null or points to what recvmsg(2) takes.
+#[inline]
+pub(super) unsafe fn check(to: *const msghdr) -> Result<(), c_int> {
+    if !is_plausible(to as usize) {
+        return Err(EFAULT);
+    }
+    // SAFETY: as the caller says.
+    let to = unsafe { &*to };
+    if !to.msg_name.is_null() && i32::try_from(to.msg_namelen).is_err() {
+        return Err(EINVAL);
+    }
+    // SAFETY: as the caller says.
+    unsafe { check_parts(to.msg_iov, to.msg_iovlen as usize, EMSGSIZE) }
+}
+
+/// Finds what the kernel would refuse of a list of parts, `too_many` of them with this
+/// error number.
+///
+/// # Safety
+///
+/// `count` parts can be read there, unless the address is so wrong that `is_plausible` sees
+/// it.
+#[inline]
+pub(crate) unsafe fn check_parts(
+    parts: *const iovec,
+    count: usize,
+    too_many: c_int,
+) -> Result<(), c_int> {
+    if count > MAX_PARTS {
+        return Err(too_many);
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    if !is_plausible(parts as usize) {
+        return Err(EFAULT);
+    }
+    // SAFETY: as the caller says.
+    let parts = unsafe { slice::from_raw_parts(parts, count) };
+    let is_negative = |part: &iovec| isize::try_from(part.iov_len).is_err();
+    if parts.iter().any(is_negative) {
+        Err(EINVAL)
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_payload_is_scattered_like_one_byte_after_the_other(
+            payload in vec(any::<u8>(), 0..300),
+            lens in vec(0_usize..60, 0..12),
+        ) {
+            let mut rooms: Vec<Vec<u8>> = lens.iter().map(|len| vec![0xee; *len]).collect();
+            let parts: Vec<iovec> = rooms
+                .iter_mut()
+                .map(|room| iovec {
+                    // No memory is looked at for a part without length.
+                    iov_base: if room.is_empty() {
+                        ptr::null_mut()
+                    } else {
+                        room.as_mut_ptr().cast()
+                    },
+                    iov_len: room.len(),
+                })
+                .collect();
+            // SAFETY: the parts are the rooms.
+            let copied = unsafe { scatter(&payload, &parts) };
+
+            let room: usize = lens.iter().sum();
+            prop_assert_eq!(copied, Some(payload.len().min(room)));
+            let mut expected = payload;
+            expected.resize(room, 0xee);
+            prop_assert_eq!(rooms.concat(), expected);
+        }
+    }
+
+    #[test]
+    fn a_null_buffer_is_told_from_memory() {
+        let parts = [iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: 1,
+        }];
+        // SAFETY: null is allowed.
+        assert_eq!(unsafe { scatter(b"x", &parts) }, None);
+        // SAFETY: as above; there is nothing to copy.
+        assert_eq!(unsafe { scatter(b"", &parts) }, Some(0));
+    }
+}

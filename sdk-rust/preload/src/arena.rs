@@ -1,11 +1,11 @@
 //! The memory that forked processes share, and the allocator that uses it while the
-//! [`table`](crate::table) is locked.
+//! [`table`](crate::table) works.
 //!
 //! It is mapped once, before the program begins, so that every process of the family has
-//! it at the same address. What a thread allocates while it holds the table's lock
-//! comes from there. So only what belongs to the table may be allocated then:
+//! it at the same address. The table's methods hold its lock, and have the thread allocate
+//! there while they call the SDK. So only what belongs to the table may be allocated then:
 //!
-//! | what could be allocated under the lock | why it is not |
+//! | what could be allocated there | why it is not |
 //! |---|---|
 //! | ahash's keys, the SDK's clock: made at their first use | `table::start` uses them before |
 //! | tracing's call sites | registered with a subscriber alone, and this library has none |
@@ -167,6 +167,18 @@ impl Arena {
         pages.next.get() > pages.reserve
     }
 
+    /// The bytes that were ever used since the start or the latest reset.
+    ///
+    /// # Safety
+    ///
+    /// As of `is_exhausted`.
+    #[cfg(test)]
+    pub(crate) unsafe fn taken(&self) -> usize {
+        // SAFETY: nobody else uses it, as the caller promises.
+        let pages = unsafe { &*self.memory.get() }.allocator();
+        pages.next.get() - self.start
+    }
+
     /// Begins again. The memory goes back to the system.
     ///
     /// # Safety
@@ -210,6 +222,26 @@ pub(crate) fn swap(arena: *const Arena) -> *const Arena {
 /// interrupted its work on the table.
 #[derive(Debug)]
 pub(crate) struct Suspended(*const Arena);
+
+/// While it lives, this thread allocates from an arena.
+#[derive(Debug)]
+pub(crate) struct Using;
+
+/// # Safety
+///
+/// The caller holds the table's lock for as long as this lives.
+#[inline]
+pub(crate) unsafe fn using(arena: &Arena) -> Using {
+    swap(arena);
+    Using
+}
+
+impl Drop for Using {
+    #[inline]
+    fn drop(&mut self) {
+        swap(ptr::null());
+    }
+}
 
 #[inline]
 pub(crate) fn suspend() -> Suspended {
@@ -269,7 +301,7 @@ fn is_shared(memory: *mut u8) -> bool {
     RANGES.iter().any(|range| range.contains(memory.addr()))
 }
 
-/// Allocates in the arena while this thread holds the table's lock, otherwise by the C
+/// Allocates in the arena while this thread works on the table, otherwise by the C
 /// library. Memory goes back to where it came from.
 struct Shared;
 

@@ -28,10 +28,7 @@ pub(crate) fn start() {
         Err(error) => refuse(&error.to_string()),
     };
     if let Err(error) = table::start(settings, text) {
-        refuse(&format!(
-            "the memory for the table of {} clients can't be had: {error}; lower PPV2_MAX_CLIENTS",
-            settings.max_clients,
-        ));
+        refuse(&error.to_string());
     }
     registry::own();
     // SAFETY: the function can be called in any new process.

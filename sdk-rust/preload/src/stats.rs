@@ -214,18 +214,31 @@ impl Counts {
         }
     }
 
+    /// As `add`, for a cell that changes under the table's lock alone.
+    #[inline]
+    pub(crate) fn add_locked(&self, cell: Cell, by: u64) {
+        let index = cell.index();
+        let number = self.cells[index].load(Ordering::Relaxed).wrapping_add(by);
+        self.cells[index].store(number, Ordering::Relaxed);
+        if let Some(text) = &self.text
+            && self.shown.load(Ordering::Relaxed)
+        {
+            text.write(index, number);
+        }
+    }
+
     /// For [`Cell::Clients`], which goes up and down. Only under the table's lock.
     pub(crate) fn add_signed(&self, cell: Cell, by: i64) {
         if by != 0 {
             // Wraps around, as the sum of what is added and subtracted doesn't.
-            self.add(cell, by.cast_unsigned());
+            self.add_locked(cell, by.cast_unsigned());
         }
     }
 
     /// Sets a cell to 0. Only under the table's lock.
     pub(crate) fn clear(&self, cell: Cell) {
         let number = self.get(cell);
-        self.add(cell, number.wrapping_neg());
+        self.add_locked(cell, number.wrapping_neg());
     }
 
     pub(crate) fn get(&self, cell: Cell) -> u64 {
@@ -258,7 +271,7 @@ impl Text {
     }
 
     /// Creates or reuses `file`, and maps it.
-    fn open(file: &Path) -> Result<Self, StatsError> {
+    pub(crate) fn open(file: &Path) -> Result<Self, StatsError> {
         let failed = |source| StatsError::Open {
             file: file.to_owned(),
             source,

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use libc::{c_int, pthread_mutex_t, pthread_mutexattr_t};
 use ppv2_sdk::{Demux, DropReason, ReplyHeader, ReplyPath, Untrusted};
+use thiserror::Error;
 
 use crate::arena::{self, Arena};
 use crate::settings::Settings;
@@ -39,6 +40,10 @@ const ABANDONED_AFTER: i64 = if cfg!(test) {
 };
 const ABANDONED_CALLS: u32 = 16;
 
+/// A call waits for the lock for so many seconds at most, then fails as in a handler: a
+/// process that is stopped while it holds the lock must not stop all others for good.
+const PATIENCE: libc::time_t = 2;
+
 /// The number of a local address and port in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint(pub(crate) u32);
@@ -52,6 +57,8 @@ pub(crate) struct Judged {
     pub(crate) destination: Option<SocketAddr>,
     /// Where the payload begins.
     pub(crate) header_len: usize,
+    /// Its sender is talked to directly.
+    pub(crate) is_direct: bool,
 }
 
 /// How a datagram to a client leaves.
@@ -76,8 +83,6 @@ pub(crate) enum Counter {
     ClientFamily,
     /// Dropped: the socket is connected to another client.
     OtherClient,
-    /// Delivered without a look at it: from an address that is talked to directly.
-    Direct,
     /// Datagrams sent by a reply path.
     RepliesSent,
     /// Datagrams not sent: their address is no client's, or was forgotten.
@@ -107,6 +112,9 @@ struct Shared {
     directory: [Entry; MAX_ENDPOINTS],
 }
 
+// SAFETY: atomics apart, it is only used by whoever holds the lock.
+unsafe impl Sync for Shared {}
+
 /// A local address, with its clients. Under the lock.
 struct Entry {
     address: StdCell<MaybeUninit<SocketAddr>>,
@@ -116,6 +124,16 @@ struct Entry {
     clients: StdCell<i64>,
     evicted: StdCell<u64>,
     not_remembered: StdCell<u64>,
+}
+
+/// The table can't be made.
+#[derive(Debug, Error)]
+#[error(
+    "no memory for a table of {clients} clients: {source}; lower PPV2_MAX_CLIENTS, or raise the limit of address space (ulimit -v)"
+)]
+pub(crate) struct TableError {
+    clients: usize,
+    source: io::Error,
 }
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
@@ -149,7 +167,11 @@ pub(crate) struct Table {
 }
 
 /// Makes the shared memory. Once, before the program begins.
-pub(crate) fn start(settings: &'static Settings, text: Option<Text>) -> io::Result<()> {
+///
+/// # Errors
+///
+/// The process may not have as much memory.
+pub(crate) fn start(settings: &'static Settings, text: Option<Text>) -> Result<(), TableError> {
     let shared = Shared::make(settings, text)?;
     SHARED.store(ptr::from_ref(shared).cast_mut(), Ordering::Release);
     install_hook();
@@ -206,14 +228,16 @@ pub(crate) fn count(counter: Counter, by: u64) {
 }
 
 impl Shared {
-    fn make(settings: &'static Settings, text: Option<Text>) -> io::Result<&'static Self> {
+    fn make(settings: &'static Settings, text: Option<Text>) -> Result<&'static Self, TableError> {
         // What is made at its first use must be made outside of the arena: the keys of
         // the hash tables, and the clock of the SDK.
         drop(warmed(settings));
-        let (address, len) = arena::map(size_of::<Self>(), settings.max_clients)?;
+        let clients = settings.max_clients;
+        let mapped = arena::map(size_of::<Self>(), clients);
+        let (address, len) = mapped.map_err(|source| TableError { clients, source })?;
         let shared = ptr::with_exposed_provenance_mut::<Self>(address);
         let end = address + len;
-        let arena = Arena::new(address + size_of::<Self>(), end, settings.max_clients);
+        let arena = Arena::new(address + size_of::<Self>(), end, clients);
         let start = (Instant::now(), rough_clock());
         // SAFETY: the memory is new, large enough, and aligned to a page. What is not
         // written here may be all zeros.
@@ -222,7 +246,7 @@ impl Shared {
             (&raw mut (*shared).settings).write(settings);
             (&raw mut (*shared).start).write(start);
             (&raw mut (*shared).counts).write(Counts::new(text));
-            make_mutex((*shared).mutex.get())?;
+            make_mutex((*shared).mutex.get()).map_err(|source| TableError { clients, source })?;
             Ok(&*shared)
         }
     }
@@ -231,7 +255,6 @@ impl Shared {
         let cell = match counter {
             Counter::ClientFamily => Cell::DroppedClientFamily,
             Counter::OtherClient => Cell::DroppedOtherClient,
-            Counter::Direct => Cell::Direct,
             Counter::RepliesSent => Cell::RepliesSent,
             Counter::RepliesWithoutPath => Cell::RepliesWithoutPath,
             Counter::Interrupted => Cell::Interrupted,
@@ -258,8 +281,7 @@ impl Shared {
             return None;
         };
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: the mutex was made with the memory.
-        let result = unsafe { libc::pthread_mutex_lock(self.mutex.get()) };
+        let result = self.lock_mutex();
         let reset = match result {
             0 => false,
             libc::EOWNERDEAD => {
@@ -269,13 +291,17 @@ impl Shared {
             }
             // This thread holds it, since the section that it left did.
             libc::EDEADLK if abandoned => true,
-            // A copy of this thread does, which was made without the C library's knowledge.
+            // ETIMEDOUT: its holder has been stopped, or has left the section by longjmp and
+            // called nothing since. EDEADLK: a copy of this thread holds it, which was made
+            // without the C library's knowledge.
             _ => {
                 INSIDE.with(|inside| inside.set.store(false, Ordering::Relaxed));
                 self.counts.add(Cell::Interrupted, 1);
                 return None;
             }
         };
+        // It still is set in a section that was left.
+        arena::swap(ptr::null());
         INSIDE.with(|inside| {
             // A handler may have taken the lock, and released it, while this thread waited.
             inside.set.store(true, Ordering::Relaxed);
@@ -286,7 +312,6 @@ impl Shared {
             self.reset();
             self.delivered.set(0);
         }
-        arena::swap(&raw const self.arena);
         Some(Table {
             shared: self,
             now: self.now(),
@@ -294,10 +319,34 @@ impl Shared {
         })
     }
 
+    #[inline]
+    fn lock_mutex(&self) -> c_int {
+        // SAFETY: the mutex was made with the memory.
+        let result = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
+        if result == libc::EBUSY {
+            self.wait_for_mutex()
+        } else {
+            result
+        }
+    }
+
+    #[cold]
+    fn wait_for_mutex(&self) -> c_int {
+        let mut until = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: `until` can be written to, and the mutex was made with the memory.
+        unsafe {
+            libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
+            until.tv_sec += PATIENCE;
+            libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until)
+        }
+    }
+
     /// Forgets all clients. Under the lock.
     #[cold]
     fn reset(&self) {
-        let arena = arena::swap(ptr::null());
         self.spoilt.store(false, Ordering::Relaxed);
         for entry in self.entries() {
             // Without its destructor: what it points to may be damaged.
@@ -309,8 +358,16 @@ impl Shared {
         self.counts.clear(Cell::Clients);
         // SAFETY: this thread holds the lock, and no entry refers to the arena any more.
         unsafe { self.arena.reset() };
-        self.counts.add(Cell::TableResets, 1);
-        arena::swap(arena);
+        self.counts.add_locked(Cell::TableResets, 1);
+    }
+
+    /// Runs `work` as if it were the table's, which the SDK calls.
+    #[cfg(test)]
+    fn arena_is_used_by(&'static self, work: impl FnOnce()) {
+        let table = self.lock();
+        let using = table.as_ref().map(Table::using_arena);
+        work();
+        drop((using, table));
     }
 
     fn entries(&self) -> &[Entry] {
@@ -392,10 +449,9 @@ impl Table {
         bytes: &[u8],
     ) -> Option<Judged> {
         let judged = self.peek(endpoint, peer, local, bytes)?;
-        let counts = &self.shared.counts;
-        counts.add(Cell::Received, 1);
-        if self.shared.settings.is_peer(peer.ip()) {
-            counts.add(Cell::Direct, 1);
+        self.shared.counts.add_locked(Cell::Received, 1);
+        if judged.is_direct {
+            self.shared.counts.add_locked(Cell::Direct, 1);
         }
         let delivered = &self.shared.delivered;
         delivered.set(delivered.get() + 1);
@@ -420,6 +476,7 @@ impl Table {
                 client: peer,
                 destination: None,
                 header_len: 0,
+                is_direct: true,
             });
         }
         let entry = shared.entries().get(endpoint.0 as usize)?;
@@ -434,14 +491,12 @@ impl Table {
         if shared.counts.are_shown() {
             self.follow(entry);
         }
-        match judged {
-            Ok(judged) => Some(judged),
-            Err(reason) => {
-                shared.counts.add(Cell::Received, 1);
-                shared.counts.add(Cell::Dropped(reason), 1);
-                None
-            }
-        }
+        judged
+            .inspect_err(|reason| {
+                shared.counts.add_locked(Cell::Received, 1);
+                shared.counts.add_locked(Cell::Dropped(*reason), 1);
+            })
+            .ok()
     }
 
     #[inline]
@@ -452,17 +507,26 @@ impl Table {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Result<Judged, DropReason> {
+        let _using = self.using_arena();
         let demux = entry.demux_made(self.shared.settings);
         let datagram = demux.receive(self.now, peer, local, bytes)?;
         Ok(Judged {
             client: datagram.client,
             destination: datagram.destination,
             header_len: datagram.header.len(),
+            is_direct: false,
         })
+    }
+
+    #[inline]
+    fn using_arena(&self) -> arena::Using {
+        // SAFETY: this thread holds the lock until the table is dropped.
+        unsafe { arena::using(&self.shared.arena) }
     }
 
     /// Counts what the demux of an endpoint counts by itself.
     fn follow(&self, entry: &Entry) {
+        let _using = self.using_arena();
         let Some(stats) = entry.demux().map(Demux::stats) else {
             return;
         };
@@ -479,7 +543,7 @@ impl Table {
         ] {
             let before = before.replace(now);
             if now != before {
-                counts.add(cell, now.saturating_sub(before));
+                counts.add_locked(cell, now.saturating_sub(before));
             }
         }
     }
@@ -494,30 +558,32 @@ impl Table {
             return Some(Path::Direct);
         }
         let entry = self.shared.entries().get(endpoint.0 as usize)?;
-        let path = entry
-            .demux()
-            .and_then(|demux| demux.reply_path(self.now, to));
-        match path {
+        match self.path_of(entry, to) {
             Some(path) => Some(path.into()),
             None if settings.untrusted == Untrusted::Accept => Some(Path::Direct),
             None => None,
         }
     }
 
+    #[inline]
+    fn path_of(&self, entry: &Entry, client: SocketAddr) -> Option<ReplyPath> {
+        let _using = self.using_arena();
+        entry.demux()?.reply_path(self.now, client)
+    }
+
     /// The endpoint that knows a client by a proxy, with its local address and the path:
     /// the one that heard the client latest. `None` for an address that is talked to
-    /// directly.
+    /// directly, be it a peer or, where untrusted senders are accepted, a direct client.
     pub(crate) fn find(&self, client: SocketAddr) -> Option<(Endpoint, SocketAddr, Path)> {
         let client = canonical(client);
         if self.shared.settings.is_peer(client.ip()) {
             return None;
         }
+        let accepts = self.shared.settings.untrusted == Untrusted::Accept;
         let mut latest: Option<(u32, &Entry, ReplyPath)> = None;
         for (number, entry) in (0..).zip(self.shared.entries()) {
-            let path = entry
-                .demux()
-                .and_then(|demux| demux.reply_path(self.now, client));
-            if let Some(path) = path
+            if let Some(path) = self.path_of(entry, client)
+                && !(accepts && canonical(path.to) == client)
                 && latest.is_none_or(|(_, _, other)| path.is_newer_than(&other))
             {
                 latest = Some((number, entry, path));
@@ -536,9 +602,8 @@ impl Drop for Table {
         }
         let delivered = shared.delivered.replace(0);
         if delivered > 0 {
-            shared.counts.add(Cell::Delivered, delivered);
+            shared.counts.add_locked(Cell::Delivered, delivered);
         }
-        arena::swap(ptr::null());
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the mutex was made with the memory.
         if unsafe { libc::pthread_mutex_unlock(shared.mutex.get()) } != 0 {

@@ -109,6 +109,7 @@ unit: packages tests $(CARGO_DEB)
 # Builds them, which needs none of the packages.
 tests:
 	cargo test --locked --workspace --no-run --quiet
+	cargo build --locked -p ppv2-preload --quiet
 
 # In `make test`, the packages come first.
 python: $(NEEDED)

@@ -36,7 +36,9 @@ pub mod wrapped;
 
 pub use admin::{dropped, http, http_get, http_whole, metric};
 pub use process::Process;
-pub use proxy::{binary, output, output_of, proxy, proxy_between, proxy_with, write};
+pub use proxy::{
+    binary, output, output_of, preload_library, proxy, proxy_between, proxy_with, write,
+};
 #[cfg(target_os = "linux")]
 pub use sockets::{
     address, bind, port, ports, read_header, receive, receive_nothing, served, socket,

@@ -16,30 +16,41 @@ pub fn binary() -> &'static Path {
         if let Some(named) = std::env::var_os("PPV2_PROXY") {
             return named.into();
         }
-        let test = std::env::current_exe().unwrap();
-        // target/debug/deps/TEST
-        let folder = test.ancestors().nth(2).unwrap();
-        let binary = folder.join("ppv2-proxy");
+        let binary = beside_the_test("ppv2-proxy");
         if !binary.exists() {
-            let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-            build.args([
-                "build",
-                "--locked",
-                "--quiet",
-                "-p",
-                "ppv2-proxy",
-                "--bin",
-                "ppv2-proxy",
-            ]);
-            build.arg("--manifest-path").arg(MANIFEST);
-            build.arg("--target-dir").arg(folder.parent().unwrap());
-            if folder.ends_with("release") {
-                build.arg("--release");
-            }
-            assert!(build.status().unwrap().success(), "{build:?}");
+            build(&["-p", "ppv2-proxy", "--bin", "ppv2-proxy"]);
         }
         binary
     })
+}
+
+/// The preload library, as it is now: cargo builds it with no test, since none can be linked
+/// to it.
+pub fn preload_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        build(&["-p", "ppv2-preload"]);
+        beside_the_test("libppv2_preload.so")
+    })
+}
+
+/// A file in target/debug, or where else the test was built.
+fn beside_the_test(name: &str) -> PathBuf {
+    // target/debug/deps/TEST
+    let test = std::env::current_exe().unwrap();
+    test.ancestors().nth(2).unwrap().join(name)
+}
+
+fn build(what: &[&str]) {
+    let folder = beside_the_test("");
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    build.args(["build", "--locked", "--quiet"]).args(what);
+    build.arg("--manifest-path").arg(MANIFEST);
+    build.arg("--target-dir").arg(folder.parent().unwrap());
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "{build:?}");
 }
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");

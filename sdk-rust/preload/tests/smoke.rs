@@ -1,0 +1,90 @@
+//! An unmodified server sees its clients: Python's `socketserver` under the library, sent
+//! to as the proxy does.
+
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::process::{Child, Command, Stdio};
+
+use ppv2_lab::fake_proxy::{CLIENT, from_client};
+use ppv2_lab::{TIMEOUT, preload_library};
+
+const SERVER: &str = r#"
+import socketserver
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, socket = self.request
+        host, port = self.client_address
+        socket.sendto(f"{host}:{port} said {data.decode()}".encode(), self.client_address)
+
+server = socketserver.UDPServer(("127.0.0.1", PORT), Handler)
+print("ready", flush=True)
+server.serve_forever()
+"#;
+
+/// A process that is ended when it is dropped.
+struct Server(Child);
+
+impl Server {
+    fn start(script: &str, port: u16) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", &script.replace("PORT", &port.to_string())])
+            .env("LD_PRELOAD", preload_library())
+            .env("PPV2_TRUSTED", "127.0.0.1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = child.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_server_sees_its_client_and_answers_it() {
+    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = unused.local_addr().unwrap();
+    drop(unused);
+    let _server = Server::start(SERVER, server.port());
+    let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
+    proxy.set_read_timeout(Some(TIMEOUT)).unwrap();
+    proxy.send_to(b"without a header", server).unwrap();
+    proxy
+        .send_to(&from_client(CLIENT, b"hello"), server)
+        .unwrap();
+    let mut reply = [0; 256];
+    let (len, from) = proxy.recv_from(&mut reply).unwrap();
+    assert_eq!(from, server);
+    assert_eq!(
+        str::from_utf8(&reply[..len]).unwrap(),
+        format!("{CLIENT} said hello"),
+    );
+}
+
+#[test]
+fn a_wrong_setting_stops_the_program_before_it_begins() {
+    let output = Command::new("python3")
+        .args(["-c", "print('begun')"])
+        .env("LD_PRELOAD", preload_library())
+        .env("PPV2_TRUSTED", "not-a-network")
+        .output()
+        .unwrap();
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(2), &b""[..])
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("PPV2_TRUSTED") && said.lines().count() == 1,
+        "{said}"
+    );
+}

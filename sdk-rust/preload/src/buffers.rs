@@ -5,7 +5,6 @@
 //! handler that finds nothing makes its own.
 
 use std::cell::Cell;
-use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -145,7 +144,7 @@ fn map<T: Kept>() -> *mut T {
     let at = unsafe {
         libc::mmap(
             ptr::null_mut(),
-            mem::size_of::<T>(),
+            size_of::<T>(),
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
             -1,
@@ -162,7 +161,7 @@ fn map<T: Kept>() -> *mut T {
 fn unmap<T: Kept>(at: *mut T) {
     if !at.is_null() {
         // SAFETY: `map` made it in this size, and nothing refers to it any more.
-        unsafe { libc::munmap(at.cast(), mem::size_of::<T>()) };
+        unsafe { libc::munmap(at.cast(), size_of::<T>()) };
     }
 }
 

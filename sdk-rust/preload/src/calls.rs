@@ -8,6 +8,22 @@ mod sending;
 mod sockets;
 mod waiting;
 
+use libc::c_int;
+
+use crate::boundary::{errno, guarded};
+use crate::registry;
+
+/// After a call that failed: whether the descriptor is no socket (any more), but a file that
+/// got the number of one whose end was not seen. It is let go then.
+#[cold]
+fn is_stale(fd: c_int) -> bool {
+    let stale = errno() == libc::ENOTSOCK;
+    if stale {
+        guarded((), || registry::remove(fd));
+    }
+    stale
+}
+
 /// Defines functions under the names of the C library's; not in this crate's own unit
 /// tests, whose sockets are none of ours.
 ///

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 
-use crate::boundary::{errno, set_errno};
+use crate::boundary::{errno, guarded, set_errno};
 use crate::registry::Marks;
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Endpoint, Path};
@@ -80,7 +80,7 @@ unsafe fn taken_over(
                 table::count(Counter::RepliesWithoutPath, 1);
                 Decision::Fail(libc::EHOSTUNREACH)
             }
-            decision => decision,
+            decision @ (Decision::Done | Decision::Fail(_) | Decision::PassDirect) => decision,
         },
     }
 }
@@ -110,13 +110,13 @@ pub(crate) fn connected_directly(socket: &Socket) {
 }
 
 fn disconnect(fd: c_int, socket: &Socket) -> Decision {
-    let mut name: sockaddr = sockaddr {
+    let name = sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
     let len = size_of::<sockaddr>() as socklen_t;
     // SAFETY: `len` bytes can be read at `name`.
-    if unsafe { real::connect(fd, &raw mut name, len) } != 0 {
+    if unsafe { real::connect(fd, &raw const name, len) } != 0 {
         return Decision::Fail(errno());
     }
     socket.set_peer(None);
@@ -138,8 +138,8 @@ fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int>
 
 /// The program sends to the client that a socket is connected to, whose datagrams come from
 /// another port of the proxy by now: the kernel is told, so that they reach this socket.
-pub(crate) fn follow(fd: c_int, socket: &Socket, to: SocketAddr) {
-    if socket.kernel_peer().is_some_and(|former| former != to) {
+pub(crate) fn follow(fd: c_int, socket: &Socket, client: SocketAddr, to: SocketAddr) {
+    if socket.peer() == Some(client) && socket.kernel_peer() != Some(to) {
         let errno = errno();
         if kernel_connect(fd, socket.family(), to).is_ok() {
             socket.set_kernel_peer(Some(to));
@@ -168,6 +168,12 @@ pub(crate) unsafe fn adopt_at_send(
         return None;
     }
     // SAFETY: as the caller says.
+    guarded(None, || unsafe { adopt_first(fd, name, len) })
+}
+
+#[cold]
+unsafe fn adopt_first(fd: c_int, name: *const sockaddr, len: socklen_t) -> Option<&'static Socket> {
+    // SAFETY: as the caller of `adopt_at_send` says.
     let client = unsafe { names::read(name, len) }?;
     let errno = errno();
     let decision = adopt(fd, client, false);
@@ -281,10 +287,12 @@ fn put(
 
 /// "All addresses" of the one family is that of the other.
 fn of_family(address: SocketAddr, family: c_int) -> SocketAddr {
-    let ip: IpAddr = match address.ip() {
-        ip if !ip.is_unspecified() => ip,
-        _ if family == libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
-        _ => Ipv4Addr::UNSPECIFIED.into(),
+    let ip: IpAddr = if !address.ip().is_unspecified() {
+        address.ip()
+    } else if family == libc::AF_INET6 {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
     };
     SocketAddr::new(ip, address.port())
 }

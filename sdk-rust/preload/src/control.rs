@@ -10,10 +10,10 @@ use libc::{
 };
 
 /// Where the data of a control message begins.
-const HEADER: usize = align(mem::size_of::<cmsghdr>());
+const HEADER: usize = align(size_of::<cmsghdr>());
 
 const fn align(len: usize) -> usize {
-    len.next_multiple_of(mem::size_of::<usize>())
+    len.next_multiple_of(size_of::<usize>())
 }
 
 /// One control message.
@@ -54,7 +54,7 @@ impl<'a> Iterator for Messages<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Message<'a>> {
-        if self.rest.len() < mem::size_of::<cmsghdr>() {
+        if self.rest.len() < size_of::<cmsghdr>() {
             return None;
         }
         // SAFETY: that many bytes are there, and all values of the type are valid.
@@ -113,7 +113,7 @@ impl Writer {
 
     pub(crate) fn put(&mut self, Message { level, kind, data }: Message<'_>) {
         let room = self.room - self.used;
-        if room < mem::size_of::<cmsghdr>() {
+        if room < size_of::<cmsghdr>() {
             self.truncated = true;
             return;
         }
@@ -174,7 +174,7 @@ impl Writer {
 
 fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: the type has no padding, and the slice has its size and its lifetime.
-    unsafe { std::slice::from_raw_parts(ptr::from_ref(value).cast::<u8>(), mem::size_of::<T>()) }
+    unsafe { std::slice::from_raw_parts(ptr::from_ref(value).cast::<u8>(), size_of::<T>()) }
 }
 
 /// # Safety
@@ -188,7 +188,7 @@ unsafe impl Plain for in6_pktinfo {}
 
 impl Message<'_> {
     fn read<T: Plain>(&self) -> Option<T> {
-        (self.data.len() >= mem::size_of::<T>())
+        (self.data.len() >= size_of::<T>())
             // SAFETY: enough bytes are there, and any are valid.
             .then(|| unsafe { self.data.as_ptr().cast::<T>().read_unaligned() })
     }
@@ -370,7 +370,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_walked_over(garbage in vec(any::<u8>(), 0..200)) {
-            let walked = super::messages(&garbage);
+            let walked = messages(&garbage);
             let found: usize = walked.map(|message| message.data.len() + HEADER).sum();
             prop_assert!(found <= garbage.len());
             let _ = walked.are_sound();
@@ -481,10 +481,10 @@ mod tests {
     #[test]
     fn malformed_messages_are_not_sound() {
         let (buffer, used, _) = written(&[(1, 2, vec![3; 5])], 4096);
-        assert!(super::messages(bytes(&buffer, used)).are_sound());
-        assert!(super::messages(&[0; 15]).are_sound());
+        assert!(messages(bytes(&buffer, used)).are_sound());
+        assert!(messages(&[0; 15]).are_sound());
         // A length of nothing, and one beyond the end.
-        assert!(!super::messages(&[0; 16]).are_sound());
-        assert!(!super::messages(bytes(&buffer, 20)).are_sound());
+        assert!(!messages(&[0; 16]).are_sound());
+        assert!(!messages(bytes(&buffer, 20)).are_sound());
     }
 }

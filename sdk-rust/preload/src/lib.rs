@@ -19,6 +19,21 @@
     unsafe_code,
     reason = "the functions of the C library have no safe form"
 )]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "what the C library counts as int or socklen_t is short"
+)]
+#![allow(
+    clippy::unnecessary_cast,
+    reason = "the lengths of messages have another type in each C library"
+)]
+#![cfg_attr(
+    test,
+    allow(
+        dead_code,
+        reason = "the functions that the program calls are not exported in tests"
+    )
+)]
 
 mod arena;
 mod boundary;

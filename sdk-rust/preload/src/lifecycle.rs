@@ -54,8 +54,6 @@ fn refuse(error: &str) -> ! {
     unsafe { libc::_exit(2) }
 }
 
-/// Without `opendir`, whose functions other libraries replace too: this runs in every
-/// process that the program starts.
 fn open_descriptors() -> Vec<c_int> {
     let listed = fs::read_dir("/proc/self/fd").map(|entries| {
         entries

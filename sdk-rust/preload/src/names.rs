@@ -17,13 +17,13 @@ use libc::{
 /// `name` is null, or `len` bytes can be read there.
 pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
     let len = usize::try_from(len).ok()?;
-    if name.is_null() || len < mem::size_of::<sa_family_t>() {
+    if name.is_null() || len < size_of::<sa_family_t>() {
         return None;
     }
     // SAFETY: the family is within `len` bytes. The pointer may be unaligned.
     let family = unsafe { (&raw const (*name).sa_family).read_unaligned() };
     match c_int::from(family) {
-        AF_INET if len >= mem::size_of::<sockaddr_in>() => {
+        AF_INET if len >= size_of::<sockaddr_in>() => {
             // SAFETY: `len` bytes can be read, which is enough for the type, of which all
             // values are valid.
             let name = unsafe { name.cast::<sockaddr_in>().read_unaligned() };
@@ -34,7 +34,7 @@ pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<Socke
         AF_INET6 if len >= mem::offset_of!(sockaddr_in6, sin6_scope_id) => {
             // SAFETY: zeroes are a valid value of this type.
             let mut whole: sockaddr_in6 = unsafe { mem::zeroed() };
-            let len = len.min(mem::size_of::<sockaddr_in6>());
+            let len = len.min(size_of::<sockaddr_in6>());
             // SAFETY: `len` bytes can be read, and fit.
             unsafe {
                 ptr::copy_nonoverlapping(name.cast::<u8>(), (&raw mut whole).cast::<u8>(), len);
@@ -70,7 +70,7 @@ pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_st
             };
             // SAFETY: the storage is larger than any address, and aligned for all.
             unsafe { (&raw mut storage).cast::<sockaddr_in>().write(name) };
-            mem::size_of::<sockaddr_in>()
+            size_of::<sockaddr_in>()
         }
         (IpAddr::V6(ip), port) => {
             let (flowinfo, scope) = match address {
@@ -88,7 +88,7 @@ pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_st
             };
             // SAFETY: as above.
             unsafe { (&raw mut storage).cast::<sockaddr_in6>().write(name) };
-            mem::size_of::<sockaddr_in6>()
+            size_of::<sockaddr_in6>()
         }
     };
     Some((storage, len as socklen_t))

@@ -10,8 +10,8 @@ use std::ptr;
 use std::slice;
 
 use libc::{
-    EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS, MSG_DONTWAIT, MSG_ZEROCOPY, c_int, c_uint, iovec,
-    mmsghdr, msghdr, sockaddr_storage, ssize_t,
+    EDESTADDRREQ, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS, MSG_DONTWAIT, MSG_ZEROCOPY, c_int,
+    c_uint, iovec, mmsghdr, msghdr, sockaddr_storage, ssize_t,
 };
 use ppv2_sdk::ReplyHeader;
 
@@ -21,7 +21,7 @@ use crate::control::{self, Writer};
 use crate::receive::{MAX_PARTS, check_parts};
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Path, Table};
-use crate::{names, real};
+use crate::{connect, names, real};
 
 /// Room for the control data of a datagram that is sent alone.
 const CONTROL: usize = 1024;
@@ -100,7 +100,7 @@ unsafe fn send<const N: usize>(
 ) -> ssize_t {
     let mut parcel = Parcel::<N>::new();
     // SAFETY: as the caller says.
-    let plan = || unsafe { parcel.plan(socket, &*from, flags) };
+    let plan = || unsafe { parcel.plan(fd, socket, &*from, flags) };
     match guarded(Plan::Refused(EIO), plan) {
         // SAFETY: as the caller says.
         Plan::Untouched => unsafe { real::sendmsg(fd, from, flags) },
@@ -138,7 +138,7 @@ impl<const N: usize> Parcel<N> {
     /// # Safety
     ///
     /// `from` is a message as sendmsg(2) takes it.
-    unsafe fn plan(&mut self, socket: &Socket, from: &msghdr, flags: c_int) -> Plan {
+    unsafe fn plan(&mut self, fd: c_int, socket: &Socket, from: &msghdr, flags: c_int) -> Plan {
         let Some(mut table) = table::lock() else {
             table::count(Counter::Interrupted, 1);
             return Plan::Refused(ENOBUFS);
@@ -153,6 +153,7 @@ impl<const N: usize> Parcel<N> {
             }
         };
         drop(table);
+        connect::follow(fd, socket, path.client, path.to);
         // SAFETY: as the caller says.
         unsafe { self.fill(socket, from, flags, path) }
     }
@@ -273,6 +274,7 @@ fn cut(program: &[iovec], mut skip: usize, mut len: usize, to: &mut [MaybeUninit
 /// A path by which the datagram is rewritten.
 #[derive(Clone, Copy, Debug)]
 struct Proxied {
+    client: SocketAddr,
     to: SocketAddr,
     local: Option<std::net::IpAddr>,
     header: ReplyHeader,
@@ -290,17 +292,25 @@ unsafe fn path(
     from: &msghdr,
 ) -> Result<Option<Proxied>, c_int> {
     let to = if from.msg_name.is_null() || from.msg_namelen == 0 {
+        if socket.is(Flag::KernelOnly) {
+            return Err(EDESTADDRREQ);
+        }
         socket.peer()
     } else {
         // SAFETY: as the caller says.
         unsafe { names::read(from.msg_name.cast(), from.msg_namelen) }
     };
     // The kernel knows what is wrong with an address that is none.
-    let Some(to) = to.filter(|to| to.port() != 0 && names::fits(*to, socket.family())) else {
+    let Some(client) = to.filter(|to| to.port() != 0 && names::fits(*to, socket.family())) else {
         return Ok(None);
     };
-    match table.path(socket.endpoint(), to) {
-        Some(Path::Proxied { to, local, header }) => Ok(Some(Proxied { to, local, header })),
+    match table.path(socket.endpoint(), client) {
+        Some(Path::Proxied { to, local, header }) => Ok(Some(Proxied {
+            client,
+            to,
+            local,
+            header,
+        })),
         Some(Path::Direct) => Ok(None),
         None => Err(EHOSTUNREACH),
     }
@@ -511,7 +521,7 @@ unsafe fn fill(
     if !sound
         || from.msg_iovlen as usize > PARTS
         || header_len > 0 && flags & MSG_ZEROCOPY != 0
-        || header_len > mem::size_of_val(&outgoing.headers[at])
+        || header_len > size_of_val(&outgoing.headers[at])
     {
         return false;
     }

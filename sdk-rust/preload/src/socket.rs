@@ -289,7 +289,7 @@ impl AtomicAddr {
 
     /// In a new process: the thread that was writing is not here.
     fn unlock(&self) {
-        if self.version.load(Ordering::Relaxed) % 2 != 0 {
+        if !self.version.load(Ordering::Relaxed).is_multiple_of(2) {
             self.version.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -302,7 +302,7 @@ impl AtomicAddr {
             let kind = self.kind.load(Ordering::Acquire);
             let high = self.high.load(Ordering::Acquire);
             let low = self.low.load(Ordering::Acquire);
-            if version % 2 == 0 && self.version.load(Ordering::Acquire) == version {
+            if version.is_multiple_of(2) && self.version.load(Ordering::Acquire) == version {
                 let bits = u128::from(high) << 64 | u128::from(low);
                 let port = (kind & 0xffff) as u16;
                 return match kind >> 16 {

@@ -422,7 +422,7 @@ impl Entry {
 
 impl Table {
     /// The number for a local address; `None` if the table holds no more.
-    fn endpoint(&mut self, local: SocketAddr) -> Option<Endpoint> {
+    fn endpoint(&self, local: SocketAddr) -> Option<Endpoint> {
         let local = canonical(local);
         let shared = self.shared;
         shared.counts.show();
@@ -463,7 +463,7 @@ impl Table {
     /// must not be handed to `receive`.
     #[inline]
     pub(crate) fn peek(
-        &mut self,
+        &self,
         endpoint: Endpoint,
         peer: SocketAddr,
         local: Option<IpAddr>,

@@ -547,8 +547,8 @@ pub(crate) unsafe fn correct_epoll(
         let asked = known.event.events & EPOLL_READABLE;
         if asked != 0 && left < room && socket.is_holding() {
             let data = known.event.u64;
-            // SAFETY: as the caller says.
             let reported = (0..left).any(|at| {
+                // SAFETY: as the caller says.
                 let event = unsafe { events.add(at).read_unaligned() };
                 event.u64 == data
             });

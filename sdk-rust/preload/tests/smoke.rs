@@ -1,6 +1,8 @@
 //! An unmodified server sees its clients: Python's `socketserver` under the library, sent
 //! to as the proxy does.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};

@@ -52,22 +52,28 @@ hooks! {
     }
 
     fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
-        match registry::get(fd) {
-            // read(2) of nothing leaves the queue as it is, other than recv(2).
+        // read(2) of nothing leaves the queue as it is, other than recv(2).
+        if let Some(socket) = registry::get(fd).filter(|_| len > 0) {
             // SAFETY: the program keeps to the manual.
-            Some(socket) if len > 0 => unsafe { into_buffer(fd, socket, buffer, len, 0) },
-            // SAFETY: as above.
-            _ => unsafe { real::read(fd, buffer, len) },
+            let received = unsafe { into_buffer(fd, socket, buffer, len, 0) };
+            if received >= 0 || !super::is_stale(fd) {
+                return received;
+            }
         }
+        // SAFETY: as above.
+        unsafe { real::read(fd, buffer, len) }
     }
 
     fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
-        match registry::get(fd) {
+        if let Some(socket) = registry::get(fd) {
             // SAFETY: the program keeps to the manual.
-            Some(socket) => unsafe { into_parts(fd, socket, parts, count) },
-            // SAFETY: as above.
-            None => unsafe { real::readv(fd, parts, count) },
+            let received = unsafe { into_parts(fd, socket, parts, count) };
+            if received >= 0 || !super::is_stale(fd) {
+                return received;
+            }
         }
+        // SAFETY: as above.
+        unsafe { real::readv(fd, parts, count) }
     }
 
     /// Without an offset, it reads as readv does.

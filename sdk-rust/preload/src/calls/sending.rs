@@ -13,7 +13,7 @@ use crate::boundary::fail;
 use crate::receive::check_parts;
 use crate::send;
 use crate::socket::Socket;
-use crate::{real, registry};
+use crate::{connect, real, registry};
 
 hooks! {
     fn send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
@@ -26,8 +26,9 @@ hooks! {
     }
 
     fn sendto(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int, name: *const sockaddr, name_len: socklen_t) -> ssize_t {
-        match registry::get(fd) {
-            // SAFETY: the program keeps to the manual.
+        // SAFETY: the program keeps to the manual.
+        match unsafe { sending(fd, name, name_len) } {
+            // SAFETY: as above.
             Some(socket) => unsafe { to_name(fd, socket, buffer, len, flags, name, name_len) },
             // SAFETY: as above.
             None => unsafe { real::sendto(fd, buffer, len, flags, name, name_len) },
@@ -35,8 +36,9 @@ hooks! {
     }
 
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-        match registry::get(fd) {
-            // SAFETY: the program keeps to the manual.
+        // SAFETY: the program keeps to the manual.
+        match unsafe { sending_message(fd, message) } {
+            // SAFETY: as above.
             Some(socket) => unsafe { send::message(fd, socket, message, flags) },
             // SAFETY: as above.
             None => unsafe { real::sendmsg(fd, message, flags) },
@@ -44,8 +46,10 @@ hooks! {
     }
 
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        match registry::get(fd) {
-            // SAFETY: the program keeps to the manual.
+        let first = if count == 0 { ptr::null() } else { messages };
+        // SAFETY: the program keeps to the manual; a message begins with its header.
+        match unsafe { sending_message(fd, first.cast()) } {
+            // SAFETY: as above.
             Some(socket) => unsafe { send::messages(fd, socket, messages, count, flags) },
             // SAFETY: as above.
             None => unsafe { real::sendmmsg(fd, messages, count, flags) },
@@ -53,21 +57,27 @@ hooks! {
     }
 
     fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
-        match registry::get(fd) {
+        if let Some(socket) = registry::get(fd) {
             // SAFETY: the program keeps to the manual.
-            Some(socket) => unsafe { from_buffer(fd, socket, buffer, len, 0) },
-            // SAFETY: as above.
-            None => unsafe { real::write(fd, buffer, len) },
+            let sent = unsafe { from_buffer(fd, socket, buffer, len, 0) };
+            if sent >= 0 || !super::is_stale(fd) {
+                return sent;
+            }
         }
+        // SAFETY: as above.
+        unsafe { real::write(fd, buffer, len) }
     }
 
     fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
-        match registry::get(fd) {
+        if let Some(socket) = registry::get(fd) {
             // SAFETY: the program keeps to the manual.
-            Some(socket) => unsafe { from_parts(fd, socket, parts, count) },
-            // SAFETY: as above.
-            None => unsafe { real::writev(fd, parts, count) },
+            let sent = unsafe { from_parts(fd, socket, parts, count) };
+            if sent >= 0 || !super::is_stale(fd) {
+                return sent;
+            }
         }
+        // SAFETY: as above.
+        unsafe { real::writev(fd, parts, count) }
     }
 
     /// Without an offset, it writes as writev does.
@@ -93,6 +103,32 @@ hooks! {
     fn __send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: the program keeps to the manual.
         unsafe { send(fd, buffer, len, flags) }
+    }
+}
+
+/// The socket that the program sends from, if its datagrams go by reply paths.
+///
+/// # Safety
+///
+/// As sendto(2).
+#[inline]
+unsafe fn sending(fd: c_int, name: *const sockaddr, len: socklen_t) -> Option<&'static Socket> {
+    registry::get(fd).or_else(|| {
+        // SAFETY: as the caller says.
+        unsafe { connect::adopt_at_send(fd, name, len) }
+    })
+}
+
+/// # Safety
+///
+/// As sendmsg(2).
+#[inline]
+unsafe fn sending_message(fd: c_int, message: *const msghdr) -> Option<&'static Socket> {
+    // SAFETY: as the caller says.
+    match unsafe { message.as_ref() } {
+        // SAFETY: as the caller says.
+        Some(message) => unsafe { sending(fd, message.msg_name.cast(), message.msg_namelen) },
+        None => registry::get(fd),
     }
 }
 

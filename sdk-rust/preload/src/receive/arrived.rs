@@ -59,11 +59,11 @@ impl Arrival {
             self.parts[1] = iovec {
                 // SAFETY: it is longer than that.
                 iov_base: unsafe { self.far.cast::<u8>().add(NEAR) }.cast(),
-                iov_len: mem::size_of::<Far>() - NEAR,
+                iov_len: size_of::<Far>() - NEAR,
             };
         }
         self.message.msg_name = (&raw mut self.name).cast();
-        self.message.msg_namelen = mem::size_of::<sockaddr_in6>() as socklen_t;
+        self.message.msg_namelen = size_of::<sockaddr_in6>() as socklen_t;
         self.message.msg_iov = (&raw mut self.parts).cast();
         self.message.msg_iovlen = 2;
         self.message.msg_control = (&raw mut self.control).cast();
@@ -248,6 +248,9 @@ impl<'a> Arrived<'a> {
         }
         to.msg_controllen = control.used() as _;
         to.msg_flags = told;
+        if !socket.is(Flag::Received) {
+            socket.set(Flag::Received, true);
+        }
         Ok(if flags & MSG_TRUNC != 0 {
             payload.len()
         } else {
@@ -298,9 +301,9 @@ unsafe fn scatter(mut payload: &[u8], parts: &[iovec]) -> Option<usize> {
 
 /// Whether an address can be that of a program's memory. The kernel answers wrong ones with
 /// EFAULT; we only see those that programs use by mistake, null above all, and end with the
-/// program at others.
+/// program at others. Bit 55 is that of the kernel's half; those above it may be a tag.
 fn is_plausible(address: usize) -> bool {
-    (4096..1 << 47).contains(&address)
+    address >= 4096 && address >> 55 & 1 == 0
 }
 
 /// Finds what the kernel would refuse before it receives.

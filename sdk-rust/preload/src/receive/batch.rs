@@ -1,6 +1,5 @@
 //! recvmmsg(2).
 
-use std::mem;
 use std::ptr;
 
 use libc::{
@@ -272,11 +271,11 @@ unsafe fn deliver(
 fn prepare(incoming: &mut Incoming, at: usize) {
     incoming.parts[at] = iovec {
         iov_base: (&raw mut incoming.bytes[at]).cast(),
-        iov_len: mem::size_of_val(&incoming.bytes[at]),
+        iov_len: size_of_val(&incoming.bytes[at]),
     };
     let message = &mut incoming.messages[at].msg_hdr;
     message.msg_name = (&raw mut incoming.names[at]).cast();
-    message.msg_namelen = mem::size_of::<sockaddr_in6>() as socklen_t;
+    message.msg_namelen = size_of::<sockaddr_in6>() as socklen_t;
     message.msg_iov = &raw mut incoming.parts[at];
     message.msg_iovlen = 1;
     message.msg_control = (&raw mut incoming.control[at]).cast();

@@ -1,6 +1,5 @@
 //! How long a call goes on: what was dropped must not prolong what the program asked for.
 
-use std::mem;
 use std::ptr;
 
 use libc::{
@@ -160,7 +159,7 @@ fn timeout_of(fd: c_int) -> Option<u64> {
         tv_sec: 0,
         tv_usec: 0,
     };
-    let mut len = mem::size_of::<timeval>() as socklen_t;
+    let mut len = size_of::<timeval>() as socklen_t;
     // SAFETY: both can be written to.
     let result = unsafe {
         let timeout = (&raw mut timeout).cast();

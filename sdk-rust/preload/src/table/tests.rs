@@ -1,6 +1,5 @@
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process;
 
 use super::*;
 

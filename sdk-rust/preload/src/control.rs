@@ -449,7 +449,7 @@ mod tests {
             pktinfo6("::ffff:10.0.0.1"),
         );
         let ttl: Owned = (IPPROTO_IP, IP_TTL, vec![64, 0, 0, 0]);
-        let all = [stamp.clone(), v4.clone(), v6.clone(), ttl.clone()];
+        let all = [stamp.clone(), v4.clone(), v6, ttl.clone()];
         let wanted = |v4, v6, destination: Option<&str>| Wanted {
             v4,
             v6,

@@ -7,13 +7,13 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`calls`] | the functions that the program calls instead of the C library's |
-//! | [`receive`], [`send`], [`control`], [`names`], [`buffers`] | the way of a datagram |
-//! | [`lifecycle`], [`connect`], [`wait`] | sockets that begin, end, connect and are waited for |
-//! | [`registry`], [`socket`] | which descriptors are taken over, per process |
-//! | [`table`], [`arena`] | clients and their reply paths, shared by forked processes |
-//! | [`settings`], [`stats`] | the environment variables, the statistics file |
-//! | [`real`], [`boundary`] | the C library's own functions; what may not cross into C |
+//! | `calls` | the functions that the program calls instead of the C library's |
+//! | `receive`, `send`, `control`, `names`, `buffers` | the way of a datagram |
+//! | `lifecycle`, `connect`, `wait` | sockets that begin, end, connect and are waited for |
+//! | `registry`, `socket`, `try_lock` | which descriptors are taken over, per process |
+//! | `table`, `arena` | clients and their reply paths, shared by forked processes |
+//! | `settings`, `stats` | the environment variables, the statistics file |
+//! | `real`, `options`, `boundary` | the C library's own functions; what may not cross into C |
 
 #![expect(
     unsafe_code,

@@ -422,7 +422,11 @@ impl Entry {
 
 impl Table {
     /// The number for a local address; `None` if the table holds no more.
-    fn endpoint(&self, local: SocketAddr) -> Option<Endpoint> {
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "it changes what it points to"
+    )]
+    fn endpoint(&mut self, local: SocketAddr) -> Option<Endpoint> {
         let local = canonical(local);
         let shared = self.shared;
         shared.counts.show();
@@ -461,9 +465,13 @@ impl Table {
     /// As `receive`, for a look at a datagram (MSG_PEEK) that will be received again: a
     /// good one is remembered and not counted. One that must be dropped is counted, and
     /// must not be handed to `receive`.
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "it changes what it points to"
+    )]
     #[inline]
     pub(crate) fn peek(
-        &self,
+        &mut self,
         endpoint: Endpoint,
         peer: SocketAddr,
         local: Option<IpAddr>,

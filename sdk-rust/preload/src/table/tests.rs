@@ -1,5 +1,6 @@
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
 
 use super::*;
 
@@ -371,10 +372,8 @@ fn the_table_is_smaller_where_address_space_is_limited() {
                 rlim_max: limit,
             };
             // SAFETY: `limit` can be read.
-            assert_eq!(
-                unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) },
-                0
-            );
+            let result = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+            assert_eq!(result, 0);
             let settings = Settings::of(&[("PPV2_TRUSTED", "192.0.2.0/24")]).unwrap();
             match Shared::make(Box::leak(Box::new(settings)), None) {
                 Ok(shared) => {

@@ -43,7 +43,7 @@ help:
 	@echo 'make docs    the pages of docs/ that are made from the program'
 	@echo 'make book    docs/ as a book, target/book/index.html'
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two to three minutes'
-	@echo 'make bench-upgrade  upgrades of ppv2-proxy under load, ten in a row: nothing may be lost'
+	@echo 'make bench-upgrade  takeovers and restarts of ppv2-proxy under load, ten in a row each: nothing may be lost'
 	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
@@ -170,11 +170,14 @@ bench: build
 		$(if $(REFERENCE),--reference $(REFERENCE)) \
 		$(if $(QUICK),--quick,--svg proxy/bench/result.svg)
 
-# One process after the other takes over under load; it fails if a datagram is lost.
-# REFERENCE=FILE begins with another build of the proxy.
+# One process after the other takes over under load, and then the proxy is restarted by a service
+# manager that stores its sockets and sessions; it fails if a datagram is lost. SYSTEMD=1, as root,
+# has systemd restart it, too. REFERENCE=FILE begins with another build of the proxy.
 bench-upgrade: build
 	cargo build --locked --release -p ppv2-bench
 	target/release/ppv2-bench upgrade $(if $(REFERENCE),--from $(REFERENCE))
+	target/release/ppv2-bench upgrade --by store
+	$(if $(SYSTEMD),target/release/ppv2-bench upgrade --by systemd)
 
 # A line for each language; all of them run, and any shortfall fails in the end.
 bench-sdk:

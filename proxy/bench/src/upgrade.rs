@@ -1,6 +1,9 @@
-//! Upgrades under load: a process takes over from another one, many times in a row, and some
-//! of the new processes are killed at random moments before they serve. Nothing may be lost
-//! and no session may move. How long clients waited stands beside how long they wait anyhow.
+//! Upgrades under load, many times in a row: a process takes over from another one, or a service
+//! manager restarts the proxy. Some of the processes that take over are killed at random moments
+//! before they serve. Nothing may be lost and no session may move. How long clients waited stands
+//! beside how long they wait anyhow.
+
+mod restarted;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,12 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ppv2_lab::continuity::{Clients, Load, Server};
 use ppv2_lab::{Process, address};
 use tempfile::TempDir;
 
 use crate::output;
+use restarted::Restarted;
 
 /// Servers of each address family.
 const SERVERS: usize = 2;
@@ -24,9 +28,24 @@ const SERVERS: usize = 2;
 /// How long the old process may take to read that it may let go.
 const LAST_WORD: Duration = Duration::from_millis(20);
 
+/// How another process comes to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// It takes over from the running one (`run --takeover`)
+    Takeover,
+    /// A small service manager restarts the proxy, and stores its sockets and sessions meanwhile
+    Store,
+    /// As `systemctl restart` with the unit of the packages, by a systemd in namespaces of its own;
+    /// needs root
+    Systemd,
+}
+
 /// What an upgrade is measured with.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Upgrade {
+    /// How another process comes to serve
+    #[arg(long, value_enum, default_value_t = Way::Takeover)]
+    by: Way,
     /// The proxy, before and after
     #[arg(long, value_name = "FILE", default_value = "target/release/ppv2-proxy")]
     proxy: PathBuf,
@@ -42,7 +61,7 @@ pub(crate) struct Upgrade {
     /// Upgrades in a row
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     upgrades: u32,
-    /// New processes that are killed at random moments before they serve
+    /// New processes that are killed at random moments before they serve, with `--by takeover`
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1000))]
     kills: u32,
     /// Workers before and after
@@ -77,12 +96,12 @@ impl Bench {
         })
     }
 
-    fn config(&self) -> String {
-        let mut text = format!(
-            "workers = {}\n[upgrade]\nsocket = {:?}\n",
-            self.workers,
-            self.socket()
-        );
+    /// With the socket that a process takes over by, if that is the way.
+    fn config(&self, way: Way) -> String {
+        let mut text = format!("workers = {}\n", self.workers);
+        if way == Way::Takeover {
+            text += &format!("[upgrade]\nsocket = {:?}\n", self.socket());
+        }
         for (bind, servers) in self.listeners.iter().zip(&self.servers) {
             let name = if bind.is_ipv4() { "v4" } else { "v6" };
             let servers: Vec<_> = servers.iter().map(|one| one.address.to_string()).collect();
@@ -98,11 +117,17 @@ impl Bench {
         self.folder.path().join("upgrade.sock")
     }
 
-    fn command(&self, proxy: &Path) -> Result<Command> {
+    fn file(&self, way: Way) -> Result<PathBuf> {
         let file = self.folder.path().join("proxy.toml");
-        fs::write(&file, self.config())?;
+        fs::write(&file, self.config(way))?;
+        Ok(file)
+    }
+
+    fn command(&self, proxy: &Path) -> Result<Command> {
         let mut command = Command::new(proxy);
-        command.args(["run", "--config"]).arg(file);
+        command
+            .args(["run", "--config"])
+            .arg(self.file(Way::Takeover)?);
         Ok(command)
     }
 
@@ -111,6 +136,67 @@ impl Bench {
         command.arg("--takeover").arg(self.socket());
         Ok(command)
     }
+
+    fn start(&self, options: &Upgrade) -> Result<Running> {
+        let way = options.by;
+        Ok(match way {
+            Way::Takeover => {
+                let first = options.from.as_ref().unwrap_or(&options.proxy);
+                let mut proxy = Process::start(&mut self.command(first)?);
+                proxy.wait_for("ready");
+                Running::Alone(proxy)
+            }
+            Way::Store => {
+                Running::Managed(Restarted::by_stand_in(&options.proxy, &self.file(way)?)?)
+            }
+            Way::Systemd => {
+                Running::Managed(Restarted::by_systemd(&options.proxy, &self.config(way))?)
+            }
+        })
+    }
+}
+
+/// The proxy that serves.
+enum Running {
+    Alone(Process),
+    /// By a service manager.
+    Managed(Restarted),
+}
+
+impl Running {
+    /// Has another process serve. Returns how long that took and, if it is known, for how long
+    /// nobody looked at the sockets.
+    fn upgrade(&mut self, bench: &Bench, proxy: &Path) -> Result<(Duration, String)> {
+        match self {
+            Self::Alone(old) => {
+                let began = Instant::now();
+                let mut new = Process::start(&mut bench.taking(proxy)?);
+                new.wait_for("ready");
+                let whole = began.elapsed();
+                let log = ended(old)?;
+                *old = new;
+                Ok((whole, frozen(&log).unwrap_or("?").to_owned()))
+            }
+            Self::Managed(one) => Ok((one.restart()?, "–".to_owned())),
+        }
+    }
+
+    fn stop(self) -> Result<()> {
+        match self {
+            Self::Alone(mut proxy) => {
+                proxy.signal("TERM");
+                ended(&mut proxy).map(drop)
+            }
+            Self::Managed(one) => one.stop(),
+        }
+    }
+}
+
+/// The log of a process that has to end with success.
+fn ended(proxy: &mut Process) -> Result<String> {
+    let (status, log) = proxy.wait();
+    ensure!(status.success(), "a process ended with {status}:\n{log}");
+    Ok(log)
 }
 
 /// Runs all of it, and prints a table.
@@ -122,9 +208,11 @@ pub(crate) fn run(options: &Upgrade) -> Result<()> {
         "the proxy and the clients need {needed} open files each, and the limit is {limit}: raise it (ulimit -n)"
     );
     let bench = Bench::new(options.workers)?;
-    let first = options.from.as_ref().unwrap_or(&options.proxy);
-    let mut proxy = Process::start(&mut bench.command(first)?);
-    proxy.wait_for("ready");
+    ensure!(
+        options.from.is_none() || options.by == Way::Takeover,
+        "--from needs --by takeover"
+    );
+    let mut proxy = bench.start(options)?;
     let half = usize::try_from(options.sessions / 2)?;
     let groups = bench.listeners.map(|to| Clients::new(to, half));
     let load = Load::start(&groups, options.rate);
@@ -152,25 +240,32 @@ pub(crate) fn run(options: &Upgrade) -> Result<()> {
     row("no upgrade", None, "–")?;
     let mut longest = Duration::ZERO;
     for number in 1..=options.upgrades {
-        let began = Instant::now();
-        let mut new = Process::start(&mut bench.taking(&options.proxy)?);
-        new.wait_for("ready");
-        let whole = began.elapsed();
-        let (status, log) = proxy.wait();
-        ensure!(
-            status.success(),
-            "the old process ended with {status}:\n{log}"
-        );
-        proxy = new;
+        let (whole, frozen) = proxy.upgrade(&bench, &options.proxy)?;
         longest = longest.max(whole);
         pause(&load);
-        row(
-            &format!("upgrade {number}"),
-            Some(whole),
-            frozen(&log).unwrap_or("?"),
-        )?;
+        row(&format!("upgrade {number}"), Some(whole), &frozen)?;
     }
-    let mut late = 0;
+    if let Running::Alone(proxy) = &mut proxy {
+        let killed = kill_some(&bench, options, proxy, longest, &load)?;
+        pause(&load);
+        row(&format!("{killed} killed before they served"), None, "–")?;
+    }
+    let outcome = load.finish();
+    output::line("")?;
+    output::line(&outcome.to_string())?;
+    ensure!(outcome.is_clean(), "datagrams were lost, or sessions moved");
+    proxy.stop()
+}
+
+/// Starts processes that are killed before they serve. Returns how many were.
+fn kill_some(
+    bench: &Bench,
+    options: &Upgrade,
+    proxy: &mut Process,
+    longest: Duration,
+    load: &Load,
+) -> Result<u32> {
+    let mut killed = 0;
     for _ in 0..options.kills {
         let new = Process::start(&mut bench.taking(&options.proxy)?);
         thread::sleep(longest.mul_f64(fastrand::f64()));
@@ -180,17 +275,13 @@ pub(crate) fn run(options: &Upgrade) -> Result<()> {
         thread::sleep(LAST_WORD);
         if proxy.has_ended() || proxy.log().contains("handed over ") {
             new.signal("CONT");
-            let (status, log) = proxy.wait();
-            ensure!(
-                status.success(),
-                "the old process ended with {status}:\n{log}"
-            );
-            proxy = new;
-            late += 1;
+            ended(proxy)?;
+            *proxy = new;
             continue;
         }
         new.signal("KILL");
         drop(new);
+        killed += 1;
         load.wait_for_a_round();
         if proxy.has_ended() {
             bail!(
@@ -198,20 +289,7 @@ pub(crate) fn run(options: &Upgrade) -> Result<()> {
             );
         }
     }
-    let killed = options.kills - late;
-    pause(&load);
-    row(&format!("{killed} killed before they served"), None, "–")?;
-    let outcome = load.finish();
-    output::line("")?;
-    output::line(&outcome.to_string())?;
-    ensure!(outcome.is_clean(), "datagrams were lost, or sessions moved");
-    proxy.signal("TERM");
-    let (status, log) = proxy.wait();
-    ensure!(
-        status.success(),
-        "the last process ended with {status}:\n{log}"
-    );
-    Ok(())
+    Ok(killed)
 }
 
 /// For how long nobody looked at the sockets, as the old process's log says.

@@ -28,6 +28,8 @@ pub mod senders;
 #[cfg(target_os = "linux")]
 pub mod service;
 #[cfg(target_os = "linux")]
+pub mod service_manager;
+#[cfg(target_os = "linux")]
 mod sockets;
 #[cfg(target_os = "linux")]
 pub mod two_hosts;

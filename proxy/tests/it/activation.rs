@@ -13,14 +13,9 @@ use ppv2_lab::*;
 /// The program that stands in for systemd, with these sockets, which starts the proxy with
 /// this configuration.
 pub(crate) fn stand_in(sockets: &[String], file: &Path) -> Command {
-    let mut command = Command::new("python3");
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/it/activation/service_manager.py"
-    );
-    command.arg(script).args(sockets).arg("--");
-    command.arg(binary()).args(["run", "--config"]).arg(file);
-    command
+    let mut proxy = Command::new(binary());
+    proxy.args(["run", "--config"]).arg(file);
+    service_manager::stand_in(sockets, &proxy)
 }
 
 struct Activated {

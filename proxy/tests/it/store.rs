@@ -1,5 +1,5 @@
-//! A restart through the service manager's store of descriptors, which keeps all sessions: a
-//! small program stands in for systemd.
+//! A restart through the service manager's store of descriptors, which keeps all sessions: by
+//! systemd, and by a small program that stands in for it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ppv2_lab::namespace::enter_as_root;
+use ppv2_lab::service_manager::Systemd;
 use ppv2_lab::*;
 
 use crate::activation::stand_in;
@@ -214,6 +216,62 @@ fn a_restart_with_sockets_of_the_service_manager_does_too() {
     sockets.push(format!("tcp={admin}"));
     let more = format!("workers = 2\n[admin]\nlisten = \"{admin}\"\n");
     keeps_sessions(&sockets, &listeners, &more);
+}
+
+#[test]
+fn systemd_restarts_the_packaged_unit_without_losing_a_session() {
+    if !enter_as_root(test_name!()) {
+        return;
+    }
+    let (server, systemd) = (Echo::start(), Systemd::start());
+    let listeners = [address("127.0.0.1"), address("::1")];
+    let file = |name: &str| systemd.folder().join(name);
+    fs::copy(binary(), file("ppv2-proxy")).unwrap();
+    let text = config(&listeners, server.address, "workers = 2");
+    fs::write(file("proxy.toml"), text).unwrap();
+    let unit = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/packaging/systemd/ppv2-proxy.service"
+    );
+    fs::copy(unit, file("ppv2-proxy.service")).unwrap();
+    let [proxy, config, log] = ["ppv2-proxy", "proxy.toml", "log"].map(Systemd::seen);
+    let changes = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=\n\
+         ExecStart={} run --config {}\nStandardError=append:{}\n",
+        proxy.display(),
+        config.display(),
+        log.display()
+    );
+    fs::create_dir(file("ppv2-proxy.service.d")).unwrap();
+    fs::write(file("ppv2-proxy.service.d/test.conf"), changes).unwrap();
+    let log = || fs::read_to_string(file("log")).unwrap_or_default();
+    let ask = |arguments: &[&str]| {
+        let (is_done, said) = systemd.systemctl(arguments);
+        assert!(is_done, "{arguments:?}: {said}\n{}", log());
+        said
+    };
+    ask(&["daemon-reload"]);
+    ask(&["start", "ppv2-proxy"]);
+    let traffic = Traffic::start(10, &listeners);
+    for times in 1..4 {
+        traffic.go_on(60);
+        // It returns when the next process is ready, which its log says a moment later.
+        ask(&["restart", "ppv2-proxy"]);
+        eventually("the next process to go on", || {
+            log().matches("10 sessions go on").count() == times
+        });
+        assert!(ask(&["status", "ppv2-proxy"]).contains("sessions: 10"));
+    }
+    traffic.go_on(60);
+    let clients = traffic.all_came_back();
+    let sessions = server.sessions();
+    for client in clients {
+        assert_eq!(sessions[&client].len(), 1, "{client}");
+    }
+    ask(&["stop", "ppv2-proxy"]);
+    assert!(log().contains("shutting down"), "{}", log());
+    let result = ask(&["show", "--property=Result,NRestarts", "ppv2-proxy"]);
+    assert_eq!(result.trim(), "Result=success\nNRestarts=0", "{}", log());
 }
 
 /// As by RuntimeDirectory= of a unit.

@@ -1,6 +1,6 @@
 """A small service manager: binds sockets, keeps them, and hands them to a program.
 
-usage: service_manager.py [store[=FILE]|store-nothing] [folder=PATH] [SOCKET...] -- PROGRAM [ARGUMENT...]
+usage: stand_in.py [store[=FILE]|store-nothing] [folder=PATH] [SOCKET...] -- PROGRAM [ARGUMENT...]
 
 A socket is TYPE=ADDRESS[,OPTION...]: `udp=127.0.0.1:53,reuse`, `udp=[::]:53,dual`,
 `tcp=127.0.0.1:9901`, `unix=/run/x.sock`, `connected=` for a Unix stream that nobody listens

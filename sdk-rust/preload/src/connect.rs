@@ -68,8 +68,8 @@ unsafe fn taken_over(
     drop(table);
     match path {
         Some(Path::Direct) => Decision::PassDirect,
-        Some(Path::Proxied { to, .. }) => match kernel_connect(fd, socket.family(), to) {
-            Ok(()) => {
+        Some(Path::Proxied { to, local, .. }) => match connect_taken_over(fd, socket, to, local) {
+            Ok(socket) => {
                 connected(socket, client, to);
                 Decision::Done
             }
@@ -82,6 +82,26 @@ unsafe fn taken_over(
             }
             decision @ (Decision::Done | Decision::Fail(_) | Decision::PassDirect) => decision,
         },
+    }
+}
+
+/// A socket that is bound to all addresses gets the one from the kernel that a route names.
+/// If the proxy writes to another one, another socket takes its place.
+fn connect_taken_over(
+    fd: c_int,
+    socket: &'static Socket,
+    to: SocketAddr,
+    local: Option<IpAddr>,
+) -> Result<&'static Socket, c_int> {
+    kernel_connect(fd, socket.family(), to)?;
+    match (options::local(fd), local) {
+        (Some(got), Some(local)) if socket.is(Flag::Wildcard) && got.ip() != local => put(
+            fd,
+            socket.endpoint(),
+            SocketAddr::new(local, got.port()),
+            to,
+        ),
+        _ => Ok(socket),
     }
 }
 
@@ -267,8 +287,8 @@ fn put(
     if family == libc::AF_INET6 && (to.is_ipv4() || from.is_ipv4()) {
         options::set(new.0, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0);
     }
-    bind_beside(new.0, endpoint, of_family(from, family))?;
-    kernel_connect(new.0, family, to)?;
+    bind_beside(new.0, endpoint, of_family(from, family), to)?;
+    close_kept(endpoint);
     // SAFETY: it takes no pointer.
     let closed_at_exec = match unsafe { real::fcntl(fd, libc::F_GETFD, 0) } {
         -1 => 0,
@@ -297,12 +317,21 @@ fn of_family(address: SocketAddr, family: c_int) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Binds to the address of listeners that are bound already.
+/// Binds to the address of listeners that are bound already, and connects at once: in
+/// between, the kernel gives this socket what others send to the listener.
 ///
 /// Linux allows it if both sockets have SO_REUSEADDR when the later one is bound. The
 /// listeners of this process get the option for this moment alone, since with it any user
 /// could take datagrams away from a port that needs no privileges.
-fn bind_beside(new: c_int, endpoint: Endpoint, address: SocketAddr) -> Result<(), c_int> {
+fn bind_beside(
+    new: c_int,
+    endpoint: Endpoint,
+    address: SocketAddr,
+    to: SocketAddr,
+) -> Result<(), c_int> {
+    // Forked processes share their listeners, so that one of them must do this at a time.
+    let _one = table::lock();
+    let family = options::udp_family(new).ok_or(libc::EBADF)?;
     let reuse = |fd, on| options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on);
     let listeners: Vec<c_int> = registry::between(0, u32::MAX)
         .filter(|fd| registry::get(*fd).is_some_and(|socket| socket.endpoint() == endpoint))
@@ -312,20 +341,63 @@ fn bind_beside(new: c_int, endpoint: Endpoint, address: SocketAddr) -> Result<()
     for listener in &listeners {
         reuse(*listener, 1);
     }
-    let mut result = bind(new, address);
+    let bind_and_connect = || {
+        bind(new, family, address)?;
+        kernel_connect(new, family, to)
+    };
+    let mut result = bind_and_connect();
     for listener in &listeners {
         reuse(*listener, 0);
     }
     if result == Err(libc::EADDRINUSE) {
         // Listeners of other processes may share the port by this option.
         options::set(new, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
-        result = bind(new, address);
+        result = bind_and_connect();
     }
     result
 }
 
-fn bind(fd: c_int, address: SocketAddr) -> Result<(), c_int> {
-    let family = options::udp_family(fd).ok_or(libc::EBADF)?;
+/// Where the numbers of descriptors begin that the program doesn't know of.
+const FIRST_KEPT: u64 = 512;
+
+/// The program is about to close a descriptor. A child process that does away with its
+/// parent's listener, after datagrams were received there, may be about to make a socket
+/// for one client (tftpd). Only a process that has the listener can bind beside it, so it
+/// stays open until then, or until the child has executed another program or ended.
+pub(crate) fn keep(fd: c_int) {
+    let Some(socket) = registry::get(fd) else {
+        return;
+    };
+    if !socket.is(Flag::Inherited)
+        || !socket.is(Flag::Received)
+        || socket.is(Flag::Kept)
+        || socket.peer().is_some()
+        || !socket.is_at_its_last()
+        || !registry::is_owner()
+    {
+        return;
+    }
+    // SAFETY: it takes no pointer.
+    let kept = unsafe { real::fcntl(fd, libc::F_DUPFD_CLOEXEC, FIRST_KEPT) };
+    if kept != -1 {
+        socket.set(Flag::Kept, true);
+        registry::set(kept, socket);
+    }
+}
+
+/// Closes what was kept of an endpoint.
+fn close_kept(endpoint: Endpoint) {
+    for fd in registry::between(0, u32::MAX) {
+        if registry::get(fd)
+            .is_some_and(|socket| socket.is(Flag::Kept) && socket.endpoint() == endpoint)
+        {
+            registry::remove(fd);
+            drop(Temporary(fd));
+        }
+    }
+}
+
+fn bind(fd: c_int, family: c_int, address: SocketAddr) -> Result<(), c_int> {
     let (name, len) = names::written(address, family).ok_or(libc::EHOSTUNREACH)?;
     let name: *const sockaddr_storage = &raw const name;
     // SAFETY: `len` bytes can be read at `name`.

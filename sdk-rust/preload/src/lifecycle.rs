@@ -2,6 +2,7 @@
 //! them the kernel is told then.
 
 use std::fs;
+use std::sync::OnceLock;
 
 use libc::{c_int, rlimit, sockaddr, socklen_t};
 
@@ -84,14 +85,22 @@ fn inherit(fd: c_int, settings: &Settings) {
 
 /// Whether the kernel chooses such ports (ip_local_port_range).
 pub(crate) fn is_ephemeral(port: u16) -> bool {
-    let (first, last) = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        .ok()
-        .and_then(|range| {
-            let mut ends = range.split_whitespace().map(|port| port.parse().ok());
-            Some((ends.next()??, ends.next()??))
-        })
-        .unwrap_or(DEFAULT_EPHEMERAL);
+    let (first, last) = ephemeral_ports();
     (first..=last).contains(&port)
+}
+
+/// Read once: before the program leaves /proc behind by chroot(2), as tftpd does.
+fn ephemeral_ports() -> (u16, u16) {
+    static PORTS: OnceLock<(u16, u16)> = OnceLock::new();
+    *PORTS.get_or_init(|| {
+        fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+            .ok()
+            .and_then(|range| {
+                let mut ends = range.split_whitespace().map(|port| port.parse().ok());
+                Some((ends.next()??, ends.next()??))
+            })
+            .unwrap_or(DEFAULT_EPHEMERAL)
+    })
 }
 
 /// The program has bound a descriptor to this name.
@@ -126,6 +135,7 @@ fn take_over(fd: c_int, settings: &Settings) {
     let Some(endpoint) = table::endpoint(local) else {
         return;
     };
+    ephemeral_ports();
     let socket = Socket::new(family, endpoint);
     learn(fd, socket);
     socket.set(Flag::Wildcard, local.ip().is_unspecified());

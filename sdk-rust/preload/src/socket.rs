@@ -78,6 +78,9 @@ pub(crate) enum Flag {
     Received = 1 << 8,
     /// It was there when this process was forked.
     Inherited = 1 << 9,
+    /// The program has closed it; a descriptor that the program doesn't know of keeps it
+    /// open, see [`crate::connect::keep`].
+    Kept = 1 << 10,
 }
 
 impl Socket {
@@ -181,6 +184,11 @@ impl Socket {
             self.set(wish, former.is(wish));
         }
         self.set_segment(former.segment().unwrap_or(0));
+    }
+
+    /// Whether no other descriptor of this process refers to it.
+    pub(crate) fn is_at_its_last(&self) -> bool {
+        self.descriptors.load(Ordering::Relaxed) == 1
     }
 
     pub(crate) fn hold(&self) {

@@ -19,7 +19,10 @@ fn closing(fd: c_int) {
     connect::forget(fd);
     wait::forget(fd);
     if registry::get(fd).is_some() {
-        guarded((), || registry::remove(fd));
+        guarded((), || {
+            connect::keep(fd);
+            registry::remove(fd);
+        });
     }
 }
 

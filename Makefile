@@ -106,9 +106,11 @@ unit: packages tests $(CARGO_DEB)
 	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
 
-# Builds them, which needs none of the packages.
+# Builds them, which needs none of the packages. A library that no crate links is built by
+# itself.
 tests:
 	cargo test --locked --workspace --no-run --quiet
+	cargo build --locked --quiet -p ppv2-preload
 	cargo build --locked -p ppv2-preload --quiet
 
 # In `make test`, the packages come first.

@@ -19,7 +19,11 @@ pub struct Reply {
 
 /// A question about the addresses of a name: A, or AAAA.
 pub fn question(id: u16, name: &str, of_ipv6: bool) -> Vec<u8> {
-    let kind = if of_ipv6 { RecordType::AAAA } else { RecordType::A };
+    let kind = if of_ipv6 {
+        RecordType::AAAA
+    } else {
+        RecordType::A
+    };
     let mut message = Message::query();
     message.metadata.id = id;
     let name = Name::from_str(&format!("{name}.")).unwrap();

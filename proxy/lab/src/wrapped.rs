@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::dig::{clients, setup_clients};
 use crate::fake_proxy::from_client_at;
-use crate::{Process, TIMEOUT, address, bind, binary, proxy_between, receive};
+use crate::{Process, TIMEOUT, address, binary, bind, proxy_between, receive};
 
 /// Clients of a scene, each with an address of its own.
 pub const CLIENTS: usize = 50;
@@ -52,17 +52,28 @@ pub fn setup() -> String {
     ])
 }
 
-/// The preload library, beside the proxy, where cargo has put it with the tests of the
-/// workspace.
+/// The preload library, beside the proxy. `make test` has built it with the tests; here it is
+/// built where it is missing.
 pub fn library() -> PathBuf {
     let library = binary().with_file_name("libppv2_preload.so");
-    assert!(
-        library.is_file(),
-        "{} is missing: run `cargo build --locked -p ppv2-preload`",
-        library.display()
-    );
+    if !library.is_file() {
+        let folder = binary().ancestors().nth(2).unwrap();
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        build.args(["build", "--locked", "--quiet", "-p", "ppv2-preload"]);
+        build.args(["--manifest-path", MANIFEST, "--target-dir"]);
+        build.arg(folder);
+        if library.ancestors().nth(1).unwrap().ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "{build:?}");
+    }
     library
 }
+
+const MANIFEST: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../sdk-rust/preload/Cargo.toml"
+);
 
 /// A command that runs a program with the preload library, which trusts proxies at both
 /// loopback addresses. `options` are those of `ppv2-proxy wrap`, such as `--only 53`, each
@@ -87,7 +98,9 @@ pub fn wrapped(options: &[&str], program: &Path, arguments: &[&str]) -> Process 
     let wrap = wrap(options, program);
     let mut command = Command::new("sh");
     // The shell has the library too, but no sockets.
-    let variables = wrap.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let variables = wrap
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)));
     command.envs(variables);
     command.args(["-c", "exec \"$0\" \"$@\" >&2"]);
     command.arg(wrap.get_program()).args(wrap.get_args());
@@ -135,7 +148,10 @@ impl Scene {
     /// Asks until the program answers, which it does a moment after its start.
     pub fn until_answered(&self, question: &[u8]) {
         // Nobody else's, so that late answers disturb no client.
-        let client = bind(SocketAddr::new(self.clients[0].local_addr().unwrap().ip(), 0));
+        let client = bind(SocketAddr::new(
+            self.clients[0].local_addr().unwrap().ip(),
+            0,
+        ));
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let deadline = Instant::now() + TIMEOUT;
         loop {

@@ -37,6 +37,7 @@ mod page;
 mod path_mtu;
 mod peers;
 mod port_ranges;
+mod preload;
 mod quic;
 mod reload;
 mod resolving;

@@ -1,0 +1,5 @@
+//! Programs that know nothing of headers, with the preload library: each sees its clients'
+//! own addresses and answers them through the proxy, and none sees what comes past it.
+
+mod dns;
+mod ntp;

@@ -27,7 +27,7 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk bench-upgrade
+.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk bench-upgrade bench-preload
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
@@ -45,6 +45,7 @@ help:
 	@echo 'make bench   ppv2-proxy beside nginx, Envoy, sozu and others; QUICK=1 for two to three minutes'
 	@echo 'make bench-upgrade  takeovers and restarts of ppv2-proxy under load, ten in a row each: nothing may be lost'
 	@echo 'make bench-sdk  what the SDKs cost a server, and what their batches save it'
+	@echo 'make bench-preload  what the preload library costs a server, NSD, for each query'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
 build:
@@ -180,6 +181,13 @@ bench-upgrade: build
 	target/release/ppv2-bench upgrade $(if $(REFERENCE),--from $(REFERENCE))
 	target/release/ppv2-bench upgrade --by store
 	$(if $(SYSTEMD),target/release/ppv2-bench upgrade --by systemd)
+
+# NSD with the library and without, in turn; it fails above 1.10 times the CPU.
+bench-preload: build
+	@.ci/debian-packages nsd
+	cargo build --locked --profile preload -p ppv2-preload
+	cargo build --locked --release -p ppv2-bench
+	target/release/ppv2-bench preload
 
 # A line for each language; all of them run, and any shortfall fails in the end.
 bench-sdk:

@@ -15,6 +15,7 @@ mod outcome;
 mod output;
 mod peer;
 mod picture;
+mod preload;
 mod process;
 mod report;
 mod run;
@@ -47,6 +48,8 @@ enum Command {
     /// Have one proxy process take over from another under load, again and again, and fail if a
     /// datagram is lost or a session moves
     Upgrade(upgrade::Upgrade),
+    /// Measure what the preload library costs a server that nobody changes
+    Preload(preload::Preload),
     /// Be the clients, and check every reply
     Load(load::Load),
     /// Be the server
@@ -70,6 +73,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Micro(arguments) => micro::print(&arguments),
         Command::Upgrade(upgrade) => upgrade::run(&upgrade),
+        Command::Preload(preload) => preload::run(&preload),
         Command::Load(load) => load::run(&load),
         Command::Echo(echo) => echo::run(&echo),
         Command::Bare(bare) => bare::run(&bare),

@@ -112,8 +112,11 @@ impl Tag {
     }
 }
 
-/// Whether everything around the tag is as it was sent.
+/// Whether everything around the tag is as it was sent. A DNS server's answer has records
+/// behind the question.
 pub(crate) fn same_filling(payload: &[u8], template: &[u8], shape: Shape) -> bool {
     let filling = shape.offset() + LEN;
-    payload.len() == template.len() && payload[filling..] == template[filling..]
+    let behind = payload.len().checked_sub(template.len());
+    behind.is_some_and(|behind| behind == 0 || shape == Shape::Dns)
+        && payload[filling..template.len()] == template[filling..]
 }

@@ -14,9 +14,12 @@ use crate::wire::BATCH;
 /// Where the proxy sends from: all that it may be given on loopback, or between hosts.
 const PROXIES: [&str; 2] = ["127.0.0.0/8", "10.0.0.0/8"];
 
+/// More than any load has.
+const MOST_CLIENTS: usize = 200_000;
+
 fn wrap(socket: StdSocket) -> Result<Arc<UdpSocket>> {
     socket.set_nonblocking(false)?;
-    let trust = Trust::networks(PROXIES).build()?;
+    let trust = Trust::networks(PROXIES).max_clients(MOST_CLIENTS).build()?;
     let socket = Arc::new(UdpSocket::from_std(socket, trust)?);
     let asked = Arc::clone(&socket);
     thread::spawn(move || answer_questions(|| asked.stats().dropped_total()));

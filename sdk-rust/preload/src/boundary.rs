@@ -30,6 +30,14 @@ pub(crate) fn fail<T: From<i8>>(errno: c_int) -> T {
     T::from(-1)
 }
 
+/// Whether a pointer can be one to a program's memory. The kernel answers wrong ones with
+/// EFAULT; we only see those that programs use by mistake, null above all, and end with the
+/// program at others. Bit 55 is that of the kernel's half; those above it may be a tag.
+#[inline]
+pub(crate) fn is_plausible<T>(pointer: *const T) -> bool {
+    pointer.addr() >= 4096 && pointer.addr() >> 55 & 1 == 0
+}
+
 /// Runs `work`, during which the thread can't be cancelled. `errno` becomes `EIO` and
 /// the result that of `fail` if it panics.
 ///

@@ -33,6 +33,10 @@ pub(crate) enum Decision {
 ///
 /// `name` is null, or `len` bytes can be read there.
 pub(crate) unsafe fn decide(fd: c_int, name: *const sockaddr, len: socklen_t) -> Decision {
+    if len as usize > size_of::<sockaddr_storage>() {
+        // The kernel refuses it.
+        return Decision::Pass;
+    }
     match registry::get(fd) {
         // SAFETY: as the caller says.
         Some(socket) => unsafe { taken_over(fd, socket, name, len) },
@@ -55,7 +59,7 @@ unsafe fn taken_over(
     // SAFETY: as the caller of `decide` says.
     let Some(client) = (unsafe { names::read(name, len) }) else {
         // SAFETY: as the caller of `decide` says.
-        return if len >= 2 && !name.is_null() && unsafe { is_unspecified(name) } {
+        return if unsafe { names::family(name, len) } == Some(libc::AF_UNSPEC) {
             disconnect(fd, socket)
         } else {
             Decision::Pass
@@ -103,15 +107,6 @@ fn connect_taken_over(
         ),
         _ => Ok(socket),
     }
-}
-
-/// # Safety
-///
-/// A family can be read at `name`.
-unsafe fn is_unspecified(name: *const sockaddr) -> bool {
-    // SAFETY: as the caller says.
-    let family = unsafe { (&raw const (*name).sa_family).read_unaligned() };
-    c_int::from(family) == libc::AF_UNSPEC
 }
 
 fn connected(socket: &Socket, client: SocketAddr, to: SocketAddr) {

@@ -200,6 +200,14 @@ impl Message<'_> {
         )
     }
 
+    /// Whether the kernel takes it from the program, if it is packet info.
+    pub(crate) fn is_whole_pktinfo(&self) -> bool {
+        match self.level {
+            IPPROTO_IP => self.data.len() == size_of::<in_pktinfo>(),
+            _ => self.data.len() >= size_of::<in6_pktinfo>(),
+        }
+    }
+
     /// What the program set as the length of the segments that the kernel cuts.
     pub(crate) fn segment(&self) -> Option<u16> {
         if (self.level, self.kind) != (SOL_UDP, UDP_SEGMENT) {

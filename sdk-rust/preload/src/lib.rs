@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `calls` | the functions that the program calls instead of the C library's |
 //! | `receive`, `send`, `control`, `names`, `buffers` | the way of a datagram |
-//! | `lifecycle`, `connect`, `wait` | sockets that begin, end, connect and are waited for |
+//! | `lifecycle`, `passed`, `connect`, `wait` | sockets that begin, end, connect and are waited for |
 //! | `registry`, `socket`, `try_lock` | which descriptors are taken over, per process |
 //! | `table`, `arena` | clients and their reply paths, shared by forked processes |
 //! | `settings`, `stats` | the environment variables, the statistics file |
@@ -44,6 +44,7 @@ mod control;
 mod lifecycle;
 mod names;
 mod options;
+mod passed;
 mod real;
 mod receive;
 mod registry;

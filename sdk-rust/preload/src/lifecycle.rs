@@ -73,13 +73,22 @@ fn open_descriptors() -> Vec<c_int> {
     })
 }
 
-/// Takes over a socket that the program was started with: one by which it serves, as its
+/// Takes over a socket that the program was started with, or has received: one by which it serves, as its
 /// port tells.
 fn inherit(fd: c_int, settings: &Settings) {
     if let Some(local) = options::local(fd)
         && !is_ephemeral(local.port())
     {
         take_over(fd, settings);
+    }
+}
+
+/// The program has received a descriptor from another process.
+pub(crate) fn received(fd: c_int) {
+    if let Some(settings) = settings::get()
+        && options::udp_family(fd).is_some()
+    {
+        inherit(fd, settings);
     }
 }
 

@@ -9,27 +9,54 @@ use libc::{
     sockaddr_storage, socklen_t,
 };
 
+use crate::boundary::is_plausible;
+
+/// The family of the address behind a pointer; `None` if it can't be read.
+///
+/// # Safety
+///
+/// `len` bytes can be read at `name`, or `is_plausible` sees that it is wrong.
+#[inline]
+pub(crate) unsafe fn family(name: *const sockaddr, len: socklen_t) -> Option<c_int> {
+    if !is_plausible(name) || (len as usize) < size_of::<sa_family_t>() {
+        return None;
+    }
+    // SAFETY: the family is within `len` bytes. The pointer may be unaligned.
+    Some(unsafe { (&raw const (*name).sa_family).read_unaligned() }.into())
+}
+
+/// The IPv4 address behind a pointer, whatever its family; `None` if it is too short.
+///
+/// # Safety
+///
+/// `len` bytes can be read at `name`.
+#[inline]
+pub(crate) unsafe fn read_ipv4(name: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
+    if (len as usize) < size_of::<sockaddr_in>() {
+        return None;
+    }
+    // SAFETY: `len` bytes can be read, which is enough for the type, of which all values are
+    // valid.
+    let name = unsafe { name.cast::<sockaddr_in>().read_unaligned() };
+    let ip = Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes());
+    Some(SocketAddr::from((ip, u16::from_be(name.sin_port))))
+}
+
 /// The address behind a pointer, IPv4-mapped ones as IPv4; `None` if it is null, too short
 /// or of another family.
 ///
 /// # Safety
 ///
-/// `name` is null, or `len` bytes can be read there.
+/// As of `family`.
+#[inline]
 pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
+    // SAFETY: as the caller says.
+    let family = unsafe { family(name, len) }?;
+    let whole = len;
     let len = usize::try_from(len).ok()?;
-    if name.is_null() || len < size_of::<sa_family_t>() {
-        return None;
-    }
-    // SAFETY: the family is within `len` bytes. The pointer may be unaligned.
-    let family = unsafe { (&raw const (*name).sa_family).read_unaligned() };
-    match c_int::from(family) {
-        AF_INET if len >= size_of::<sockaddr_in>() => {
-            // SAFETY: `len` bytes can be read, which is enough for the type, of which all
-            // values are valid.
-            let name = unsafe { name.cast::<sockaddr_in>().read_unaligned() };
-            let ip = Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes());
-            Some(SocketAddr::from((ip, u16::from_be(name.sin_port))))
-        }
+    match family {
+        // SAFETY: as the caller says.
+        AF_INET => unsafe { read_ipv4(name, whole) },
         // An IPv6 address without its scope is valid (RFC 2133).
         AF_INET6 if len >= mem::offset_of!(sockaddr_in6, sin6_scope_id) => {
             // SAFETY: zeroes are a valid value of this type.

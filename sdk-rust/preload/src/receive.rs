@@ -14,10 +14,13 @@ mod tests;
 
 use std::net::SocketAddr;
 
-use libc::{EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, c_int, msghdr, ssize_t};
+use libc::{
+    EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLRDHUP, c_int, msghdr, pollfd,
+    ssize_t,
+};
 
 pub(crate) use arrived::check_parts;
-use arrived::{Arrival, Arrived, Refusal, check};
+use arrived::{Arrival, Arrived, Refusal, check, tell_end};
 pub(crate) use batch::messages;
 use patience::{MAX_DROPS, Patience};
 
@@ -85,6 +88,11 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
                 Err(errno) => return fail(errno),
             }
         };
+        if arrival.is_end(len) {
+            // SAFETY: as the caller says.
+            unsafe { tell_end(to) };
+            return 0;
+        }
         // SAFETY: as the caller says, and `len` is what was received.
         let settle = || unsafe { settle(&mut arrival, len, fd, socket, to, flags) };
         match guarded(Outcome::Failed(EIO), settle) {
@@ -145,7 +153,18 @@ unsafe fn settle(
 /// An error is told to nobody else afterwards: a socket that poll(2) says to have one
 /// should not be asked.
 pub(crate) fn discard_dropped(fd: c_int, socket: &Socket) -> bool {
-    look(fd, socket).is_some()
+    look(fd, socket).is_some() || is_shut_down(fd)
+}
+
+/// Whether nothing more is received, which the kernel reports as readable.
+fn is_shut_down(fd: c_int) -> bool {
+    let mut polled = pollfd {
+        fd,
+        events: POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: it can be read and written.
+    unsafe { real::poll(&raw mut polled, 1, 0) > 0 }
 }
 
 /// The payload's length of the next datagram, as ioctl(FIONREAD) tells it: 0 if there is
@@ -173,7 +192,7 @@ fn look(fd: c_int, socket: &Socket) -> Option<usize> {
             let Ok(len) = usize::try_from(received) else {
                 return (errno() != EAGAIN).then_some(0);
             };
-            if socket.is(Flag::Direct) {
+            if socket.is(Flag::Direct) || arrival.is_end(len) {
                 return Some(len);
             }
             // SAFETY: that is what was received.

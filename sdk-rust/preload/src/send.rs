@@ -10,18 +10,22 @@ use std::ptr;
 use std::slice;
 
 use libc::{
-    EDESTADDRREQ, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS, MSG_DONTWAIT, MSG_ZEROCOPY, c_int,
-    c_uint, iovec, mmsghdr, msghdr, sockaddr_storage, ssize_t,
+    AF_INET, AF_UNSPEC, EDESTADDRREQ, EFAULT, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS,
+    MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr,
+    sockaddr_storage, socklen_t, ssize_t,
 };
 use ppv2_sdk::ReplyHeader;
 
-use crate::boundary::{fail, guarded};
+use crate::boundary::{fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, Outgoing, PARTS};
 use crate::control::{self, Writer};
 use crate::receive::{MAX_PARTS, check_parts};
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Path, Table};
 use crate::{connect, names, real};
+
+/// The most that a datagram holds. The kernel knows the exact limit.
+const LONGEST: usize = 65_535;
 
 /// Room for the control data of a datagram that is sent alone.
 const CONTROL: usize = 1024;
@@ -47,6 +51,8 @@ struct Parcel<const N: usize> {
     parts: [MaybeUninit<iovec>; N],
     message: msghdr,
     header_len: usize,
+    /// It, or the datagram that it goes on with, has a header.
+    has_header: bool,
 }
 
 /// Sends a datagram as sendmsg(2) does.
@@ -60,7 +66,7 @@ pub(crate) unsafe fn message(
     from: *const msghdr,
     flags: c_int,
 ) -> ssize_t {
-    if socket.is(Flag::Direct) || from.is_null() {
+    if socket.is(Flag::Direct) || !is_plausible(from) {
         // SAFETY: as the caller says.
         return unsafe { real::sendmsg(fd, from, flags) };
     }
@@ -107,6 +113,10 @@ unsafe fn send<const N: usize>(
         Plan::Rewritten => {
             // SAFETY: `plan` has filled the message in.
             let sent = unsafe { real::sendmsg(fd, &raw const parcel.message, flags) };
+            if parcel.has_header {
+                // If it fails, the kernel forgets what was begun.
+                socket.set(Flag::Begun, sent >= 0 && goes_on(socket, flags));
+            }
             if sent < 0 {
                 return sent;
             }
@@ -130,6 +140,7 @@ impl<const N: usize> Parcel<N> {
             // SAFETY: zeroes are a valid value.
             message: unsafe { mem::zeroed() },
             header_len: 0,
+            has_header: false,
         }
     }
 
@@ -166,7 +177,12 @@ impl<const N: usize> Parcel<N> {
         }
         // SAFETY: as the caller says.
         let program = unsafe { parts_of(from) };
-        let header_len = path.header.len();
+        self.has_header = !path.header.is_empty();
+        let header_len = if socket.is(Flag::Begun) {
+            0
+        } else {
+            path.header.len()
+        };
         if header_len > 0 && (flags & MSG_ZEROCOPY != 0 || program.len() >= N) {
             // The header doesn't live as long as the kernel would need it; programs send
             // anew without the flag after this error.
@@ -185,7 +201,8 @@ impl<const N: usize> Parcel<N> {
         let writer = unsafe { Writer::new(self.control.as_mut_ptr().cast(), CONTROL) };
         // SAFETY: as the caller says.
         let given = unsafe { control_of(from) };
-        let written = match write_control(writer, given, socket, &path) {
+        let write = |given| write_control(writer, given, socket, &path);
+        let written = match given.and_then(write) {
             Ok(written) => written,
             Err(errno) => return Plan::Refused(errno),
         };
@@ -205,7 +222,10 @@ impl<const N: usize> Parcel<N> {
             iov_len: header_len,
         });
         self.message.msg_iov = (&raw mut self.parts).cast();
-        let payload_len: usize = program.iter().map(|part| part.iov_len).sum();
+        let payload_len = payload_len(program);
+        if payload_len > LONGEST {
+            return Plan::Refused(EMSGSIZE);
+        }
         if let Some(segment) = written.segment
             && payload_len > segment
         {
@@ -234,7 +254,7 @@ impl<const N: usize> Parcel<N> {
     ) -> ssize_t {
         // SAFETY: as the caller says.
         let program = unsafe { parts_of(from) };
-        let whole: usize = program.iter().map(|part| part.iov_len).sum();
+        let whole = payload_len(program);
         let mut sent = 0;
         while sent < whole {
             let len = segment.min(whole - sent);
@@ -291,15 +311,8 @@ unsafe fn path(
     socket: &Socket,
     from: &msghdr,
 ) -> Result<Option<Proxied>, c_int> {
-    let to = if from.msg_name.is_null() || from.msg_namelen == 0 {
-        if socket.is(Flag::KernelOnly) {
-            return Err(EDESTADDRREQ);
-        }
-        socket.peer()
-    } else {
-        // SAFETY: as the caller says.
-        unsafe { names::read(from.msg_name.cast(), from.msg_namelen) }
-    };
+    // SAFETY: as the caller says.
+    let to = unsafe { destination(socket, from.msg_name.cast(), from.msg_namelen) }?;
     // The kernel knows what is wrong with an address that is none.
     let Some(client) = to.filter(|to| to.port() != 0 && names::fits(*to, socket.family())) else {
         return Ok(None);
@@ -314,6 +327,40 @@ unsafe fn path(
         Some(Path::Direct) => Ok(None),
         None => Err(EHOSTUNREACH),
     }
+}
+
+/// Where the kernel would send to, if the socket were not connected for the sake of a client.
+///
+/// # Safety
+///
+/// `name` is null, or `len` bytes can be read there, or nothing if `len` is negative.
+#[inline]
+unsafe fn destination(
+    socket: &Socket,
+    name: *const sockaddr,
+    len: socklen_t,
+) -> Result<Option<SocketAddr>, c_int> {
+    if name.is_null() || len == 0 {
+        return if socket.is(Flag::KernelOnly) {
+            Err(EDESTADDRREQ)
+        } else {
+            Ok(socket.peer())
+        };
+    }
+    if c_int::try_from(len).is_err() {
+        return Ok(None);
+    }
+    // SAFETY: as the caller says.
+    Ok(
+        match (unsafe { names::family(name, len) }, socket.family()) {
+            // Linux takes it for an IPv4 address on an IPv4 socket, and for none on others.
+            // SAFETY: as the caller says.
+            (Some(AF_UNSPEC), AF_INET) => unsafe { names::read_ipv4(name, len) },
+            (Some(AF_UNSPEC), _) => socket.peer(),
+            // SAFETY: as the caller says.
+            _ => unsafe { names::read(name, len) },
+        },
+    )
 }
 
 /// What was written of control data.
@@ -340,6 +387,9 @@ fn write_control(
         }
         for message in control::messages(given) {
             if message.is_pktinfo() {
+                if !message.is_whole_pktinfo() {
+                    return Err(EINVAL);
+                }
                 continue;
             }
             if let Some(len) = message.segment() {
@@ -381,15 +431,36 @@ unsafe fn parts_of<'a>(message: &msghdr) -> &'a [iovec] {
     unsafe { slice::from_raw_parts(message.msg_iov, message.msg_iovlen as usize) }
 }
 
+/// Whether the kernel waits for more of the datagram.
+#[inline]
+fn goes_on(socket: &Socket, flags: c_int) -> bool {
+    flags & MSG_MORE != 0 || socket.is(Flag::Cork)
+}
+
+fn payload_len(parts: &[iovec]) -> usize {
+    parts
+        .iter()
+        .fold(0, |len, part| len.saturating_add(part.iov_len))
+}
+
 /// # Safety
 ///
 /// The message is one as sendmsg(2) takes it.
-unsafe fn control_of<'a>(message: &msghdr) -> &'a [u8] {
-    if message.msg_control.is_null() || message.msg_controllen == 0 {
-        return &[];
+///
+/// # Errors
+///
+/// `EFAULT` if the control data is not there.
+unsafe fn control_of<'a>(message: &msghdr) -> Result<&'a [u8], c_int> {
+    if message.msg_controllen == 0 {
+        return Ok(&[]);
+    }
+    if !is_plausible(message.msg_control) {
+        return Err(EFAULT);
     }
     // SAFETY: as the caller says.
-    unsafe { slice::from_raw_parts(message.msg_control.cast(), message.msg_controllen as usize) }
+    Ok(unsafe {
+        slice::from_raw_parts(message.msg_control.cast(), message.msg_controllen as usize)
+    })
 }
 
 /// Sends datagrams as sendmmsg(2) does.
@@ -405,7 +476,7 @@ pub(crate) unsafe fn messages(
     flags: c_int,
 ) -> c_int {
     let count = (count as usize).min(MAX_PARTS);
-    if socket.is(Flag::Direct) || count == 0 || from.is_null() {
+    if socket.is(Flag::Direct) || count == 0 || !is_plausible(from) {
         // SAFETY: as the caller says.
         return unsafe { real::sendmmsg(fd, from, count as c_uint, flags) };
     }
@@ -520,7 +591,8 @@ unsafe fn fill(
     let sound = unsafe { check_parts(from.msg_iov, from.msg_iovlen as usize, EMSGSIZE) }.is_ok();
     if !sound
         || from.msg_iovlen as usize > PARTS
-        || header_len > 0 && flags & MSG_ZEROCOPY != 0
+        || header_len > 0 && (flags & MSG_ZEROCOPY != 0 || goes_on(socket, flags))
+        || socket.is(Flag::Begun)
         || header_len > size_of_val(&outgoing.headers[at])
     {
         return false;
@@ -533,7 +605,8 @@ unsafe fn fill(
     let writer = unsafe { Writer::new(room.as_mut_ptr(), room.len()) };
     // SAFETY: as the caller says.
     let given = unsafe { control_of(from) };
-    let Ok(written) = write_control(writer, given, socket, path) else {
+    let write = |given| write_control(writer, given, socket, path);
+    let Ok(written) = given.and_then(write) else {
         return false;
     };
     let message = &mut outgoing.messages[at].msg_hdr;
@@ -554,7 +627,10 @@ unsafe fn fill(
     if header_len > 0 {
         // SAFETY: as the caller says.
         let program = unsafe { parts_of(from) };
-        let len: usize = program.iter().map(|part| part.iov_len).sum();
+        let len = payload_len(program);
+        if len > LONGEST {
+            return false;
+        }
         if written.segment.is_some_and(|segment| len > segment) {
             return false;
         }

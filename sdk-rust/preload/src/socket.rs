@@ -81,6 +81,10 @@ pub(crate) enum Flag {
     /// The program has closed it; a descriptor that the program doesn't know of keeps it
     /// open, see [`crate::connect::keep`].
     Kept = 1 << 10,
+    /// The program has set UDP_CORK.
+    Cork = 1 << 11,
+    /// The kernel puts a datagram together (UDP_CORK, MSG_MORE) that has its header already.
+    Begun = 1 << 12,
 }
 
 impl Socket {

@@ -6,11 +6,13 @@
 //! kernel says: their programs know EAGAIN.
 
 use std::fs;
+use std::ptr;
 use std::slice;
 use std::time::{Duration, Instant};
 
 use libc::{c_int, c_ulong, epoll_event, fd_set, pollfd, timespec, timeval};
 
+use crate::boundary::is_plausible;
 use crate::registry::Marks;
 use crate::socket::{self, Flag, Registration, Socket};
 use crate::{real, receive, registry};
@@ -124,13 +126,26 @@ fn concerned(fd: c_int) -> Option<&'static Socket> {
 /// `count` elements can be read at `fds`, if it isn't null.
 #[inline]
 pub(crate) unsafe fn concerns_poll(fds: *const pollfd, count: libc::nfds_t) -> bool {
-    if !registry::is_used() || fds.is_null() {
+    if !registry::is_used() || !is_plausible(fds) || !may_be_polled(count) {
         return false;
     }
     // SAFETY: as the caller says.
     unsafe { polled(fds.cast_mut(), count) }
         .iter()
         .any(|polled| polled.events & READABLE != 0 && concerned(polled.fd).is_some())
+}
+
+/// Whether the kernel takes so many. It takes as many as descriptors may be open.
+fn may_be_polled(count: libc::nfds_t) -> bool {
+    const FEW: libc::nfds_t = 256;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the limit can be written to.
+    count <= FEW
+        || unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0
+            && count <= limit.rlim_cur
 }
 
 /// # Safety
@@ -197,7 +212,7 @@ impl Set {
     ///
     /// It is null, or `word` lies within.
     unsafe fn word(self, word: usize) -> c_ulong {
-        if self.0.is_null() {
+        if !is_plausible(self.0) {
             return 0;
         }
         // SAFETY: as the caller says.
@@ -274,7 +289,7 @@ impl Set {
 #[inline]
 pub(crate) unsafe fn concerns_select(count: c_int, read: Set) -> bool {
     registry::is_used()
-        && !read.0.is_null()
+        && is_plausible(read.0)
         // SAFETY: as the caller says.
         && unsafe { read.concerned(count) }.next().is_some()
 }
@@ -463,7 +478,10 @@ pub(crate) fn rearm(fd: c_int, socket: &Socket) {
     let Ok(mut known) = socket.epolls.try_lock() else {
         return;
     };
-    for known in known.iter_mut().filter(|known| known.fd == fd) {
+    // The program may wait for another descriptor of the socket than the one it reads.
+    let is_same =
+        |other| other == fd || registry::get(other).is_some_and(|known| ptr::eq(known, socket));
+    for known in known.iter_mut().filter(|known| is_same(known.fd)) {
         let events = known.event.events;
         if events & EDGE != 0 && events & ONCE == 0 {
             modify(known);

@@ -3,7 +3,7 @@
 use libc::{c_int, c_uint, c_ulong};
 
 use super::hooks;
-use crate::boundary::guarded;
+use crate::boundary::{guarded, is_plausible};
 use crate::socket::Flag;
 use crate::{connect, real, receive, registry, wait};
 
@@ -137,7 +137,8 @@ hooks! {
     fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
         if let Some(socket) = registry::get(fd) {
             let value = argument as *mut c_int;
-            if request == libc::FIONREAD as c_ulong && !socket.is(Flag::Direct) {
+            let is_length = request == libc::FIONREAD as c_ulong && is_plausible(value);
+            if is_length && !socket.is(Flag::Direct) {
                 let len = guarded(0, || receive::next_len(fd, socket));
                 // SAFETY: the program passes where to write the number.
                 unsafe { value.write(c_int::try_from(len).unwrap_or(c_int::MAX)) };

@@ -9,10 +9,10 @@ use libc::{
 };
 
 use super::hooks;
-use crate::boundary::fail;
+use crate::boundary::{fail, is_plausible};
 use crate::receive::{self, check_parts};
 use crate::socket::Socket;
-use crate::{real, registry};
+use crate::{passed, real, registry};
 
 hooks! {
     fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
@@ -38,7 +38,11 @@ hooks! {
             // SAFETY: the program keeps to the manual.
             Some(socket) => unsafe { receive::message(fd, socket, message, flags) },
             // SAFETY: as above.
-            None => unsafe { real::recvmsg(fd, message, flags) },
+            None => unsafe {
+                let received = real::recvmsg(fd, message, flags);
+                passed::in_message(received, message);
+                received
+            },
         }
     }
 
@@ -47,7 +51,11 @@ hooks! {
             // SAFETY: the program keeps to the manual.
             Some(socket) => unsafe { receive::messages(fd, socket, messages, count, flags, timeout) },
             // SAFETY: as above.
-            None => unsafe { real::recvmmsg(fd, messages, count, flags, timeout) },
+            None => unsafe {
+                let received = real::recvmmsg(fd, messages, count, flags, timeout);
+                passed::in_messages(received, messages);
+                received
+            },
         }
     }
 
@@ -165,20 +173,31 @@ unsafe fn with_name(
     let mut message: msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    if !name.is_null() && !name_len.is_null() {
-        message.msg_name = name.cast();
-        // SAFETY: as the caller says.
-        message.msg_namelen = unsafe { name_len.read() };
+    // The kernel says what is wrong with these when it has received.
+    let mut wrong = 0;
+    if !name.is_null() {
+        if is_plausible(name) && is_plausible(name_len) {
+            // SAFETY: as the caller says.
+            message.msg_namelen = unsafe { name_len.read() };
+            if c_int::try_from(message.msg_namelen).is_ok() {
+                message.msg_name = name.cast();
+            } else {
+                wrong = EINVAL;
+            }
+        } else {
+            wrong = EFAULT;
+        }
     }
     // SAFETY: as the caller says.
     let received = unsafe { receive::message(fd, socket, &raw mut message, flags) };
-    if received >= 0 && !name.is_null() {
-        if name_len.is_null() {
-            return fail(EFAULT);
-        }
-        // SAFETY: as the caller says.
-        unsafe { name_len.write(message.msg_namelen) };
+    if received < 0 || name.is_null() {
+        return received;
     }
+    if wrong != 0 {
+        return fail(wrong);
+    }
+    // SAFETY: as the caller says.
+    unsafe { name_len.write(message.msg_namelen) };
     received
 }
 

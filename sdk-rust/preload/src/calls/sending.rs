@@ -4,16 +4,19 @@ use std::mem;
 use std::ptr;
 
 use libc::{
-    EINVAL, c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr, socklen_t,
-    ssize_t,
+    EINVAL, c_int, c_uint, c_void, iovec, mmsghdr, msghdr, off64_t, size_t, sockaddr,
+    sockaddr_storage, socklen_t, ssize_t,
 };
 
 use super::hooks;
-use crate::boundary::fail;
+use crate::boundary::{fail, is_plausible};
 use crate::receive::check_parts;
 use crate::send;
 use crate::socket::Socket;
 use crate::{connect, real, registry};
+
+/// The longest address that the kernel reads.
+const ADDRESS: usize = size_of::<sockaddr_storage>();
 
 hooks! {
     fn send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
@@ -124,12 +127,11 @@ unsafe fn sending(fd: c_int, name: *const sockaddr, len: socklen_t) -> Option<&'
 /// As sendmsg(2).
 #[inline]
 unsafe fn sending_message(fd: c_int, message: *const msghdr) -> Option<&'static Socket> {
-    // SAFETY: as the caller says.
-    match unsafe { message.as_ref() } {
-        // SAFETY: as the caller says.
-        Some(message) => unsafe { sending(fd, message.msg_name.cast(), message.msg_namelen) },
-        None => registry::get(fd),
+    if !is_plausible(message) {
+        return registry::get(fd);
     }
+    // SAFETY: as the caller says.
+    unsafe { sending(fd, (*message).msg_name.cast(), (*message).msg_namelen) }
 }
 
 /// # Safety
@@ -158,6 +160,10 @@ unsafe fn to_name(
     name: *const sockaddr,
     name_len: socklen_t,
 ) -> ssize_t {
+    // Other than in a message, an address without bytes is one, and a long one isn't cut.
+    if !name.is_null() && !(1..=ADDRESS).contains(&(name_len as usize)) {
+        return fail(EINVAL);
+    }
     let mut part = iovec {
         iov_base: buffer.cast_mut(),
         iov_len: len.min(isize::MAX as usize),

@@ -5,7 +5,7 @@ use std::slice;
 use libc::{c_int, c_void, sockaddr, socklen_t};
 
 use super::hooks;
-use crate::boundary::{fail, guarded};
+use crate::boundary::{fail, guarded, is_plausible};
 use crate::connect::{self, Decision};
 use crate::socket::{Flag, Socket};
 use crate::{lifecycle, names, real, registry};
@@ -22,9 +22,6 @@ fn made(fd: c_int) -> c_int {
 
 /// The number that the program passes for an option, as the kernel reads it.
 unsafe fn number(value: *const c_void, len: socklen_t) -> Option<c_int> {
-    if value.is_null() {
-        return None;
-    }
     // SAFETY: the program passes `len` bytes.
     unsafe {
         match len {
@@ -55,6 +52,10 @@ unsafe fn set_option(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
+    if !is_plausible(value) {
+        // SAFETY: the arguments are the program's.
+        return unsafe { real::setsockopt(fd, level, option, value, len) };
+    }
     // SAFETY: the arguments are the program's.
     let number = unsafe { number(value, len) };
     let flag = flag_of(socket, level, option);
@@ -79,6 +80,10 @@ unsafe fn set_option(
     if let (Some(flag), Some(on)) = (flag, number) {
         socket.set(flag, on != 0);
         lifecycle::tell_local_addresses(fd, socket);
+    }
+    if (level, option) == (libc::IPPROTO_UDP, libc::UDP_CORK) {
+        socket.set(Flag::Cork, number.is_some_and(|on| on != 0));
+        socket.set(Flag::Begun, false);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_SEGMENT) {
         socket.set_segment(number.and_then(|len| u16::try_from(len).ok()).unwrap_or(0));
@@ -149,7 +154,7 @@ hooks! {
             if socket.is(Flag::KernelOnly) {
                 return fail(libc::ENOTCONN);
             }
-            if name.is_null() || len.is_null() {
+            if !is_plausible(name) || !is_plausible(len) {
                 return fail(libc::EFAULT);
             }
             // SAFETY: the arguments are the program's.

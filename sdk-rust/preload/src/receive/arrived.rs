@@ -10,6 +10,7 @@ use libc::{
 };
 
 use super::MAX_PARTS;
+use crate::boundary::is_plausible;
 use crate::buffers::{self, CONTROL, Far, NEAR};
 use crate::control::{self, Wanted, Writer};
 use crate::names;
@@ -95,6 +96,13 @@ impl Arrival {
         let bytes = unsafe { slice::from_raw_parts(start, len) };
         // SAFETY: the kernel has written the control data and the name.
         unsafe { Arrived::new(bytes, &self.message) }
+    }
+
+    /// Whether no datagram was received: the socket is shut down for receiving. Each datagram
+    /// has a sender.
+    #[inline]
+    pub(super) fn is_end(&self, len: usize) -> bool {
+        len == 0 && self.message.msg_namelen == 0
     }
 
     /// Whether the bytes are those that were received: a handler that received a long
@@ -231,16 +239,17 @@ impl<'a> Arrived<'a> {
             told |= MSG_TRUNC;
         }
         if !to.msg_name.is_null() {
-            if !is_plausible(to.msg_name as usize) {
+            if !is_plausible(to.msg_name) {
                 return Err(EFAULT);
             }
             let len = &raw mut to.msg_namelen;
             // SAFETY: as the caller says.
             unsafe { names::give(judged.client, socket.family(), to.msg_name.cast(), len) };
         }
+        let room = to.msg_controllen as usize;
         // SAFETY: as the caller says.
-        let mut control = unsafe { Writer::new(to.msg_control.cast(), to.msg_controllen as usize) };
-        if !self.control.is_empty() {
+        let mut control = unsafe { Writer::new(to.msg_control.cast(), room) };
+        if !self.control.is_empty() && (room == 0 || is_plausible(to.msg_control)) {
             control::give(self.control, wanted(socket, judged), &mut control);
         }
         if control.is_truncated() {
@@ -257,6 +266,21 @@ impl<'a> Arrived<'a> {
             copied
         })
     }
+}
+
+/// Tells the program what recvmsg(2) does when the socket is shut down for receiving.
+///
+/// # Safety
+///
+/// `to` is a message as recvmsg(2) takes it.
+pub(super) unsafe fn tell_end(to: *mut msghdr) {
+    // SAFETY: as the caller says.
+    let to = unsafe { &mut *to };
+    if !to.msg_name.is_null() {
+        to.msg_namelen = 0;
+    }
+    to.msg_controllen = 0;
+    to.msg_flags = 0;
 }
 
 fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
@@ -288,7 +312,7 @@ unsafe fn scatter(mut payload: &[u8], parts: &[iovec]) -> Option<usize> {
     for part in parts {
         let (now, later) = payload.split_at(payload.len().min(part.iov_len));
         if !now.is_empty() {
-            if !is_plausible(part.iov_base as usize) {
+            if !is_plausible(part.iov_base) {
                 return None;
             }
             // SAFETY: the caller vouches for the memory, which the payload is no part of.
@@ -299,13 +323,6 @@ unsafe fn scatter(mut payload: &[u8], parts: &[iovec]) -> Option<usize> {
     Some(whole - payload.len())
 }
 
-/// Whether an address can be that of a program's memory. The kernel answers wrong ones with
-/// EFAULT; we only see those that programs use by mistake, null above all, and end with the
-/// program at others. Bit 55 is that of the kernel's half; those above it may be a tag.
-fn is_plausible(address: usize) -> bool {
-    address >= 4096 && address >> 55 & 1 == 0
-}
-
 /// Finds what the kernel would refuse before it receives.
 ///
 /// # Safety
@@ -313,7 +330,7 @@ fn is_plausible(address: usize) -> bool {
 /// `to` is null or points to what recvmsg(2) takes.
 #[inline]
 pub(super) unsafe fn check(to: *const msghdr) -> Result<(), c_int> {
-    if !is_plausible(to as usize) {
+    if !is_plausible(to) {
         return Err(EFAULT);
     }
     // SAFETY: as the caller says.
@@ -344,7 +361,7 @@ pub(crate) unsafe fn check_parts(
     if count == 0 {
         return Ok(());
     }
-    if !is_plausible(parts as usize) {
+    if !is_plausible(parts) {
         return Err(EFAULT);
     }
     // SAFETY: as the caller says.

@@ -7,10 +7,10 @@ use libc::{
     iovec, mmsghdr, sockaddr_in6, socklen_t, timespec,
 };
 
-use super::arrived::{Arrived, check};
+use super::arrived::{Arrived, check, tell_end};
 use super::patience::{Deadline, Patience};
 use super::{MAX_PARTS, message, uninterrupted};
-use crate::boundary::{errno, fail, guarded};
+use crate::boundary::{errno, fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, CONTROL, Incoming};
 use crate::real;
 use crate::socket::{Flag, Socket};
@@ -30,7 +30,7 @@ pub(crate) unsafe fn messages(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
-    if flags & MSG_ERRQUEUE != 0 || socket.is(Flag::Direct) || count == 0 || to.is_null() {
+    if flags & MSG_ERRQUEUE != 0 || socket.is(Flag::Direct) || count == 0 || !is_plausible(to) {
         // SAFETY: as the caller says.
         return unsafe { real::recvmmsg(fd, to, count, flags, timeout) };
     }
@@ -238,6 +238,17 @@ unsafe fn deliver(
         return Batch::failed(EAGAIN);
     };
     for (message, bytes) in incoming.messages[..received].iter().zip(&incoming.bytes) {
+        if message.msg_len == 0 && message.msg_hdr.msg_namelen == 0 {
+            // The socket is shut down for receiving.
+            // SAFETY: no more are delivered than were received.
+            unsafe {
+                let to = to.add(batch.delivered);
+                tell_end(&raw mut (*to).msg_hdr);
+                (*to).msg_len = 0;
+            }
+            batch.delivered += 1;
+            continue;
+        }
         let bytes = &bytes.0[..message.msg_len as usize];
         // SAFETY: as the caller says.
         let arrived = unsafe { Arrived::new(bytes, &message.msg_hdr) };

@@ -3,11 +3,11 @@
 use std::ptr;
 
 use libc::{
-    EAGAIN, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, SO_RCVTIMEO, SOL_SOCKET,
-    c_int, pollfd, socklen_t, timespec, timeval,
+    EAGAIN, EFAULT, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, SO_RCVTIMEO,
+    SOL_SOCKET, c_int, pollfd, socklen_t, timespec, timeval,
 };
 
-use crate::boundary::errno;
+use crate::boundary::{errno, is_plausible};
 use crate::real;
 use crate::socket::{Flag, Socket};
 use crate::wait;
@@ -198,10 +198,13 @@ impl Deadline {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if it is none.
+    /// `EINVAL` if it is none, `EFAULT` if it is not there.
     pub(super) unsafe fn new(timeout: *const timespec) -> Result<Self, c_int> {
         if timeout.is_null() {
             return Ok(Self(None));
+        }
+        if !is_plausible(timeout) {
+            return Err(EFAULT);
         }
         // SAFETY: as the caller says.
         let timeout = unsafe { timeout.read() };

@@ -1,0 +1,76 @@
+//! A C program runs every call that the library takes the place of, on plain sockets and
+//! through the library, and what it sees must be the same: results, errno, lengths, flags,
+//! addresses and payloads.
+//!
+//! Plain, the clients' datagrams come from the clients' own addresses. Through the library,
+//! they come from a relay with a header in front, and between them come datagrams that must
+//! be dropped. The program asks this test for what is to be sent to it, so that nothing
+//! depends on time. It runs once for each case and address family.
+//!
+//! `PPV2_CONFORMANCE=NAME` in the environment runs the cases whose name contains `NAME`.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+#[path = "conformance/differences.rs"]
+mod differences;
+#[path = "conformance/network.rs"]
+mod network;
+#[path = "conformance/program.rs"]
+mod program;
+
+use differences::{expected, is_run};
+use network::Path;
+use ppv2_lab::{namespace, preload_library};
+use program::{Case, Outcome, Program};
+
+#[test]
+fn programs_see_the_same_through_the_library() {
+    preload_library();
+    let test = "programs_see_the_same_through_the_library";
+    if !namespace::enter(test, &network::setup()) {
+        return;
+    }
+    let program = Program::compile();
+    let plain = program.run(Path::Direct);
+    for (case, outcome) in program.cases.iter().zip(&plain) {
+        assert!(
+            outcome
+                .lines
+                .last()
+                .is_some_and(|line| line == "exit status: 0"),
+            "{case:?} on plain sockets: {outcome:#?}"
+        );
+    }
+    let mut report = String::new();
+    for path in [
+        Path::Relayed { junk: false },
+        Path::Relayed { junk: true },
+        Path::Tagged,
+    ] {
+        let through = program.run(path);
+        for ((case, plain), through) in program.cases.iter().zip(&plain).zip(&through) {
+            report.push_str(&compare(path, case, plain, through));
+        }
+    }
+    assert!(report.is_empty(), "{report}");
+}
+
+/// How the outcome of a case differs, empty if it does not.
+fn compare(path: Path, case: &Case, plain: &Outcome, through: &Outcome) -> String {
+    let expected = expected(case, plain.lines.clone());
+    if expected == through.lines || !is_run(case, path) {
+        return String::new();
+    }
+    let mut report = format!("\n{} {} {path:?}\n", case.name, case.family);
+    for n in 0..expected.len().max(through.lines.len()) {
+        let line = |lines: &[String]| lines.get(n).cloned().unwrap_or_default();
+        let (expected, found) = (line(&expected), line(&through.lines));
+        if expected != found {
+            report.push_str(&format!("  plain:   {expected}\n  library: {found}\n"));
+        }
+    }
+    for line in through.stderr.lines().take(20) {
+        report.push_str(&format!("  stderr:  {line}\n"));
+    }
+    report
+}

@@ -74,3 +74,62 @@ CASE_IN(other_calls_by_number, V4) {
     errno = 7;
     outcome("errno is kept", syscall(SYS_getuid) >= 0 && errno == 7 ? 0 : -2);
 }
+
+/* Names that glibc has besides the usual ones. */
+ssize_t __read(int fd, void *bytes, size_t len);
+ssize_t __write(int fd, const void *bytes, size_t len);
+ssize_t __send(int fd, const void *bytes, size_t len, int flags);
+int __connect(int fd, const struct sockaddr *name, socklen_t len);
+int __poll(struct pollfd *fds, nfds_t count, int timeout);
+int __select(int count, fd_set *reads, fd_set *writes, fd_set *excepts, struct timeval *timeout);
+int __dup2(int from, int to);
+int __fcntl(int fd, int command, ...);
+int __close(int fd);
+
+CASE(other_names_of_calls) {
+    int fd = server("s1");
+    unsigned char *buffer = fresh(100);
+    client_sends("c1", "s1", "hello");
+    receive("recvfrom", fd, 0);
+    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+    junk("s1", 2);
+    outcome("__poll of nothing", __poll(&poll_fd, 1, 0));
+    client_sends("c1", "s1", "by __read");
+    fd_set reads;
+    FD_ZERO(&reads);
+    FD_SET(fd, &reads);
+    outcome("__select", __select(fd + 1, &reads, NULL, NULL, NULL));
+    received("__read", __read(fd, buffer, 100), buffer, 100, NULL, 0);
+    address c1 = address_of("c1");
+    outcome("__connect", __connect(fd, &c1.sa, c1.len));
+    outcome("__send", __send(fd, "by __send", 9, 0));
+    outcome("__write", __write(fd, "by __write", 10));
+    client_expects("c1");
+    client_expects("c1");
+    outcome("__dup2", __dup2(fd, 100));
+    outcome("__fcntl", __fcntl(100, F_DUPFD, 200));
+    outcome("__close", __close(fd));
+    client_sends("c1", "s1", "to a copy");
+    receive("copy", 100, 0);
+    client_sends("c1", "s1", "to another copy");
+    receive("copy", 200, 0);
+}
+
+CASE(reads_and_writes_without_an_offset) {
+    int fd = server("s1");
+    char bytes[2][10];
+    struct iovec iov[2] = {{bytes[0], 3}, {bytes[1], 10}};
+    client_sends("c1", "s1", "abcdef");
+    long result = preadv2(fd, iov, 2, -1, 0);
+    row("preadv2 -> %s %s %s", result_text(result), bytes_text(bytes[0], 3), bytes_text(bytes[1], 3));
+    client_sends("c1", "s1", "left");
+    outcome("preadv2 at 0", preadv2(fd, iov, 2, 0, 0));
+    outcome("preadv", preadv(fd, iov, 2, 0));
+    outcome("pread", pread(fd, bytes[0], 3, 0));
+    outcome("pwrite", pwrite(fd, "x", 1, 0));
+    receive("what is left", fd, MSG_DONTWAIT);
+    address c1 = address_of("c1");
+    must("connect", connect(fd, &c1.sa, c1.len));
+    outcome("pwritev2", pwritev2(fd, iov, 1, -1, 0));
+    client_expects("c1");
+}

@@ -449,3 +449,64 @@ CASE(blocking_after_much_junk) {
     receive("recvfrom", fd, 0);
     show_poll("nothing", &poll_fd, 1, 0);
 }
+
+/* The workers of a server that each have an epoll set with the same socket. */
+CASE(epoll_of_forked_workers) {
+    int fd = server_with("s1", SOCK_NONBLOCK), pipes[2];
+    must("pipe", pipe(pipes));
+    pid_t children[3];
+    for (int i = 0; i < 3; i++) {
+        children[i] = fork_child();
+        if (children[i] != 0)
+            continue;
+        int epoll = epoll_with(fd, EPOLLIN | EPOLLEXCLUSIVE, 7);
+        for (;;) {
+            struct epoll_event event;
+            if (epoll_wait(epoll, &event, 1, -1) != 1)
+                _exit(1);
+            char buffer[2000];
+            address from = {.len = sizeof from.storage};
+            long len = recvfrom(fd, buffer, sizeof buffer, 0, &from.sa, &from.len);
+            if (len == 0)
+                _exit(0);
+            if (len > 0 && sendto(fd, buffer, len, 0, &from.sa, from.len) == len)
+                must("write", write(pipes[1], &len, sizeof len));
+        }
+    }
+    long sum = 0;
+    for (int i = 1; i <= 40; i++) {
+        long len;
+        client_sends_bytes("c1", "s1", i);
+        must("read", read(pipes[0], &len, sizeof len));
+        sum += len;
+        client_expects("c1");
+    }
+    row("%ld bytes", sum);
+    for (int i = 0; i < 3; i++)
+        client_sends("c1", "s1", "");
+    for (int i = 0; i < 3; i++)
+        wait_child("child", children[i]);
+}
+
+/* O_NONBLOCK belongs to the socket, whichever process sets it. */
+CASE(blocking_mode_set_by_another_process) {
+    int fd = server("s1");
+    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+    for (int i = 0; i < 2; i++) {
+        pid_t child = fork_child();
+        if (child == 0)
+            _exit(fcntl(fd, F_SETFL, i == 0 ? O_NONBLOCK : 0) ? 1 : 0);
+        wait_child("child", child);
+        if (i == 0) {
+            junk("s1", 20);
+            client_sends("c1", "s1", "in non-blocking mode");
+            receive("recvfrom", fd, 0);
+            receive("nothing", fd, 0);
+        } else {
+            junk("s1", 3);
+            show_poll("nothing", &poll_fd, 1, 0);
+            client_sends_later("c1", "s1", "in blocking mode");
+            receive("recvfrom", fd, 0);
+        }
+    }
+}

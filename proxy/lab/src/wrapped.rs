@@ -108,7 +108,7 @@ pub fn wrapped(options: &[&str], program: &Path, arguments: &[&str]) -> Process 
 }
 
 /// Whether clients ask the program itself.
-fn is_direct() -> bool {
+pub fn is_direct() -> bool {
     std::env::var_os("PPV2_DIRECT").is_some()
 }
 

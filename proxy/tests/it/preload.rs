@@ -3,4 +3,10 @@
 
 mod dns;
 mod ntp;
+mod radius;
+mod runtimes;
+mod snmp;
+mod socat;
+mod syslog;
 mod tftp;
+mod turn;

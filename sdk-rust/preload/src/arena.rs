@@ -19,10 +19,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, UnsafeCell};
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dlmalloc::Dlmalloc;
 use libc::c_void;
+
+use crate::this_thread::{self, ThisThread};
 
 #[global_allocator]
 static ALLOCATOR: Shared = Shared;
@@ -201,67 +203,68 @@ impl Arena {
     }
 }
 
-thread_local! {
-    /// The arena that this thread allocates from. Without destructor and made at compile
-    /// time, so that its use allocates nothing itself.
-    static USED: AtomicPtr<Arena> = const { AtomicPtr::new(ptr::null_mut()) };
+/// While it lives, this thread allocates from an arena.
+pub(crate) struct Using<'t>(&'t ThisThread);
+
+impl<'t> Using<'t> {
+    /// # Safety
+    ///
+    /// This thread holds the table's lock for as long as the result lives.
+    #[inline]
+    pub(crate) unsafe fn new(thread: &'t ThisThread, arena: &Arena) -> Self {
+        let arena = ptr::from_ref(arena).cast_mut();
+        thread.arena.store(arena, Ordering::Relaxed);
+        Self(thread)
+    }
 }
 
-/// Has this thread allocate from `arena`, or as usual if it is null. Returns what it did
-/// before.
-#[inline]
-pub(crate) fn swap(arena: *const Arena) -> *const Arena {
-    USED.with(|used| {
-        let before = used.load(Ordering::Relaxed);
-        used.store(arena.cast_mut(), Ordering::Relaxed);
-        before
-    })
+impl Drop for Using<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.arena.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+}
+
+/// This thread allocates as usual from now on.
+pub(crate) fn leave() {
+    this_thread::with(|thread| thread.arena.store(ptr::null_mut(), Ordering::Relaxed));
 }
 
 /// While it lives, this thread allocates as usual, even where a signal handler has
 /// interrupted its work on the table.
-#[derive(Debug)]
-pub(crate) struct Suspended(*const Arena);
-
-/// While it lives, this thread allocates from an arena.
-#[derive(Debug)]
-pub(crate) struct Using;
-
-/// # Safety
-///
-/// The caller holds the table's lock for as long as this lives.
-#[inline]
-pub(crate) unsafe fn using(arena: &Arena) -> Using {
-    swap(arena);
-    Using
-}
-
-impl Drop for Using {
-    #[inline]
-    fn drop(&mut self) {
-        swap(ptr::null());
-    }
-}
+pub(crate) struct Suspended(*mut Arena);
 
 #[inline]
 pub(crate) fn suspend() -> Suspended {
-    Suspended(swap(ptr::null()))
+    this_thread::with(|thread| {
+        let before = thread.arena.load(Ordering::Relaxed);
+        if !before.is_null() {
+            thread.arena.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+        Suspended(before)
+    })
 }
 
 impl Drop for Suspended {
+    #[inline]
     fn drop(&mut self) {
-        // The work may be over: the program had left it by longjmp(3), which the table has
-        // found out meanwhile.
-        if crate::table::is_inside() {
-            swap(self.0);
+        if !self.0.is_null() {
+            this_thread::with(|thread| {
+                // The work may be over: the program had left it by longjmp(3), which the
+                // table has found out meanwhile.
+                if thread.inside.load(Ordering::Relaxed) {
+                    thread.arena.store(self.0, Ordering::Relaxed);
+                }
+            });
         }
     }
 }
 
 #[inline]
 fn used() -> Option<&'static Arena> {
+    let arena = this_thread::with(|thread| thread.arena.load(Ordering::Relaxed));
     // SAFETY: an arena is never unmapped.
-    USED.with(|used| unsafe { used.load(Ordering::Relaxed).as_ref() })
+    unsafe { arena.as_ref() }
 }
 
 /// An arena's addresses. A process has one arena; only unit tests make several.

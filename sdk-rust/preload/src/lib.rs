@@ -11,7 +11,7 @@
 //! | `receive`, `send`, `control`, `names`, `buffers` | the way of a datagram |
 //! | `lifecycle`, `passed`, `connect`, `wait` | sockets that begin, end, connect and are waited for |
 //! | `registry`, `socket`, `try_lock` | which descriptors are taken over, per process |
-//! | `table`, `arena` | clients and their reply paths, shared by forked processes |
+//! | `table`, `arena`, `this_thread` | clients and their reply paths, shared by forked processes |
 //! | `settings`, `stats` | the environment variables, the statistics file |
 //! | `real`, `options`, `boundary` | the C library's own functions; what may not cross into C |
 
@@ -53,6 +53,7 @@ mod settings;
 mod socket;
 mod stats;
 mod table;
+mod this_thread;
 mod try_lock;
 mod wait;
 

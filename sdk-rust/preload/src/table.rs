@@ -9,13 +9,12 @@
 
 use std::cell::{Cell as StdCell, UnsafeCell};
 use std::io;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::panic;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ use thiserror::Error;
 use crate::arena::{self, Arena};
 use crate::settings::Settings;
 use crate::stats::{Cell, Counts, Text};
+use crate::this_thread::{self, ThisThread};
 
 /// Local addresses that sockets are taken over on. It bounds what a program that binds to
 /// ever new ports can use up; sockets beyond it are not taken over.
@@ -40,8 +40,9 @@ const ABANDONED_AFTER: i64 = if cfg!(test) {
 };
 const ABANDONED_CALLS: u32 = 16;
 
-/// A call waits for the lock for so many seconds at most, then fails as in a handler: a
-/// process that is stopped while it holds the lock must not stop all others for good.
+/// A call that waits for the lock for so many seconds, during which nobody gets it, fails
+/// as in a handler: a process that is stopped while it holds the lock must not stop all
+/// others for good.
 const PATIENCE: libc::time_t = 2;
 
 /// The number of a local address and port in the table.
@@ -97,6 +98,8 @@ pub(crate) enum Counter {
 struct Shared {
     mutex: UnsafeCell<pthread_mutex_t>,
     arena: Arena,
+    /// How often the lock was taken.
+    sections: AtomicU64,
     /// The lock was released by somebody who didn't hold it.
     spoilt: AtomicBool,
     /// The same in all processes of the family: it was there before the first fork.
@@ -138,32 +141,12 @@ pub(crate) struct TableError {
 
 static SHARED: AtomicPtr<Shared> = AtomicPtr::new(ptr::null_mut());
 
-/// What a thread knows of itself. All of it is read by signal handlers of the same
-/// thread, and no destructor runs at its end.
-struct Inside {
-    /// Whether the thread is in a section that holds the lock, or about to.
-    set: AtomicBool,
-    /// When a call first found that, and how many have. 0: none.
-    found_at: AtomicI64,
-    found: AtomicU32,
-}
-
-thread_local! {
-    static INSIDE: Inside = const {
-        Inside {
-            set: AtomicBool::new(false),
-            found_at: AtomicI64::new(0),
-            found: AtomicU32::new(0),
-        }
-    };
-}
-
 /// The table, locked: for one call of the program's, which may move several datagrams.
 pub(crate) struct Table {
     shared: &'static Shared,
     now: Instant,
-    /// The lock belongs to the thread.
-    _thread: PhantomData<*const ()>,
+    /// The lock belongs to this thread, which the guard doesn't leave.
+    thread: *const ThisThread,
 }
 
 /// Makes the shared memory. Once, before the program begins.
@@ -186,7 +169,7 @@ fn install_hook() {
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            arena::swap(ptr::null());
+            arena::leave();
             count(Counter::Panics, 1);
             // The program may have given descriptor 2 another use.
             if cfg!(test) {
@@ -216,7 +199,7 @@ pub(crate) fn lock() -> Option<Table> {
 /// Whether this thread is in a section that holds the lock: a signal handler is running.
 #[inline]
 pub(crate) fn is_inside() -> bool {
-    INSIDE.with(|inside| inside.set.load(Ordering::Relaxed))
+    this_thread::with(|thread| thread.inside.load(Ordering::Relaxed))
 }
 
 /// Counts; needs no lock. [`Counter::ClientFamily`] and [`Counter::OtherClient`] take back
@@ -268,45 +251,46 @@ impl Shared {
 
     #[inline]
     fn lock(&'static self) -> Option<Table> {
-        let abandoned = INSIDE.with(|inside| {
-            let set = inside.set.swap(true, Ordering::Relaxed);
-            if set {
-                inside.is_abandoned()
-            } else {
-                Some(false)
+        let this = this_thread::get();
+        // SAFETY: this function doesn't leave the thread.
+        let thread = unsafe { &*this };
+        let mut abandoned = false;
+        if thread.inside.load(Ordering::Relaxed) {
+            abandoned = is_abandoned(thread);
+            if !abandoned {
+                self.counts.add(Cell::Interrupted, 1);
+                return None;
             }
-        });
-        let Some(abandoned) = abandoned else {
-            self.counts.add(Cell::Interrupted, 1);
-            return None;
-        };
+        }
+        thread.inside.store(true, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         let result = self.lock_mutex();
         let reset = match result {
             0 => false,
             libc::EOWNERDEAD => {
-                // SAFETY: as above, and this thread now holds it.
+                // SAFETY: the mutex was made with the memory, and this thread now holds it.
                 unsafe { libc::pthread_mutex_consistent(self.mutex.get()) };
                 true
             }
             // This thread holds it, since the section that it left did.
             libc::EDEADLK if abandoned => true,
-            // ETIMEDOUT: its holder has been stopped, or has left the section by longjmp and
+            // EBUSY: its holder has been stopped, or has left the section by longjmp and
             // called nothing since. EDEADLK: a copy of this thread holds it, which was made
             // without the C library's knowledge.
             _ => {
-                INSIDE.with(|inside| inside.set.store(false, Ordering::Relaxed));
+                thread.inside.store(false, Ordering::Relaxed);
                 self.counts.add(Cell::Interrupted, 1);
                 return None;
             }
         };
-        // It still is set in a section that was left.
-        arena::swap(ptr::null());
-        INSIDE.with(|inside| {
-            // A handler may have taken the lock, and released it, while this thread waited.
-            inside.set.store(true, Ordering::Relaxed);
-            inside.found.store(0, Ordering::Relaxed);
-        });
+        // A handler may have taken the lock, and released it, while this thread waited.
+        thread.inside.store(true, Ordering::Relaxed);
+        thread.found.store(0, Ordering::Relaxed);
+        let sections = self.sections.load(Ordering::Relaxed);
+        self.sections
+            .store(sections.wrapping_add(1), Ordering::Relaxed);
+        // It still is set if a section was left.
+        thread.arena.store(ptr::null_mut(), Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         if reset || self.spoilt.load(Ordering::Relaxed) {
             self.reset();
@@ -315,7 +299,7 @@ impl Shared {
         Some(Table {
             shared: self,
             now: self.now(),
-            _thread: PhantomData,
+            thread: this,
         })
     }
 
@@ -332,15 +316,26 @@ impl Shared {
 
     #[cold]
     fn wait_for_mutex(&self) -> c_int {
-        let mut until = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: `until` can be written to, and the mutex was made with the memory.
-        unsafe {
-            libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
-            until.tv_sec += PATIENCE;
-            libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until)
+        loop {
+            let sections = self.sections.load(Ordering::Relaxed);
+            let mut until = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            // SAFETY: `until` can be written to, and the mutex was made with the memory.
+            let result = unsafe {
+                libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
+                until.tv_sec += PATIENCE;
+                libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until)
+            };
+            if result != libc::ETIMEDOUT {
+                return result;
+            }
+            // While others get it, this thread's turn comes.
+            if sections == self.sections.load(Ordering::Relaxed) {
+                // SAFETY: as above.
+                return unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
+            }
         }
     }
 
@@ -367,7 +362,7 @@ impl Shared {
         let table = self.lock();
         let using = table.as_ref().map(Table::using_arena);
         work();
-        drop((using, table));
+        drop(using);
     }
 
     fn entries(&self) -> &[Entry] {
@@ -381,20 +376,6 @@ impl Shared {
         let (instant, rough) = self.start;
         let since = rough_clock().saturating_sub(rough);
         instant + Duration::from_nanos(u64::try_from(since).unwrap_or_default())
-    }
-}
-
-impl Inside {
-    /// The flag is set: `None` if a signal handler has interrupted this thread.
-    #[cold]
-    fn is_abandoned(&self) -> Option<bool> {
-        let now = rough_clock();
-        let found = self.found.fetch_add(1, Ordering::Relaxed);
-        if found == 0 {
-            self.found_at.store(now, Ordering::Relaxed);
-        }
-        let long = now - self.found_at.load(Ordering::Relaxed) >= ABANDONED_AFTER;
-        (long && found >= ABANDONED_CALLS).then_some(true)
     }
 }
 
@@ -424,7 +405,7 @@ impl Table {
     /// The number for a local address; `None` if the table holds no more.
     #[expect(
         clippy::needless_pass_by_ref_mut,
-        reason = "it changes what it points to"
+        reason = "what the guard refers to changes"
     )]
     fn endpoint(&mut self, local: SocketAddr) -> Option<Endpoint> {
         let local = canonical(local);
@@ -467,7 +448,7 @@ impl Table {
     /// must not be handed to `receive`.
     #[expect(
         clippy::needless_pass_by_ref_mut,
-        reason = "it changes what it points to"
+        reason = "what the guard refers to changes"
     )]
     #[inline]
     pub(crate) fn peek(
@@ -527,9 +508,15 @@ impl Table {
     }
 
     #[inline]
-    fn using_arena(&self) -> arena::Using {
+    fn thread(&self) -> &ThisThread {
+        // SAFETY: the guard doesn't leave the thread.
+        unsafe { &*self.thread }
+    }
+
+    #[inline]
+    fn using_arena(&self) -> arena::Using<'_> {
         // SAFETY: this thread holds the lock until the table is dropped.
-        unsafe { arena::using(&self.shared.arena) }
+        unsafe { arena::Using::new(self.thread(), &self.shared.arena) }
     }
 
     /// Counts what the demux of an endpoint counts by itself.
@@ -619,7 +606,7 @@ impl Drop for Table {
             // handler had interrupted: both have changed the table.
             shared.spoilt.store(true, Ordering::Relaxed);
         }
-        INSIDE.with(|inside| inside.set.store(false, Ordering::Relaxed));
+        self.thread().inside.store(false, Ordering::Relaxed);
     }
 }
 
@@ -643,6 +630,19 @@ fn canonical(address: SocketAddr) -> SocketAddr {
         Some(ip) => SocketAddr::from((ip, v6.port())),
         None => address,
     }
+}
+
+/// Whether a thread that is in a section has left it by longjmp(3). If not, a signal handler
+/// has interrupted it.
+#[cold]
+fn is_abandoned(thread: &ThisThread) -> bool {
+    let now = rough_clock();
+    let found = thread.found.fetch_add(1, Ordering::Relaxed);
+    if found == 0 {
+        thread.found_at.store(now, Ordering::Relaxed);
+    }
+    let since = now - thread.found_at.load(Ordering::Relaxed);
+    found >= ABANDONED_CALLS && since >= ABANDONED_AFTER
 }
 
 /// A demux that has received and answered, and is of no use.

@@ -250,6 +250,8 @@ fn processes_that_are_killed_leave_a_table_that_works() {
                 // SAFETY: the child uses the table alone, until it is killed.
                 let id = unsafe { libc::fork() };
                 if id == 0 {
+                    // SAFETY: it only has the child end with its parent.
+                    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                     let _ = catch_unwind(AssertUnwindSafe(|| work(child * 1000)));
                     // SAFETY: the process ends.
                     unsafe { libc::_exit(1) };
@@ -576,7 +578,8 @@ fn memory_of_the_arena_is_left_alone_outside_of_the_section() {
     drop(using);
     let live = arena::live();
     inside.resize(1000, 3);
-    drop((given_up, table));
+    drop(given_up);
+    drop(table);
     assert_eq!((inside[99], inside[999]), (1, 3));
     assert_eq!(arena::live(), live);
 }

@@ -9,6 +9,7 @@
 mod arrived;
 mod batch;
 mod patience;
+mod plain;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ pub(crate) use arrived::check_parts;
 use arrived::{Arrival, Arrived, Refusal, check, tell_end};
 pub(crate) use batch::messages;
 use patience::{MAX_DROPS, Patience};
+pub(crate) use plain::plain;
 
 use crate::boundary::{errno, fail, guarded};
 use crate::real;

@@ -126,6 +126,12 @@ impl Socket {
         self.flags.load(Ordering::Relaxed) & flag as u32 != 0
     }
 
+    #[inline]
+    pub(crate) fn is_any(&self, flags: &[Flag]) -> bool {
+        let mask = flags.iter().fold(0, |mask, flag| mask | *flag as u32);
+        self.flags.load(Ordering::Relaxed) & mask != 0
+    }
+
     pub(crate) fn set(&self, flag: Flag, on: bool) {
         let before = if on {
             self.flags.fetch_or(flag as u32, Ordering::Relaxed)

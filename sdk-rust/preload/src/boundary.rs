@@ -51,13 +51,20 @@ pub(crate) fn guarded<T>(failed: T, work: impl FnOnce() -> T) -> T {
     let mut state = 0;
     // SAFETY: `state` can be written to.
     unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
+    let result = contained(failed, work);
+    // SAFETY: `state` is what it was before.
+    unsafe { pthread_setcancelstate(state, &raw mut state) };
+    result
+}
+
+/// As [`guarded`], for work that calls no function at which a thread can be cancelled.
+#[inline]
+pub(crate) fn contained<T>(failed: T, work: impl FnOnce() -> T) -> T {
     let suspended = arena::suspend();
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| {
         set_errno(libc::EIO);
         failed
     });
     drop(suspended);
-    // SAFETY: `state` is what it was before.
-    unsafe { pthread_setcancelstate(state, &raw mut state) };
     result
 }

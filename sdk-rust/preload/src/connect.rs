@@ -143,9 +143,8 @@ fn disconnect(fd: c_int, socket: &Socket) -> Decision {
 
 fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int> {
     let (name, len) = names::written(to, family).ok_or(libc::EHOSTUNREACH)?;
-    let name: *const sockaddr_storage = &raw const name;
     // SAFETY: `len` bytes can be read at `name`.
-    match unsafe { real::connect(fd, name.cast(), len) } {
+    match unsafe { real::connect(fd, (&raw const name).cast(), len) } {
         0 => Ok(()),
         _ => Err(errno()),
     }
@@ -153,13 +152,16 @@ fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int>
 
 /// The program sends to the client that a socket is connected to, whose datagrams come from
 /// another port of the proxy by now: the kernel is told, so that they reach this socket.
+#[inline]
 pub(crate) fn follow(fd: c_int, socket: &Socket, client: SocketAddr, to: SocketAddr) {
     if socket.peer() == Some(client) && socket.kernel_peer() != Some(to) {
-        let errno = errno();
-        if kernel_connect(fd, socket.family(), to).is_ok() {
-            socket.set_kernel_peer(Some(to));
-        }
-        set_errno(errno);
+        guarded((), || {
+            let errno = errno();
+            if kernel_connect(fd, socket.family(), to).is_ok() {
+                socket.set_kernel_peer(Some(to));
+            }
+            set_errno(errno);
+        });
     }
 }
 
@@ -394,9 +396,8 @@ fn close_kept(endpoint: Endpoint) {
 
 fn bind(fd: c_int, family: c_int, address: SocketAddr) -> Result<(), c_int> {
     let (name, len) = names::written(address, family).ok_or(libc::EHOSTUNREACH)?;
-    let name: *const sockaddr_storage = &raw const name;
     // SAFETY: `len` bytes can be read at `name`.
-    match unsafe { real::bind(fd, name.cast(), len) } {
+    match unsafe { real::bind(fd, (&raw const name).cast(), len) } {
         0 => Ok(()),
         _ => Err(errno()),
     }

@@ -6,7 +6,7 @@ use std::ptr;
 
 use libc::{
     AF_INET, AF_INET6, c_int, in_addr, in6_addr, sa_family_t, sockaddr, sockaddr_in, sockaddr_in6,
-    sockaddr_storage, socklen_t,
+    socklen_t,
 };
 
 use crate::boundary::is_plausible;
@@ -61,10 +61,14 @@ pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<Socke
         AF_INET6 if len >= mem::offset_of!(sockaddr_in6, sin6_scope_id) => {
             // SAFETY: zeroes are a valid value of this type.
             let mut whole: sockaddr_in6 = unsafe { mem::zeroed() };
-            let len = len.min(size_of::<sockaddr_in6>());
-            // SAFETY: `len` bytes can be read, and fit.
-            unsafe {
-                ptr::copy_nonoverlapping(name.cast::<u8>(), (&raw mut whole).cast::<u8>(), len);
+            if len >= size_of::<sockaddr_in6>() {
+                // SAFETY: `len` bytes can be read, and any are valid.
+                whole = unsafe { name.cast::<sockaddr_in6>().read_unaligned() };
+            } else {
+                // SAFETY: `len` bytes can be read, and fit.
+                unsafe {
+                    ptr::copy_nonoverlapping(name.cast::<u8>(), (&raw mut whole).cast::<u8>(), len);
+                }
             }
             let ip = Ipv6Addr::from(whole.sin6_addr.s6_addr);
             let port = u16::from_be(whole.sin6_port);
@@ -82,9 +86,9 @@ pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<Socke
 /// As the kernel would report the address on a socket of this family; `None` for IPv6 on
 /// an IPv4 socket.
 #[inline]
-pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_storage, socklen_t)> {
+pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_in6, socklen_t)> {
     // SAFETY: zeroes are a valid value of this type.
-    let mut storage: sockaddr_storage = unsafe { mem::zeroed() };
+    let mut storage: sockaddr_in6 = unsafe { mem::zeroed() };
     let len = match (to_family(address, family)?, address.port()) {
         (IpAddr::V4(ip), port) => {
             let name = sockaddr_in {
@@ -95,7 +99,7 @@ pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_st
                 },
                 sin_zero: [0; 8],
             };
-            // SAFETY: the storage is larger than any address, and aligned for all.
+            // SAFETY: the storage is no shorter than an IPv4 name, and aligned as one.
             unsafe { (&raw mut storage).cast::<sockaddr_in>().write(name) };
             size_of::<sockaddr_in>()
         }
@@ -114,7 +118,7 @@ pub(crate) fn written(address: SocketAddr, family: c_int) -> Option<(sockaddr_st
                 sin6_scope_id: scope,
             };
             // SAFETY: as above.
-            unsafe { (&raw mut storage).cast::<sockaddr_in6>().write(name) };
+            storage = name;
             size_of::<sockaddr_in6>()
         }
     };
@@ -194,7 +198,7 @@ mod tests {
         }
     }
 
-    fn read_back(storage: &sockaddr_storage, len: socklen_t) -> Option<SocketAddr> {
+    fn read_back(storage: &sockaddr_in6, len: socklen_t) -> Option<SocketAddr> {
         // SAFETY: that many bytes are there.
         unsafe { read(ptr::from_ref(storage).cast(), len) }
     }
@@ -203,7 +207,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(address in addresses()) {
             let (storage, len) = written(address, AF_INET6).unwrap();
-            prop_assert_eq!(c_int::from(storage.ss_family), AF_INET6);
+            prop_assert_eq!(c_int::from(storage.sin6_family), AF_INET6);
             prop_assert_eq!(len, 28);
             prop_assert_eq!(read_back(&storage, len), Some(canonical(address)));
 
@@ -211,7 +215,7 @@ mod tests {
             prop_assert_eq!(on_v4.is_some(), canonical(address).is_ipv4());
             prop_assert_eq!(fits(address, AF_INET), on_v4.is_some());
             if let Some((storage, len)) = on_v4 {
-                prop_assert_eq!(c_int::from(storage.ss_family), AF_INET);
+                prop_assert_eq!(c_int::from(storage.sin6_family), AF_INET);
                 prop_assert_eq!(len, 16);
                 prop_assert_eq!(read_back(&storage, len), Some(canonical(address)));
             }
@@ -248,7 +252,7 @@ mod tests {
 
         let (mut storage, _) = written("192.0.2.1:9000".parse().unwrap(), AF_INET).unwrap();
         assert_eq!(read_back(&storage, 15), None);
-        storage.ss_family = libc::AF_UNIX as sa_family_t;
+        storage.sin6_family = libc::AF_UNIX as sa_family_t;
         assert_eq!(read_back(&storage, 16), None);
     }
 }

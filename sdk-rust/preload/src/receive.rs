@@ -26,7 +26,7 @@ pub(crate) use batch::messages;
 use patience::{MAX_DROPS, Patience};
 pub(crate) use plain::plain;
 
-use crate::boundary::{errno, fail, guarded};
+use crate::boundary::{contained, errno, fail, guarded};
 use crate::real;
 use crate::socket::{Flag, Held, Socket};
 use crate::table;
@@ -97,7 +97,12 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
         }
         // SAFETY: as the caller says, and `len` is what was received.
         let settle = || unsafe { settle(&mut arrival, len, fd, socket, to, flags) };
-        match guarded(Outcome::Failed(EIO), settle) {
+        let outcome = if flags & MSG_PEEK != 0 {
+            guarded(Outcome::Failed(EIO), settle)
+        } else {
+            contained(Outcome::Failed(EIO), settle)
+        };
+        match outcome {
             Outcome::Delivered(len) => return result(len),
             Outcome::Failed(errno) => return fail(errno),
             Outcome::Dropped => {}

@@ -5,18 +5,18 @@
 //! back.
 
 use std::mem::{self, MaybeUninit};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr;
 use std::slice;
 
 use libc::{
     AF_INET, AF_UNSPEC, EDESTADDRREQ, EFAULT, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS,
     MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr,
-    sockaddr_storage, socklen_t, ssize_t,
+    sockaddr_in6, socklen_t, ssize_t,
 };
 use ppv2_sdk::ReplyHeader;
 
-use crate::boundary::{fail, guarded, is_plausible};
+use crate::boundary::{contained, fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, Outgoing, PARTS};
 use crate::control::{self, Writer};
 use crate::receive::{MAX_PARTS, check_parts};
@@ -48,8 +48,7 @@ enum Plan {
 #[repr(C, align(8))]
 struct Parcel<const N: usize> {
     control: MaybeUninit<[u8; CONTROL]>,
-    name: MaybeUninit<sockaddr_storage>,
-    header: MaybeUninit<ReplyHeader>,
+    name: MaybeUninit<sockaddr_in6>,
     parts: [MaybeUninit<iovec>; N],
     message: msghdr,
     header_len: usize,
@@ -107,9 +106,10 @@ unsafe fn send<const N: usize>(
     flags: c_int,
 ) -> ssize_t {
     let mut parcel = Parcel::<N>::new();
+    let mut found = MaybeUninit::uninit();
     // SAFETY: as the caller says.
-    let plan = || unsafe { parcel.plan(fd, socket, &*from, flags) };
-    match guarded(Plan::Refused(EIO), plan) {
+    let plan = || unsafe { parcel.plan(fd, socket, &*from, flags, &mut found) };
+    match contained(Plan::Refused(EIO), plan) {
         // SAFETY: as the caller says.
         Plan::Untouched => unsafe { real::sendmsg(fd, from, flags) },
         plan @ (Plan::Rewritten | Plan::Plain) => {
@@ -146,7 +146,6 @@ impl<const N: usize> Parcel<N> {
         Self {
             control: MaybeUninit::uninit(),
             name: MaybeUninit::uninit(),
-            header: MaybeUninit::uninit(),
             parts: [const { MaybeUninit::uninit() }; N],
             // SAFETY: zeroes are a valid value.
             message: unsafe { mem::zeroed() },
@@ -160,17 +159,27 @@ impl<const N: usize> Parcel<N> {
     /// # Safety
     ///
     /// `from` is a message as sendmsg(2) takes it.
-    unsafe fn plan(&mut self, fd: c_int, socket: &Socket, from: &msghdr, flags: c_int) -> Plan {
+    ///
+    /// The message refers to what is written to `found`.
+    unsafe fn plan(
+        &mut self,
+        fd: c_int,
+        socket: &Socket,
+        from: &msghdr,
+        flags: c_int,
+        found: &mut MaybeUninit<Proxied>,
+    ) -> Plan {
         let Some(mut table) = table::lock() else {
-            table::count(Counter::Interrupted, 1);
             return Plan::Refused(ENOBUFS);
         };
         // SAFETY: as the caller says.
-        let path = match unsafe { path(&mut table, socket, from) } {
+        let path = match unsafe { path(&mut table, socket, from, found) } {
             Ok(Some(path)) => path,
             Ok(None) => return Plan::Untouched,
             Err(errno) => {
-                table::count(Counter::RepliesWithoutPath, 1);
+                if errno == EHOSTUNREACH {
+                    table::count(Counter::RepliesWithoutPath, 1);
+                }
                 return Plan::Refused(errno);
             }
         };
@@ -180,7 +189,16 @@ impl<const N: usize> Parcel<N> {
         unsafe { self.fill(socket, from, flags, path) }
     }
 
-    unsafe fn fill(&mut self, socket: &Socket, from: &msghdr, flags: c_int, path: Proxied) -> Plan {
+    /// # Safety
+    ///
+    /// As `plan`.
+    unsafe fn fill(
+        &mut self,
+        socket: &Socket,
+        from: &msghdr,
+        flags: c_int,
+        path: &Proxied,
+    ) -> Plan {
         // SAFETY: as the caller says.
         if let Err(errno) = unsafe { check_parts(from.msg_iov, from.msg_iovlen as usize, EMSGSIZE) }
         {
@@ -206,13 +224,16 @@ impl<const N: usize> Parcel<N> {
         let Some((name, name_len)) = names::written(path.to, socket.family()) else {
             return Plan::Refused(EHOSTUNREACH);
         };
-        self.message.msg_name = self.name.write(name) as *mut _ as *mut _;
-        self.message.msg_namelen = name_len;
+        // Where the kernel has connected the socket to, it knows the route.
+        if socket.kernel_peer() != Some(path.to) {
+            self.message.msg_name = ptr::from_mut(self.name.write(name)).cast();
+            self.message.msg_namelen = name_len;
+        }
         // SAFETY: as the caller says; the control data has room for as much.
         let writer = unsafe { Writer::new(self.control.as_mut_ptr().cast(), CONTROL) };
         // SAFETY: as the caller says.
         let given = unsafe { control_of(from) };
-        let write = |given| write_control(writer, given, socket, &path);
+        let write = |given| write_control(writer, given, socket, path);
         let written = match given.and_then(write) {
             Ok(written) => written,
             Err(errno) => return Plan::Refused(errno),
@@ -232,9 +253,8 @@ impl<const N: usize> Parcel<N> {
             };
         }
         self.header_len = header_len;
-        let header = self.header.write(path.header);
         self.parts[0].write(iovec {
-            iov_base: header.as_ptr().cast_mut().cast(),
+            iov_base: path.header.as_ptr().cast_mut().cast(),
             iov_len: header_len,
         });
         self.message.msg_iov = (&raw mut self.parts).cast();
@@ -312,37 +332,48 @@ fn cut(program: &[iovec], mut skip: usize, mut len: usize, to: &mut [MaybeUninit
 struct Proxied {
     client: SocketAddr,
     to: SocketAddr,
-    local: Option<std::net::IpAddr>,
+    local: Option<IpAddr>,
     header: ReplyHeader,
 }
 
-/// The path for a message; `Ok(None)` if it passes untouched.
+/// The path for a message, written to `found`; `Ok(None)` if it passes untouched.
 ///
 /// # Safety
 ///
 /// `from` is a message as sendmsg(2) takes it.
 #[inline]
-unsafe fn path(
+unsafe fn path<'f>(
     table: &mut Table,
     socket: &Socket,
     from: &msghdr,
-) -> Result<Option<Proxied>, c_int> {
+    found: &'f mut MaybeUninit<Proxied>,
+) -> Result<Option<&'f Proxied>, c_int> {
     // SAFETY: as the caller says.
     let to = unsafe { destination(socket, from.msg_name.cast(), from.msg_namelen) }?;
     // The kernel knows what is wrong with an address that is none.
-    let Some(client) = to.filter(|to| to.port() != 0 && names::fits(*to, socket.family())) else {
+    let Some(client) = to.filter(|to| is_one(to) && names::fits(*to, socket.family())) else {
         return Ok(None);
     };
     match table.path(socket.endpoint(), client) {
-        Some(Path::Proxied { to, local, header }) => Ok(Some(Proxied {
+        Some(Path::Proxied { to, local, header }) => Ok(Some(found.write(Proxied {
             client,
             to,
             local,
             header,
-        })),
+        }))),
         Some(Path::Direct) => Ok(None),
         None => Err(EHOSTUNREACH),
     }
+}
+
+/// Whether an address can be that of one client. The program reaches groups itself.
+#[inline]
+fn is_one(to: &SocketAddr) -> bool {
+    let is_group = match to.ip() {
+        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_multicast(),
+    };
+    to.port() != 0 && !is_group
 }
 
 /// Where the kernel would send to, if the socket were not connected for the sake of a client.
@@ -539,13 +570,14 @@ unsafe fn batch(
         let Some(mut table) = table::lock() else {
             return 0;
         };
+        let mut found = MaybeUninit::uninit();
         let mut ready = 0;
         let mut rewritten = 0;
         for at in 0..count.min(BATCH) {
             // SAFETY: as the caller says.
             let program = unsafe { &(*from.add(at)).msg_hdr };
             // SAFETY: as the caller says.
-            let path = match unsafe { path(&mut table, socket, program) } {
+            let path = match unsafe { path(&mut table, socket, program, &mut found) } {
                 Ok(Some(path)) => path,
                 Ok(None) => {
                     outgoing.messages[at].msg_hdr = *program;
@@ -556,7 +588,7 @@ unsafe fn batch(
                 Err(_) => break,
             };
             // SAFETY: as the caller says.
-            if !unsafe { fill(outgoing, at, socket, program, &path, flags) } {
+            if !unsafe { fill(outgoing, at, socket, program, path, flags) } {
                 break;
             }
             rewritten |= 1_u64 << at;
@@ -627,8 +659,8 @@ unsafe fn fill(
     };
     let message = &mut outgoing.messages[at].msg_hdr;
     let to = &raw mut outgoing.names[at];
-    // SAFETY: no address of these two families is longer.
-    unsafe { ptr::copy_nonoverlapping((&raw const name).cast(), to, 1) };
+    // SAFETY: it is memory of this thread's.
+    unsafe { to.write(name) };
     message.msg_name = to.cast();
     message.msg_namelen = name_len;
     message.msg_control = ptr::null_mut();

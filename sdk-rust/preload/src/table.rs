@@ -88,8 +88,6 @@ pub(crate) enum Counter {
     RepliesSent,
     /// Datagrams not sent: their address is no client's, or was forgotten.
     RepliesWithoutPath,
-    /// Calls from a signal handler that had interrupted this library.
-    Interrupted,
     /// Panics of this library, each caught.
     Panics,
 }
@@ -240,7 +238,6 @@ impl Shared {
             Counter::OtherClient => Cell::DroppedOtherClient,
             Counter::RepliesSent => Cell::RepliesSent,
             Counter::RepliesWithoutPath => Cell::RepliesWithoutPath,
-            Counter::Interrupted => Cell::Interrupted,
             Counter::Panics => Cell::Panics,
         };
         self.counts.add(cell, by);
@@ -611,6 +608,7 @@ impl Drop for Table {
 }
 
 impl From<ReplyPath> for Path {
+    #[inline]
     fn from(path: ReplyPath) -> Self {
         Self::Proxied {
             to: canonical(path.to),

@@ -189,19 +189,9 @@ unsafe fn with_name(
         }
     }
     // SAFETY: as the caller says.
-<<<<<<< HEAD
-    let received = unsafe { receive::message(fd, socket, &raw mut message, flags) };
+    let received = unsafe { receive::plain(fd, socket, &raw mut message, flags) };
     if received < 0 || name.is_null() {
         return received;
-=======
-    let received = unsafe { receive::plain(fd, socket, &raw mut message, flags) };
-    if received >= 0 && !name.is_null() {
-        if name_len.is_null() {
-            return fail(EFAULT);
-        }
-        // SAFETY: as the caller says.
-        unsafe { name_len.write(message.msg_namelen) };
->>>>>>> ab39ff3 (preload: sockets that don't wait receive by recvfrom, and plain replies go by sendto)
     }
     if wrong != 0 {
         return fail(wrong);

@@ -2,20 +2,26 @@
 //!
 //! recvfrom(2) costs the kernel less than recvmsg(2), whose message it has to fetch and to
 //! give back. It tells no control data, which a socket with one local address does without.
+//! The system call is made directly: the C library's function could be left by cancellation,
+//! and the memory that it receives into must be given back.
 
 use std::mem::MaybeUninit;
 
 use libc::{
-    EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, c_int, msghdr, sockaddr_in6, socklen_t,
-    ssize_t,
+    EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, c_int, c_long, msghdr, sockaddr_in6,
+    socklen_t, ssize_t,
 };
 
 use super::arrived::{Arrived, check};
 use super::{Outcome, message, result, uninterrupted};
-use crate::boundary::{errno, fail, guarded};
+use crate::boundary::{contained, errno, fail};
 use crate::buffers::{self, Far};
 use crate::socket::{Flag, Socket};
 use crate::{names, real};
+
+unsafe extern "C-unwind" {
+    fn pthread_testcancel();
+}
 
 /// As [`message`], for a program that is told neither control data nor flags.
 ///
@@ -36,7 +42,9 @@ pub(crate) unsafe fn plain(fd: c_int, socket: &Socket, to: *mut msghdr, flags: c
     }
     // SAFETY: as the caller says, and no fault was found.
     let receive = |far: &mut Far| unsafe { once(far, fd, socket, to, flags) };
-    match guarded(Some(Outcome::Failed(EIO)), || buffers::take(receive)) {
+    // SAFETY: this function owns nothing that must be given back.
+    unsafe { pthread_testcancel() };
+    match contained(Some(Outcome::Failed(EIO)), || buffers::take(receive)) {
         Some(Outcome::Delivered(len)) => result(len),
         Some(Outcome::Failed(errno)) => fail(errno),
         // SAFETY: as the caller says.
@@ -66,9 +74,15 @@ unsafe fn once(
     let mut name_len = size_of::<sockaddr_in6>() as socklen_t;
     // SAFETY: the memory has this length.
     let received = unsafe {
-        let (bytes, len) = ((&raw mut far.bytes).cast(), far.bytes.len());
-        let name = name.as_mut_ptr().cast();
-        real::recvfrom(fd, bytes, len, flags, name, &raw mut name_len)
+        real::syscall(
+            libc::SYS_recvfrom,
+            fd.into(),
+            (&raw mut far.bytes).expose_provenance() as c_long,
+            size_of::<Far>() as c_long,
+            flags.into(),
+            name.as_mut_ptr().expose_provenance() as c_long,
+            (&raw mut name_len).expose_provenance() as c_long,
+        )
     };
     let Ok(len) = usize::try_from(received) else {
         return Outcome::Failed(errno());

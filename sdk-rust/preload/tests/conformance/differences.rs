@@ -45,11 +45,6 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
     ),
     // The same, where the kernel has other reasons to refuse.
     line(
-        "send_to_a_broadcast_address",
-        "not allowed -> EACCES",
-        "not allowed -> EHOSTUNREACH",
-    ),
-    line(
         "ipv6_only",
         "to a mapped address -> ENETUNREACH",
         "to a mapped address -> EHOSTUNREACH",

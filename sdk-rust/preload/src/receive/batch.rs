@@ -11,7 +11,7 @@ use super::arrived::{Arrived, check, tell_end};
 use super::patience::{Deadline, Patience};
 use super::{MAX_PARTS, message, uninterrupted};
 use crate::boundary::{errno, fail, guarded, is_plausible};
-use crate::buffers::{self, BATCH, CONTROL, Incoming};
+use crate::buffers::{self, BATCH, Bytes, CONTROL, Incoming};
 use crate::real;
 use crate::socket::{Flag, Socket};
 use crate::table;
@@ -234,10 +234,19 @@ unsafe fn deliver(
         drained: false,
         errno: 0,
     };
+    let received = &incoming.messages[..received];
+    let mut judged = [None; BATCH];
     let Some(mut table) = table::lock() else {
         return Batch::failed(EAGAIN);
     };
-    for (message, bytes) in incoming.messages[..received].iter().zip(&incoming.bytes) {
+    for ((judged, message), bytes) in judged.iter_mut().zip(received).zip(&incoming.bytes) {
+        // SAFETY: as the caller says.
+        *judged = unsafe { arrived(message, bytes) }
+            .and_then(|arrived| arrived.judge_in(&mut table, socket, false).ok());
+    }
+    // The program's memory may be slow to come, or not be there at all.
+    drop(table);
+    for ((judged, message), bytes) in judged.into_iter().zip(received).zip(&incoming.bytes) {
         if message.msg_len == 0 && message.msg_hdr.msg_namelen == 0 {
             // The socket is shut down for receiving.
             // SAFETY: no more are delivered than were received.
@@ -249,14 +258,9 @@ unsafe fn deliver(
             batch.delivered += 1;
             continue;
         }
-        let bytes = &bytes.0[..message.msg_len as usize];
         // SAFETY: as the caller says.
-        let arrived = unsafe { Arrived::new(bytes, &message.msg_hdr) };
-        let judged = arrived.and_then(|arrived| {
-            let judged = arrived.judge_in(&mut table, socket, false).ok()?;
-            Some((arrived, judged))
-        });
-        let Some((arrived, judged)) = judged else {
+        let arrived = unsafe { arrived(message, bytes) };
+        let Some((arrived, judged)) = arrived.zip(judged) else {
             batch.drops += 1;
             continue;
         };
@@ -276,6 +280,16 @@ unsafe fn deliver(
         }
     }
     batch
+}
+
+/// # Safety
+///
+/// The kernel has filled the message in.
+#[inline]
+unsafe fn arrived<'a>(message: &mmsghdr, bytes: &'a Bytes) -> Option<Arrived<'a>> {
+    let bytes = &bytes.0[..message.msg_len as usize];
+    // SAFETY: as the caller says.
+    unsafe { Arrived::new(bytes, &message.msg_hdr) }
 }
 
 #[inline]

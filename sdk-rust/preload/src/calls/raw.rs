@@ -2,17 +2,23 @@
 
 use libc::{c_int, c_long, c_uint};
 
-use super::{hooks, receiving, sending};
+use super::{descriptors, hooks, receiving, sending};
 use crate::{real, registry};
 
 hooks! {
     fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long {
         // SAFETY: the program keeps to the manual of the system call.
         unsafe {
-            if is_ours(number) && registry::get(a as c_int).is_some() {
-                ours(number, a, b, c, d, e, f)
-            } else {
-                real::syscall(number, a, b, c, d, e, f)
+            match number {
+                // libuv closes so.
+                libc::SYS_close => descriptors::close(a as c_int).into(),
+                libc::SYS_close_range => {
+                    descriptors::close_range(a as c_uint, b as c_uint, c as c_int).into()
+                }
+                _ if is_ours(number) && registry::get(a as c_int).is_some() => {
+                    ours(number, a, b, c, d, e, f)
+                }
+                _ => real::syscall(number, a, b, c, d, e, f),
             }
         }
     }

@@ -112,37 +112,37 @@ fn ephemeral_ports() -> (u16, u16) {
     })
 }
 
-/// The program has bound a descriptor to this name.
+/// The program has bound a descriptor to this name. `false` if it must not use it: it is to
+/// be taken over, and can't be.
 ///
 /// # Safety
 ///
 /// `len` bytes can be read at `name`.
-pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) {
+pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) -> bool {
     let Some(settings) = settings::get() else {
-        return;
+        return true;
     };
     // The port stands at the same place in IPv4 and IPv6 names, and in a name of no family,
     // which Linux lets pass for an IPv4 one.
     // SAFETY: the caller lets us read it.
     let asks_for_port = len >= 4 && unsafe { name.cast::<[u8; 4]>().read()[2..] != [0, 0] };
-    if asks_for_port && options::udp_family(fd).is_some() {
-        take_over(fd, settings);
-    }
+    !asks_for_port || options::udp_family(fd).is_none() || take_over(fd, settings)
 }
 
-/// From now on, the socket's datagrams have headers.
-fn take_over(fd: c_int, settings: &Settings) {
+/// From now on, the socket's datagrams have headers. `false` if the table has no room for
+/// its address.
+fn take_over(fd: c_int, settings: &Settings) -> bool {
     let Some(family) = options::udp_family(fd) else {
-        return;
+        return true;
     };
     let Some(local) = options::local(fd).filter(|local| local.port() != 0) else {
-        return;
+        return true;
     };
     if !settings.takes_over(local) {
-        return;
+        return true;
     }
     let Some(endpoint) = table::endpoint(local) else {
-        return;
+        return false;
     };
     ephemeral_ports();
     let socket = Socket::new(family, endpoint);
@@ -151,6 +151,7 @@ fn take_over(fd: c_int, settings: &Settings) {
     tell_local_addresses(fd, socket);
     registry::set(fd, socket);
     wait::learn(fd, socket);
+    true
 }
 
 /// What the program has asked the kernel for before.

@@ -110,9 +110,10 @@ hooks! {
     fn bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: the arguments are the program's.
         let result = unsafe { real::bind(fd, name, len) };
-        if result == 0 {
-            // SAFETY: the kernel has read the name.
-            guarded((), || unsafe { lifecycle::bound(fd, name, len) });
+        // A socket that can't be taken over would let everybody's datagrams through.
+        // SAFETY: the kernel has read the name.
+        if result == 0 && !guarded(false, || unsafe { lifecycle::bound(fd, name, len) }) {
+            return fail(libc::ENOBUFS);
         }
         result
     }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{c_void, iovec, mmsghdr, sockaddr_in6};
 
+use crate::recent::Recent;
+
 /// How many datagrams one system call moves at most.
 pub(crate) const BATCH: usize = 64;
 
@@ -70,6 +72,7 @@ thread_local! {
     static FAR_USES: Cell<u64> = const { Cell::new(0) };
     static INCOMING: Cell<*mut Incoming> = const { Cell::new(ptr::null_mut()) };
     static OUTGOING: Cell<*mut Outgoing> = const { Cell::new(ptr::null_mut()) };
+    static RECENT: Cell<*mut Recent> = const { Cell::new(ptr::null_mut()) };
 }
 
 /// # Safety
@@ -113,6 +116,18 @@ pub(crate) fn far() -> *mut Far {
     made
 }
 
+/// The thread's latest decisions, at first all zeros; null if there is no memory to be had.
+#[inline]
+pub(crate) fn recent() -> *mut Recent {
+    let kept = RECENT.get();
+    if !kept.is_null() {
+        return kept;
+    }
+    let made = map();
+    RECENT.set(made);
+    made
+}
+
 /// Each call that has received a long datagram counts it. Another count than its own, when
 /// the call has done with the memory, means that a handler has overwritten it.
 pub(crate) fn far_uses() -> u64 {
@@ -139,7 +154,7 @@ pub(crate) fn take<T: Kept, R>(work: impl FnOnce(&mut T) -> R) -> Option<R> {
 }
 
 #[cold]
-fn map<T: Kept>() -> *mut T {
+fn map<T>() -> *mut T {
     // SAFETY: new memory at an address that the kernel chooses.
     let at = unsafe {
         libc::mmap(
@@ -158,7 +173,7 @@ fn map<T: Kept>() -> *mut T {
     at.cast()
 }
 
-fn unmap<T: Kept>(at: *mut T) {
+fn unmap<T>(at: *mut T) {
     if !at.is_null() {
         // SAFETY: `map` made it in this size, and nothing refers to it any more.
         unsafe { libc::munmap(at.cast(), size_of::<T>()) };
@@ -193,4 +208,5 @@ unsafe extern "C" fn free(_: *mut c_void) {
     unmap(FAR.replace(ptr::null_mut()));
     unmap(INCOMING.replace(ptr::null_mut()));
     unmap(OUTGOING.replace(ptr::null_mut()));
+    unmap(RECENT.replace(ptr::null_mut()));
 }

@@ -47,6 +47,7 @@ mod options;
 mod passed;
 mod real;
 mod receive;
+mod recent;
 mod registry;
 mod send;
 mod settings;

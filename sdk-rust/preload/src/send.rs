@@ -11,8 +11,8 @@ use std::slice;
 
 use libc::{
     AF_INET, AF_UNSPEC, EDESTADDRREQ, EFAULT, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS,
-    MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr,
-    sockaddr_in6, socklen_t, ssize_t,
+    MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, c_int, c_uint, c_void, iovec, mmsghdr, msghdr, size_t,
+    sockaddr, sockaddr_in, sockaddr_in6, socklen_t, ssize_t,
 };
 use ppv2_sdk::ReplyHeader;
 
@@ -54,6 +54,51 @@ struct Parcel<const N: usize> {
     header_len: usize,
     /// It, or the datagram that it goes on with, has a header.
     has_header: bool,
+}
+
+/// As sendto(2), where the payload alone goes to a client that this thread has heard a moment
+/// ago. `None`: it must be sent by [`message`].
+///
+/// # Safety
+///
+/// As sendto(2), and `name` is not null.
+#[inline]
+pub(crate) unsafe fn again(
+    fd: c_int,
+    socket: &Socket,
+    payload: *const c_void,
+    len: size_t,
+    flags: c_int,
+    name: *const sockaddr,
+    name_len: socklen_t,
+) -> Option<ssize_t> {
+    let find = || {
+        // A name of another length may be an error.
+        let usual = [size_of::<sockaddr_in>(), size_of::<sockaddr_in6>()];
+        if !usual.contains(&(name_len as usize))
+            || socket.is(Flag::Direct)
+            || socket.is(Flag::Begun)
+            || socket.peer().is_some()
+            || !is_plausible(name)
+        {
+            return None;
+        }
+        // SAFETY: as the caller says.
+        let client = unsafe { names::read(name, name_len) }?;
+        if !names::fits(client, socket.family()) {
+            return None;
+        }
+        let to = table::path_again(socket.endpoint(), client)?;
+        names::written(to, socket.family())
+    };
+    let (to, to_len) = contained(None, find)?;
+    let to = (&raw const to).cast();
+    // SAFETY: the caller vouches for the payload, and the address can be read.
+    let sent = unsafe { real::sendto(fd, payload, len, flags, to, to_len) };
+    if sent >= 0 {
+        table::count(Counter::RepliesSent, 1);
+    }
+    Some(sent)
 }
 
 /// Sends a datagram as sendmsg(2) does.

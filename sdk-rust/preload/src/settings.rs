@@ -15,6 +15,12 @@ use thiserror::Error;
 
 use only::{Only, OnlyError};
 
+use crate::recent::Nanos;
+
+/// The longest that a thread goes by what it has decided itself: so late are the times at
+/// which the table says that clients were heard.
+const MOST_RECENT: Duration = Duration::from_millis(200);
+
 const DEFAULT_MAX_CLIENTS: usize = 65_536;
 const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
 
@@ -30,6 +36,11 @@ pub(crate) struct Settings {
     /// What IP_PKTINFO shows the program: the local address, or the header's destination.
     pub(crate) pktinfo: Pktinfo,
     pub(crate) stats: Option<PathBuf>,
+    /// For how many nanoseconds a thread may go by what it has decided itself, see [`recent`]. `None`: it
+    /// asks the table each time.
+    ///
+    /// [`recent`]: crate::recent
+    pub(crate) recent: Option<Nanos>,
     peers: Vec<IpNet>,
     only: Only,
 }
@@ -131,18 +142,20 @@ impl Settings {
                 .filter(|count| (1..=MOST_CLIENTS).contains(count))
                 .ok_or(SettingsError::MaxClients { value })?,
         };
+        let forget_after = duration("PPV2_FORGET_AFTER", set("PPV2_FORGET_AFTER"))?
+            .unwrap_or(DEFAULT_FORGET_AFTER);
+        let recent = MOST_RECENT.min(forget_after / 8).as_nanos();
+        let mut recent = Nanos::try_from(recent).ok();
         let mut trust = Trust::networks(list(&trusted))
             .untrusted(untrusted)
             .max_clients(max_clients)
-            .forget_after(
-                duration("PPV2_FORGET_AFTER", set("PPV2_FORGET_AFTER"))?
-                    .unwrap_or(DEFAULT_FORGET_AFTER),
-            );
+            .forget_after(forget_after);
         if let Some(value) = set("PPV2_FORMATS") {
             trust = trust.formats(formats(&value)?);
         }
         if let Some(idle) = duration("PPV2_REMEMBER", set("PPV2_REMEMBER"))? {
             trust = trust.remember_senders(idle, max_clients);
+            recent = None;
         }
         let trust = trust.build().map_err(|source| {
             let variable = variable_of(&source);
@@ -158,6 +171,7 @@ impl Settings {
             max_clients,
             pktinfo,
             stats: set("PPV2_STATS").map(PathBuf::from),
+            recent,
             peers: set("PPV2_PEERS").map_or(Ok(Vec::new()), |value| peers(&value))?,
             only: match set("PPV2_ONLY") {
                 None => Only::all(),

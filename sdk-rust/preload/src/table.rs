@@ -23,6 +23,7 @@ use ppv2_sdk::{Demux, DropReason, ReplyHeader, ReplyPath, Untrusted};
 use thiserror::Error;
 
 use crate::arena::{self, Arena};
+use crate::recent::{self, Seen};
 use crate::settings::Settings;
 use crate::stats::{Cell, Counts, Text};
 use crate::this_thread::{self, ThisThread};
@@ -60,6 +61,12 @@ pub(crate) struct Judged {
     pub(crate) header_len: usize,
     /// Its sender is talked to directly.
     pub(crate) is_direct: bool,
+}
+
+/// A datagram, and the path of a reply to it if that is a proxy's.
+struct Looked {
+    datagram: Judged,
+    path: Option<ReplyPath>,
 }
 
 /// How a datagram to a client leaves.
@@ -192,6 +199,29 @@ pub(crate) fn endpoint(local: SocketAddr) -> Option<Endpoint> {
 #[inline]
 pub(crate) fn lock() -> Option<Table> {
     shared()?.lock()
+}
+
+/// As [`Table::receive`] for a datagram of a client that has sent the same way a moment ago,
+/// without the lock. `None` for others.
+#[inline]
+pub(crate) fn receive_again(
+    seen: &Seen<'_>,
+    is_for: impl FnOnce(&Judged) -> bool,
+) -> Option<Judged> {
+    let shared = shared()?;
+    let recent = shared.settings.recent?;
+    let judged = recent::judged(rough_clock(), recent, seen).filter(is_for)?;
+    shared.counts.add(Cell::Received, 1);
+    shared.counts.add(Cell::Delivered, 1);
+    Some(judged)
+}
+
+/// As [`Table::path`] for a client that this thread has heard a moment ago, without the lock,
+/// where a datagram needs nothing but another address to be sent to. `None` for others.
+#[inline]
+pub(crate) fn path_again(endpoint: Endpoint, to: SocketAddr) -> Option<SocketAddr> {
+    let recent = shared()?.settings.recent?;
+    recent::path(rough_clock(), recent, endpoint, to)
 }
 
 /// Whether this thread is in a section that holds the lock: a signal handler is running.
@@ -430,8 +460,20 @@ impl Table {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Option<Judged> {
-        let judged = self.peek(endpoint, peer, local, bytes)?;
-        self.shared.counts.add_locked(Cell::Received, 1);
+        let judged = self.look(endpoint, peer, local, bytes)?;
+        if let Some(path) = judged.path
+            && self.shared.settings.recent.is_some()
+        {
+            let seen = Seen {
+                endpoint,
+                peer,
+                local,
+                bytes,
+            };
+            recent::note(rough_clock(), &seen, judged.datagram, &path);
+        }
+        let judged = judged.datagram;
+        self.shared.counts.add(Cell::Received, 1);
         if judged.is_direct {
             self.shared.counts.add_locked(Cell::Direct, 1);
         }
@@ -443,10 +485,6 @@ impl Table {
     /// As `receive`, for a look at a datagram (MSG_PEEK) that will be received again: a
     /// good one is remembered and not counted. One that must be dropped is counted, and
     /// must not be handed to `receive`.
-    #[expect(
-        clippy::needless_pass_by_ref_mut,
-        reason = "what the guard refers to changes"
-    )]
     #[inline]
     pub(crate) fn peek(
         &mut self,
@@ -455,14 +493,33 @@ impl Table {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Option<Judged> {
+        let looked = self.look(endpoint, peer, local, bytes)?;
+        Some(looked.datagram)
+    }
+
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "what the guard refers to changes"
+    )]
+    #[inline]
+    fn look(
+        &mut self,
+        endpoint: Endpoint,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        bytes: &[u8],
+    ) -> Option<Looked> {
         let shared = self.shared;
         let peer = canonical(peer);
         if shared.settings.is_peer(peer.ip()) {
-            return Some(Judged {
-                client: peer,
-                destination: None,
-                header_len: 0,
-                is_direct: true,
+            return Some(Looked {
+                datagram: Judged {
+                    client: peer,
+                    destination: None,
+                    header_len: 0,
+                    is_direct: true,
+                },
+                path: None,
             });
         }
         let entry = shared.entries().get(endpoint.0 as usize)?;
@@ -479,7 +536,7 @@ impl Table {
         }
         judged
             .inspect_err(|reason| {
-                shared.counts.add_locked(Cell::Received, 1);
+                shared.counts.add(Cell::Received, 1);
                 shared.counts.add_locked(Cell::Dropped(*reason), 1);
             })
             .ok()
@@ -492,15 +549,21 @@ impl Table {
         peer: SocketAddr,
         local: Option<IpAddr>,
         bytes: &[u8],
-    ) -> Result<Judged, DropReason> {
+    ) -> Result<Looked, DropReason> {
         let _using = self.using_arena();
-        let demux = entry.demux_made(self.shared.settings);
+        let settings = self.shared.settings;
+        let demux = entry.demux_made(settings);
         let datagram = demux.receive(self.now, peer, local, bytes)?;
-        Ok(Judged {
-            client: datagram.client,
-            destination: datagram.destination,
-            header_len: datagram.header.len(),
-            is_direct: false,
+        // Otherwise the client is talked to directly, or may be.
+        let is_proxied = datagram.proxy.is_some() && !settings.is_peer(datagram.client.ip());
+        Ok(Looked {
+            datagram: Judged {
+                client: datagram.client,
+                destination: datagram.destination,
+                header_len: datagram.header.len(),
+                is_direct: false,
+            },
+            path: is_proxied.then_some(datagram.reply_path),
         })
     }
 
@@ -594,7 +657,7 @@ impl Drop for Table {
         }
         let delivered = shared.delivered.replace(0);
         if delivered > 0 {
-            shared.counts.add_locked(Cell::Delivered, delivered);
+            shared.counts.add(Cell::Delivered, delivered);
         }
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the mutex was made with the memory.

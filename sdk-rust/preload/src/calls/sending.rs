@@ -164,6 +164,13 @@ unsafe fn to_name(
     if !name.is_null() && !(1..=ADDRESS).contains(&(name_len as usize)) {
         return fail(EINVAL);
     }
+    if !name.is_null() {
+        // SAFETY: as the caller says.
+        let sent = unsafe { send::again(fd, socket, buffer, len, flags, name, name_len) };
+        if let Some(sent) = sent {
+            return sent;
+        }
+    }
     let mut part = iovec {
         iov_base: buffer.cast_mut(),
         iov_len: len.min(isize::MAX as usize),

@@ -1,7 +1,7 @@
 //! One datagram: as the kernel delivers it to the library, and as the program gets it.
 
 use std::mem::{self, MaybeUninit};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr;
 use std::slice;
 
@@ -14,6 +14,7 @@ use crate::boundary::is_plausible;
 use crate::buffers::{self, CONTROL, Far, NEAR};
 use crate::control::{self, Wanted, Writer};
 use crate::names;
+use crate::recent::Seen;
 use crate::settings::{self, Pktinfo};
 use crate::socket::{Flag, Held, Socket};
 use crate::table::{self, Counter, Judged, Table};
@@ -165,9 +166,31 @@ impl<'a> Arrived<'a> {
         })
     }
 
+    /// The local address that it was sent to, of a socket that is bound to all.
+    #[inline]
+    fn local(&self, socket: &Socket) -> Option<IpAddr> {
+        if socket.is(Flag::Wildcard) {
+            control::local(self.control)
+        } else {
+            None
+        }
+    }
+
     /// As `judge_in`, with a lock of its own.
     #[inline]
     pub(super) fn judge(&self, socket: &Socket, peeking: bool) -> Result<Judged, Refusal> {
+        if !peeking && socket.peer().is_none() {
+            let seen = Seen {
+                endpoint: socket.endpoint(),
+                peer: self.peer,
+                local: self.local(socket),
+                bytes: self.bytes,
+            };
+            let fits = |judged: &Judged| names::fits(judged.client, socket.family());
+            if let Some(judged) = table::receive_again(&seen, fits) {
+                return Ok(judged);
+            }
+        }
         let mut table = table::lock().ok_or(Refusal::Counted)?;
         self.judge_in(&mut table, socket, peeking)
     }
@@ -181,11 +204,7 @@ impl<'a> Arrived<'a> {
         socket: &Socket,
         peeking: bool,
     ) -> Result<Judged, Refusal> {
-        let local = if socket.is(Flag::Wildcard) {
-            control::local(self.control)
-        } else {
-            None
-        };
+        let local = self.local(socket);
         let endpoint = socket.endpoint();
         let judged = if peeking {
             table.peek(endpoint, self.peer, local, self.bytes)

@@ -1,12 +1,12 @@
 //! The functions that the program calls instead of the C library's. Each looks whether
 //! the descriptor is taken over, and calls the real function if not.
 
-mod descriptors;
+pub(crate) mod descriptors;
 mod raw;
-mod receiving;
-mod sending;
-mod sockets;
-mod waiting;
+pub(crate) mod receiving;
+pub(crate) mod sending;
+pub(crate) mod sockets;
+pub(crate) mod waiting;
 
 use libc::c_int;
 

@@ -54,6 +54,8 @@ mod settings;
 mod socket;
 mod stats;
 mod table;
+#[cfg(test)]
+mod testing;
 mod this_thread;
 mod try_lock;
 mod wait;

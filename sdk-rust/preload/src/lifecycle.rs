@@ -31,9 +31,7 @@ pub(crate) fn start() {
     if let Err(error) = table::start(settings, text) {
         refuse(&error.to_string());
     }
-    registry::own();
-    // SAFETY: the function can be called in any new process.
-    unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+    own();
     for fd in open_descriptors() {
         if options::udp_family(fd).is_some() {
             inherit(fd, settings);
@@ -41,8 +39,14 @@ pub(crate) fn start() {
     }
 }
 
-unsafe extern "C" fn forked() {
-    registry::forked();
+/// The registry is this process's; a forked one gets its own.
+pub(crate) fn own() {
+    unsafe extern "C" fn forked() {
+        registry::forked();
+    }
+    registry::own();
+    // SAFETY: the function can be called in any new process.
+    unsafe { libc::pthread_atfork(None, None, Some(forked)) };
 }
 
 /// Ends the process, as programs do whose settings can't be used.

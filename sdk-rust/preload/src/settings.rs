@@ -228,6 +228,12 @@ pub(crate) fn start() -> Result<&'static Settings, SettingsError> {
     SETTINGS.get().ok_or(SettingsError::NotTrusted)
 }
 
+/// Settings for all tests of this process.
+#[cfg(test)]
+pub(crate) fn set(settings: Settings) -> &'static Settings {
+    SETTINGS.get_or_init(|| settings)
+}
+
 /// The settings; `None` before [`start`].
 #[inline]
 pub(crate) fn get() -> Option<&'static Settings> {

@@ -156,3 +156,6 @@ hooks! {
         unsafe { real::ioctl(fd, request, argument) }
     }
 }
+
+#[cfg(test)]
+mod tests;

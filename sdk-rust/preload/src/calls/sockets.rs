@@ -65,6 +65,7 @@ unsafe fn set_option(
                 socket.set(Flag::WantsGro, on != 0);
                 0
             }
+            None if value.is_null() => fail(libc::EFAULT),
             None => fail(libc::EINVAL),
         };
     }
@@ -210,3 +211,6 @@ hooks! {
         result
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -319,3 +319,6 @@ fn fits(count: nfds_t, len: size_t) -> bool {
     let elements = len / size_of::<pollfd>();
     usize::try_from(count).is_ok_and(|count| count <= elements)
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::drop_log::{self, DropLog};
 use control::{Control, Event};
 use doors::Doors;
-use handover::{Ask, Giver, Running, Taking};
+use handover::{Ask, Giver, IS_ENDING, Running, Taking};
 use ppv2_hosts::doctor;
 use service_manager::{STATUS_PAUSE, ServiceManager};
 
@@ -201,12 +201,15 @@ pub fn run(
     file: Option<PathBuf>,
     takeover: Option<PathBuf>,
     manager: Option<NotifySocket>,
-    inherited: Inherited,
+    mut inherited: Inherited,
 ) -> Result<(), RunError> {
+    // Before there is another thread.
+    let left = inherited.take_state().map(Taking::queued);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(supervise(config, file, takeover, manager, inherited));
+    let others = (takeover, left);
+    let ended = runtime.block_on(supervise(config, file, others, manager, inherited));
     // A file system that hangs must not hold up the end.
     runtime.shutdown_background();
     ended
@@ -238,7 +241,7 @@ fn warn_of_reloads(file: &Path) {
 async fn supervise(
     config: Config,
     file: Option<PathBuf>,
-    takeover: Option<PathBuf>,
+    (takeover, left): (Option<PathBuf>, Option<Result<Taking, TakeError>>),
     manager: Option<NotifySocket>,
     mut inherited: Inherited,
 ) -> Result<(), RunError> {
@@ -263,13 +266,13 @@ async fn supervise(
         Some(socket) => {
             let other = Taking::connect(&socket)?;
             // What an earlier process has left is older than what there is.
-            if inherited.take_state().is_some() {
+            if left.is_some() {
                 manager.forget();
             }
             bind::probe_beside(&config, &other)?;
             Some(other)
         }
-        None => left_behind(&config, &mut inherited, &manager).await?,
+        None => left_behind(left, &config, &inherited, &manager).await?,
     };
     let mut doors = Doors::open(&config, &mut inherited, other.as_mut()).await?;
     let admin = config.admin().cloned();
@@ -331,7 +334,7 @@ async fn supervise(
         &mut control,
         &mut drop_log,
         &mut signals,
-        (reloads, &mut asks, &doors),
+        (reloads, &mut asks, &doors, &giver),
         &mut manager,
     )
     .await;
@@ -400,15 +403,16 @@ async fn supervise(
 /// What the process before has left in the service manager's store. If that can't be used, its
 /// sessions are lost, and all begins anew.
 async fn left_behind(
+    left: Option<Result<Taking, TakeError>>,
     config: &Config,
-    inherited: &mut Inherited,
+    inherited: &Inherited,
     manager: &ServiceManager,
 ) -> Result<Option<Taking>, RunError> {
-    let Some(socket) = inherited.take_state() else {
+    let Some(left) = left else {
         return Ok(None);
     };
-    let queued = spawn_blocking(move || Taking::queued(socket)).await;
-    match queued.map_err(io::Error::other)? {
+    let read = spawn_blocking(move || left.and_then(Taking::read)).await;
+    match read.map_err(io::Error::other)? {
         Ok(other) => {
             bind::probe_beside(config, &other)?;
             Ok(Some(other))
@@ -440,7 +444,8 @@ async fn settle(told: Told, giver: &Giver, asks: &mut mpsc::Receiver<Ask>) -> To
         }
         match tokio::time::timeout(SETTLE_PAUSE, asks.recv()).await {
             Ok(Some(Ask::Done(kept))) => return Told::LetGo(kept),
-            Ok(Some(Ask::Offer(reply))) => _ = reply.send(Err("the process is ending".to_owned())),
+            Ok(Some(Ask::Offer(reply))) => _ = reply.send(Err(IS_ENDING.to_owned())),
+            Ok(Some(Ask::Confirm(_, reply))) => _ = reply.send(Err(IS_ENDING.to_owned())),
             // It has failed, and workers go on, or not yet.
             Ok(None) | Err(_) => {}
         }
@@ -455,7 +460,7 @@ async fn leave(
     doors: &Doors,
     manager: &ServiceManager,
 ) -> Result<(), String> {
-    let offering = doors.offer(control.offer()?);
+    let offering = doors.offer(control.offer()?, control.reloaded());
     let giving = giver.clone();
     let queued = spawn_blocking(move || giving.queue(&offering)).await;
     let queued = queued.map_err(|error| error.to_string())?;
@@ -487,10 +492,11 @@ async fn until_told(
     control: &mut Control,
     drop_log: &mut DropLog,
     signals: &mut Signals,
-    (mut reloads, asks, doors): (
+    (mut reloads, asks, doors, giver): (
         mpsc::Receiver<ReloadRequest>,
         &mut mpsc::Receiver<Ask>,
         &Doors,
+        &Giver,
     ),
     manager: &mut ServiceManager,
 ) -> Result<Told, RunError> {
@@ -530,7 +536,12 @@ async fn until_told(
             // Without a socket for it, nobody asks.
             Some(ask) = asks.recv() => match ask {
                 // Who asked may have gone.
-                Ask::Offer(reply) => _ = reply.send(control.offer().map(|offer| doors.offer(offer))),
+                Ask::Offer(reply) => {
+                    let offer = control.offer();
+                    let offer = offer.map(|offer| doors.offer(offer, control.reloaded()));
+                    let _ = reply.send(offer);
+                }
+                Ask::Confirm(reloaded, reply) => _ = reply.send(control.confirm(reloaded)),
                 Ask::Done(kept) => return Ok(Told::LetGo(kept)),
             },
             () = status.changed() => control.route_soon(Instant::now()),
@@ -548,7 +559,7 @@ async fn until_told(
             event = control.event() => match event {
                 Event::Failed(failure) => return Err(failure),
                 Event::Ready(ready) => {
-                    control.end_reload(*ready).await;
+                    control.end_reload(*ready, giver.is_giving()).await;
                     if !control.is_reloading() {
                         manager.ready(control.status_line());
                         if is_leaving {

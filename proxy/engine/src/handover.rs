@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mode::Mode;
 use crate::server::Server;
+use crate::source_addresses::GivenBack;
 
 /// All that one worker has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -91,6 +92,9 @@ pub enum SharedKind {
         server: u32,
         /// What tags are made with.
         key: TagKey,
+        /// What they were made with before, and replies may carry.
+        #[serde(default)]
+        former: Option<TagKey>,
     },
 }
 
@@ -346,6 +350,8 @@ pub struct TakeOver {
     pub networks: Arc<[NetworkState]>,
     /// Addresses of source networks that sessions of any worker have, or had so long ago.
     pub network_addresses: Arc<[(IpAddr, Option<Duration>)]>,
+    /// By which workers give each other's addresses back.
+    pub given_back: Arc<GivenBack>,
     /// Is told what came of it.
     pub done: Box<dyn FnOnce(TakenOver) + Send>,
 }

@@ -23,6 +23,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -83,6 +85,49 @@ pub struct SourceAddresses {
     latest_rest: Option<Tick>,
     /// When a session last ended.
     latest_end: Option<Tick>,
+}
+
+/// Addresses of other workers' shares whose sessions have ended, and when. A worker has such
+/// sessions of a process before that had another number of workers; each was in use when that
+/// process let go, which bounds them.
+#[derive(Debug, Default)]
+pub struct GivenBack {
+    addresses: Mutex<Vec<(IpAddr, Instant)>>,
+    /// How many there are, to be read without the lock.
+    count: AtomicUsize,
+}
+
+impl GivenBack {
+    /// Leaves an address to the worker whose it is.
+    pub fn add(&self, address: IpAddr, ended: Instant) {
+        let mut addresses = self.lock();
+        addresses.push((address, ended));
+        self.count.store(addresses.len(), Ordering::Release);
+    }
+
+    /// Removes those that `is_taken` returns true of.
+    pub fn take(&self, mut is_taken: impl FnMut(IpAddr, Instant) -> bool) {
+        if self.count.load(Ordering::Acquire) > 0 {
+            let mut addresses = self.lock();
+            addresses.retain(|(address, ended)| !is_taken(*address, *ended));
+            self.count.store(addresses.len(), Ordering::Release);
+        }
+    }
+
+    /// Those of a network, and how long ago their sessions ended.
+    #[must_use]
+    pub fn of(&self, network: &IpNet, now: Instant) -> Vec<(IpAddr, Duration)> {
+        let addresses = self.lock();
+        let of_network = addresses.iter().filter(|(ip, _)| network.contains(ip));
+        let since = |ended| now.saturating_duration_since(ended);
+        of_network.map(|(ip, ended)| (*ip, since(*ended))).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(IpAddr, Instant)>> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An address, by its number in the share, and when its session ended.
@@ -190,15 +235,18 @@ impl SourceAddresses {
         None
     }
 
-    /// The session that had `address` has ended: now it rests.
-    pub fn give_back(&mut self, address: IpAddr, now: Instant) {
+    /// The session that had `address` has ended: now it rests. False if the address is of
+    /// another worker's share.
+    pub fn give_back(&mut self, address: IpAddr, now: Instant) -> bool {
         let ended = self.clock.tick(now);
-        if let Some(number) = self.number(address) {
-            self.heard.remove(&number);
-            self.resting.push_back(Resting { number, ended });
-            self.latest_rest = Some(ended);
-            self.latest_end = Some(ended);
-        }
+        let Some(number) = self.number(address) else {
+            return self.len >= ENDLESS;
+        };
+        self.heard.remove(&number);
+        self.resting.push_back(Resting { number, ended });
+        self.latest_rest = Some(ended);
+        self.latest_end = Some(ended);
+        true
     }
 
     /// Has an address not handed out that another process has handed out: until it is

@@ -45,7 +45,7 @@ use crate::server::{MAX_ANSWER_TIME, Server};
 use crate::session::{Key, Session, SessionId, Table};
 use crate::snapshot::Snapshot;
 use crate::upstream::Balancer;
-use crate::upstream_socket::Connection;
+use crate::upstream_socket::{Connection, Path};
 use new_session::{OwnAddresses, ServerAddresses};
 use run::Run;
 use server_to_client::Replies;
@@ -259,6 +259,8 @@ pub struct Worker {
     unwatched: Vec<SessionId>,
     /// Sockets of another process that no session has, and until when late replies may come.
     parked: Option<(Instant, Vec<Adoptable>)>,
+    /// Another process has, or had, descriptors of sockets: one that is closed here may stay open.
+    is_lent: bool,
     /// Proxies that put headers in front of what they pass on.
     senders: Senders,
     unix: UnixClock,
@@ -319,6 +321,7 @@ impl Worker {
             shared_sockets: SharedSockets::new(number, workers),
             unwatched: Vec::new(),
             parked: None,
+            is_lent: false,
             senders: Senders::default(),
             unix: UnixClock::new(now),
             capacity,
@@ -536,6 +539,17 @@ impl Worker {
             while takes.next().is_some() && self.take_from_shared(number, now) > 0 {}
         }
         self.replies.send(&self.listener_sockets);
+    }
+
+    /// Watches a session's socket no more, which is about to be closed: as long as another
+    /// process has a descriptor of it, it would be reported for ever.
+    fn unwatch(&self, path: &Path) {
+        if self.is_lent
+            && let Path::Own(own) = path
+        {
+            // It is not watched where no replies are taken.
+            let _ = self.readiness.unregister(&own.socket);
+        }
     }
 
     /// The number of the listener's socket that replies from this address leave by.

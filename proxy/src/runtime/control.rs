@@ -87,6 +87,8 @@ pub(super) struct Control {
     workers: Workers,
     client_ports: Arc<ClientPorts>,
     reloads: Reloads,
+    /// How many were applied.
+    reloaded: u64,
 }
 
 /// What has to be seen to at once.
@@ -196,6 +198,7 @@ impl Control {
             workers,
             client_ports,
             reloads: Reloads::default(),
+            reloaded: 0,
         })
     }
 
@@ -270,6 +273,19 @@ impl Control {
             servers: self.health.status.handed_over(),
             ..Offer::of_this_process()
         })
+    }
+
+    /// How many reloads were applied.
+    pub(super) fn reloaded(&self) -> u64 {
+        self.reloaded
+    }
+
+    /// Whether what was [offered](Self::offer) after so many reloads is still so.
+    pub(super) fn confirm(&self, reloaded: u64) -> Result<(), String> {
+        if self.reloaded == reloaded && !self.is_reloading() {
+            return Ok(());
+        }
+        Err("a reload has come in between; try again".to_owned())
     }
 
     /// Hands over, when asked, what workers have.
@@ -349,13 +365,18 @@ impl Control {
         }));
     }
 
-    /// Puts the configuration that was made ready in force. If anything is wrong with it,
-    /// nothing changes.
-    pub(super) async fn end_reload(&mut self, ready: Result<Ready, String>) {
+    /// Puts the configuration that was made ready in force. If anything is wrong with it, or
+    /// another process `is_taking` over, nothing changes.
+    pub(super) async fn end_reload(&mut self, ready: Result<Ready, String>, is_taking: bool) {
         let outcome = match ready {
+            Ok(_) if is_taking => Err(
+                "another process is taking over at this time, with the configuration that it has read; reload that one, or try again if it fails"
+                    .to_owned(),
+            ),
             Ok(ready) => self.adopt(ready).await,
             Err(why) => Err(why),
         };
+        self.reloaded += u64::from(outcome.is_ok());
         match &outcome {
             Ok(news) => tracing::info!("reloaded: {news}"),
             Err(why) => tracing::error!("not reloaded, nothing has changed: {why}"),

@@ -114,7 +114,7 @@ impl Doors {
     }
 
     /// What another process may go on with.
-    pub(super) fn offer(&self, offer: Offer) -> Offering {
+    pub(super) fn offer(&self, offer: Offer, reloads: u64) -> Offering {
         let copy = |door: &Option<(String, OwnedFd)>| {
             let (name, socket) = door.as_ref()?;
             Some((name.clone(), socket.try_clone().ok()?))
@@ -132,6 +132,7 @@ impl Doors {
                 .chain(upgrade)
                 .map(|(_, socket)| socket)
                 .collect(),
+            reloads,
         }
     }
 

@@ -13,7 +13,7 @@ use rustix::process::geteuid;
 
 use channel::peer_uid;
 
-pub(super) use giving::{Ask, Giver, Offering};
+pub(super) use giving::{Ask, Giver, IS_ENDING, Offering};
 pub(crate) use message::ServerStanding;
 pub(super) use message::{Offer, Running};
 pub use taking::TakeError;

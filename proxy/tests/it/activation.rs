@@ -302,7 +302,7 @@ fn a_wildcard_for_both_families_is_refused_with_the_fix() {
 }
 
 /// The sockets that the workers of the program's process wait for.
-fn watched(program: u32) -> BTreeSet<String> {
+pub(crate) fn watched(program: u32) -> BTreeSet<String> {
     let descriptors = format!("/proc/{program}/fdinfo");
     let all = fs::read_dir(descriptors).unwrap();
     let texts = all.filter_map(|one| fs::read_to_string(one.unwrap().path()).ok());

@@ -2,6 +2,7 @@
 //! no session moves, and whatever fails leaves all to the process that had it.
 
 mod ended;
+mod failed;
 mod hostile;
 mod relay;
 

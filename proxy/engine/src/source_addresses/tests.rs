@@ -482,3 +482,44 @@ fn addresses_that_another_process_handed_out_come_back_by_their_rest_alone() {
         assert_eq!(take_all(&mut new, later), in_use, "{name}");
     }
 }
+
+#[test]
+fn workers_give_addresses_of_other_shares_back_to_their_owner() {
+    let start = Instant::now();
+    for (name, _) in SMALL {
+        let network = network(name);
+        let mut old = SourceAddresses::new(&network, 0, 1, start);
+        let in_use = take_all(&mut old, start);
+        // The sessions come to worker 0 of two.
+        let mut new: Vec<_> = (0..2)
+            .map(|worker| SourceAddresses::new(&network, worker, 2, start))
+            .collect();
+        for share in &mut new {
+            for address in &in_use {
+                share.inherit(*address, None, start);
+            }
+            assert!(take_all(share, start).is_empty(), "{name}");
+        }
+        let given_back = GivenBack::default();
+        for address in &in_use {
+            if !new[0].give_back(*address, start) {
+                given_back.add(*address, start);
+            }
+        }
+        let of_network = given_back.of(&network.network, start + MIN_REST);
+        assert!(of_network.iter().all(|(_, ended)| *ended == MIN_REST));
+        let left = of_network.len();
+        // Of a single one, it is the first worker's.
+        assert_eq!(left, in_use.len() / 2, "{name}");
+        for share in &mut new {
+            given_back.take(|address, ended| share.give_back(address, ended));
+        }
+        assert!(given_back.of(&network.network, start).is_empty(), "{name}");
+        let rested = start + MIN_REST + Tick::STEP * 2;
+        let back: BTreeSet<_> = new
+            .iter_mut()
+            .flat_map(|share| take_all(share, rested))
+            .collect();
+        assert_eq!(back, in_use.into_iter().collect(), "{name}");
+    }
+}

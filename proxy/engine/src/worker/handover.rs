@@ -75,7 +75,8 @@ pub(super) fn place(number: usize) -> u32 {
 impl Worker {
     /// Duplicates some sockets, from number `first` on, for a process that is to take over: what
     /// it knows already need not be sent while nobody looks at it.
-    pub(super) fn preview(&self, first: usize, to: Preview) {
+    pub(super) fn preview(&mut self, first: usize, to: Preview) {
+        self.is_lent = true;
         let sessions = self.table.iter_from(first);
         let own = |(number, session): (usize, &'_ Session<Connection>)| {
             let socket = &session.connection.own_socket()?.socket;
@@ -93,6 +94,7 @@ impl Worker {
         self.close_ended(now);
         self.collect_removed(now);
         self.replies.send(&self.listener_sockets);
+        self.is_lent = true;
         match self.collect(now) {
             Ok(Collected {
                 state, descriptors, ..
@@ -100,7 +102,11 @@ impl Worker {
             // Who asked learns it by the other end of `to`.
             Err(error) => tracing::error!(%error, "a worker can't name its sockets"),
         }
-        self.wait_for_order()
+        match self.wait_for_order() {
+            Some(later) => self.obey_later(later),
+            None => return true,
+        }
+        false
     }
 
     /// Takes over what it is given, and waits until it is told to go on. True if it is to stop
@@ -111,19 +117,32 @@ impl Worker {
             mut sockets,
             networks,
             network_addresses,
+            given_back,
             done,
         } = from;
         let mut taken = TakenOver::default();
+        self.is_lent = true;
+        self.shared_sockets.given_back = given_back;
         self.inherit_networks(&networks, &network_addresses, now);
         for inherited in states {
             self.inherit(inherited, &mut sockets, &mut taken, now);
         }
         // A late reply to one of these would reach the next session that has its port.
         self.parked = Some((now + MIN_REST, sockets.into_values().collect()));
-        self.adapt_shared(now);
         self.publish_counts();
         done(taken);
-        self.wait_for_order()
+        let Some(later) = self.wait_for_order() else {
+            return true;
+        };
+        // Until now the other process might have had to go on with the sockets as they were.
+        // They were made by another configuration. What fails would have failed there, too.
+        for (_, one) in &self.listener_sockets {
+            let _ = one.socket.adapt(one.settings.listener_options());
+        }
+        self.share_ports();
+        self.adapt_shared(Instant::now());
+        self.obey_later(later);
+        false
     }
 
     /// Watches some of the sockets that were taken over, whose replies wait there. Not all at
@@ -147,19 +166,16 @@ impl Worker {
         }
     }
 
-    /// Does nothing, until it is told to go on; what else it is told comes then. True if it is
-    /// to stop.
-    fn wait_for_order(&mut self) -> bool {
+    /// Does nothing, until it is told to go on. Returns what else it is told, which comes then;
+    /// `None` if it is to stop.
+    fn wait_for_order(&mut self) -> Option<Vec<Command>> {
         let mut later = Vec::new();
         loop {
             // Without a control path, nobody can want it to go on.
-            let Ok(command) = self.commands.recv() else {
-                return true;
-            };
-            match command {
-                Command::Resume => break,
+            match self.commands.recv().ok()? {
+                Command::Resume => return Some(later),
                 // Its sockets may be another process's by now.
-                Command::Release | Command::Stop => return true,
+                Command::Release | Command::Stop => return None,
                 Command::Sessions {
                     first,
                     limit,
@@ -175,10 +191,12 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn obey_later(&mut self, later: Vec<Command>) {
         for command in later {
             let _ = self.obey(command, Instant::now());
         }
-        false
     }
 
     fn collect(&self, now: Instant) -> io::Result<Collected<'_>> {
@@ -392,12 +410,9 @@ impl Worker {
                 && let Some(added) = self.listener_sockets.get_mut(number as usize)
             {
                 added.overflows = one.overflows;
-                // It was made by another configuration, and fails where it would have failed.
-                let _ = added.socket.adapt(added.settings.listener_options());
             }
             numbers.push(number);
         }
-        self.share_ports();
         numbers
     }
 

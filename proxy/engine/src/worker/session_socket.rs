@@ -256,12 +256,17 @@ impl Worker {
             if self.is_silent(id, now)
                 && let Some((permit, connection)) = self.table.take(now, id)
             {
-                let permit = permit.renew().map_err(why_full);
-                return Some(permit.map(|permit| NewPath {
-                    permit,
-                    path: connection.path,
-                    is_watched: true,
-                }));
+                return Some(match permit.renew() {
+                    Ok(permit) => Ok(NewPath {
+                        permit,
+                        path: connection.path,
+                        is_watched: true,
+                    }),
+                    Err(full) => {
+                        self.unwatch(&connection.path);
+                        Err(why_full(full))
+                    }
+                });
             }
         }
         None
@@ -285,6 +290,7 @@ impl Worker {
                 if let Some(own) = connection.own_socket() {
                     self.shortages.pools.remove(&own.pool);
                 }
+                self.unwatch(&connection.path);
                 self.shared_sockets.end(&connection.path, now);
                 return true;
             }
@@ -318,7 +324,9 @@ impl Worker {
     pub(super) fn close_ended(&mut self, now: Instant) {
         while let Some(id) = self.table.next_to_close() {
             (0..LAST_LOOKS).any(|_| self.is_silent(id, now));
-            self.table.take(now, id);
+            if let Some((_, connection)) = self.table.take(now, id) {
+                self.unwatch(&connection.path);
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use crate::handover::{NetworkState, SharedKind, SharedSocketState, TagKey, Worke
 use crate::listener::{Listener, ListenerSettings};
 use crate::server::{Replies, Server, SourceNetwork, Sources, Target};
 use crate::session::{MIN_REST, SessionId};
-use crate::source_addresses::{NoAddress, SourceAddresses};
+use crate::source_addresses::{GivenBack, NoAddress, SourceAddresses};
 use crate::tag::{TagError, TagKeys};
 use crate::upstream_socket::{Connection, Path};
 
@@ -38,6 +38,8 @@ pub(super) struct SharedSockets {
     servers: Vec<SocketAddr>,
     /// By server and options, the number of the socket that is connected to it.
     tagged: HashMap<(u64, Options), u32, ahash::RandomState>,
+    /// Addresses that belong to shares of other workers.
+    pub(super) given_back: Arc<GivenBack>,
 }
 
 /// A socket that sessions share.
@@ -176,6 +178,7 @@ impl SharedSockets {
             networks: Vec::new(),
             servers: Vec::new(),
             tagged: HashMap::default(),
+            given_back: Arc::default(),
         }
     }
 
@@ -249,9 +252,21 @@ impl SharedSockets {
     }
 
     fn give_back(&mut self, source: IpAddr, now: Instant) {
-        if let Some(network) = self.network_of(source) {
-            self.networks[network].free.give_back(source, now);
+        if let Some(network) = self.network_of(source)
+            && !self.networks[network].free.give_back(source, now)
+        {
+            self.given_back.add(source, now);
         }
+    }
+
+    /// Has addresses of this worker's shares rest whose sessions other workers had.
+    fn collect_given_back(&mut self) {
+        let networks = &mut self.networks;
+        self.given_back.take(|address, ended| {
+            let mut networks = networks.iter_mut();
+            let network = networks.find(|one| one.network.network.contains(&address));
+            network.is_some_and(|one| one.free.give_back(address, ended))
+        });
     }
 
     /// A source address that no session has and none had lately.
@@ -320,9 +335,8 @@ impl SharedSockets {
         if let Path::Network { source, .. } = path
             && let Some(network) = self.network_of(*source)
         {
-            let network = &mut self.networks[network];
-            network.sessions -= 1;
-            network.free.give_back(*source, now);
+            self.networks[network].sessions -= 1;
+            self.give_back(*source, now);
         }
     }
 }
@@ -501,6 +515,9 @@ impl Worker {
         if self.readiness.register(&socket, key).is_ok()
             && let Some(shared) = self.shared_sockets.get_mut(number)
         {
+            if self.is_lent {
+                let _ = self.readiness.unregister(&shared.socket);
+            }
             shared.socket = socket;
             shared.overflows = 0;
         }
@@ -525,6 +542,7 @@ impl Worker {
         while let Some(Connection { path, .. }) = self.table.next_removed() {
             self.shared_sockets.end(&path, now);
         }
+        self.shared_sockets.collect_given_back();
     }
 
     /// Has sockets obey the snapshot: they check tags with its keys, and those that it has
@@ -614,7 +632,14 @@ impl Worker {
                 Kind::Tagged { tagged, options } => {
                     let server = collected.server(&tagged.server);
                     let key = TagKey(tagged.keys.key());
-                    (SharedKind::Tagged { server, key }, *options)
+                    let former = tagged.former.as_ref();
+                    let former = former.map(|keys| TagKey(keys.key()));
+                    let kind = SharedKind::Tagged {
+                        server,
+                        key,
+                        former,
+                    };
+                    (kind, *options)
                 }
             };
             let sockets = &mut collected.state.shared_sockets;
@@ -628,11 +653,16 @@ impl Worker {
                 overflows: one.overflows,
             });
         }
-        let networks = shared.networks.iter().map(|one| NetworkState {
-            address: one.network.network.addr(),
-            prefix: one.network.network.prefix_len(),
-            port: one.network.port.map_or(0, NonZeroU16::get),
-            resting: one.free.resting(now),
+        let networks = shared.networks.iter().map(|one| {
+            let mut resting = one.free.resting(now);
+            let given_back = shared.given_back.of(&one.network.network, now);
+            resting.extend(given_back);
+            NetworkState {
+                address: one.network.network.addr(),
+                prefix: one.network.network.prefix_len(),
+                port: one.network.port.map_or(0, NonZeroU16::get),
+                resting,
+            }
         });
         collected.state.networks = networks.collect();
         let servers = shared.servers.iter();
@@ -712,7 +742,11 @@ impl Worker {
                 let (v6, port) = (*v6, *port);
                 (Kind::Network { v6, port, options }, (*bound).into())
             }
-            SharedKind::Tagged { server, key } => {
+            SharedKind::Tagged {
+                server,
+                key,
+                former,
+            } => {
                 let server = servers.get(*server as usize)?;
                 let before = Arc::new(TagKeys::new(key.0));
                 let id = server.id();
@@ -724,7 +758,10 @@ impl Worker {
                     server: Arc::clone(server),
                     sources: target.map_or(none, |one| one.sources.clone()),
                     is_auto: target.is_none_or(|one| matches!(one.replies, Replies::Auto(_))),
-                    former: (*keys != *before).then_some(before),
+                    former: match *keys == *before {
+                        true => former.as_ref().map(|key| Arc::new(TagKeys::new(key.0))),
+                        false => Some(before),
+                    },
                     keys,
                     unanswered: None,
                 };
@@ -760,6 +797,9 @@ impl Worker {
                 && !is_kept
             {
                 tagged.remove(&(of.server.id(), *options));
+            }
+            if !is_kept && self.is_lent {
+                let _ = self.readiness.unregister(&shared.socket);
             }
             is_kept
         });

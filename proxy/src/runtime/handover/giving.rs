@@ -14,6 +14,7 @@ use ppv2_engine::client_ports::ClientPorts;
 use ppv2_engine::handover::WorkerState;
 use ppv2_engine::worker::Command;
 use rustix::net::sockopt::socket_cookie;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -36,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(in crate::runtime) enum Ask {
     /// What there is to offer, or why there is nothing.
     Offer(oneshot::Sender<Result<Offering, String>>),
+    /// Whether what was offered is still so, with its [`Offering::reloads`].
+    Confirm(u64, oneshot::Sender<Result<(), String>>),
     /// Another process goes on with all: let go, and end.
     Done(Running),
 }
@@ -44,6 +47,8 @@ pub(in crate::runtime) enum Ask {
 pub(in crate::runtime) struct Offering {
     pub(in crate::runtime) offer: Offer,
     pub(in crate::runtime) sockets: Vec<OwnedFd>,
+    /// How many reloads there had been.
+    pub(in crate::runtime) reloads: u64,
 }
 
 /// What is handed over, and by whom.
@@ -201,9 +206,18 @@ impl Giver {
     }
 
     fn give_to(&self, line: &Line, process: u32, version: &str) -> Result<(), GiveError> {
-        let offering = self.ask(Ask::Offer)?.map_err(GiveError::Refused)?;
-        let sockets: Vec<_> = offering.sockets.iter().map(AsFd::as_fd).collect();
-        line.send(&Message::Offer(offering.offer), &sockets)?;
+        let Offering {
+            mut offer,
+            mut sockets,
+            reloads,
+        } = self.ask(Ask::Offer)?.map_err(GiveError::Refused)?;
+        // Where the kernel or a filter of system calls does not let it, the other process does
+        // not learn that this one has ended.
+        let own = pidfd_open(getpid(), PidfdFlags::empty());
+        offer.has_process = own.is_ok();
+        sockets.extend(own);
+        let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
+        line.send(&Message::Offer(offer), &sockets)?;
         line.lock().set_timeout(Some(PREPARATION))?;
         line.expect("Begin", |said| matches!(said, Message::Begin))?;
         tracing::info!(process, version, "handing over to another process");
@@ -215,7 +229,12 @@ impl Giver {
             return Err(refused(IS_ENDING));
         }
         let frozen = Instant::now();
-        let released = self.send_all(line, sent).and_then(|()| {
+        // From now on no reload is applied, and none may have been since the offer: the other
+        // process has read its configuration for that.
+        let confirmed = self.ask(|reply| Ask::Confirm(reloads, reply));
+        let confirmed = confirmed.and_then(|so| so.map_err(GiveError::Refused));
+        let released = confirmed.and_then(|()| self.send_all(line, sent));
+        let released = released.and_then(|()| {
             tracing::debug!(took = ?frozen.elapsed(), "all is sent");
             line.expect("Ready", |said| matches!(said, Message::Ready))?;
             line.lock().set_timeout(None)?;
@@ -365,7 +384,7 @@ impl Giver {
 /// Why a hand-over is refused.
 const IS_TAKING: &str =
     "another process is taking over at this time; try again when it has or has failed";
-const IS_ENDING: &str = "the process is ending";
+pub(in crate::runtime) const IS_ENDING: &str = "the process is ending";
 
 fn refused(why: &str) -> GiveError {
     GiveError::Refused(why.to_owned())

@@ -18,7 +18,8 @@
 //! ```
 //!
 //! A process that closes the connection doesn't look at the sockets, or never again: so one of
-//! the two does at any time, and whichever fails leaves them to the other.
+//! the two does at any time, and whichever fails leaves them to the other. An old process that
+//! ends after `Last` leaves all to the new one, too.
 
 use std::net::SocketAddr;
 
@@ -117,6 +118,8 @@ pub(in crate::runtime) struct Offer {
     pub(in crate::runtime) has_admin_file: bool,
     /// Where upgrades are asked for; its socket comes along, behind that of the admin API.
     pub(in crate::runtime) upgrade: Option<String>,
+    /// A descriptor of the process comes along, behind the sockets.
+    pub(in crate::runtime) has_process: bool,
 }
 
 impl Offer {
@@ -128,6 +131,12 @@ impl Offer {
             process: std::process::id(),
             ..Self::default()
         }
+    }
+
+    /// How many descriptors come along.
+    pub(super) fn descriptors(&self) -> usize {
+        let sockets = [self.admin.is_some(), self.upgrade.is_some()];
+        sockets.into_iter().map(usize::from).sum::<usize>() + usize::from(self.has_process)
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {

@@ -16,11 +16,15 @@ use ppv2_engine::handover::{
 };
 use ppv2_engine::server::Server;
 use ppv2_udp::Adoptable;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use super::channel::{Body, Channel, ChannelError, Limits, make_room};
 use super::message::{FORMAT, Hello, Last, Message, Offer, Running, ServerStanding};
 use super::{FROZEN, HELLO, is_trusted};
+
+/// How long a process that has closed its connection may take to end.
+const END: Duration = Duration::from_secs(2);
 
 /// Why nothing was taken over. The other process goes on.
 #[derive(Debug, Error)]
@@ -66,6 +70,8 @@ pub(in crate::runtime) struct Taking {
     offer: Offer,
     /// All that it said.
     queued: Option<Estate>,
+    /// Becomes readable when the other process has ended.
+    process: Option<OwnedFd>,
     /// The socket of the admin API.
     pub(in crate::runtime) admin: Option<OwnedFd>,
     /// The socket on which upgrades are asked for.
@@ -110,21 +116,34 @@ impl Taking {
     }
 
     /// What another process has left in a socket, by
-    /// [`Giver::queue`](super::Giver::queue). All of it is read.
+    /// [`Giver::queue`](super::Giver::queue), of which [`read`](Self::read) reads the rest. Best
+    /// called while the process has a single thread: to make room for descriptors takes no time
+    /// then, and nobody looks at the sockets meanwhile.
     pub(in crate::runtime) fn queued(socket: OwnedFd) -> Result<Self, TakeError> {
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false)?;
         let mut channel = Channel::new(stream);
         channel.set_timeout(Some(HELLO))?;
-        let mut taking = Self::of(channel, true)?;
-        taking.queued = Some(taking.take()?);
+        let taking = Self::of(channel, true)?;
+        taking.make_room()?;
         Ok(taking)
+    }
+
+    /// Reads all that another process has left.
+    pub(in crate::runtime) fn read(mut self) -> Result<Self, TakeError> {
+        self.queued = Some(self.take()?);
+        Ok(self)
+    }
+
+    /// Has the kernel make room for all descriptors, and some that are made meanwhile.
+    fn make_room(&self) -> io::Result<()> {
+        make_room(self.offer.sockets + self.offer.sockets / 8)
     }
 
     /// Reads what is offered.
     fn of(channel: Channel, is_queued: bool) -> Result<Self, TakeError> {
         let limits = Limits {
-            descriptors: 2,
+            descriptors: 3,
             ..Limits::STATE
         };
         let (said, sockets) = receive(&channel, limits)?;
@@ -137,6 +156,11 @@ impl Taking {
                 offer.process, offer.version, offer.format
             )));
         }
+        if sockets.len() != offer.descriptors() {
+            return Err(TakeError::Failed(
+                "the other process offers sockets that it does not send".to_owned(),
+            ));
+        }
         let mut sockets = sockets.into_iter();
         let admin = offer.admin.as_ref().and_then(|_| sockets.next());
         let upgrade = offer.upgrade.as_ref().and_then(|_| sockets.next());
@@ -145,6 +169,7 @@ impl Taking {
             is_queued,
             offer,
             queued: None,
+            process: sockets.next(),
             admin,
             upgrade,
         })
@@ -175,7 +200,7 @@ impl Taking {
         if let Some(estate) = self.queued.take() {
             return Ok(estate);
         }
-        make_room(self.offer.sockets + self.offer.sockets / 8)?;
+        self.make_room()?;
         self.channel.set_timeout(Some(FROZEN))?;
         let mut before = HashMap::new();
         if !self.is_queued {
@@ -239,6 +264,9 @@ impl Taking {
                 if let Message::Last(last) = said {
                     break last;
                 }
+                if let Message::Refused(why) = said {
+                    return Err(TakeError::Refused(why));
+                }
                 reading.push(scope.spawn(move || state_of(said, HashMap::new())));
             };
             let read = reading.into_iter().map(|thread| match thread.join() {
@@ -254,12 +282,29 @@ impl Taking {
         if self.is_queued {
             return Ok(());
         }
-        self.channel.send(&Message::Ready, &[])?;
-        let (said, _) = receive(&self.channel, Limits::WORDS)?;
-        if !matches!(said, Message::Yours) {
-            return Err(disorder(&said, "Yours"));
+        let sent = self.channel.send(&Message::Ready, &[]);
+        match sent.and_then(|()| self.channel.receive(Limits::WORDS)) {
+            Ok((Message::Yours, _)) => Ok(()),
+            Ok((Message::Refused(why), _)) => Err(TakeError::Refused(why)),
+            Ok((said, _)) => Err(disorder(&said, "Yours")),
+            Err(ChannelError::Closed) if self.has_ended() => {
+                tracing::warn!("the other process has ended before it let go of what it had");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
         }
-        Ok(())
+    }
+
+    /// Whether the other process is no more, which has closed the connection. A process that
+    /// ends does so a moment before; one that goes on with all has it closed as well.
+    fn has_ended(&self) -> bool {
+        let Some(process) = &self.process else {
+            return false;
+        };
+        let mut ended = [PollFd::new(process, PollFlags::IN)];
+        // It fails for what is no process at all.
+        let polled = poll(&mut ended, Timespec::try_from(END).ok().as_ref());
+        polled.is_ok() && ended[0].revents().contains(PollFlags::IN)
     }
 
     /// Tells the other process that it may end.
@@ -296,6 +341,7 @@ impl Estate {
         let addresses: Arc<[_]> = network_addresses(&self.workers).into();
         let networks = self.workers.iter().flat_map(|(state, _)| &state.networks);
         let networks: Arc<[_]> = networks.cloned().collect();
+        let given_back = Arc::default();
         let mut shares: Vec<Vec<Inherited>> = (0..count).map(|_| Vec::new()).collect();
         let mut sockets: Vec<HashMap<_, _>> = (0..count).map(|_| HashMap::new()).collect();
         for (number, (state, its)) in self.workers.into_iter().enumerate() {
@@ -314,6 +360,7 @@ impl Estate {
             sockets,
             networks: Arc::clone(&networks),
             network_addresses: Arc::clone(&addresses),
+            given_back: Arc::clone(&given_back),
             done: Box::new(done.clone()),
         });
         shares.collect()
@@ -373,9 +420,6 @@ fn read(body: Body, descriptors: Vec<OwnedFd>) -> Result<Received, TakeError> {
 
 fn state_of(said: Message, sockets: Sockets) -> Result<Received, TakeError> {
     let Message::Worker(state) = said else {
-        if let Message::Refused(why) = said {
-            return Err(TakeError::Refused(why));
-        }
         return Err(disorder(&said, "Worker"));
     };
     Ok((*state, sockets))

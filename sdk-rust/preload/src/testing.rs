@@ -53,37 +53,28 @@ impl Fd {
 
     /// Bound to an address with a port that nobody has, and taken over.
     pub(crate) fn listener(ip: &str) -> (Self, SocketAddr) {
-        start();
-        let unused = UdpSocket::bind((ip, 0)).unwrap();
-        let local = unused.local_addr().unwrap();
-        drop(unused);
-        let listener = Self::udp(if local.is_ipv6() {
-            libc::AF_INET6
-        } else {
-            libc::AF_INET
-        });
-        assert_eq!(listener.bind(local), 0);
-        assert!(listener.is_taken_over());
-        (listener, local)
+        loop {
+            let unused = UdpSocket::bind((ip, 0)).unwrap();
+            let local = unused.local_addr().unwrap();
+            drop(unused);
+            let listener = Self::udp(family_of(local));
+            // Another test may have been faster.
+            if listener.bind(local) == 0 {
+                assert!(listener.is_taken_over());
+                return (listener, local);
+            }
+        }
     }
 
     pub(crate) fn bind(&self, address: SocketAddr) -> c_int {
-        let family = if address.is_ipv6() {
-            libc::AF_INET6
-        } else {
-            libc::AF_INET
-        };
+        let family = family_of(address);
         let (name, len) = names::written(address, family).unwrap();
         // SAFETY: the name can be read.
         unsafe { sockets::bind(self.0, ptr::from_ref(&name).cast(), len) }
     }
 
     pub(crate) fn connect(&self, to: SocketAddr) -> c_int {
-        let family = if to.is_ipv6() {
-            libc::AF_INET6
-        } else {
-            libc::AF_INET
-        };
+        let family = family_of(to);
         let (name, len) = names::written(to, family).unwrap();
         // SAFETY: the name can be read.
         unsafe { sockets::connect(self.0, ptr::from_ref(&name).cast(), len) }
@@ -133,12 +124,7 @@ impl Fd {
 
     /// `None` as the address: send(2).
     pub(crate) fn send(&self, payload: &[u8], to: Option<SocketAddr>) -> isize {
-        let family = if to.is_some_and(|to| to.is_ipv6()) {
-            libc::AF_INET6
-        } else {
-            libc::AF_INET
-        };
-        let name = to.map(|to| names::written(to, family).unwrap());
+        let name = to.map(|to| names::written(to, family_of(to)).unwrap());
         let (name, len) = name.as_ref().map_or((ptr::null(), 0), |(name, len)| {
             (ptr::from_ref(name).cast(), *len)
         });
@@ -152,6 +138,14 @@ impl Drop for Fd {
     fn drop(&mut self) {
         // SAFETY: it is the test's own.
         unsafe { crate::calls::descriptors::close(self.0) };
+    }
+}
+
+fn family_of(address: SocketAddr) -> c_int {
+    if address.is_ipv6() {
+        libc::AF_INET6
+    } else {
+        libc::AF_INET
     }
 }
 

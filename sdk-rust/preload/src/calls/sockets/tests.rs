@@ -243,14 +243,12 @@ fn a_child_that_has_closed_the_listener_answers_from_its_port() {
         // SAFETY: the number is this test's.
         unsafe { descriptors::close(listener.0) };
         let own = Fd::udp(libc::AF_INET);
-        let done = own.bind(addr("127.0.0.1:0")) == 0
-            && own.connect(client) == 0
-            && own.send(b"reply", None) == 5;
-        let alone = registry::between(0, u32::MAX)
-            .filter(|fd| registry::get(*fd).is_some_and(|socket| socket.is(Flag::Kept)))
-            .count()
-            == 0;
-        done && alone
+        assert_eq!(own.bind(addr("127.0.0.1:0")), 0);
+        assert_eq!((own.connect(client), errno()), (0, 0));
+        assert_eq!(own.send(b"reply", None), 5);
+        registry::between(0, u32::MAX)
+            .filter_map(registry::get)
+            .all(|socket| !socket.is(Flag::Kept))
     });
     assert_eq!(answered, 0);
     assert_eq!(proxy.receive(), (b"reply".to_vec(), local));

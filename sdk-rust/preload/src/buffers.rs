@@ -100,6 +100,13 @@ unsafe impl Kept for Outgoing {
     }
 }
 
+// SAFETY: numbers, and bytes of which none is looked at before it is written.
+unsafe impl Kept for Recent {
+    fn with<R>(work: impl FnOnce(&Cell<*mut Self>) -> R) -> R {
+        RECENT.with(work)
+    }
+}
+
 /// The thread's memory for long datagrams; null if there is none to be had.
 ///
 /// It stays the thread's while it is in use, since the call that uses it may wait, and be
@@ -116,18 +123,6 @@ pub(crate) fn far() -> *mut Far {
     made
 }
 
-/// The thread's latest decisions, at first all zeros; null if there is no memory to be had.
-#[inline]
-pub(crate) fn recent() -> *mut Recent {
-    let kept = RECENT.get();
-    if !kept.is_null() {
-        return kept;
-    }
-    let made = map();
-    RECENT.set(made);
-    made
-}
-
 /// Each call that has received a long datagram counts it. Another count than its own, when
 /// the call has done with the memory, means that a handler has overwritten it.
 pub(crate) fn far_uses() -> u64 {
@@ -140,21 +135,27 @@ pub(crate) fn count_far_use() {
 
 /// Takes the thread's memory, or new one, for the time of `work`; `None` if there is none
 /// to be had.
+#[inline]
 pub(crate) fn take<T: Kept, R>(work: impl FnOnce(&mut T) -> R) -> Option<R> {
-    let mut taken = T::with(|cell| cell.replace(ptr::null_mut()));
-    if taken.is_null() {
-        taken = map();
-    }
-    // SAFETY: it is null, or mapped and, since it was taken out, referred to nowhere else.
-    let result = work(unsafe { taken.as_mut() }?);
-    let other = T::with(|cell| cell.replace(taken));
-    // A handler has put its own there.
-    unmap(other);
-    Some(result)
+    // One look-up of the thread's own for all.
+    T::with(|cell| {
+        let mut taken = cell.replace(ptr::null_mut());
+        if taken.is_null() {
+            taken = map();
+        }
+        // SAFETY: it is null, or mapped and, since it was taken out, referred to nowhere else.
+        let result = work(unsafe { taken.as_mut() }?);
+        let other = cell.replace(taken);
+        if !other.is_null() {
+            // A handler has put its own there.
+            unmap(other);
+        }
+        Some(result)
+    })
 }
 
 #[cold]
-fn map<T>() -> *mut T {
+fn map<T: Kept>() -> *mut T {
     // SAFETY: new memory at an address that the kernel chooses.
     let at = unsafe {
         libc::mmap(
@@ -173,7 +174,7 @@ fn map<T>() -> *mut T {
     at.cast()
 }
 
-fn unmap<T>(at: *mut T) {
+fn unmap<T: Kept>(at: *mut T) {
     if !at.is_null() {
         // SAFETY: `map` made it in this size, and nothing refers to it any more.
         unsafe { libc::munmap(at.cast(), size_of::<T>()) };

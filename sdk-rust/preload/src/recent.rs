@@ -13,7 +13,6 @@
 //!
 //! [`Settings::recent`]: crate::settings::Settings::recent
 
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ppv2_sdk::ReplyPath;
@@ -84,21 +83,10 @@ pub(crate) struct Recent {
     next_way: u32,
 }
 
-thread_local! {
-    /// A signal handler may have interrupted the use of the thread's memory, and then does
-    /// without. One that leaves by longjmp has the thread do without from then on.
-    static IS_USED: Cell<bool> = const { Cell::new(false) };
-}
-
+/// A signal handler that has interrupted the use of the thread's memory gets other memory.
 #[inline]
 fn with<R>(work: impl FnOnce(&mut Recent) -> Option<R>) -> Option<R> {
-    if IS_USED.replace(true) {
-        return None;
-    }
-    // SAFETY: it is null or mapped, all zeros are a valid value, and nobody else uses it.
-    let result = unsafe { buffers::recent().as_mut() }.and_then(work);
-    IS_USED.set(false);
-    result
+    buffers::take(work).flatten()
 }
 
 /// What was decided on the same header from the same sender, less than `recent` ago.

@@ -198,13 +198,22 @@ impl Counts {
         }
     }
 
-    /// Whether anybody sees what is counted.
+    /// Whether anybody sees what is counted. Without the file, nobody can.
+    #[inline]
     pub(crate) fn are_shown(&self) -> bool {
         self.text.is_some()
     }
 
     #[inline]
+    fn are_read(&self) -> bool {
+        cfg!(test) || self.are_shown()
+    }
+
+    #[inline]
     pub(crate) fn add(&self, cell: Cell, by: u64) {
+        if !self.are_read() {
+            return;
+        }
         let index = cell.index();
         self.cells[index].fetch_add(by, Ordering::Relaxed);
         if let Some(text) = &self.text
@@ -217,6 +226,9 @@ impl Counts {
     /// As `add`, for a cell that changes under the table's lock alone.
     #[inline]
     pub(crate) fn add_locked(&self, cell: Cell, by: u64) {
+        if !self.are_read() {
+            return;
+        }
         let index = cell.index();
         let number = self.cells[index].load(Ordering::Relaxed).wrapping_add(by);
         self.cells[index].store(number, Ordering::Relaxed);

@@ -112,7 +112,6 @@ unit: packages tests $(CARGO_DEB)
 tests:
 	cargo test --locked --workspace --no-run --quiet
 	cargo build --locked --quiet -p ppv2-preload
-	cargo build --locked -p ppv2-preload --quiet
 
 # In `make test`, the packages come first.
 python: $(NEEDED)

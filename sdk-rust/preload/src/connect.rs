@@ -155,14 +155,18 @@ fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int>
 #[inline]
 pub(crate) fn follow(fd: c_int, socket: &Socket, client: SocketAddr, to: SocketAddr) {
     if socket.peer() == Some(client) && socket.kernel_peer() != Some(to) {
-        guarded((), || {
-            let errno = errno();
-            if kernel_connect(fd, socket.family(), to).is_ok() {
-                socket.set_kernel_peer(Some(to));
-            }
-            set_errno(errno);
-        });
+        // A thread could be cancelled in connect(2).
+        guarded((), || reconnect(fd, socket, to));
     }
+}
+
+#[cold]
+fn reconnect(fd: c_int, socket: &Socket, to: SocketAddr) {
+    let errno = errno();
+    if kernel_connect(fd, socket.family(), to).is_ok() {
+        socket.set_kernel_peer(Some(to));
+    }
+    set_errno(errno);
 }
 
 /// Descriptors that were found to have nothing to do with clients: not looked at again
@@ -227,9 +231,18 @@ fn adopt(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
     }
 }
 
+/// Programs ask other servers at ports below this one, such as DNS forwarders, and clients
+/// don't have them. Whoever forges a server's address at the proxy makes it a known client;
+/// then the program's questions to it must not leave from the listener's port, where answers
+/// are easily forged, but from one that nobody knows.
+const FIRST_OF_CLIENTS: u16 = 1024;
+
 /// Puts a socket with a listener's address, connected to the client, in the place of
 /// another. `Pass` if no listener knows the client.
 fn replace(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
+    if client.port() < FIRST_OF_CLIENTS {
+        return Decision::Pass;
+    }
     if settings::get().is_none_or(|settings| settings.is_peer(client.ip())) {
         return Decision::Pass;
     }

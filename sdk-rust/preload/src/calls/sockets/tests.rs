@@ -233,6 +233,26 @@ fn a_first_datagram_to_a_client_leaves_from_the_listeners_port() {
     }
 }
 
+/// Its address may have been forged, so that the program's next questions to it would leave
+/// from the listener's port.
+#[test]
+fn a_server_that_claims_to_be_a_client_changes_no_other_socket() {
+    let (listener, local) = Fd::listener("127.0.0.1");
+    let proxy = Proxy::new();
+    let resolver = addr("127.0.0.44:53");
+    proxy.introduce(resolver, &listener, local);
+    let own = Fd::udp(libc::AF_INET);
+    own.send(b"question", Some(resolver));
+    assert!(!own.is_taken_over());
+    assert_eq!(own.connect(resolver), 0);
+    assert!(!own.is_taken_over());
+    assert_eq!(own.kernel_peer(), Some(resolver));
+    assert_ne!(
+        options::local(own.0).map(|local| local.port()),
+        Some(local.port())
+    );
+}
+
 #[test]
 fn a_child_that_has_closed_the_listener_answers_from_its_port() {
     let client = client();
@@ -256,14 +276,14 @@ fn a_child_that_has_closed_the_listener_answers_from_its_port() {
 }
 
 #[test]
-fn a_client_of_another_family_cannot_be_connected_to() {
+fn an_ipv6_client_of_an_ipv4_proxy_can_be_connected_to() {
     let (listener, local) = Fd::listener("::");
     let proxy = Proxy::new();
-    proxy.forward(addr("[2001:db8::7]:99"), b"first", local);
+    proxy.forward(addr("[2001:db8::7]:9900"), b"first", local);
     assert!(listener.receive_with(0).is_some());
     let own = Fd::udp(libc::AF_INET6);
-    assert_eq!(own.connect(addr("[2001:db8::7]:99")), 0);
-    assert_eq!(own.peer(), Some(addr("[2001:db8::7]:99")));
+    assert_eq!(own.connect(addr("[2001:db8::7]:9900")), 0);
+    assert_eq!(own.peer(), Some(addr("[2001:db8::7]:9900")));
     assert_eq!(own.kernel_peer(), Some(proxy.addr()));
     assert_eq!(own.send(b"reply", None), 5);
     assert_eq!(proxy.receive().1.port(), local.port());

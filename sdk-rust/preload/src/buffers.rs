@@ -211,3 +211,52 @@ unsafe extern "C" fn free(_: *mut c_void) {
     unmap(OUTGOING.replace(ptr::null_mut()));
     unmap(RECENT.replace(ptr::null_mut()));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn addresses<T: Kept>() -> (usize, usize, usize) {
+        let address = |memory: &mut T| ptr::from_mut(memory).addr();
+        take(|outer: &mut T| {
+            let inner = take(address);
+            (address(outer), inner.unwrap(), take(address).unwrap())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_handler_gets_memory_of_its_own() {
+        let (outer, inner, again) = addresses::<Incoming>();
+        assert_ne!(outer, inner);
+        // The thread keeps the handler's while it has no other.
+        assert_eq!(inner, again);
+        assert_eq!(
+            take(|memory: &mut Incoming| ptr::from_mut(memory).addr()),
+            Some(outer)
+        );
+    }
+
+    #[test]
+    fn a_thread_keeps_its_memory_and_gives_it_back_when_it_ends() {
+        let mapped = |at: usize| {
+            let mut resident = 0;
+            let page = ptr::without_provenance_mut(at);
+            // SAFETY: one byte is written, for one page.
+            unsafe { libc::mincore(page, 1, &raw mut resident) == 0 }
+        };
+        let at = thread::spawn(move || {
+            let far = far().addr();
+            assert_eq!(super::far().addr(), far);
+            assert!(mapped(far));
+            far
+        });
+        // Other tests may map something there right away, but not a hundred times.
+        let gone = |at: usize| !mapped(at);
+        let first = at.join().unwrap();
+        let again = || thread::spawn(|| far().addr()).join().unwrap();
+        assert!(gone(first) || (0..100).any(|_| gone(again())));
+    }
+}

@@ -179,20 +179,26 @@ impl<'a> Arrived<'a> {
     /// As `judge_in`, with a lock of its own.
     #[inline]
     pub(super) fn judge(&self, socket: &Socket, peeking: bool) -> Result<Judged, Refusal> {
-        if !peeking && socket.peer().is_none() {
-            let seen = Seen {
-                endpoint: socket.endpoint(),
-                peer: self.peer,
-                local: self.local(socket),
-                bytes: self.bytes,
-            };
-            let fits = |judged: &Judged| names::fits(judged.client, socket.family());
-            if let Some(judged) = table::receive_again(&seen, fits) {
-                return Ok(judged);
-            }
+        if !peeking && let Some(judged) = self.judge_again(socket) {
+            return Ok(judged);
         }
         let mut table = table::lock().ok_or(Refusal::Counted)?;
         self.judge_in(&mut table, socket, peeking)
+    }
+
+    /// As `judge`, if this thread has decided on the like a moment ago; without a lock.
+    #[inline]
+    pub(super) fn judge_again(&self, socket: &Socket) -> Option<Judged> {
+        if socket.peer().is_some() {
+            return None;
+        }
+        let seen = Seen {
+            endpoint: socket.endpoint(),
+            peer: self.peer,
+            local: self.local(socket),
+            bytes: self.bytes,
+        };
+        table::receive_again(&seen, |judged| names::fits(judged.client, socket.family()))
     }
 
     /// Decides whether the datagram is for the program. One that is only peeked at is not

@@ -1,5 +1,6 @@
 //! recvmmsg(2).
 
+use std::mem::MaybeUninit;
 use std::ptr;
 
 use libc::{
@@ -14,7 +15,7 @@ use crate::boundary::{errno, fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, Bytes, CONTROL, Incoming};
 use crate::real;
 use crate::socket::{Flag, Socket};
-use crate::table;
+use crate::table::{self, Judged};
 
 /// Receives datagrams as recvmmsg(2) does.
 ///
@@ -235,18 +236,24 @@ unsafe fn deliver(
         errno: 0,
     };
     let received = &incoming.messages[..received];
-    let mut judged = [None; BATCH];
-    let Some(mut table) = table::lock() else {
-        return Batch::failed(EAGAIN);
-    };
+    let mut judged = [const { MaybeUninit::uninit() }; BATCH];
+    let mut table = None;
     for ((judged, message), bytes) in judged.iter_mut().zip(received).zip(&incoming.bytes) {
         // SAFETY: as the caller says.
-        *judged = unsafe { arrived(message, bytes) }
-            .and_then(|arrived| arrived.judge_in(&mut table, socket, false).ok());
+        judged.write(unsafe { arrived(message, bytes) }.and_then(|arrived| {
+            arrived.judge_again(socket).or_else(|| {
+                if table.is_none() {
+                    table = table::lock();
+                }
+                arrived.judge_in(table.as_mut()?, socket, false).ok()
+            })
+        }));
     }
     // The program's memory may be slow to come, or not be there at all.
     drop(table);
-    for ((judged, message), bytes) in judged.into_iter().zip(received).zip(&incoming.bytes) {
+    for ((judged, message), bytes) in judged.iter().zip(received).zip(&incoming.bytes) {
+        // SAFETY: it was written above, for each message.
+        let judged: Option<Judged> = unsafe { judged.assume_init_read() };
         if message.msg_len == 0 && message.msg_hdr.msg_namelen == 0 {
             // The socket is shut down for receiving.
             // SAFETY: no more are delivered than were received.

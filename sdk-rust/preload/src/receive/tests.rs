@@ -1,1 +1,166 @@
+//! What programs see of each call is compared with plain sockets by `tests/conformance.rs`;
+//! here is what no program can bring about at will.
 
+use std::mem;
+use std::ptr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use libc::{c_uint, iovec, mmsghdr, timeval};
+
+use super::*;
+use crate::calls::{receiving, sockets};
+use crate::testing::{Fd, Proxy, client};
+
+#[test]
+fn payloads_of_all_lengths_pass_both_ways() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    // With a header of 28 bytes, on both sides of what the stack has room for.
+    for len in [0, 1, 99, 2019, 2020, 2021, 9000, 65_000] {
+        let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        proxy.send_bare(to);
+        proxy.forward(client, &payload, to);
+        let mut buffer = vec![0; 65_536];
+        // SAFETY: the buffer has this length.
+        let received = unsafe {
+            let (at, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+            receiving::recv(listener.0, at, room, 0)
+        };
+        assert_eq!(received, len as ssize_t);
+        buffer.truncate(len);
+        assert_eq!(buffer, payload);
+
+        assert_eq!(listener.send(&payload, Some(client)), len as ssize_t);
+        let mut buffer = vec![0; 65_536];
+        assert_eq!(proxy.0.recv(&mut buffer).unwrap(), len);
+        buffer.truncate(len);
+        assert_eq!(buffer, payload);
+    }
+}
+
+#[test]
+fn a_look_at_the_queue_discards_what_must_be_dropped() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let (fd, socket) = (listener.0, listener.socket().unwrap());
+    assert!(!discard_dropped(fd, socket));
+    proxy.send_bare(to);
+    assert!(!discard_dropped(fd, socket));
+    proxy.send_bare(to);
+    proxy.forward(client, b"hello", to);
+    assert!(discard_dropped(fd, socket));
+    assert_eq!(next_len(fd, socket), 5);
+    let expected = Some((b"hello".to_vec(), client));
+    assert_eq!(listener.receive_with(MSG_PEEK), expected);
+    assert_eq!(listener.receive(), expected);
+    assert_eq!(next_len(fd, socket), 0);
+}
+
+#[test]
+fn a_datagram_that_came_in_place_of_a_dropped_one_is_kept() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let (fd, socket) = (listener.0, listener.socket().unwrap());
+    proxy.forward(client, b"first", to);
+    proxy.forward(client, b"second", to);
+    // As if a bad one had been peeked at, which another thread has received since.
+    discard(fd, socket, None);
+    assert!(socket.is(Flag::Held));
+    assert_eq!(next_len(fd, socket), 5);
+    let expected = |payload: &[u8]| Some((payload.to_vec(), client));
+    assert_eq!(listener.receive_with(MSG_PEEK), expected(b"first"));
+    assert_eq!(listener.receive(), expected(b"first"));
+    assert_eq!(listener.receive(), expected(b"second"));
+    assert_eq!(listener.receive(), None);
+}
+
+#[test]
+fn many_drops_end_a_call_that_must_not_wait() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    // The first attempt may be made without counting.
+    for _ in 0..MAX_DROPS {
+        proxy.send_bare(to);
+    }
+    for _ in 0..4 {
+        proxy.forward(client, b"hello", to);
+    }
+    assert_eq!(listener.receive_with(MSG_DONTWAIT | MSG_PEEK), None);
+    assert_eq!(errno(), EAGAIN);
+    assert_eq!(listener.receive(), Some((b"hello".to_vec(), client)));
+}
+
+#[test]
+fn drops_do_not_prolong_a_timeout() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let proxy = Proxy::new();
+    let timeout = timeval {
+        tv_sec: 0,
+        tv_usec: 50_000,
+    };
+    // SAFETY: the value can be read.
+    let result = unsafe {
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
+        let len = size_of_val(&timeout) as libc::socklen_t;
+        sockets::setsockopt(listener.0, level, option, (&raw const timeout).cast(), len)
+    };
+    assert_eq!(result, 0);
+    let (stop, stopped) = mpsc::channel::<()>();
+    let flood = thread::spawn(move || {
+        while stopped.recv_timeout(Duration::from_millis(2)).is_err() {
+            proxy.send_bare(to);
+        }
+    });
+    // It ends, although something comes all the time.
+    assert_eq!(listener.receive_with(0), None);
+    assert_eq!(errno(), EAGAIN);
+    stop.send(()).unwrap();
+    flood.join().unwrap();
+}
+
+#[test]
+fn batches_have_no_gaps() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let texts: Vec<Vec<u8>> = (0..80_u8).map(|n| vec![n; n.into()]).collect();
+    for text in &texts {
+        proxy.send_bare(to);
+        proxy.forward(client, text, to);
+    }
+    let mut buffers = vec![[0xee_u8; 100]; 90];
+    let mut parts: Vec<iovec> = buffers
+        .iter_mut()
+        .map(|buffer| iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        })
+        .collect();
+    let mut messages: Vec<mmsghdr> = parts
+        .iter_mut()
+        .map(|part| {
+            // SAFETY: zeroes are a valid value.
+            let mut message: mmsghdr = unsafe { mem::zeroed() };
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    let mut received = 0;
+    while received < texts.len() {
+        let left = &mut messages[received..];
+        // SAFETY: the messages are sound.
+        let more = unsafe {
+            let (at, count) = (left.as_mut_ptr(), left.len() as c_uint);
+            receiving::recvmmsg(listener.0, at, count, MSG_DONTWAIT, ptr::null_mut())
+        };
+        assert!(more > 0, "after {received}: {}", errno());
+        received += more as usize;
+    }
+    for ((text, message), buffer) in texts.iter().zip(&messages).zip(&buffers) {
+        assert_eq!(message.msg_len as usize, text.len());
+        assert_eq!(&buffer[..text.len()], text);
+        assert!(buffer[text.len()..].iter().all(|byte| *byte == 0xee));
+    }
+}

@@ -4,11 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use ppv2_lab::fake_proxy::{CLIENT, from_client};
 use ppv2_lab::{TIMEOUT, preload_library};
+
+/// Serves by the socket that is its standard input, as inetd has it.
+const INHERITOR: &str = r#"
+import socket
+
+inherited = socket.socket(fileno=0)
+print("ready", flush=True)
+while True:
+    data, (host, port) = inherited.recvfrom(1000)
+    inherited.sendto(f"{host}:{port} said {data.decode()}".encode(), (host, port))
+"#;
 
 const SERVER: &str = r#"
 import socketserver
@@ -28,11 +40,12 @@ server.serve_forever()
 struct Server(Child);
 
 impl Server {
-    fn start(script: &str, port: u16) -> Self {
+    fn start(script: &str, input: Stdio) -> Self {
         let mut child = Command::new("python3")
-            .args(["-c", &script.replace("PORT", &port.to_string())])
+            .args(["-c", script])
             .env("LD_PRELOAD", preload_library())
             .env("PPV2_TRUSTED", "127.0.0.1")
+            .stdin(input)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -51,12 +64,8 @@ impl Drop for Server {
     }
 }
 
-#[test]
-fn a_server_sees_its_client_and_answers_it() {
-    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let server = unused.local_addr().unwrap();
-    drop(unused);
-    let _server = Server::start(SERVER, server.port());
+/// Sends a bare datagram and one with a header, and checks the only answer.
+fn ask(server: SocketAddr) {
     let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
     proxy.set_read_timeout(Some(TIMEOUT)).unwrap();
     proxy.send_to(b"without a header", server).unwrap();
@@ -70,6 +79,27 @@ fn a_server_sees_its_client_and_answers_it() {
         str::from_utf8(&reply[..len]).unwrap(),
         format!("{CLIENT} said hello"),
     );
+}
+
+#[test]
+fn a_server_sees_its_client_and_answers_it() {
+    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = unused.local_addr().unwrap();
+    drop(unused);
+    let script = SERVER.replace("PORT", &server.port().to_string());
+    let _server = Server::start(&script, Stdio::null());
+    ask(server);
+}
+
+#[test]
+fn a_socket_that_a_server_is_started_with_is_taken_over() {
+    // The kernel hands out none of these ports.
+    let socket = (20_000..30_000)
+        .find_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok())
+        .unwrap();
+    let server = socket.local_addr().unwrap();
+    let _server = Server::start(INHERITOR, OwnedFd::from(socket).into());
+    ask(server);
 }
 
 #[test]

@@ -26,9 +26,6 @@ pub use self::sockets::LocalSockets;
 use super::whoami::Format;
 use crate::config::{Network, Number, Time};
 
-/// The senders whose clients the library remembers: as `max_clients` by default.
-const MAX_SENDERS: usize = 65_536;
-
 #[derive(Args, Debug)]
 #[allow(missing_docs, reason = "the help texts say it")]
 pub struct Options {
@@ -36,8 +33,8 @@ pub struct Options {
     #[arg(long, value_name = "NET", required = true)]
     pub trusted: Vec<String>,
 
-    /// UDP sockets to take over, by what the program binds them to: a port, a range of ports as in
-    /// 5000-5010, an address, or an address with port; repeatable [default: all]
+    /// UDP sockets to take over, by what the program binds them to: a port, ports as in
+    /// 5000-5010, an address, or both as in 192.0.2.10:53; repeatable [default: all]
     #[arg(long, value_name = "SOCKET")]
     pub only: Vec<LocalSockets>,
 
@@ -268,7 +265,7 @@ fn check_trust(options: &Options) -> Result<(), WrapError> {
         .forget_after(*options.forget_after)
         .max_clients(*options.max_clients);
     if let Some(idle) = options.remember {
-        trust = trust.remember_senders(*idle, MAX_SENDERS);
+        trust = trust.remember_senders(*idle, *options.max_clients);
     }
     match trust.build() {
         Ok(_) => Ok(()),

@@ -29,6 +29,9 @@ const OF_LIBRARY: [&str; 10] = [
     "PPV2_STATS",
 ];
 
+/// The library notes here, for programs that the program starts, that it has opened the file.
+const STATS_OPENED: &str = "PPV2_STATS_OPENED";
+
 /// The variables, in the order in which they are printed.
 #[derive(Debug)]
 pub struct Environment(Vec<(&'static str, OsString)>);
@@ -73,7 +76,9 @@ impl Environment {
     /// The environment of this process with these variables, and no others of the library.
     pub(super) fn merged(&self) -> Vec<(OsString, OsString)> {
         let is_ours = |name: &OsStr| {
-            name == LD_PRELOAD || OF_LIBRARY.iter().any(|variable| name == *variable)
+            name == LD_PRELOAD
+                || name == STATS_OPENED
+                || OF_LIBRARY.iter().any(|variable| name == *variable)
         };
         let mut all: Vec<_> = env::vars_os().filter(|(name, _)| !is_ours(name)).collect();
         all.extend(

@@ -1,20 +1,18 @@
 //! The sockets that `--only` names.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use crate::config::ConfigError;
 
 /// Sockets by what they are bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocalSockets {
-    /// Any address, with one of these ports, both ends among them.
-    Ports(u16, u16),
-    /// This address, with any port.
-    Address(IpAddr),
-    /// This address and port.
-    One(SocketAddr),
+pub struct LocalSockets {
+    /// None: any address.
+    ip: Option<IpAddr>,
+    /// The first port and the last. None: any port.
+    ports: Option<(u16, u16)>,
 }
 
 impl FromStr for LocalSockets {
@@ -30,20 +28,35 @@ impl FromStr for LocalSockets {
 }
 
 fn parse(text: &str) -> Option<LocalSockets> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        return (address.port() != 0).then_some(LocalSockets::One(address));
+    if let Some(ip) = address(text, false) {
+        return Some(LocalSockets {
+            ip: Some(ip),
+            ports: None,
+        });
     }
-    let bare = text
+    let (ip, ports) = match text.rsplit_once(':') {
+        None => (None, text),
+        Some((ip, ports)) => (Some(address(ip, true)?), ports),
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some(LocalSockets {
+        ip,
+        ports: Some((first, last)),
+    })
+}
+
+/// An address; an IPv6 one has brackets where a port is behind it, and may have them elsewhere.
+fn address(text: &str, with_port: bool) -> Option<IpAddr> {
+    let inner = text
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
-    if let Ok(ip) = bare.unwrap_or(text).parse::<IpAddr>() {
-        let is_valid = bare.is_none() || ip.is_ipv6();
-        return is_valid.then_some(LocalSockets::Address(ip.to_canonical()));
-    }
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first)?, port(last)?);
-    (first <= last).then_some(LocalSockets::Ports(first, last))
+    let ip: IpAddr = inner.unwrap_or(text).parse().ok()?;
+    let is_valid = match inner {
+        Some(_) => ip.is_ipv6(),
+        None => ip.is_ipv4() || !with_port,
+    };
+    is_valid.then(|| ip.to_canonical())
 }
 
 /// A port in digits alone: `+53` is none.
@@ -56,11 +69,16 @@ fn port(text: &str) -> Option<u16> {
 /// As the library reads it.
 impl fmt::Display for LocalSockets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ports(first, last) if first == last => write!(f, "{first}"),
-            Self::Ports(first, last) => write!(f, "{first}-{last}"),
-            Self::Address(ip) => write!(f, "{ip}"),
-            Self::One(address) => write!(f, "{address}"),
+        match (self.ip, self.ports) {
+            (Some(IpAddr::V6(ip)), Some(_)) => write!(f, "[{ip}]:")?,
+            (Some(ip), Some(_)) => write!(f, "{ip}:")?,
+            (Some(ip), None) => write!(f, "{ip}")?,
+            (None, _) => {}
+        }
+        match self.ports {
+            Some((first, last)) if first != last => write!(f, "{first}-{last}"),
+            Some((port, _)) => write!(f, "{port}"),
+            None => Ok(()),
         }
     }
 }
@@ -81,6 +99,8 @@ mod tests {
             ("::", "::"),
             ("[2001:DB8::1]", "2001:db8::1"),
             ("[::]:5060", "[::]:5060"),
+            ("192.0.2.1:5000-5010", "192.0.2.1:5000-5010"),
+            ("[2001:db8::1]:1-9", "[2001:db8::1]:1-9"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
             ("[::ffff:192.0.2.7]:53", "192.0.2.7:53"),
         ] {
@@ -107,7 +127,9 @@ mod tests {
             "53,54",
             " 53",
             "192.0.2.0/24",
-            "192.0.2.1:5-6",
+            "192.0.2.1:6-5",
+            "::1:x",
+            "localhost:53",
         ] {
             let error = text.parse::<LocalSockets>().unwrap_err().to_string();
             assert!(

@@ -24,16 +24,20 @@ FUZZ_SECONDS ?= 10
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 STATIC = target/$(HOST)/release/ppv2-proxy
 
+# The library of `wrap`, which any glibc from 2.28 on can load, whatever this host has.
+PRELOAD = target/$(HOST)/preload/libppv2_preload.so
+GLIBC := 2.28
+
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-.PHONY: help build demo test tests lint unit python fuzz audit packages static install dist image docs book screenshot bench bench-sdk bench-upgrade bench-preload
+.PHONY: help build demo test tests lint unit python fuzz audit packages static preload install dist image docs book screenshot bench bench-sdk bench-upgrade bench-preload
 
 help:
 	@echo 'make demo    a server, the proxy and a client on loopback, and what each saw'
 	@echo 'make test    every test: unit, lint, python, fuzz, demo'
-	@echo 'make build   the optimised binary, target/release/ppv2-proxy'
-	@echo 'make install that binary, man pages, completions and unit, below DESTDIR and PREFIX=$(PREFIX)'
+	@echo 'make build   the optimised binary and its library, in target/release'
+	@echo 'make install these, man pages, completions and unit, below DESTDIR and PREFIX=$(PREFIX)'
 	@echo 'make dist    packages of a release, target/dist'
 	@echo 'make image   a container image of a static binary, by podman or docker'
 	@echo 'make lint    formatting, lints, docs, licences'
@@ -48,24 +52,37 @@ help:
 	@echo 'make bench-preload  what the preload library costs a server, NSD, for each query'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
+# `wrap` looks for the library beside the proxy.
 build:
 	cargo build --locked --release -p ppv2-proxy
+	cargo build --locked --profile preload -p ppv2-preload
+	install -m 644 target/preload/libppv2_preload.so target/release
 
 static: export RUSTFLAGS := -C target-feature=+crt-static
 static: export CARGO_PROFILE_RELEASE_STRIP := symbols
 static:
 	cargo build --locked --release --target $(HOST) -p ppv2-proxy
 
-image: static
-	proxy/packaging/container/build $(STATIC) $(IMAGE)
+# zig links against the glibc that the target names. It would bring an unwinder of its own, but a
+# program that cancels a thread unwinds the library's frames by GCC's.
+preload: export RUSTFLAGS := -C link-arg=$(shell $(CC) -print-file-name=libgcc_s.so.1)
+preload:
+	.ci/python-tools $(TOOLS)/dist-python proxy/packaging/python-tools.txt
+	PATH="$(TOOLS)/dist-python/bin:$$PATH" \
+		cargo zigbuild --locked --profile preload --target $(HOST).$(GLIBC) -p ppv2-preload
+
+image: static preload
+	proxy/packaging/container/build $(STATIC) $(PRELOAD) $(IMAGE)
 
 # Not built here: root, who installs, needs no Rust.
 install:
-	@[ -x target/release/ppv2-proxy ] || { echo 'run `make build` first' >&2; exit 1; }
-	proxy/packaging/install target/release/ppv2-proxy '$(DESTDIR)' '$(PREFIX)'
+	@[ -x target/release/ppv2-proxy ] && [ -f target/preload/libppv2_preload.so ] || \
+		{ echo 'run `make build` first' >&2; exit 1; }
+	proxy/packaging/install target/release/ppv2-proxy target/preload/libppv2_preload.so \
+		'$(DESTDIR)' '$(PREFIX)'
 
-dist: static $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX)
-	proxy/packaging/dist $(STATIC) target/dist $(TOOLS)
+dist: static preload $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX)
+	proxy/packaging/dist $(STATIC) $(PRELOAD) target/dist $(TOOLS)
 
 # The proxy needs nothing of root, so root has it run as nobody.
 demo:

@@ -51,7 +51,8 @@ fn says(arguments: &[&str]) -> String {
 /// Builds the image as `make image` does.
 fn build() {
     let mut build = Command::new(format!("{FOLDER}/build"));
-    build.arg(binary()).arg(IMAGE).env("ENGINE", "podman");
+    build.args([binary(), preload_library()]);
+    build.arg(IMAGE).env("ENGINE", "podman");
     let (code, out, error) = output_of(&mut build);
     assert_eq!(
         code,

@@ -42,7 +42,7 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// The package of `make dist`, with the binary of the tests in it.
+/// The package of `make dist`, with the binary and the library of the tests in it.
 fn build(folder: &Path) -> PathBuf {
     let target = folder.join("target");
     fs::create_dir_all(target.join("release")).unwrap();
@@ -51,7 +51,7 @@ fn build(folder: &Path) -> PathBuf {
         .arg("-o")
         .args([&program, &binary().to_owned()]));
     run(Command::new(repository().join("proxy/packaging/install"))
-        .args([&program, &target.join("release/root")])
+        .args([&program, preload_library(), &target.join("release/root")])
         .arg("/usr"));
 
     let tool = repository().join("target/tools/bin/cargo-deb");
@@ -278,6 +278,7 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
         "usr/share/fish/vendor_completions.d/ppv2-proxy.fish",
         "usr/share/doc/ppv2-proxy/copyright",
         "usr/share/doc/ppv2-proxy/examples/dns.toml",
+        "usr/lib/ppv2/libppv2_preload.so",
         "usr/lib/systemd/system/ppv2-proxy.service",
     ] {
         assert!(
@@ -293,6 +294,21 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
         "{report}"
     );
     assert!(!report.contains("warning"), "{report}");
+
+    // Any program loads the library, which `wrap` finds in its place.
+    let wrap = [
+        "wrap",
+        "--trusted",
+        "192.0.2.1",
+        "--",
+        "cat",
+        "/proc/self/maps",
+    ];
+    let maps = root.root("ppv2-proxy", &wrap);
+    assert!(
+        maps.contains(" /usr/lib/ppv2/libppv2_preload.so\n"),
+        "{maps}"
+    );
 
     // The operator changes the configuration, adds a secret, and enables the service.
     let config = root.path("etc/ppv2/proxy.toml");
@@ -328,6 +344,7 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
     assert_eq!(fs::read_to_string(&config).unwrap(), own);
     for name in [
         "usr/bin/ppv2-proxy",
+        "usr/lib/ppv2",
         "usr/lib/systemd/system/ppv2-proxy.service",
     ] {
         assert!(!root.path(name).exists(), "{name}");

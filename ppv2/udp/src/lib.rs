@@ -14,7 +14,7 @@
 //! kernel can is asked once; without it, and on other systems, each datagram is a
 //! system call of its own.
 //!
-//! All unsafe code of the workspace's Rust crates is here, in `linux`.
+//! All unsafe code of the proxy and the SDK is here, in `linux`.
 //!
 //! # Example
 //!

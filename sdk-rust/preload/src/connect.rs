@@ -371,15 +371,15 @@ fn bind_beside(
 const FIRST_KEPT: u64 = 512;
 
 /// The program is about to close a descriptor. A child process that does away with its
-/// parent's listener, after datagrams were received there, may be about to make a socket
-/// for one client (tftpd). Only a process that has the listener can bind beside it, so it
-/// stays open until then, or until the child has executed another program or ended.
+/// parent's listener, where the parent has received and itself has not, may be about to make
+/// a socket for one client (tftpd). Only a process that has the listener can bind beside it,
+/// so it stays open until then, or until the child has executed another program or ended.
 pub(crate) fn keep(fd: c_int) {
     let Some(socket) = registry::get(fd) else {
         return;
     };
     if !socket.is(Flag::Inherited)
-        || !socket.is(Flag::Received)
+        || socket.is(Flag::Received)
         || socket.is(Flag::Kept)
         || socket.peer().is_some()
         || !socket.is_at_its_last()

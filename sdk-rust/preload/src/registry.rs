@@ -195,12 +195,15 @@ impl Marks {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = c_int> {
-        (0..).zip(&self.0).flat_map(|(word, bits)| {
-            let bits = bits.load(Ordering::Relaxed);
-            (0..64)
-                .filter(move |bit| bits >> bit & 1 != 0)
-                .map(move |bit| word * 64 + bit)
-        })
+        let words = (0..).zip(&self.0);
+        let words = words.map(|(word, bits)| (word, bits.load(Ordering::Relaxed)));
+        words
+            .filter(|(_, bits)| *bits != 0)
+            .flat_map(|(word, bits)| {
+                (0..64)
+                    .filter(move |bit| bits >> bit & 1 != 0)
+                    .map(move |bit| word * 64 + bit)
+            })
     }
 }
 

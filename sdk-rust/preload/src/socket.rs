@@ -76,7 +76,7 @@ pub(crate) enum Flag {
     KernelOnly = 1 << 7,
     /// A datagram of a client has been given to the program.
     Received = 1 << 8,
-    /// It was there when this process was forked.
+    /// The parent had given its program such a datagram when this process was forked.
     Inherited = 1 << 9,
     /// The program has closed it; a descriptor that the program doesn't know of keeps it
     /// open, see [`crate::connect::keep`].
@@ -256,7 +256,8 @@ impl Socket {
         self.epolls.unlock();
         self.peer.unlock();
         self.kernel_peer.unlock();
-        self.set(Flag::Inherited, true);
+        self.set(Flag::Inherited, self.is(Flag::Received));
+        self.set(Flag::Received, false);
     }
 }
 

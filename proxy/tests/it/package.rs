@@ -279,6 +279,8 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
         "usr/share/doc/ppv2-proxy/copyright",
         "usr/share/doc/ppv2-proxy/examples/dns.toml",
         "usr/lib/ppv2/libppv2_preload.so",
+        "usr/share/doc/ppv2-proxy/examples/bird/ppv2-bird",
+        "usr/share/doc/ppv2-proxy/examples/kubernetes/base/deployment.yaml",
         "usr/lib/systemd/system/ppv2-proxy.service",
     ] {
         assert!(

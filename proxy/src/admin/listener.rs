@@ -1,11 +1,12 @@
 //! The socket that the admin API is served on.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -131,9 +132,20 @@ pub fn bind_unix_socket(path: &Path) -> io::Result<(StdUnixListener, SocketFile)
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
     // Nobody can connect yet, whatever the umask says.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))?;
+    set_mode(path)?;
     socket.listen(BACKLOG)?;
     Ok((socket.into(), file))
+}
+
+/// Sets the permissions of the socket at `path`. Whoever may write to its directory can put a link
+/// to another file in its place meanwhile, which is left as it is.
+fn set_mode(path: &Path) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if !std::fs::metadata(&opened)?.file_type().is_socket() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    std::fs::set_permissions(opened, std::fs::Permissions::from_mode(MODE))
 }
 
 /// Removes a socket that no process listens on.

@@ -141,6 +141,10 @@ pub struct Run {
     #[arg(long, value_name = "SOCKET")]
     pub takeover: Option<Option<PathBuf>>,
 
+    /// With --takeover: start as without it if no proxy listens there, for scripts that don't know
+    #[arg(long, requires = "takeover")]
+    pub if_running: bool,
+
     #[command(flatten)]
     pub flags: Flags,
 }

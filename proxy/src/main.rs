@@ -177,12 +177,14 @@ fn prepare(run: Run) -> Result<Task, Failure> {
     // Before anything has a descriptor that these could be taken for.
     let inherited = runtime::Inherited::of_environment();
     let (file, takeover) = (run.config.clone(), run.takeover.clone());
+    let if_running = run.if_running;
     runtime::outlast_hang_ups().context("listening to signals")?;
     let config = run.config().map_err(usage)?;
     let takeover = takeover
         .map(|socket| cli::takeover(socket, &config))
         .transpose()
         .map_err(usage)?;
+    let takeover = takeover.filter(|socket| !if_running || runtime::hands_over(socket));
     // Otherwise the process before has the addresses.
     if takeover.is_none() && !inherited.has_state() {
         runtime::probe(&config, &inherited).map_err(anyhow::Error::from)?;

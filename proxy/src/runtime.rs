@@ -45,7 +45,7 @@ use service_manager::{STATUS_PAUSE, ServiceManager};
 pub use announcement::announce_privileges;
 pub use bind::probe;
 pub(crate) use handover::ServerStanding;
-pub use handover::TakeError;
+pub use handover::{TakeError, hands_over};
 pub use inherited::Inherited;
 pub use service_manager::NotifySocket;
 

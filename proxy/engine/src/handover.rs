@@ -41,6 +41,34 @@ pub struct WorkerState {
     pub sessions: Vec<SessionState>,
 }
 
+impl WorkerState {
+    /// Has so much time have passed since it was written.
+    pub fn pass(&mut self, time: Duration) {
+        let later = |ago: &mut Duration| *ago = ago.saturating_add(time);
+        let networks = self.networks.iter_mut();
+        for (_, ended) in networks.flat_map(|network| &mut network.resting) {
+            later(ended);
+        }
+        for said in self.senders.iter_mut().filter_map(|one| one.said.as_mut()) {
+            later(&mut said.heard);
+        }
+        for session in &mut self.sessions {
+            later(&mut session.age);
+            later(&mut session.idle);
+            if let Phase::Resting { passes, .. } = &mut session.phase {
+                *passes = passes.saturating_sub(time);
+            }
+            if let Some(via) = &mut session.via {
+                later(&mut via.heard);
+            }
+            if let Some(first) = &mut session.first {
+                first.sent.iter_mut().for_each(later);
+                first.unanswered.iter_mut().for_each(later);
+            }
+        }
+    }
+}
+
 /// A socket that clients write to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListenerSocketState {
@@ -398,6 +426,70 @@ pub enum NotTaken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_passes_for_all_that_has_an_age() {
+        let second = Duration::from_secs(1);
+        let address = Address::from(SocketAddr::from(([192, 0, 2, 1], 53)));
+        let state = |ago: Duration, left: Duration| WorkerState {
+            networks: vec![NetworkState {
+                address: address.0,
+                prefix: 32,
+                port: 0,
+                resting: vec![(address.0, ago)],
+            }],
+            senders: vec![SenderState {
+                address,
+                local: address,
+                named: None,
+                said: Some(SaidState {
+                    listener: String::new(),
+                    client: address,
+                    destination: address,
+                    idle: second,
+                    heard: ago,
+                }),
+            }],
+            sessions: vec![SessionState {
+                client: address,
+                local: address,
+                listener_socket: 0,
+                server: 0,
+                age: ago,
+                idle: ago,
+                requests: 1,
+                request_bytes: 1,
+                replies: 1,
+                reply_bytes: 1,
+                phase: Phase::Resting {
+                    rest: Rest::Silent,
+                    passes: left,
+                },
+                needs_socket: false,
+                via: Some(ViaState {
+                    sender: 0,
+                    heard: ago,
+                    is_current: true,
+                    reply_header: ReplyHeaderState::None,
+                }),
+                path: PathState::Tagged { socket: 0 },
+                mode: Mode::Plain,
+                first: Some(FirstState {
+                    sent: Some(ago),
+                    is_known: true,
+                    unanswered: Some(ago),
+                }),
+                is_tagged: false,
+                unique_id: None,
+            }],
+            ..WorkerState::default()
+        };
+        let mut passing = state(second, second * 5);
+        passing.pass(second * 3);
+        assert_eq!(passing, state(second * 4, second * 2));
+        passing.pass(second * 3);
+        assert_eq!(passing, state(second * 7, Duration::ZERO));
+    }
 
     #[test]
     fn an_address_comes_back_with_its_interface() {

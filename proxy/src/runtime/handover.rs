@@ -16,7 +16,7 @@ use channel::peer_uid;
 pub(super) use giving::{Ask, Giver, IS_ENDING, Offering};
 pub(crate) use message::ServerStanding;
 pub(super) use message::{Offer, Running};
-pub use taking::TakeError;
+pub use taking::{TakeError, hands_over};
 pub(super) use taking::{Taking, summary};
 
 const ROOT: u32 = 0;

@@ -6,6 +6,7 @@ mod failed;
 mod hostile;
 mod relay;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
@@ -192,6 +193,17 @@ impl Setup {
         };
         self.services.iter().map(of).sum()
     }
+}
+
+/// The inodes of the process's sockets.
+fn open_sockets(process: &Process) -> BTreeSet<u64> {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap();
+    let targets = descriptors.filter_map(|one| fs::read_link(one.unwrap().path()).ok());
+    let inode = |target: PathBuf| {
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    };
+    targets.filter_map(inode).collect()
 }
 
 #[track_caller]
@@ -423,6 +435,47 @@ fn a_takeover_without_a_process_fails() {
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(said.contains(name), "{said}");
     }
+}
+
+/// Sockets that no session has any more get late replies for a while, which no other may get.
+#[test]
+fn what_no_session_has_stays_open_over_several_takeovers() {
+    let mut setup = Setup::simple();
+    let mut proxy = setup.start(2);
+    let gone = setup.services.pop().unwrap();
+    let before = open_sockets(&proxy);
+    let client = socket("::1");
+    client.send_to(b"1 ", gone.bind).unwrap();
+    receive(&client);
+    let session: BTreeSet<_> = open_sockets(&proxy).difference(&before).copied().collect();
+    assert_eq!(session.len(), 1);
+    for _ in 0..2 {
+        setup.upgrade(&mut proxy, &setup.config(2));
+        assert!(open_sockets(&proxy).is_superset(&session));
+    }
+}
+
+#[test]
+fn a_takeover_if_any_process_runs_is_a_start_if_none_does() {
+    let setup = Setup::simple();
+    let config = setup.config(2);
+    let start = || {
+        let mut command = setup.taking(&config);
+        let mut proxy = Process::start(command.arg("--if-running"));
+        proxy.wait_for("ready");
+        proxy
+    };
+    // There is no file, a process, and a file without process.
+    let mut first = start();
+    let second = start();
+    let (status, log) = first.wait();
+    assert!(status.success() && !log.contains("no upgrade"), "{log}");
+    assert!(second.log().contains("took over"), "{}", second.log());
+    drop(second);
+    assert!(setup.socket().exists());
+    let third = start();
+    assert!(!third.log().contains("took over"), "{}", third.log());
+    clean(setup.load(RATE / 4));
 }
 
 #[test]

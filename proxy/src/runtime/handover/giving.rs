@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::channel::{Body, Channel, ChannelError, Limits};
-use super::message::{FORMAT, Last, Message, Offer, Running};
+use super::message::{FORMAT, Last, Message, Offer, Running, since_boot};
 use super::{FROZEN, HELLO, is_trusted};
 use crate::admin::WorkerHandle;
 use crate::health::Status;
@@ -183,7 +183,11 @@ impl Giver {
 
     fn give(&self, line: &Line) -> Result<(), GiveError> {
         line.lock().set_timeout(Some(HELLO))?;
-        let hello = line.receive()?;
+        let hello = match line.receive() {
+            // Somebody wanted to know whether there is a process.
+            Err(ChannelError::Closed) => return Ok(()),
+            hello => hello?,
+        };
         let Message::Hello(hello) = hello else {
             return Err(GiveError::Disorder(hello.name(), "Hello"));
         };
@@ -369,6 +373,7 @@ impl Giver {
         let last = Last {
             resting_ports: self.client_ports.resting(Instant::now()),
             servers: self.health.handed_over(),
+            said: Some(since_boot()),
         };
         Ok(line.send(&Message::Last(last), &[])?)
     }

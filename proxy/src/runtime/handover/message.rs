@@ -22,9 +22,11 @@
 //! ends after `Last` leaves all to the new one, too.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ppv2_engine::client_ports::RestingPort;
 use ppv2_engine::handover::{Address, WorkerState};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// The format of all that is said after the first message. Fields may be added, with a default,
@@ -156,6 +158,16 @@ pub(super) struct Last {
     pub(super) resting_ports: Vec<RestingPort>,
     /// As [`Offer::servers`], which may be old by now.
     pub(super) servers: Vec<ServerStanding>,
+    /// When it was said, as time since the host began; it is read much later if it is left in a
+    /// store.
+    pub(super) said: Option<Duration>,
+}
+
+/// The time since the host began, the same for all processes.
+pub(super) fn since_boot() -> Duration {
+    clock_gettime(ClockId::Boottime)
+        .try_into()
+        .unwrap_or_default()
 }
 
 /// How a server stands, as far as the configuration does not say it.

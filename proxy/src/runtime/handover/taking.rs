@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use super::channel::{Body, Channel, ChannelError, Limits, make_room};
-use super::message::{FORMAT, Hello, Last, Message, Offer, Running, ServerStanding};
+use super::message::{FORMAT, Hello, Last, Message, Offer, Running, ServerStanding, since_boot};
 use super::{FROZEN, HELLO, is_trusted};
 
 /// How long a process that has closed its connection may take to end.
@@ -90,6 +90,17 @@ pub(in crate::runtime) struct Estate {
     workers: Vec<Received>,
     /// What all workers have together.
     last: Last,
+}
+
+/// Whether a process hands over at `path`, or something else is wrong there than that none does.
+#[must_use]
+pub fn hands_over(path: &Path) -> bool {
+    // A process that gets a connection without a word says nothing of it.
+    let kind = UnixStream::connect(path).map_err(|error| error.kind());
+    !matches!(
+        kind,
+        Err(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    )
 }
 
 impl Taking {
@@ -208,7 +219,15 @@ impl Taking {
             before = self.receive_sockets()?;
             self.channel.send(&Message::Freeze, &[])?;
         }
-        let (mut workers, last) = self.receive_all()?;
+        let (mut workers, mut last) = self.receive_all()?;
+        let passed = last.said.map(|said| since_boot().saturating_sub(said));
+        let passed = passed.unwrap_or_default();
+        for (state, _) in &mut workers {
+            state.pass(passed);
+        }
+        for port in &mut last.resting_ports {
+            port.since = port.since.saturating_add(passed);
+        }
         for (state, sockets) in &mut workers {
             if let Some(mut before) = before.remove(&state.worker) {
                 before.extend(sockets.drain());

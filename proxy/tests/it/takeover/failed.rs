@@ -1,8 +1,6 @@
 //! Whichever of the two processes fails, and whenever, the other one serves as if nothing had
 //! happened.
 
-use std::collections::BTreeSet;
-
 use super::hostile::{Message, connect};
 use super::relay::Relay;
 use super::*;
@@ -100,17 +98,6 @@ fn a_failed_takeover_changes_no_socket() {
     load.wait_for_a_round();
     clean(load);
     clean(setup.load(RATE / 4));
-}
-
-/// The inodes of the process's sockets.
-fn open_sockets(process: &Process) -> BTreeSet<u64> {
-    let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap();
-    let targets = descriptors.filter_map(|one| fs::read_link(one.unwrap().path()).ok());
-    let inode = |target: PathBuf| {
-        let inode = target.to_str()?.strip_prefix("socket:[")?;
-        inode.strip_suffix(']')?.parse().ok()
-    };
-    targets.filter_map(inode).collect()
 }
 
 /// The other one has descriptors of all sockets: those that are closed stay open there.

@@ -126,14 +126,15 @@ pub(crate) fn note(now: Nanos, seen: &Seen<'_>, judged: Judged, path: &ReplyPath
 }
 
 /// Where replies go to a client that this thread has heard less than `recent` ago, if its turn
-/// has come to be answered. `None` too if they must leave from a local address of many.
+/// has come to be answered; and the local address that they must leave from, if it is one of
+/// many.
 #[inline]
 pub(crate) fn path(
     now: Nanos,
     recent: Nanos,
     endpoint: Endpoint,
     client: SocketAddr,
-) -> Option<SocketAddr> {
+) -> Option<(SocketAddr, Option<IpAddr>)> {
     with(|thread| {
         let left = thread.received.wrapping_sub(thread.answered);
         let (due, last) = (thread.answered, left.checked_sub(1)?);
@@ -147,7 +148,7 @@ pub(crate) fn path(
             {
                 thread.answered = number.wrapping_add(1);
                 let to = SocketAddr::new(ip(decision.peer), decision.peer_port);
-                return (!decision.has_local).then_some(to);
+                return Some((to, decision.local()));
             }
         }
         None
@@ -337,7 +338,9 @@ mod tests {
         }
 
         fn answer(&self, now: Nanos) -> Option<SocketAddr> {
-            path(now, RECENT, HERE, self.client)
+            let (to, local) = path(now, RECENT, HERE, self.client)?;
+            assert_eq!(local, None);
+            Some(to)
         }
     }
 
@@ -379,6 +382,32 @@ mod tests {
         other.decide(now);
         assert_eq!(one.judged(now), None);
         assert_eq!(other.judged(now), Some(other.client));
+    }
+
+    #[test]
+    fn a_reply_leaves_from_where_the_datagram_was_sent_to() {
+        let one = Sent::new("192.0.2.1:7000", "198.51.100.7:4000");
+        let trust = Trust::networks(["192.0.2.0/24"]).build().unwrap();
+        let demux = Demux::new(trust);
+        for local in ["10.0.0.1", "10.0.0.2", "2001:db8::1"] {
+            let local = Some(local.parse().unwrap());
+            let received = demux.receive(Instant::now(), one.peer, local, &one.bytes);
+            let path = received.unwrap().reply_path;
+            let seen = Seen {
+                local,
+                ..one.seen()
+            };
+            let judged = Judged {
+                client: one.client,
+                destination: Some("203.0.113.1:53".parse().unwrap()),
+                header_len: 28,
+                is_direct: false,
+            };
+            note(NOW, &seen, judged, &path);
+            assert_eq!(super::judged(NOW, RECENT, &seen), Some(judged));
+            let reply = super::path(NOW, RECENT, HERE, one.client);
+            assert_eq!(reply, Some((one.peer, local)));
+        }
     }
 
     #[test]

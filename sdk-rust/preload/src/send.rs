@@ -88,13 +88,37 @@ pub(crate) unsafe fn again(
         if !names::fits(client, socket.family()) {
             return None;
         }
-        let to = table::path_again(socket.endpoint(), client)?;
-        names::written(to, socket.family())
+        let (to, local) = table::path_again(socket.endpoint(), client)?;
+        Some((names::written(to, socket.family())?, local))
     };
-    let (to, to_len) = contained(None, find)?;
-    let to = (&raw const to).cast();
-    // SAFETY: the caller vouches for the payload, and the address can be read.
-    let sent = unsafe { real::sendto(fd, payload, len, flags, to, to_len) };
+    let ((mut to, to_len), local) = contained(None, find)?;
+    let to = (&raw mut to).cast();
+    let sent = match local {
+        // SAFETY: the caller vouches for the payload, and the address can be read.
+        None => unsafe { real::sendto(fd, payload, len, flags, to, to_len) },
+        Some(local) => {
+            let mut control = MaybeUninit::<[u64; 8]>::uninit();
+            // SAFETY: the memory is there for as long as this function runs.
+            let mut writer =
+                unsafe { Writer::new(control.as_mut_ptr().cast(), size_of_val(&control)) };
+            // A path with a scope is not the usual one, so that there is no interface to name.
+            writer.put_source(local, 0);
+            let mut part = iovec {
+                iov_base: payload.cast_mut(),
+                iov_len: len.min(isize::MAX as usize),
+            };
+            // SAFETY: zeroes are a valid value.
+            let mut message: msghdr = unsafe { mem::zeroed() };
+            message.msg_name = to.cast();
+            message.msg_namelen = to_len;
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = writer.used() as _;
+            // SAFETY: as above, and the message is whole.
+            unsafe { real::sendmsg(fd, &raw const message, flags) }
+        }
+    };
     if sent >= 0 {
         table::count(Counter::RepliesSent, 1);
     }

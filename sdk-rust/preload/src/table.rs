@@ -219,7 +219,10 @@ pub(crate) fn receive_again(
 /// As [`Table::path`] for a client that this thread has heard a moment ago, without the lock,
 /// where a datagram needs nothing but another address to be sent to. `None` for others.
 #[inline]
-pub(crate) fn path_again(endpoint: Endpoint, to: SocketAddr) -> Option<SocketAddr> {
+pub(crate) fn path_again(
+    endpoint: Endpoint,
+    to: SocketAddr,
+) -> Option<(SocketAddr, Option<IpAddr>)> {
     let recent = shared()?.settings.recent?;
     recent::path(rough_clock(), recent, endpoint, to)
 }

@@ -8,10 +8,10 @@
 //! few lookups, never during a system call that waits.
 
 use std::cell::{Cell as StdCell, UnsafeCell};
-use std::io;
+use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::panic;
+use std::panic::{self, PanicHookInfo};
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -23,6 +23,7 @@ use ppv2_sdk::{Demux, DropReason, ReplyHeader, ReplyPath, Untrusted};
 use thiserror::Error;
 
 use crate::arena::{self, Arena};
+use crate::real;
 use crate::recent::{self, Seen};
 use crate::settings::Settings;
 use crate::stats::{Cell, Counts, Text};
@@ -173,15 +174,54 @@ fn install_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = panic::take_hook();
+        let stderr = identity(libc::STDERR_FILENO);
         panic::set_hook(Box::new(move |info| {
             arena::leave();
             count(Counter::Panics, 1);
-            // The program may have given descriptor 2 another use.
             if cfg!(test) {
                 before(info);
+            } else if stderr.is_some() && identity(libc::STDERR_FILENO) == stderr {
+                // The program has given the descriptor no other use.
+                report(info);
             }
         }));
     });
+}
+
+/// The file that a descriptor refers to.
+fn identity(fd: c_int) -> Option<(libc::dev_t, libc::ino_t)> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `status` can be written to, and is if the call succeeds.
+    unsafe {
+        (libc::fstat(fd, status.as_mut_ptr()) == 0).then(|| {
+            let status = status.assume_init();
+            (status.st_dev, status.st_ino)
+        })
+    }
+}
+
+/// Writes a line without allocating.
+fn report(info: &PanicHookInfo<'_>) {
+    let mut line = [0; 512];
+    let mut rest = &mut line[..];
+    let payload = info.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    // What has no room is left out.
+    let _ = write!(
+        rest,
+        "ppv2-preload: a call failed by a fault of this library"
+    );
+    if let Some(location) = info.location() {
+        let _ = write!(rest, " at {location}");
+    }
+    let _ = writeln!(rest, ": {}", message.unwrap_or_default());
+    let unused = rest.len();
+    let written = line.len() - unused;
+    // SAFETY: so many bytes can be read.
+    unsafe { real::write(libc::STDERR_FILENO, line.as_ptr().cast(), written) };
 }
 
 #[inline]

@@ -121,8 +121,13 @@ pub(crate) fn run(options: &Preload) -> Result<()> {
         cores,
     };
     output::line(&Machine::describe()?.to_string())?;
-    bench.cpu(options)?;
-    bench.memory()
+    let reached = bench.cpu(options)?;
+    bench.memory()?;
+    ensure!(
+        reached.median <= AT_MOST,
+        "{reached} of the CPU of NSD asked directly, and {AT_MOST} is the most"
+    );
+    Ok(())
 }
 
 struct Bench {
@@ -132,7 +137,9 @@ struct Bench {
 }
 
 impl Bench {
-    fn cpu(&self, options: &Preload) -> Result<()> {
+    /// Prints what each query costs. Returns the ratio that has a target: behind the proxy, the
+    /// kernel's work for the proxy's sockets is counted as NSD's.
+    fn cpu(&self, options: &Preload) -> Result<Spread> {
         let (direct, direct_at) = self.nsd(false)?;
         let (wrapped, wrapped_at) = self.nsd(true)?;
         let (_plain, plain_at) = self.proxy(&options.proxy, direct_at, "plain")?;
@@ -201,13 +208,7 @@ impl Bench {
                 ratio(index, 0)?
             ))?;
         }
-        // Behind the proxy, the kernel's work for the proxy's sockets is counted as NSD's.
-        let reached = ratio(1, 0)?;
-        ensure!(
-            reached.median <= AT_MOST,
-            "{reached} of the CPU of NSD asked directly, and {AT_MOST} is the most"
-        );
-        Ok(())
+        ratio(1, 0)
     }
 
     /// The memory that a table of many clients takes, in NSD and in a server on the SDK.

@@ -12,7 +12,7 @@ use ppv2_lab::dig::program;
 use ppv2_lab::port;
 use tempfile::TempDir;
 
-use crate::host::{self, Cores, Machine};
+use crate::host::{self, Cores, Machine, Priority};
 use crate::load::{Report, Senders, write_header};
 use crate::measure::Spread;
 use crate::output;
@@ -120,7 +120,8 @@ pub(crate) fn run(options: &Preload) -> Result<()> {
         library,
         cores,
     };
-    output::line(&Machine::describe()?.to_string())?;
+    let priority = Priority::raise(false);
+    output::line(&format!("{}, {priority}", Machine::describe()?))?;
     let reached = bench.cpu(options)?;
     bench.memory()?;
     ensure!(

@@ -286,6 +286,57 @@ zone:
     wrapped(&[], &program("knotd", "knot"), &["-c", &config])
 }
 
+fn powerdns(folder: &Path, port: u16) -> Process {
+    let path = folder.display();
+    let config = format!(
+        "launch=bind\nbind-config={path}/named.conf\nlocal-address=127.0.0.1:{port},[::1]:{port}\n\
+         enable-lua-records=yes\nsocket-dir={path}\ndaemon=no\nguardian=no\n\
+         security-poll-suffix=\ncache-ttl=0\nquery-cache-ttl=0\n"
+    );
+    write(folder, "pdns.conf", &config);
+    let zone = format!("zone \"{ZONE}\" {{ type master; file \"{path}/zone\"; }};\n");
+    write(folder, "named.conf", &zone);
+    let records = format!(
+        "{ZONE}. 0 IN SOA ns. admin. 1 3600 3600 3600 0\n{ZONE}. 0 IN NS ns.\n\
+         {ZONE}. 0 IN LUA A \"who:toString()\"\n{ZONE}. 0 IN LUA AAAA \"who:toString()\"\n"
+    );
+    write(folder, "zone", &records);
+    let program = program("pdns_server", "pdns-server");
+    wrapped(&[], &program, &[&format!("--config-dir={path}")])
+}
+
+fn knot_resolver(folder: &Path, port: u16) -> Process {
+    let config = format!(
+        r"
+net.listen({{'127.0.0.1', '::1'}}, {port}, {{ kind = 'dns' }})
+cache.size = 10 * MB
+modules.unload('ta_update')
+policy.add(function (request)
+    local client = request.qsource.addr
+    -- Its own questions have none.
+    if client == nil then return nil end
+    local kind = client:family() == 2 and kres.type.A or kres.type.AAAA
+    local address = require('ffi').string(client:ip(), client:len())
+    return policy.ANSWER({{ [kind] = {{ rdata = address, ttl = 0 }} }}, true)
+end)
+"
+    );
+    let config = write(folder, "kresd.conf", &config);
+    let folder = folder.to_str().unwrap();
+    let program = program("kresd", "knot-resolver");
+    wrapped(&[], &program, &["-n", "-c", &config, folder])
+}
+
+#[test]
+fn powerdns_sees_each_client() {
+    each_client_is_seen(test_name!(), powerdns, &[Shown::Answer]);
+}
+
+#[test]
+fn knot_resolver_sees_each_client() {
+    each_client_is_seen(test_name!(), knot_resolver, &[Shown::Answer]);
+}
+
 #[test]
 fn nsd_sees_each_client() {
     each_client_is_seen(test_name!(), nsd, &[Shown::Access]);

@@ -1,4 +1,4 @@
-//! Programs that know nothing of headers, run with the preload library behind a real proxy,
+//! Programs that know nothing of headers, run by `ppv2-proxy wrap` behind a real proxy,
 //! and clients that check each answer.
 //!
 //! A test enters a namespace with [`setup`], starts its program by [`wrapped`], puts a
@@ -75,20 +75,18 @@ const MANIFEST: &str = concat!(
     "/../../sdk-rust/preload/Cargo.toml"
 );
 
-/// A command that runs a program with the preload library, which trusts proxies at both
-/// loopback addresses. `options` are those of `ppv2-proxy wrap`, such as `--only 53`, each
-/// with its value behind it; the caller adds the program's arguments.
+/// A command that runs a program by `ppv2-proxy wrap`, which trusts proxies at both loopback
+/// addresses. `options` are more of `wrap`; the caller adds the program's arguments.
 pub fn wrap(options: &[&str], program: &Path) -> Command {
-    let mut command = Command::new(program);
     if is_direct() {
-        return command;
+        return Command::new(program);
     }
-    command.env("LD_PRELOAD", library());
-    command.env("PPV2_TRUSTED", LOOPBACK.join(","));
-    for option in options.chunks(2) {
-        let name = option[0].trim_start_matches('-').to_uppercase();
-        command.env(format!("PPV2_{}", name.replace('-', "_")), option[1]);
+    let mut command = Command::new(binary());
+    command.arg("wrap").arg("--library").arg(library());
+    for proxy in LOOPBACK {
+        command.args(["--trusted", proxy]);
     }
+    command.args(options).arg("--").arg(program);
     command
 }
 
@@ -97,11 +95,6 @@ pub fn wrap(options: &[&str], program: &Path) -> Command {
 pub fn wrapped(options: &[&str], program: &Path, arguments: &[&str]) -> Process {
     let wrap = wrap(options, program);
     let mut command = Command::new("sh");
-    // The shell has the library too, but no sockets.
-    let variables = wrap
-        .get_envs()
-        .filter_map(|(name, value)| Some((name, value?)));
-    command.envs(variables);
     command.args(["-c", "exec \"$0\" \"$@\" >&2"]);
     command.arg(wrap.get_program()).args(wrap.get_args());
     Process::start(command.args(arguments))

@@ -106,6 +106,9 @@ struct Shared {
     arena: Arena,
     /// How often the lock was taken.
     sections: AtomicU64,
+    /// That number, and 1, when a call last waited in vain: no other call waits for the same
+    /// holder.
+    stuck: AtomicU64,
     /// The lock was released by somebody who didn't hold it.
     spoilt: AtomicBool,
     /// The same in all processes of the family: it was there before the first fork.
@@ -388,6 +391,9 @@ impl Shared {
     fn wait_for_mutex(&self) -> c_int {
         loop {
             let sections = self.sections.load(Ordering::Relaxed);
+            if self.stuck.load(Ordering::Relaxed) == sections.wrapping_add(1) {
+                return libc::EBUSY;
+            }
             let mut until = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
@@ -403,6 +409,8 @@ impl Shared {
             }
             // While others get it, this thread's turn comes.
             if sections == self.sections.load(Ordering::Relaxed) {
+                self.stuck
+                    .store(sections.wrapping_add(1), Ordering::Relaxed);
                 // SAFETY: as above.
                 return unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
             }

@@ -279,6 +279,39 @@ fn processes_that_are_killed_leave_a_table_that_works() {
 }
 
 #[test]
+fn a_process_that_is_stopped_with_the_lock_makes_calls_fail_until_it_goes_on() {
+    let shared = shared(&[]);
+    let endpoint = endpoint(shared);
+    hear(shared, endpoint, client(1));
+    // SAFETY: the child uses the table alone, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let table = shared.lock();
+        // SAFETY: the process stops, later goes on, and ends.
+        unsafe {
+            libc::raise(libc::SIGSTOP);
+            drop(table);
+            libc::_exit(0);
+        }
+    }
+    let mut status = 0;
+    // SAFETY: it is a child of this process, and `status` can be written to.
+    unsafe { libc::waitpid(child, &raw mut status, libc::WUNTRACED) };
+    assert!(libc::WIFSTOPPED(status));
+    for _ in 0..100 {
+        assert!(shared.lock().is_none());
+    }
+    // SAFETY: as above.
+    unsafe {
+        libc::kill(child, libc::SIGCONT);
+        libc::waitpid(child, &raw mut status, 0);
+    }
+    assert_eq!(status, 0);
+    assert!(knows(shared, endpoint, client(1)));
+    assert_eq!(shared.counts.get(Cell::TableResets), 0);
+}
+
+#[test]
 fn threads_share_the_table() {
     let shared = shared(&[]);
     let endpoint = endpoint(shared);

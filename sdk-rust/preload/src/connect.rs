@@ -150,11 +150,18 @@ fn kernel_connect(fd: c_int, family: c_int, to: SocketAddr) -> Result<(), c_int>
     }
 }
 
+/// Whether the datagrams of the client that a socket is connected to come from another port
+/// of the proxy by now.
+#[inline]
+pub(crate) fn must_follow(socket: &Socket, client: SocketAddr, to: SocketAddr) -> bool {
+    socket.peer() == Some(client) && socket.kernel_peer() != Some(to)
+}
+
 /// The program sends to the client that a socket is connected to, whose datagrams come from
 /// another port of the proxy by now: the kernel is told, so that they reach this socket.
 #[inline]
 pub(crate) fn follow(fd: c_int, socket: &Socket, client: SocketAddr, to: SocketAddr) {
-    if socket.peer() == Some(client) && socket.kernel_peer() != Some(to) {
+    if must_follow(socket, client, to) {
         // A thread could be cancelled in connect(2).
         guarded((), || reconnect(fd, socket, to));
     }

@@ -656,6 +656,9 @@ unsafe fn batch(
                 }
                 Err(_) => break,
             };
+            if connect::must_follow(socket, path.client, path.to) {
+                break;
+            }
             // SAFETY: as the caller says.
             if !unsafe { fill(outgoing, at, socket, program, path, flags) } {
                 break;

@@ -4,7 +4,7 @@ use libc::epoll_event;
 
 use super::*;
 use crate::boundary::errno;
-use crate::calls::{descriptors, waiting};
+use crate::calls::{descriptors, sending, waiting};
 use crate::options;
 use crate::testing::{Fd, Proxy, addr, client, in_a_child, start};
 
@@ -113,7 +113,7 @@ fn a_socket_is_connected_to_a_client() {
 fn a_connected_socket_follows_its_client_to_another_port_of_the_proxy() {
     let client = client();
     let (listener, local) = Fd::listener("127.0.0.1");
-    let (first, second) = (Proxy::new(), Proxy::new());
+    let (first, second, third) = (Proxy::new(), Proxy::new(), Proxy::new());
     first.introduce(client, &listener, local);
     let connected = Fd::udp(libc::AF_INET);
     assert_eq!(connected.connect(client), 0);
@@ -123,6 +123,24 @@ fn a_connected_socket_follows_its_client_to_another_port_of_the_proxy() {
     assert_eq!(connected.kernel_peer(), Some(second.addr()));
     second.forward(client, b"here", local);
     assert_eq!(connected.receive(), Some((b"here".to_vec(), client)));
+
+    third.introduce(client, &listener, local);
+    // SAFETY: zeros are a valid value; the part can be read.
+    let sent = unsafe {
+        let mut part = libc::iovec {
+            iov_base: c"batch".as_ptr().cast_mut().cast(),
+            iov_len: 5,
+        };
+        let mut messages: [libc::mmsghdr; 2] = std::mem::zeroed();
+        for message in &mut messages {
+            message.msg_hdr.msg_iov = &raw mut part;
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        sending::sendmmsg(connected.0, messages.as_mut_ptr(), 2, 0)
+    };
+    assert_eq!(sent, 2);
+    assert_eq!(third.receive(), (b"batch".to_vec(), local));
+    assert_eq!(connected.kernel_peer(), Some(third.addr()));
 }
 
 #[test]

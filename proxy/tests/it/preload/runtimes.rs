@@ -28,10 +28,10 @@ impl Server {
         }
     }
 
-    fn node() -> Self {
+    fn node(file: &'static str) -> Self {
         Self {
             interpreter: program("node", "nodejs"),
-            file: "whoami.js",
+            file,
             more: &[],
         }
     }
@@ -121,6 +121,18 @@ fn python_asyncio_sees_each_client() {
 }
 
 #[test]
+fn python_asyncio_answers_by_tags() {
+    if !namespace::enter(test_name!(), &setup()) {
+        return;
+    }
+    let address = at(0, port());
+    let server = Server::python("whoami_asyncio.py", &[]);
+    let _process = server.start(&[], &address.ip().to_string(), address.port());
+    let scene = Scene::with(0, address, &["--replies", "tagged"]);
+    each_client_is_answered(&scene, |client| client);
+}
+
+#[test]
 fn python_asyncio_is_told_that_a_push_comes_too_late() {
     let server = Server::python("whoami_asyncio.py", &[]);
     a_late_push_fails(test_name!(), &server, "No route to host");
@@ -156,10 +168,15 @@ fn mapped(ip: Ipv4Addr, port: u16) -> SocketAddr {
 
 #[test]
 fn node_sees_each_client() {
-    each_client_is_seen(test_name!(), &Server::node());
+    each_client_is_seen(test_name!(), &Server::node("whoami.js"));
+}
+
+#[test]
+fn processes_of_node_that_are_passed_a_socket_see_each_client() {
+    each_client_is_seen(test_name!(), &Server::node("cluster.js"));
 }
 
 #[test]
 fn node_is_told_that_a_push_comes_too_late() {
-    a_late_push_fails(test_name!(), &Server::node(), "EHOSTUNREACH");
+    a_late_push_fails(test_name!(), &Server::node("whoami.js"), "EHOSTUNREACH");
 }

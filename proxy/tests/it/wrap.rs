@@ -1,5 +1,5 @@
-//! `wrap` runs a program with a library, or says why none can help it. The library here does
-//! nothing: what the real one does is tested where it is.
+//! `wrap` runs a program with a library, or says why none can help it. The library of most tests
+//! does nothing: what the real one does is tested where it is.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
@@ -573,4 +573,58 @@ fn the_environment_is_printed_for_units_containers_and_shells() {
     let program = folder.program("static", &["-static"]);
     let mut command = folder.wrap(&["--print-env"], &[program.as_os_str()]);
     refused(&mut command, 1, &["is linked statically"]);
+}
+
+/// Both read the options, each by its own code.
+#[test]
+fn the_library_takes_what_wrap_gives_it() {
+    let folder = Folder::new();
+    let stats = folder.path("stats.prom");
+    let every: [&[&str]; 2] = [
+        &[
+            "--trusted=2001:db8::/64",
+            "--trusted=::ffff:198.51.100.0/120",
+            "--only=53",
+            "--only=5000-5010",
+            "--only=192.0.2.7",
+            "--only=::1",
+            "--only=[::2]",
+            "--only=192.0.2.1:53",
+            "--only=[::]:5060",
+            "--only=[2001:db8::1]:1-9",
+            "--only=::ffff:192.0.2.9",
+            "--untrusted=accept",
+            "--peer=192.0.2.9",
+            "--peer=2001:db8:1::/48",
+            "--format=spp",
+            "--format=v2",
+            "--forget-after=1500ms",
+            "--max-clients=1000",
+            "--pktinfo=destination",
+        ],
+        &["--remember=1m 30s", "--forget-after=1day"],
+    ];
+    for options in every {
+        let mut command = Command::new(binary());
+        command.args(["wrap", "--trusted=192.0.2.1", "--library"]);
+        command.arg(preload_library()).args(options);
+        command.arg("--stats").arg(&stats).args(["--", "true"]);
+        assert_eq!(
+            output_of(&mut command),
+            (Some(0), String::new(), String::new())
+        );
+        let text = fs::read_to_string(&stats).unwrap();
+        assert!(
+            text.contains("# TYPE ppv2_preload_clients gauge\n"),
+            "{text}"
+        );
+    }
+
+    // As with `--print-env` and a variable that somebody has edited.
+    let mut command = Command::new("true");
+    command.env("LD_PRELOAD", preload_library());
+    command.env("PPV2_TRUSTED", "192.0.2.300");
+    let (code, _, error) = output_of(&mut command);
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("PPV2_TRUSTED=\"192.0.2.300\""), "{error}");
 }

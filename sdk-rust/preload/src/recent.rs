@@ -41,6 +41,26 @@ const AHEAD: u32 = 4;
 /// A time of a clock that may be as coarse as the kernel's tick, in nanoseconds.
 pub(crate) type Nanos = i64;
 
+/// A time in about milliseconds, and in so little room that all that is looked at for a client
+/// of IPv4 is on one line of the cache. It wraps around after 52 days.
+#[derive(Clone, Copy, Debug)]
+struct Moment(u32);
+
+impl Moment {
+    const SHIFT: u32 = 20;
+
+    #[inline]
+    fn new(time: Nanos) -> Self {
+        Self((time >> Self::SHIFT) as u32)
+    }
+
+    #[inline]
+    fn is_within(self, recent: Nanos, now: Nanos) -> bool {
+        let since = Self::new(now).0.wrapping_sub(self.0);
+        i64::from(since) < recent >> Self::SHIFT
+    }
+}
+
 /// A datagram as it came.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
@@ -60,12 +80,12 @@ struct Decision {
     has_local: bool,
     peer_port: u16,
     endpoint: u32,
+    /// When the table was asked, and when the latest datagram came.
+    asked: Moment,
+    heard: Moment,
     /// IPv4 addresses mapped, here and below.
     peer: u128,
     header: [u8; OVER_IPV6.1],
-    /// When the table was asked, and when the latest datagram came.
-    asked: Nanos,
-    heard: Nanos,
     local: u128,
 }
 
@@ -96,10 +116,10 @@ pub(crate) fn judged(now: Nanos, recent: Nanos, seen: &Seen<'_>) -> Option<Judge
         let (set, mark) = place(seen.peer);
         let way = thread.marks[set].iter().position(|one| *one == mark)?;
         let decision = &mut thread.decisions[set][way];
-        if !decision.is_of(seen) || now >= decision.asked + recent {
+        if !decision.is_of(seen) || !decision.asked.is_within(recent, now) {
             return None;
         }
-        decision.heard = now;
+        decision.heard = Moment::new(now);
         let judged = decision.judged();
         thread.came(set, way);
         Some(judged)
@@ -144,7 +164,7 @@ pub(crate) fn path(
             let decision = &thread.decisions[place / WAYS % SETS][place % WAYS];
             if decision.endpoint == endpoint.0
                 && decision.client() == client
-                && now < decision.heard + recent
+                && decision.heard.is_within(recent, now)
             {
                 thread.answered = number.wrapping_add(1);
                 let to = SocketAddr::new(ip(decision.peer), decision.peer_port);
@@ -171,8 +191,8 @@ impl Decision {
             endpoint: seen.endpoint.0,
             peer: bits(seen.peer.ip()),
             header,
-            asked: now,
-            heard: now,
+            asked: Moment::new(now),
+            heard: Moment::new(now),
             local: seen.local.map_or(0, bits),
         };
         let is_usual = decision.judged() == judged
@@ -351,7 +371,7 @@ mod tests {
         assert_eq!(one.judged(now), None);
         one.decide(now);
         assert_eq!(one.judged(now), Some(one.client));
-        let almost = now + RECENT - 1;
+        let almost = now + RECENT / 2;
         assert_eq!(one.judged(almost), Some(one.client));
         // That it was heard meanwhile is no reason not to ask again.
         assert_eq!(one.judged(now + RECENT), None);

@@ -101,9 +101,12 @@ fn connect_taken_over(
     match (options::local(fd), local) {
         (Some(got), Some(local)) if socket.is(Flag::Wildcard) && got.ip() != local => put(
             fd,
-            socket.endpoint(),
-            SocketAddr::new(local, got.port()),
-            to,
+            Place {
+                endpoint: socket.endpoint(),
+                is_wildcard: true,
+                from: SocketAddr::new(local, got.port()),
+                to,
+            },
         ),
         _ => Ok(socket),
     }
@@ -261,8 +264,13 @@ fn replace(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
     let Some((endpoint, listener, Path::Proxied { to, local, .. })) = found else {
         return Decision::Pass;
     };
-    let from = SocketAddr::new(local.unwrap_or(listener.ip()), listener.port());
-    match put(fd, endpoint, from, to) {
+    let place = Place {
+        endpoint,
+        is_wildcard: listener.ip().is_unspecified(),
+        from: SocketAddr::new(local.unwrap_or(listener.ip()), listener.port()),
+        to,
+    };
+    match put(fd, place) {
         Ok(socket) => {
             connected(socket, client, to);
             socket.set(Flag::KernelOnly, !visibly);
@@ -282,12 +290,21 @@ impl Drop for Temporary {
     }
 }
 
-fn put(
-    fd: c_int,
+/// Where a new socket stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
     endpoint: Endpoint,
+    /// The listener is bound to all addresses: the table is told for each datagram to which
+    /// one it came.
+    is_wildcard: bool,
     from: SocketAddr,
     to: SocketAddr,
-) -> Result<&'static Socket, c_int> {
+}
+
+fn put(fd: c_int, place: Place) -> Result<&'static Socket, c_int> {
+    let Place {
+        endpoint, from, to, ..
+    } = place;
     let family = options::udp_family(fd).ok_or(libc::EBADF)?;
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
     // SAFETY: it takes no pointer.
@@ -304,6 +321,8 @@ fn put(
     if family == libc::AF_INET6 && (to.is_ipv4() || from.is_ipv4()) {
         options::set(new.0, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0);
     }
+    copied.set(Flag::Wildcard, place.is_wildcard);
+    lifecycle::tell_local_addresses(new.0, copied);
     bind_beside(new.0, endpoint, of_family(from, family), to)?;
     close_kept(endpoint);
     // SAFETY: it takes no pointer.

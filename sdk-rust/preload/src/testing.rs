@@ -177,7 +177,7 @@ impl Proxy {
     }
 
     pub(crate) fn forward(&self, client: SocketAddr, payload: &[u8], to: SocketAddr) {
-        let to = SocketAddr::new([127, 0, 0, 1].into(), to.port());
+        let to = reachable(to);
         let mut header = [0; ppv2::MAX_UDP_HEADER_LEN];
         let header = ppv2::encode_udp(client, to, &mut header).unwrap();
         self.0.send_to(&[header, payload].concat(), to).unwrap();
@@ -185,8 +185,7 @@ impl Proxy {
 
     /// What must be dropped.
     pub(crate) fn send_bare(&self, to: SocketAddr) {
-        let to = SocketAddr::new([127, 0, 0, 1].into(), to.port());
-        self.0.send_to(b"bare", to).unwrap();
+        self.0.send_to(b"bare", reachable(to)).unwrap();
     }
 
     pub(crate) fn receive(&self) -> (Vec<u8>, SocketAddr) {
@@ -201,6 +200,14 @@ impl Proxy {
         self.forward(client, b"first", to);
         let (payload, from) = listener.receive_with(0).unwrap();
         assert_eq!((&payload[..], from), (&b"first"[..], client));
+    }
+}
+
+/// An address of a listener that is bound to all.
+fn reachable(to: SocketAddr) -> SocketAddr {
+    match to.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new([127, 0, 0, 1].into(), to.port()),
+        _ => to,
     }
 }
 

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::ptr;
 
 use libc::epoll_event;
@@ -141,6 +142,25 @@ fn a_connected_socket_follows_its_client_to_another_port_of_the_proxy() {
     assert_eq!(sent, 2);
     assert_eq!(third.receive(), (b"batch".to_vec(), local));
     assert_eq!(connected.kernel_peer(), Some(third.addr()));
+}
+
+#[test]
+fn a_connected_socket_has_the_address_that_the_proxy_writes_to() {
+    let client = client();
+    let (listener, local) = Fd::listener("0.0.0.0");
+    let proxy = Proxy::new();
+    let second = SocketAddr::new([127, 0, 0, 2].into(), local.port());
+    proxy.introduce(client, &listener, second);
+    let own = Fd::udp(libc::AF_INET);
+    for (fd, payload) in [(&own, b"one"), (&listener, b"two")] {
+        assert_eq!(fd.connect(client), 0);
+        assert_eq!(options::local(fd.0), Some(second));
+        assert_eq!(fd.send(payload, None), 3);
+        assert_eq!(proxy.receive(), (payload.to_vec(), second));
+        proxy.forward(client, payload, second);
+        assert_eq!(fd.receive(), Some((payload.to_vec(), client)));
+        assert_eq!(get(fd, libc::IPPROTO_IP, libc::IP_PKTINFO), 0);
+    }
 }
 
 #[test]

@@ -430,6 +430,10 @@ unsafe fn path<'f>(
             local,
             header,
         }))),
+        // The kernel would send it to the proxy's port that once spoke for the client, and may
+        // speak for another one now.
+        // SAFETY: as the caller says.
+        Some(Path::Direct) if !unsafe { is_named(socket, from) } => Err(EHOSTUNREACH),
         Some(Path::Direct) => Ok(None),
         None => Err(EHOSTUNREACH),
     }
@@ -443,6 +447,21 @@ fn is_one(to: &SocketAddr) -> bool {
         IpAddr::V6(ip) => ip.is_multicast(),
     };
     to.port() != 0 && !is_group
+}
+
+/// Whether the kernel takes the address of the message, not that which the socket is
+/// connected to.
+///
+/// # Safety
+///
+/// `from` is a message as sendmsg(2) takes it.
+unsafe fn is_named(socket: &Socket, from: &msghdr) -> bool {
+    let name: *const sockaddr = from.msg_name.cast();
+    let len = from.msg_namelen;
+    // SAFETY: as the caller says.
+    !name.is_null()
+        && len != 0
+        && (socket.family() == AF_INET || unsafe { names::family(name, len) } != Some(AF_UNSPEC))
 }
 
 /// Where the kernel would send to, if the socket were not connected for the sake of a client.

@@ -68,6 +68,12 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS", value_enum, default_value_t)]
     pub pktinfo: PacketInfo,
 
+    /// What becomes of a socket with a port of its own when the program sends to a client from it.
+    /// Answer is for servers that answer from new sockets, as those of TFTP do: not where the
+    /// program asks other servers, whose addresses could be forged
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub new_sockets: NewSockets,
+
     /// File in which the library keeps its counters, as text for Prometheus
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
@@ -111,6 +117,16 @@ pub enum PacketInfo {
     Local,
     /// The one that the client wrote to, as the header says
     Destination,
+}
+
+/// What becomes of a socket that is not bound to a listener's address, when it sends to a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NewSockets {
+    /// It sends there directly, as without the library
+    #[default]
+    Pass,
+    /// It answers this client, from the listener's address
+    Answer,
 }
 
 /// What is ready to be done.

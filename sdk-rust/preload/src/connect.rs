@@ -3,7 +3,10 @@
 //! The kernel is told to connect them to the port of the proxy that speaks for the client.
 //! A socket that the program made for one client alone, with a port of its own (TFTP), is
 //! first replaced by one with the listener's address and port: the proxy takes replies
-//! from nowhere else, and doesn't let the client reach another port.
+//! from nowhere else, and doesn't let the client reach another port. Only if the operator
+//! asked for it (PPV2_NEW_SOCKETS): a proxy passes on any client address that somebody forges,
+//! that of a server which the program itself asks included. Its questions would go to the
+//! proxy then, and anybody could forge the answers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,6 +14,7 @@ use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 
 use crate::boundary::{errno, guarded, set_errno};
 use crate::registry::Marks;
+use crate::settings::NewSockets;
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Endpoint, Path};
 use crate::{lifecycle, names, options, real, registry, settings, wait};
@@ -195,7 +199,7 @@ pub(crate) unsafe fn adopt_at_send(
     name: *const sockaddr,
     len: socklen_t,
 ) -> Option<&'static Socket> {
-    if name.is_null() || !registry::is_used() || OTHERS.has(fd) {
+    if name.is_null() || !registry::is_used() || OTHERS.has(fd) || !may_answer() {
         return None;
     }
     // SAFETY: as the caller says.
@@ -228,9 +232,14 @@ pub(crate) fn forget_between(first: u32, last: u32) {
     OTHERS.clear_between(first, last);
 }
 
+/// Whether sockets with ports of their own may become clients'.
+fn may_answer() -> bool {
+    settings::get().is_some_and(|settings| settings.new_sockets == NewSockets::Answer)
+}
+
 /// Makes a UDP socket with no port, or with one of the kernel's choice, that client's.
 fn adopt(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
-    if !registry::is_used() || options::udp_family(fd).is_none() {
+    if !registry::is_used() || !may_answer() || options::udp_family(fd).is_none() {
         return Decision::Pass;
     }
     match options::local(fd) {
@@ -250,7 +259,7 @@ const FIRST_OF_CLIENTS: u16 = 1024;
 /// Puts a socket with a listener's address, connected to the client, in the place of
 /// another. `Pass` if no listener knows the client.
 fn replace(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
-    if client.port() < FIRST_OF_CLIENTS {
+    if !may_answer() || client.port() < FIRST_OF_CLIENTS {
         return Decision::Pass;
     }
     if settings::get().is_none_or(|settings| settings.is_peer(client.ip())) {
@@ -409,6 +418,7 @@ pub(crate) fn keep(fd: c_int) {
         || socket.is(Flag::Kept)
         || socket.peer().is_some()
         || !socket.is_at_its_last()
+        || !may_answer()
         || !registry::is_owner()
     {
         return;

@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) max_clients: usize,
     /// What IP_PKTINFO shows the program: the local address, or the header's destination.
     pub(crate) pktinfo: Pktinfo,
+    /// What becomes of a socket with another port when it sends to a client.
+    pub(crate) new_sockets: NewSockets,
     pub(crate) stats: Option<PathBuf>,
     /// For how many nanoseconds a thread may go by what it has decided itself, see [`recent`]. `None`: it
     /// asks the table each time.
@@ -49,6 +51,15 @@ pub(crate) struct Settings {
 pub(crate) enum Pktinfo {
     Local,
     Destination,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSockets {
+    /// Nothing. Whoever forges a datagram from the address of a server that the program asks
+    /// must not get hold of the questions.
+    Pass,
+    /// It answers that client from the listener's address.
+    Answer,
 }
 
 /// An environment variable that is missing or can't be used.
@@ -133,6 +144,17 @@ impl Settings {
                 })?
             }
         };
+        let new_sockets = match set("PPV2_NEW_SOCKETS") {
+            None => NewSockets::Pass,
+            Some(value) => {
+                let allowed = "pass or answer";
+                choice("PPV2_NEW_SOCKETS", value, allowed, |name| match name {
+                    "pass" => Some(NewSockets::Pass),
+                    "answer" => Some(NewSockets::Answer),
+                    _ => None,
+                })?
+            }
+        };
         let max_clients = match set("PPV2_MAX_CLIENTS") {
             None => DEFAULT_MAX_CLIENTS,
             Some(value) => value
@@ -170,6 +192,7 @@ impl Settings {
             untrusted,
             max_clients,
             pktinfo,
+            new_sockets,
             stats: set("PPV2_STATS").map(PathBuf::from),
             recent,
             peers: set("PPV2_PEERS").map_or(Ok(Vec::new()), |value| peers(&value))?,
@@ -240,7 +263,7 @@ pub(crate) fn get() -> Option<&'static Settings> {
     SETTINGS.get()
 }
 
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 11] = [
     "PPV2_TRUSTED",
     "PPV2_ONLY",
     "PPV2_UNTRUSTED",
@@ -250,6 +273,7 @@ const VARIABLES: [&str; 10] = [
     "PPV2_FORGET_AFTER",
     "PPV2_MAX_CLIENTS",
     "PPV2_PKTINFO",
+    "PPV2_NEW_SOCKETS",
     "PPV2_STATS",
 ];
 
@@ -373,6 +397,7 @@ mod tests {
         assert!(settings.takes_over("[::]:53".parse().unwrap()));
         assert!(!settings.is_peer("192.0.2.1".parse().unwrap()));
         assert_eq!(settings.pktinfo, Pktinfo::Local);
+        assert_eq!(settings.new_sockets, NewSockets::Pass);
         assert_eq!(settings.untrusted, Untrusted::Drop);
         assert_eq!((settings.max_clients, settings.stats), (65_536, None));
     }
@@ -392,6 +417,7 @@ mod tests {
             ("PPV2_FORGET_AFTER", "2m"),
             ("PPV2_MAX_CLIENTS", "1000"),
             ("PPV2_PKTINFO", "destination"),
+            ("PPV2_NEW_SOCKETS", "answer"),
             ("PPV2_STATS", "/run/stats"),
         ])
         .unwrap();
@@ -407,6 +433,7 @@ mod tests {
         }
         assert!(!settings.is_peer("198.51.101.9".parse().unwrap()));
         assert_eq!(settings.pktinfo, Pktinfo::Destination);
+        assert_eq!(settings.new_sockets, NewSockets::Answer);
         assert_eq!(settings.untrusted, Untrusted::Accept);
         assert_eq!(settings.max_clients, 1000);
         assert_eq!(settings.stats, Some(PathBuf::from("/run/stats")));
@@ -447,6 +474,7 @@ mod tests {
             ("PPV2_MAX_CLIENTS", "0", "from 1 to"),
             ("PPV2_MAX_CLIENTS", "many", "from 1 to"),
             ("PPV2_PKTINFO", "header", "use local or destination"),
+            ("PPV2_NEW_SOCKETS", "adopt", "use pass or answer"),
         ] {
             let variables = if variable == "PPV2_TRUSTED" {
                 vec![(variable, value)]

@@ -32,6 +32,7 @@ pub(crate) fn start() {
         let variables = [
             ("PPV2_TRUSTED", "127.0.0.1,::1"),
             ("PPV2_PEERS", "127.0.0.9"),
+            ("PPV2_NEW_SOCKETS", "answer"),
         ];
         let settings = settings::set(Settings::of(&variables).unwrap());
         table::start(settings, None).unwrap();

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{Format, Options, PacketInfo, Untrusted, WrapError};
+use super::{Format, NewSockets, Options, PacketInfo, Untrusted, WrapError};
 
 /// The dynamic linker's own.
 const LD_PRELOAD: &str = "LD_PRELOAD";
 
 /// Every variable of the library. One that the options leave at its default must not come from
 /// the environment of this process: `PPV2_UNTRUSTED=accept` would weaken what was asked for.
-const OF_LIBRARY: [&str; 10] = [
+const OF_LIBRARY: [&str; 11] = [
     "PPV2_TRUSTED",
     "PPV2_ONLY",
     "PPV2_UNTRUSTED",
@@ -26,6 +26,7 @@ const OF_LIBRARY: [&str; 10] = [
     "PPV2_FORGET_AFTER",
     "PPV2_MAX_CLIENTS",
     "PPV2_PKTINFO",
+    "PPV2_NEW_SOCKETS",
     "PPV2_STATS",
 ];
 
@@ -68,6 +69,9 @@ impl Environment {
         }
         if options.pktinfo != PacketInfo::default() {
             set("PPV2_PKTINFO", name(options.pktinfo));
+        }
+        if options.new_sockets != NewSockets::default() {
+            set("PPV2_NEW_SOCKETS", name(options.new_sockets));
         }
         variables.extend(stats.map(|path| ("PPV2_STATS", path.into_os_string())));
         Self(variables)
@@ -201,6 +205,7 @@ mod tests {
             ["--forget-after", "2m"],
             ["--max-clients", "65536"],
             ["--pktinfo", "local"],
+            ["--new-sockets", "pass"],
         ];
         assert_eq!(environment(as_by_default.as_flattened()).len(), 1);
     }
@@ -220,6 +225,7 @@ mod tests {
             ["--forget-after", "1500ms"],
             ["--max-clients", "1000"],
             ["--pktinfo", "destination"],
+            ["--new-sockets", "answer"],
             ["--stats", "/run/nsd.prom"],
         ];
         let expected = [
@@ -232,6 +238,7 @@ mod tests {
             ("PPV2_FORGET_AFTER", "1500ms"),
             ("PPV2_MAX_CLIENTS", "1000"),
             ("PPV2_PKTINFO", "destination"),
+            ("PPV2_NEW_SOCKETS", "answer"),
             ("PPV2_STATS", "/run/nsd.prom"),
         ];
         let found = environment(options.as_flattened());

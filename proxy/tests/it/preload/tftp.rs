@@ -41,7 +41,8 @@ fn tftpd(folder: &Path, family: usize, port: u16) -> Process {
         "--secure",
         files.to_str().unwrap(),
     ];
-    wrapped(&[], &program("in.tftpd", "tftpd-hpa"), &arguments)
+    let options = ["--new-sockets", "answer"];
+    wrapped(&options, &program("in.tftpd", "tftpd-hpa"), &arguments)
 }
 
 fn request() -> &'static [u8] {

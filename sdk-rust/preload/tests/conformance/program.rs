@@ -152,7 +152,8 @@ impl Program {
         if path != Path::Direct {
             command
                 .env("LD_PRELOAD", preload_library())
-                .env("PPV2_TRUSTED", RELAYS.join(","));
+                .env("PPV2_TRUSTED", RELAYS.join(","))
+                .env("PPV2_NEW_SOCKETS", "answer");
         }
         let mut child = command.spawn().unwrap();
         let mut requests = child.stdin.take().unwrap();

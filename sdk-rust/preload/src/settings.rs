@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     /// [`recent`]: crate::recent
     pub(crate) recent: Option<Nanos>,
     peers: Vec<IpNet>,
+    /// The trusted networks.
+    proxies: Vec<IpNet>,
     only: Only,
 }
 
@@ -195,6 +197,7 @@ impl Settings {
             new_sockets,
             stats: set("PPV2_STATS").map(PathBuf::from),
             recent,
+            proxies: list(&trusted).filter_map(network).collect(),
             peers: set("PPV2_PEERS").map_or(Ok(Vec::new()), |value| peers(&value))?,
             only: match set("PPV2_ONLY") {
                 None => Only::all(),
@@ -210,12 +213,18 @@ impl Settings {
         self.only.includes(bound)
     }
 
-    /// Whether this address is talked to directly (PPV2_PEERS).
+    /// Whether this address is talked to directly (PPV2_PEERS). If it is in a network of
+    /// proxies, too, the longer prefix counts: the headers of a proxy among the peers must not
+    /// reach the program.
     #[inline]
     pub(crate) fn is_peer(&self, ip: IpAddr) -> bool {
         !self.peers.is_empty() && {
             let ip = ip.to_canonical();
-            self.peers.iter().any(|network| network.contains(&ip))
+            let longest = |networks: &[IpNet]| {
+                let around = networks.iter().filter(|network| network.contains(&ip));
+                around.map(IpNet::prefix_len).max()
+            };
+            longest(&self.peers) > longest(&self.proxies)
         }
     }
 
@@ -310,12 +319,17 @@ fn formats(value: &str) -> Result<Vec<Format>, SettingsError> {
     list(value).map(format).collect()
 }
 
+/// A network, or an address alone.
+fn network(text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => Some(ip.to_canonical().into()),
+        Err(_) => text.parse().ok().map(unmapped),
+    }
+}
+
 fn peers(value: &str) -> Result<Vec<IpNet>, SettingsError> {
-    let network = |text: &str| {
-        if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(IpNet::from(ip.to_canonical()));
-        }
-        let network: IpNet = text.parse().map_err(|_| SettingsError::Peer {
+    let peer = |text: &str| {
+        let network = network(text).ok_or_else(|| SettingsError::Peer {
             value: value.to_owned(),
             network: text.to_owned(),
         })?;
@@ -325,9 +339,9 @@ fn peers(value: &str) -> Result<Vec<IpNet>, SettingsError> {
                 network,
             });
         }
-        Ok(unmapped(network))
+        Ok(network)
     };
-    list(value).map(network).collect()
+    list(value).map(peer).collect()
 }
 
 /// A network of IPv4-mapped addresses as the IPv4 network.
@@ -432,6 +446,11 @@ mod tests {
             assert!(settings.is_peer(peer.parse().unwrap()), "{peer}");
         }
         assert!(!settings.is_peer("198.51.101.9".parse().unwrap()));
+        let both = Settings::of(&[TRUSTED, ("PPV2_PEERS", "192.0.2.0/24")]).unwrap();
+        assert!(both.is_peer("192.0.2.2".parse().unwrap()));
+        assert!(!both.is_peer("::ffff:192.0.2.1".parse().unwrap()));
+        let same = Settings::of(&[TRUSTED, ("PPV2_PEERS", "192.0.2.1")]).unwrap();
+        assert!(!same.is_peer("192.0.2.1".parse().unwrap()));
         assert_eq!(settings.pktinfo, Pktinfo::Destination);
         assert_eq!(settings.new_sockets, NewSockets::Answer);
         assert_eq!(settings.untrusted, Untrusted::Accept);

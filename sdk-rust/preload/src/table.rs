@@ -605,8 +605,13 @@ impl Table {
         let settings = self.shared.settings;
         let demux = entry.demux_made(settings);
         let datagram = demux.receive(self.now, peer, local, bytes)?;
+        // A client whose address is that of a host which is talked to directly: whoever forges
+        // it must not be taken for this host.
+        if settings.is_peer(datagram.client.ip()) {
+            return Err(DropReason::ClientAddress);
+        }
         // Otherwise the client is talked to directly, or may be.
-        let is_proxied = datagram.proxy.is_some() && !settings.is_peer(datagram.client.ip());
+        let is_proxied = datagram.proxy.is_some();
         Ok(Looked {
             datagram: Judged {
                 client: datagram.client,

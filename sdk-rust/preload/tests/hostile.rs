@@ -147,3 +147,30 @@ except OSError as error:
         proxy.recv_from(&mut [0; 100]).unwrap_err();
     }
 }
+
+#[test]
+fn no_client_can_pass_for_a_peer() {
+    const SERVER: &str = r#"
+listener = socket(AF_INET, SOCK_DGRAM)
+listener.bind(ADDRESS)
+print("ready")
+while True:
+    payload, (host, _) = listener.recvfrom(100)
+    print(host, payload.decode("latin1"))
+"#;
+    // The proxy is in the network of the peers, too.
+    let networks = [("PPV2_PEERS", "127.0.0.0/8,10.0.0.0/8")];
+    let mut server = Server::start(&networks, SERVER);
+    let (proxy, peer) = (bind("127.0.0.1:0"), bind("127.0.0.2:0"));
+    for (sender, datagram) in [
+        (&proxy, from_client("10.0.0.5:5060", b"forged")),
+        (&proxy, from_client("127.0.0.2:5060", b"forged")),
+        (&proxy, b"without a header".to_vec()),
+        (&peer, b"true".to_vec()),
+        (&proxy, from_client(CLIENT, b"true")),
+    ] {
+        sender.send_to(&datagram, server.address).unwrap();
+    }
+    assert_eq!(server.line(), "127.0.0.2 true");
+    assert_eq!(server.line(), "203.0.113.11 true");
+}

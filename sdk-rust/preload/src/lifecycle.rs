@@ -133,8 +133,8 @@ pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) -> 
     !asks_for_port || options::udp_family(fd).is_none() || take_over(fd, settings)
 }
 
-/// From now on, the socket's datagrams have headers. `false` if the table has no room for
-/// its address.
+/// From now on, the socket's datagrams have headers. `false` if there is no room for its
+/// address or its number.
 fn take_over(fd: c_int, settings: &Settings) -> bool {
     let Some(family) = options::udp_family(fd) else {
         return true;
@@ -155,7 +155,8 @@ fn take_over(fd: c_int, settings: &Settings) -> bool {
     tell_local_addresses(fd, socket);
     registry::set(fd, socket);
     wait::learn(fd, socket);
-    true
+    // A child between vfork and exec leaves it to the program that it executes.
+    registry::get(fd).is_some() || !registry::is_owner()
 }
 
 /// What the program has asked the kernel for before.

@@ -8,6 +8,7 @@
 //! few lookups, never during a system call that waits.
 
 use std::cell::{Cell as StdCell, UnsafeCell};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::io::{self, Write as _};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
@@ -30,8 +31,12 @@ use crate::stats::{Cell, Counts, Text};
 use crate::this_thread::{self, ThisThread};
 
 /// Local addresses that sockets are taken over on. It bounds what a program that binds to
-/// ever new ports can use up; it can't bind to more.
-const MAX_ENDPOINTS: usize = if cfg!(test) { 2048 } else { 16_384 };
+/// ever new ports can use up, as one for media streams does; it can't bind to more. All
+/// ports of an address are within it.
+const MAX_ENDPOINTS: usize = if cfg!(test) { 2048 } else { 1 << 16 };
+
+/// At most half of it is in use.
+const INDEX: usize = 2 * MAX_ENDPOINTS;
 
 /// A section of code that holds the lock takes microseconds. If calls have found the
 /// thread inside one for this long, and as many of them, then it was left by longjmp(3).
@@ -122,6 +127,9 @@ struct Shared {
     /// Entries that are in use; they never become unused.
     endpoints: AtomicU32,
     directory: [Entry; MAX_ENDPOINTS],
+    /// The number of the entry for each address and 1, at the address's hash or behind it; 0:
+    /// none. Under the lock.
+    index: [StdCell<u32>; INDEX],
 }
 
 // SAFETY: atomics apart, it is only used by whoever holds the lock.
@@ -443,6 +451,14 @@ impl Shared {
         drop(using);
     }
 
+    /// The places of the index that an address may be in, in their order.
+    fn index_from(&self, local: SocketAddr) -> impl Iterator<Item = &StdCell<u32>> {
+        // The program chooses the addresses, so the hash needs no secret.
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(local);
+        let (behind, from) = self.index.split_at(hash as usize % INDEX);
+        from.iter().chain(behind)
+    }
+
     fn entries(&self) -> &[Entry] {
         let used = self.endpoints.load(Ordering::Acquire) as usize;
         self.directory.get(..used).unwrap_or_default()
@@ -489,16 +505,22 @@ impl Table {
         let local = canonical(local);
         let shared = self.shared;
         shared.counts.show();
-        let entries = shared.entries();
-        let known = entries.iter().position(|entry| entry.address() == local);
-        let index = known.unwrap_or(entries.len());
-        let number = u32::try_from(index).ok()?;
-        if known.is_none() {
-            let entry = shared.directory.get(index)?;
-            entry.address.set(MaybeUninit::new(local));
-            shared.endpoints.store(number + 1, Ordering::Release);
+        for slot in shared.index_from(local) {
+            match slot.get().checked_sub(1) {
+                Some(number) if shared.entries().get(number as usize)?.address() != local => {}
+                Some(number) => return Some(Endpoint(number)),
+                None => {
+                    let number = shared.endpoints.load(Ordering::Relaxed);
+                    let entry = shared.directory.get(number as usize)?;
+                    entry.address.set(MaybeUninit::new(local));
+                    // A process that ends here leaves an entry without use.
+                    shared.endpoints.store(number + 1, Ordering::Release);
+                    slot.set(number + 1);
+                    return Some(Endpoint(number));
+                }
+            }
         }
-        Some(Endpoint(number))
+        None
     }
 
     /// Decides on a datagram: `peer` and `local` as the kernel told, IPv4 or mapped.

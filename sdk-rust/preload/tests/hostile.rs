@@ -24,7 +24,10 @@ impl Server {
         let address = unused.local_addr().unwrap();
         drop(unused);
         let place = format!("(\"127.0.0.1\", {})", address.port());
-        let script = format!("from socket import *\n{}", script.replace("ADDRESS", &place));
+        let script = format!(
+            "from socket import *\n{}",
+            script.replace("ADDRESS", &place)
+        );
         let mut child = Command::new("python3")
             .args(["-u", "-c", &script])
             .env("LD_PRELOAD", preload_library())

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write as _};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
@@ -365,8 +365,9 @@ fn open(file: &Path) -> io::Result<File> {
             .write(true)
             .create_new(create)
             .mode(0o644);
-        // A fifo must not have the program wait.
-        options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK);
+        // A fifo must not have the program wait, and no link of another user lead to an empty
+        // file of this one.
+        options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW);
         options
     };
     let opened = match options(true).open(file) {
@@ -378,11 +379,17 @@ fn open(file: &Path) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options(false).open(file)?,
         Err(error) => return Err(error),
     };
-    if opened.metadata()?.is_file() {
-        Ok(opened)
-    } else {
-        Err(io::Error::other("not a regular file"))
+    let metadata = opened.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("not a regular file"));
     }
+    // Whoever may shorten a file ends the programs that have it mapped.
+    // SAFETY: it only asks.
+    let user = unsafe { libc::geteuid() };
+    if ![0, user].contains(&metadata.uid()) || metadata.mode() & 0o002 != 0 {
+        return Err(io::Error::other("another user may write to it"));
+    }
+    Ok(opened)
 }
 
 /// The text with all numbers 0, and where they are.
@@ -460,6 +467,22 @@ mod tests {
         let counts = Counts::new(Some(Text::open(file).unwrap()));
         counts.show();
         counts
+    }
+
+    #[test]
+    fn what_another_user_may_write_to_or_lead_elsewhere_is_refused() {
+        let place = Place::new("others");
+        let victim = place.0.join("victim");
+        fs::write(&victim, "").unwrap();
+        std::os::unix::fs::symlink(&victim, place.file()).unwrap();
+        Text::open(&place.file()).unwrap_err();
+        assert_eq!(fs::read(&victim).unwrap(), b"");
+        fs::remove_file(place.file()).unwrap();
+
+        drop(counts(&place.file()));
+        fs::set_permissions(place.file(), Permissions::from_mode(0o666)).unwrap();
+        let error = Text::open(&place.file()).unwrap_err().to_string();
+        assert!(error.contains("another user may write to it"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use libc::{c_int, rlimit, sockaddr, socklen_t};
 
+use crate::boundary::set_errno;
 use crate::settings::{self, Settings};
 use crate::socket::{Flag, Socket};
 use crate::{options, real, registry, stats, table, wait};
@@ -37,6 +38,8 @@ pub(crate) fn start() {
             inherit(fd, settings);
         }
     }
+    // As C promises it at the start of a program.
+    set_errno(0);
 }
 
 /// The registry is this process's; a forked one gets its own.

@@ -86,6 +86,7 @@ macro_rules! functions {
 
 functions! {
     fn socket(family: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn socketpair(family: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int;
     fn accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
     fn accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
     fn bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;

@@ -98,6 +98,19 @@ hooks! {
         made(unsafe { real::socket(family, kind, protocol) })
     }
 
+    fn socketpair(family: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
+        // SAFETY: the arguments are the program's.
+        let result = unsafe { real::socketpair(family, kind, protocol, pair) };
+        if result == 0 {
+            // SAFETY: the kernel has written both numbers.
+            unsafe {
+                made(pair.read());
+                made(pair.add(1).read());
+            }
+        }
+        result
+    }
+
     fn accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int {
         // SAFETY: the arguments are the program's.
         made(unsafe { real::accept(fd, name, len) })

@@ -464,6 +464,10 @@ static const struct {
 } families[] = {{"v4", V4}, {"v6", V6}, {"mapped", MAPPED}};
 
 int main(int argc, char **argv) {
+    if (errno != 0) {
+        perror("errno is set at the start");
+        return 2;
+    }
     if (argc == 2 && strcmp(argv[1], "list") == 0) {
         for (struct test *test = tests; test; test = test->next)
             for (int i = 0; i < 3; i++)

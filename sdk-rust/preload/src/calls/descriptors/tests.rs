@@ -93,6 +93,22 @@ fn a_number_that_a_new_socket_gets_is_let_go() {
 }
 
 #[test]
+fn numbers_that_a_pair_of_sockets_gets_are_let_go() {
+    let number = in_a_child(|| {
+        let (listener, _) = Fd::listener("127.0.0.1");
+        let mut pair = [0; 2];
+        // SAFETY: the number is this test's, in a process with one thread.
+        unsafe {
+            real::close(listener.0);
+            let kind = libc::SOCK_STREAM;
+            let result = sockets::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr());
+            result == 0 && pair.contains(&listener.0) && !listener.is_taken_over()
+        }
+    });
+    assert_eq!(number, 0);
+}
+
+#[test]
 fn close_range_lets_go_what_it_closes() {
     let (listener, _) = Fd::listener("127.0.0.1");
     let first = high(&listener, 500);

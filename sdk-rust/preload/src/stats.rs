@@ -479,7 +479,7 @@ mod tests {
         assert_eq!(fs::read(&victim).unwrap(), b"");
         fs::remove_file(place.file()).unwrap();
 
-        drop(counts(&place.file()));
+        let _ = counts(&place.file());
         fs::set_permissions(place.file(), Permissions::from_mode(0o666)).unwrap();
         let error = Text::open(&place.file()).unwrap_err().to_string();
         assert!(error.contains("another user may write to it"), "{error}");

@@ -74,6 +74,11 @@ pub struct Options {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub new_sockets: NewSockets,
 
+    /// Whether processes that the program forks share one table of clients. Separate is for
+    /// programs whose processes must not trust one another
+    #[arg(long, value_name = "TABLE", value_enum, default_value_t)]
+    pub fork: Fork,
+
     /// File in which the library keeps its counters, as text for Prometheus
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
@@ -127,6 +132,16 @@ pub enum NewSockets {
     Pass,
     /// It answers this client, from the listener's address
     Answer,
+}
+
+/// Whether forked processes share one table of clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Fork {
+    /// Any of them answers any client; each can write to the memory of this table
+    #[default]
+    Shared,
+    /// Each answers the clients that it, or its parent before the fork, has heard
+    Separate,
 }
 
 /// What is ready to be done.

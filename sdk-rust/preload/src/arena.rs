@@ -2,7 +2,7 @@
 //! [`table`](crate::table) works.
 //!
 //! It is mapped once, before the program begins, so that every process of the family has
-//! it at the same address. The table's methods hold its lock, and have the thread allocate
+//! it at the same address; with PPV2_FORK=separate, a fork copies it instead. The table's methods hold its lock, and have the thread allocate
 //! there while they call the SDK. So only what belongs to the table may be allocated then:
 //!
 //! | what could be allocated there | why it is not |
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dlmalloc::Dlmalloc;
 use libc::c_void;
 
+use crate::settings::Fork;
 use crate::this_thread::{self, ThisThread};
 
 #[global_allocator]
@@ -53,6 +54,7 @@ pub(crate) struct Arena {
     memory: UnsafeCell<Dlmalloc<Pages>>,
     start: usize,
     end: usize,
+    fork: Fork,
 }
 
 /// Hands out the arena to its allocator, in large pieces, from the start to the end.
@@ -103,10 +105,14 @@ unsafe impl dlmalloc::Allocator for Pages {
     }
 }
 
-/// Maps memory that forked processes share, for a head of `head` bytes and tables of
-/// `max_clients`. Returns its address and length. If the process may not have as much
+/// Maps memory that forked processes share, or copy, for a head of `head` bytes and tables
+/// of `max_clients`. Returns its address and length. If the process may not have as much
 /// address space (RLIMIT_AS), it gets less, and the table is full earlier.
-pub(crate) fn map(head: usize, max_clients: usize) -> io::Result<(usize, usize)> {
+pub(crate) fn map(head: usize, max_clients: usize, fork: Fork) -> io::Result<(usize, usize)> {
+    let sharing = match fork {
+        Fork::Shared => libc::MAP_SHARED,
+        Fork::Separate => libc::MAP_PRIVATE,
+    };
     let least = head + 2 * reserve(max_clients);
     let mut len = BASE_LEN
         .saturating_add(max_clients.saturating_mul(LEN_FOR_EACH_CLIENT))
@@ -119,7 +125,7 @@ pub(crate) fn map(head: usize, max_clients: usize) -> io::Result<(usize, usize)>
                 ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                sharing | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
             )
@@ -144,7 +150,7 @@ fn reserve(max_clients: usize) -> usize {
 
 impl Arena {
     /// An empty arena in the memory from `start` to `end`, which [`map`] has returned.
-    pub(crate) fn new(start: usize, end: usize, max_clients: usize) -> Self {
+    pub(crate) fn new(start: usize, end: usize, max_clients: usize, fork: Fork) -> Self {
         let start = start.next_multiple_of(PAGE);
         Self {
             memory: UnsafeCell::new(Dlmalloc::new_with_allocator(Pages {
@@ -154,6 +160,7 @@ impl Arena {
             })),
             start,
             end,
+            fork,
         }
     }
 
@@ -197,9 +204,13 @@ impl Arena {
         // SAFETY: as above. What was there has no destructor, and may be damaged.
         unsafe { self.memory.get().write(Dlmalloc::new_with_allocator(empty)) };
         let start = ptr::with_exposed_provenance_mut::<c_void>(self.start);
+        let advice = match self.fork {
+            Fork::Shared => libc::MADV_REMOVE,
+            Fork::Separate => libc::MADV_DONTNEED,
+        };
         // A failure means that pages stay, no more.
         // SAFETY: these pages are the arena's own, and nothing in them is used any more.
-        unsafe { libc::madvise(start, self.end - self.start, libc::MADV_REMOVE) };
+        unsafe { libc::madvise(start, self.end - self.start, advice) };
     }
 }
 

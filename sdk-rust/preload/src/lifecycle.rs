@@ -45,6 +45,7 @@ pub(crate) fn start() {
 /// The registry is this process's; a forked one gets its own.
 pub(crate) fn own() {
     unsafe extern "C" fn forked() {
+        table::forked();
         registry::forked();
     }
     registry::own();

@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) pktinfo: Pktinfo,
     /// What becomes of a socket with another port when it sends to a client.
     pub(crate) new_sockets: NewSockets,
+    /// Whether forked processes share one table of clients.
+    pub(crate) fork: Fork,
     pub(crate) stats: Option<PathBuf>,
     /// For how many nanoseconds a thread may go by what it has decided itself, see [`recent`]. `None`: it
     /// asks the table each time.
@@ -62,6 +64,15 @@ pub(crate) enum NewSockets {
     Pass,
     /// It answers that client from the listener's address.
     Answer,
+}
+
+/// Whether forked processes share one table of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fork {
+    /// Any of them answers any client. They can all write to the table's memory.
+    Shared,
+    /// Each has a copy of its parent's table, and none can write to another's.
+    Separate,
 }
 
 /// An environment variable that is missing or can't be used.
@@ -157,6 +168,17 @@ impl Settings {
                 })?
             }
         };
+        let fork = match set("PPV2_FORK") {
+            None => Fork::Shared,
+            Some(value) => {
+                let allowed = "shared or separate";
+                choice("PPV2_FORK", value, allowed, |name| match name {
+                    "shared" => Some(Fork::Shared),
+                    "separate" => Some(Fork::Separate),
+                    _ => None,
+                })?
+            }
+        };
         let max_clients = match set("PPV2_MAX_CLIENTS") {
             None => DEFAULT_MAX_CLIENTS,
             Some(value) => value
@@ -195,6 +217,7 @@ impl Settings {
             max_clients,
             pktinfo,
             new_sockets,
+            fork,
             stats: set("PPV2_STATS").map(PathBuf::from),
             recent,
             proxies: list(&trusted).filter_map(network).collect(),
@@ -272,7 +295,7 @@ pub(crate) fn get() -> Option<&'static Settings> {
     SETTINGS.get()
 }
 
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 12] = [
     "PPV2_TRUSTED",
     "PPV2_ONLY",
     "PPV2_UNTRUSTED",
@@ -283,6 +306,7 @@ const VARIABLES: [&str; 11] = [
     "PPV2_MAX_CLIENTS",
     "PPV2_PKTINFO",
     "PPV2_NEW_SOCKETS",
+    "PPV2_FORK",
     "PPV2_STATS",
 ];
 
@@ -412,6 +436,7 @@ mod tests {
         assert!(!settings.is_peer("192.0.2.1".parse().unwrap()));
         assert_eq!(settings.pktinfo, Pktinfo::Local);
         assert_eq!(settings.new_sockets, NewSockets::Pass);
+        assert_eq!(settings.fork, Fork::Shared);
         assert_eq!(settings.untrusted, Untrusted::Drop);
         assert_eq!((settings.max_clients, settings.stats), (65_536, None));
     }
@@ -432,6 +457,7 @@ mod tests {
             ("PPV2_MAX_CLIENTS", "1000"),
             ("PPV2_PKTINFO", "destination"),
             ("PPV2_NEW_SOCKETS", "answer"),
+            ("PPV2_FORK", "separate"),
             ("PPV2_STATS", "/run/stats"),
         ])
         .unwrap();
@@ -453,6 +479,7 @@ mod tests {
         assert!(!same.is_peer("192.0.2.1".parse().unwrap()));
         assert_eq!(settings.pktinfo, Pktinfo::Destination);
         assert_eq!(settings.new_sockets, NewSockets::Answer);
+        assert_eq!(settings.fork, Fork::Separate);
         assert_eq!(settings.untrusted, Untrusted::Accept);
         assert_eq!(settings.max_clients, 1000);
         assert_eq!(settings.stats, Some(PathBuf::from("/run/stats")));
@@ -494,6 +521,7 @@ mod tests {
             ("PPV2_MAX_CLIENTS", "many", "from 1 to"),
             ("PPV2_PKTINFO", "header", "use local or destination"),
             ("PPV2_NEW_SOCKETS", "adopt", "use pass or answer"),
+            ("PPV2_FORK", "private", "use shared or separate"),
         ] {
             let variables = if variable == "PPV2_TRUSTED" {
                 vec![(variable, value)]

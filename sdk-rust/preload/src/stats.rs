@@ -19,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use ppv2_sdk::DropReason;
 use thiserror::Error;
 
+use crate::settings::Fork;
+
 const REASONS: usize = DropReason::ALL.len();
 
 /// What is counted, in the order of the file.
@@ -148,10 +150,13 @@ const WIDTH: usize = 20;
 const MAGIC: &str = "# HELP ppv2_preload_";
 const MARKER: &str = "PPV2_STATS_OPENED";
 
-/// The counters, and the text that shows them. In memory that processes share.
+/// The counters, and the text that shows them.
 #[derive(Debug)]
 pub(crate) struct Counts {
-    cells: [AtomicU64; CELLS],
+    /// In memory that processes share, whether or not they share the table.
+    cells: &'static [AtomicU64; CELLS],
+    /// Whether processes have a table, and with it a lock, each.
+    fork: Fork,
     text: Option<Text>,
     /// Whether this program has taken a socket over, and the text shows its numbers.
     shown: AtomicBool,
@@ -179,12 +184,31 @@ pub(crate) enum StatsError {
 }
 
 impl Counts {
-    pub(crate) fn new(text: Option<Text>) -> Self {
-        Self {
-            cells: [const { AtomicU64::new(0) }; CELLS],
+    /// # Errors
+    ///
+    /// There is no memory for the numbers.
+    pub(crate) fn new(text: Option<Text>, fork: Fork) -> io::Result<Self> {
+        // SAFETY: a new mapping changes no other memory.
+        let cells = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size_of::<[AtomicU64; CELLS]>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if cells == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            // SAFETY: it is mapped for good, and zeroes are valid numbers.
+            cells: unsafe { &*cells.cast() },
+            fork,
             text,
             shown: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Has the text show these counts from now on.
@@ -226,6 +250,10 @@ impl Counts {
     /// As `add`, for a cell that changes under the table's lock alone.
     #[inline]
     pub(crate) fn add_locked(&self, cell: Cell, by: u64) {
+        if self.fork == Fork::Separate {
+            // Each process holds another lock.
+            return self.add(cell, by);
+        }
         if !self.are_read() {
             return;
         }
@@ -239,9 +267,10 @@ impl Counts {
         }
     }
 
-    /// For [`Cell::Clients`], which goes up and down. Only under the table's lock.
+    /// For [`Cell::Clients`], which goes up and down. Only under the table's lock. Not where
+    /// each process has a table: nobody takes away what one had when it ended.
     pub(crate) fn add_signed(&self, cell: Cell, by: i64) {
-        if by != 0 {
+        if by != 0 && self.fork == Fork::Shared {
             // Wraps around, as the sum of what is added and subtracted doesn't.
             self.add_locked(cell, by.cast_unsigned());
         }
@@ -249,6 +278,9 @@ impl Counts {
 
     /// Sets a cell to 0. Only under the table's lock.
     pub(crate) fn clear(&self, cell: Cell) {
+        if self.fork == Fork::Separate {
+            return;
+        }
         let number = self.get(cell);
         self.add_locked(cell, number.wrapping_neg());
     }
@@ -464,7 +496,7 @@ mod tests {
     }
 
     fn counts(file: &Path) -> Counts {
-        let counts = Counts::new(Some(Text::open(file).unwrap()));
+        let counts = Counts::new(Some(Text::open(file).unwrap()), Fork::Shared).unwrap();
         counts.show();
         counts
     }
@@ -550,7 +582,7 @@ mod tests {
         let place = Place::new("shared");
         let first = counts(&place.file());
         first.add(Cell::Received, 5);
-        let second = Counts::new(Some(Text::open(&place.file()).unwrap()));
+        let second = Counts::new(Some(Text::open(&place.file()).unwrap()), Fork::Shared).unwrap();
         second.add(Cell::Received, 1);
         let text = || fs::read_to_string(place.file()).unwrap();
         assert!(text().contains("received_total 00000000000000000005\n"));

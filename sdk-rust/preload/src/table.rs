@@ -6,6 +6,8 @@
 //! process that dies while it holds the lock leaves the table in an unknown state; the next
 //! one then begins with an empty table, and counts that. The lock is held for the time of a
 //! few lookups, never during a system call that waits.
+//!
+//! With PPV2_FORK=separate, each process has a copy of the memory: see [`forked`].
 
 use std::cell::{Cell as StdCell, UnsafeCell};
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
@@ -26,7 +28,7 @@ use thiserror::Error;
 use crate::arena::{self, Arena};
 use crate::real;
 use crate::recent::{self, Seen};
-use crate::settings::Settings;
+use crate::settings::{Fork, Settings};
 use crate::stats::{Cell, Counts, Text};
 use crate::this_thread::{self, ThisThread};
 
@@ -241,6 +243,13 @@ fn shared() -> Option<&'static Shared> {
     unsafe { SHARED.load(Ordering::Acquire).as_ref() }
 }
 
+/// This process is a new one.
+pub(crate) fn forked() {
+    if let Some(shared) = shared() {
+        shared.forked();
+    }
+}
+
 /// The number for a local address, IPv4 ones as such; `None` if the table holds no more.
 pub(crate) fn endpoint(local: SocketAddr) -> Option<Endpoint> {
     lock()?.endpoint(local)
@@ -298,11 +307,13 @@ impl Shared {
         // the hash tables, and the clock of the SDK.
         drop(warmed(settings));
         let clients = settings.max_clients;
-        let mapped = arena::map(size_of::<Self>(), clients);
-        let (address, len) = mapped.map_err(|source| TableError { clients, source })?;
+        let failed = |source| TableError { clients, source };
+        let mapped = arena::map(size_of::<Self>(), clients, settings.fork);
+        let (address, len) = mapped.map_err(failed)?;
+        let counts = Counts::new(text, settings.fork).map_err(failed)?;
         let shared = ptr::with_exposed_provenance_mut::<Self>(address);
         let end = address + len;
-        let arena = Arena::new(address + size_of::<Self>(), end, clients);
+        let arena = Arena::new(address + size_of::<Self>(), end, clients, settings.fork);
         let start = (Instant::now(), rough_clock());
         // SAFETY: the memory is new, large enough, and aligned to a page. What is not
         // written here may be all zeros.
@@ -310,8 +321,8 @@ impl Shared {
             (&raw mut (*shared).arena).write(arena);
             (&raw mut (*shared).settings).write(settings);
             (&raw mut (*shared).start).write(start);
-            (&raw mut (*shared).counts).write(Counts::new(text));
-            make_mutex((*shared).mutex.get()).map_err(|source| TableError { clients, source })?;
+            (&raw mut (*shared).counts).write(counts);
+            make_mutex((*shared).mutex.get()).map_err(failed)?;
             Ok(&*shared)
         }
     }
@@ -421,6 +432,28 @@ impl Shared {
                     .store(sections.wrapping_add(1), Ordering::Relaxed);
                 // SAFETY: as above.
                 return unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
+            }
+        }
+    }
+
+    /// In the child of a fork, before anything else of the library's. Where processes have a
+    /// table each, the child begins with a copy of its parent's. If another thread of the
+    /// parent was at work on it, nobody in the child will end that work.
+    fn forked(&self) {
+        if self.settings.fork == Fork::Shared {
+            return;
+        }
+        self.stuck.store(0, Ordering::Relaxed);
+        // SAFETY: the mutex was made with the memory.
+        unsafe {
+            if libc::pthread_mutex_trylock(self.mutex.get()) == 0 {
+                libc::pthread_mutex_unlock(self.mutex.get());
+                return;
+            }
+            // Whoever holds this copy of the mutex is no thread of this process.
+            self.mutex.get().write_bytes(0, 1);
+            if make_mutex(self.mutex.get()).is_ok() {
+                self.spoilt.store(true, Ordering::Relaxed);
             }
         }
     }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::{Format, NewSockets, Options, PacketInfo, Untrusted, WrapError};
+use super::{Fork, Format, NewSockets, Options, PacketInfo, Untrusted, WrapError};
 
 /// The dynamic linker's own.
 const LD_PRELOAD: &str = "LD_PRELOAD";
 
 /// Every variable of the library. One that the options leave at its default must not come from
 /// the environment of this process: `PPV2_UNTRUSTED=accept` would weaken what was asked for.
-const OF_LIBRARY: [&str; 11] = [
+const OF_LIBRARY: [&str; 12] = [
     "PPV2_TRUSTED",
     "PPV2_ONLY",
     "PPV2_UNTRUSTED",
@@ -27,6 +27,7 @@ const OF_LIBRARY: [&str; 11] = [
     "PPV2_MAX_CLIENTS",
     "PPV2_PKTINFO",
     "PPV2_NEW_SOCKETS",
+    "PPV2_FORK",
     "PPV2_STATS",
 ];
 
@@ -72,6 +73,9 @@ impl Environment {
         }
         if options.new_sockets != NewSockets::default() {
             set("PPV2_NEW_SOCKETS", name(options.new_sockets));
+        }
+        if options.fork != Fork::default() {
+            set("PPV2_FORK", name(options.fork));
         }
         variables.extend(stats.map(|path| ("PPV2_STATS", path.into_os_string())));
         Self(variables)
@@ -226,6 +230,7 @@ mod tests {
             ["--max-clients", "1000"],
             ["--pktinfo", "destination"],
             ["--new-sockets", "answer"],
+            ["--fork", "separate"],
             ["--stats", "/run/nsd.prom"],
         ];
         let expected = [
@@ -239,6 +244,7 @@ mod tests {
             ("PPV2_MAX_CLIENTS", "1000"),
             ("PPV2_PKTINFO", "destination"),
             ("PPV2_NEW_SOCKETS", "answer"),
+            ("PPV2_FORK", "separate"),
             ("PPV2_STATS", "/run/nsd.prom"),
         ];
         let found = environment(options.as_flattened());

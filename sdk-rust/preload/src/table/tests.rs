@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
+use std::sync::Barrier;
 
 use super::*;
 
@@ -76,6 +77,51 @@ fn path_to(shared: &'static Shared, endpoint: Endpoint, client: SocketAddr) -> S
         Some(Path::Proxied { to, .. }) => to,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn separate_tables_are_copied_at_the_fork_and_go_their_own_ways() {
+    let shared = shared(&[("PPV2_FORK", "separate")]);
+    let endpoint = endpoint(shared);
+    hear(shared, endpoint, client(1));
+    let status = fork(|| {
+        shared.forked();
+        hear(shared, endpoint, client(2));
+        knows(shared, endpoint, client(1)) && knows(shared, endpoint, client(2))
+    });
+    assert_eq!(status, 0);
+    assert!(knows(shared, endpoint, client(1)));
+    assert!(!knows(shared, endpoint, client(2)));
+    // What was counted is the family's.
+    assert_eq!(shared.counts.get(Cell::Delivered), 2);
+    assert_eq!(shared.counts.get(Cell::TableResets), 0);
+}
+
+/// Its thread doesn't exist in the child.
+#[test]
+fn a_child_with_a_table_of_its_own_goes_on_where_the_parents_was_locked() {
+    let shared = shared(&[("PPV2_FORK", "separate")]);
+    let endpoint = endpoint(shared);
+    hear(shared, endpoint, client(1));
+    let (locked, wait) = (Barrier::new(2), Barrier::new(2));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let table = lock(shared);
+            locked.wait();
+            wait.wait();
+            drop(table);
+        });
+        locked.wait();
+        let status = fork(|| {
+            shared.forked();
+            let forgotten = !knows(shared, endpoint, client(1));
+            hear(shared, endpoint, client(2));
+            forgotten && knows(shared, endpoint, client(2))
+        });
+        wait.wait();
+        assert_eq!(status, 0);
+    });
+    assert!(knows(shared, endpoint, client(1)));
 }
 
 #[test]

@@ -118,8 +118,10 @@ lint: $(CARGO_DENY)
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 # Most tests wait for most of their time. One that waits for three minutes fails, and
-# whatever escapes that ends with the last limit.
+# whatever escapes that ends with the last limit. `tests` has built the library: a build by a
+# test would wait for that of `lint`.
 unit: export RUST_TEST_THREADS := 8
+unit: export PPV2_PRELOAD := $(CURDIR)/target/debug/libppv2_preload.so
 unit: packages tests $(CARGO_DEB)
 	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'

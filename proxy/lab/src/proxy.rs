@@ -24,11 +24,14 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// The preload library, as it is now: cargo builds it with no test, since none can be linked
-/// to it.
+/// The preload library: the file that `PPV2_PRELOAD` names, or the library as it is now. Cargo
+/// builds it with no test, since none can be linked to it.
 pub fn preload_library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("PPV2_PRELOAD") {
+            return named.into();
+        }
         build(&["-p", "ppv2-preload"]);
         beside_the_test("libppv2_preload.so")
     })

@@ -10,13 +10,13 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::dig::{clients, setup_clients};
 use crate::fake_proxy::from_client_at;
-use crate::{Process, TIMEOUT, address, binary, bind, proxy_between, receive};
+use crate::{Process, TIMEOUT, address, binary, bind, preload_library, proxy_between, receive};
 
 /// Clients of a scene, each with an address of its own.
 pub const CLIENTS: usize = 50;
@@ -52,29 +52,6 @@ pub fn setup() -> String {
     ])
 }
 
-/// The preload library, beside the proxy. `make test` has built it with the tests; here it is
-/// built where it is missing.
-pub fn library() -> PathBuf {
-    let library = binary().with_file_name("libppv2_preload.so");
-    if !library.is_file() {
-        let folder = binary().ancestors().nth(2).unwrap();
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        build.args(["build", "--locked", "--quiet", "-p", "ppv2-preload"]);
-        build.args(["--manifest-path", MANIFEST, "--target-dir"]);
-        build.arg(folder);
-        if library.ancestors().nth(1).unwrap().ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "{build:?}");
-    }
-    library
-}
-
-const MANIFEST: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../sdk-rust/preload/Cargo.toml"
-);
-
 /// A command that runs a program by `ppv2-proxy wrap`, which trusts proxies at both loopback
 /// addresses. `options` are more of `wrap`; the caller adds the program's arguments.
 pub fn wrap(options: &[&str], program: &Path) -> Command {
@@ -82,7 +59,7 @@ pub fn wrap(options: &[&str], program: &Path) -> Command {
         return Command::new(program);
     }
     let mut command = Command::new(binary());
-    command.arg("wrap").arg("--library").arg(library());
+    command.arg("wrap").arg("--library").arg(preload_library());
     for proxy in LOOPBACK {
         command.args(["--trusted", proxy]);
     }

@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, value_name = "DURATION", default_value_t)]
     pub forget_after: Time<1_000_000, 86_400_000_000, 120_000_000>,
 
-    /// Clients that can be answered at a time
+    /// Clients that can be answered at a time, for each address and port of the program
     #[arg(long, value_name = "N", default_value_t)]
     pub max_clients: Number<usize, 1, 16_777_216, 65_536>,
 

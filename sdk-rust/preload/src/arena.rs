@@ -2,8 +2,9 @@
 //! [`table`](crate::table) works.
 //!
 //! It is mapped once, before the program begins, so that every process of the family has
-//! it at the same address; with PPV2_FORK=separate, a fork copies it instead. The table's methods hold its lock, and have the thread allocate
-//! there while they call the SDK. So only what belongs to the table may be allocated then:
+//! it at the same address; with PPV2_FORK=separate, a fork copies it instead. The table's
+//! methods hold its lock, and have the thread allocate there while they call the SDK. So
+//! only what belongs to the table may be allocated then:
 //!
 //! | what could be allocated there | why it is not |
 //! |---|---|

@@ -684,12 +684,12 @@ impl Control {
     /// `hurried`, and ends the workers.
     pub(super) async fn stop(mut self, hurried: impl Future<Output = ()>) -> Result<(), RunError> {
         let drain_timeout = *self.active.config.drain_timeout;
+        self.workers.tell_all(|| Command::Drain);
         tracing::info!(
             sessions = self.metrics.capacity.taken(),
             ?drain_timeout,
             "shutting down: no new datagrams are accepted; waiting up to drain_timeout for outstanding replies"
         );
-        self.workers.tell_all(|| Command::Drain);
         let result = tokio::select! {
             result = self.workers.all_ended() => result,
             () = tokio::time::sleep(drain_timeout) => {

@@ -214,6 +214,8 @@ fn reachable(to: SocketAddr) -> SocketAddr {
 
 /// The status that a forked process ends with: 0 if `work` returns true there.
 pub(crate) fn in_a_child(work: impl FnOnce() -> bool) -> c_int {
+    // Another thread that is at it would never be done with it in the child.
+    start();
     // SAFETY: the child calls functions of this library, and ends.
     match unsafe { libc::fork() } {
         0 => {

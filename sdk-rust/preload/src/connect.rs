@@ -251,7 +251,7 @@ fn adopt(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
 }
 
 /// Programs ask other servers at ports below this one, such as DNS forwarders, and clients
-/// don't have them. Whoever forges a server's address at the proxy makes it a known client;
+/// don't have them. A forged datagram with a server's address makes it a known client;
 /// then the program's questions to it must not leave from the listener's port, where answers
 /// are easily forged, but from one that nobody knows.
 const FIRST_OF_CLIENTS: u16 = 1024;

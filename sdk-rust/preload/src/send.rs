@@ -283,7 +283,7 @@ impl<const N: usize> Parcel<N> {
         };
         if header_len > 0 && (flags & MSG_ZEROCOPY != 0 || program.len() >= N) {
             // The header doesn't live as long as the kernel would need it; programs send
-            // anew without the flag after this error.
+            // again without the flag after this error.
             return Plan::Refused(if flags & MSG_ZEROCOPY != 0 {
                 ENOBUFS
             } else {

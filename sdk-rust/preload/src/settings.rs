@@ -17,7 +17,7 @@ use only::{Only, OnlyError};
 
 use crate::recent::Nanos;
 
-/// The longest that a thread goes by what it has decided itself: so late are the times at
+/// The longest that a thread uses what it has decided itself: so late are the times at
 /// which the table says that clients were heard.
 const MOST_RECENT: Duration = Duration::from_millis(200);
 
@@ -59,7 +59,7 @@ pub(crate) enum Pktinfo {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NewSockets {
-    /// Nothing. Whoever forges a datagram from the address of a server that the program asks
+    /// Nothing. A sender that forges a datagram from the address of a server that the program asks
     /// must not get hold of the questions.
     Pass,
     /// It answers that client from the listener's address.

@@ -289,7 +289,7 @@ impl Counts {
         self.cells[cell.index()].load(Ordering::Relaxed)
     }
 
-    /// Writes a cell's number. Several processes may do so at once: whoever writes an old
+    /// Writes a cell's number. Several processes may do so at once: one that writes an old
     /// number, or between another's digits, sees the new one afterwards and writes again.
     fn write(&self, text: &Text, index: usize) {
         loop {
@@ -415,7 +415,7 @@ fn open(file: &Path) -> io::Result<File> {
     if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    // Whoever may shorten a file ends the programs that have it mapped.
+    // A user who may shorten a file can end the programs that have it mapped.
     // SAFETY: it only asks.
     let user = unsafe { libc::geteuid() };
     if ![0, user].contains(&metadata.uid()) || metadata.mode() & 0o002 != 0 {

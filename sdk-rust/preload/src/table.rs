@@ -134,7 +134,7 @@ struct Shared {
     index: [StdCell<u32>; INDEX],
 }
 
-// SAFETY: atomics apart, it is only used by whoever holds the lock.
+// SAFETY: atomics apart, only the thread that holds the lock uses it.
 unsafe impl Sync for Shared {}
 
 /// A local address, with its clients. Under the lock.
@@ -450,7 +450,7 @@ impl Shared {
                 libc::pthread_mutex_unlock(self.mutex.get());
                 return;
             }
-            // Whoever holds this copy of the mutex is no thread of this process.
+            // The owner of this copy of the mutex is no thread of this process.
             self.mutex.get().write_bytes(0, 1);
             if make_mutex(self.mutex.get()).is_ok() {
                 self.spoilt.store(true, Ordering::Relaxed);

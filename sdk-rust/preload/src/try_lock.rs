@@ -1,4 +1,4 @@
-//! A lock that is never waited for: whoever finds it taken does without.
+//! A lock that is never waited for: a caller that finds it taken does without.
 //!
 //! The one who has it may be the very thread that a signal handler has interrupted, or a
 //! thread that a forked process doesn't have.

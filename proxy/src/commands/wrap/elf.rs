@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Whoever wraps a file may not have written it.
+    /// The operator who wraps a file may not have written it.
     #[test]
     fn damaged_files_are_errors_or_facts() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();

@@ -49,7 +49,7 @@ impl Patience {
         }
     }
 
-    /// The time runs anew, since a datagram was delivered.
+    /// The time starts again, since a datagram was delivered.
     pub(super) fn begin_again(&mut self) {
         self.mode = Mode::Unknown;
         self.started = now();

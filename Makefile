@@ -200,7 +200,8 @@ bench-upgrade: build
 	target/release/ppv2-bench upgrade --by store
 	$(if $(SYSTEMD),target/release/ppv2-bench upgrade --by systemd)
 
-# NSD with the library and without, in turn; it fails above 1.10 times the CPU.
+# NSD with the library and without, in turn, as fast as it answers and at a fixed rate; it fails
+# above 1.10 times the CPU.
 bench-preload: build
 	@.ci/debian-packages nsd
 	cargo build --locked --profile preload -p ppv2-preload

@@ -31,8 +31,9 @@ use crate::process::Tree;
 use crate::tag::{self, Shape, Tag};
 use crate::wire::{BATCH, Socket};
 
-/// Ports of the clients: outside the range that proxies get theirs from.
-const FIRST_PORT: u16 = 20_000;
+/// Ports of the clients: outside the range that proxies get theirs from, and outside that of
+/// [`ppv2_lab::port`].
+const FIRST_PORT: u16 = 9_500;
 
 /// Address of the first client; the listeners and servers are at 127.0.0.1.
 pub(crate) const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
@@ -392,7 +393,7 @@ mod tests {
 
     #[test]
     fn header_in_front_names_the_client() {
-        let client = "10.1.0.1:20000".parse().unwrap();
+        let client = "10.1.0.1:9500".parse().unwrap();
         let mut datagram = [vec![0; HEADER], b"payload".to_vec()].concat();
         let payload = write_header(Senders::One, client, &mut datagram).unwrap();
         assert_eq!(payload, b"payload");

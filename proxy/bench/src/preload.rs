@@ -1,5 +1,9 @@
 //! What the preload library costs a server that nobody changes: NSD, asked directly and with
 //! the library, in turn. And the memory of its table of clients beside that of the Rust SDK.
+//!
+//! Queries come as fast as they are answered, and then at a fixed rate. A server that is asked
+//! faster than it answers never sleeps, and takes less CPU for each query than one that waits
+//! for the next: what is behind a proxy on the same cores is compared at the same rate only.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -56,9 +60,9 @@ pub(crate) struct Preload {
     /// Clients that ask at once
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     clients: u32,
-    /// Queries a second; without it, each client asks again when it has its answer
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    rate: Option<u32>,
+    /// Queries a second, of the second table
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
 }
 
 /// One way in which NSD is asked.
@@ -68,7 +72,6 @@ struct Way {
     target: SocketAddrV4,
     senders: Senders,
     server: Vec<i32>,
-    samples: Vec<f64>,
 }
 
 /// A program that ends with the value.
@@ -122,11 +125,17 @@ pub(crate) fn run(options: &Preload) -> Result<()> {
     };
     let priority = Priority::raise(false);
     output::line(&format!("{}, {priority}", Machine::describe()?))?;
-    let reached = bench.cpu(options)?;
+    let ratios = bench.cpu(options)?;
     bench.memory()?;
+    let missed: Vec<String> = ratios
+        .iter()
+        .filter(|(_, ratio)| ratio.median > AT_MOST)
+        .map(|(what, ratio)| format!("{what}: {ratio}"))
+        .collect();
     ensure!(
-        reached.median <= AT_MOST,
-        "{reached} of the CPU of NSD asked directly, and {AT_MOST} is the most"
+        missed.is_empty(),
+        "more than {AT_MOST} times the CPU of NSD asked directly: {}",
+        missed.join("; ")
     );
     Ok(())
 }
@@ -138,9 +147,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Prints what each query costs. Returns the ratio that has a target: behind the proxy, the
-    /// kernel's work for the proxy's sockets is counted as NSD's.
-    fn cpu(&self, options: &Preload) -> Result<Spread> {
+    /// Prints what each query costs. Returns the ratios that have a target.
+    fn cpu(&self, options: &Preload) -> Result<Vec<(String, Spread)>> {
         let (direct, direct_at) = self.nsd(false)?;
         let (wrapped, wrapped_at) = self.nsd(true)?;
         let (_plain, plain_at) = self.proxy(&options.proxy, direct_at, "plain")?;
@@ -150,66 +158,30 @@ impl Bench {
             target,
             senders,
             server: server.tree.pids().collect(),
-            samples: Vec::new(),
         };
-        let mut ways = [
-            way("asked directly", direct_at, Senders::Clients, &direct),
-            way("library, headers", wrapped_at, Senders::One, &wrapped),
-            way(
-                "behind a proxy without headers",
-                plain_at,
-                Senders::Clients,
-                &direct,
-            ),
-            way(
-                "library, behind the proxy",
-                proxy_at,
-                Senders::Clients,
-                &wrapped,
-            ),
-        ];
-        for round in 0..=options.rounds {
-            for way in &mut ways {
-                let load = Load {
-                    target: way.target,
-                    senders: way.senders,
-                    clients: options.clients.try_into()?,
-                    server: &way.server,
-                    time: options.time,
-                    rate: options.rate,
-                };
-                let report = load.run(self.cores.around).context(way.name)?;
-                // What comes first finds cold caches.
-                if round > 0 {
-                    way.samples
-                        .push(report.cpu.server as f64 / report.received as f64);
-                }
-            }
-        }
-        output::line("")?;
-        output::line(
-            "| NSD | CPU for each query, ns | beside asked directly | beside the same without library |",
+        let asked = way("asked directly", direct_at, Senders::Clients, &direct);
+        let headers = way("library, headers", wrapped_at, Senders::One, &wrapped);
+        let plain = "behind a proxy without headers";
+        let plain = way(plain, plain_at, Senders::Clients, &direct);
+        let proxied = "library, behind the proxy";
+        let proxied = way(proxied, proxy_at, Senders::Clients, &wrapped);
+
+        let around = self.cores.around;
+        let fast = table(
+            "as fast as it answers",
+            &[&asked, &headers],
+            None,
+            options,
+            around,
         )?;
-        output::line("|---|---|---|---|")?;
-        let ratio = |ours: usize, other: usize| {
-            let pairs = ways[ours].samples.iter().zip(&ways[other].samples);
-            Spread::of(pairs.map(|(ours, other)| ours / other).collect())
-                .context("nothing was measured")
-        };
-        for (index, way) in ways.iter().enumerate() {
-            let cpu = Spread::of(way.samples.clone()).context("nothing was measured")?;
-            let same = if index % 2 == 1 {
-                ratio(index, index - 1)?.to_string()
-            } else {
-                "–".to_owned()
-            };
-            output::line(&format!(
-                "| {} | {cpu} | {} | {same} |",
-                way.name,
-                ratio(index, 0)?
-            ))?;
-        }
-        ratio(1, 0)
+        let at_rate = format!("at {} queries a second", options.rate);
+        let ways = [&asked, &headers, &plain, &proxied];
+        let paced = table(&at_rate, &ways, Some(options.rate), options, around)?;
+        let name = |way: &Way, of: &str| format!("{}, {of}", way.name);
+        Ok(vec![
+            (name(&headers, "as fast as it answers"), fast[1]),
+            (name(&proxied, &at_rate), paced[3]),
+        ])
     }
 
     /// The memory that a table of many clients takes, in NSD and in a server on the SDK.
@@ -293,6 +265,58 @@ impl Bench {
         let program = Program::start(&mut command, self.cores.proxy, ready)?;
         Ok((program, address))
     }
+}
+
+/// Asks in each way in turn, and prints what each query costs. Returns, for each way, the CPU
+/// beside the first.
+fn table(
+    name: &str,
+    ways: &[&Way],
+    rate: Option<u32>,
+    options: &Preload,
+    around: usize,
+) -> Result<Vec<Spread>> {
+    let mut samples = vec![Vec::new(); ways.len()];
+    for round in 0..=options.rounds {
+        for (way, samples) in ways.iter().zip(&mut samples) {
+            let load = Load {
+                target: way.target,
+                senders: way.senders,
+                clients: options.clients.try_into()?,
+                server: &way.server,
+                time: options.time,
+                rate,
+            };
+            let report = load.run(around).context(way.name)?;
+            // What comes first finds cold caches.
+            if round > 0 {
+                samples.push(report.cpu.server as f64 / report.received as f64);
+            }
+        }
+    }
+    output::line("")?;
+    output::line(&format!(
+        "| NSD, {name} | CPU for each query, ns | beside asked directly | beside the same without library |"
+    ))?;
+    output::line("|---|---|---|---|")?;
+    let ratio = |ours: usize, other: usize| {
+        let pairs = samples[ours].iter().zip(&samples[other]);
+        Spread::of(pairs.map(|(ours, other)| ours / other).collect())
+            .context("nothing was measured")
+    };
+    let mut beside = Vec::new();
+    for (index, (way, samples)) in ways.iter().zip(&samples).enumerate() {
+        let cpu = Spread::of(samples.clone()).context("nothing was measured")?;
+        // With the library and without, in turn.
+        let same = match index % 2 {
+            1 => ratio(index, index - 1)?.to_string(),
+            _ => "–".to_owned(),
+        };
+        let direct = ratio(index, 0)?;
+        output::line(&format!("| {} | {cpu} | {direct} | {same} |", way.name))?;
+        beside.push(direct);
+    }
+    Ok(beside)
 }
 
 /// What the generator is to do.

@@ -109,9 +109,9 @@ unsafe impl Kept for Recent {
 
 /// The thread's memory for long datagrams; null if there is none to be had.
 ///
-/// It stays the thread's while it is in use, since the call that uses it may wait, and be
+/// It stays the thread's while a call waits that would receive into it, since the call may be
 /// left by cancellation or longjmp. A handler that receives a long datagram meanwhile
-/// overwrites it: see [`far_uses`].
+/// overwrites it: see [`take_far`].
 #[inline]
 pub(crate) fn far() -> *mut Far {
     let kept = FAR.get();
@@ -123,10 +123,35 @@ pub(crate) fn far() -> *mut Far {
     made
 }
 
-/// Each call that has received a long datagram counts it. Another count than its own, when
-/// the call has done with the memory, means that a handler has overwritten it.
+/// How many long datagrams this thread has received.
 pub(crate) fn far_uses() -> u64 {
     FAR_USES.get()
+}
+
+/// The thread's memory for long datagrams, taken out while it is in use: a handler finds
+/// none, and makes its own.
+#[derive(Debug)]
+pub(crate) struct TakenFar(*mut Far);
+
+/// Takes out the memory that a long datagram has been received into, since there were `uses`
+/// of it. `None` if a handler has received another one, which may have overwritten it.
+pub(crate) fn take_far(far: *mut Far, uses: u64) -> Option<TakenFar> {
+    let taken = TakenFar(far);
+    let other = FAR.replace(ptr::null_mut());
+    if other != far {
+        // A handler that left by longjmp has taken this one out, and the thread made another.
+        unmap(other);
+    }
+    let is_intact = far_uses() == uses;
+    count_far_use();
+    is_intact.then_some(taken)
+}
+
+impl Drop for TakenFar {
+    fn drop(&mut self) {
+        // A handler may have put its own there.
+        unmap(FAR.replace(self.0));
+    }
 }
 
 pub(crate) fn count_far_use() {

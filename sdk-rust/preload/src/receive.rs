@@ -13,15 +13,13 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
-
 use libc::{
     EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLRDHUP, c_int, msghdr, pollfd,
     ssize_t,
 };
 
 pub(crate) use arrived::check_parts;
-use arrived::{Arrival, Arrived, Refusal, check, tell_end};
+use arrived::{Arrival, Arrived, Peeked, check, tell_end};
 pub(crate) use batch::messages;
 use patience::{MAX_DROPS, Patience};
 pub(crate) use plain::plain;
@@ -29,8 +27,7 @@ pub(crate) use plain::plain;
 use crate::boundary::{contained, errno, fail, guarded};
 use crate::real;
 use crate::socket::{Flag, Held, Socket};
-use crate::table;
-use crate::try_lock::Guard;
+use crate::table::{self, Counter};
 
 /// The kernel takes no more parts of a message (UIO_MAXIOV), nor messages of a call.
 pub(crate) const MAX_PARTS: usize = 1024;
@@ -70,7 +67,7 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
     let mut arrival = Arrival::new();
     let mut patience = Patience::new(socket, flags);
     loop {
-        if socket.is(Flag::Held) {
+        if socket.held.is_any() {
             // SAFETY: as the caller says.
             let taken = || unsafe { take_held(socket, to, flags) };
             match guarded(Outcome::Failed(EIO), taken) {
@@ -92,7 +89,7 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
         };
         if arrival.is_end(len) {
             // SAFETY: as the caller says.
-            unsafe { tell_end(to) };
+            unsafe { tell_end(to, flags) };
             return 0;
         }
         // SAFETY: as the caller says, and `len` is what was received.
@@ -127,31 +124,53 @@ unsafe fn settle(
     to: *mut msghdr,
     flags: c_int,
 ) -> Outcome {
-    let peeking = flags & MSG_PEEK != 0;
+    if flags & MSG_PEEK != 0 {
+        // SAFETY: as the caller says.
+        return unsafe { settle_peeked(arrival, len, fd, socket, to, flags) };
+    }
     // SAFETY: as the caller says.
-    let Some(arrived) = (unsafe { arrival.arrived(len) }) else {
-        if peeking {
-            discard(fd, socket, None);
-        }
-        return Outcome::Dropped;
-    };
-    match arrived.judge(socket, peeking) {
-        Ok(judged) => {
+    match unsafe { arrival.arrived(len) } {
+        Ok((arrived, _taken)) => match arrived.judge(socket) {
             // SAFETY: as the caller says.
-            let delivered = unsafe { arrived.deliver(socket, judged, to, flags) };
-            if arrival.is_intact(len) {
-                delivered.into()
-            } else {
-                Outcome::Dropped
-            }
-        }
-        Err(refusal) => {
-            if peeking {
-                discard(fd, socket, Peeked::of(&arrived, refusal));
-            }
+            Some(judged) => unsafe { arrived.hand_over(socket, judged, to, flags) }.into(),
+            None => Outcome::Dropped,
+        },
+        Err(counter) => {
+            table::count(counter, 1);
             Outcome::Dropped
         }
     }
+}
+
+/// As `settle`, of a datagram that is still in the queue.
+///
+/// # Safety
+///
+/// As `settle`.
+unsafe fn settle_peeked(
+    arrival: &mut Arrival,
+    len: usize,
+    fd: c_int,
+    socket: &Socket,
+    to: *mut msghdr,
+    flags: c_int,
+) -> Outcome {
+    // SAFETY: as the caller says.
+    match unsafe { arrival.arrived(len) } {
+        Ok((arrived, _taken)) => match arrived.peek(socket) {
+            Peeked::Good(judged) => {
+                // SAFETY: as the caller says.
+                return unsafe { arrived.deliver(socket, judged, to, flags) }.into();
+            }
+            Peeked::Unknown => return Outcome::Failed(unable(socket, flags)),
+            Peeked::Bad => {}
+        },
+        // It is looked at again.
+        Err(Counter::Interrupted) => return Outcome::Dropped,
+        Err(_) => {}
+    }
+    discard(fd, socket);
+    Outcome::Dropped
 }
 
 /// Discards what must be dropped at the head of the socket's queue, without waiting.
@@ -188,7 +207,7 @@ fn look(fd: c_int, socket: &Socket) -> Option<usize> {
     guarded(Some(0), || {
         let mut arrival = Arrival::new();
         for _ in 0..MAX_DROPS {
-            if socket.is(Flag::Held)
+            if socket.held.is_any()
                 && let Some(len) = held_len(socket)
             {
                 return Some(len);
@@ -203,108 +222,82 @@ fn look(fd: c_int, socket: &Socket) -> Option<usize> {
                 return Some(len);
             }
             // SAFETY: that is what was received.
-            let peeked = match unsafe { arrival.arrived(len) } {
-                Some(arrived) => match arrived.judge(socket, true) {
-                    Ok(judged) => return Some(len - judged.header_len),
-                    Err(refusal) => Peeked::of(&arrived, refusal),
+            match unsafe { arrival.arrived(len) } {
+                Ok((arrived, _taken)) => match arrived.peek(socket) {
+                    Peeked::Good(judged) => return Some(len - judged.header_len),
+                    Peeked::Unknown => return Some(0),
+                    Peeked::Bad => {}
                 },
-                None => None,
-            };
-            discard(fd, socket, peeked);
+                Err(Counter::Interrupted) => continue,
+                Err(_) => {}
+            }
+            discard(fd, socket);
         }
         None
     })
 }
 
-/// What tells a datagram that was peeked at, and counted as dropped, from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Peeked {
-    peer: SocketAddr,
-    len: usize,
-    /// As much as a header has, but for long ones.
-    start: [u8; 64],
-}
-
-impl Peeked {
-    fn of(arrived: &Arrived<'_>, refusal: Refusal) -> Option<Self> {
-        (refusal == Refusal::Counted).then(|| Self::new(arrived))
-    }
-
-    fn new(arrived: &Arrived<'_>) -> Self {
-        let mut start = [0; 64];
-        let len = arrived.bytes.len().min(start.len());
-        start[..len].copy_from_slice(&arrived.bytes[..len]);
-        Self {
-            peer: arrived.peer,
-            len: arrived.bytes.len(),
-            start,
-        }
-    }
-}
-
 /// Receives the datagram at the head of the queue, which must be dropped. If another thread
 /// has taken that one in between, what came in its place is kept for the next call.
-fn discard(fd: c_int, socket: &Socket, peeked: Option<Peeked>) {
+fn discard(fd: c_int, socket: &Socket) {
     let mut arrival = Arrival::new();
     // SAFETY: the message has been filled in.
     let received = unsafe { real::recvmsg(fd, arrival.prepare(), MSG_DONTWAIT) };
     let Ok(len) = usize::try_from(received) else {
         return;
     };
-    // SAFETY: that is what was received.
-    let Some(arrived) = (unsafe { arrival.arrived(len) }) else {
+    if arrival.is_end(len) {
         return;
-    };
-    if peeked != Some(Peeked::new(&arrived))
-        && arrived.judge(socket, false).is_ok()
-        && let Some(mut held) = held(socket)
-    {
-        *held = Some(Held {
-            bytes: arrived.bytes.to_vec(),
-            peer: arrived.peer,
-            control: arrived.control.to_vec(),
-            flags: arrived.flags,
-        });
-        socket.set(Flag::Held, true);
+    }
+    // SAFETY: that is what was received.
+    match unsafe { arrival.arrived(len) } {
+        Ok((arrived, _taken)) => {
+            if arrived.judge(socket).is_some() {
+                arrived.keep(socket);
+            }
+        }
+        Err(counter) => table::count(counter, 1),
     }
 }
 
-/// The datagram that is kept for the next call, locked; `None` if another thread has it.
-fn held(socket: &Socket) -> Option<Guard<'_, Option<Held>>> {
-    socket.held.try_lock().ok()
-}
-
+/// The payload's length of a datagram that was kept, if one still is.
 fn held_len(socket: &Socket) -> Option<usize> {
-    let held = held(socket)?;
-    let one = held.as_ref()?;
-    let judged = Arrived::from(one).judge(socket, true).ok()?;
-    Some(one.bytes.len() - judged.header_len)
+    while let Some(one) = socket.held.take() {
+        if let Some(judged) = Arrived::from(&*one).judge(socket) {
+            let len = one.bytes.len() - judged.header_len;
+            put_back(socket, one);
+            return Some(len);
+        }
+    }
+    None
 }
 
-/// Delivers the datagram that was kept, if one still is.
+/// Delivers a datagram that was kept, if one still is.
 ///
 /// # Safety
 ///
 /// As `message`, and `check` has found no fault.
 unsafe fn take_held(socket: &Socket, to: *mut msghdr, flags: c_int) -> Outcome {
-    let Some(mut held) = held(socket) else {
-        return Outcome::Dropped;
-    };
-    let taken = if flags & MSG_PEEK != 0 {
-        None
-    } else {
-        socket.set(Flag::Held, false);
-        held.take()
-    };
-    let Some(one) = taken.as_ref().or(held.as_ref()) else {
-        return Outcome::Dropped;
-    };
-    let arrived = Arrived::from(one);
-    // It was counted when it came.
-    match arrived.judge(socket, true) {
+    while let Some(one) = socket.held.take() {
+        let arrived = Arrived::from(&*one);
+        let Some(judged) = arrived.judge(socket) else {
+            continue;
+        };
+        if flags & MSG_PEEK == 0 {
+            // SAFETY: as the caller says.
+            return unsafe { arrived.hand_over(socket, judged, to, flags) }.into();
+        }
         // SAFETY: as the caller says.
-        Ok(judged) => unsafe { arrived.deliver(socket, judged, to, flags) }.into(),
-        Err(_) => Outcome::Dropped,
+        let delivered = unsafe { arrived.deliver(socket, judged, to, flags) };
+        put_back(socket, one);
+        return delivered.into();
+    }
+    Outcome::Dropped
+}
+
+fn put_back(socket: &Socket, one: Box<Held>) {
+    if !socket.held.put(one) {
+        table::count(Counter::NoMemory, 1);
     }
 }
 
@@ -320,8 +313,14 @@ fn uninterrupted(socket: &Socket, flags: c_int) -> Result<(), c_int> {
     if !table::is_inside() || table::lock().is_some() {
         return Ok(());
     }
+    Err(unable(socket, flags))
+}
+
+/// The error number for a program whose datagrams can't be judged.
+#[cold]
+fn unable(socket: &Socket, flags: c_int) -> c_int {
     let waits = flags & MSG_DONTWAIT == 0 && !socket.is(Flag::NonBlocking);
-    Err(if waits { EINTR } else { EAGAIN })
+    if waits { EINTR } else { EAGAIN }
 }
 
 fn result(len: usize) -> ssize_t {

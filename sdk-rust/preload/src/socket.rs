@@ -3,7 +3,8 @@
 
 use std::hint;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use libc::{c_int, epoll_event};
 
@@ -25,9 +26,9 @@ pub(crate) struct Socket {
     /// What the kernel has connected it to for the sake of `peer`: the proxy's port that
     /// speaks for the client.
     kernel_peer: AtomicAddr,
-    /// A datagram that was received while one that must be dropped was discarded. The next
-    /// call that receives returns it.
-    pub(crate) held: TryLock<Option<Held>>,
+    /// Datagrams that were received while those that must be dropped were discarded. The next
+    /// calls that receive return them.
+    pub(crate) held: HeldDatagrams,
     /// Where the program waits for this socket.
     pub(crate) epolls: TryLock<Vec<Registration>>,
 }
@@ -40,6 +41,75 @@ pub(crate) struct Held {
     /// All control data, as recvmsg(2) returned it.
     pub(crate) control: Vec<u8>,
     pub(crate) flags: c_int,
+}
+
+/// A few datagrams. Putting in and taking out needs no lock, so that neither another thread,
+/// nor a signal handler that leaves by longjmp(3), can be in the way.
+///
+/// At most as many are there as threads receive in place of dropped datagrams at a time, and
+/// have not called again: what has no place is dropped.
+#[derive(Debug)]
+pub(crate) struct HeldDatagrams {
+    places: [AtomicPtr<Held>; 16],
+    /// How many places are taken, or one more for a moment. It is one cache line to look at.
+    taken: AtomicU32,
+}
+
+impl HeldDatagrams {
+    const fn new() -> Self {
+        Self {
+            places: [const { AtomicPtr::new(ptr::null_mut()) }; 16],
+            taken: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether there may be one.
+    #[inline]
+    pub(crate) fn is_any(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) != 0
+    }
+
+    /// `false` if it has no place.
+    pub(crate) fn put(&self, held: Box<Held>) -> bool {
+        let held = Box::into_raw(held);
+        let null = ptr::null_mut();
+        let (stored, seen) = (Ordering::Release, Ordering::Relaxed);
+        let is_free =
+            |place: &AtomicPtr<Held>| place.compare_exchange(null, held, stored, seen).is_ok();
+        if self.places.iter().any(is_free) {
+            self.taken.fetch_add(1, Ordering::Relaxed);
+            true
+        } else {
+            // SAFETY: it was made above, and has found no other owner.
+            drop(unsafe { Box::from_raw(held) });
+            false
+        }
+    }
+
+    pub(crate) fn take(&self) -> Option<Box<Held>> {
+        let taken = self.places.iter().find_map(|place| {
+            let held = place.swap(ptr::null_mut(), Ordering::Acquire);
+            // SAFETY: `put` has made it, and nobody else has taken it.
+            (!held.is_null()).then(|| unsafe { Box::from_raw(held) })
+        });
+        if taken.is_some() {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn is_empty(&self) -> bool {
+        let mut places = self.places.iter();
+        places.all(|place| place.load(Ordering::Relaxed).is_null())
+    }
+
+    /// In a new process: what the parent holds, the parent returns.
+    fn forked(&self) {
+        for place in &self.places {
+            place.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+        self.taken.store(0, Ordering::Relaxed);
+    }
 }
 
 /// What the program said to epoll_ctl(2) of this socket.
@@ -69,22 +139,20 @@ pub(crate) enum Flag {
     /// The program connected it to an address that is talked to directly: it has no
     /// headers, and nothing is changed.
     Direct = 1 << 5,
-    /// There may be a datagram in [`Socket::held`].
-    Held = 1 << 6,
     /// Connected in the kernel only: the program has sent to a client from a socket of its
     /// own, which got the listener's address, and has not called connect(2).
-    KernelOnly = 1 << 7,
+    KernelOnly = 1 << 6,
     /// A datagram of a client has been given to the program.
-    Received = 1 << 8,
+    Received = 1 << 7,
     /// The parent had given its program such a datagram when this process was forked.
-    Inherited = 1 << 9,
+    Inherited = 1 << 8,
     /// The program has closed it; a descriptor that the program doesn't know of keeps it
     /// open, see [`crate::connect::keep`].
-    Kept = 1 << 10,
+    Kept = 1 << 9,
     /// The program has set UDP_CORK.
-    Cork = 1 << 11,
+    Cork = 1 << 10,
     /// The kernel puts a datagram together (UDP_CORK, MSG_MORE) that has its header already.
-    Begun = 1 << 12,
+    Begun = 1 << 11,
 }
 
 impl Socket {
@@ -100,7 +168,7 @@ impl Socket {
                 segment: AtomicU32::new(0),
                 peer: AtomicAddr::new(),
                 kernel_peer: AtomicAddr::new(),
-                held: TryLock::new(None),
+                held: HeldDatagrams::new(),
                 epolls: TryLock::new(Vec::new()),
             }))
         });
@@ -169,7 +237,7 @@ impl Socket {
 
     /// Whether a datagram is held that poll(2) doesn't know of.
     pub(crate) fn is_holding(&self) -> bool {
-        self.is(Flag::Held) && self.held.try_lock().is_ok_and(|held| held.is_some())
+        self.held.is_any() && !self.held.is_empty()
     }
 
     /// The length by which the kernel cuts what the program sends, if it set one.
@@ -220,9 +288,7 @@ impl Socket {
         self.segment.store(0, Ordering::Relaxed);
         self.peer.set(None);
         self.kernel_peer.set(None);
-        if let Ok(mut held) = self.held.try_lock() {
-            *held = None;
-        }
+        while self.held.take().is_some() {}
         if let Ok(mut epolls) = self.epolls.try_lock() {
             epolls.clear();
         }
@@ -249,10 +315,9 @@ pub(crate) fn any_blocking() -> bool {
 }
 
 impl Socket {
-    /// In a new process, for each descriptor: what the parent holds, the parent returns, and
-    /// locks of threads that are not here are free.
+    /// In a new process, for each descriptor: locks of threads that are not here are free.
     pub(crate) fn forked(&self) {
-        self.held.renew();
+        self.held.forked();
         self.epolls.unlock();
         self.peer.unlock();
         self.kernel_peer.unlock();

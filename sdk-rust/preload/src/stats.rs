@@ -32,6 +32,9 @@ pub(crate) enum Cell {
     Dropped(DropReason),
     DroppedClientFamily,
     DroppedOtherClient,
+    DroppedNoMemory,
+    DroppedInterrupted,
+    DroppedBadPointer,
     RepliesSent,
     RepliesWithoutPath,
     Clients,
@@ -42,9 +45,19 @@ pub(crate) enum Cell {
     Panics,
 }
 
+/// The drop reasons that the SDK doesn't have, in the order of their cells.
+const OWN_REASONS: [&str; 5] = [
+    "client_family",
+    "other_client",
+    "no_memory",
+    "interrupted",
+    "bad_pointer",
+];
+
 /// The first cell behind the SDK's drop reasons.
 const AFTER_REASONS: usize = 3 + REASONS;
-const CELLS: usize = AFTER_REASONS + 10;
+const AFTER_DROPS: usize = AFTER_REASONS + OWN_REASONS.len();
+const CELLS: usize = AFTER_DROPS + 8;
 
 impl Cell {
     #[inline]
@@ -59,14 +72,17 @@ impl Cell {
             }
             Self::DroppedClientFamily => AFTER_REASONS,
             Self::DroppedOtherClient => AFTER_REASONS + 1,
-            Self::RepliesSent => AFTER_REASONS + 2,
-            Self::RepliesWithoutPath => AFTER_REASONS + 3,
-            Self::Clients => AFTER_REASONS + 4,
-            Self::ClientsEvicted => AFTER_REASONS + 5,
-            Self::SendersNotRemembered => AFTER_REASONS + 6,
-            Self::TableResets => AFTER_REASONS + 7,
-            Self::Interrupted => AFTER_REASONS + 8,
-            Self::Panics => AFTER_REASONS + 9,
+            Self::DroppedNoMemory => AFTER_REASONS + 2,
+            Self::DroppedInterrupted => AFTER_REASONS + 3,
+            Self::DroppedBadPointer => AFTER_REASONS + 4,
+            Self::RepliesSent => AFTER_DROPS,
+            Self::RepliesWithoutPath => AFTER_DROPS + 1,
+            Self::Clients => AFTER_DROPS + 2,
+            Self::ClientsEvicted => AFTER_DROPS + 3,
+            Self::SendersNotRemembered => AFTER_DROPS + 4,
+            Self::TableResets => AFTER_DROPS + 5,
+            Self::Interrupted => AFTER_DROPS + 6,
+            Self::Panics => AFTER_DROPS + 7,
         }
     }
 }
@@ -92,7 +108,7 @@ const fn counter(name: &'static str, help: &'static str) -> Metric {
 const METRICS: [Metric; 12] = [
     counter(
         "ppv2_preload_datagrams_received_total",
-        "Datagrams received on the sockets that are taken over.",
+        "Datagrams received on the sockets that are taken over: those delivered and those dropped.",
     ),
     counter(
         "ppv2_preload_datagrams_delivered_total",
@@ -100,7 +116,7 @@ const METRICS: [Metric; 12] = [
     ),
     counter(
         "ppv2_preload_datagrams_direct_total",
-        "Datagrams handed to the program as they came, from PPV2_PEERS.",
+        "Datagrams among those delivered that are handed over as they came, from PPV2_PEERS.",
     ),
     Metric {
         reasons: true,
@@ -450,7 +466,7 @@ fn layout() -> (String, [usize; CELLS]) {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         if reasons {
             let sdk = DropReason::ALL.iter().map(|reason| reason.as_str());
-            for reason in sdk.chain(["client_family", "other_client"]) {
+            for reason in sdk.chain(OWN_REASONS) {
                 line(&mut text, name, Some(reason));
             }
         } else {
@@ -528,6 +544,9 @@ mod tests {
             .chain([
                 Cell::DroppedClientFamily,
                 Cell::DroppedOtherClient,
+                Cell::DroppedNoMemory,
+                Cell::DroppedInterrupted,
+                Cell::DroppedBadPointer,
                 Cell::RepliesSent,
                 Cell::RepliesWithoutPath,
                 Cell::Clients,
@@ -556,8 +575,10 @@ mod tests {
             "ppv2_preload_datagrams_received_total 00000000000000000001",
             "ppv2_preload_datagrams_dropped_total{reason=\"untrusted\"} 00000000000000000004",
             "ppv2_preload_datagrams_dropped_total{reason=\"other_client\"} 00000000000000000016",
+            "ppv2_preload_datagrams_dropped_total{reason=\"bad_pointer\"} 00000000000000000019",
+            "ppv2_preload_replies_sent_total 00000000000000000020",
             "# TYPE ppv2_preload_clients gauge",
-            "ppv2_preload_panics_total 00000000000000000024",
+            "ppv2_preload_panics_total 00000000000000000027",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");
         }

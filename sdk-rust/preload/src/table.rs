@@ -99,6 +99,12 @@ pub(crate) enum Counter {
     ClientFamily,
     /// Dropped: the socket is connected to another client.
     OtherClient,
+    /// Dropped: there was no memory for it.
+    NoMemory,
+    /// Dropped: a signal handler has overwritten it, or the table could not be locked.
+    Interrupted,
+    /// Dropped: the program passed an address that is no memory.
+    BadPointer,
     /// Datagrams sent by a reply path.
     RepliesSent,
     /// Datagrams not sent: their address is no client's, or was forgotten.
@@ -123,9 +129,6 @@ struct Shared {
     /// The time when the table was made, by both clocks.
     start: (Instant, i64),
     counts: Counts,
-    /// Datagrams judged in this section that the program will get, unless it is told
-    /// otherwise. Under the lock.
-    delivered: StdCell<u64>,
     /// Entries that are in use; they never become unused.
     endpoints: AtomicU32,
     directory: [Entry; MAX_ENDPOINTS],
@@ -262,7 +265,7 @@ pub(crate) fn lock() -> Option<Table> {
 }
 
 /// As [`Table::receive`] for a datagram of a client that has sent the same way a moment ago,
-/// without the lock. `None` for others.
+/// without the lock. `None` for others, which are not counted.
 #[inline]
 pub(crate) fn receive_again(
     seen: &Seen<'_>,
@@ -270,10 +273,7 @@ pub(crate) fn receive_again(
 ) -> Option<Judged> {
     let shared = shared()?;
     let recent = shared.settings.recent?;
-    let judged = recent::judged(rough_clock(), recent, seen).filter(is_for)?;
-    shared.counts.add(Cell::Received, 1);
-    shared.counts.add(Cell::Delivered, 1);
-    Some(judged)
+    recent::judged(rough_clock(), recent, seen).filter(is_for)
 }
 
 /// As [`Table::path`] for a client that this thread has heard a moment ago, without the lock,
@@ -293,12 +293,24 @@ pub(crate) fn is_inside() -> bool {
     this_thread::with(|thread| thread.inside.load(Ordering::Relaxed))
 }
 
-/// Counts; needs no lock. [`Counter::ClientFamily`] and [`Counter::OtherClient`] take back
-/// that the datagram was delivered, while the table that judged it is still locked.
+/// Counts; needs no lock.
 pub(crate) fn count(counter: Counter, by: u64) {
     if let Some(shared) = shared() {
         shared.count(counter, by);
     }
+}
+
+/// Counts datagrams that the program has got, `direct` of them from peers; needs no lock.
+#[inline]
+pub(crate) fn count_delivered(by: u64, direct: u64) {
+    if let Some(shared) = shared() {
+        shared.count_delivered(by, direct);
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn counted(cell: Cell) -> u64 {
+    shared().map_or(0, |shared| shared.counts.get(cell))
 }
 
 impl Shared {
@@ -328,16 +340,28 @@ impl Shared {
     }
 
     fn count(&self, counter: Counter, by: u64) {
-        let cell = match counter {
-            Counter::ClientFamily => Cell::DroppedClientFamily,
-            Counter::OtherClient => Cell::DroppedOtherClient,
-            Counter::RepliesSent => Cell::RepliesSent,
-            Counter::RepliesWithoutPath => Cell::RepliesWithoutPath,
-            Counter::Panics => Cell::Panics,
+        let (cell, is_drop) = match counter {
+            Counter::ClientFamily => (Cell::DroppedClientFamily, true),
+            Counter::OtherClient => (Cell::DroppedOtherClient, true),
+            Counter::NoMemory => (Cell::DroppedNoMemory, true),
+            Counter::Interrupted => (Cell::DroppedInterrupted, true),
+            Counter::BadPointer => (Cell::DroppedBadPointer, true),
+            Counter::RepliesSent => (Cell::RepliesSent, false),
+            Counter::RepliesWithoutPath => (Cell::RepliesWithoutPath, false),
+            Counter::Panics => (Cell::Panics, false),
         };
+        if is_drop {
+            self.counts.add(Cell::Received, by);
+        }
         self.counts.add(cell, by);
-        if matches!(counter, Counter::ClientFamily | Counter::OtherClient) && is_inside() {
-            self.delivered.set(self.delivered.get().saturating_sub(by));
+    }
+
+    #[inline]
+    fn count_delivered(&self, by: u64, direct: u64) {
+        self.counts.add(Cell::Received, by);
+        self.counts.add(Cell::Delivered, by);
+        if direct > 0 {
+            self.counts.add(Cell::Direct, direct);
         }
     }
 
@@ -386,7 +410,6 @@ impl Shared {
         compiler_fence(Ordering::SeqCst);
         if reset || self.spoilt.load(Ordering::Relaxed) {
             self.reset();
-            self.delivered.set(0);
         }
         Some(Table {
             shared: self,
@@ -557,7 +580,8 @@ impl Table {
     }
 
     /// Decides on a datagram: `peer` and `local` as the kernel told, IPv4 or mapped.
-    /// `None`: it must be dropped, and has been counted.
+    /// `None`: it must be dropped, and has been counted. Another one is counted once it is
+    /// known what became of it.
     #[inline]
     pub(crate) fn receive(
         &mut self,
@@ -566,9 +590,16 @@ impl Table {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Option<Judged> {
-        let judged = self.look(endpoint, peer, local, bytes)?;
+        let shared = self.shared;
+        let judged = self
+            .look(endpoint, peer, local, bytes)
+            .inspect_err(|reason| {
+                shared.counts.add(Cell::Received, 1);
+                shared.counts.add_locked(Cell::Dropped(*reason), 1);
+            })
+            .ok()?;
         if let Some(path) = judged.path
-            && self.shared.settings.recent.is_some()
+            && shared.settings.recent.is_some()
         {
             let seen = Seen {
                 endpoint,
@@ -578,19 +609,11 @@ impl Table {
             };
             recent::note(rough_clock(), &seen, judged.datagram, &path);
         }
-        let judged = judged.datagram;
-        self.shared.counts.add(Cell::Received, 1);
-        if judged.is_direct {
-            self.shared.counts.add_locked(Cell::Direct, 1);
-        }
-        let delivered = &self.shared.delivered;
-        delivered.set(delivered.get() + 1);
-        Some(judged)
+        Some(judged.datagram)
     }
 
-    /// As `receive`, for a look at a datagram (MSG_PEEK) that will be received again: a
-    /// good one is remembered and not counted. One that must be dropped is counted, and
-    /// must not be handed to `receive`.
+    /// As `receive`, for a look at a datagram (MSG_PEEK) that will be received again: none is
+    /// counted.
     #[inline]
     pub(crate) fn peek(
         &mut self,
@@ -599,7 +622,7 @@ impl Table {
         local: Option<IpAddr>,
         bytes: &[u8],
     ) -> Option<Judged> {
-        let looked = self.look(endpoint, peer, local, bytes)?;
+        let looked = self.look(endpoint, peer, local, bytes).ok()?;
         Some(looked.datagram)
     }
 
@@ -614,11 +637,11 @@ impl Table {
         peer: SocketAddr,
         local: Option<IpAddr>,
         bytes: &[u8],
-    ) -> Option<Looked> {
+    ) -> Result<Looked, DropReason> {
         let shared = self.shared;
         let peer = canonical(peer);
         if shared.settings.is_peer(peer.ip()) {
-            return Some(Looked {
+            return Ok(Looked {
                 datagram: Judged {
                     client: peer,
                     destination: None,
@@ -628,7 +651,9 @@ impl Table {
                 path: None,
             });
         }
-        let entry = shared.entries().get(endpoint.0 as usize)?;
+        // Each socket's endpoint is there.
+        let entry = shared.entries().get(endpoint.0 as usize);
+        let entry = entry.ok_or(DropReason::Untrusted)?;
         let local = local.map(|ip| ip.to_canonical());
         let judged = self.judge(entry, peer, local, bytes);
         // SAFETY: this thread holds the lock.
@@ -641,11 +666,6 @@ impl Table {
             self.follow(entry);
         }
         judged
-            .inspect_err(|reason| {
-                shared.counts.add(Cell::Received, 1);
-                shared.counts.add_locked(Cell::Dropped(*reason), 1);
-            })
-            .ok()
     }
 
     #[inline]
@@ -765,10 +785,6 @@ impl Drop for Table {
         let shared = self.shared;
         if thread::panicking() {
             shared.reset();
-        }
-        let delivered = shared.delivered.replace(0);
-        if delivered > 0 {
-            shared.counts.add(Cell::Delivered, delivered);
         }
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the mutex was made with the memory.

@@ -186,6 +186,8 @@ unsafe fn with_name(
             }
         } else {
             wrong = EFAULT;
+            // Seen when the datagram has been received.
+            message.msg_name = ptr::without_provenance_mut(1);
         }
     }
     // SAFETY: as the caller says.

@@ -6,12 +6,13 @@ use std::ptr;
 use std::slice;
 
 use libc::{
-    EFAULT, EINVAL, EMSGSIZE, MSG_CTRUNC, MSG_TRUNC, c_int, iovec, msghdr, sockaddr_in6, socklen_t,
+    EFAULT, EINVAL, EMSGSIZE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_TRUNC, c_int, iovec, msghdr,
+    sockaddr_in6, socklen_t,
 };
 
 use super::MAX_PARTS;
 use crate::boundary::is_plausible;
-use crate::buffers::{self, CONTROL, Far, NEAR};
+use crate::buffers::{self, CONTROL, Far, NEAR, TakenFar};
 use crate::control::{self, Wanted, Writer};
 use crate::names;
 use crate::recent::Seen;
@@ -74,19 +75,28 @@ impl Arrival {
         &raw mut self.message
     }
 
-    /// What has arrived; `None` for a datagram that the memory at hand was too short for.
+    /// What has arrived, and the memory that it is in if it is long.
     ///
     /// # Safety
     ///
-    /// recvmsg(2) has returned `len` for the prepared message.
+    /// recvmsg(2) has returned `len` for the prepared message, which is not the end.
+    ///
+    /// # Errors
+    ///
+    /// What it must be counted as if it can't be read.
     #[inline]
-    pub(super) unsafe fn arrived(&mut self, len: usize) -> Option<Arrived<'_>> {
+    pub(super) unsafe fn arrived(
+        &mut self,
+        len: usize,
+    ) -> Result<(Arrived<'_>, Option<TakenFar>), Counter> {
         if self.message.msg_flags & MSG_TRUNC != 0 {
-            return None;
+            return Err(Counter::NoMemory);
         }
         let mut start = (&raw const self.near).cast::<u8>();
+        let mut taken = None;
         if len > NEAR {
-            buffers::count_far_use();
+            let intact = buffers::take_far(self.far, self.far_uses);
+            taken = Some(intact.ok_or(Counter::Interrupted)?);
             let far = self.far.cast::<u8>();
             // SAFETY: it was not null, or the datagram would have been truncated. The
             // kernel has filled the rest in.
@@ -96,7 +106,9 @@ impl Arrival {
         // SAFETY: the kernel has written that many bytes there.
         let bytes = unsafe { slice::from_raw_parts(start, len) };
         // SAFETY: the kernel has written the control data and the name.
-        unsafe { Arrived::new(bytes, &self.message) }
+        let arrived = unsafe { Arrived::new(bytes, &self.message) };
+        // Each datagram has a sender.
+        Ok((arrived.ok_or(Counter::NoMemory)?, taken))
     }
 
     /// Whether no datagram was received: the socket is shut down for receiving. Each datagram
@@ -104,13 +116,6 @@ impl Arrival {
     #[inline]
     pub(super) fn is_end(&self, len: usize) -> bool {
         len == 0 && self.message.msg_namelen == 0
-    }
-
-    /// Whether the bytes are those that were received: a handler that received a long
-    /// datagram has overwritten them.
-    #[inline]
-    pub(super) fn is_intact(&self, len: usize) -> bool {
-        len <= NEAR || buffers::far_uses() == self.far_uses + 1
     }
 }
 
@@ -134,13 +139,14 @@ impl<'a> From<&'a Held> for Arrived<'a> {
     }
 }
 
-/// Why a datagram is dropped.
+/// What a datagram is that stays in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// The table refused it, and has counted it.
-    Counted,
-    /// It would have been refused, and will be counted when it is received.
-    Peeked,
+pub(super) enum Peeked {
+    Good(Judged),
+    /// It must be dropped.
+    Bad,
+    /// The table could not be locked.
+    Unknown,
 }
 
 impl<'a> Arrived<'a> {
@@ -176,14 +182,12 @@ impl<'a> Arrived<'a> {
         }
     }
 
-    /// As `judge_in`, with a lock of its own.
+    /// Decides whether the datagram is for the program. `None`: it must be dropped, and has
+    /// been counted.
     #[inline]
-    pub(super) fn judge(&self, socket: &Socket, peeking: bool) -> Result<Judged, Refusal> {
-        if !peeking && let Some(judged) = self.judge_again(socket) {
-            return Ok(judged);
-        }
-        let mut table = table::lock().ok_or(Refusal::Counted)?;
-        self.judge_in(&mut table, socket, peeking)
+    pub(super) fn judge(&self, socket: &Socket) -> Option<Judged> {
+        self.judge_again(socket)
+            .or_else(|| self.judge_in(table::lock().as_mut(), socket))
     }
 
     /// As `judge`, if this thread has decided on the like a moment ago; without a lock.
@@ -201,38 +205,71 @@ impl<'a> Arrived<'a> {
         table::receive_again(&seen, |judged| names::fits(judged.client, socket.family()))
     }
 
-    /// Decides whether the datagram is for the program. One that is only peeked at is not
-    /// counted yet, unless the table itself refuses it.
+    /// As `judge`, with a table that is locked already; `None` if it can't be.
     #[inline]
-    pub(super) fn judge_in(
-        &self,
-        table: &mut Table,
-        socket: &Socket,
-        peeking: bool,
-    ) -> Result<Judged, Refusal> {
+    pub(super) fn judge_in(&self, table: Option<&mut Table>, socket: &Socket) -> Option<Judged> {
+        let Some(table) = table else {
+            table::count(Counter::Interrupted, 1);
+            return None;
+        };
         let local = self.local(socket);
-        let endpoint = socket.endpoint();
-        let judged = if peeking {
-            table.peek(endpoint, self.peer, local, self.bytes)
-        } else {
-            table.receive(endpoint, self.peer, local, self.bytes)
-        };
-        let judged = judged.ok_or(Refusal::Counted)?;
-        let refused = if !names::fits(judged.client, socket.family()) {
-            Counter::ClientFamily
-        } else if socket
-            .peer()
-            .is_some_and(|peer| !is_same(peer, judged.client))
-        {
-            Counter::OtherClient
-        } else {
-            return Ok(judged);
-        };
-        if peeking {
-            return Err(Refusal::Peeked);
+        let judged = table.receive(socket.endpoint(), self.peer, local, self.bytes)?;
+        match refusal(socket, judged) {
+            None => Some(judged),
+            Some(counter) => {
+                table::count(counter, 1);
+                None
+            }
         }
-        table::count(refused, 1);
-        Err(Refusal::Counted)
+    }
+
+    /// As `judge`, of a datagram that stays in the queue and is not counted.
+    pub(super) fn peek(&self, socket: &Socket) -> Peeked {
+        let Some(mut table) = table::lock() else {
+            return Peeked::Unknown;
+        };
+        let local = self.local(socket);
+        let judged = table.peek(socket.endpoint(), self.peer, local, self.bytes);
+        match judged.filter(|judged| refusal(socket, *judged).is_none()) {
+            Some(judged) => Peeked::Good(judged),
+            None => Peeked::Bad,
+        }
+    }
+
+    /// Gives the program its datagram for good, and counts it.
+    ///
+    /// # Safety
+    ///
+    /// As `deliver`.
+    #[inline]
+    pub(super) unsafe fn hand_over(
+        &self,
+        socket: &Socket,
+        judged: Judged,
+        to: *mut msghdr,
+        flags: c_int,
+    ) -> Result<usize, c_int> {
+        // SAFETY: as the caller says.
+        let delivered = unsafe { self.deliver(socket, judged, to, flags) };
+        match delivered {
+            Ok(_) => table::count_delivered(1, judged.is_direct.into()),
+            Err(_) => table::count(Counter::BadPointer, 1),
+        }
+        delivered
+    }
+
+    /// Keeps a good datagram for the next call, or drops it if there is no place for it.
+    #[cold]
+    pub(super) fn keep(&self, socket: &Socket) {
+        let held = Box::new(Held {
+            bytes: self.bytes.to_vec(),
+            peer: self.peer,
+            control: self.control.to_vec(),
+            flags: self.flags,
+        });
+        if !socket.held.put(held) {
+            table::count(Counter::NoMemory, 1);
+        }
     }
 
     /// Gives the program its datagram. Returns what recvmsg(2) would.
@@ -259,7 +296,7 @@ impl<'a> Arrived<'a> {
         };
         // SAFETY: as the caller says.
         let copied = unsafe { scatter(payload, parts) }.ok_or(EFAULT)?;
-        let mut told = self.flags & !MSG_TRUNC;
+        let mut told = self.flags & !MSG_TRUNC | flags & MSG_CMSG_CLOEXEC;
         if copied < payload.len() {
             told |= MSG_TRUNC;
         }
@@ -298,14 +335,29 @@ impl<'a> Arrived<'a> {
 /// # Safety
 ///
 /// `to` is a message as recvmsg(2) takes it.
-pub(super) unsafe fn tell_end(to: *mut msghdr) {
+pub(super) unsafe fn tell_end(to: *mut msghdr, flags: c_int) {
     // SAFETY: as the caller says.
     let to = unsafe { &mut *to };
     if !to.msg_name.is_null() {
         to.msg_namelen = 0;
     }
     to.msg_controllen = 0;
-    to.msg_flags = 0;
+    to.msg_flags = flags & MSG_CMSG_CLOEXEC;
+}
+
+/// Why a datagram that the table takes is not for a socket.
+#[inline]
+fn refusal(socket: &Socket, judged: Judged) -> Option<Counter> {
+    if !names::fits(judged.client, socket.family()) {
+        Some(Counter::ClientFamily)
+    } else if socket
+        .peer()
+        .is_some_and(|peer| !is_same(peer, judged.client))
+    {
+        Some(Counter::OtherClient)
+    } else {
+        None
+    }
 }
 
 fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
@@ -365,6 +417,26 @@ pub(super) unsafe fn check(to: *const msghdr) -> Result<(), c_int> {
     }
     // SAFETY: as the caller says.
     unsafe { check_parts(to.msg_iov, to.msg_iovlen as usize, EMSGSIZE) }
+}
+
+/// Whether `deliver` will find no wrong address in a message, however long the datagram is.
+///
+/// # Safety
+///
+/// `check` has found no fault.
+pub(super) unsafe fn is_reachable(to: *const msghdr) -> bool {
+    // SAFETY: as the caller says.
+    let to = unsafe { &*to };
+    let parts: &[iovec] = if to.msg_iovlen == 0 {
+        &[]
+    } else {
+        // SAFETY: as the caller says.
+        unsafe { slice::from_raw_parts(to.msg_iov, to.msg_iovlen as usize) }
+    };
+    (to.msg_name.is_null() || is_plausible(to.msg_name))
+        && parts
+            .iter()
+            .all(|part| part.iov_len == 0 || is_plausible(part.iov_base))
 }
 
 /// Finds what the kernel would refuse of a list of parts, `too_many` of them with this

@@ -8,14 +8,14 @@ use libc::{
     iovec, mmsghdr, sockaddr_in6, socklen_t, timespec,
 };
 
-use super::arrived::{Arrived, check, tell_end};
+use super::arrived::{Arrived, check, is_reachable, tell_end};
 use super::patience::{Deadline, Patience};
-use super::{MAX_PARTS, message, uninterrupted};
+use super::{MAX_PARTS, is_shut_down, message, uninterrupted};
 use crate::boundary::{errno, fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, Bytes, CONTROL, Incoming};
 use crate::real;
 use crate::socket::{Flag, Socket};
-use crate::table::{self, Judged};
+use crate::table::{self, Counter, Judged};
 
 /// Receives datagrams as recvmmsg(2) does.
 ///
@@ -56,7 +56,9 @@ pub(crate) unsafe fn messages(
     }
 }
 
-/// How many of the messages can take a datagram, up to the first that can't.
+/// How many of the messages can take a datagram, up to the first that can't: what was
+/// received for those behind it would be lost. With the first alone, the kernel's error comes
+/// after a datagram was received.
 ///
 /// # Safety
 ///
@@ -69,6 +71,10 @@ unsafe fn sound(to: *mut mmsghdr, count: usize) -> Result<usize, c_int> {
     for at in 0..count {
         // SAFETY: it is one of the caller's.
         match unsafe { check(&raw const (*to.add(at)).msg_hdr) } {
+            // SAFETY: `check` has found no fault.
+            Ok(()) if !unsafe { is_reachable(&raw const (*to.add(at)).msg_hdr) } => {
+                return Ok(at.max(1));
+            }
             Ok(()) => {}
             Err(errno) if at == 0 => return Err(errno),
             Err(_) => return Ok(at),
@@ -98,12 +104,14 @@ unsafe fn receive(
     let count = if deadline.is_over() { 1 } else { count };
     let mut patience = Patience::new(socket, flags);
     let mut done = 0;
+    let (mut waited, mut is_over) = (false, false);
     loop {
         // SAFETY: it is one of the caller's.
         let next = unsafe { to.add(done) };
-        let batch = if flags & MSG_PEEK != 0 || socket.is(Flag::Held) || count == 1 {
-            // Alone, it may wait.
-            let more = if count == 1 { 0 } else { MSG_DONTWAIT };
+        let alone = count == 1 || is_over && !(waits_for_one && done > 0);
+        let batch = if flags & MSG_PEEK != 0 || socket.held.is_any() || alone || is_over {
+            // Alone, it may wait. A socket that is shut down doesn't.
+            let more = if alone { 0 } else { MSG_DONTWAIT };
             // SAFETY: as the caller says.
             unsafe { single(fd, socket, next, flags | more) }
         } else {
@@ -125,16 +133,20 @@ unsafe fn receive(
         if batch.delivered > 0 {
             patience.begin_again();
         }
+        if waited && batch.drained && batch.delivered + batch.drops == 0 && is_shut_down(fd) {
+            is_over = true;
+            continue;
+        }
         let goes_on = batch.drops == 0 || patience.outlasts(batch.drops, fd, socket, flags);
-        let waited = if !goes_on {
+        let wait = if !goes_on {
             Err(EAGAIN)
         } else if batch.drained {
             patience.wait(fd, socket, flags)
         } else {
             Ok(())
         };
-        match waited {
-            Ok(()) => {}
+        match wait {
+            Ok(()) => waited = batch.drained,
             Err(_) if done > 0 => return Ok(done),
             Err(errno) => return Err(errno),
         }
@@ -236,6 +248,7 @@ unsafe fn deliver(
         errno: 0,
     };
     let received = &incoming.messages[..received];
+    let (mut direct, mut ends) = (0, 0);
     let mut judged = [const { MaybeUninit::uninit() }; BATCH];
     let mut table = None;
     for ((judged, message), bytes) in judged.iter_mut().zip(received).zip(&incoming.bytes) {
@@ -245,7 +258,7 @@ unsafe fn deliver(
                 if table.is_none() {
                     table = table::lock();
                 }
-                arrived.judge_in(table.as_mut()?, socket, false).ok()
+                arrived.judge_in(table.as_mut(), socket)
             })
         }));
     }
@@ -259,18 +272,28 @@ unsafe fn deliver(
             // SAFETY: no more are delivered than were received.
             unsafe {
                 let to = to.add(batch.delivered);
-                tell_end(&raw mut (*to).msg_hdr);
+                tell_end(&raw mut (*to).msg_hdr, flags);
                 (*to).msg_len = 0;
             }
             batch.delivered += 1;
+            ends += 1;
             continue;
         }
         // SAFETY: as the caller says.
-        let arrived = unsafe { arrived(message, bytes) };
-        let Some((arrived, judged)) = arrived.zip(judged) else {
+        let Some(arrived) = (unsafe { arrived(message, bytes) }) else {
+            // Each datagram has a sender.
+            table::count(Counter::NoMemory, 1);
             batch.drops += 1;
             continue;
         };
+        let Some(judged) = judged else {
+            batch.drops += 1;
+            continue;
+        };
+        if batch.errno != 0 {
+            arrived.keep(socket);
+            continue;
+        }
         // SAFETY: no more are delivered than were received.
         let to = unsafe { &mut *to.add(batch.delivered) };
         // SAFETY: as the caller says.
@@ -278,14 +301,16 @@ unsafe fn deliver(
             Ok(len) => {
                 to.msg_len = c_uint::try_from(len).unwrap_or(c_uint::MAX);
                 batch.delivered += 1;
+                direct += u64::from(judged.is_direct);
             }
-            // The kernel would have received no more either.
+            // Another thread has changed the message since it was looked at.
             Err(errno) => {
+                table::count(Counter::BadPointer, 1);
                 batch.errno = errno;
-                break;
             }
         }
     }
+    table::count_delivered((batch.delivered - ends) as u64, direct);
     batch
 }
 

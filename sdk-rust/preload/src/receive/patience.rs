@@ -3,8 +3,8 @@
 use std::ptr;
 
 use libc::{
-    EAGAIN, EFAULT, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, SO_RCVTIMEO,
-    SOL_SOCKET, c_int, pollfd, socklen_t, timespec, timeval,
+    EAGAIN, EFAULT, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, POLLRDHUP,
+    SO_RCVTIMEO, SOL_SOCKET, c_int, pollfd, socklen_t, timespec, timeval,
 };
 
 use crate::boundary::{errno, is_plausible};
@@ -110,20 +110,27 @@ impl Patience {
     /// # Errors
     ///
     /// The error number that the call ends with.
-    pub(super) fn wait_on(&self, fd: c_int) -> Result<(), c_int> {
+    pub(super) fn wait_on(&mut self, fd: c_int) -> Result<(), c_int> {
         let Mode::Until(deadline) = self.mode else {
             return Err(EAGAIN);
         };
         let timeout = timespec_of(deadline.saturating_sub(now()));
         let mut polled = pollfd {
             fd,
-            events: POLLIN,
+            events: POLLIN | POLLRDHUP,
             revents: 0,
         };
         // SAFETY: both can be read, and the first written.
         match unsafe { real::ppoll(&raw mut polled, 1, &raw const timeout, ptr::null()) } {
             0 => Err(EAGAIN),
-            ready if ready > 0 => Ok(()),
+            ready if ready > 0 => {
+                if polled.revents & POLLRDHUP != 0 {
+                    // Shut down for receiving: the kernel waits no more, and tells so only
+                    // where it may.
+                    self.mode = Mode::Blocking;
+                }
+                Ok(())
+            }
             _ => Err(errno()),
         }
     }
@@ -133,7 +140,7 @@ impl Patience {
     /// # Errors
     ///
     /// As `wait_on`.
-    pub(super) fn wait(&self, fd: c_int, socket: &Socket, flags: c_int) -> Result<(), c_int> {
+    pub(super) fn wait(&mut self, fd: c_int, socket: &Socket, flags: c_int) -> Result<(), c_int> {
         if flags & MSG_DONTWAIT != 0 || socket.is(Flag::NonBlocking) && is_nonblocking(fd) {
             return Err(EAGAIN);
         }

@@ -56,7 +56,8 @@ pub(crate) unsafe fn plain(fd: c_int, socket: &Socket, to: *mut msghdr, flags: c
 fn is_simple(socket: &Socket, flags: c_int) -> bool {
     flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB) == 0
         && (flags & MSG_DONTWAIT != 0 || socket.is(Flag::NonBlocking))
-        && !socket.is_any(&[Flag::Wildcard, Flag::Direct, Flag::Held])
+        && !socket.is_any(&[Flag::Wildcard, Flag::Direct])
+        && !socket.held.is_any()
 }
 
 /// # Safety
@@ -89,9 +90,9 @@ unsafe fn once(
     };
     // A call that this one has interrupted may have the same memory.
     buffers::count_far_use();
-    // None if the socket has been shut down, which is seen again.
     // SAFETY: the kernel has written the name.
     let Some(peer) = (unsafe { names::read(name.as_ptr().cast(), name_len) }) else {
+        // The socket has been shut down, which is seen again: each datagram has a sender.
         return Outcome::Dropped;
     };
     let arrived = Arrived {
@@ -100,9 +101,9 @@ unsafe fn once(
         control: &[],
         flags: 0,
     };
-    match arrived.judge(socket, false) {
+    match arrived.judge(socket) {
         // SAFETY: as the caller says.
-        Ok(judged) => unsafe { arrived.deliver(socket, judged, to, flags) }.into(),
-        Err(_) => Outcome::Dropped,
+        Some(judged) => unsafe { arrived.hand_over(socket, judged, to, flags) }.into(),
+        None => Outcome::Dropped,
     }
 }

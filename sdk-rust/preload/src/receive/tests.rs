@@ -2,6 +2,7 @@
 //! here is what no program can bring about at will.
 
 use std::mem;
+use std::net::UdpSocket;
 use std::ptr;
 use std::sync::mpsc;
 use std::thread;
@@ -10,8 +11,10 @@ use std::time::Duration;
 use libc::{c_uint, iovec, mmsghdr, timeval};
 
 use super::*;
+use crate::buffers;
 use crate::calls::{receiving, sockets};
-use crate::testing::{Fd, Proxy, client};
+use crate::stats::Cell;
+use crate::testing::{Fd, Proxy, client, in_a_child};
 
 #[test]
 fn payloads_of_all_lengths_pass_both_ways() {
@@ -66,8 +69,8 @@ fn a_datagram_that_came_in_place_of_a_dropped_one_is_kept() {
     proxy.forward(client, b"first", to);
     proxy.forward(client, b"second", to);
     // As if a bad one had been peeked at, which another thread has received since.
-    discard(fd, socket, None);
-    assert!(socket.is(Flag::Held));
+    discard(fd, socket);
+    assert!(socket.is_holding());
     assert_eq!(next_len(fd, socket), 5);
     let expected = |payload: &[u8]| Some((payload.to_vec(), client));
     assert_eq!(listener.receive_with(MSG_PEEK), expected(b"first"));
@@ -163,4 +166,111 @@ fn batches_have_no_gaps() {
         assert_eq!(&buffer[..text.len()], text);
         assert!(buffer[text.len()..].iter().all(|byte| *byte == 0xee));
     }
+}
+
+#[test]
+fn what_has_no_place_among_kept_datagrams_is_counted() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let before = table::counted(Cell::DroppedNoMemory);
+    for n in 0..20_u8 {
+        proxy.forward(client, &[n], to);
+        discard(listener.0, listener.socket().unwrap());
+    }
+    // Other tests may drop some, too.
+    assert!(table::counted(Cell::DroppedNoMemory) >= before + 4);
+    let kept: Vec<u8> = std::iter::from_fn(|| listener.receive())
+        .map(|(payload, _)| payload[0])
+        .collect();
+    assert_eq!(kept, Vec::from_iter(0..16));
+}
+
+#[test]
+fn a_long_datagram_without_memory_is_counted() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let before = table::counted(Cell::DroppedNoMemory);
+    let done = in_a_child(|| {
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the limit can be read.
+        let result = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const none) };
+        assert_eq!(result, 0);
+        let mut buffer = [0; 9000];
+        let mut receive = |flags| {
+            let (at, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: the buffer has this length.
+            unsafe { receiving::recv(listener.0, at, room, flags | MSG_DONTWAIT) }
+        };
+        // Of each way to receive.
+        [0, MSG_PEEK].into_iter().all(|flags| {
+            proxy.forward(client, &[7; 5000], to);
+            proxy.forward(client, b"short", to);
+            receive(flags) == 5 && (flags == 0 || receive(0) == 5)
+        })
+    });
+    assert_eq!(done, 0);
+    assert!(table::counted(Cell::DroppedNoMemory) >= before + 2);
+}
+
+#[test]
+fn what_a_handler_has_overwritten_is_not_judged() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let receive = |payload: &[u8], between: fn()| {
+        proxy.forward(client, payload, to);
+        let mut arrival = Arrival::new();
+        // SAFETY: the message has been filled in.
+        let len = unsafe { real::recvmsg(listener.0, arrival.prepare(), 0) };
+        between();
+        // SAFETY: that is what was received.
+        let arrived = unsafe { arrival.arrived(len as usize) };
+        arrived.map(|(arrived, _taken)| arrived.bytes.ends_with(payload))
+    };
+    let long = [7; 5000];
+    assert_eq!(receive(&long, || ()), Ok(true));
+    assert_eq!(
+        receive(&long, buffers::count_far_use),
+        Err(Counter::Interrupted)
+    );
+    assert_eq!(receive(b"short", buffers::count_far_use), Ok(true));
+}
+
+#[test]
+fn a_datagram_that_could_not_be_handed_over_is_counted() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let before = table::counted(Cell::DroppedBadPointer);
+    let mut buffer = [0; 100];
+    for flags in [0, MSG_DONTWAIT] {
+        proxy.forward(client, b"lost", to);
+        // SAFETY: nothing is written there.
+        let received = unsafe { receiving::recv(listener.0, ptr::null_mut(), 4, flags) };
+        assert_eq!((received, errno()), (-1, libc::EFAULT));
+        proxy.forward(client, b"lost", to);
+        // SAFETY: the buffer has this length.
+        let received = unsafe {
+            let at = buffer.as_mut_ptr();
+            let (name, len) = (at.add(50).cast(), ptr::null_mut());
+            receiving::recvfrom(listener.0, at.cast(), 50, flags, name, len)
+        };
+        assert_eq!((received, errno()), (-1, libc::EFAULT));
+    }
+    assert!(table::counted(Cell::DroppedBadPointer) >= before + 4);
+    assert_eq!(listener.receive(), None);
+}
+
+#[test]
+fn datagrams_of_peers_are_counted_as_delivered_and_as_direct() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let peer = UdpSocket::bind("127.0.0.9:0").unwrap();
+    let before = table::counted(Cell::Direct);
+    for flags in [0, MSG_DONTWAIT] {
+        peer.send_to(b"direct", to).unwrap();
+        let expected = Some((b"direct".to_vec(), peer.local_addr().unwrap()));
+        assert_eq!(listener.receive_with(flags), expected);
+    }
+    assert!(table::counted(Cell::Direct) >= before + 2);
 }

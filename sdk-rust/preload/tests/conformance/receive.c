@@ -492,6 +492,39 @@ CASE(recvmmsg_stops_at_an_error) {
     receive("what is left", other, MSG_DONTWAIT);
 }
 
+/* What was received for messages behind one with a bad pointer is not lost. */
+CASE(recvmmsg_keeps_what_is_behind_an_error) {
+    const char *texts[] = {"zero", "one", "two", "three", "four", "five"};
+    for (int bad = 0; bad < 4; bad++) {
+        int fd = server("s1");
+        char buffers[4][10];
+        struct iovec iov[4];
+        struct mmsghdr messages[4];
+        memset(messages, 0, sizeof messages);
+        for (int i = 0; i < 4; i++) {
+            iov[i] = (struct iovec){i == bad ? (void *)8 : buffers[i], 10};
+            messages[i].msg_hdr = (struct msghdr){.msg_iov = &iov[i], .msg_iovlen = 1};
+        }
+        for (int i = 0; i < 6; i++)
+            client_sends("c1", "s1", texts[i]);
+        row("message %d is bad -> %s", bad, result_text(recvmmsg(fd, messages, 4, 0, NULL)));
+        for (int i = 0; i < bad; i++)
+            row("  %u %s", messages[i].msg_len, bytes_text(buffers[i], messages[i].msg_len));
+        /* The kernel has received one for the message, and tells of the error by the next
+         * call, which the library doesn't. */
+        bool seen[6] = {false};
+        for (int i = 0; i < 7; i++) {
+            char text[10] = "";
+            recv(fd, text, sizeof text - 1, MSG_DONTWAIT);
+            for (int n = 0; n < 6; n++)
+                seen[n] |= strcmp(text, texts[n]) == 0;
+        }
+        for (int i = bad + 1; i < 6; i++)
+            row("  %s %s", texts[i], seen[i] ? "comes after" : "is lost");
+        close(fd);
+    }
+}
+
 CASE(large_datagrams) {
     int fd = server("s1");
     const size_t sizes[] = {1, 1471, 1472, 1473, 9000, 32768, 65400};
@@ -661,6 +694,44 @@ CASE(shutdown_wakes_the_receiver) {
     receive("nothing", fd, 0);
     outcome("again", shutdown(fd, SHUT_RDWR));
     outcome("bad", shutdown(fd, 7));
+}
+
+/* The socket has nothing, and waits for nothing; what comes is received as before. */
+static void receive_shut_down(int fd) {
+    char buffer[10];
+    address from = {.len = sizeof from.storage};
+    junk("s1", 3);
+    outcome("recvfrom", recvfrom(fd, buffer, 10, 0, &from.sa, &from.len));
+    row("length %u", from.len);
+    junk("s1", 3);
+    outcome("peek", recv(fd, buffer, 10, MSG_PEEK));
+    junk("s1", 3);
+    batch("recvmmsg", fd, 3, 0, NULL);
+    batch("recvmmsg for one", fd, 3, MSG_WAITFORONE, NULL);
+    batch("peek by recvmmsg", fd, 3, MSG_PEEK, NULL);
+    batch("recvmmsg, not waiting", fd, 3, MSG_DONTWAIT, NULL);
+    client_sends("c1", "s1", "one");
+    client_sends("c2", "s1", "two");
+    junk("s1", 3);
+    batch("recvmmsg of two", fd, 4, 0, NULL);
+    client_sends("c3", "s1", "three");
+    receive("what comes after", fd, 0);
+    receive("nothing", fd, MSG_DONTWAIT);
+}
+
+CASE(shut_down_for_receiving) {
+    int fd = server("s1");
+    outcome("shutdown", shutdown(fd, SHUT_RD));
+    receive_shut_down(fd);
+}
+
+/* The timeout is longer than a case may take. */
+CASE(shut_down_for_receiving_with_a_timeout) {
+    int fd = server("s1");
+    struct timeval timeout = {60, 0};
+    must("setsockopt", setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout));
+    outcome("shutdown", shutdown(fd, SHUT_RD));
+    receive_shut_down(fd);
 }
 
 CASE(bad_descriptors) {

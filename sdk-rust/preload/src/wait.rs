@@ -547,11 +547,12 @@ pub(crate) unsafe fn correct_epoll(
 ) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
     let room = usize::try_from(room).unwrap_or(0);
+    let mut explained = Explained::new();
     let mut left = 0;
     for at in 0..count {
         // SAFETY: as the caller says.
         let mut event = unsafe { events.add(at).read_unaligned() };
-        if event.events & EPOLL_READABLE != 0 && is_for_nothing(epoll, &event) {
+        if event.events & EPOLL_READABLE != 0 && is_for_nothing(epoll, &event, &mut explained) {
             event.events &= !EPOLL_READABLE;
             if event.events == 0 {
                 continue;
@@ -585,18 +586,57 @@ pub(crate) unsafe fn correct_epoll(
     c_int::try_from(left).unwrap_or(c_int::MAX)
 }
 
+/// Which registrations have explained an event of a call: by a socket of which all that was
+/// there to read has been discarded. Each explains one event, and others of the same socket
+/// explain theirs though nothing is left to be discarded. Of more, some events are reported
+/// without need.
+struct Explained {
+    count: usize,
+    by: [(c_int, *const Socket); 16],
+}
+
+impl Explained {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            by: [(-1, ptr::null()); 16],
+        }
+    }
+
+    fn has(&self, which: impl Fn(c_int, *const Socket) -> bool) -> bool {
+        let mut by = self.by[..self.count].iter();
+        by.any(|(fd, socket)| which(*fd, *socket))
+    }
+
+    fn add(&mut self, fd: c_int, socket: &Socket) {
+        if let Some(place) = self.by.get_mut(self.count) {
+            *place = (fd, socket);
+            self.count += 1;
+        }
+    }
+}
+
 /// Whether all that was there to read has been discarded. The event tells its socket by
 /// the data that the program chose, which need not be the socket's alone: so one that has
 /// nothing to discard is not taken for the cause.
-fn is_for_nothing(epoll: c_int, event: &epoll_event) -> bool {
+fn is_for_nothing(epoll: c_int, event: &epoll_event, explained: &mut Explained) -> bool {
     find_registered(epoll, |socket, known| {
         let (reported, registered) = (event.u64, known.event.u64);
-        if reported != registered || !is_readable(known.fd) {
+        if reported != registered || explained.has(|fd, _| fd == known.fd) {
             return false;
         }
-        let nothing = !receive::discard_dropped(known.fd, socket);
-        if nothing && known.event.events & ONCE != 0 {
-            modify(known);
+        let nothing = if is_readable(known.fd) {
+            !receive::discard_dropped(known.fd, socket)
+        } else {
+            explained.has(|_, other| ptr::eq(other, socket))
+        };
+        if nothing {
+            explained.add(known.fd, socket);
+            // Otherwise the program is told of the rest of the event.
+            let is_all = event.events & !EPOLL_READABLE == 0;
+            if known.event.events & ONCE != 0 && is_all {
+                modify(known);
+            }
         }
         nothing
     })

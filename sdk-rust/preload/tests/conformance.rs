@@ -5,9 +5,11 @@
 //! Plain, the clients' datagrams come from the clients' own addresses. Through the library,
 //! they come from a relay with a header in front, and between them come datagrams that must
 //! be dropped. The program asks this test for what is to be sent to it, so that nothing
-//! depends on time. It runs once for each case and address family.
+//! depends on time. It runs once for each case and address family, and with random sequences
+//! of calls.
 //!
-//! `PPV2_CONFORMANCE=NAME` in the environment runs the cases whose name contains `NAME`.
+//! `PPV2_CONFORMANCE=NAME` in the environment runs the cases whose name contains `NAME`,
+//! `PPV2_RANDOM=SEED,COUNT` that many random sequences from this one on.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
@@ -17,8 +19,10 @@ mod differences;
 mod network;
 #[path = "conformance/program.rs"]
 mod program;
+#[path = "conformance/random.rs"]
+mod random;
 
-use differences::{expected, is_run};
+use differences::{expected, is_counted, is_run};
 use network::Path;
 use ppv2_lab::{namespace, preload_library};
 use program::{Case, Outcome, Program};
@@ -55,13 +59,38 @@ fn programs_see_the_same_through_the_library() {
     assert!(report.is_empty(), "{report}");
 }
 
+#[test]
+fn random_programs_see_the_same_through_the_library() {
+    preload_library();
+    let test = "random_programs_see_the_same_through_the_library";
+    if !namespace::enter(test, &network::setup()) {
+        return;
+    }
+    let program = Program::compile();
+    let report = match std::env::var("PPV2_RANDOM") {
+        Ok(given) => {
+            let (seed, count) = given.split_once(',').expect("PPV2_RANDOM=SEED,COUNT");
+            random::run(&program, seed.parse().unwrap(), count.parse().unwrap())
+        }
+        Err(_) => {
+            let known = random::run(&program, 1, 200);
+            known.or_else(|| random::run(&program, random::new_seed(), 100))
+        }
+    };
+    assert!(report.is_none(), "{}", report.unwrap_or_default());
+}
+
 /// How the outcome of a case differs, empty if it does not.
 fn compare(path: Path, case: &Case, plain: &Outcome, through: &Outcome) -> String {
     let expected = expected(case, plain.lines.clone());
-    if expected == through.lines || !is_run(case, path) {
+    let uncounted = through.uncounted.as_ref().filter(|_| is_counted(case));
+    if expected == through.lines && uncounted.is_none() || !is_run(case, path) {
         return String::new();
     }
     let mut report = format!("\n{} {} {path:?}\n", case.name, case.family);
+    if let Some(uncounted) = uncounted {
+        report.push_str(&format!("  {uncounted}\n"));
+    }
     for n in 0..expected.len().max(through.lines.len()) {
         let line = |lines: &[String]| lines.get(n).cloned().unwrap_or_default();
         let (expected, found) = (line(&expected), line(&through.lines));

@@ -75,6 +75,12 @@ pub(crate) fn is_run(case: &Case, path: Path) -> bool {
     path != Path::Tagged || !NOT_TAGGED.contains(&case.name.as_str())
 }
 
+/// Whether the statistics are those of the whole case: if a program is executed, they are its
+/// own.
+pub(crate) fn is_counted(case: &Case) -> bool {
+    case.name != "vfork_and_exec"
+}
+
 /// What a case prints through the library, from what it prints on plain sockets.
 pub(crate) fn expected(case: &Case, mut lines: Vec<String>) -> Vec<String> {
     for difference in DIFFERENCES {

@@ -414,6 +414,12 @@ void client_expects_directly(const char *client) {
 
 void client_has_nothing(const char *client) { row("%s has %s", client, ask("now %s", client)); }
 
+void clients_have_nothing(void) {
+    const char *found = ask("rest");
+    if (*found)
+        row("clients have %s", found);
+}
+
 void client_replies(const char *client, const char *text) { ask("reply %s %s", client, text); }
 
 void client_closes(const char *client) { ask("close %s", client); }
@@ -476,7 +482,8 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (argc < 4) {
-        fprintf(stderr, "usage: conformance list | CASE FAMILY NAME=ADDRESS...\n");
+        fprintf(stderr, "usage: conformance list | CASE FAMILY NAME=ADDRESS...\n"
+                        "       conformance random FAMILY SEED COUNT IS_TAGGED NAME=ADDRESS...\n");
         return 2;
     }
     alarm(LIMIT);
@@ -488,6 +495,10 @@ int main(int argc, char **argv) {
         /* What to do stands before the names. */
         names = argv + 5;
         return after_exec(argc, argv);
+    }
+    if (strcmp(argv[1], "random") == 0 && argc > 6) {
+        names = argv + 6;
+        return random_sequences(strtoull(argv[3], NULL, 10), atoi(argv[4]), atoi(argv[5]));
     }
     for (struct test *test = tests; test; test = test->next)
         if (strcmp(argv[1], test->name) == 0) {

@@ -140,6 +140,8 @@ void client_expects_from_anywhere(const char *client);
 void client_expects_directly(const char *client);
 /* Prints what has arrived at a client: nothing, if all is well. */
 void client_has_nothing(const char *client);
+/* Prints what has arrived at all clients. */
+void clients_have_nothing(void);
 /* Has a client send to where its latest datagram came from. */
 void client_replies(const char *client, const char *text);
 /* Closes a client's socket, so that what is sent there is refused. */
@@ -156,3 +158,5 @@ pid_t thread_id(void);
 
 /* What the program does after exec, see descriptors.c. */
 int after_exec(int argc, char **argv);
+/* Random sequences of calls, see random.c. */
+int random_sequences(uint64_t seed, unsigned count, bool is_tagged);

@@ -242,6 +242,7 @@ impl Network {
             "anywhere" => return self.expect(client(word(1)), false),
             "directly" => return self.expect_directly(client(word(1))),
             "now" => return self.now(client(word(1))),
+            "rest" => return self.rest(),
             "reply" => {
                 let to = self.clients[client(word(1))].latest.expect("a datagram");
                 let text = words[2..].join(" ");
@@ -361,6 +362,14 @@ impl Network {
         let found = self.expect(index, true);
         set_nonblocking(self, false);
         found
+    }
+
+    /// What has arrived at all clients, empty if nothing has.
+    fn rest(&mut self) -> String {
+        let all = (0..self.clients.len()).map(|index| self.now(index));
+        all.filter(|found| found != "nothing")
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn receive(&mut self, index: usize) -> Option<(Vec<u8>, SocketAddr)> {

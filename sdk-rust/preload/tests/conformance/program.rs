@@ -27,6 +27,8 @@ pub(crate) struct Case {
 pub(crate) struct Outcome {
     pub(crate) lines: Vec<String>,
     pub(crate) stderr: String,
+    /// What is wrong with the library's statistics.
+    pub(crate) uncounted: Option<String>,
     took: Duration,
 }
 
@@ -132,19 +134,28 @@ impl Program {
     }
 
     fn run_case(&self, path: Path, case: &Case, index: usize) -> Outcome {
-        let began = Instant::now();
-        let family = Family::parse(&case.family);
         if !is_run(case, path) {
             return Outcome::default();
         }
-        let mut network = Network::new(path, family, u16::try_from(index).unwrap());
-        let stderr = self
-            .folder
-            .path()
-            .join(format!("{}.{}", case.name, case.family));
+        self.execute(path, &case.family, &[&case.name, &case.family], index)
+    }
+
+    /// Runs the program with these arguments, and the addresses that belong to `index`.
+    pub(crate) fn execute(
+        &self,
+        path: Path,
+        family: &str,
+        arguments: &[&str],
+        index: usize,
+    ) -> Outcome {
+        let began = Instant::now();
+        let mut network = Network::new(path, Family::parse(family), u16::try_from(index).unwrap());
+        let name = format!("{}.{path:?}.{index}", arguments.join("."));
+        let stderr = self.folder.path().join(&name);
+        let stats = self.folder.path().join(name + ".prom");
         let mut command = Command::new(self.folder.path().join("conformance"));
         command
-            .args([&case.name, &case.family])
+            .args(arguments)
             .args(network.names())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -153,7 +164,8 @@ impl Program {
             command
                 .env("LD_PRELOAD", preload_library())
                 .env("PPV2_TRUSTED", RELAYS.join(","))
-                .env("PPV2_NEW_SOCKETS", "answer");
+                .env("PPV2_NEW_SOCKETS", "answer")
+                .env("PPV2_STATS", &stats);
         }
         let mut child = command.spawn().unwrap();
         let mut requests = child.stdin.take().unwrap();
@@ -177,12 +189,29 @@ impl Program {
         lines.push(status.to_string());
         let stderr = std::fs::read(stderr).unwrap();
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let stats = std::fs::read_to_string(stats).ok();
         Outcome {
             lines,
             stderr,
+            uncounted: stats.and_then(|stats| uncounted(&stats)),
             took: began.elapsed(),
         }
     }
+}
+
+/// Each datagram must have been delivered or dropped: says so if not.
+fn uncounted(stats: &str) -> Option<String> {
+    let sum = |name: &str| -> u64 {
+        let lines = stats.lines().filter(|line| line.starts_with(name));
+        lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    };
+    let received = sum("ppv2_preload_datagrams_received_total");
+    let delivered = sum("ppv2_preload_datagrams_delivered_total");
+    let dropped = sum("ppv2_preload_datagrams_dropped_total");
+    (received != delivered + dropped)
+        .then(|| format!("received {received}, delivered {delivered}, dropped {dropped}"))
 }
 
 fn answer(to: &mut impl Write, answer: &str) {

@@ -510,3 +510,35 @@ CASE(blocking_mode_set_by_another_process) {
         }
     }
 }
+
+/* Each descriptor of a socket is told of by an event of its own. */
+CASE(epoll_of_two_descriptors_of_a_socket) {
+    int fd = server("s1"), other = must("dup", dup(fd));
+    int epoll = must("epoll_create1", epoll_create1(0));
+    struct epoll_event events[4], event = {.events = EPOLLIN, .data.fd = fd};
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+    event = (struct epoll_event){.events = EPOLLIN | EPOLLET, .data.fd = other};
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_ADD, other, &event));
+    junk("s1", 3);
+    outcome("nothing", epoll_wait(epoll, events, 4, 20));
+    client_sends("c1", "s1", "x");
+    outcome("both", epoll_wait(epoll, events, 4, -1));
+    receive("one", fd, 0);
+    junk("s1", 3);
+    outcome("nothing", epoll_wait(epoll, events, 4, 20));
+}
+
+CASE(epoll_once_for_reading_and_writing) {
+    int fd = server("s1"), epoll = must("epoll_create1", epoll_create1(0));
+    struct epoll_event events[2], event = {.events = EPOLLIN | EPOLLOUT | EPOLLONESHOT};
+    junk("s1", 3);
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+    outcome("writable", epoll_wait(epoll, events, 2, -1));
+    row("  %#x", events[0].events);
+    outcome("no more", epoll_wait(epoll, events, 2, 0));
+    client_sends("c1", "s1", "x");
+    outcome("still not", epoll_wait(epoll, events, 2, 0));
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event));
+    outcome("both", epoll_wait(epoll, events, 2, -1));
+    row("  %#x", events[0].events);
+}

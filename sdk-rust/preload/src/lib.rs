@@ -13,7 +13,7 @@
 //! | `registry`, `socket`, `try_lock` | which descriptors are taken over, per process |
 //! | `table`, `arena`, `this_thread` | clients and their reply paths, shared by forked processes |
 //! | `settings`, `stats` | the environment variables, the statistics file |
-//! | `real`, `options`, `boundary` | the C library's own functions; what may not cross into C |
+//! | `real`, `options`, `boundary`, `signals` | the C library's own functions; what may not cross into C |
 
 #![expect(
     unsafe_code,
@@ -51,6 +51,7 @@ mod recent;
 mod registry;
 mod send;
 mod settings;
+mod signals;
 mod socket;
 mod stats;
 mod table;

@@ -64,8 +64,25 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
     if let Err(errno) = uninterrupted(socket, flags) {
         return fail(errno);
     }
-    let mut arrival = Arrival::new();
     let mut patience = Patience::new(socket, flags);
+    // SAFETY: as the caller says, and no fault was found.
+    let received = unsafe { receive(fd, socket, to, flags, &mut patience) };
+    patience.end();
+    received
+}
+
+/// # Safety
+///
+/// As `message`, and `check` has found no fault.
+#[inline]
+unsafe fn receive(
+    fd: c_int,
+    socket: &Socket,
+    to: *mut msghdr,
+    flags: c_int,
+    patience: &mut Patience,
+) -> ssize_t {
+    let mut arrival = Arrival::new();
     loop {
         if socket.held.is_any() {
             // SAFETY: as the caller says.
@@ -104,8 +121,8 @@ pub(crate) unsafe fn message(fd: c_int, socket: &Socket, to: *mut msghdr, flags:
             Outcome::Failed(errno) => return fail(errno),
             Outcome::Dropped => {}
         }
-        if !patience.outlasts(1, fd, socket, flags) {
-            return fail(EAGAIN);
+        if let Err(errno) = patience.outlasts(1, fd, socket, flags) {
+            return fail(errno);
         }
     }
 }

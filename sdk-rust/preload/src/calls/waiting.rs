@@ -5,12 +5,13 @@
 use std::ptr;
 
 use libc::{
-    c_int, c_ulong, epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval,
+    EINTR, c_int, c_ulong, epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval,
 };
 
 use super::hooks;
-use crate::boundary::guarded;
+use crate::boundary::{fail, guarded};
 use crate::real;
+use crate::signals::Signals;
 use crate::wait::{self, Deadline, Set};
 
 /// Words of an `fd_set`, and of the largest sets that are looked at.
@@ -25,19 +26,27 @@ unsafe fn poll_until(
     fds: *mut pollfd,
     count: nfds_t,
     deadline: Deadline,
-    wait: impl Fn(bool) -> c_int,
+    mask: *const sigset_t,
+    wait: impl Fn(bool, *const sigset_t) -> c_int,
 ) -> c_int {
+    let mut signals = Signals::new();
     loop {
         // SAFETY: the program passes `count` elements.
         let held = guarded(false, || unsafe { wait::holds_polled(fds, count) });
-        let ready = wait(held);
+        let ready = wait(held, signals.mask(mask));
         if ready < 0 || (ready == 0 && !held) {
+            signals.release();
             return ready;
         }
         // SAFETY: the program passes `count` elements.
         let ready = guarded(ready, || unsafe { wait::correct_polled(fds, count) });
         if ready > 0 || deadline.is_over() {
+            signals.release();
             return ready;
+        }
+        if signals.end_waiting(mask) {
+            signals.release();
+            return fail(EINTR);
         }
     }
 }
@@ -47,12 +56,15 @@ unsafe fn epoll_until(
     events: *mut epoll_event,
     room: c_int,
     deadline: Deadline,
-    wait: impl Fn(bool) -> c_int,
+    mask: *const sigset_t,
+    wait: impl Fn(bool, *const sigset_t) -> c_int,
 ) -> c_int {
+    let mut signals = Signals::new();
     loop {
         let held = guarded(false, || wait::holds_registered(epoll));
-        let ready = wait(held);
+        let ready = wait(held, signals.mask(mask));
         if ready < 0 || (ready == 0 && !held) {
+            signals.release();
             return ready;
         }
         // SAFETY: the kernel has written `ready` events, of `room`.
@@ -60,7 +72,12 @@ unsafe fn epoll_until(
             wait::correct_epoll(epoll, events, ready, room)
         });
         if ready > 0 || deadline.is_over() {
+            signals.release();
             return ready;
+        }
+        if signals.end_waiting(mask) {
+            signals.release();
+            return fail(EINTR);
         }
     }
 }
@@ -83,15 +100,17 @@ unsafe fn select_until<const N: usize>(to: Selected, words: usize, deadline: Dea
     let saved: [[c_ulong; N]; 3] =
         unsafe { [read.save(words), write.save(words), except.save(words)] };
     let asked = Set::new(saved[0].as_ptr().cast_mut().cast());
+    let mut signals = Signals::new();
     loop {
         // SAFETY: `asked` is as long as the program's set.
         let held = guarded(false, || unsafe { wait::holds_selected(to.count, asked) });
         let timeout = deadline.timespec_or_zero(held);
         let timeout = pointer(timeout.as_ref());
+        let mask = signals.mask(to.mask);
         // SAFETY: the arguments are the program's.
-        let ready =
-            unsafe { real::pselect(to.count, to.read, to.write, to.except, timeout, to.mask) };
+        let ready = unsafe { real::pselect(to.count, to.read, to.write, to.except, timeout, mask) };
         if ready < 0 || (ready == 0 && !held) {
+            signals.release();
             return ready;
         }
         // SAFETY: as above.
@@ -99,7 +118,12 @@ unsafe fn select_until<const N: usize>(to: Selected, words: usize, deadline: Dea
             wait::correct_selected(to.count, ready, read, asked)
         });
         if ready > 0 || deadline.is_over() {
+            signals.release();
             return ready;
+        }
+        if signals.end_waiting(to.mask) {
+            signals.release();
+            return fail(EINTR);
         }
         // SAFETY: the kernel writes as many words of the sets.
         unsafe {
@@ -133,8 +157,12 @@ hooks! {
                 return real::poll(fds, count, timeout);
             }
             let deadline = Deadline::after_millis(timeout);
-            poll_until(fds, count, deadline, |held| {
-                real::poll(fds, count, deadline.millis_or_zero(held))
+            poll_until(fds, count, deadline, ptr::null(), |held, mask| {
+                if mask.is_null() {
+                    return real::poll(fds, count, deadline.millis_or_zero(held));
+                }
+                let timeout = deadline.timespec_or_zero(held);
+                real::ppoll(fds, count, pointer(timeout.as_ref()), mask)
             })
         }
     }
@@ -150,7 +178,7 @@ hooks! {
             if wait::concerns_poll(fds, count)
                 && let Some(deadline) = Deadline::after_timespec(timeout.as_ref())
             {
-                return poll_until(fds, count, deadline, |held| {
+                return poll_until(fds, count, deadline, mask, |held, mask| {
                     let timeout = deadline.timespec_or_zero(held);
                     real::ppoll(fds, count, pointer(timeout.as_ref()), mask)
                 });
@@ -268,8 +296,12 @@ hooks! {
                 return real::epoll_wait(epoll, events, room, timeout);
             }
             let deadline = Deadline::after_millis(timeout);
-            epoll_until(epoll, events, room, deadline, |held| {
-                real::epoll_wait(epoll, events, room, deadline.millis_or_zero(held))
+            epoll_until(epoll, events, room, deadline, ptr::null(), |held, mask| {
+                let timeout = deadline.millis_or_zero(held);
+                if mask.is_null() {
+                    return real::epoll_wait(epoll, events, room, timeout);
+                }
+                real::epoll_pwait(epoll, events, room, timeout, mask)
             })
         }
     }
@@ -287,7 +319,7 @@ hooks! {
                 return real::epoll_pwait(epoll, events, room, timeout, mask);
             }
             let deadline = Deadline::after_millis(timeout);
-            epoll_until(epoll, events, room, deadline, |held| {
+            epoll_until(epoll, events, room, deadline, mask, |held, mask| {
                 real::epoll_pwait(epoll, events, room, deadline.millis_or_zero(held), mask)
             })
         }
@@ -305,7 +337,7 @@ hooks! {
             if wait::concerns_epoll()
                 && let Some(deadline) = Deadline::after_timespec(timeout.as_ref())
             {
-                return epoll_until(epoll, events, room, deadline, |held| {
+                return epoll_until(epoll, events, room, deadline, mask, |held, mask| {
                     let timeout = deadline.timespec_or_zero(held);
                     real::epoll_pwait2(epoll, events, room, pointer(timeout.as_ref()), mask)
                 });

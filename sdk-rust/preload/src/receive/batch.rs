@@ -45,8 +45,11 @@ pub(crate) unsafe fn messages(
         Ok(sound) => sound,
         Err(errno) => return fail(errno),
     };
+    let mut patience = Patience::new(socket, flags);
     // SAFETY: as the caller says.
-    match unsafe { receive(fd, socket, to, sound, flags, deadline) } {
+    let received = unsafe { receive(fd, socket, to, sound, flags, deadline, &mut patience) };
+    patience.end();
+    match received {
         Ok(done) => {
             // SAFETY: as the caller says.
             unsafe { deadline.tell(timeout) };
@@ -96,13 +99,13 @@ unsafe fn receive(
     count: usize,
     flags: c_int,
     deadline: Deadline,
+    patience: &mut Patience,
 ) -> Result<usize, c_int> {
     uninterrupted(socket, flags)?;
     let waits_for_one = flags & MSG_WAITFORONE != 0;
     let flags = flags & !MSG_WAITFORONE;
     // The kernel looks at the timeout when it has received one.
     let count = if deadline.is_over() { 1 } else { count };
-    let mut patience = Patience::new(socket, flags);
     let mut done = 0;
     let (mut waited, mut is_over) = (false, false);
     loop {
@@ -137,14 +140,17 @@ unsafe fn receive(
             is_over = true;
             continue;
         }
-        let goes_on = batch.drops == 0 || patience.outlasts(batch.drops, fd, socket, flags);
-        let wait = if !goes_on {
-            Err(EAGAIN)
-        } else if batch.drained {
-            patience.wait(fd, socket, flags)
-        } else {
-            Ok(())
+        let goes_on = match batch.drops {
+            0 => Ok(()),
+            drops => patience.outlasts(drops, fd, socket, flags),
         };
+        let wait = goes_on.and_then(|()| {
+            if batch.drained {
+                patience.wait(fd, socket, flags)
+            } else {
+                Ok(())
+            }
+        });
         match wait {
             Ok(()) => waited = batch.drained,
             Err(_) if done > 0 => return Ok(done),

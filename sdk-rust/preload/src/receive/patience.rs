@@ -3,12 +3,13 @@
 use std::ptr;
 
 use libc::{
-    EAGAIN, EFAULT, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, POLLRDHUP,
+    EAGAIN, EFAULT, EINTR, EINVAL, F_GETFL, MSG_DONTWAIT, MSG_PEEK, O_NONBLOCK, POLLIN, POLLRDHUP,
     SO_RCVTIMEO, SOL_SOCKET, c_int, pollfd, socklen_t, timespec, timeval,
 };
 
 use crate::boundary::{errno, is_plausible};
 use crate::real;
+use crate::signals::Signals;
 use crate::socket::{Flag, Socket};
 use crate::wait;
 
@@ -19,13 +20,14 @@ pub(super) const MAX_DROPS: usize = 64;
 const NANOS: u64 = 1_000_000_000;
 
 /// Waits as long as the kernel would have, from the start of the call. Neither this nor what
-/// its methods own must be given back, since calls that wait may be left.
-#[derive(Clone, Copy, Debug)]
+/// its methods own must be given back where a call waits, since it may be left; otherwise,
+/// the call ends with [`Patience::end`].
 pub(super) struct Patience {
     /// By the monotonic clock, in nanoseconds; 0: not known.
     started: u64,
     drops: usize,
     mode: Mode,
+    signals: Signals,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,14 @@ impl Patience {
             started: if waits { now() } else { 0 },
             drops: 0,
             mode: Mode::Unknown,
+            signals: Signals::new(),
         }
+    }
+
+    /// The call ends.
+    #[inline]
+    pub(super) fn end(&mut self) {
+        self.signals.release();
     }
 
     /// The time starts again, since a datagram was delivered.
@@ -60,18 +69,24 @@ impl Patience {
     pub(super) fn flags(&self, flags: c_int) -> c_int {
         match self.mode {
             Mode::Until(_) => flags | MSG_DONTWAIT,
+            // Otherwise no signal could end the call.
+            _ if self.signals.are_held() => flags | MSG_DONTWAIT,
             Mode::Unknown | Mode::NonBlocking | Mode::Blocking => flags,
         }
     }
 
-    /// Whether the call should go on after so many drops.
+    /// After so many drops: whether the call should go on.
+    ///
+    /// # Errors
+    ///
+    /// The error number that the call ends with.
     pub(super) fn outlasts(
         &mut self,
         drops: usize,
         fd: c_int,
         socket: &Socket,
         flags: c_int,
-    ) -> bool {
+    ) -> Result<(), c_int> {
         self.drops += drops;
         if self.mode == Mode::Unknown {
             self.mode = self.mode_of(fd, flags);
@@ -79,11 +94,36 @@ impl Patience {
         match self.mode {
             Mode::NonBlocking if self.drops >= MAX_DROPS => {
                 wait::rearm(fd, socket);
-                false
+                Err(EAGAIN)
             }
-            Mode::Until(deadline) => now() < deadline,
-            Mode::Unknown | Mode::NonBlocking | Mode::Blocking => true,
+            Mode::Until(deadline) if now() >= deadline => Err(EAGAIN),
+            Mode::Until(_) | Mode::Blocking if self.drops >= MAX_DROPS => self.uninterrupted(),
+            Mode::Unknown | Mode::NonBlocking | Mode::Blocking | Mode::Until(_) => Ok(()),
         }
+    }
+
+    /// In a flood, a signal ends the call as it would while the call waits.
+    #[cold]
+    fn uninterrupted(&mut self) -> Result<(), c_int> {
+        // It is asked again after some more.
+        self.drops = MAX_DROPS - MAX_DROPS / 4;
+        if self.signals.end_receiving(self.has_timeout()) {
+            return Err(EINTR);
+        }
+        self.signals.hold();
+        Ok(())
+    }
+
+    fn has_timeout(&self) -> bool {
+        matches!(self.mode, Mode::Until(_))
+    }
+
+    /// The flood has ended: signals are the kernel's to handle again.
+    fn let_signals_through(&mut self) -> Result<(), c_int> {
+        self.drops = 0;
+        let ends = self.signals.end_receiving(self.has_timeout());
+        self.signals.release();
+        if ends { Err(EINTR) } else { Ok(()) }
     }
 
     #[cold]
@@ -111,6 +151,12 @@ impl Patience {
     ///
     /// The error number that the call ends with.
     pub(super) fn wait_on(&mut self, fd: c_int) -> Result<(), c_int> {
+        if self.signals.are_held() {
+            self.let_signals_through()?;
+            if self.mode == Mode::Blocking {
+                return Ok(());
+            }
+        }
         let Mode::Until(deadline) = self.mode else {
             return Err(EAGAIN);
         };
@@ -147,6 +193,7 @@ impl Patience {
         if let Mode::Until(_) = self.mode {
             return self.wait_on(fd);
         }
+        self.let_signals_through()?;
         let (nothing, nobody) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: nothing is written.
         let received = unsafe { real::recvfrom(fd, nothing, 0, MSG_PEEK, nobody, ptr::null_mut()) };

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::ptr;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::{c_uint, iovec, mmsghdr, timeval};
 
@@ -273,4 +273,71 @@ fn datagrams_of_peers_are_counted_as_delivered_and_as_direct() {
         assert_eq!(listener.receive_with(flags), expected);
     }
     assert!(table::counted(Cell::Direct) >= before + 2);
+}
+
+#[test]
+fn a_signal_ends_a_call_in_a_flood() {
+    extern "C" fn handle(_: c_int) {}
+    // SAFETY: zeroes are a valid value, and the action can be read.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = handle as extern "C" fn(c_int) as usize;
+        libc::sigaction(libc::SIGUSR2, &raw const action, ptr::null_mut());
+    }
+    let (listener, _) = Fd::listener("127.0.0.1");
+    let (fd, socket) = (listener.0, listener.socket().unwrap());
+    let mut patience = Patience::new(socket, 0);
+    for n in 0..=MAX_DROPS {
+        assert_eq!(patience.outlasts(1, fd, socket, 0), Ok(()), "{n}");
+    }
+    // A signal would not end a call that sleeps with signals held back.
+    assert_eq!(patience.flags(0), MSG_DONTWAIT);
+    // SAFETY: this thread gets the signal.
+    unsafe { libc::raise(libc::SIGUSR2) };
+    let ended = (0..MAX_DROPS).find_map(|_| patience.outlasts(1, fd, socket, 0).err());
+    assert_eq!(ended, Some(EINTR));
+    assert_eq!(patience.flags(0), 0);
+    patience.end();
+}
+
+/// When the queue is empty, the call waits as the kernel does.
+#[test]
+fn a_call_waits_with_all_signals_after_a_flood() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    for _ in 0..MAX_DROPS + 1 {
+        proxy.send_bare(to);
+    }
+    let (id, thread_id) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        // SAFETY: it only tells.
+        id.send(unsafe { libc::gettid() }).unwrap();
+        let received = listener.receive_with(0);
+        let mut mask = mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set can be written to, and is.
+        let is_blocked = unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
+            libc::sigismember(mask.as_ptr(), libc::SIGTERM)
+        };
+        (received, is_blocked)
+    });
+    let status = format!("/proc/self/task/{}/status", thread_id.recv().unwrap());
+    let waits = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let line = |start: &str| status.lines().find(|line| line.starts_with(start));
+        line("State:").is_some_and(|line| line.contains('S'))
+            && line("SigBlk:").is_some_and(|line| line.ends_with("0000000000000000"))
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while !waits() {
+        assert!(
+            Instant::now() < until,
+            "no call that waits for every signal"
+        );
+        thread::yield_now();
+    }
+    proxy.forward(client, b"hello", to);
+    let (received, is_blocked) = waiting.join().unwrap();
+    assert_eq!(received, Some((b"hello".to_vec(), client)));
+    assert_eq!(is_blocked, 0);
 }

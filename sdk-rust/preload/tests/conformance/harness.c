@@ -402,6 +402,8 @@ void junk(const char *to, int count) { ask("junk %s %d", to, count); }
 
 void junk_stream(const char *to) { ask("stream %s", to); }
 
+void flood(const char *to) { ask("flood %s", to); }
+
 void client_expects(const char *client) { row("%s has %s", client, ask("expect %s", client)); }
 
 void client_expects_from_anywhere(const char *client) {

@@ -132,6 +132,8 @@ void client_sends_later(const char *client, const char *server, const char *text
 void junk(const char *server, int count);
 /* The same, without end, until the next request. */
 void junk_stream(const char *server);
+/* The same, as fast as they can be sent. */
+void flood(const char *server);
 /* Waits for a datagram at a client and prints it and its sender. */
 void client_expects(const char *client);
 /* The same, where the sender is not the same by intention. */

@@ -114,7 +114,7 @@ pub(crate) struct Network {
     hosts: Vec<(&'static str, IpAddr)>,
     listener: SocketAddr,
     junk: Arc<Junk>,
-    stream: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    streams: Vec<(Arc<AtomicBool>, JoinHandle<()>)>,
     /// With reply tags.
     shared: UdpSocket,
 }
@@ -184,7 +184,7 @@ impl Network {
             ],
             listener: LISTENERS[column].parse().unwrap(),
             junk: Arc::new(junk),
-            stream: None,
+            streams: Vec::new(),
             shared: relay_socket(),
         }
     }
@@ -210,7 +210,7 @@ impl Network {
 
     /// Does what the program asks for, and answers.
     pub(crate) fn answer(&mut self, request: &str) -> String {
-        if let Some((stop, thread)) = self.stream.take() {
+        for (stop, thread) in self.streams.drain(..) {
             stop.store(true, Ordering::Relaxed);
             thread.join().unwrap();
         }
@@ -237,7 +237,8 @@ impl Network {
                     self.junk(n, self.server(word(1)), None);
                 }
             }
-            "stream" => self.start_stream(self.server(word(1))),
+            "stream" => self.start_stream(self.server(word(1)), Duration::from_micros(300)),
+            "flood" => (0..2).for_each(|_| self.start_stream(self.server(word(1)), Duration::ZERO)),
             "expect" => return self.expect(client(word(1)), true),
             "anywhere" => return self.expect(client(word(1)), false),
             "directly" => return self.expect_directly(client(word(1))),
@@ -310,8 +311,8 @@ impl Network {
         }
     }
 
-    /// Sends, until the next request, somewhat fewer datagrams than a program can drop.
-    fn start_stream(&mut self, to: SocketAddr) {
+    /// Sends until the next request, with so long a pause after each datagram.
+    fn start_stream(&mut self, to: SocketAddr, pause: Duration) {
         if !self.path.has_junk() {
             return;
         }
@@ -324,11 +325,13 @@ impl Network {
                         break;
                     }
                     junk.send(n, to, None);
-                    std::thread::sleep(Duration::from_micros(300));
+                    if !pause.is_zero() {
+                        std::thread::sleep(pause);
+                    }
                 }
             }
         });
-        self.stream = Some((stop, thread));
+        self.streams.push((stop, thread));
     }
 
     /// The next datagram at a client.

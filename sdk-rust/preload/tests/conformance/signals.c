@@ -180,6 +180,71 @@ CASE(signals_interrupt_timeouts) {
     }
 }
 
+/* A flood doesn't let the target sleep. */
+static void *interrupt_in_a_flood(void *argument) {
+    struct target *target = argument;
+    while (!stop) {
+        usleep(3000);
+        if (!stop)
+            pthread_kill(target->thread, SIGUSR1);
+    }
+    return NULL;
+}
+
+static void *interrupt_in_a_flood_then_send(void *argument) {
+    struct target *target = argument;
+    for (int i = 0; i < target->signals; i++) {
+        usleep(3000);
+        int before = handled;
+        pthread_kill(target->thread, SIGUSR1);
+        while (handled == before)
+            sched_yield();
+    }
+    client_sends("c1", "s1", target->datagram);
+    return NULL;
+}
+
+static void interrupted_in_a_flood(int fd, enum call last) {
+    for (enum call call = RECV; call <= last; call++) {
+        struct target target = this_thread();
+        stop = false;
+        flood("s1");
+        pthread_t thread = start_thread(interrupt_in_a_flood, &target);
+        outcome(call_names[call], wait_by(call, fd));
+        stop = true;
+        pthread_join(thread, NULL);
+    }
+    sigset_t now;
+    sigprocmask(SIG_SETMASK, NULL, &now);
+    row("blocked %d %d", sigismember(&now, SIGUSR1), sigismember(&now, SIGTERM));
+}
+
+CASE_IN(signals_interrupt_in_a_flood, V4) {
+    int fd = server("s1");
+    on_signal(count, 0);
+    interrupted_in_a_flood(fd, EPOLL);
+    struct timeval timeout = {10, 0};
+    must("setsockopt", setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout));
+    on_signal(count, SA_RESTART);
+    interrupted_in_a_flood(fd, READV);
+}
+
+CASE_IN(signals_restart_in_a_flood, V4) {
+    int fd = server("s1");
+    on_signal(count, SA_RESTART);
+    for (enum call call = RECV; call <= READV; call++) {
+        struct target target = this_thread();
+        target.signals = 3;
+        target.datagram = "after signals";
+        handled = 0;
+        flood("s1");
+        pthread_t thread = start_thread(interrupt_in_a_flood_then_send, &target);
+        outcome(call_names[call], wait_by(call, fd));
+        pthread_join(thread, NULL);
+        row("  %d signals", handled);
+    }
+}
+
 CASE(signal_masks_of_waits) {
     int fd = server("s1"), epoll = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN};
@@ -212,6 +277,40 @@ CASE(signal_masks_of_waits) {
     sigprocmask(SIG_SETMASK, NULL, &now);
     row("blocked %d", sigismember(&now, SIGUSR1));
     outcome("ppoll with a blocked signal", ppoll(&poll_fd, 1, &zero, &blocked));
+}
+
+/* The program holds the signal back but where it waits. */
+CASE_IN(signal_masks_of_waits_in_a_flood, V4) {
+    int fd = server("s1"), epoll = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN};
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+    sigset_t blocked, none;
+    sigemptyset(&none);
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR1);
+    must("sigprocmask", sigprocmask(SIG_BLOCK, &blocked, NULL));
+    on_signal(count, SA_RESTART);
+    for (int i = 0; i < 3; i++) {
+        struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+        struct target target = this_thread();
+        fd_set reads;
+        FD_ZERO(&reads);
+        FD_SET(fd, &reads);
+        stop = false;
+        flood("s1");
+        pthread_t thread = start_thread(interrupt_in_a_flood, &target);
+        if (i == 0)
+            outcome("ppoll", ppoll(&poll_fd, 1, NULL, &none));
+        if (i == 1)
+            outcome("pselect", pselect(fd + 1, &reads, NULL, NULL, NULL, &none));
+        if (i == 2)
+            outcome("epoll_pwait", epoll_pwait(epoll, &event, 1, -1, &none));
+        stop = true;
+        pthread_join(thread, NULL);
+        sigset_t now;
+        sigprocmask(SIG_SETMASK, NULL, &now);
+        row("blocked %d %d", sigismember(&now, SIGUSR1), sigismember(&now, SIGTERM));
+    }
 }
 
 /* ---- handlers that call ---- */

@@ -173,8 +173,10 @@ fn signals_are_handled_as_they_were() {
         for start in ["", "trap '' PIPE HUP; "] {
             let inner = "grep SigIgn /proc/self/status";
             let wrap = folder.wrap(&[], &words(&["sh", "-c", inner]));
-            let mut shell = Command::new("sh");
-            shell.args(["-c", &format!("{start}exec \"$0\" \"$@\"")]);
+            // The tests themselves may run under nohup.
+            let mut shell = Command::new("env");
+            shell.args(["--default-signal=PIPE,HUP", "sh", "-c"]);
+            shell.arg(format!("{start}exec \"$0\" \"$@\""));
             shell.arg(wrap.get_program()).args(wrap.get_args());
             let (code, out, error) = output_of(&mut shell);
             assert_eq!(code, Some(0), "{error}");

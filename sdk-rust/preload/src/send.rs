@@ -10,13 +10,13 @@ use std::ptr;
 use std::slice;
 
 use libc::{
-    AF_INET, AF_UNSPEC, EDESTADDRREQ, EFAULT, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS,
-    MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, c_int, c_uint, c_void, iovec, mmsghdr, msghdr, size_t,
-    sockaddr, sockaddr_in, sockaddr_in6, socklen_t, ssize_t,
+    AF_INET, AF_UNSPEC, EAGAIN, EDESTADDRREQ, EFAULT, EHOSTUNREACH, EINVAL, EIO, EMSGSIZE, ENOBUFS,
+    MSG_DONTWAIT, MSG_MORE, MSG_ZEROCOPY, POLLOUT, c_int, c_uint, c_void, iovec, mmsghdr, msghdr,
+    pollfd, size_t, sockaddr, sockaddr_in, sockaddr_in6, socklen_t, ssize_t,
 };
 use ppv2_sdk::ReplyHeader;
 
-use crate::boundary::{contained, fail, guarded, is_plausible};
+use crate::boundary::{contained, errno, fail, guarded, is_plausible};
 use crate::buffers::{self, BATCH, Outgoing, PARTS};
 use crate::control::{self, Writer};
 use crate::receive::{MAX_PARTS, check_parts};
@@ -139,6 +139,9 @@ pub(crate) unsafe fn message(
     if socket.is(Flag::Direct) || !is_plausible(from) {
         // SAFETY: as the caller says.
         return unsafe { real::sendmsg(fd, from, flags) };
+    }
+    if flags & MSG_MORE != 0 {
+        socket.set(Flag::Corked, true);
     }
     // SAFETY: as the caller says.
     let parts = unsafe { (*from).msg_iovlen as usize };
@@ -294,7 +297,7 @@ impl<const N: usize> Parcel<N> {
             return Plan::Refused(EHOSTUNREACH);
         };
         // Where the kernel has connected the socket to, it knows the route.
-        if socket.kernel_peer() != Some(path.to) {
+        if socket.kernel_peer() != Some(path.to) || socket.is(Flag::Corked) {
             self.message.msg_name = ptr::from_mut(self.name.write(name)).cast();
             self.message.msg_namelen = name_len;
         }
@@ -615,6 +618,9 @@ pub(crate) unsafe fn messages(
         // SAFETY: as the caller says.
         return unsafe { real::sendmmsg(fd, from, count as c_uint, flags) };
     }
+    if flags & MSG_MORE != 0 {
+        socket.set(Flag::Corked, true);
+    }
     let mut done = 0;
     while done < count {
         // SAFETY: `count - done` messages of the caller's begin there.
@@ -622,10 +628,22 @@ pub(crate) unsafe fn messages(
         if left > 1 {
             // SAFETY: as above.
             let send = || unsafe { batch(fd, socket, at, left, flags) };
-            let sent = guarded(0, send);
-            if sent > 0 {
-                done += sent;
-                continue;
+            match guarded(Batch::Failed(EIO), send) {
+                Batch::Sent(sent) => {
+                    done += sent;
+                    continue;
+                }
+                Batch::Stopped(sent) => {
+                    done += sent;
+                    // The kernel doesn't say why. A socket that has room didn't have to wait.
+                    if flags & MSG_DONTWAIT != 0 || has_room(fd) {
+                        return done as c_int;
+                    }
+                    continue;
+                }
+                Batch::Failed(_) if done > 0 => return done as c_int,
+                Batch::Failed(errno) => return fail(errno),
+                Batch::Alone => {}
             }
         }
         // What can't go with others, what must wait, and what fails.
@@ -641,8 +659,30 @@ pub(crate) unsafe fn messages(
     done as c_int
 }
 
-/// Sends what can be sent together and without waiting, from the first message on. Returns
-/// how many of them were.
+/// What became of messages that can be sent together.
+#[derive(Clone, Copy, Debug)]
+enum Batch {
+    /// So many were, all that could be.
+    Sent(usize),
+    /// So many were; the next had to wait, or failed.
+    Stopped(usize),
+    /// The first failed, and the kernel has told why: it may not tell again.
+    Failed(c_int),
+    /// The first must be sent alone, or wait.
+    Alone,
+}
+
+fn has_room(fd: c_int) -> bool {
+    let mut polled = pollfd {
+        fd,
+        events: POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: it can be read and written.
+    unsafe { real::poll(&raw mut polled, 1, 0) > 0 }
+}
+
+/// Sends what can be sent together and without waiting, from the first message on.
 ///
 /// # Safety
 ///
@@ -653,10 +693,10 @@ unsafe fn batch(
     from: *mut mmsghdr,
     count: usize,
     flags: c_int,
-) -> usize {
+) -> Batch {
     buffers::take::<Outgoing, _>(|outgoing| {
         let Some(mut table) = table::lock() else {
-            return 0;
+            return Batch::Alone;
         };
         let mut found = MaybeUninit::uninit();
         let mut ready = 0;
@@ -687,14 +727,19 @@ unsafe fn batch(
         }
         drop(table);
         if ready == 0 {
-            return 0;
+            return Batch::Alone;
         }
         // SAFETY: that many messages have been filled in.
         let sent = unsafe {
             let messages = (&raw mut outgoing.messages).cast();
             real::sendmmsg(fd, messages, ready as c_uint, flags | MSG_DONTWAIT)
         };
-        let sent = usize::try_from(sent).unwrap_or(0);
+        let Ok(sent) = usize::try_from(sent) else {
+            return match errno() {
+                EAGAIN => Batch::Alone,
+                errno => Batch::Failed(errno),
+            };
+        };
         for at in 0..sent {
             let len = outgoing.messages[at].msg_len - outgoing.header_lens[at];
             // SAFETY: as the caller says.
@@ -707,9 +752,13 @@ unsafe fn batch(
         };
         let replies = (rewritten & first).count_ones();
         table::count(Counter::RepliesSent, replies.into());
-        sent
+        if sent == ready {
+            Batch::Sent(sent)
+        } else {
+            Batch::Stopped(sent)
+        }
     })
-    .unwrap_or(0)
+    .unwrap_or(Batch::Alone)
 }
 
 /// Fills in a message of a batch. `false` if it must be sent alone.

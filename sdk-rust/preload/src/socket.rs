@@ -151,6 +151,9 @@ pub(crate) enum Flag {
     Kept = 1 << 9,
     /// The program has set UDP_CORK.
     Cork = 1 << 10,
+    /// The kernel has put a datagram together. If that was for another client than the one that
+    /// the socket is connected to, Linux goes on to send it what has no address of its own.
+    Corked = 1 << 12,
     /// The kernel puts a datagram together (UDP_CORK, MSG_MORE) that has its header already.
     Begun = 1 << 11,
 }

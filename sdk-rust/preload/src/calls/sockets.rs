@@ -83,7 +83,11 @@ unsafe fn set_option(
         lifecycle::tell_local_addresses(fd, socket);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_CORK) {
-        socket.set(Flag::Cork, number.is_some_and(|on| on != 0));
+        let on = number.is_some_and(|on| on != 0);
+        socket.set(Flag::Cork, on);
+        if on {
+            socket.set(Flag::Corked, true);
+        }
         socket.set(Flag::Begun, false);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_SEGMENT) {

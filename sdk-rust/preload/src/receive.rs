@@ -14,8 +14,8 @@ mod plain;
 mod tests;
 
 use libc::{
-    EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLRDHUP, c_int, msghdr, pollfd,
-    ssize_t,
+    EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLERR, POLLRDHUP, c_int, c_short,
+    msghdr, pollfd, ssize_t,
 };
 
 pub(crate) use arrived::check_parts;
@@ -194,26 +194,36 @@ unsafe fn settle_peeked(
 /// Whether a datagram for the program is there then, or an error.
 ///
 /// An error is told to nobody else afterwards: a socket that poll(2) says to have one
-/// should not be asked.
+/// ([`has_error`]) must not be asked.
 pub(crate) fn discard_dropped(fd: c_int, socket: &Socket) -> bool {
     look(fd, socket).is_some() || is_shut_down(fd)
 }
 
 /// Whether nothing more is received, which the kernel reports as readable.
 fn is_shut_down(fd: c_int) -> bool {
+    events(fd) & POLLRDHUP != 0
+}
+
+/// Whether the next call fails, or something is in the queue of errors.
+pub(crate) fn has_error(fd: c_int) -> bool {
+    events(fd) & POLLERR != 0
+}
+
+fn events(fd: c_int) -> c_short {
     let mut polled = pollfd {
         fd,
         events: POLLRDHUP,
         revents: 0,
     };
     // SAFETY: it can be read and written.
-    unsafe { real::poll(&raw mut polled, 1, 0) > 0 }
+    unsafe { real::poll(&raw mut polled, 1, 0) };
+    polled.revents
 }
 
 /// The payload's length of the next datagram, as ioctl(FIONREAD) tells it: 0 if there is
-/// none.
-pub(crate) fn next_len(fd: c_int, socket: &Socket) -> usize {
-    look(fd, socket).unwrap_or(0)
+/// none. With an error, nobody can look: the length is that of the kernel, with the header.
+pub(crate) fn next_len(fd: c_int, socket: &Socket) -> Option<usize> {
+    (!has_error(fd)).then(|| look(fd, socket).unwrap_or(0))
 }
 
 /// The payload's length of the next datagram for the program, if there is one.

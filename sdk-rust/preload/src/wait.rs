@@ -185,7 +185,10 @@ pub(crate) unsafe fn correct_polled(fds: *mut pollfd, count: libc::nfds_t) -> c_
         if polled.events & READABLE != 0
             && let Some(socket) = concerned(polled.fd)
         {
-            if polled.revents & READABLE != 0 && !receive::discard_dropped(polled.fd, socket) {
+            if polled.revents & READABLE != 0
+                && polled.revents & libc::POLLERR == 0
+                && !receive::discard_dropped(polled.fd, socket)
+            {
                 polled.revents &= !READABLE;
             } else if socket.is_holding() {
                 polled.revents |= polled.events & READABLE;
@@ -337,7 +340,7 @@ pub(crate) unsafe fn correct_selected(
         // SAFETY: as the caller says.
         let reported = unsafe { read.word(at / WORD) } >> (at % WORD) & 1 != 0;
         let readable = if reported {
-            receive::discard_dropped(fd, socket)
+            receive::has_error(fd) || receive::discard_dropped(fd, socket)
         } else {
             socket.is_holding()
         };
@@ -552,7 +555,10 @@ pub(crate) unsafe fn correct_epoll(
     for at in 0..count {
         // SAFETY: as the caller says.
         let mut event = unsafe { events.add(at).read_unaligned() };
-        if event.events & EPOLL_READABLE != 0 && is_for_nothing(epoll, &event, &mut explained) {
+        if event.events & EPOLL_READABLE != 0
+            && event.events & libc::EPOLLERR as u32 == 0
+            && is_for_nothing(epoll, &event, &mut explained)
+        {
             event.events &= !EPOLL_READABLE;
             if event.events == 0 {
                 continue;

@@ -138,8 +138,10 @@ hooks! {
         if let Some(socket) = registry::get(fd) {
             let value = argument as *mut c_int;
             let is_length = request == libc::FIONREAD as c_ulong && is_plausible(value);
-            if is_length && !socket.is(Flag::Direct) {
-                let len = guarded(0, || receive::next_len(fd, socket));
+            if is_length
+                && !socket.is(Flag::Direct)
+                && let Some(len) = guarded(Some(0), || receive::next_len(fd, socket))
+            {
                 // SAFETY: the program passes where to write the number.
                 unsafe { value.write(c_int::try_from(len).unwrap_or(c_int::MAX)) };
                 return 0;

@@ -250,6 +250,65 @@ CASE(refused) {
     row("  %s", error ? strerrorname_np(error) : "none");
 }
 
+/* Afterwards, Linux sends to the other client what has no address. */
+CASE(corked_for_another_client) {
+    int fd = acquainted_with("s1", 0), cork = 1;
+    client_sends("c2", "s1", "x");
+    receive("recvfrom", fd, 0);
+    outcome("connect", connect_to(fd, "c1"));
+    outcome("send", send(fd, "first", 5, 0));
+    client_expects("c1");
+    address c1 = address_of("c1"), c2 = address_of("c2");
+    for (int way = 0; way < 2; way++) {
+        if (way == 0)
+            must("setsockopt", setsockopt(fd, IPPROTO_UDP, UDP_CORK, &cork, sizeof cork));
+        outcome("begin", sendto(fd, "for ", 4, way == 0 ? 0 : MSG_MORE, &c2.sa, c2.len));
+        outcome("go on", sendto(fd, "two", 3, 0, &c2.sa, c2.len));
+        cork = 0;
+        must("setsockopt", setsockopt(fd, IPPROTO_UDP, UDP_CORK, &cork, sizeof cork));
+        client_expects("c2");
+        outcome("sendto", sendto(fd, "for one", 7, 0, &c1.sa, c1.len));
+        client_expects("c1");
+    }
+}
+
+/* Whoever looks whether something is there leaves the error for the next call. */
+CASE(refused_while_others_look) {
+    int fd = acquainted_with("s1", 0), bytes, epoll = must("epoll", epoll_create1(0));
+    char buffer[10];
+    struct iovec iov[2] = {{buffer, 5}, {buffer, 5}};
+    struct mmsghdr messages[2];
+    memset(messages, 0, sizeof messages);
+    for (int i = 0; i < 2; i++)
+        messages[i].msg_hdr = (struct msghdr){.msg_iov = &iov[i], .msg_iovlen = 1};
+    struct epoll_event event = {.events = EPOLLIN};
+    must("epoll_ctl", epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event));
+    outcome("connect", connect_to(fd, "c1"));
+    client_closes("c1");
+    for (int by = 0; by < 5; by++) {
+        fd_set reads;
+        FD_ZERO(&reads);
+        FD_SET(fd, &reads);
+        struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+        outcome("send", send(fd, "x", 1, 0));
+        junk("s1", 3);
+        if (by == 0)
+            outcome("poll", poll(&poll_fd, 1, -1));
+        else if (by == 1)
+            outcome("select", select(fd + 1, &reads, NULL, NULL, NULL));
+        else if (by == 2)
+            outcome("epoll_wait", epoll_wait(epoll, &event, 1, -1));
+        else if (by == 3)
+            outcome("FIONREAD", ioctl(fd, FIONREAD, &bytes));
+        if (by < 4)
+            outcome("recv", recv(fd, buffer, 10, 0));
+        else
+            outcome("sendmmsg", sendmmsg(fd, messages, 2, 0));
+        outcome("again", recv(fd, buffer, 10, MSG_DONTWAIT));
+    }
+    outcome("sendmmsg to nobody", sendmmsg(fd, messages, 2, 0));
+}
+
 CASE(refused_with_an_error_queue) {
     int fd = acquainted_with("s1", 0), on = 1;
     must("setsockopt", family == V6 ? setsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on)

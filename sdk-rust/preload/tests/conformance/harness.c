@@ -316,10 +316,13 @@ void show_control(const struct msghdr *message) {
         } else if (level == IPPROTO_IPV6 && type == IPV6_ORIGDSTADDR) {
             row("  IPV6_ORIGDSTADDR %s (%zu)", name_of(data, len), len);
         } else if (level == SOL_SOCKET && (type == SO_TIMESTAMP || type == SO_TIMESTAMPNS)) {
-            long seconds;
-            memcpy(&seconds, data, sizeof seconds);
+            long seconds = 0;
+            memcpy(&seconds, data, smaller(len, sizeof seconds));
             row("  %s %s (%zu)", type == SO_TIMESTAMP ? "SO_TIMESTAMP" : "SO_TIMESTAMPNS",
-                labs(seconds - time(NULL)) < 60 ? "now" : "wrong", len);
+                len < sizeof seconds                    ? "cut"
+                : labs(seconds - time(NULL)) < 60 ? "now"
+                                                  : "wrong",
+                len);
         } else if (len == sizeof number) {
             memcpy(&number, data, sizeof number);
             row("  cmsg %d/%d %d (4)", level, type, number);
@@ -419,12 +422,14 @@ void client_has_nothing(const char *client) { row("%s has %s", client, ask("now 
 void clients_have_nothing(void) {
     const char *found = ask("rest");
     if (*found)
-        row("clients have %s", found);
+        row("%s", found);
 }
 
 void client_replies(const char *client, const char *text) { ask("reply %s %s", client, text); }
 
 void client_closes(const char *client) { ask("close %s", client); }
+
+void client_opens(const char *client) { ask("open %s", client); }
 
 /* ---- processes and threads ---- */
 

@@ -148,6 +148,8 @@ void clients_have_nothing(void);
 void client_replies(const char *client, const char *text);
 /* Closes a client's socket, so that what is sent there is refused. */
 void client_closes(const char *client);
+/* Opens it again. */
+void client_opens(const char *client);
 
 /* A child by fork(2) that can't outlive the case. */
 pid_t fork_child(void);

@@ -98,6 +98,8 @@ impl Family {
 /// A client's socket is closed if there is none.
 struct Client {
     address: SocketAddr,
+    /// That of `session`, if there is one.
+    session_address: Option<SocketAddr>,
     direct: Option<UdpSocket>,
     /// The relay's socket that stands for the client, unless one stands for all.
     session: Option<UdpSocket>,
@@ -136,12 +138,12 @@ impl Network {
             .zip(CLIENTS[column])
             .map(|(n, client)| {
                 let address = SocketAddr::new(ip(client), 10_000 + 4 * index + n);
-                let direct = bind(address);
-                direct.set_read_timeout(Some(TIMEOUT)).unwrap();
+                let session = matches!(path, Path::Relayed { .. }).then(relay_socket);
                 Client {
                     address,
-                    direct: Some(direct),
-                    session: matches!(path, Path::Relayed { .. }).then(relay_socket),
+                    session_address: session.as_ref().map(|socket| socket.local_addr().unwrap()),
+                    direct: Some(open(address)),
+                    session,
                     latest: None,
                     waiting: VecDeque::new(),
                 }
@@ -253,6 +255,11 @@ impl Network {
                 let client = &mut self.clients[client(word(1))];
                 let sockets = [client.direct.take(), client.session.take()];
                 sockets.into_iter().flatten().for_each(close);
+            }
+            "open" => {
+                let client = &mut self.clients[client(word(1))];
+                client.direct = Some(open(client.address));
+                client.session = client.session_address.map(open);
             }
             _ => panic!("no request {request}"),
         }
@@ -369,8 +376,9 @@ impl Network {
 
     /// What has arrived at all clients, empty if nothing has.
     fn rest(&mut self) -> String {
-        let all = (0..self.clients.len()).map(|index| self.now(index));
-        all.filter(|found| found != "nothing")
+        let all = (0..self.clients.len()).map(|index| (index + 1, self.now(index)));
+        all.filter(|(_, found)| found != "nothing")
+            .map(|(number, found)| format!("c{number} has {found}"))
             .collect::<Vec<_>>()
             .join(", ")
     }
@@ -450,6 +458,12 @@ fn receive(socket: &UdpSocket) -> std::io::Result<(Vec<u8>, SocketAddr)> {
             Err(error) => return Err(error),
         }
     }
+}
+
+fn open(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket
 }
 
 /// Closes a socket, and waits until datagrams to it are refused: a program that is just

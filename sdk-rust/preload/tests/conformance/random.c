@@ -9,8 +9,9 @@
 #include <linux/sockios.h>
 
 enum {
-    SOCKETS = 3,
-    DESCRIPTORS = 6,
+    SERVERS = 3,
+    SOCKETS = 6,
+    DESCRIPTORS = 8,
     QUEUE = 8,
     /* Bytes in a queue: with what must be dropped between them, they fit its memory. */
     QUEUED_BYTES = 70000,
@@ -27,11 +28,15 @@ static const struct timeval short_time = {0, 2000};
 /* A socket, as the kernel has it: descriptors share it. */
 struct socket_model {
     bool is_open;
+    int server;
+    /* Beside a listener with the same address, and connected to one client. */
+    bool is_beside;
     bool nonblocking;
     bool has_timeout;
     bool shut_read;
     bool has_edges; /* epoll has it with EPOLLET */
     bool is_cut; /* epoll has it with EPOLLONESHOT, which junk must not use up */
+    bool may_fail; /* a client has refused what was sent to it */
     int connected; /* a client and 1 */
     bool heard[CLIENTS];
     int queued;
@@ -53,6 +58,7 @@ static struct world {
     int step;
     /* All clients' datagrams come from one socket of the proxy's: none is connected. */
     bool is_tagged;
+    bool is_closed[CLIENTS];
     struct socket_model sockets[SOCKETS];
     struct descriptor descriptors[DESCRIPTORS];
     int epoll;
@@ -110,6 +116,26 @@ static int draw_heard(const struct socket_model *model) {
     return count ? heard[below(count)] : -1;
 }
 
+/* The socket that a client's datagrams reach; NULL: none. */
+static struct socket_model *socket_for(int server, int client) {
+    struct socket_model *found = NULL;
+    for (int i = 0; i < SOCKETS; i++) {
+        struct socket_model *model = &world->sockets[i];
+        if (!model->is_open || model->server != server)
+            continue;
+        if (model->connected == client + 1)
+            return model;
+        if (!model->connected)
+            found = model;
+    }
+    return found;
+}
+
+static bool is_connected(int server, int client) {
+    const struct socket_model *model = socket_for(server, client);
+    return model && model->connected;
+}
+
 static void peeked(struct socket_model *model) {
     if (model->queued > 0)
         model->heard[model->queue[0].client] = true;
@@ -127,9 +153,19 @@ static bool waits_for_good(const struct socket_model *model, int count) {
            !model->shut_read;
 }
 
-/* A socket in non-blocking mode may be readable for what must be dropped. */
+/* A socket in non-blocking mode may be readable for what must be dropped, and one in blocking
+ * mode if the next call fails. */
 static bool may_seem_readable(const struct socket_model *model) {
-    return model->nonblocking && model->queued == 0 && !model->shut_read;
+    return (model->nonblocking || model->may_fail) && model->queued == 0 && !model->shut_read;
+}
+
+/* What was sent has reached the client, unless nobody is there: then a socket that is
+ * connected is told by its next call. */
+static void sent_to(struct socket_model *model, int client) {
+    if (!world->is_closed[client])
+        client_expects(client_names[client]);
+    else if (model->connected)
+        model->may_fail = true;
 }
 
 static const char *label(const char *format, ...) {
@@ -322,56 +358,101 @@ static void receive_messages(int fd, struct socket_model *model) {
     }
 }
 
+/* Into memory that is not there: the datagram is gone, unless it was peeked at. */
+static void receive_nowhere(int fd, struct socket_model *model) {
+    int flags = draw_receive_flags(model, 1) & ~MSG_ERRQUEUE, kind = below(3);
+    char buffer[10];
+    address from = {.len = sizeof from.storage};
+    struct iovec iov[2] = {{buffer, 10}, {NULL, 10}};
+    struct msghdr message = {.msg_iov = iov, .msg_iovlen = 2};
+    long result = kind == 0   ? recv(fd, NULL, 10, flags)
+                  : kind == 1 ? recvfrom(fd, buffer, 10, flags, &from.sa, NULL)
+                              : recvmsg(fd, &message, flags);
+    int error = errno;
+    outcome(label("receive nowhere %d flags %#x", kind, flags), result);
+    if (result >= 0 || error == EFAULT)
+        received_one(model, flags);
+}
+
 static void receive_something(void) {
     int at = draw_open();
     if (at < 0)
         return;
     int fd = world->descriptors[at].fd;
     struct socket_model *model = socket_of(at);
-    unsigned kind = below(10);
-    if (kind < 5)
+    unsigned kind = below(20);
+    if (kind < 10)
         receive_plain(fd, model);
-    else if (kind < 8)
+    else if (kind < 15)
         receive_message(fd, model);
-    else
+    else if (kind < 19)
         receive_messages(fd, model);
+    else
+        receive_nowhere(fd, model);
 }
 
 /* ---- what clients do ---- */
+
+/* An edge-triggered epoll tells once more of what has not been read, when something comes
+ * that must be dropped. Whether it would do so for a socket, but for one. */
+static bool junk_is_an_edge(int server, const struct socket_model *but) {
+    for (int i = 0; i < SOCKETS; i++) {
+        const struct socket_model *model = &world->sockets[i];
+        if (model != but && model->is_open && model->server == server && model->has_edges &&
+            model->queued > 0)
+            return true;
+    }
+    return false;
+}
 
 static void client_does(void) {
     int at = draw_open();
     if (at < 0)
         return;
-    struct socket_model *model = socket_of(at);
-    const char *to = server_names[model - world->sockets];
+    const struct socket_model *drawn = socket_of(at);
+    const char *to = server_names[drawn->server];
     int count = 1 + below(chance(70) ? 1 : 4);
     for (int i = 0; i < count; i++) {
         int client = below(CLIENTS);
-        if (model->connected && chance(80))
-            client = model->connected - 1;
+        if (drawn->connected && chance(80))
+            client = drawn->connected - 1;
+        struct socket_model *model = socket_for(drawn->server, client);
         size_t len = draw_len(), queued = 0;
-        for (int n = 0; n < model->queued; n++)
+        for (int n = 0; model && n < model->queued; n++)
             queued += model->queue[n].len;
-        if (model->queued == QUEUE || queued + len > QUEUED_BYTES)
+        if (model && (model->queued == QUEUE || queued + len > QUEUED_BYTES))
+            return;
+        if (junk_is_an_edge(drawn->server, model) || world->is_closed[client])
             return;
         client_sends_bytes(client_names[client], to, len);
         row("%s", label("%s sends %zu to %s", client_names[client], len, to));
-        if (!model->connected || model->connected == client + 1) {
+        if (model) {
             model->queue[model->queued].client = client;
             model->queue[model->queued++].len = len;
         }
     }
 }
 
+static void client_comes_and_goes(void) {
+    int client = below(CLIENTS);
+    /* What has one socket for all clients has nobody refused. */
+    if (world->is_tagged)
+        return;
+    if (world->is_closed[client])
+        client_opens(client_names[client]);
+    else
+        client_closes(client_names[client]);
+    world->is_closed[client] = !world->is_closed[client];
+    row("%s", label("%s %s", client_names[client], world->is_closed[client] ? "closes" : "opens"));
+}
+
 static void junk_comes(void) {
     int at = draw_open();
     if (at < 0)
         return;
-    struct socket_model *model = socket_of(at);
-    /* An edge-triggered epoll would tell once more of what has not been read. */
-    if (model->queued == 0 || !model->has_edges)
-        junk(server_names[model - world->sockets], 1 + below(3));
+    int server = socket_of(at)->server;
+    if (!junk_is_an_edge(server, NULL))
+        junk(server_names[server], 1 + below(3));
 }
 
 /* ---- sending ---- */
@@ -435,7 +516,7 @@ static void send_messages(int fd, struct socket_model *model) {
     for (unsigned i = 0; i < vlen; i++) {
         if ((long)i < result) {
             row("  length %u", messages[i].msg_len);
-            client_expects(client_names[clients[i]]);
+            sent_to(model, clients[i]);
         } else if (messages[i].msg_len != 77) {
             row("  length of %u written", i);
         }
@@ -493,7 +574,83 @@ static void send_something(void) {
                   client < 0 ? "nobody" : client_names[client]),
             result);
     if (result >= 0 && is_sent && client >= 0)
-        client_expects(client_names[client]);
+        sent_to(model, client);
+}
+
+/* Where a datagram of a socket may go to; -1: nowhere. A message names it, or doesn't. */
+static int draw_destination(struct socket_model *model, address *to, struct msghdr *message) {
+    int client = draw_heard(model);
+    if (client < 0 || (model->connected && chance(50)))
+        return model->connected - 1;
+    *to = address_of(client_names[client]);
+    message->msg_name = &to->storage;
+    message->msg_namelen = to->len;
+    return client;
+}
+
+/* The kernel puts parts together to one datagram. */
+static void send_in_parts(void) {
+    int at = draw_open();
+    if (at < 0)
+        return;
+    int fd = world->descriptors[at].fd;
+    struct socket_model *model = socket_of(at);
+    address to;
+    struct iovec iov[5];
+    struct msghdr message = {.msg_iov = iov};
+    int client = draw_destination(model, &to, &message), count = 2 + below(3), cork = chance(50);
+    if (client < 0)
+        return;
+    /* Linux goes on to send to the other client what has no address. */
+    if (model->connected && client != model->connected - 1)
+        return;
+    if (cork)
+        must("setsockopt", setsockopt(fd, IPPROTO_UDP, UDP_CORK, &cork, sizeof cork));
+    long result = 0;
+    for (int i = 0; i < count; i++) {
+        bool is_last = i == count - 1;
+        message.msg_iovlen = cut_payload(iov, below(chance(80) ? 50 : 12000));
+        result = sendmsg(fd, &message, cork || is_last ? 0 : MSG_MORE);
+        outcome(label("part %d of %d%s to %s", i + 1, count, cork ? " corked" : "",
+                      client_names[client]),
+                result);
+        /* What was begun is forgotten. */
+        if (result < 0)
+            break;
+    }
+    if (cork) {
+        cork = 0;
+        outcome(label("uncorked"), setsockopt(fd, IPPROTO_UDP, UDP_CORK, &cork, sizeof cork));
+    }
+    if (result >= 0)
+        sent_to(model, client);
+}
+
+/* The kernel cuts the payload into datagrams. */
+static void send_segments(void) {
+    int at = draw_open();
+    if (at < 0)
+        return;
+    struct socket_model *model = socket_of(at);
+    address to;
+    struct iovec iov[5];
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(uint16_t))] = "";
+    struct msghdr message = {.msg_iov = iov, .msg_control = control,
+                             .msg_controllen = sizeof control};
+    uint16_t segment = 1 + below(chance(50) ? 100 : 1400);
+    size_t len = below(5 * segment);
+    int client = draw_destination(model, &to, &message);
+    if (client < 0)
+        return;
+    message.msg_iovlen = cut_payload(iov, len);
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&message);
+    *cmsg = (struct cmsghdr){.cmsg_level = IPPROTO_UDP, .cmsg_type = UDP_SEGMENT,
+                             .cmsg_len = CMSG_LEN(sizeof segment)};
+    memcpy(CMSG_DATA(cmsg), &segment, sizeof segment);
+    long result = sendmsg(world->descriptors[at].fd, &message, 0);
+    outcome(label("segments of %u from %zu to %s", segment, len, client_names[client]), result);
+    for (size_t sent = 0; result >= 0 && (sent < len || sent == 0); sent += segment)
+        sent_to(model, client);
 }
 
 /* Addresses that the kernel refuses. */
@@ -673,11 +830,21 @@ static void epoll_some(void) {
 
 /* ---- the sockets themselves ---- */
 
+static struct socket_model *free_model(void) {
+    for (int i = 0; i < SOCKETS; i++)
+        if (!world->sockets[i].is_open)
+            return &world->sockets[i];
+    return NULL;
+}
+
 static void open_socket(void) {
-    int at = free_descriptor(), number = below(SOCKETS);
-    struct socket_model *model = &world->sockets[number];
-    if (at < 0 || model->is_open)
+    int at = free_descriptor(), number = below(SERVERS);
+    struct socket_model *model = free_model();
+    if (at < 0 || !model)
         return;
+    for (int i = 0; i < SOCKETS; i++)
+        if (world->sockets[i].is_open && world->sockets[i].server == number)
+            return;
     bool nonblocking = chance(30);
     int fd = udp_socket(nonblocking ? SOCK_NONBLOCK : 0), on = 1;
     static const int v4[] = {IP_PKTINFO, IP_RECVTOS, IP_RECVTTL, IP_RECVORIGDSTADDR};
@@ -693,8 +860,39 @@ static void open_socket(void) {
                                       sizeof on));
     bind_to(fd, server_names[number]);
     row("%s", label("open %s%s", server_names[number], nonblocking ? " nonblocking" : ""));
-    *model = (struct socket_model){.is_open = true, .nonblocking = nonblocking};
-    world->descriptors[at] = (struct descriptor){.fd = fd, .socket = number};
+    *model =
+        (struct socket_model){.is_open = true, .server = number, .nonblocking = nonblocking};
+    world->descriptors[at] = (struct descriptor){.fd = fd, .socket = model - world->sockets};
+}
+
+/* A socket for one client, as servers of DTLS make them. */
+static void open_beside(void) {
+    int at = draw_open(), to = free_descriptor(), on = 1;
+    struct socket_model *model = free_model();
+    if (at < 0 || to < 0 || !model || world->is_tagged)
+        return;
+    const struct socket_model *listener = socket_of(at);
+    int client = draw_heard(listener);
+    if (listener->is_beside || listener->connected || client < 0 ||
+        is_connected(listener->server, client))
+        return;
+    bool nonblocking = chance(30);
+    int fd = udp_socket(nonblocking ? SOCK_NONBLOCK : 0);
+    must("setsockopt", setsockopt(world->descriptors[at].fd, SOL_SOCKET, SO_REUSEADDR, &on,
+                                  sizeof on));
+    must("setsockopt", setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on));
+    bind_to(fd, server_names[listener->server]);
+    address peer = address_of(client_names[client]);
+    outcome(label("open %s beside for %s", server_names[listener->server],
+                  client_names[client]),
+            connect(fd, &peer.sa, peer.len));
+    *model = (struct socket_model){.is_open = true,
+                                   .server = listener->server,
+                                   .is_beside = true,
+                                   .nonblocking = nonblocking,
+                                   .connected = client + 1};
+    memcpy(model->heard, listener->heard, sizeof model->heard);
+    world->descriptors[to] = (struct descriptor){.fd = fd, .socket = model - world->sockets};
 }
 
 static void close_descriptor(int at) {
@@ -769,6 +967,9 @@ static void ask(void) {
     switch (kind) {
     case 0:
     case 1:
+        /* Through the library, nobody can look while there is an error. */
+        if (socket_of(at)->may_fail)
+            return;
         result = ioctl(fd, FIONREAD, &number);
         break;
     case 2:
@@ -795,6 +996,20 @@ static void ask(void) {
 }
 
 /* Through the library, what a connected socket has of other clients is dropped. */
+/* What a socket is told with each datagram, asked for while none is there. */
+static void change_options(void) {
+    int at = draw_open(), on = chance(60);
+    if (at < 0 || socket_of(at)->queued > 0)
+        return;
+    static const int v4[] = {IP_PKTINFO, IP_RECVTOS, IP_RECVTTL, IP_RECVORIGDSTADDR};
+    static const int v6[] = {IPV6_RECVPKTINFO, IPV6_RECVTCLASS, IPV6_RECVHOPLIMIT,
+                             IPV6_RECVORIGDSTADDR};
+    int which = below(4), fd = world->descriptors[at].fd;
+    outcome(label("option %d %d", which, on),
+            family == V4 ? setsockopt(fd, IPPROTO_IP, v4[which], &on, sizeof on)
+                         : setsockopt(fd, IPPROTO_IPV6, v6[which], &on, sizeof on));
+}
+
 static void drain(int fd, struct socket_model *model) {
     char buffer[10];
     long result = 0;
@@ -812,12 +1027,14 @@ static void connect_socket(void) {
     int fd = world->descriptors[at].fd;
     struct socket_model *model = socket_of(at);
     int client = draw_heard(model);
+    if (model->is_beside)
+        return;
     /* Of an IPv6 socket that was connected, Linux still compares the peer's address. */
     if (model->connected && family != V6 && chance(50)) {
         struct sockaddr nobody = {.sa_family = AF_UNSPEC};
         outcome(label("disconnect"), connect(fd, &nobody, sizeof nobody));
         model->connected = 0;
-    } else if (client >= 0) {
+    } else if (client >= 0 && !is_connected(model->server, client)) {
         drain(fd, model);
         address to = address_of(client_names[client]);
         long result = connect(fd, &to.sa, to.len);
@@ -849,8 +1066,12 @@ static void step(bool is_child) {
         junk_comes();
     else if (kind < 560)
         receive_something();
-    else if (kind < 660)
+    else if (kind < 640)
         send_something();
+    else if (kind < 650)
+        send_in_parts();
+    else if (kind < 660)
+        send_segments();
     else if (kind < 680)
         send_badly();
     else if (kind < 730)
@@ -865,10 +1086,16 @@ static void step(bool is_child) {
         epoll_change();
     else if (kind < 880)
         epoll_some();
-    else if (kind < 905)
+    else if (kind < 900)
         open_socket();
+    else if (kind < 915)
+        open_beside();
     else if (kind < 930)
         duplicate();
+    else if (kind < 935)
+        change_options();
+    else if (kind < 945)
+        client_comes_and_goes();
     else if (kind < 960)
         change_mode();
     else if (kind < 985)
@@ -891,8 +1118,7 @@ static void sequence(uint64_t seed, bool is_tagged) {
     for (int at = 0; at < DESCRIPTORS; at++)
         world->descriptors[at].fd = -1;
     row("sequence %llu", (unsigned long long)seed);
-    while (draw_open() < 0)
-        open_socket();
+    open_socket();
     if (chance(50))
         open_socket();
     for (int steps = 4 + below(40); steps > 0; steps--)
@@ -901,6 +1127,9 @@ static void sequence(uint64_t seed, bool is_tagged) {
         if (world->descriptors[at].fd >= 0)
             close_descriptor(at);
     close(world->epoll);
+    for (int client = 0; client < CLIENTS; client++)
+        if (world->is_closed[client])
+            client_opens(client_names[client]);
     clients_have_nothing();
 }
 

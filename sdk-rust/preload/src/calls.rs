@@ -2,6 +2,7 @@
 //! the descriptor is taken over, and calls the real function if not.
 
 pub(crate) mod descriptors;
+mod libraries;
 mod raw;
 pub(crate) mod receiving;
 pub(crate) mod sending;

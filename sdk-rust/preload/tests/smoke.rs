@@ -36,6 +36,44 @@ print("ready", flush=True)
 server.serve_forever()
 "#;
 
+/// A library that serves, as an extension of PHP does.
+const EXTENSION: &str = r#"
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+void serve(int port)
+{
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_pton(AF_INET, "127.0.0.1", &name.sin_addr);
+    int server = socket(AF_INET, SOCK_DGRAM, 0);
+    bind(server, (struct sockaddr *)&name, sizeof name);
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        char data[1000], reply[1100], ip[16];
+        socklen_t len = sizeof name;
+        int received = recvfrom(server, data, sizeof data, 0, (struct sockaddr *)&name, &len);
+        inet_ntop(AF_INET, &name.sin_addr, ip, sizeof ip);
+        int said = snprintf(reply, sizeof reply, "%s:%d said %.*s", ip, ntohs(name.sin_port), received, data);
+        sendto(server, reply, said, 0, (struct sockaddr *)&name, len);
+    }
+}
+"#;
+
+/// A library that loads the other one, which only its own DT_RUNPATH leads to.
+const LOADER: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+
+void run(int port)
+{
+    void *extension = dlopen("libextension.so", RTLD_NOW | RTLD_DEEPBIND);
+    if (extension)
+        ((void (*)(int))dlsym(extension, "serve"))(port);
+}
+"#;
+
 /// A process that is ended when it is dropped.
 struct Server(Child);
 
@@ -99,6 +137,36 @@ fn a_socket_that_a_server_is_started_with_is_taken_over() {
         .unwrap();
     let server = socket.local_addr().unwrap();
     let _server = Server::start(INHERITOR, OwnedFd::from(socket).into());
+    ask(server);
+}
+
+#[test]
+fn a_library_that_binds_to_the_c_library_first_sees_its_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let built = |name: &str, code: &str, more: &[&str]| {
+        let source = folder.path().join(name).with_extension("c");
+        let library = folder.path().join(name);
+        std::fs::write(&source, code).unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg(source);
+        let status = cc.args(more).status();
+        assert!(status.expect("cc is in the Debian package gcc").success());
+        library
+    };
+    built("libextension.so", EXTENSION, &[]);
+    let path = ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags", "-ldl"];
+    let loader = built("libloader.so", LOADER, &path);
+    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = unused.local_addr().unwrap();
+    drop(unused);
+    let script = format!(
+        "import ctypes; ctypes.CDLL({:?}).run({})",
+        loader.to_str().unwrap(),
+        server.port()
+    );
+    let _server = Server::start(&script, Stdio::null());
     ask(server);
 }
 

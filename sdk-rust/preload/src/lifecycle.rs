@@ -63,7 +63,8 @@ fn refuse(error: &str) -> ! {
     unsafe { libc::_exit(2) }
 }
 
-fn open_descriptors() -> Vec<c_int> {
+/// The descriptors of this process.
+pub(crate) fn open_descriptors() -> Vec<c_int> {
     let listed = fs::read_dir("/proc/self/fd").map(|entries| {
         entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

@@ -1,6 +1,10 @@
 //! The C library's own functions, found once each by `dlsym(RTLD_NEXT)`: all of them when
 //! the library starts, since dlsym(3) may not be called by signal handlers; and when it is
 //! first called, one that the constructor of another library calls before.
+//!
+//! A C library that is older than a system call has no function for it: musl, and glibc
+//! before 2.35. A program may call it all the same, since it finds this library's. Then the
+//! system call is made by its number.
 
 use std::ffi::CStr;
 use std::mem;
@@ -8,11 +12,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    c_int, c_long, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t,
-    off64_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    Ioctl, c_int, c_long, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, mmsghdr, msghdr,
+    nfds_t, off64_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
-/// Stands in for a function that this C library doesn't have.
+/// Stands in for a function that this C library doesn't have, and that is no system call.
 unsafe extern "C-unwind" fn missing() -> c_long {
     crate::boundary::fail(libc::ENOSYS)
 }
@@ -21,16 +25,19 @@ unsafe extern "C-unwind" fn missing() -> c_long {
 struct At {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
+    /// What is called if there is none.
+    otherwise: fn() -> *mut c_void,
 }
 
 impl At {
-    const fn new(name: &'static str) -> Self {
+    const fn new(name: &'static str, otherwise: fn() -> *mut c_void) -> Self {
         let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else {
             panic!("the name ends with a zero");
         };
         Self {
             name,
             found: AtomicPtr::new(ptr::null_mut()),
+            otherwise,
         }
     }
 
@@ -45,7 +52,7 @@ impl At {
         // SAFETY: the name ends with a zero.
         let mut found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
         if found.is_null() {
-            found = missing as *mut c_void;
+            found = (self.otherwise)();
         }
         self.found.store(found, Ordering::Relaxed);
         found
@@ -55,11 +62,16 @@ impl At {
 /// Each function is a cancellation point if the C library's is, so it is called by
 /// functions without destructors, or within [`crate::boundary::guarded`] without waiting.
 macro_rules! functions {
-    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) -> $result:ty;)*) => {
+    (@otherwise) => { missing };
+    (@otherwise $function:path) => { $function };
+    ($(fn $name:ident($($argument:ident: $kind:ty),* $(,)?) -> $result:ty $(, or $otherwise:path)?;)*) => {
         #[expect(non_upper_case_globals, reason = "named like the functions")]
         mod at {
-            $(pub(super) static $name: super::At = super::At::new(
+            use super::*;
+
+            $(pub(super) static $name: At = At::new(
                 concat!(stringify!($name), "\0"),
+                || functions!(@otherwise $($otherwise)?) as *mut c_void,
             );)*
         }
 
@@ -71,8 +83,8 @@ macro_rules! functions {
         #[inline]
         pub(crate) unsafe fn $name($($argument: $kind),*) -> $result {
             let found = at::$name.get();
-            // SAFETY: the function of this name has this signature, or is `missing`,
-            // which looks at no argument.
+            // SAFETY: the function of this name has this signature, and so has what is called
+            // otherwise, but for `missing`, which looks at no argument.
             let function = unsafe {
                 mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($kind),*) -> $result>(
                     found,
@@ -107,8 +119,8 @@ functions! {
     fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
     fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t;
     fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
-    fn preadv2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t;
-    fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t;
+    fn preadv2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t, or by_number::preadv2;
+    fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off64_t, flags: c_int) -> ssize_t, or by_number::pwritev2;
     fn __read_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t) -> ssize_t;
     fn __recv_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t, flags: c_int) -> ssize_t;
     fn __recvfrom_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t;
@@ -117,10 +129,10 @@ functions! {
     fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int;
     fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int;
     fn fcntl64(fd: c_int, command: c_int, argument: c_ulong) -> c_int;
-    fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int;
+    fn ioctl(fd: c_int, request: Ioctl, argument: c_ulong) -> c_int;
     fn close(fd: c_int) -> c_int;
-    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
-    fn closefrom(first: c_int) -> c_void_result;
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int, or by_number::close_range;
+    fn closefrom(first: c_int) -> c_void_result, or by_number::closefrom;
     fn poll(fds: *mut libc::pollfd, count: nfds_t, timeout: c_int) -> c_int;
     fn ppoll(fds: *mut libc::pollfd, count: nfds_t, timeout: *const timespec, mask: *const sigset_t) -> c_int;
     fn __poll_chk(fds: *mut libc::pollfd, count: nfds_t, timeout: c_int, fds_len: size_t) -> c_int;
@@ -130,7 +142,7 @@ functions! {
     fn epoll_ctl(epoll: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int;
     fn epoll_wait(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: c_int) -> c_int;
     fn epoll_pwait(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: c_int, mask: *const sigset_t) -> c_int;
-    fn epoll_pwait2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int;
+    fn epoll_pwait2(epoll: c_int, events: *mut epoll_event, count: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int, or by_number::epoll_pwait2;
     fn syscall(number: c_long, a: c_long, b: c_long, c: c_long, d: c_long, e: c_long, f: c_long) -> c_long;
 }
 
@@ -139,3 +151,112 @@ functions! {
     reason = "what the C library's closefrom returns"
 )]
 type c_void_result = ();
+
+/// Functions that are system calls, for C libraries without them. None is a cancellation point.
+mod by_number {
+    use super::*;
+
+    pub(super) unsafe extern "C-unwind" fn preadv2(
+        fd: c_int,
+        parts: *const iovec,
+        count: c_int,
+        offset: off64_t,
+        flags: c_int,
+    ) -> ssize_t {
+        // SAFETY: as the caller says.
+        unsafe { at_offset(libc::SYS_preadv2, fd, parts, count, offset, flags) }
+    }
+
+    pub(super) unsafe extern "C-unwind" fn pwritev2(
+        fd: c_int,
+        parts: *const iovec,
+        count: c_int,
+        offset: off64_t,
+        flags: c_int,
+    ) -> ssize_t {
+        // SAFETY: as the caller says.
+        unsafe { at_offset(libc::SYS_pwritev2, fd, parts, count, offset, flags) }
+    }
+
+    unsafe fn at_offset(
+        number: c_long,
+        fd: c_int,
+        parts: *const iovec,
+        count: c_int,
+        offset: off64_t,
+        flags: c_int,
+    ) -> ssize_t {
+        let (parts, high) = (parts.expose_provenance() as c_long, offset >> 32);
+        // The kernel takes the offset's upper half alone where a register has no more, and
+        // looks at the whole one otherwise.
+        // SAFETY: as the caller says.
+        let moved = unsafe {
+            syscall(
+                number,
+                fd.into(),
+                parts,
+                count.into(),
+                offset,
+                high,
+                flags.into(),
+            )
+        };
+        moved as ssize_t
+    }
+
+    pub(super) unsafe extern "C-unwind" fn close_range(
+        first: c_uint,
+        last: c_uint,
+        flags: c_int,
+    ) -> c_int {
+        let (first, last) = (c_long::from(first), c_long::from(last));
+        // SAFETY: it takes no pointer.
+        unsafe { syscall(libc::SYS_close_range, first, last, flags.into(), 0, 0, 0) as c_int }
+    }
+
+    /// As glibc's, which can't fail: before Linux 5.9, it closes what /proc lists.
+    pub(super) unsafe extern "C-unwind" fn closefrom(first: c_int) {
+        let first = first.max(0);
+        // SAFETY: it takes no pointer.
+        if unsafe { close_range(first.cast_unsigned(), c_uint::MAX, 0) } == 0 {
+            return;
+        }
+        // Listed before the first is closed: the list itself has a descriptor.
+        for fd in crate::lifecycle::open_descriptors() {
+            if fd >= first {
+                // SAFETY: the program has asked for it.
+                unsafe { close(fd) };
+            }
+        }
+    }
+
+    pub(super) unsafe extern "C-unwind" fn epoll_pwait2(
+        epoll: c_int,
+        events: *mut epoll_event,
+        count: c_int,
+        timeout: *const timespec,
+        mask: *const sigset_t,
+    ) -> c_int {
+        /// Bytes of a set of signals in the kernel, which is shorter than the C library's.
+        const MASK: c_long = 8;
+        let pointers = [
+            events.expose_provenance() as c_long,
+            timeout.expose_provenance() as c_long,
+            mask.expose_provenance() as c_long,
+        ];
+        let [events, timeout, mask] = pointers;
+        let number = libc::SYS_epoll_pwait2;
+        // SAFETY: as the caller says.
+        unsafe {
+            syscall(
+                number,
+                epoll.into(),
+                events,
+                count.into(),
+                timeout,
+                mask,
+                MASK,
+            ) as c_int
+        }
+    }
+}

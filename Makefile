@@ -28,6 +28,9 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 PRELOAD = target/$(HOST)/preload/libppv2_preload.so
 GLIBC := 2.28
 
+# What the same library is built for that programs with musl load.
+MUSL = $(firstword $(subst -, ,$(HOST)))-unknown-linux-musl
+
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
@@ -118,10 +121,11 @@ lint: $(CARGO_DENY)
 	$(CARGO_DENY) check --hide-inclusion-graph licenses bans sources
 
 # Most tests wait for most of their time. One that waits for three minutes fails, and
-# whatever escapes that ends with the last limit. `tests` has built the library: a build by a
+# whatever escapes that ends with the last limit. `tests` has built the libraries: a build by a
 # test would wait for that of `lint`.
 unit: export RUST_TEST_THREADS := 8
 unit: export PPV2_PRELOAD := $(CURDIR)/target/debug/libppv2_preload.so
+unit: export PPV2_PRELOAD_MUSL = $(CURDIR)/target/$(MUSL)/debug/libppv2_preload.so
 unit: packages tests $(CARGO_DEB)
 	timeout --foreground --kill-after=60 3600 \
 		cargo test --locked --workspace --no-fail-fast --config '$(LIMITED)'
@@ -131,6 +135,7 @@ unit: packages tests $(CARGO_DEB)
 tests:
 	cargo test --locked --workspace --no-run --quiet
 	cargo build --locked --quiet -p ppv2-preload
+	sdk-rust/preload/for-musl --locked --quiet
 
 # In `make test`, the packages come first.
 python: $(NEEDED)

@@ -39,7 +39,8 @@ pub mod wrapped;
 pub use admin::{dropped, http, http_get, http_whole, metric};
 pub use process::Process;
 pub use proxy::{
-    binary, output, output_of, preload_library, proxy, proxy_between, proxy_with, write,
+    binary, musl_gcc, output, output_of, preload_library, preload_library_musl, proxy,
+    proxy_between, proxy_with, write,
 };
 #[cfg(target_os = "linux")]
 pub use sockets::{

@@ -37,6 +37,37 @@ pub fn preload_library() -> &'static Path {
     })
 }
 
+/// The same for programs that use musl: the file that `PPV2_PRELOAD_MUSL` names, or the library as
+/// it is now.
+pub fn preload_library_musl() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("PPV2_PRELOAD_MUSL") {
+            return named.into();
+        }
+        let target = beside_the_test("");
+        let target = target.parent().unwrap();
+        let mut build = Command::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../sdk-rust/preload/for-musl"
+        ));
+        build.args(["--locked", "--quiet"]);
+        build.env("CARGO_TARGET_DIR", target);
+        assert!(build.status().unwrap().success(), "{build:?}");
+        let machine = std::env::consts::ARCH;
+        target.join(format!(
+            "{machine}-unknown-linux-musl/debug/libppv2_preload.so"
+        ))
+    })
+}
+
+/// A compiler of C programs that use musl.
+pub fn musl_gcc() -> Command {
+    let is_there = Command::new("musl-gcc").arg("--version").output().is_ok();
+    assert!(is_there, "install the Debian package musl-tools");
+    Command::new("musl-gcc")
+}
+
 /// A file in target/debug, or where else the test was built.
 fn beside_the_test(name: &str) -> PathBuf {
     // target/debug/deps/TEST

@@ -115,8 +115,9 @@ fn the_environment_reaches_the_program() {
     command.env("PPV2_UNTRUSTED", "accept");
     command.env("PPV2_STATS", "/nonexistent");
     command.env("PPV2_LOG", "warn").env("OF_THE_PROGRAM", "a=b");
-    // Names the library to these tests.
+    // These name the libraries to these tests.
     command.env_remove("PPV2_PRELOAD");
+    command.env_remove("PPV2_PRELOAD_MUSL");
     let (code, out, error) = output_of(&mut command);
     assert_eq!((code, error.as_str()), (Some(0), ""), "{out}");
     let mut found: Vec<_> = out.lines().collect();

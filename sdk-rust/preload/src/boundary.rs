@@ -44,9 +44,9 @@ pub(crate) fn is_plausible<T>(pointer: *const T) -> bool {
 /// Where a signal handler has interrupted this thread's work on the table, what `work`
 /// allocates does not come from the table's memory.
 ///
-/// A cancelled thread is unwound by an exception of the C library's, which Rust code with
-/// destructors must not see. So calls that wait are made outside of this function, in
-/// functions without destructors, and calls within it don't wait.
+/// glibc unwinds a cancelled thread by an exception of its own, which Rust code with
+/// destructors must not see; musl runs no destructor at all. So calls that wait are made
+/// outside of this function, in functions without destructors, and calls within it don't wait.
 pub(crate) fn guarded<T>(failed: T, work: impl FnOnce() -> T) -> T {
     let mut state = 0;
     // SAFETY: `state` can be written to.

@@ -2,6 +2,8 @@
 //! the descriptor is taken over, and calls the real function if not.
 
 pub(crate) mod descriptors;
+// musl has no RTLD_DEEPBIND.
+#[cfg(target_env = "gnu")]
 mod libraries;
 mod raw;
 pub(crate) mod receiving;

@@ -52,7 +52,7 @@ const ABANDONED_CALLS: u32 = 16;
 /// A call that waits for the lock for so many seconds, during which nobody gets it, fails
 /// as in a handler: a process that is stopped while it holds the lock must not stop all
 /// others for good.
-const PATIENCE: libc::time_t = 2;
+const PATIENCE: i64 = 2;
 
 /// The number of a local address and port in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -433,21 +433,26 @@ impl Shared {
     fn wait_for_mutex(&self) -> c_int {
         loop {
             let sections = self.sections.load(Ordering::Relaxed);
-            if self.stuck.load(Ordering::Relaxed) == sections.wrapping_add(1) {
-                return libc::EBUSY;
-            }
+            let is_stuck = self.stuck.load(Ordering::Relaxed) == sections.wrapping_add(1);
+            // A time that is over. Only a function that could wait tells by EDEADLK, with
+            // musl, that this very thread holds the lock.
             let mut until = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             };
             // SAFETY: `until` can be written to, and the mutex was made with the memory.
             let result = unsafe {
-                libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
-                until.tv_sec += PATIENCE;
+                if !is_stuck {
+                    libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
+                    until.tv_sec += PATIENCE;
+                }
                 libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until)
             };
             if result != libc::ETIMEDOUT {
                 return result;
+            }
+            if is_stuck {
+                return libc::EBUSY;
             }
             // While others get it, this thread's turn comes.
             if sections == self.sections.load(Ordering::Relaxed) {

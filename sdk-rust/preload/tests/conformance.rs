@@ -6,7 +6,7 @@
 //! they come from a relay with a header in front, and between them come datagrams that must
 //! be dropped. The program asks this test for what is to be sent to it, so that nothing
 //! depends on time. It runs once for each case and address family, and with random sequences
-//! of calls.
+//! of calls. glibc and musl have a program and a library each.
 //!
 //! `PPV2_CONFORMANCE=NAME` in the environment runs the cases whose name contains `NAME`,
 //! `PPV2_RANDOM=SEED,COUNT` that many random sequences from this one on.
@@ -22,19 +22,50 @@ mod program;
 #[path = "conformance/random.rs"]
 mod random;
 
+use std::process::Command;
+
 use differences::{expected, is_counted, is_run};
 use network::Path;
-use ppv2_lab::{namespace, preload_library};
-use program::{Case, Outcome, Program};
+use ppv2_lab::{musl_gcc, namespace, preload_library, preload_library_musl};
+use program::{Built, Case, Outcome, Program};
+
+fn glibc() -> Built {
+    Built {
+        name: "glibc",
+        compiler: || Command::new("cc"),
+        library: preload_library(),
+    }
+}
+
+fn musl() -> Built {
+    Built {
+        name: "musl",
+        compiler: || {
+            let mut cc = musl_gcc();
+            // The headers of the kernel.
+            cc.args(["-idirafter", "/usr/include", "-idirafter"]);
+            cc.arg(format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH));
+            cc
+        },
+        library: preload_library_musl(),
+    }
+}
 
 #[test]
 fn programs_see_the_same_through_the_library() {
-    preload_library();
-    let test = "programs_see_the_same_through_the_library";
+    see_the_same("programs_see_the_same_through_the_library", glibc());
+}
+
+#[test]
+fn programs_for_musl_see_the_same_through_the_library() {
+    see_the_same("programs_for_musl_see_the_same_through_the_library", musl());
+}
+
+fn see_the_same(test: &str, built: Built) {
     if !namespace::enter(test, &network::setup()) {
         return;
     }
-    let program = Program::compile();
+    let program = Program::compile(built);
     let plain = program.run(Path::Direct);
     for (case, outcome) in program.cases.iter().zip(&plain) {
         assert!(
@@ -61,12 +92,22 @@ fn programs_see_the_same_through_the_library() {
 
 #[test]
 fn random_programs_see_the_same_through_the_library() {
-    preload_library();
-    let test = "random_programs_see_the_same_through_the_library";
+    see_random_the_same("random_programs_see_the_same_through_the_library", glibc());
+}
+
+#[test]
+fn random_programs_for_musl_see_the_same_through_the_library() {
+    see_random_the_same(
+        "random_programs_for_musl_see_the_same_through_the_library",
+        musl(),
+    );
+}
+
+fn see_random_the_same(test: &str, built: Built) {
     if !namespace::enter(test, &network::setup()) {
         return;
     }
-    let program = Program::compile();
+    let program = Program::compile(built);
     let report = match std::env::var("PPV2_RANDOM") {
         Ok(given) => {
             let (seed, count) = given.split_once(',').expect("PPV2_RANDOM=SEED,COUNT");

@@ -11,16 +11,25 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ppv2_lab::fake_proxy::{self, CLIENT, from_client};
-use ppv2_lab::preload_library;
+use ppv2_lab::{musl_gcc, preload_library, preload_library_musl};
 
 const ROUNDS: usize = 400;
 
 #[test]
 fn every_datagram_is_delivered_or_dropped_once() {
+    storm(Command::new("cc"), preload_library());
+}
+
+#[test]
+fn every_datagram_is_delivered_or_dropped_once_with_musl() {
+    storm(musl_gcc(), preload_library_musl());
+}
+
+fn storm(mut cc: Command, library: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("storm");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/storm/storm.c");
-    let compiled = Command::new("cc")
+    let compiled = cc
         .args(["-std=c11", "-O1", "-pthread", "-w"])
         .arg(source)
         .arg("-o")
@@ -35,7 +44,7 @@ fn every_datagram_is_delivered_or_dropped_once() {
     let stats = folder.path().join("stats.prom");
     let mut child = Command::new(&program)
         .arg(server.port().to_string())
-        .env("LD_PRELOAD", preload_library())
+        .env("LD_PRELOAD", library)
         .env("PPV2_TRUSTED", "127.0.0.1")
         .env("PPV2_STATS", &stats)
         .stdin(Stdio::piped())

@@ -1,6 +1,6 @@
 //! close, dup, fcntl, ioctl and their like.
 
-use libc::{c_int, c_uint, c_ulong};
+use libc::{Ioctl, c_int, c_uint, c_ulong};
 
 use super::hooks;
 use crate::boundary::{guarded, is_plausible};
@@ -134,10 +134,11 @@ hooks! {
         controlled(fd, command, argument, result)
     }
 
-    fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
+    /// The request is an int to musl, whose callers leave the other half of the register as it is.
+    fn ioctl(fd: c_int, request: Ioctl, argument: c_ulong) -> c_int {
         if let Some(socket) = registry::get(fd) {
             let value = argument as *mut c_int;
-            let is_length = request == libc::FIONREAD as c_ulong && is_plausible(value);
+            let is_length = request == libc::FIONREAD as Ioctl && is_plausible(value);
             if is_length
                 && !socket.is(Flag::Direct)
                 && let Some(len) = guarded(Some(0), || receive::next_len(fd, socket))
@@ -148,7 +149,7 @@ hooks! {
             }
             // SAFETY: the arguments are the program's.
             let result = unsafe { real::ioctl(fd, request, argument) };
-            if request == libc::FIONBIO as c_ulong && result == 0 {
+            if request == libc::FIONBIO as Ioctl && result == 0 {
                 // SAFETY: the kernel has read the number there.
                 socket.set(Flag::NonBlocking, unsafe { value.read() } != 0);
             }

@@ -18,6 +18,9 @@ use crate::wait::{self, Deadline, Set};
 const USUAL: usize = libc::FD_SETSIZE / c_ulong::BITS as usize;
 const LARGEST: usize = 65536 / c_ulong::BITS as usize;
 
+/// Whether select(2) tells how much of the timeout is left. musl passes the kernel a copy of it.
+const WRITES_TIMEOUT: bool = cfg!(not(target_env = "musl"));
+
 fn pointer(timeout: Option<&timespec>) -> *const timespec {
     timeout.map_or(ptr::null(), ptr::from_ref)
 }
@@ -233,7 +236,7 @@ hooks! {
                 let deadline = Deadline::after_timeval(timeout.as_ref());
                 let to = Selected { count, read, write, except, mask: ptr::null() };
                 if let Some(ready) = select_concerned(to, deadline) {
-                    if let Some(left) = deadline.and_then(Deadline::timeval) {
+                    if WRITES_TIMEOUT && let Some(left) = deadline.and_then(Deadline::timeval) {
                         timeout.write(left);
                     }
                     return ready;

@@ -245,9 +245,9 @@ CASE(refused) {
     int error = -1;
     socklen_t len = sizeof error;
     outcome("SO_ERROR", getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len));
-    row("  %s", error ? strerrorname_np(error) : "none");
+    row("  %s", error ? error_name(error) : "none");
     outcome("SO_ERROR", getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len));
-    row("  %s", error ? strerrorname_np(error) : "none");
+    row("  %s", error ? error_name(error) : "none");
 }
 
 /* Afterwards, Linux sends to the other client what has no address. */
@@ -334,7 +334,7 @@ CASE(refused_with_an_error_queue) {
             continue;
         struct sock_extended_err error;
         memcpy(&error, CMSG_DATA(cmsg), sizeof error);
-        row("  %s origin %d type %d code %d", strerrorname_np(error.ee_errno), error.ee_origin,
+        row("  %s origin %d type %d code %d", error_name(error.ee_errno), error.ee_origin,
             error.ee_type, error.ee_code);
     }
     outcome("recvmsg", recvmsg(fd, &message, MSG_ERRQUEUE));

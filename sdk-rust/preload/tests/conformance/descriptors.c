@@ -382,7 +382,7 @@ static int take_descriptor(int through, int flags) {
                              .msg_controllen = sizeof control};
     long result = recvmsg(through, &message, flags);
     row("recvmsg of a descriptor -> %s %s control %zu flags %#x", result_text(result),
-        bytes_text(text, 2), message.msg_controllen, (unsigned)message.msg_flags);
+        bytes_text(text, 2), (size_t)message.msg_controllen, (unsigned)message.msg_flags);
     int fd = -1;
     if (CMSG_FIRSTHDR(&message))
         memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);

@@ -2,6 +2,7 @@
 #include "harness.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <linux/errqueue.h>
 #include <sys/prctl.h>
 
@@ -227,9 +228,28 @@ int server(const char *name) { return server_with(name, 0); }
 
 /* ---- results ---- */
 
+const char *error_name(int number) {
+#define NAME(NUMBER) [NUMBER] = #NUMBER
+    static const char *const names[] = {
+        NAME(EPERM), NAME(ENOENT), NAME(EINTR), NAME(EIO), NAME(ENXIO), NAME(EBADF), NAME(ECHILD),
+        NAME(EAGAIN), NAME(ENOMEM), NAME(EACCES), NAME(EFAULT), NAME(EBUSY), NAME(EEXIST),
+        NAME(ENODEV), NAME(EINVAL), NAME(ENFILE), NAME(EMFILE), NAME(ENOTTY), NAME(EFBIG),
+        NAME(ENOSPC), NAME(ESPIPE), NAME(EPIPE), NAME(EDOM), NAME(ERANGE), NAME(EDEADLK),
+        NAME(ENOSYS), NAME(EPROTO), NAME(EBADMSG), NAME(EOVERFLOW), NAME(ENOTSOCK),
+        NAME(EDESTADDRREQ), NAME(EMSGSIZE), NAME(EPROTOTYPE), NAME(ENOPROTOOPT),
+        NAME(EPROTONOSUPPORT), NAME(EOPNOTSUPP), NAME(EAFNOSUPPORT), NAME(EADDRINUSE),
+        NAME(EADDRNOTAVAIL), NAME(ENETDOWN), NAME(ENETUNREACH), NAME(ECONNABORTED),
+        NAME(ECONNRESET), NAME(ENOBUFS), NAME(EISCONN), NAME(ENOTCONN), NAME(ESHUTDOWN),
+        NAME(ETIMEDOUT), NAME(ECONNREFUSED), NAME(EHOSTDOWN), NAME(EHOSTUNREACH), NAME(EALREADY),
+        NAME(EINPROGRESS),
+    };
+#undef NAME
+    return number > 0 && number < (int)(sizeof names / sizeof *names) ? names[number] : NULL;
+}
+
 const char *result_text(long result) {
     char *text = text_buffer();
-    const char *name = result == -1 ? strerrorname_np(errno) : NULL;
+    const char *name = result == -1 ? error_name(errno) : NULL;
     if (name)
         snprintf(text, 256, "%s", name);
     else
@@ -337,7 +357,7 @@ void show_control(const struct msghdr *message) {
 void show_message(const char *call, long result, const struct msghdr *message) {
     char *payload = malloc(65536);
     size_t len = 0, left = result < 0 ? 0 : result;
-    for (size_t i = 0; i < message->msg_iovlen && left > 0; i++) {
+    for (size_t i = 0; i < (size_t)message->msg_iovlen && left > 0; i++) {
         size_t part = smaller(left, message->msg_iov[i].iov_len);
         memcpy(payload + len, message->msg_iov[i].iov_base, part);
         len += part;
@@ -349,7 +369,7 @@ void show_message(const char *call, long result, const struct msghdr *message) {
         row("%s -> %s %s from %s (%u) control %zu flags %#x", call, result_text(result),
             bytes_text(payload, len),
             message->msg_name ? name_of(message->msg_name, message->msg_namelen) : "NULL",
-            message->msg_namelen, message->msg_controllen, (unsigned)message->msg_flags);
+            message->msg_namelen, (size_t)message->msg_controllen, (unsigned)message->msg_flags);
     free(payload);
 }
 
@@ -515,3 +535,50 @@ int main(int argc, char **argv) {
     fprintf(stderr, "no case %s\n", argv[1]);
     return 2;
 }
+
+#ifndef __GLIBC__
+/* ---- what musl lacks ---- */
+
+#undef close_range
+#undef closefrom
+#undef preadv2
+#undef pwritev2
+#undef epoll_pwait2
+
+/* The function of this name, if the library has it. */
+#define FOUND(RESULT, NAME, ...)                                                  \
+    RESULT (*found)(__VA_ARGS__) = (RESULT(*)(__VA_ARGS__))dlsym(RTLD_DEFAULT, #NAME)
+
+int close_range_found(unsigned first, unsigned last, int flags) {
+    FOUND(int, close_range, unsigned, unsigned, int);
+    return found ? found(first, last, flags) : syscall(SYS_close_range, first, last, flags);
+}
+
+void closefrom_found(int first) {
+    FOUND(void, closefrom, int);
+    if (found)
+        found(first);
+    else
+        syscall(SYS_close_range, first, ~0U, 0);
+}
+
+ssize_t preadv2_found(int fd, const struct iovec *iov, int count, off_t offset, int flags) {
+    FOUND(ssize_t, preadv2, int, const struct iovec *, int, off_t, int);
+    return found ? found(fd, iov, count, offset, flags)
+                 : syscall(SYS_preadv2, fd, iov, count, offset, 0, flags);
+}
+
+ssize_t pwritev2_found(int fd, const struct iovec *iov, int count, off_t offset, int flags) {
+    FOUND(ssize_t, pwritev2, int, const struct iovec *, int, off_t, int);
+    return found ? found(fd, iov, count, offset, flags)
+                 : syscall(SYS_pwritev2, fd, iov, count, offset, 0, flags);
+}
+
+int epoll_pwait2_found(int epoll, struct epoll_event *events, int count,
+                       const struct timespec *timeout, const sigset_t *mask) {
+    FOUND(int, epoll_pwait2, int, struct epoll_event *, int, const struct timespec *,
+          const sigset_t *);
+    return found ? found(epoll, events, count, timeout, mask)
+                 : syscall(SYS_epoll_pwait2, epoll, events, count, timeout, mask, 8);
+}
+#endif

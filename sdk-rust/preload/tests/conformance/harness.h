@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
@@ -32,6 +33,28 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+/* Whether messages are read by the kernel alone, which says EFAULT. musl reads them first: a
+ * bad pointer ends the program. */
+#ifdef __GLIBC__
+enum { KERNEL_READS_MESSAGES = true };
+#else
+enum { KERNEL_READS_MESSAGES = false };
+
+/* Functions that musl lacks, or lacked for long. A program may find them in the library; where
+ * it doesn't, these make the system calls. */
+int close_range_found(unsigned first, unsigned last, int flags);
+void closefrom_found(int first);
+ssize_t preadv2_found(int fd, const struct iovec *iov, int count, off_t offset, int flags);
+ssize_t pwritev2_found(int fd, const struct iovec *iov, int count, off_t offset, int flags);
+int epoll_pwait2_found(int epoll, struct epoll_event *events, int count,
+                       const struct timespec *timeout, const sigset_t *mask);
+#define close_range close_range_found
+#define closefrom closefrom_found
+#define preadv2 preadv2_found
+#define pwritev2 pwritev2_found
+#define epoll_pwait2 epoll_pwait2_found
+#endif
 
 /* Families in which a case runs: an IPv4 socket, an IPv6 socket, and an IPv6 socket
  * bound to all addresses whose clients have IPv4 addresses. */
@@ -96,6 +119,8 @@ long must(const char *what, long result);
 
 /* Prints a line. */
 __attribute__((format(printf, 1, 2))) void row(const char *format, ...);
+/* "EAGAIN"; NULL for numbers that no case is about. */
+const char *error_name(int number);
 /* "5" or "EAGAIN", in one of 8 buffers. */
 const char *result_text(long result);
 /* Prints what a call returned: a number, or the name of errno. */

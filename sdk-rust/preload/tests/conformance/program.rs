@@ -8,8 +8,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use ppv2_lab::preload_library;
-
 use crate::differences::is_run;
 use crate::network::{Family, Network, Path, RELAYS};
 
@@ -32,13 +30,22 @@ pub(crate) struct Outcome {
     took: Duration,
 }
 
+/// By what the program is compiled, and which library it is run with.
+pub(crate) struct Built {
+    /// Of the C library.
+    pub(crate) name: &'static str,
+    pub(crate) compiler: fn() -> Command,
+    pub(crate) library: &'static FilePath,
+}
+
 pub(crate) struct Program {
+    built: Built,
     folder: tempfile::TempDir,
     pub(crate) cases: Vec<Case>,
 }
 
 impl Program {
-    pub(crate) fn compile() -> Self {
+    pub(crate) fn compile(built: Built) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sources = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance");
         let entries = std::fs::read_dir(sources).unwrap();
@@ -50,7 +57,7 @@ impl Program {
                     .path()
                     .join(path.file_stem().unwrap())
                     .with_extension("o");
-                let mut cc = Command::new("cc");
+                let mut cc = (built.compiler)();
                 // Bad pointers and sizes are what some cases are about.
                 cc.args([
                     "-std=c11",
@@ -73,7 +80,7 @@ impl Program {
                 (object, child.expect("cc is in the Debian package gcc"))
             })
             .collect();
-        let mut link = Command::new("cc");
+        let mut link = (built.compiler)();
         for (object, mut compiler) in compilers {
             assert!(compiler.wait().unwrap().success(), "{}", object.display());
             link.arg(object);
@@ -91,6 +98,7 @@ impl Program {
         // One case alone, while something is looked for.
         let only = std::env::var("PPV2_CONFORMANCE").unwrap_or_default();
         Self {
+            built,
             cases: cases.filter(|case| case.name.contains(&only)).collect(),
             folder,
         }
@@ -121,8 +129,9 @@ impl Program {
     /// Writes everything to a file in target/tmp, to be looked at.
     fn keep(&self, path: Path, outcomes: &[Outcome]) {
         let mut file = File::create(format!(
-            "{}/conformance {path:?}",
-            env!("CARGO_TARGET_TMPDIR")
+            "{}/conformance {} {path:?}",
+            env!("CARGO_TARGET_TMPDIR"),
+            self.built.name
         ))
         .unwrap();
         for (case, outcome) in self.cases.iter().zip(outcomes) {
@@ -162,7 +171,7 @@ impl Program {
             .stderr(File::create(&stderr).unwrap());
         if path != Path::Direct {
             command
-                .env("LD_PRELOAD", preload_library())
+                .env("LD_PRELOAD", self.built.library)
                 .env("PPV2_TRUSTED", RELAYS.join(","))
                 .env("PPV2_NEW_SOCKETS", "answer")
                 .env("PPV2_STATS", &stats);

@@ -212,7 +212,7 @@ CASE(recvmsg_scatters) {
     row("too small, MSG_TRUNC -> %s flags %#x %s", result_text(result),
         (unsigned)message.msg_flags, bytes_text(a, 3));
     show_message("nothing", recvmsg(fd, &message, MSG_DONTWAIT), &message);
-    row("namelen %u control %zu flags %#x", message.msg_namelen, message.msg_controllen,
+    row("namelen %u control %zu flags %#x", message.msg_namelen, (size_t)message.msg_controllen,
         (unsigned)message.msg_flags);
 }
 
@@ -469,7 +469,8 @@ CASE(recvmmsg_timeouts) {
     row("%s", long_time.tv_sec < 10 && long_time.tv_sec >= 0 ? "time left" : "unchanged");
     receive("nothing", fd, MSG_DONTWAIT);
     client_sends("c1", "s1", "three");
-    outcome("bad pointer", recvmmsg(fd, NULL, 1, MSG_DONTWAIT, NULL));
+    if (KERNEL_READS_MESSAGES)
+        outcome("bad pointer", recvmmsg(fd, NULL, 1, MSG_DONTWAIT, NULL));
     batch("bad timeout", fd, 1, MSG_DONTWAIT, (struct timespec *)1);
     receive("what is left", fd, MSG_DONTWAIT);
 }
@@ -800,7 +801,8 @@ CASE(bad_pointers) {
     outcome("readv, buffer", readv(fd, &bad_iov, 1));
     outcome("readv, half", readv(fd, half, 2));
     outcome("readv, vector", readv(fd, bad, 1));
-    outcome("recvmsg", recvmsg(fd, bad, 0));
+    if (KERNEL_READS_MESSAGES)
+        outcome("recvmsg", recvmsg(fd, bad, 0));
     broken = message;
     broken.msg_iov = bad;
     outcome("recvmsg, vector", recvmsg(fd, &broken, 0));

@@ -135,7 +135,8 @@ CASE(sendmmsg_reaches_all) {
     outcome("third is bad", sendmmsg(fd, messages, 5, 0));
     row("  %u", messages[2].msg_len);
     outcome("first is bad", sendmmsg(fd, messages + 2, 3, 0));
-    outcome("vector is bad", sendmmsg(fd, (void *)16, 3, 0));
+    if (KERNEL_READS_MESSAGES)
+        outcome("vector is bad", sendmmsg(fd, (void *)16, 3, 0));
     client_expects("c1");
     client_expects("c2");
     client_has_nothing("c3");
@@ -182,7 +183,8 @@ CASE(send_errors) {
     outcome("bad part", sendmsg(fd, &message, 0));
     message.msg_iov = (void *)16;
     outcome("bad vector", sendmsg(fd, &message, 0));
-    outcome("bad message", sendmsg(fd, (void *)16, 0));
+    if (KERNEL_READS_MESSAGES)
+        outcome("bad message", sendmsg(fd, (void *)16, 0));
     message.msg_iov = iov;
     message.msg_iovlen = 1;
     message.msg_name = (void *)16;
@@ -190,7 +192,8 @@ CASE(send_errors) {
     message.msg_name = &to;
     message.msg_control = (void *)16;
     message.msg_controllen = 32;
-    outcome("bad control", sendmsg(fd, &message, 0));
+    if (KERNEL_READS_MESSAGES)
+        outcome("bad control", sendmsg(fd, &message, 0));
     if (family == V4)
         to.in.sin_port = 0;
     else

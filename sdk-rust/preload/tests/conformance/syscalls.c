@@ -75,6 +75,7 @@ CASE_IN(other_calls_by_number, V4) {
     outcome("errno is kept", syscall(SYS_getuid) >= 0 && errno == 7 ? 0 : -2);
 }
 
+#ifdef __GLIBC__
 /* Names that glibc has besides the usual ones. */
 ssize_t __read(int fd, void *bytes, size_t len);
 ssize_t __write(int fd, const void *bytes, size_t len);
@@ -114,6 +115,7 @@ CASE(other_names_of_calls) {
     client_sends("c1", "s1", "to another copy");
     receive("copy", 200, 0);
 }
+#endif
 
 CASE(reads_and_writes_without_an_offset) {
     int fd = server("s1");

@@ -28,8 +28,9 @@ STATIC = target/$(HOST)/release/ppv2-proxy
 PRELOAD = target/$(HOST)/preload/libppv2_preload.so
 GLIBC := 2.28
 
-# What the same library is built for that programs with musl load.
+# The same for programs that use musl, such as those of Alpine.
 MUSL = $(firstword $(subst -, ,$(HOST)))-unknown-linux-musl
+PRELOAD_MUSL = target/$(MUSL)/preload/libppv2_preload.so
 
 # What `make image` calls the image.
 IMAGE ?= ppv2-proxy:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -55,11 +56,18 @@ help:
 	@echo 'make bench-preload  what the preload library costs a server, NSD, for each query'
 	@echo 'make audit   known vulnerabilities of dependencies (fetches the RustSec database)'
 
-# `wrap` looks for the library beside the proxy.
+# `wrap` looks for the libraries beside the proxy.
 build:
 	cargo build --locked --release -p ppv2-proxy
 	cargo build --locked --profile preload -p ppv2-preload
 	install -m 644 target/preload/libppv2_preload.so target/release
+	@rm -f target/release/libppv2_preload_musl.so
+	@if [ -d "$$(rustc --print target-libdir --target $(MUSL))" ]; then \
+		sdk-rust/preload/for-musl --locked --profile preload && \
+		install -m 644 $(PRELOAD_MUSL) target/release/libppv2_preload_musl.so; \
+	else \
+		echo 'without the library for programs that use musl: `rustup target add $(MUSL)` has it built' >&2; \
+	fi
 
 static: export RUSTFLAGS := -C target-feature=+crt-static
 static: export CARGO_PROFILE_RELEASE_STRIP := symbols
@@ -73,19 +81,20 @@ preload:
 	.ci/python-tools $(TOOLS)/dist-python proxy/packaging/python-tools.txt
 	PATH="$(TOOLS)/dist-python/bin:$$PATH" \
 		cargo zigbuild --locked --profile preload --target $(HOST).$(GLIBC) -p ppv2-preload
+	sdk-rust/preload/for-musl --locked --profile preload
 
 image: static preload
-	proxy/packaging/container/build $(STATIC) $(PRELOAD) $(IMAGE)
+	proxy/packaging/container/build $(STATIC) $(PRELOAD) $(PRELOAD_MUSL) $(IMAGE)
 
 # Not built here: root, who installs, needs no Rust.
 install:
-	@[ -x target/release/ppv2-proxy ] && [ -f target/preload/libppv2_preload.so ] || \
+	@[ -x target/release/ppv2-proxy ] && [ -f target/release/libppv2_preload.so ] || \
 		{ echo 'run `make build` first' >&2; exit 1; }
-	proxy/packaging/install target/release/ppv2-proxy target/preload/libppv2_preload.so \
-		'$(DESTDIR)' '$(PREFIX)'
+	proxy/packaging/install target/release/ppv2-proxy target/release/libppv2_preload.so \
+		'$(wildcard target/release/libppv2_preload_musl.so)' '$(DESTDIR)' '$(PREFIX)'
 
 dist: static preload $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX)
-	proxy/packaging/dist $(STATIC) $(PRELOAD) target/dist $(TOOLS)
+	proxy/packaging/dist $(STATIC) $(PRELOAD) $(PRELOAD_MUSL) target/dist $(TOOLS)
 
 # The proxy needs nothing of root, so root has it run as nobody.
 demo:

@@ -51,7 +51,7 @@ fn says(arguments: &[&str]) -> String {
 /// Builds the image as `make image` does.
 fn build() {
     let mut build = Command::new(format!("{FOLDER}/build"));
-    build.args([binary(), preload_library()]);
+    build.args([binary(), preload_library(), preload_library_musl()]);
     build.arg(IMAGE).env("ENGINE", "podman");
     let (code, out, error) = output_of(&mut build);
     assert_eq!(

@@ -42,7 +42,7 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// The package of `make dist`, with the binary and the library of the tests in it.
+/// The package of `make dist`, with the binary and the libraries of the tests in it.
 fn build(folder: &Path) -> PathBuf {
     let target = folder.join("target");
     fs::create_dir_all(target.join("release")).unwrap();
@@ -51,8 +51,8 @@ fn build(folder: &Path) -> PathBuf {
         .arg("-o")
         .args([&program, &binary().to_owned()]));
     run(Command::new(repository().join("proxy/packaging/install"))
-        .args([&program, preload_library(), &target.join("release/root")])
-        .arg("/usr"));
+        .args([&program, preload_library(), preload_library_musl()])
+        .args([&target.join("release/root"), Path::new("/usr")]));
 
     let tool = repository().join("target/tools/bin/cargo-deb");
     assert!(tool.exists(), "{tool:?} is missing; `make unit` builds it");
@@ -279,6 +279,7 @@ fn a_debian_package_is_installed_upgraded_and_purged() {
         "usr/share/doc/ppv2-proxy/copyright",
         "usr/share/doc/ppv2-proxy/examples/dns.toml",
         "usr/lib/ppv2/libppv2_preload.so",
+        "usr/lib/ppv2/libppv2_preload_musl.so",
         "usr/share/doc/ppv2-proxy/examples/bird/ppv2-bird",
         "usr/share/doc/ppv2-proxy/examples/kubernetes/base/deployment.yaml",
         "usr/lib/systemd/system/ppv2-proxy.service",

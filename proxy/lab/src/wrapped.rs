@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use crate::dig::{clients, setup_clients};
 use crate::fake_proxy::from_client_at;
-use crate::{Process, TIMEOUT, address, binary, bind, preload_library, proxy_between, receive};
+use crate::{
+    Process, TIMEOUT, address, binary, bind, preload_library, preload_library_musl, proxy_between,
+    receive,
+};
 
 /// Clients of a scene, each with an address of its own.
 pub const CLIENTS: usize = 50;
@@ -55,11 +58,15 @@ pub fn setup() -> String {
 /// A command that runs a program by `ppv2-proxy wrap`, which trusts proxies at both loopback
 /// addresses. `options` are more of `wrap`; the caller adds the program's arguments.
 pub fn wrap(options: &[&str], program: &Path) -> Command {
+    wrap_with(preload_library(), options, program)
+}
+
+fn wrap_with(library: &Path, options: &[&str], program: &Path) -> Command {
     if is_direct() {
         return Command::new(program);
     }
     let mut command = Command::new(binary());
-    command.arg("wrap").arg("--library").arg(preload_library());
+    command.arg("wrap").arg("--library").arg(library);
     for proxy in LOOPBACK {
         command.args(["--trusted", proxy]);
     }
@@ -70,7 +77,18 @@ pub fn wrap(options: &[&str], program: &Path) -> Command {
 /// Starts a program as [`wrap`] does, and gathers its log, from standard output and standard
 /// error.
 pub fn wrapped(options: &[&str], program: &Path, arguments: &[&str]) -> Process {
-    let wrap = wrap(options, program);
+    start(&wrap(options, program), arguments)
+}
+
+/// As [`wrapped`], for a program that uses musl.
+pub fn wrapped_for_musl(options: &[&str], program: &Path, arguments: &[&str]) -> Process {
+    start(
+        &wrap_with(preload_library_musl(), options, program),
+        arguments,
+    )
+}
+
+fn start(wrap: &Command, arguments: &[&str]) -> Process {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" >&2"]);
     command.arg(wrap.get_program()).args(wrap.get_args());

@@ -20,11 +20,16 @@ use nix::errno::Errno;
 use ppv2_sdk::{Trust, TrustError};
 use thiserror::Error;
 
+pub use self::elf::Libc;
 pub use self::environment::Environment;
 pub use self::program::{Privilege, Unsuitable};
 pub use self::sockets::LocalSockets;
 use super::whoami::Format;
 use crate::config::{Network, Number, Time};
+
+/// What to do where no library helps.
+const INSTEAD: &str = "use an unwrapper or mode transparent instead, see \
+     `docs/guides/servers-without-header.md`";
 
 #[derive(Args, Debug)]
 #[allow(missing_docs, reason = "the help texts say it")]
@@ -83,8 +88,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
 
-    /// The preload library [default: libppv2_preload.so beside this program, in ../lib/ppv2,
-    /// /usr/lib/ppv2 or /usr/local/lib/ppv2]
+    /// The preload library [default: libppv2_preload.so, or libppv2_preload_musl.so for programs
+    /// that use musl, beside this program, in ../lib/ppv2, /usr/lib/ppv2 or /usr/local/lib/ppv2]
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
 
@@ -181,12 +186,15 @@ pub enum WrapError {
         /// What is wrong with it, and what to do.
         problem: &'static str,
     },
-    /// The library is nowhere.
-    #[error(
-        "{} is not in {}; `make build` or a package of ppv2-proxy brings it, --library names it elsewhere",
-        library::NAME, searched.join(", ")
-    )]
+    /// The library for the program's C library is nowhere.
+    #[error("{}", no_library(program.as_deref(), *libc, *name, searched))]
     NoLibrary {
+        /// The program, or the interpreter of the script.
+        program: Option<PathBuf>,
+        /// Its C library, or this host's.
+        libc: Libc,
+        /// The file that is missing, if there is a library for this one.
+        name: Option<&'static str>,
         /// The folders.
         searched: Vec<String>,
     },
@@ -223,6 +231,27 @@ pub enum WrapError {
     },
 }
 
+/// Says which library is missing.
+fn no_library(
+    program: Option<&Path>,
+    libc: Libc,
+    name: Option<&str>,
+    searched: &[String],
+) -> String {
+    let needed = match program {
+        Some(program) => format!("{program:?} uses {libc} as its C library"),
+        None => format!("this host uses {libc} as its C library"),
+    };
+    match name {
+        Some(name) => format!(
+            "{needed}, and the preload library for it, {name}, is not in {}; `make build` or a package of ppv2-proxy \
+             brings it, --library names it elsewhere",
+            searched.join(", ")
+        ),
+        None => format!("{needed}, for which there is no preload library; {INSTEAD}"),
+    }
+}
+
 /// Where a program was looked for.
 fn place(program: &OsStr) -> &'static str {
     match program::is_path(program) {
@@ -244,7 +273,7 @@ impl WrapError {
     }
 }
 
-/// Checks the options, then the library, then the program.
+/// Checks the options and the program, and finds the library for the program's C library.
 ///
 /// Without a program, nothing of this host is looked at if the options name the library: the
 /// environment may be for another host or a container.
@@ -254,33 +283,39 @@ impl WrapError {
 /// [`WrapError`].
 pub fn prepare(options: &Options) -> Result<Wrapped, WrapError> {
     check_trust(options)?;
-    let named = options.library.as_deref();
-    let library = match named {
-        Some(path) => library::absolute(path)?,
-        None => library::find()?,
-    };
+    let named = options.library.as_deref().map(library::absolute);
+    let named = named.transpose()?;
     let stats = options.stats.as_deref();
     let stats = stats.map(|path| environment::absolute("--stats", path));
-    let environment = Environment::new(options, &library, stats.transpose()?);
-    let mut wrapped = Wrapped {
-        warnings: Vec::new(),
-        environment,
-        program: None,
-    };
-    if named.is_some() && options.program.is_empty() {
-        return Ok(wrapped);
-    }
-    check_folder(options.stats.as_deref())?;
-    let library = library::read(&library)?;
-    if let Some(name) = options.program.first() {
-        let path = program::find(name)?;
-        wrapped.warnings = program::check(&path, &library)?;
-        wrapped.program = Some(Program {
-            path,
-            arguments: options.program.clone(),
+    let stats = stats.transpose()?;
+    if let (Some(library), []) = (&named, &options.program[..]) {
+        return Ok(Wrapped {
+            warnings: Vec::new(),
+            environment: Environment::new(options, library, stats),
+            program: None,
         });
     }
-    Ok(wrapped)
+    check_folder(options.stats.as_deref())?;
+    let path = options.program.first().map(|name| program::find(name));
+    let path = path.transpose()?;
+    let looked = path.as_deref().map(program::look).transpose()?;
+    let looked = looked.unwrap_or_default();
+    let library = match named {
+        Some(library) => library,
+        None => {
+            let (program, libc) = looked.libc();
+            library::find(libc, program)?
+        }
+    };
+    looked.check(&library::read(&library)?)?;
+    Ok(Wrapped {
+        warnings: looked.warnings,
+        environment: Environment::new(options, &library, stats),
+        program: path.map(|path| Program {
+            path,
+            arguments: options.program.clone(),
+        }),
+    })
 }
 
 /// Has the SDK check what it will be given by the library.

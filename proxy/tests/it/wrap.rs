@@ -33,9 +33,13 @@ impl Folder {
     /// A program or a library, from a line of C.
     #[track_caller]
     fn compile(&self, name: &str, source: &str, options: &[&str]) -> PathBuf {
+        self.compile_by(Command::new("cc"), name, source, options)
+    }
+
+    #[track_caller]
+    fn compile_by(&self, mut cc: Command, name: &str, source: &str, options: &[&str]) -> PathBuf {
         let (path, file) = (self.path(name), self.path("source.c"));
         fs::write(&file, source).unwrap();
-        let mut cc = Command::new("cc");
         cc.arg(&file).args(options).arg("-o").arg(&path);
         let (code, out, error) = output_of(&mut cc);
         assert_eq!(code, Some(0), "{cc:?}: {out}{error}");
@@ -527,6 +531,76 @@ fn the_library_is_looked_for_beside_the_program_first() {
         assert_eq!(print_env(), expected);
         fs::remove_file(place).unwrap();
     }
+}
+
+/// Programs that use musl have a library of their own.
+#[test]
+fn the_library_is_chosen_by_the_programs_c_library() {
+    let folder = Folder::new();
+    for name in ["bin", "lib", "lib/ppv2"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    let proxy = folder.path("bin/ppv2-proxy");
+    install(binary(), &proxy);
+    let for_glibc = folder.path("lib/ppv2/libppv2_preload.so");
+    fs::copy(folder.path("libppv2_preload.so"), &for_glibc).unwrap();
+    let for_musl = folder.compile_by(
+        musl_gcc(),
+        "lib/ppv2/libppv2_preload_musl.so",
+        "int nothing;",
+        &["-shared", "-fPIC"],
+    );
+    let source = "int main(void) { return 7; }";
+    let musl = folder.compile_by(musl_gcc(), "musl", source, &[]);
+    let glibc = folder.program("glibc", &[]);
+    let script = |name, interpreter: &Path| {
+        folder.file(name, format!("#!{}\n", interpreter.display()).as_bytes())
+    };
+    let (musl_script, glibc_script) = (script("of-musl", &musl), script("of-glibc", &glibc));
+    let no_format = folder.file("script", b"exit 7\n");
+    let linker = format!("/lib/ld-musl-{}.so.1", std::env::consts::ARCH);
+    let wrap = |program: &[&Path]| {
+        let mut command = Command::new(&proxy);
+        command.args(["wrap", "--trusted", "192.0.2.1", "--"]);
+        command.args(program).env_remove("LD_PRELOAD");
+        command
+    };
+    for (program, library) in [
+        (&[&*glibc][..], &for_glibc),
+        (&[&glibc_script], &for_glibc),
+        (&[&no_format], &for_glibc),
+        (&[&musl], &for_musl),
+        (&[&musl_script], &for_musl),
+        (&[Path::new(&linker), &musl], &for_musl),
+    ] {
+        let mut print = Command::new(&proxy);
+        print.args(["wrap", "--trusted", "192.0.2.1", "--print-env", "--"]);
+        print.args(program).env_remove("LD_PRELOAD");
+        let expected = format!("LD_PRELOAD={}\nPPV2_TRUSTED=192.0.2.1\n", library.display());
+        assert_eq!(output_of(&mut print), (Some(0), expected, String::new()));
+        let (code, _, error) = output_of(&mut wrap(program));
+        assert_eq!((code, error.as_str()), (Some(7), ""), "{program:?}");
+    }
+
+    // Without one of them, programs with the other C library run on.
+    fs::remove_file(&for_musl).unwrap();
+    let lib = folder.path("lib/ppv2").display().to_string();
+    let missing = "the preload library for it, libppv2_preload_musl.so, is not in ";
+    let parts = [
+        "musl\" uses musl as its C library",
+        missing,
+        &lib,
+        "--library",
+    ];
+    refused(&mut wrap(&[&musl_script]), 1, &parts);
+    assert_eq!(output_of(&mut wrap(&[&glibc])).0, Some(7));
+    // The library of the other one, named by hand.
+    let parts = [
+        "musl\" uses musl as its C library",
+        "is built for glibc",
+        "for musl with --library",
+    ];
+    folder.refuses(&musl, 1, &parts);
 }
 
 #[test]

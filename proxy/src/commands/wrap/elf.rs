@@ -1,6 +1,7 @@
 //! What an ELF file says about how it is loaded: elf(5).
 
-use std::ffi::OsString;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
@@ -24,8 +25,9 @@ pub(super) struct Elf {
     kind: elf::FileType,
     /// The dynamic linker that the kernel starts.
     pub(super) interpreter: Option<PathBuf>,
-    /// The name by which others need it.
-    soname: Option<String>,
+    /// The name by which others need it, or that of the file: musl's own has none in some
+    /// distributions.
+    name: Option<String>,
     /// The libraries that it needs.
     needed: Vec<String>,
     /// Whether it was linked by Go's tools.
@@ -42,9 +44,12 @@ pub(super) struct Architecture {
 
 /// A C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Libc {
+pub enum Libc {
+    /// The GNU C library.
     Glibc,
+    /// That of Alpine.
     Musl,
+    /// That of Android.
     Bionic,
 }
 
@@ -65,7 +70,11 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Elf>> {
         class if class == elf::ELFCLASS64.0 => parse::<FileHeader64<Endianness>, _>(data),
         _ => return Ok(None),
     };
-    let parsed = parsed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let mut parsed = parsed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    if parsed.name.is_none() {
+        let name = path.file_name().map(OsStr::to_string_lossy);
+        parsed.name = name.map(Cow::into_owned);
+    }
     Ok(Some(parsed))
 }
 
@@ -85,7 +94,7 @@ where
         },
         kind: header.e_type(endian),
         interpreter: None,
-        soname: None,
+        name: None,
         needed: Vec::new(),
         is_go: false,
     };
@@ -125,7 +134,7 @@ where
             .iter()
             .filter(|entry| entry.tag(endian) == elf::DT_NEEDED);
         elf.needed = needed.filter_map(|entry| name(entry.val(endian))).collect();
-        elf.soname = value(elf::DT_SONAME).and_then(name);
+        elf.name = value(elf::DT_SONAME).and_then(name);
     }
     elf.is_go = is_go(header, endian, data);
     Ok(elf)
@@ -160,7 +169,11 @@ impl Elf {
 
     /// Whether it is a dynamic linker itself, which loads the program among its arguments.
     pub(super) fn is_dynamic_linker(&self) -> bool {
-        self.soname.as_deref().and_then(libc_of_linker).is_some()
+        self.interpreter.is_none() && self.libc_of_own_name().is_some()
+    }
+
+    fn libc_of_own_name(&self) -> Option<Libc> {
+        libc_of_linker(self.name.as_deref()?)
     }
 
     /// The C library that comes with a program's dynamic linker, or that a library needs.
@@ -168,12 +181,13 @@ impl Elf {
         if let Some(interpreter) = &self.interpreter {
             return libc_of_linker(interpreter.file_name()?.to_str()?);
         }
-        self.needed.iter().find_map(|name| match name.as_str() {
+        let needed = self.needed.iter().find_map(|name| match name.as_str() {
             "libc.so.6" => Some(Libc::Glibc),
             "libc.so" => Some(Libc::Musl),
             name if name.starts_with("libc.musl-") => Some(Libc::Musl),
             _ => None,
-        })
+        });
+        needed.or_else(|| self.libc_of_own_name())
     }
 
     /// Whether it needs a library of this name, in any version.
@@ -190,6 +204,9 @@ fn libc_of_linker(name: &str) -> Option<Libc> {
     match name {
         "linker" | "linker64" => Some(Libc::Bionic),
         name if name.starts_with("ld-musl-") => Some(Libc::Musl),
+        // The same file: musl is one for both.
+        "libc.so" => Some(Libc::Musl),
+        name if name.starts_with("libc.musl-") => Some(Libc::Musl),
         name if name.starts_with("ld-linux") || name.starts_with("ld64.so") => Some(Libc::Glibc),
         "ld.so.1" => Some(Libc::Glibc),
         _ => None,
@@ -290,6 +307,9 @@ mod tests {
             ("ld-linux.so.2", Some(Libc::Glibc)),
             ("ld64.so.2", Some(Libc::Glibc)),
             ("ld-musl-x86_64.so.1", Some(Libc::Musl)),
+            ("libc.musl-x86_64.so.1", Some(Libc::Musl)),
+            ("libc.so", Some(Libc::Musl)),
+            ("libc.so.6", None),
             ("linker64", Some(Libc::Bionic)),
             ("ld-uClibc.so.0", None),
         ] {

@@ -1,35 +1,49 @@
-//! Where the preload library is, and what it was built for.
+//! Where the preload library is, one for each C library, and what it was built for.
 
 use std::env;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::elf::{self, Elf};
+use super::elf::{self, Elf, Libc};
 use super::{WrapError, environment};
-
-/// The file, as cargo names it.
-pub(super) const NAME: &str = "libppv2_preload.so";
 
 /// Where packages and `make install` put it, below the folder of this program's and then
 /// wherever this program is.
 const OF_PREFIX: &str = "../lib/ppv2";
 const OF_HOST: [&str; 2] = ["/usr/lib/ppv2", "/usr/local/lib/ppv2"];
 
-/// The first library of those that this program could belong to.
-pub(super) fn find() -> Result<PathBuf, WrapError> {
+/// The file of the library for a C library; `None` if there is none.
+fn name(libc: Libc) -> Option<&'static str> {
+    match libc {
+        Libc::Glibc => Some("libppv2_preload.so"),
+        Libc::Musl => Some("libppv2_preload_musl.so"),
+        Libc::Bionic => None,
+    }
+}
+
+/// The library for programs with this C library: the first of those that this program could
+/// belong to. `program` is the one that it is for, if there is one.
+pub(super) fn find(libc: Libc, program: Option<&Path>) -> Result<PathBuf, WrapError> {
+    let missing = |searched| WrapError::NoLibrary {
+        program: program.map(Path::to_owned),
+        libc,
+        name: name(libc),
+        searched,
+    };
+    let Some(name) = name(libc) else {
+        return Err(missing(Vec::new()));
+    };
     let own = env::current_exe().ok();
     let beside = own.as_deref().and_then(Path::parent);
     let folders = folders(beside);
     for folder in &folders {
-        let file = folder.join(NAME);
+        let file = folder.join(name);
         if file.is_file() {
             return absolute(&file);
         }
     }
     let searched = folders.iter().map(|folder| folder.display().to_string());
-    Err(WrapError::NoLibrary {
-        searched: searched.collect(),
-    })
+    Err(missing(searched.collect()))
 }
 
 /// The folders that are searched, in this order.

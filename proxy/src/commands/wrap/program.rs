@@ -14,8 +14,8 @@ use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat, getxattr, st
 use rustix::process::{getgid, getuid};
 use rustix::thread::no_new_privs;
 
-use super::WrapError;
 use super::elf::{self, Architecture, Elf, Libc};
+use super::{INSTEAD, WrapError};
 
 /// Where programs are looked for without PATH, as execvp(3) says.
 const USUAL_PATH: &str = "/bin:/usr/bin";
@@ -69,8 +69,6 @@ pub enum Privilege {
 
 impl fmt::Display for Unsuitable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const INSTEAD: &str = "use an unwrapper or mode transparent instead, see \
-             `docs/guides/servers-without-header.md`";
         match self {
             Self::Go => write!(
                 f,
@@ -164,15 +162,25 @@ fn is_executable(path: &Path) -> io::Result<()> {
     Ok(accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
-/// Looks at a program and, if it is a script, at what interprets it. Returns warnings.
-pub(super) fn check(path: &Path, library: &Elf) -> Result<Vec<String>, WrapError> {
-    let mut warnings = Vec::new();
+/// What the kernel loads for a program: the program, or what interprets the script.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// `None` if it is not known.
+    found: Option<(PathBuf, Elf)>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Looks at a program and, if it is a script, at what interprets it. Fails where no library can
+/// help.
+pub(super) fn look(path: &Path) -> Result<Looked, WrapError> {
+    let mut looked = Looked::default();
+    let warnings = &mut looked.warnings;
     warnings.extend(starter(path));
     let mut path = path.to_owned();
     for _ in 0..=MAX_SCRIPTS {
         match elf::read(&path) {
             Ok(Some(elf)) => {
-                if let Some(why) = unsuitable(&path, &elf, library) {
+                if let Some(why) = loads_nothing(&elf) {
                     return Err(WrapError::Unsuitable { program: path, why });
                 }
                 if elf.needs("liburing") {
@@ -181,34 +189,66 @@ pub(super) fn check(path: &Path, library: &Elf) -> Result<Vec<String>, WrapError
                          program use ordinary calls for UDP, if it can"
                     ));
                 }
-                return Ok(warnings);
+                looked.found = Some((path, elf));
+                break;
             }
             // What else the kernel can start is not known here: binfmt_misc.
             Ok(None) => match script(&path) {
                 Some(interpreter) => path = interpreter,
-                None => return Ok(warnings),
+                None => break,
             },
             // The kernel says so next.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(warnings),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => {
                 warnings.push(format!("{path:?} can't be checked: {error}"));
-                return Ok(warnings);
+                break;
             }
         }
     }
-    Ok(warnings)
+    Ok(looked)
 }
 
-/// Why the library can't be used with this program.
+impl Looked {
+    /// The program, and its C library. That of this host where it is not known.
+    pub(super) fn libc(&self) -> (Option<&Path>, Libc) {
+        let found = self.found.as_ref();
+        let known = found.and_then(|(path, elf)| Some((Some(path.as_path()), elf.libc()?)));
+        known.unwrap_or_else(|| (None, libc_of_host()))
+    }
+
+    /// Checks that the library can be loaded into it.
+    pub(super) fn check(&self, library: &Elf) -> Result<(), WrapError> {
+        let found = self.found.as_ref();
+        let why = found.and_then(|(path, elf)| Some((path, unsuitable(path, elf, library)?)));
+        match why {
+            None => Ok(()),
+            Some((path, why)) => Err(WrapError::Unsuitable {
+                program: path.clone(),
+                why,
+            }),
+        }
+    }
+}
+
+/// The C library of this host's shell, which runs scripts without `#!`.
+fn libc_of_host() -> Libc {
+    let shell = elf::read(Path::new("/bin/sh")).ok().flatten();
+    shell.and_then(|elf| elf.libc()).unwrap_or(Libc::Glibc)
+}
+
+/// Why a program loads no library.
+fn loads_nothing(elf: &Elf) -> Option<Unsuitable> {
+    match elf.is_program() && !elf.is_dynamic_linker() {
+        true if elf.is_go => Some(Unsuitable::Go),
+        true if elf.interpreter.is_none() => Some(Unsuitable::Static),
+        _ => None,
+    }
+}
+
+/// Why this library can't be used with this program.
 fn unsuitable(path: &Path, elf: &Elf, library: &Elf) -> Option<Unsuitable> {
     if !elf.is_program() || elf.is_dynamic_linker() {
         return None;
-    }
-    if elf.is_go {
-        return Some(Unsuitable::Go);
-    }
-    if elf.interpreter.is_none() {
-        return Some(Unsuitable::Static);
     }
     if elf.machine != library.machine {
         let name = |machine: Architecture| machine.to_string();
@@ -350,7 +390,10 @@ mod tests {
         let path = folder.path().join("loop");
         file(&folder, "loop", &format!("#!{}\n", path.display()), 0o755);
         let own = elf::read(&env::current_exe().unwrap()).unwrap().unwrap();
-        assert_eq!(check(&path, &own).unwrap(), Vec::<String>::new());
+        let looked = look(&path).unwrap();
+        assert!(looked.warnings.is_empty() && looked.found.is_none());
+        looked.check(&own).unwrap();
+        assert_eq!(looked.libc(), (None, Libc::Glibc));
     }
 
     #[test]

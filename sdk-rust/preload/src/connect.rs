@@ -17,7 +17,7 @@ use crate::registry::Marks;
 use crate::settings::NewSockets;
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Endpoint, Path};
-use crate::{lifecycle, names, options, real, registry, settings, wait};
+use crate::{lifecycle, names, options, real, receive, registry, settings, wait};
 
 /// What becomes of the program's call of connect(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +123,13 @@ fn connected(socket: &Socket, client: SocketAddr, to: SocketAddr) {
     socket.set(Flag::KernelOnly, false);
 }
 
-/// The kernel has connected it to an address that is talked to directly.
-pub(crate) fn connected_directly(socket: &Socket) {
+/// The kernel has connected it to an address that is talked to directly. What comes from now on
+/// comes from there; what is in the queue already is looked at like before.
+pub(crate) fn connected_directly(fd: c_int, socket: &Socket) {
     socket.set_peer(None);
     socket.set_kernel_peer(None);
     socket.set(Flag::KernelOnly, false);
-    socket.set(Flag::Direct, true);
+    socket.set(Flag::Direct, receive::is_empty(fd));
 }
 
 fn disconnect(fd: c_int, socket: &Socket) -> Decision {

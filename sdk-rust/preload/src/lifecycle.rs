@@ -193,15 +193,18 @@ pub(crate) fn learn(fd: c_int, socket: &Socket) {
 }
 
 /// A reply must leave from the address that the proxy sent to. On an IPv6 socket,
-/// IPV6_RECVPKTINFO tells of IPv4 datagrams too.
+/// IPV6_RECVPKTINFO tells of IPv4 datagrams too. Where datagrams are received as they come,
+/// only the program is told, if it asked.
 pub(crate) fn tell_local_addresses(fd: c_int, socket: &Socket) {
     if !socket.is(Flag::Wildcard) {
         return;
     }
-    let (level, option) = if socket.family() == libc::AF_INET6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    let (level, option, wanted) = if socket.family() == libc::AF_INET6 {
+        let option = libc::IPV6_RECVPKTINFO;
+        (libc::IPPROTO_IPV6, option, Flag::WantsPktinfo6)
     } else {
-        (libc::IPPROTO_IP, libc::IP_PKTINFO)
+        (libc::IPPROTO_IP, libc::IP_PKTINFO, Flag::WantsPktinfo)
     };
-    options::set(fd, level, option, 1);
+    let on = !socket.is(Flag::Direct) || socket.is(wanted);
+    options::set(fd, level, option, on.into());
 }

@@ -14,8 +14,8 @@ mod plain;
 mod tests;
 
 use libc::{
-    EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLERR, POLLRDHUP, c_int, c_short,
-    msghdr, pollfd, ssize_t,
+    EAGAIN, EINTR, EIO, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_PEEK, POLLERR, POLLIN, POLLRDHUP, c_int,
+    c_short, msghdr, pollfd, ssize_t,
 };
 
 pub(crate) use arrived::check_parts;
@@ -201,18 +201,23 @@ pub(crate) fn discard_dropped(fd: c_int, socket: &Socket) -> bool {
 
 /// Whether nothing more is received, which the kernel reports as readable.
 fn is_shut_down(fd: c_int) -> bool {
-    events(fd) & POLLRDHUP != 0
+    events(fd, POLLRDHUP) & POLLRDHUP != 0
 }
 
 /// Whether the next call fails, or something is in the queue of errors.
 pub(crate) fn has_error(fd: c_int) -> bool {
-    events(fd) & POLLERR != 0
+    events(fd, 0) & POLLERR != 0
 }
 
-fn events(fd: c_int) -> c_short {
+/// Whether nothing is in the queue.
+pub(crate) fn is_empty(fd: c_int) -> bool {
+    events(fd, POLLIN) & POLLIN == 0
+}
+
+fn events(fd: c_int, events: c_short) -> c_short {
     let mut polled = pollfd {
         fd,
-        events: POLLRDHUP,
+        events,
         revents: 0,
     };
     // SAFETY: it can be read and written.

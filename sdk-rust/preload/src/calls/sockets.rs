@@ -152,11 +152,19 @@ hooks! {
                 // SAFETY: the arguments are the program's.
                 let result = unsafe { real::connect(fd, name, len) };
                 if result == 0 && let Some(socket) = registry::get(fd) {
-                    connect::connected_directly(socket);
+                    guarded((), || {
+                        connect::connected_directly(fd, socket);
+                        lifecycle::tell_local_addresses(fd, socket);
+                    });
                 }
                 result
             }
-            Decision::Done => 0,
+            Decision::Done => {
+                if let Some(socket) = registry::get(fd) {
+                    guarded((), || lifecycle::tell_local_addresses(fd, socket));
+                }
+                0
+            }
             Decision::Fail(errno) => fail(errno),
         }
     }

@@ -96,7 +96,8 @@ impl Patience {
                 wait::rearm(fd, socket);
                 Err(EAGAIN)
             }
-            Mode::Until(deadline) if now() >= deadline => Err(EAGAIN),
+            // What is in the queue when the time is over is still looked at.
+            Mode::Until(deadline) if self.drops >= MAX_DROPS && now() >= deadline => Err(EAGAIN),
             Mode::Until(_) | Mode::Blocking if self.drops >= MAX_DROPS => self.uninterrupted(),
             Mode::Unknown | Mode::NonBlocking | Mode::Blocking | Mode::Until(_) => Ok(()),
         }

@@ -123,6 +123,29 @@ fn drops_do_not_prolong_a_timeout() {
     flood.join().unwrap();
 }
 
+/// As the kernel would have found it.
+#[test]
+fn what_is_in_the_queue_is_found_though_the_time_is_over() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let (proxy, client) = (Proxy::new(), client());
+    let timeout = timeval {
+        tv_sec: 0,
+        tv_usec: 1,
+    };
+    // SAFETY: the value can be read.
+    let result = unsafe {
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVTIMEO);
+        let len = size_of_val(&timeout) as libc::socklen_t;
+        sockets::setsockopt(listener.0, level, option, (&raw const timeout).cast(), len)
+    };
+    assert_eq!(result, 0);
+    for _ in 0..MAX_DROPS / 2 {
+        proxy.send_bare(to);
+    }
+    proxy.forward(client, b"hello", to);
+    assert_eq!(listener.receive_with(0), Some((b"hello".to_vec(), client)));
+}
+
 #[test]
 fn batches_have_no_gaps() {
     let (listener, to) = Fd::listener("127.0.0.1");
@@ -340,4 +363,38 @@ fn a_call_waits_with_all_signals_after_a_flood() {
     let (received, is_blocked) = waiting.join().unwrap();
     assert_eq!(received, Some((b"hello".to_vec(), client)));
     assert_eq!(is_blocked, 0);
+}
+
+#[test]
+fn what_came_before_a_socket_was_connected_directly_is_judged() {
+    let (listener, to) = Fd::listener("127.0.0.1");
+    let proxy = Proxy::new();
+    let peer = UdpSocket::bind("127.0.0.9:0").unwrap();
+    let address = peer.local_addr().unwrap();
+    proxy.send_bare(to);
+    peer.send_to(b"before", to).unwrap();
+    proxy.send_bare(to);
+    assert_eq!(listener.connect(address), 0);
+    peer.send_to(b"after", to).unwrap();
+    let expected = |payload: &[u8]| Some((payload.to_vec(), address));
+    assert_eq!(listener.receive(), expected(b"before"));
+    assert_eq!(listener.receive(), expected(b"after"));
+    assert_eq!(listener.receive(), None);
+}
+
+#[test]
+fn a_socket_that_is_connected_directly_tells_no_more_than_was_asked_for() {
+    let (listener, _) = Fd::listener("0.0.0.0");
+    let told = || crate::options::get(listener.0, libc::IPPROTO_IP, libc::IP_PKTINFO);
+    assert_eq!(told(), Some(1));
+    assert_eq!(listener.connect("127.0.0.9:9".parse().unwrap()), 0);
+    assert_eq!(told(), Some(0));
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = size_of_val(&nobody) as libc::socklen_t;
+    // SAFETY: the name can be read.
+    let result = unsafe { sockets::connect(listener.0, &raw const nobody, len) };
+    assert_eq!((result, told()), (0, Some(1)));
 }

@@ -13,7 +13,7 @@ use ppv2_lab::{eventually, fake_proxy};
 use socket2::SockRef;
 
 /// The addresses of the namespace. The relay's are trusted.
-pub(crate) const RELAYS: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+const RELAYS: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
 const SERVERS: [&str; 2] = ["192.0.2.10", "2001:db8:2::10"];
 const OTHER_SERVERS: [&str; 2] = ["192.0.2.11", "2001:db8:2::11"];
 const STRANGERS: [&str; 2] = ["203.0.113.66", "2001:db8:4::66"];
@@ -63,11 +63,44 @@ pub(crate) enum Path {
     Relayed { junk: bool },
     /// Through the relay, by one socket for all clients, with reply tags.
     Tagged,
+    /// From the clients' own addresses, which the library knows as those of peers.
+    Peers,
+    /// The same, where the library takes everybody for a client who is not trusted.
+    Accepted,
 }
 
 impl Path {
     fn has_junk(self) -> bool {
-        self == Self::Tagged || self == Self::Relayed { junk: true }
+        ![Self::Direct, Self::Relayed { junk: false }].contains(&self)
+    }
+
+    /// Whether clients send from their own addresses.
+    fn is_direct(self) -> bool {
+        [Self::Direct, Self::Peers, Self::Accepted].contains(&self)
+    }
+
+    /// The library's settings; `None` without it.
+    pub(crate) fn settings(self) -> Option<[(&'static str, String); 3]> {
+        let networks = match self {
+            Self::Direct => return None,
+            Self::Peers => CLIENTS
+                .iter()
+                .flatten()
+                .copied()
+                .collect::<Vec<_>>()
+                .join(","),
+            Self::Relayed { .. } | Self::Tagged | Self::Accepted => String::new(),
+        };
+        let way = if self == Self::Accepted {
+            "accept"
+        } else {
+            "drop"
+        };
+        Some([
+            ("PPV2_TRUSTED", RELAYS.join(",")),
+            ("PPV2_PEERS", networks),
+            ("PPV2_UNTRUSTED", way.to_owned()),
+        ])
     }
 }
 
@@ -138,12 +171,14 @@ impl Network {
             .zip(CLIENTS[column])
             .map(|(n, client)| {
                 let address = SocketAddr::new(ip(client), 10_000 + 4 * index + n);
-                let session = matches!(path, Path::Relayed { .. }).then(relay_socket);
+                // A port that nobody gets while the client is closed.
+                let session = SocketAddr::new(ip(RELAYS[column]), address.port());
+                let session = matches!(path, Path::Relayed { .. }).then_some(session);
                 Client {
                     address,
-                    session_address: session.as_ref().map(|socket| socket.local_addr().unwrap()),
+                    session_address: session,
                     direct: Some(open(address)),
-                    session,
+                    session: session.map(open),
                     latest: None,
                     waiting: VecDeque::new(),
                 }
@@ -164,7 +199,8 @@ impl Network {
         ));
         let junk = Junk {
             trusted: relay_socket(),
-            stranger: bind(SocketAddr::new(ip(STRANGERS[column]), 0)),
+            stranger: (path != Path::Accepted)
+                .then(|| bind(SocketAddr::new(ip(STRANGERS[column]), 0))),
             hostile: hostile(clients[0].address),
             forged: fake_proxy::from_client_at(
                 clients[0].address,
@@ -272,7 +308,7 @@ impl Network {
         let from = &self.clients[client];
         let mut buffer = [0; ppv2::MAX_TAGGED_HEADER_LEN];
         let (socket, header) = match self.path {
-            Path::Direct => (from.direct.as_ref(), &[][..]),
+            Path::Direct | Path::Peers | Path::Accepted => (from.direct.as_ref(), &[][..]),
             Path::Relayed { .. } => (
                 from.session.as_ref(),
                 ppv2::encode_udp(from.address, self.listener, &mut buffer).unwrap(),
@@ -284,7 +320,9 @@ impl Network {
             ),
         };
         let socket = socket.expect("a client that is open");
-        self.junk(payload.len(), to, Some(socket));
+        // What a client sends itself is good.
+        let session = Some(socket).filter(|_| !self.path.is_direct());
+        self.junk(payload.len(), to, session);
         let options = SockRef::from(socket);
         let set_tos = |tos| match to {
             SocketAddr::V4(_) => options.set_tos_v4(tos).unwrap(),
@@ -301,7 +339,7 @@ impl Network {
         if tos != 0 {
             set_tos(0);
         }
-        self.junk(payload.len() + 1, to, Some(socket));
+        self.junk(payload.len() + 1, to, session);
     }
 
     fn junk(&self, n: usize, to: SocketAddr, session: Option<&UdpSocket>) {
@@ -310,7 +348,7 @@ impl Network {
             if let Some(direct) = self.clients[n % 3]
                 .direct
                 .as_ref()
-                .filter(|_| n.is_multiple_of(5))
+                .filter(|_| n.is_multiple_of(5) && !self.path.is_direct())
             {
                 // The client itself is a stranger, too.
                 let _ = direct.send_to(b"past the proxy", to);
@@ -385,7 +423,9 @@ impl Network {
 
     fn receive(&mut self, index: usize) -> Option<(Vec<u8>, SocketAddr)> {
         let received = match self.path {
-            Path::Direct => receive(self.clients[index].direct.as_ref()?).ok(),
+            Path::Direct | Path::Peers | Path::Accepted => {
+                receive(self.clients[index].direct.as_ref()?).ok()
+            }
             Path::Relayed { .. } => receive(self.clients[index].session.as_ref()?).ok(),
             Path::Tagged => self.receive_tagged(index),
         };
@@ -415,7 +455,7 @@ impl Network {
 
     /// What has reached clients past the relay.
     pub(crate) fn leaks(&self) -> Vec<String> {
-        if self.path == Path::Direct {
+        if self.path.is_direct() {
             return Vec::new();
         }
         let clients = self
@@ -494,7 +534,8 @@ fn describe(bytes: &[u8]) -> String {
 /// Those who send what must be dropped.
 struct Junk {
     trusted: UdpSocket,
-    stranger: UdpSocket,
+    /// Nobody is a stranger where everybody is a client.
+    stranger: Option<UdpSocket>,
     /// What a trusted address must not send.
     hostile: Vec<Vec<u8>>,
     /// What would be right if it came from a trusted address.
@@ -508,10 +549,10 @@ impl Junk {
             let _ = socket.send_to(datagram, to);
         };
         let hostile = &self.hostile[n % self.hostile.len()];
-        match n % 4 {
-            0 => send(&self.stranger, b"bare, of a stranger"),
-            1 => send(session.unwrap_or(&self.trusted), hostile),
-            2 => send(&self.stranger, &self.forged),
+        match (n % 4, &self.stranger) {
+            (0, Some(stranger)) => send(stranger, b"bare, of a stranger"),
+            (1, _) => send(session.unwrap_or(&self.trusted), hostile),
+            (2, Some(stranger)) => send(stranger, &self.forged),
             _ => send(&self.trusted, hostile),
         }
     }

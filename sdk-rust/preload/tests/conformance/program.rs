@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::differences::is_run;
-use crate::network::{Family, Network, Path, RELAYS};
+use crate::network::{Family, Network, Path};
 
 /// Cases that run at a time. They wait more than they work.
 const AT_A_TIME: usize = 8;
@@ -169,10 +169,10 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&stderr).unwrap());
-        if path != Path::Direct {
+        if let Some(settings) = path.settings() {
             command
                 .env("LD_PRELOAD", self.built.library)
-                .env("PPV2_TRUSTED", RELAYS.join(","))
+                .envs(settings)
                 .env("PPV2_NEW_SOCKETS", "answer")
                 .env("PPV2_STATS", &stats);
         }

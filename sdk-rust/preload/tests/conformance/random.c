@@ -523,6 +523,45 @@ static void send_messages(int fd, struct socket_model *model) {
     }
 }
 
+/* Control data of a datagram that is sent: what the kernel takes, and what it refuses. */
+static size_t draw_control(char control[200]) {
+    size_t used = 0;
+    memset(control, 0, 200);
+    for (int count = chance(70) ? 0 : 1 + below(3); count > 0; count--) {
+        struct cmsghdr cmsg = {.cmsg_level = family == V4 ? IPPROTO_IP : IPPROTO_IPV6};
+        int number = below(200);
+        struct in_pktinfo info = {.ipi_ifindex = 0};
+        struct in6_pktinfo info6 = {.ipi6_ifindex = 0};
+        address from = address_of("s1");
+        info.ipi_spec_dst = from.in.sin_addr;
+        info6.ipi6_addr = from.in6.sin6_addr;
+        const void *data = &number;
+        size_t len = sizeof number;
+        switch (below(4)) {
+        case 0:
+            cmsg.cmsg_type = family == V4 ? IP_TOS : IPV6_TCLASS;
+            break;
+        case 1:
+            cmsg.cmsg_type = family == V4 ? IP_TTL : IPV6_HOPLIMIT;
+            number += 1;
+            break;
+        case 2:
+            cmsg.cmsg_type = family == V4 ? IP_PKTINFO : IPV6_PKTINFO;
+            data = family == V4 ? (void *)&info : (void *)&info6;
+            len = family == V4 ? sizeof info : sizeof info6;
+            break;
+        default:
+            /* Unknown to the kernel. */
+            cmsg.cmsg_type = 9999;
+        }
+        cmsg.cmsg_len = CMSG_LEN(chance(90) ? len : below(len));
+        memcpy(control + used, &cmsg, sizeof cmsg);
+        memcpy(control + used + CMSG_LEN(0), data, len);
+        used += CMSG_SPACE(cmsg.cmsg_len - CMSG_LEN(0));
+    }
+    return chance(95) ? used : used + below(40);
+}
+
 static void send_something(void) {
     int at = draw_open();
     if (at < 0)
@@ -564,10 +603,16 @@ static void send_something(void) {
                          named ? to.len : 0);
         break;
     default:;
+        char control[200];
         struct msghdr message = {.msg_name = named ? &to.storage : NULL,
                                  .msg_namelen = named ? to.len : 0,
                                  .msg_iov = iov,
-                                 .msg_iovlen = count};
+                                 .msg_iovlen = count,
+                                 .msg_control = control,
+                                 .msg_controllen = draw_control(control)};
+        /* Of two things that are wrong, the library may find the other one first. */
+        if (len > 65000)
+            message.msg_controllen = 0;
         result = sendmsg(fd, &message, flags);
     }
     outcome(label("send %d %zu flags %#x %s", kind, len, flags,
@@ -1013,9 +1058,12 @@ static void change_options(void) {
 static void drain(int fd, struct socket_model *model) {
     char buffer[10];
     long result = 0;
-    while (model->queued > 0 && result >= 0) {
+    while (model->queued > 0) {
         result = recv(fd, buffer, sizeof buffer, MSG_DONTWAIT | MSG_TRUNC);
-        taken(model);
+        if (result >= 0)
+            taken(model);
+        else if (errno == EAGAIN)
+            break;
     }
     outcome(label("%d are left", model->queued), result);
 }

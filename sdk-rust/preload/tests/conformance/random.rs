@@ -1,14 +1,14 @@
 //! Random sequences of calls, on plain sockets and through the library.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::network::Path;
 use crate::program::Program;
 
 /// Sequences that a process runs, one after the other.
-const CHUNK: u64 = 25;
+const CHUNK: u64 = 10;
 
 /// Processes that run at a time.
 const AT_A_TIME: usize = 8;
@@ -19,10 +19,12 @@ const PLACES: usize = 1500;
 
 const FAMILIES: [&str; 3] = ["v4", "v6", "mapped"];
 
-const PATHS: [Path; 3] = [
+const PATHS: [Path; 5] = [
     Path::Relayed { junk: true },
     Path::Relayed { junk: false },
     Path::Tagged,
+    Path::Peers,
+    Path::Accepted,
 ];
 
 /// A seed that nobody has chosen.
@@ -33,24 +35,17 @@ pub(crate) fn new_seed() -> u64 {
 
 /// Runs sequences from `seed` on. Returns how the first differs that does.
 pub(crate) fn run(program: &Program, seed: u64, count: u64) -> Option<String> {
-    // Each family and path in its turn.
-    let ways = PATHS
-        .iter()
-        .flat_map(|path| FAMILIES.map(|family| (family, *path)));
-    let chunks: Vec<_> = (0..count.div_ceil(CHUNK)).zip(ways.cycle()).collect();
-    let next = AtomicUsize::new(0);
+    let next = AtomicU64::new(0);
     let found = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
-            let (chunks, next, found) = (&chunks, &next, &found);
-            scope.spawn(move || {
+            scope.spawn(|| {
                 while found.lock().unwrap().is_none()
-                    && let Some((chunk, (family, path))) =
-                        chunks.get(next.fetch_add(1, Ordering::Relaxed))
+                    && let done = next.fetch_add(CHUNK, Ordering::Relaxed)
+                    && done < count
                 {
-                    let first = seed.wrapping_add(chunk * CHUNK);
-                    let count = CHUNK.min(count - chunk * CHUNK);
-                    let report = compare(program, family, *path, (first, count));
+                    let first = seed.wrapping_add(done);
+                    let report = compare(program, first, CHUNK.min(count - done));
                     if let Some(report) = report {
                         found.lock().unwrap().get_or_insert(report);
                     }
@@ -61,12 +56,18 @@ pub(crate) fn run(program: &Program, seed: u64, count: u64) -> Option<String> {
     found.into_inner().unwrap()
 }
 
-fn compare(
-    program: &Program,
-    family: &str,
-    path: Path,
-    (seed, count): (u64, u64),
-) -> Option<String> {
+/// Each family and path in its turn: the first seed says which.
+fn way(seed: u64) -> (&'static str, Path) {
+    let mut ways = PATHS
+        .iter()
+        .flat_map(|path| FAMILIES.map(|family| (family, *path)))
+        .cycle();
+    let turn = seed / CHUNK % (PATHS.len() * FAMILIES.len()) as u64;
+    ways.nth(usize::try_from(turn).unwrap()).unwrap()
+}
+
+fn compare(program: &Program, seed: u64, count: u64) -> Option<String> {
+    let (family, path) = way(seed);
     let (seed, count) = (seed.to_string(), count.to_string());
     let is_tagged = if path == Path::Tagged { "1" } else { "0" };
     let arguments = ["random", family, &seed, &count, is_tagged];
@@ -93,7 +94,7 @@ fn compare(
         .rev()
         .find(|at| line(&plain.lines, *at).starts_with("sequence "))
         .unwrap_or(0);
-    let mut report = format!("PPV2_RANDOM of {seed}, {count}, {family} {path:?}:\n");
+    let mut report = format!("PPV2_RANDOM={seed},{count}, {family} {path:?}:\n");
     for at in begin..at {
         report.push_str(&format!("  {}\n", line(&plain.lines, at)));
     }

@@ -380,7 +380,7 @@ impl Shared {
         }
         thread.inside.store(true, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        let result = self.lock_mutex();
+        let result = self.lock_mutex(abandoned);
         let reset = match result {
             0 => false,
             libc::EOWNERDEAD => {
@@ -390,9 +390,8 @@ impl Shared {
             }
             // This thread holds it, since the section that it left did.
             libc::EDEADLK if abandoned => true,
-            // EBUSY: its holder has been stopped, or has left the section by longjmp and
-            // called nothing since. EDEADLK: a copy of this thread holds it, which was made
-            // without the C library's knowledge.
+            // EBUSY and EDEADLK: its holder has been stopped, or has left the section by
+            // longjmp and called nothing since.
             _ => {
                 thread.inside.store(false, Ordering::Relaxed);
                 self.counts.add(Cell::Interrupted, 1);
@@ -419,18 +418,18 @@ impl Shared {
     }
 
     #[inline]
-    fn lock_mutex(&self) -> c_int {
+    fn lock_mutex(&self, abandoned: bool) -> c_int {
         // SAFETY: the mutex was made with the memory.
         let result = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
-        if result == libc::EBUSY {
-            self.wait_for_mutex()
+        if result == libc::EBUSY || result == libc::EDEADLK && !abandoned {
+            self.wait_for_mutex(abandoned)
         } else {
             result
         }
     }
 
     #[cold]
-    fn wait_for_mutex(&self) -> c_int {
+    fn wait_for_mutex(&self, abandoned: bool) -> c_int {
         loop {
             let sections = self.sections.load(Ordering::Relaxed);
             let is_stuck = self.stuck.load(Ordering::Relaxed) == sections.wrapping_add(1);
@@ -440,14 +439,12 @@ impl Shared {
                 tv_sec: 0,
                 tv_nsec: 0,
             };
-            // SAFETY: `until` can be written to, and the mutex was made with the memory.
-            let result = unsafe {
-                if !is_stuck {
-                    libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until);
-                    until.tv_sec += PATIENCE;
-                }
-                libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until)
-            };
+            if !is_stuck {
+                // SAFETY: `until` can be written to.
+                unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut until) };
+                until.tv_sec += PATIENCE;
+            }
+            let result = self.lock_until(until, abandoned);
             if result != libc::ETIMEDOUT {
                 return result;
             }
@@ -458,9 +455,32 @@ impl Shared {
             if sections == self.sections.load(Ordering::Relaxed) {
                 self.stuck
                     .store(sections.wrapping_add(1), Ordering::Relaxed);
-                // SAFETY: as above.
+                // SAFETY: the mutex was made with the memory.
                 return unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
             }
+        }
+    }
+
+    /// As pthread_mutex_timedlock(3), but if another thread of this one's number has the lock,
+    /// it waits, too: the C library tells threads apart by their numbers. One of another
+    /// process may have the same in another PID namespace, or be a copy of this thread that was
+    /// made without the C library's knowledge.
+    fn lock_until(&self, until: libc::timespec, abandoned: bool) -> c_int {
+        loop {
+            // SAFETY: the mutex was made with the memory.
+            let result =
+                unsafe { libc::pthread_mutex_timedlock(self.mutex.get(), &raw const until) };
+            if result != libc::EDEADLK || abandoned {
+                return result;
+            }
+            let mut now = until;
+            // SAFETY: `now` can be written to.
+            unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
+            if (now.tv_sec, now.tv_nsec) >= (until.tv_sec, until.tv_nsec) {
+                return libc::ETIMEDOUT;
+            }
+            // The lock is held for microseconds, and a thread can't be cancelled here.
+            thread::yield_now();
         }
     }
 

@@ -1,4 +1,4 @@
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process;
 use std::sync::Barrier;
@@ -354,6 +354,41 @@ fn a_process_that_is_stopped_with_the_lock_makes_calls_fail_until_it_goes_on() {
     }
     assert_eq!(status, 0);
     assert!(knows(shared, endpoint, client(1)));
+    assert_eq!(shared.counts.get(Cell::TableResets), 0);
+}
+
+/// So it is with a copy of a thread that was made without the C library's knowledge. In another
+/// PID namespace, any thread may have the number of one of this namespace's.
+#[test]
+fn a_thread_waits_for_one_of_another_process_with_the_same_number() {
+    let shared = shared(&[]);
+    let endpoint = endpoint(shared);
+    hear(shared, endpoint, client(1));
+    let (mut held, mut hold) = io::pipe().unwrap();
+    let (mut about, mut tell) = io::pipe().unwrap();
+    // SAFETY: the child uses the pipes and the table alone, and ends.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    assert!(child >= 0);
+    if child == 0 {
+        let waited = catch_unwind(AssertUnwindSafe(|| {
+            held.read_exact(&mut [0]).unwrap();
+            tell.write_all(b"x").unwrap();
+            knows(shared, endpoint, client(1))
+        }));
+        // SAFETY: the process ends.
+        unsafe { libc::_exit(if matches!(waited, Ok(true)) { 0 } else { 1 }) };
+    }
+    let table = lock(shared);
+    hold.write_all(b"x").unwrap();
+    about.read_exact(&mut [0]).unwrap();
+    // So that the child comes as far as to ask for the lock.
+    thread::sleep(Duration::from_millis(50));
+    drop(table);
+    let mut status = -1;
+    let child = libc::pid_t::try_from(child).unwrap();
+    // SAFETY: `status` can be written to.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
     assert_eq!(shared.counts.get(Cell::TableResets), 0);
 }
 

@@ -108,6 +108,7 @@ fn connect_taken_over(
             Place {
                 endpoint: socket.endpoint(),
                 is_wildcard: true,
+                device: 0,
                 from: SocketAddr::new(local, got.port()),
                 to,
             },
@@ -269,15 +270,17 @@ fn replace(fd: c_int, client: SocketAddr, visibly: bool) -> Decision {
     let Some(table) = table::lock() else {
         return Decision::Fail(libc::EAGAIN);
     };
-    let found = table.find(client);
+    let found = table.find(client, options::network(fd), options::device(fd));
     drop(table);
     let Some((endpoint, listener, Path::Proxied { to, local, .. })) = found else {
         return Decision::Pass;
     };
+    let (ip, port) = (listener.address.ip(), listener.address.port());
     let place = Place {
         endpoint,
-        is_wildcard: listener.ip().is_unspecified(),
-        from: SocketAddr::new(local.unwrap_or(listener.ip()), listener.port()),
+        is_wildcard: ip.is_unspecified(),
+        device: listener.device,
+        from: SocketAddr::new(local.unwrap_or(ip), port),
         to,
     };
     match put(fd, place) {
@@ -307,6 +310,8 @@ struct Place {
     /// The listener is bound to all addresses: the table is told for each datagram to which
     /// one it came.
     is_wildcard: bool,
+    /// That of the listener, unless the socket is bound to one itself.
+    device: u32,
     from: SocketAddr,
     to: SocketAddr,
 }
@@ -322,12 +327,20 @@ fn put(fd: c_int, place: Place) -> Result<&'static Socket, c_int> {
         -1 => return Err(errno()),
         new => Temporary(new),
     };
+    if options::network(new.0) != options::network(fd) {
+        // The thread has entered another network namespace since it made the socket.
+        return Err(libc::EHOSTUNREACH);
+    }
     let copied = Socket::new(family, endpoint);
     match registry::get(fd) {
         Some(former) => copied.copy_wishes(former),
         None => lifecycle::learn(fd, copied),
     }
     copy_options(fd, new.0, family);
+    match options::device(fd) {
+        0 => options::set_device(new.0, place.device),
+        device => options::set_device(new.0, device),
+    }
     if family == libc::AF_INET6 && (to.is_ipv4() || from.is_ipv4()) {
         options::set(new.0, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 0);
     }

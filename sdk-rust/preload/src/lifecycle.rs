@@ -2,6 +2,7 @@
 //! them the kernel is told then.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 use libc::{c_int, rlimit, sockaddr, socklen_t};
@@ -9,6 +10,7 @@ use libc::{c_int, rlimit, sockaddr, socklen_t};
 use crate::boundary::set_errno;
 use crate::settings::{self, Settings};
 use crate::socket::{Flag, Socket};
+use crate::table::{Endpoint, Local};
 use crate::{options, real, registry, stats, table, wait};
 
 /// Linux's, where /proc can't be read.
@@ -150,7 +152,7 @@ fn take_over(fd: c_int, settings: &Settings) -> bool {
     if !settings.takes_over(local) {
         return true;
     }
-    let Some(endpoint) = table::endpoint(local) else {
+    let Some(endpoint) = endpoint(fd, local) else {
         return false;
     };
     ephemeral_ports();
@@ -162,6 +164,24 @@ fn take_over(fd: c_int, settings: &Settings) -> bool {
     wait::learn(fd, socket);
     // A child between vfork and exec leaves it to the program that it executes.
     registry::get(fd).is_some() || !registry::is_owner()
+}
+
+fn endpoint(fd: c_int, address: SocketAddr) -> Option<Endpoint> {
+    table::endpoint(Local {
+        address,
+        network: options::network(fd),
+        device: options::device(fd),
+    })
+}
+
+/// The program has bound a socket to a device, or to none again. `false` if there is no room
+/// for where it is bound now.
+pub(crate) fn moved(fd: c_int, socket: &Socket) -> bool {
+    let endpoint = options::local(fd).and_then(|address| endpoint(fd, address));
+    endpoint.is_some_and(|endpoint| {
+        socket.set_endpoint(endpoint);
+        true
+    })
 }
 
 /// What the program has asked the kernel for before.

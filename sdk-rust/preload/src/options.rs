@@ -35,6 +35,42 @@ pub(crate) fn udp_family(fd: c_int) -> Option<c_int> {
         .filter(|family| [libc::AF_INET, libc::AF_INET6].contains(family))
 }
 
+/// From asm-generic/socket.h.
+const SO_BINDTOIFINDEX: c_int = 62;
+const SO_NETNS_COOKIE: c_int = 71;
+
+/// The number of the network namespace that a socket is in; 0 before Linux 5.14, which
+/// doesn't tell.
+pub(crate) fn network(fd: c_int) -> u64 {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as socklen_t;
+    let at = (&raw mut cookie).cast();
+    // SAFETY: `len` bytes can be written at `cookie`.
+    unsafe { real::getsockopt(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, at, &raw mut len) };
+    cookie
+}
+
+/// The index of the device that a socket is bound to; 0: none, or before Linux 5.1, which
+/// doesn't tell.
+pub(crate) fn device(fd: c_int) -> u32 {
+    let index = get(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
+    index.and_then(|index| index.try_into().ok()).unwrap_or(0)
+}
+
+/// Binds a socket to a device, if it isn't bound to one.
+pub(crate) fn set_device(fd: c_int, device: u32) {
+    if let Ok(index) = c_int::try_from(device)
+        && index != 0
+    {
+        set(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX, index);
+    }
+}
+
+/// Whether the option changes the device.
+pub(crate) fn is_device(level: c_int, option: c_int) -> bool {
+    level == libc::SOL_SOCKET && [libc::SO_BINDTODEVICE, SO_BINDTOIFINDEX].contains(&option)
+}
+
 /// The address that a socket is bound to, IPv4-mapped ones as IPv4.
 pub(crate) fn local(fd: c_int) -> Option<SocketAddr> {
     // SAFETY: zeros are a valid value.

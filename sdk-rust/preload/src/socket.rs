@@ -176,7 +176,7 @@ impl Socket {
             }))
         });
         socket.family.store(family, Ordering::Relaxed);
-        socket.endpoint.store(endpoint.0, Ordering::Relaxed);
+        socket.set_endpoint(endpoint);
         BLOCKING.fetch_add(1, Ordering::Relaxed);
         socket
     }
@@ -190,6 +190,10 @@ impl Socket {
     #[inline]
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint(self.endpoint.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: Endpoint) {
+        self.endpoint.store(endpoint.0, Ordering::Relaxed);
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! The clients and their reply paths, in memory that forked processes share: whichever
 //! process received a client's datagram, any of them can answer it.
 //!
-//! One [`Demux`] for each local address and port that a socket is taken over on, all of
+//! One [`Demux`] for each place ([`Local`]) that a socket is taken over at, all of
 //! them in the [`arena`], under one lock: a robust pthread mutex that processes share. A
 //! process that dies while it holds the lock leaves the table in an unknown state; the next
 //! one then begins with an empty table, and counts that. The lock is held for the time of a
@@ -32,7 +32,7 @@ use crate::settings::{Fork, Settings};
 use crate::stats::{Cell, Counts, Text};
 use crate::this_thread::{self, ThisThread};
 
-/// Local addresses that sockets are taken over on. It bounds what a program that binds to
+/// Places that sockets are bound to and taken over. It bounds what a program that binds to
 /// ever new ports can use up, as one for media streams does; it can't bind to more. All
 /// ports of an address are within it.
 const MAX_ENDPOINTS: usize = if cfg!(test) { 2048 } else { 1 << 16 };
@@ -54,9 +54,21 @@ const ABANDONED_CALLS: u32 = 16;
 /// others for good.
 const PATIENCE: i64 = 2;
 
-/// The number of a local address and port in the table.
+/// The number in the table of where a socket is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint(pub(crate) u32);
+
+/// Where a socket is bound. Two sockets with the same address and port have no client in
+/// common if they are in different network namespaces, or bound to different devices: there,
+/// the same addresses may be other hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Local {
+    pub(crate) address: SocketAddr,
+    /// The number of the network namespace; 0 where the kernel doesn't tell.
+    pub(crate) network: u64,
+    /// The index of the device (SO_BINDTODEVICE); 0: all of them.
+    pub(crate) device: u32,
+}
 
 /// What a datagram is to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +144,7 @@ struct Shared {
     /// Entries that are in use; they never become unused.
     endpoints: AtomicU32,
     directory: [Entry; MAX_ENDPOINTS],
-    /// The number of the entry for each address and 1, at the address's hash or behind it; 0:
+    /// The number of the entry for each place and 1, at the place's hash or behind it; 0:
     /// none. Under the lock.
     index: [StdCell<u32>; INDEX],
 }
@@ -140,9 +152,9 @@ struct Shared {
 // SAFETY: atomics apart, only the thread that holds the lock uses it.
 unsafe impl Sync for Shared {}
 
-/// A local address, with its clients. Under the lock.
+/// Where a socket is bound, with its clients. Under the lock.
 struct Entry {
-    address: StdCell<MaybeUninit<SocketAddr>>,
+    local: StdCell<MaybeUninit<Local>>,
     /// Null until its first datagram. In the arena.
     demux: StdCell<*mut Demux>,
     /// What its demux said last, and is counted.
@@ -253,8 +265,8 @@ pub(crate) fn forked() {
     }
 }
 
-/// The number for a local address, IPv4 ones as such; `None` if the table holds no more.
-pub(crate) fn endpoint(local: SocketAddr) -> Option<Endpoint> {
+/// The number for where a socket is bound; `None` if the table holds no more.
+pub(crate) fn endpoint(local: Local) -> Option<Endpoint> {
     lock()?.endpoint(local)
 }
 
@@ -285,6 +297,12 @@ pub(crate) fn path_again(
 ) -> Option<(SocketAddr, Option<IpAddr>)> {
     let recent = shared()?.settings.recent?;
     recent::path(rough_clock(), recent, endpoint, to)
+}
+
+/// How many places sockets have been taken over at.
+#[cfg(test)]
+pub(crate) fn endpoints() -> usize {
+    shared().map_or(0, |shared| shared.entries().len())
 }
 
 /// Whether this thread is in a section that holds the lock: a signal handler is running.
@@ -532,9 +550,9 @@ impl Shared {
         drop(using);
     }
 
-    /// The places of the index that an address may be in, in their order.
-    fn index_from(&self, local: SocketAddr) -> impl Iterator<Item = &StdCell<u32>> {
-        // The program chooses the addresses, so the hash needs no secret.
+    /// The places of the index that the number may be in, in their order.
+    fn index_from(&self, local: Local) -> impl Iterator<Item = &StdCell<u32>> {
+        // The program chooses the places, so the hash needs no secret.
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(local);
         let (behind, from) = self.index.split_at(hash as usize % INDEX);
         from.iter().chain(behind)
@@ -555,10 +573,10 @@ impl Shared {
 }
 
 impl Entry {
-    /// The address. Of an entry that is in use.
-    fn address(&self) -> SocketAddr {
+    /// Of an entry that is in use.
+    fn local(&self) -> Local {
         // SAFETY: it was written before the entry came into use.
-        unsafe { self.address.get().assume_init() }
+        unsafe { self.local.get().assume_init() }
     }
 
     fn demux(&self) -> Option<&Demux> {
@@ -577,23 +595,26 @@ impl Entry {
 }
 
 impl Table {
-    /// The number for a local address; `None` if the table holds no more.
+    /// The number for where a socket is bound; `None` if the table holds no more.
     #[expect(
         clippy::needless_pass_by_ref_mut,
         reason = "what the guard refers to changes"
     )]
-    fn endpoint(&mut self, local: SocketAddr) -> Option<Endpoint> {
-        let local = canonical(local);
+    fn endpoint(&mut self, local: Local) -> Option<Endpoint> {
+        let local = Local {
+            address: canonical(local.address),
+            ..local
+        };
         let shared = self.shared;
         shared.counts.show();
         for slot in shared.index_from(local) {
             match slot.get().checked_sub(1) {
-                Some(number) if shared.entries().get(number as usize)?.address() != local => {}
+                Some(number) if shared.entries().get(number as usize)?.local() != local => {}
                 Some(number) => return Some(Endpoint(number)),
                 None => {
                     let number = shared.endpoints.load(Ordering::Relaxed);
                     let entry = shared.directory.get(number as usize)?;
-                    entry.address.set(MaybeUninit::new(local));
+                    entry.local.set(MaybeUninit::new(local));
                     // A process that ends here leaves an entry without use.
                     shared.endpoints.store(number + 1, Ordering::Release);
                     slot.set(number + 1);
@@ -782,10 +803,16 @@ impl Table {
         entry.demux()?.reply_path(self.now, client)
     }
 
-    /// The endpoint that knows a client by a proxy, with its local address and the path:
-    /// the one that heard the client latest. `None` for an address that is talked to
-    /// directly, be it a peer or, where untrusted senders are accepted, a direct client.
-    pub(crate) fn find(&self, client: SocketAddr) -> Option<(Endpoint, SocketAddr, Path)> {
+    /// The endpoint that knows a client by a proxy, with where it is bound and the path:
+    /// the one that heard the client latest, of those in the same network as a socket that is
+    /// bound there. `None` for an address that is talked to directly, be it a peer or, where
+    /// untrusted senders are accepted, a direct client.
+    pub(crate) fn find(
+        &self,
+        client: SocketAddr,
+        network: u64,
+        device: u32,
+    ) -> Option<(Endpoint, Local, Path)> {
         let client = canonical(client);
         if self.shared.settings.is_peer(client.ip()) {
             return None;
@@ -793,14 +820,17 @@ impl Table {
         let accepts = self.shared.settings.untrusted == Untrusted::Accept;
         let mut latest: Option<(u32, &Entry, ReplyPath)> = None;
         for (number, entry) in (0..).zip(self.shared.entries()) {
-            if let Some(path) = self.path_of(entry, client)
+            let local = entry.local();
+            if local.network == network
+                && (local.device == device || local.device == 0 || device == 0)
+                && let Some(path) = self.path_of(entry, client)
                 && !(accepts && canonical(path.to) == client)
                 && latest.is_none_or(|(_, _, other)| path.is_newer_than(&other))
             {
                 latest = Some((number, entry, path));
             }
         }
-        latest.map(|(number, entry, path)| (Endpoint(number), entry.address(), path.into()))
+        latest.map(|(number, entry, path)| (Endpoint(number), entry.local(), path.into()))
     }
 }
 

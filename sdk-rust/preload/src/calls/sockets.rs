@@ -8,7 +8,7 @@ use super::hooks;
 use crate::boundary::{fail, guarded, is_plausible};
 use crate::connect::{self, Decision};
 use crate::socket::{Flag, Socket};
-use crate::{lifecycle, names, real, registry};
+use crate::{lifecycle, names, options, real, registry};
 
 /// A descriptor is new: whatever had the number before was closed, even if unseen.
 #[inline]
@@ -81,6 +81,10 @@ unsafe fn set_option(
     if let (Some(flag), Some(on)) = (flag, number) {
         socket.set(flag, on != 0);
         lifecycle::tell_local_addresses(fd, socket);
+    }
+    if options::is_device(level, option) && !guarded(false, || lifecycle::moved(fd, socket)) {
+        // Its clients could be mixed up with those of other networks.
+        return fail(libc::ENOBUFS);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_CORK) {
         let on = number.is_some_and(|on| on != 0);

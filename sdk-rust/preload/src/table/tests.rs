@@ -12,6 +12,15 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// In a network of no number, on all devices.
+fn at(address: SocketAddr) -> Local {
+    Local {
+        address,
+        network: 0,
+        device: 0,
+    }
+}
+
 /// The client of a number, and the port of the proxy that speaks for it.
 fn client(number: u32) -> SocketAddr {
     let [_, a, b, c] = number.to_be_bytes();
@@ -44,7 +53,7 @@ fn lock(shared: &'static Shared) -> Table {
 }
 
 fn endpoint(shared: &'static Shared) -> Endpoint {
-    lock(shared).endpoint(addr("0.0.0.0:9000")).unwrap()
+    lock(shared).endpoint(at(addr("0.0.0.0:9000"))).unwrap()
 }
 
 /// Runs `work` in a child process; its exit status.
@@ -263,7 +272,7 @@ fn the_table_alone_is_allocated_in_the_arena() {
             }
         }
         table.path(endpoint, client);
-        table.find(client);
+        table.find(client, 0, 0);
     }
     let during = arena::live();
     assert!(during > before + 2000);
@@ -452,7 +461,7 @@ fn a_full_arena_costs_the_clients_known_so_far() {
     let endpoints: Vec<_> = (1..=2000)
         .map(|port| {
             lock(shared)
-                .endpoint(SocketAddr::from(([0; 4], port)))
+                .endpoint(at(SocketAddr::from(([0; 4], port))))
                 .unwrap()
         })
         .collect();
@@ -521,7 +530,7 @@ fn peers_are_talked_to_directly() {
             table.path(endpoint, addr(peer)),
             Some(Path::Direct)
         ));
-        assert!(table.find(addr(peer)).is_none());
+        assert!(table.find(addr(peer), 0, 0).is_none());
     }
     assert!(table.path(endpoint, client(1)).is_none());
 }
@@ -556,7 +565,7 @@ fn untrusted_senders_are_refused_or_direct_clients() {
         .unwrap();
     assert_eq!((judged.client, judged.header_len), (stranger, 0));
     assert_eq!(path_to(accepting, endpoint, stranger), stranger);
-    assert!(lock(accepting).find(stranger).is_none());
+    assert!(lock(accepting).find(stranger, 0, 0).is_none());
 }
 
 #[test]
@@ -606,14 +615,14 @@ fn find_prefers_the_endpoint_that_heard_the_client_latest() {
     let shared = shared(&[]);
     let mut table = lock(shared);
     let locals = ["10.0.0.1:69", "[::]:69", "10.0.0.3:69"].map(addr);
-    let endpoints = locals.map(|local| table.endpoint(local).unwrap());
-    assert!(table.find(client(1)).is_none());
+    let endpoints = locals.map(|local| table.endpoint(at(local)).unwrap());
+    assert!(table.find(client(1), 0, 0).is_none());
     for (round, index) in [0, 2, 1, 0, 1, 2].into_iter().enumerate() {
         table.now += Duration::from_millis(1);
         let peer = SocketAddr::from(([192, 0, 2, 1], u16::try_from(round + 1).unwrap()));
         table.receive(endpoints[index], peer, None, &datagram(client(1)));
-        let (endpoint, local, path) = table.find(client(1)).unwrap();
-        assert_eq!((endpoint, local), (endpoints[index], locals[index]));
+        let (endpoint, local, path) = table.find(client(1), 0, 0).unwrap();
+        assert_eq!((endpoint, local.address), (endpoints[index], locals[index]));
         assert!(matches!(path, Path::Proxied { to, .. } if to == peer));
     }
 }
@@ -622,14 +631,17 @@ fn find_prefers_the_endpoint_that_heard_the_client_latest() {
 fn an_address_has_one_number_and_the_directory_a_bound() {
     let shared = shared(&[]);
     let mut table = lock(shared);
-    let first = table.endpoint(addr("192.0.2.7:53")).unwrap();
-    assert_eq!(table.endpoint(addr("[::ffff:192.0.2.7]:53")), Some(first));
+    let first = table.endpoint(at(addr("192.0.2.7:53"))).unwrap();
+    assert_eq!(
+        table.endpoint(at(addr("[::ffff:192.0.2.7]:53"))),
+        Some(first)
+    );
     for port in 1..u16::try_from(MAX_ENDPOINTS).unwrap() {
         let local = SocketAddr::from(([10, 0, 0, 1], port));
-        assert_eq!(table.endpoint(local), Some(Endpoint(port.into())));
+        assert_eq!(table.endpoint(at(local)), Some(Endpoint(port.into())));
     }
-    assert_eq!(table.endpoint(addr("192.0.2.7:54")), None);
-    assert_eq!(table.endpoint(addr("192.0.2.7:53")), Some(first));
+    assert_eq!(table.endpoint(at(addr("192.0.2.7:54"))), None);
+    assert_eq!(table.endpoint(at(addr("192.0.2.7:53"))), Some(first));
     let none = Endpoint(u32::MAX);
     assert_eq!(
         table.receive(none, addr(PROXY), None, &datagram(client(1))),
@@ -740,7 +752,7 @@ mod properties {
             };
             die();
             let endpoints = [1, 2, 3].map(|port| {
-                lock(shared).endpoint(SocketAddr::from(([127, 0, 0, 1], port))).unwrap()
+                lock(shared).endpoint(at(SocketAddr::from(([127, 0, 0, 1], port)))).unwrap()
             });
             let mut model = HashMap::new();
             let (mut received, mut dropped) = (0, 0);

@@ -8,13 +8,14 @@
 //! that of a server which the program itself asks included. Its questions would go to the
 //! proxy then, and anybody could forge the answers.
 
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 
 use crate::boundary::{errno, guarded, set_errno};
 use crate::registry::Marks;
-use crate::settings::NewSockets;
+use crate::settings::{Fork, NewSockets};
 use crate::socket::{Flag, Socket};
 use crate::table::{self, Counter, Endpoint, Path};
 use crate::{lifecycle, names, options, real, receive, registry, settings, wait};
@@ -41,17 +42,19 @@ pub(crate) unsafe fn decide(fd: c_int, name: *const sockaddr, len: socklen_t) ->
         // The kernel refuses it.
         return Decision::Pass;
     }
-    match registry::get(fd) {
+    let before = errno();
+    let decision = match registry::get(fd) {
         // SAFETY: as the caller says.
         Some(socket) => unsafe { taken_over(fd, socket, name, len) },
-        None => {
-            // SAFETY: as the caller says.
-            let Some(client) = (unsafe { names::read(name, len) }) else {
-                return Decision::Pass;
-            };
-            adopt(fd, client, true)
-        }
-    }
+        // SAFETY: as the caller says.
+        None => match unsafe { names::read(name, len) } {
+            Some(client) => adopt(fd, client, true),
+            None => Decision::Pass,
+        },
+    };
+    // A call that succeeds leaves it as it is.
+    set_errno(before);
+    decision
 }
 
 unsafe fn taken_over(
@@ -379,41 +382,55 @@ fn of_family(address: SocketAddr, family: c_int) -> SocketAddr {
 /// Binds to the address of listeners that are bound already, and connects at once: in
 /// between, the kernel gives this socket what others send to the listener.
 ///
-/// Linux allows it if both sockets have SO_REUSEADDR when the later one is bound. The
-/// listeners of this process get the option for this moment alone, since with it any user
-/// could take datagrams away from a port that needs no privileges.
+/// Linux allows it if both sockets have SO_REUSEPORT when the later one is bound and were made
+/// by the same user, or if both have SO_REUSEADDR. Where the program has not set that, the
+/// listeners of this process get the option for this moment alone. With SO_REUSEADDR, any
+/// user could take datagrams away from a port that needs no privileges; so it is the last
+/// resort, for programs that have changed their user since they made the listener.
 fn bind_beside(
     new: c_int,
     endpoint: Endpoint,
     address: SocketAddr,
     to: SocketAddr,
 ) -> Result<(), c_int> {
-    // Forked processes share their listeners, so that one of them must do this at a time.
+    // Forked processes share their listeners, so that one of them should do this at a time.
     let _one = table::lock();
     let family = options::udp_family(new).ok_or(libc::EBADF)?;
-    let reuse = |fd, on| options::set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on);
-    let listeners: Vec<c_int> = registry::between(0, u32::MAX)
-        .filter(|fd| registry::get(*fd).is_some_and(|socket| socket.endpoint() == endpoint))
-        .filter(|fd| options::get(*fd, libc::SOL_SOCKET, libc::SO_REUSEADDR) == Some(0))
-        .collect();
-    reuse(new, 1);
-    for listener in &listeners {
-        reuse(*listener, 1);
-    }
-    let bind_and_connect = || {
-        bind(new, family, address)?;
-        kernel_connect(new, family, to)
+    let set = |fd, option, on: bool| options::set(fd, libc::SOL_SOCKET, option, on.into());
+    // It keeps the first, for the sockets of clients that come later.
+    set(new, libc::SO_REUSEADDR, true);
+    set(new, libc::SO_REUSEPORT, true);
+    let mut bound = bind(new, family, address);
+    // Where processes have a lock each, one may take the option away from another.
+    let tries = match settings::get().map(|settings| settings.fork) {
+        Some(Fork::Separate) => 20,
+        Some(Fork::Shared) | None => 1,
     };
-    let mut result = bind_and_connect();
-    for listener in &listeners {
-        reuse(*listener, 0);
+    for option in [libc::SO_REUSEPORT, libc::SO_REUSEADDR]
+        .into_iter()
+        .flat_map(|option| iter::repeat_n(option, tries))
+    {
+        if bound != Err(libc::EADDRINUSE) {
+            break;
+        }
+        let lent: Vec<c_int> = registry::between(0, u32::MAX)
+            .filter(|fd| registry::get(*fd).is_some_and(|socket| socket.endpoint() == endpoint))
+            .filter(|fd| options::get(*fd, libc::SOL_SOCKET, option) == Some(0))
+            .collect();
+        for listener in &lent {
+            set(*listener, option, true);
+        }
+        // The kernel lets tens of thousands of sockets share a port by SO_REUSEPORT, and any
+        // number by SO_REUSEADDR alone.
+        set(new, libc::SO_REUSEPORT, option == libc::SO_REUSEPORT);
+        bound = bind(new, family, address);
+        set(new, libc::SO_REUSEPORT, false);
+        for listener in &lent {
+            set(*listener, option, false);
+        }
     }
-    if result == Err(libc::EADDRINUSE) {
-        // Listeners of other processes may share the port by this option.
-        options::set(new, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1);
-        result = bind_and_connect();
-    }
-    result
+    bound?;
+    kernel_connect(new, family, to)
 }
 
 /// Where the numbers of descriptors begin that the program doesn't know of.

@@ -10,6 +10,7 @@
 
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::{c_int, sockaddr, sockaddr_storage, socklen_t};
 
@@ -350,7 +351,7 @@ fn put(fd: c_int, place: Place) -> Result<&'static Socket, c_int> {
     copied.set(Flag::Wildcard, place.is_wildcard);
     lifecycle::tell_local_addresses(new.0, copied);
     bind_beside(new.0, endpoint, of_family(from, family), to)?;
-    close_kept(endpoint);
+    close_kept(|fd| registry::get(fd).is_some_and(|socket| socket.endpoint() == endpoint));
     // SAFETY: it takes no pointer.
     let closed_at_exec = match unsafe { real::fcntl(fd, libc::F_GETFD, 0) } {
         -1 => 0,
@@ -436,10 +437,15 @@ fn bind_beside(
 /// Where the numbers of descriptors begin that the program doesn't know of.
 const FIRST_KEPT: u64 = 512;
 
+/// Whether something is kept.
+static KEEPS: AtomicBool = AtomicBool::new(false);
+
 /// The program is about to close a descriptor. A child process that does away with its
 /// parent's listener, where the parent has received and itself has not, may be about to make
 /// a socket for one client (tftpd). Only a process that has the listener can bind beside it,
-/// so it stays open until then, or until the child has executed another program or ended.
+/// so it stays open until then. Until then nobody else can have the port, so it is closed,
+/// too, if the child waits for something first, binds to the port, executes another program
+/// or ends.
 pub(crate) fn keep(fd: c_int) {
     let Some(socket) = registry::get(fd) else {
         return;
@@ -459,19 +465,47 @@ pub(crate) fn keep(fd: c_int) {
     if kept != -1 {
         socket.set(Flag::Kept, true);
         registry::set(kept, socket);
+        KEEPS.store(true, Ordering::Relaxed);
     }
 }
 
-/// Closes what was kept of an endpoint.
-fn close_kept(endpoint: Endpoint) {
+/// The program is about to wait: it is not about to make a socket for a client.
+#[inline]
+pub(crate) fn waits() {
+    if KEEPS.load(Ordering::Relaxed) {
+        guarded((), || close_kept(|_| true));
+    }
+}
+
+/// The program is about to bind a socket to this port.
+#[inline]
+pub(crate) fn binds(port: u16) {
+    if port != 0 && KEEPS.load(Ordering::Relaxed) {
+        let is_there = |fd| options::local(fd).is_some_and(|local| local.port() == port);
+        guarded((), || close_kept(is_there));
+    }
+}
+
+/// Closes what is kept and meant.
+#[cold]
+fn close_kept(is_meant: impl Fn(c_int) -> bool) {
+    if !registry::is_owner() {
+        return;
+    }
+    let errno = errno();
+    let mut keeps = false;
     for fd in registry::between(0, u32::MAX) {
-        if registry::get(fd)
-            .is_some_and(|socket| socket.is(Flag::Kept) && socket.endpoint() == endpoint)
-        {
-            registry::remove(fd);
-            drop(Temporary(fd));
+        if registry::get(fd).is_some_and(|socket| socket.is(Flag::Kept)) {
+            if is_meant(fd) {
+                registry::remove(fd);
+                drop(Temporary(fd));
+            } else {
+                keeps = true;
+            }
         }
     }
+    KEEPS.store(keeps, Ordering::Relaxed);
+    set_errno(errno);
 }
 
 fn bind(fd: c_int, family: c_int, address: SocketAddr) -> Result<(), c_int> {

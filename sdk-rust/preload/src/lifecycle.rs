@@ -11,7 +11,7 @@ use crate::boundary::set_errno;
 use crate::settings::{self, Settings};
 use crate::socket::{Flag, Socket};
 use crate::table::{Endpoint, Local};
-use crate::{options, real, registry, stats, table, wait};
+use crate::{names, options, real, registry, stats, table, wait};
 
 /// Linux's, where /proc can't be read.
 const DEFAULT_EPHEMERAL: (u16, u16) = (32768, 60999);
@@ -133,11 +133,9 @@ pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) -> 
     let Some(settings) = settings::get() else {
         return true;
     };
-    // The port stands at the same place in IPv4 and IPv6 names, and in a name of no family,
-    // which Linux lets pass for an IPv4 one.
-    // SAFETY: the caller lets us read it.
-    let asks_for_port = len >= 4 && unsafe { name.cast::<[u8; 4]>().read()[2..] != [0, 0] };
-    !asks_for_port || options::udp_family(fd).is_none() || take_over(fd, settings)
+    // SAFETY: as the caller says.
+    let port = unsafe { names::port(name, len) };
+    port == 0 || options::udp_family(fd).is_none() || take_over(fd, settings)
 }
 
 /// From now on, the socket's datagrams have headers. `false` if there is no room for its

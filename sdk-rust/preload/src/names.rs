@@ -83,6 +83,21 @@ pub(crate) unsafe fn read(name: *const sockaddr, len: socklen_t) -> Option<Socke
     }
 }
 
+/// The port of a name, if it is one of IPv4 or IPv6; 0: none. It stands at the same place
+/// in both, and in a name of no family, which Linux lets pass for an IPv4 one.
+///
+/// # Safety
+///
+/// As of `family`.
+pub(crate) unsafe fn port(name: *const sockaddr, len: socklen_t) -> u16 {
+    if !is_plausible(name) || !(4..=c_int::MAX as socklen_t).contains(&len) {
+        return 0;
+    }
+    // SAFETY: as the caller says. The pointer may be unaligned.
+    let [_, _, high, low] = unsafe { name.cast::<[u8; 4]>().read_unaligned() };
+    u16::from_be_bytes([high, low])
+}
+
 /// As the kernel would report the address on a socket of this family; `None` for IPv6 on
 /// an IPv4 socket.
 #[inline]

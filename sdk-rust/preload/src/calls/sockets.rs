@@ -131,6 +131,8 @@ hooks! {
 
     fn bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: the arguments are the program's.
+        connect::binds(unsafe { names::port(name, len) });
+        // SAFETY: the arguments are the program's.
         let result = unsafe { real::bind(fd, name, len) };
         // A socket that can't be taken over would let everybody's datagrams through.
         // SAFETY: the kernel has read the name.

@@ -10,9 +10,9 @@ use libc::{
 
 use super::hooks;
 use crate::boundary::{fail, guarded};
-use crate::real;
 use crate::signals::Signals;
 use crate::wait::{self, Deadline, Set};
+use crate::{connect, real};
 
 /// Words of an `fd_set`, and of the largest sets that are looked at.
 const USUAL: usize = libc::FD_SETSIZE / c_ulong::BITS as usize;
@@ -154,6 +154,7 @@ unsafe fn select_concerned(to: Selected, deadline: Option<Deadline>) -> Option<c
 
 hooks! {
     fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if !wait::concerns_poll(fds, count) {
@@ -176,6 +177,7 @@ hooks! {
         timeout: *const timespec,
         mask: *const sigset_t,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if wait::concerns_poll(fds, count)
@@ -230,6 +232,7 @@ hooks! {
         except: *mut fd_set,
         timeout: *mut timeval,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if wait::concerns_select(count, Set::new(read)) {
@@ -265,6 +268,7 @@ hooks! {
         timeout: *const timespec,
         mask: *const sigset_t,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if wait::concerns_select(count, Set::new(read)) {
@@ -293,6 +297,7 @@ hooks! {
         room: c_int,
         timeout: c_int,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if !wait::concerns_epoll() {
@@ -316,6 +321,7 @@ hooks! {
         timeout: c_int,
         mask: *const sigset_t,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if !wait::concerns_epoll() {
@@ -335,6 +341,7 @@ hooks! {
         timeout: *const timespec,
         mask: *const sigset_t,
     ) -> c_int {
+        connect::waits();
         // SAFETY: the arguments are the program's.
         unsafe {
             if wait::concerns_epoll()

@@ -18,7 +18,7 @@ use crate::boundary::{errno, guarded, set_errno};
 use crate::registry::Marks;
 use crate::settings::{Fork, NewSockets};
 use crate::socket::{Flag, Socket};
-use crate::table::{self, Counter, Endpoint, Path};
+use crate::table::{self, Counter, Endpoint, Path, Table};
 use crate::{lifecycle, names, options, real, receive, registry, settings, wait};
 
 /// What becomes of the program's call of connect(2).
@@ -80,13 +80,8 @@ unsafe fn taken_over(
     drop(table);
     match path {
         Some(Path::Direct) => Decision::PassDirect,
-        Some(Path::Proxied { to, local, .. }) => match connect_taken_over(fd, socket, to, local) {
-            Ok(socket) => {
-                connected(socket, client, to);
-                Decision::Done
-            }
-            Err(errno) => Decision::Fail(errno),
-        },
+        Some(Path::Proxied { to, local, .. }) => connect_taken_over(fd, socket, client, to, local)
+            .map_or_else(Decision::Fail, |()| Decision::Done),
         None => match replace(fd, client, true) {
             Decision::Pass => {
                 table::count(Counter::RepliesWithoutPath, 1);
@@ -101,24 +96,36 @@ unsafe fn taken_over(
 /// If the proxy writes to another one, another socket takes its place.
 fn connect_taken_over(
     fd: c_int,
-    socket: &'static Socket,
+    socket: &Socket,
+    client: SocketAddr,
     to: SocketAddr,
     local: Option<IpAddr>,
-) -> Result<&'static Socket, c_int> {
-    kernel_connect(fd, socket.family(), to)?;
-    match (options::local(fd), local) {
-        (Some(got), Some(local)) if socket.is(Flag::Wildcard) && got.ip() != local => put(
-            fd,
-            Place {
-                endpoint: socket.endpoint(),
-                is_wildcard: true,
-                device: 0,
-                from: SocketAddr::new(local, got.port()),
-                to,
-            },
-        ),
-        _ => Ok(socket),
+) -> Result<(), c_int> {
+    {
+        let _table = table::lock().ok_or(libc::EAGAIN)?;
+        kernel_connect(fd, socket.family(), to)?;
+        connected(socket, client, to);
     }
+    if let (Some(got), Some(local)) = (options::local(fd), local)
+        && socket.is(Flag::Wildcard)
+        && got.ip() != local
+    {
+        let place = Place {
+            endpoint: socket.endpoint(),
+            is_wildcard: true,
+            device: 0,
+            from: SocketAddr::new(local, got.port()),
+            to,
+        };
+        match put(fd, place) {
+            Ok(new) => connected(new, client, to),
+            Err(errno) => {
+                disconnect(fd, socket);
+                return Err(errno);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn connected(socket: &Socket, client: SocketAddr, to: SocketAddr) {
@@ -126,6 +133,17 @@ fn connected(socket: &Socket, client: SocketAddr, to: SocketAddr) {
     socket.set_peer(Some(client));
     socket.set(Flag::Direct, false);
     socket.set(Flag::KernelOnly, false);
+    socket.set(Flag::Unnamed, false);
+}
+
+/// A datagram has come to a socket that was connected before this program was executed: its
+/// client is the one that the socket is connected to.
+#[cold]
+pub(crate) fn named(socket: &Socket, client: SocketAddr, from: SocketAddr) {
+    // What is talked to directly needs no name.
+    if client != from {
+        connected(socket, client, from);
+    }
 }
 
 /// The kernel has connected it to an address that is talked to directly. What comes from now on
@@ -134,6 +152,7 @@ pub(crate) fn connected_directly(fd: c_int, socket: &Socket) {
     socket.set_peer(None);
     socket.set_kernel_peer(None);
     socket.set(Flag::KernelOnly, false);
+    socket.set(Flag::Unnamed, false);
     socket.set(Flag::Direct, receive::is_empty(fd));
 }
 
@@ -151,6 +170,7 @@ fn disconnect(fd: c_int, socket: &Socket) -> Decision {
     socket.set_kernel_peer(None);
     socket.set(Flag::Direct, false);
     socket.set(Flag::KernelOnly, false);
+    socket.set(Flag::Unnamed, false);
     Decision::Done
 }
 
@@ -183,10 +203,43 @@ pub(crate) fn follow(fd: c_int, socket: &Socket, client: SocketAddr, to: SocketA
 #[cold]
 fn reconnect(fd: c_int, socket: &Socket, to: SocketAddr) {
     let errno = errno();
-    if kernel_connect(fd, socket.family(), to).is_ok() {
+    // `part` does it under the lock too, so that what is known of the kernel stays right.
+    if let Some(_table) = table::lock()
+        && kernel_connect(fd, socket.family(), to).is_ok()
+    {
         socket.set_kernel_peer(Some(to));
     }
     set_errno(errno);
+}
+
+/// A connected socket has received a datagram of another client, which must be dropped. It
+/// may have come from the port of the proxy that the kernel has connected the socket to. If
+/// replies to the socket's client don't leave by this port any more, then the port speaks for
+/// the other client now, whose datagrams would all come to this socket, and none to the
+/// listener. (If they do, the port speaks for many clients.)
+///
+/// So the kernel is told to connect the socket to its own address, from which nobody sends.
+/// Unconnected, it would get datagrams that are the listener's. As soon as the program sends
+/// to its client, [`follow`] connects it to the port that speaks for the client by then.
+#[cold]
+pub(crate) fn part(table: &Table, fd: c_int, socket: &Socket, from: SocketAddr) {
+    let Some(client) = socket.peer().filter(|_| socket.kernel_peer() == Some(from)) else {
+        return;
+    };
+    if let Some(Path::Proxied { to, .. }) = table.path(socket.endpoint(), client)
+        && to == from
+    {
+        return;
+    }
+    guarded((), || {
+        let errno = errno();
+        if let Some(own) = options::local(fd)
+            && kernel_connect(fd, socket.family(), own).is_ok()
+        {
+            socket.set_kernel_peer(None);
+        }
+        set_errno(errno);
+    });
 }
 
 /// Descriptors that were found to have nothing to do with clients: not looked at again

@@ -91,6 +91,9 @@ fn inherit(fd: c_int, settings: &Settings) {
         && !is_ephemeral(local.port())
     {
         take_over(fd, settings);
+        if let Some(socket) = registry::get(fd) {
+            socket.set(Flag::Unnamed, options::is_connected(fd));
+        }
     }
 }
 
@@ -185,15 +188,13 @@ pub(crate) fn moved(fd: c_int, socket: &Socket) -> bool {
 /// What the program has asked the kernel for before.
 pub(crate) fn learn(fd: c_int, socket: &Socket) {
     let is_on = |level, option| options::get(fd, level, option).is_some_and(|value| value != 0);
-    socket.set(
-        Flag::WantsPktinfo,
-        is_on(libc::IPPROTO_IP, libc::IP_PKTINFO),
-    );
-    if socket.family() == libc::AF_INET6 {
-        socket.set(
-            Flag::WantsPktinfo6,
-            is_on(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-        );
+    let (level, option, wish) = local_addresses(socket);
+    for (wanted_level, wanted_option, wanted) in [
+        (libc::IPPROTO_IP, libc::IP_PKTINFO, Flag::WantsPktinfo),
+        (level, option, wish),
+    ] {
+        let is_ours = wanted == wish && is_on(libc::SOL_SOCKET, MARK);
+        socket.set(wanted, is_on(wanted_level, wanted_option) && !is_ours);
     }
     if is_on(libc::IPPROTO_UDP, libc::UDP_GRO) {
         socket.set(Flag::WantsGro, true);
@@ -210,19 +211,32 @@ pub(crate) fn learn(fd: c_int, socket: &Socket) {
     );
 }
 
-/// A reply must leave from the address that the proxy sent to. On an IPv6 socket,
-/// IPV6_RECVPKTINFO tells of IPv4 datagrams too. Where datagrams are received as they come,
-/// only the program is told, if it asked.
-pub(crate) fn tell_local_addresses(fd: c_int, socket: &Socket) {
-    if !socket.is(Flag::Wildcard) {
-        return;
-    }
-    let (level, option, wanted) = if socket.family() == libc::AF_INET6 {
+/// Set on a socket on which this library, not the program, has the kernel tell local
+/// addresses: a program that is executed with the socket could not know otherwise. For UDP,
+/// the option (SO_OOBINLINE) has no effect, and programs don't use it.
+const MARK: c_int = libc::SO_OOBINLINE;
+
+/// The option by which the kernel tells the local address of each datagram, and the flag of
+/// a program that asked for it. On an IPv6 socket, IPV6_RECVPKTINFO tells of IPv4 datagrams
+/// too.
+fn local_addresses(socket: &Socket) -> (c_int, c_int, Flag) {
+    if socket.family() == libc::AF_INET6 {
         let option = libc::IPV6_RECVPKTINFO;
         (libc::IPPROTO_IPV6, option, Flag::WantsPktinfo6)
     } else {
         (libc::IPPROTO_IP, libc::IP_PKTINFO, Flag::WantsPktinfo)
-    };
-    let on = !socket.is(Flag::Direct) || socket.is(wanted);
-    options::set(fd, level, option, on.into());
+    }
+}
+
+/// A reply must leave from the address that the proxy sent to. Where datagrams are received
+/// as they come, only the program is told, if it asked.
+pub(crate) fn tell_local_addresses(fd: c_int, socket: &Socket) {
+    if socket.is(Flag::Wildcard) {
+        let (level, option, wish) = local_addresses(socket);
+        let is_asked = socket.is(wish);
+        let on = is_asked || !socket.is(Flag::Direct);
+        options::set(fd, level, option, on.into());
+        let is_ours = on && !is_asked;
+        options::set(fd, libc::SOL_SOCKET, MARK, is_ours.into());
+    }
 }

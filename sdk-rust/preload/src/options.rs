@@ -71,6 +71,13 @@ pub(crate) fn is_device(level: c_int, option: c_int) -> bool {
     level == libc::SOL_SOCKET && [libc::SO_BINDTODEVICE, SO_BINDTOIFINDEX].contains(&option)
 }
 
+/// Whether the kernel has connected a socket.
+pub(crate) fn is_connected(fd: c_int) -> bool {
+    let mut len = 0;
+    // SAFETY: nothing is written to the name.
+    unsafe { real::getpeername(fd, ptr::null_mut(), &raw mut len) == 0 }
+}
+
 /// The address that a socket is bound to, IPv4-mapped ones as IPv4.
 pub(crate) fn local(fd: c_int) -> Option<SocketAddr> {
     // SAFETY: zeros are a valid value.

@@ -86,7 +86,7 @@ unsafe fn receive(
     loop {
         if socket.held.is_any() {
             // SAFETY: as the caller says.
-            let taken = || unsafe { take_held(socket, to, flags) };
+            let taken = || unsafe { take_held(fd, socket, to, flags) };
             match guarded(Outcome::Failed(EIO), taken) {
                 Outcome::Delivered(len) => return result(len),
                 Outcome::Failed(errno) => return fail(errno),
@@ -147,7 +147,7 @@ unsafe fn settle(
     }
     // SAFETY: as the caller says.
     match unsafe { arrival.arrived(len) } {
-        Ok((arrived, _taken)) => match arrived.judge(socket) {
+        Ok((arrived, _taken)) => match arrived.judge(fd, socket) {
             // SAFETY: as the caller says.
             Some(judged) => unsafe { arrived.hand_over(socket, judged, to, flags) }.into(),
             None => Outcome::Dropped,
@@ -240,7 +240,7 @@ fn look(fd: c_int, socket: &Socket) -> Option<usize> {
         let mut arrival = Arrival::new();
         for _ in 0..MAX_DROPS {
             if socket.held.is_any()
-                && let Some(len) = held_len(socket)
+                && let Some(len) = held_len(fd, socket)
             {
                 return Some(len);
             }
@@ -284,7 +284,7 @@ fn discard(fd: c_int, socket: &Socket) {
     // SAFETY: that is what was received.
     match unsafe { arrival.arrived(len) } {
         Ok((arrived, _taken)) => {
-            if arrived.judge(socket).is_some() {
+            if arrived.judge(fd, socket).is_some() {
                 arrived.keep(socket);
             }
         }
@@ -293,9 +293,9 @@ fn discard(fd: c_int, socket: &Socket) {
 }
 
 /// The payload's length of a datagram that was kept, if one still is.
-fn held_len(socket: &Socket) -> Option<usize> {
+fn held_len(fd: c_int, socket: &Socket) -> Option<usize> {
     while let Some(one) = socket.held.take() {
-        if let Some(judged) = Arrived::from(&*one).judge(socket) {
+        if let Some(judged) = Arrived::from(&*one).judge(fd, socket) {
             let len = one.bytes.len() - judged.header_len;
             put_back(socket, one);
             return Some(len);
@@ -309,10 +309,10 @@ fn held_len(socket: &Socket) -> Option<usize> {
 /// # Safety
 ///
 /// As `message`, and `check` has found no fault.
-unsafe fn take_held(socket: &Socket, to: *mut msghdr, flags: c_int) -> Outcome {
+unsafe fn take_held(fd: c_int, socket: &Socket, to: *mut msghdr, flags: c_int) -> Outcome {
     while let Some(one) = socket.held.take() {
         let arrived = Arrived::from(&*one);
-        let Some(judged) = arrived.judge(socket) else {
+        let Some(judged) = arrived.judge(fd, socket) else {
             continue;
         };
         if flags & MSG_PEEK == 0 {

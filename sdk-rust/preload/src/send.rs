@@ -140,9 +140,6 @@ pub(crate) unsafe fn message(
         // SAFETY: as the caller says.
         return unsafe { real::sendmsg(fd, from, flags) };
     }
-    if flags & MSG_MORE != 0 {
-        socket.set(Flag::Corked, true);
-    }
     // SAFETY: as the caller says.
     let parts = unsafe { (*from).msg_iovlen as usize };
     if parts <= PARTS {
@@ -296,11 +293,11 @@ impl<const N: usize> Parcel<N> {
         let Some((name, name_len)) = names::written(path.to, socket.family()) else {
             return Plan::Refused(EHOSTUNREACH);
         };
-        // Where the kernel has connected the socket to, it knows the route.
-        if socket.kernel_peer() != Some(path.to) || socket.is(Flag::Corked) {
-            self.message.msg_name = ptr::from_mut(self.name.write(name)).cast();
-            self.message.msg_namelen = name_len;
-        }
+        // Of a socket that is connected, too: another process that shares it may have
+        // connected it to another port of the proxy; and what was put together for one client
+        // (UDP_CORK, MSG_MORE) has Linux send to it what has no address later on.
+        self.message.msg_name = ptr::from_mut(self.name.write(name)).cast();
+        self.message.msg_namelen = name_len;
         // SAFETY: as the caller says; the control data has room for as much.
         let writer = unsafe { Writer::new(self.control.as_mut_ptr().cast(), CONTROL) };
         // SAFETY: as the caller says.
@@ -617,9 +614,6 @@ pub(crate) unsafe fn messages(
     if socket.is(Flag::Direct) || count == 0 || !is_plausible(from) {
         // SAFETY: as the caller says.
         return unsafe { real::sendmmsg(fd, from, count as c_uint, flags) };
-    }
-    if flags & MSG_MORE != 0 {
-        socket.set(Flag::Corked, true);
     }
     let mut done = 0;
     while done < count {

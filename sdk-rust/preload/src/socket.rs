@@ -2,7 +2,7 @@
 //! after a fork, each process has its own.
 
 use std::hint;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
@@ -151,11 +151,11 @@ pub(crate) enum Flag {
     Kept = 1 << 9,
     /// The program has set UDP_CORK.
     Cork = 1 << 10,
-    /// The kernel has put a datagram together. If that was for another client than the one that
-    /// the socket is connected to, Linux goes on to send it what has no address of its own.
-    Corked = 1 << 12,
     /// The kernel puts a datagram together (UDP_CORK, MSG_MORE) that has its header already.
     Begun = 1 << 11,
+    /// The kernel has connected it for a client, and this program was executed since: the
+    /// client's name comes with the first datagram.
+    Unnamed = 1 << 12,
 }
 
 impl Socket {
@@ -345,6 +345,8 @@ struct AtomicAddr {
     version: AtomicU32,
     /// 0: none; 4 or 6, and the port.
     kind: AtomicU32,
+    /// The interface of a link-local address.
+    scope: AtomicU32,
     high: AtomicU64,
     low: AtomicU64,
 }
@@ -358,21 +360,23 @@ impl AtomicAddr {
         Self {
             version: AtomicU32::new(0),
             kind: AtomicU32::new(0),
+            scope: AtomicU32::new(0),
             high: AtomicU64::new(0),
             low: AtomicU64::new(0),
         }
     }
 
     fn set(&self, address: Option<SocketAddr>) {
-        let (kind, bits) = match address {
-            None => (0, 0),
-            Some(SocketAddr::V4(v4)) => (4 << 16, u128::from(v4.ip().to_bits())),
-            Some(SocketAddr::V6(v6)) => (6 << 16, v6.ip().to_bits()),
+        let (kind, bits, scope) = match address {
+            None => (0, 0, 0),
+            Some(SocketAddr::V4(v4)) => (4 << 16, u128::from(v4.ip().to_bits()), 0),
+            Some(SocketAddr::V6(v6)) => (6 << 16, v6.ip().to_bits(), v6.scope_id()),
         };
         let port = address.map_or(0, |address| u32::from(address.port()));
         let (high, low) = ((bits >> 64) as u64, bits as u64);
         self.version.fetch_add(1, Ordering::AcqRel);
         self.kind.store(kind | port, Ordering::Release);
+        self.scope.store(scope, Ordering::Release);
         self.high.store(high, Ordering::Release);
         self.low.store(low, Ordering::Release);
         self.version.fetch_add(1, Ordering::AcqRel);
@@ -391,6 +395,7 @@ impl AtomicAddr {
         for _ in 0..1000 {
             let version = self.version.load(Ordering::Acquire);
             let kind = self.kind.load(Ordering::Acquire);
+            let scope = self.scope.load(Ordering::Acquire);
             let high = self.high.load(Ordering::Acquire);
             let low = self.low.load(Ordering::Acquire);
             if version.is_multiple_of(2) && self.version.load(Ordering::Acquire) == version {
@@ -398,7 +403,7 @@ impl AtomicAddr {
                 let port = (kind & 0xffff) as u16;
                 return match kind >> 16 {
                     4 => Some(SocketAddr::from((Ipv4Addr::from_bits(bits as u32), port))),
-                    6 => Some(SocketAddr::from((Ipv6Addr::from_bits(bits), port))),
+                    6 => Some(SocketAddrV6::new(Ipv6Addr::from_bits(bits), port, 0, scope).into()),
                     _ => None,
                 };
             }

@@ -17,7 +17,8 @@ pub(crate) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// A client that no other test has: tests share the table.
+/// A client that no other test has: tests share the table. A child process would get one that
+/// its parent gives to another test.
 pub(crate) fn client() -> SocketAddr {
     static LAST: AtomicU16 = AtomicU16::new(1024);
     let port = LAST.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +167,11 @@ pub(crate) struct Proxy(pub(crate) UdpSocket);
 
 impl Proxy {
     pub(crate) fn new() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1")
+    }
+
+    pub(crate) fn at(ip: &str) -> Self {
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();

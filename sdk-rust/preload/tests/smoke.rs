@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use ppv2_lab::fake_proxy::{CLIENT, from_client};
-use ppv2_lab::{TIMEOUT, preload_library};
+use ppv2_lab::fake_proxy::{CLIENT, OTHER_CLIENT, from_client};
+use ppv2_lab::{TIMEOUT, eventually, preload_library};
 
 /// Serves by the socket that is its standard input, as inetd has it.
 const INHERITOR: &str = r#"
@@ -20,6 +21,46 @@ print("ready", flush=True)
 while True:
     data, (host, port) = inherited.recvfrom(1000)
     inherited.sendto(f"{host}:{port} said {data.decode()}".encode(), (host, port))
+"#;
+
+/// Binds, executes itself again with the socket, and answers whether packet info is on and how
+/// many control messages came with the question.
+const SUCCESSOR: &str = r#"
+import os, socket, sys
+
+family, port, asks, *descriptor = sys.argv[1:]
+is_ipv4 = family == "4"
+option = (socket.IPPROTO_IP, 8) if is_ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO)
+if not descriptor:
+    server = socket.socket(socket.AF_INET if is_ipv4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    server.bind(("0.0.0.0" if is_ipv4 else "::", int(port)))
+    if asks == "1":
+        server.setsockopt(*option, 1)
+    os.set_inheritable(server.fileno(), True)
+    os.execvp("python3", [*sys.orig_argv, str(server.fileno())])
+server = socket.socket(fileno=int(descriptor[0]))
+print("ready", flush=True)
+data, control, _, client = server.recvmsg(1000, 1000)
+server.sendto(f"{server.getsockopt(*option)} {len(control)}".encode(), client[:2])
+"#;
+
+/// Connects to its first client, executes itself again with the socket, and sends back what it
+/// receives.
+const CONNECTED: &str = r#"
+import os, socket, sys
+
+port, *descriptor = sys.argv[1:]
+if not descriptor:
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", int(port)))
+    print("bound", flush=True)
+    server.connect(server.recvfrom(1000)[1])
+    os.set_inheritable(server.fileno(), True)
+    os.execvp("python3", [*sys.orig_argv, str(server.fileno())])
+server = socket.socket(fileno=int(descriptor[0]))
+print("ready", flush=True)
+while True:
+    server.send(server.recv(1000))
 "#;
 
 const SERVER: &str = r#"
@@ -75,23 +116,34 @@ void run(int port)
 "#;
 
 /// A process that is ended when it is dropped.
-struct Server(Child);
+struct Server(Child, BufReader<ChildStdout>);
 
 impl Server {
-    fn start(script: &str, input: Stdio) -> Self {
+    fn start(script: &str, arguments: &[&str], input: Stdio) -> Self {
+        let mut server = Self::spawn(script, arguments, input);
+        assert_eq!(server.line(), "ready\n");
+        server
+    }
+
+    fn spawn(script: &str, arguments: &[&str], input: Stdio) -> Self {
         let mut child = Command::new("python3")
             .args(["-c", script])
+            .args(arguments)
             .env("LD_PRELOAD", preload_library())
-            .env("PPV2_TRUSTED", "127.0.0.1")
+            .env("PPV2_TRUSTED", "127.0.0.1,::1")
+            .env("PPV2_FORGET_AFTER", "1s")
             .stdin(input)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self(child, output)
+    }
+
+    fn line(&mut self) -> String {
         let mut line = String::new();
-        let output = child.stdout.take().unwrap();
-        BufReader::new(output).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
+        self.1.read_line(&mut line).unwrap();
+        line
     }
 }
 
@@ -125,19 +177,80 @@ fn a_server_sees_its_client_and_answers_it() {
     let server = unused.local_addr().unwrap();
     drop(unused);
     let script = SERVER.replace("PORT", &server.port().to_string());
-    let _server = Server::start(&script, Stdio::null());
+    let _server = Server::start(&script, &[], Stdio::null());
     ask(server);
 }
 
 #[test]
 fn a_socket_that_a_server_is_started_with_is_taken_over() {
-    // The kernel hands out none of these ports.
-    let socket = (20_000..30_000)
-        .find_map(|port| UdpSocket::bind(("127.0.0.1", port)).ok())
-        .unwrap();
+    let socket = bind_as_a_server("127.0.0.1");
     let server = socket.local_addr().unwrap();
-    let _server = Server::start(INHERITOR, OwnedFd::from(socket).into());
+    let _server = Server::start(INHERITOR, &[], OwnedFd::from(socket).into());
     ask(server);
+}
+
+/// The kernel hands out none of these ports, and no two tests get the same.
+fn bind_as_a_server(ip: &str) -> UdpSocket {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let next = || NEXT.fetch_add(1, Ordering::Relaxed);
+    loop {
+        if let Ok(bound) = UdpSocket::bind((ip, next())) {
+            return bound;
+        }
+    }
+}
+
+/// What the program didn't ask for, it didn't ask for before it was executed either.
+#[test]
+fn a_server_that_executes_itself_again_sees_what_it_saw_before() {
+    for (family, any, loopback) in [("4", "0.0.0.0", "127.0.0.1"), ("6", "::", "::1")] {
+        for asks in ["0", "1"] {
+            let unused = bind_as_a_server(any);
+            let port = unused.local_addr().unwrap().port();
+            drop(unused);
+            let arguments = [family, &port.to_string(), asks];
+            let _server = Server::start(SUCCESSOR, &arguments, Stdio::null());
+            let proxy = UdpSocket::bind((loopback, 0)).unwrap();
+            proxy.set_read_timeout(Some(TIMEOUT)).unwrap();
+            let datagram = from_client(CLIENT, b"hello");
+            proxy.send_to(&datagram, (loopback, port)).unwrap();
+            let mut reply = [0; 256];
+            let len = proxy.recv(&mut reply).unwrap();
+            // The option, and how many control messages there were.
+            let expected = format!("{asks} {asks}");
+            assert_eq!(str::from_utf8(&reply[..len]).unwrap(), expected);
+        }
+    }
+}
+
+/// By the same port of the proxy, another client's datagrams may come.
+#[test]
+fn a_connected_socket_that_a_server_is_executed_with_is_one_clients() {
+    let unused = bind_as_a_server("127.0.0.1");
+    let server = unused.local_addr().unwrap();
+    drop(unused);
+    let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
+    proxy.connect(server).unwrap();
+    proxy.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let port = server.port().to_string();
+    let mut child = Server::spawn(CONNECTED, &[&port], Stdio::null());
+    assert_eq!(child.line(), "bound\n");
+    let mut reply = [0; 256];
+    proxy.send(&from_client(CLIENT, b"first")).unwrap();
+    assert_eq!(child.line(), "ready\n");
+    proxy.send(&from_client(CLIENT, b"second")).unwrap();
+    let len = proxy.recv(&mut reply).unwrap();
+    assert_eq!(&reply[..len], b"second");
+    // The port passes to another client. As soon as the former one is forgotten, the kernel
+    // refuses the next one's datagrams, since there is no listener.
+    let other = from_client(OTHER_CLIENT, b"of another");
+    eventually("the port to be another's", || {
+        let refused = proxy.send(&other).is_err();
+        proxy.set_nonblocking(true).unwrap();
+        let received = proxy.recv(&mut reply);
+        assert!(received.is_err(), "{received:?}");
+        refused || received.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
 }
 
 #[test]
@@ -166,7 +279,7 @@ fn a_library_that_binds_to_the_c_library_first_sees_its_client() {
         loader.to_str().unwrap(),
         server.port()
     );
-    let _server = Server::start(&script, Stdio::null());
+    let _server = Server::start(&script, &[], Stdio::null());
     ask(server);
 }
 

@@ -87,11 +87,7 @@ unsafe fn set_option(
         return fail(libc::ENOBUFS);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_CORK) {
-        let on = number.is_some_and(|on| on != 0);
-        socket.set(Flag::Cork, on);
-        if on {
-            socket.set(Flag::Corked, true);
-        }
+        socket.set(Flag::Cork, number.is_some_and(|on| on != 0));
         socket.set(Flag::Begun, false);
     }
     if (level, option) == (libc::IPPROTO_UDP, libc::UDP_SEGMENT) {

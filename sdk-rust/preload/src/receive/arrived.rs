@@ -14,11 +14,11 @@ use super::MAX_PARTS;
 use crate::boundary::is_plausible;
 use crate::buffers::{self, CONTROL, Far, NEAR, TakenFar};
 use crate::control::{self, Wanted, Writer};
-use crate::names;
 use crate::recent::Seen;
 use crate::settings::{self, Pktinfo};
 use crate::socket::{Flag, Held, Socket};
 use crate::table::{self, Counter, Judged, Table};
+use crate::{connect, names};
 
 /// Memory on the stack of a call for a datagram and what the kernel tells of it. There is
 /// nothing to be given back.
@@ -185,15 +185,15 @@ impl<'a> Arrived<'a> {
     /// Decides whether the datagram is for the program. `None`: it must be dropped, and has
     /// been counted.
     #[inline]
-    pub(super) fn judge(&self, socket: &Socket) -> Option<Judged> {
+    pub(super) fn judge(&self, fd: c_int, socket: &Socket) -> Option<Judged> {
         self.judge_again(socket)
-            .or_else(|| self.judge_in(table::lock().as_mut(), socket))
+            .or_else(|| self.judge_in(table::lock().as_mut(), fd, socket))
     }
 
     /// As `judge`, if this thread has decided on the like a moment ago; without a lock.
     #[inline]
     pub(super) fn judge_again(&self, socket: &Socket) -> Option<Judged> {
-        if socket.peer().is_some() {
+        if socket.peer().is_some() || socket.is(Flag::Unnamed) {
             return None;
         }
         let seen = Seen {
@@ -207,17 +207,28 @@ impl<'a> Arrived<'a> {
 
     /// As `judge`, with a table that is locked already; `None` if it can't be.
     #[inline]
-    pub(super) fn judge_in(&self, table: Option<&mut Table>, socket: &Socket) -> Option<Judged> {
+    pub(super) fn judge_in(
+        &self,
+        table: Option<&mut Table>,
+        fd: c_int,
+        socket: &Socket,
+    ) -> Option<Judged> {
         let Some(table) = table else {
             table::count(Counter::Interrupted, 1);
             return None;
         };
         let local = self.local(socket);
         let judged = table.receive(socket.endpoint(), self.peer, local, self.bytes)?;
+        if socket.is(Flag::Unnamed) {
+            connect::named(socket, judged.client, self.peer);
+        }
         match refusal(socket, judged) {
             None => Some(judged),
             Some(counter) => {
                 table::count(counter, 1);
+                if counter == Counter::OtherClient {
+                    connect::part(table, fd, socket, self.peer);
+                }
                 None
             }
         }

@@ -223,7 +223,7 @@ unsafe fn batch(fd: c_int, socket: &Socket, to: *mut mmsghdr, count: usize, flag
         match usize::try_from(received) {
             // SAFETY: as the caller says, and that many were received.
             Ok(received) => unsafe {
-                let batch = deliver(incoming, received, socket, to, flags);
+                let batch = deliver(incoming, received, fd, socket, to, flags);
                 Batch {
                     drained: received < asked,
                     ..batch
@@ -243,6 +243,7 @@ unsafe fn batch(fd: c_int, socket: &Socket, to: *mut mmsghdr, count: usize, flag
 unsafe fn deliver(
     incoming: &Incoming,
     received: usize,
+    fd: c_int,
     socket: &Socket,
     to: *mut mmsghdr,
     flags: c_int,
@@ -264,7 +265,7 @@ unsafe fn deliver(
                 if table.is_none() {
                     table = table::lock();
                 }
-                arrived.judge_in(table.as_mut(), socket)
+                arrived.judge_in(table.as_mut(), fd, socket)
             })
         }));
     }

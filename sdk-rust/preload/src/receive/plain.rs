@@ -101,7 +101,7 @@ unsafe fn once(
         control: &[],
         flags: 0,
     };
-    match arrived.judge(socket) {
+    match arrived.judge(fd, socket) {
         // SAFETY: as the caller says.
         Some(judged) => unsafe { arrived.hand_over(socket, judged, to, flags) }.into(),
         None => Outcome::Dropped,

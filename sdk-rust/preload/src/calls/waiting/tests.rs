@@ -104,9 +104,9 @@ fn what_must_be_dropped_makes_no_socket_readable() {
     let (ready, is_in, left) = select_read(listener.0, SHORT.into());
     assert_eq!((ready, is_in, left.tv_sec, left.tv_usec), (0, false, 0, 0));
     bare();
-    assert_eq!(epoll.wait(SHORT), []);
+    assert!(epoll.wait(SHORT).is_empty());
     bare();
-    assert_eq!(epoll.wait(0), []);
+    assert!(epoll.wait(0).is_empty());
     bare();
     proxy.forward(client, b"x", local);
     assert_eq!(poll_one(&listener, libc::POLLIN, LONG), (1, libc::POLLIN));
@@ -246,10 +246,10 @@ fn a_registration_for_once_outlives_a_drop() {
     let proxy = Proxy::new();
     let epoll = Epoll::with(&listener, libc::EPOLLIN | libc::EPOLLONESHOT, 6);
     proxy.send_bare(local);
-    assert_eq!(epoll.wait(SHORT), []);
+    assert!(epoll.wait(SHORT).is_empty());
     proxy.forward(client, b"x", local);
     assert_eq!(epoll.wait(LONG), [6]);
-    assert_eq!(epoll.wait(0), []);
+    assert!(epoll.wait(0).is_empty());
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_registration_from_before_the_bind_is_known() {
     drop(listener);
     assert_eq!(early.bind(local), 0);
     Proxy::new().send_bare(local);
-    assert_eq!(epoll.wait(SHORT), []);
+    assert!(epoll.wait(SHORT).is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! own addresses and answers them through the proxy, and none sees what comes past it.
 
 mod dns;
+mod dtls;
 mod musl;
 mod ntp;
 mod radius;

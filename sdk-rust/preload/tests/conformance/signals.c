@@ -200,7 +200,11 @@ static void *interrupt_in_a_flood_then_send(void *argument) {
         while (handled == before)
             sched_yield();
     }
-    client_sends("c1", "s1", target->datagram);
+    /* A flood leaves little room in the queue. */
+    while (!stop) {
+        client_sends("c1", "s1", target->datagram);
+        usleep(1000);
+    }
     return NULL;
 }
 
@@ -230,18 +234,21 @@ CASE_IN(signals_interrupt_in_a_flood, V4) {
 }
 
 CASE_IN(signals_restart_in_a_flood, V4) {
-    int fd = server("s1");
     on_signal(count, SA_RESTART);
     for (enum call call = RECV; call <= READV; call++) {
+        int fd = server("s1");
         struct target target = this_thread();
         target.signals = 3;
         target.datagram = "after signals";
         handled = 0;
+        stop = false;
         flood("s1");
         pthread_t thread = start_thread(interrupt_in_a_flood_then_send, &target);
         outcome(call_names[call], wait_by(call, fd));
+        stop = true;
         pthread_join(thread, NULL);
         row("  %d signals", handled);
+        close(fd);
     }
 }
 

@@ -258,8 +258,8 @@ impl<'b> Encoder<'b> {
     }
 
     /// Appends what is known of the client's TLS (section 2.2.6): the flags
-    /// ([`Ssl::CLIENT_SSL`](crate::Ssl::CLIENT_SSL) and its siblings), the verify result, and TLVs of
-    /// the `SSL_` types.
+    /// ([`Ssl::CLIENT_SSL`](crate::Ssl::CLIENT_SSL) and its siblings), the verify result, and TLVs
+    /// of the `SSL_` types.
     ///
     /// # Errors
     ///
@@ -337,7 +337,8 @@ impl<'b> Encoder<'b> {
     ///
     /// ```
     /// let mut buffer = [0; 32];
-    /// let header = ppv2::Encoder::local(&mut buffer)?.azure_private_endpoint_link_id(0x01020304)?.finish();
+    /// let encoder = ppv2::Encoder::local(&mut buffer)?;
+    /// let header = encoder.azure_private_endpoint_link_id(0x01020304)?.finish();
     /// assert_eq!(&header[16..], b"\xee\x00\x05\x01\x04\x03\x02\x01");
     /// # Ok::<(), ppv2::EncodeError>(())
     /// ```

@@ -37,8 +37,8 @@ const HOST_SHARE: usize = 32;
 /// addresses wants.
 const SPOOFED_SESSIONS: usize = 100_000;
 
-/// The default maximum of sessions on source networks or with tagged replies. Neither descriptors nor ports bound
-/// them, and an attacker who forges client addresses could fill the host's memory.
+/// The default maximum of sessions on source networks or with tagged replies. Neither descriptors
+/// nor ports bound them, and an attacker who forges client addresses could fill the host's memory.
 const NETWORK_SESSIONS: usize = 1_000_000;
 
 /// Of this many addresses of a source network, one session has one: the others rest after

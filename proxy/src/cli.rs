@@ -108,7 +108,8 @@ pub enum Command {
                       is known."
     )]
     Healthcheck(healthcheck::Options),
-    /// Show a running proxy on the terminal: listeners, servers, drops and busiest clients, with rates
+    /// Show a running proxy on the terminal: listeners, servers, drops and busiest clients, with
+    /// rates
     #[command(
         after_help = "Keys: 1-4 and tab for views, j and k to move, s to sort, p to pause, q to quit, ? for \
                       help.\nColours are left out if NO_COLOR is set."

@@ -106,8 +106,8 @@ pub struct Server {
 pub struct Flags {
     #[command(flatten)]
     listener: Listener,
-    /// Network of proxies whose datagrams begin with a PROXY v2 header; datagrams from elsewhere are
-    /// dropped; repeatable [default: none, every byte is payload]
+    /// Network of proxies whose datagrams begin with a PROXY v2 header; datagrams from elsewhere
+    /// are dropped; repeatable [default: none, every byte is payload]
     #[arg(long, value_name = "NET")]
     accept_from: Vec<Network>,
     #[command(flatten)]

@@ -165,8 +165,8 @@ impl Demux {
     /// the address of its proxy has named another client since. `None` for a path through
     /// a proxy that is older than [`FORMER_CLIENT_GRACE`](crate::FORMER_CLIENT_GRACE) and
     /// not that of the client's latest datagram. Neither of the two holds for datagrams
-    /// with a reply tag or an SPP header: their replies name their clients. A v4-mapped IPv6 address finds
-    /// its IPv4 client.
+    /// with a reply tag or an SPP header: their replies name their clients. A v4-mapped IPv6
+    /// address finds its IPv4 client.
     #[must_use]
     pub fn reply_path(&self, now: Instant, to: impl Into<Recipient>) -> Option<ReplyPath> {
         self.path_to(now.into(), to.into())
@@ -388,8 +388,8 @@ impl Demux {
         Ok(parts)
     }
 
-    /// As `remember`, where senders may leave the header out: remembers the client that they speak for,
-    /// too.
+    /// As `remember`, where senders may leave the header out: remembers the client that they speak
+    /// for, too.
     #[inline(never)]
     fn note(
         &self,

@@ -20,9 +20,10 @@
 //! read.
 //!
 //! To a proxy that sends reply tags each datagram has a header of 41 or 65 bytes in front,
-//! to one that sends SPP headers one of 38. quinn doesn't know of it, so `initial_mtu` and `min_mtu` of its `TransportConfig` must
-//! leave room for it on the way to the proxy. 1200, the value unless set, does so where
-//! IP packets of 1313 bytes pass. The search for larger sizes finds what fits.
+//! to one that sends SPP headers one of 38. quinn doesn't know of it, so `initial_mtu` and
+//! `min_mtu` of its `TransportConfig` must leave room for it on the way to the proxy. 1200, the
+//! value unless set, does so where IP packets of 1313 bytes pass. The search for larger sizes finds
+//! what fits.
 //!
 //! Such an endpoint serves. It can't connect to other hosts, since it sends only to
 //! addresses that it has received from.

@@ -418,7 +418,8 @@ impl TrustBuilder {
     /// use std::time::{Duration, Instant};
     /// use ppv2_sdk::{Demux, DropReason, Trust};
     ///
-    /// let trust = Trust::networks(["192.0.2.1"]).remember_senders(Duration::from_secs(30), 100_000);
+    /// let trust = Trust::networks(["192.0.2.1"]);
+    /// let trust = trust.remember_senders(Duration::from_secs(30), 100_000);
     /// let demux = Demux::new(trust.build()?);
     /// let now = Instant::now();
     /// let proxy = "192.0.2.1:40000".parse().unwrap();

@@ -1,6 +1,6 @@
 //! Measures ppv2-proxy side by side with what users would pick instead: `run`
-//! measures everything in turn, `micro` the parts alone; `load`, `echo` and `bare` are the programs that
-//! it does so with.
+//! measures everything in turn, `micro` the parts alone; `load`, `echo` and `bare` are the programs
+//! that it does so with.
 
 mod balance;
 mod bare;

@@ -33,7 +33,8 @@ pub struct Capacity {
 pub enum Need {
     /// There are enough others: ports rest for [`MAX_REST`](crate::session::MAX_REST).
     None,
-    /// Half of all sockets rest: ports may be used again after [`MIN_REST`](crate::session::MIN_REST).
+    /// Half of all sockets rest: ports may be used again after
+    /// [`MIN_REST`](crate::session::MIN_REST).
     Supply,
     /// There is no other port: one may be used again before if every request was
     /// answered, and nothing more came within the time that its server usually takes.

@@ -358,8 +358,8 @@ impl From<Address> for SocketAddr {
     }
 }
 
-/// Takes what a worker has, and its sockets with their cookies, in the worker's thread. From before it is called,
-/// the worker neither receives nor sends until it is told to go on.
+/// Takes what a worker has, and its sockets with their cookies, in the worker's thread. From before
+/// it is called, the worker neither receives nor sends until it is told to go on.
 pub type HandOver = Box<dyn FnOnce(WorkerState, &[(u64, BorrowedFd<'_>)]) + Send>;
 
 /// Takes duplicates of some of a worker's sockets, with the number to go on from if there may

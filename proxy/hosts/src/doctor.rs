@@ -57,7 +57,8 @@ pub struct Options {
     #[arg(long, value_name = "IP", value_parser = other_host)]
     pub gateway: Vec<IpAddr>,
 
-    /// Role server: address of a server on this host, repeatable [default: servers with an address of this host]
+    /// Role server: address of a server on this host, repeatable [default: servers with an address
+    /// of this host]
     #[arg(long, value_name = "IP", value_parser = unicast)]
     pub server: Vec<IpAddr>,
 }

@@ -72,11 +72,13 @@ pub struct Options {
     #[arg(long)]
     pub undo: bool,
 
-    /// Interface towards clients [default: the one with the listener's address; for servers the one of the route to clients]
+    /// Interface towards clients [default: the one with the listener's address; for servers the one
+    /// of the route to clients]
     #[arg(long, value_name = "NAME", value_parser = interface)]
     pub public_interface: Option<String>,
 
-    /// Interface between proxy and server [default: that of this host's route to the server, or the one with the server's address]
+    /// Interface between proxy and server [default: that of this host's route to the server, or the
+    /// one with the server's address]
     #[arg(long, value_name = "NAME", value_parser = interface)]
     pub server_interface: Option<String>,
 
@@ -85,11 +87,13 @@ pub struct Options {
     #[arg(long, value_name = "IP", value_parser = other_host)]
     pub gateway: Vec<IpAddr>,
 
-    /// Role server: address of a server that the script is for, repeatable [default: servers with an address of this host]
+    /// Role server: address of a server that the script is for, repeatable [default: servers with
+    /// an address of this host]
     #[arg(long, value_name = "IP", value_parser = unicast)]
     pub server: Vec<IpAddr>,
 
-    /// Mode dsr by the SDK: address that clients write to, if the listener is bound to a wildcard; repeatable
+    /// Mode dsr by the SDK: address that clients write to, if the listener is bound to a wildcard;
+    /// repeatable
     #[arg(long, value_name = "IP", value_parser = unicast)]
     pub listener_address: Vec<IpAddr>,
 
@@ -97,7 +101,8 @@ pub struct Options {
     #[arg(long)]
     pub is_gateway: bool,
 
-    /// Role server: MTU of the route through the proxy's host [default: 1280 in mode dsr, else the interface's]
+    /// Role server: MTU of the route through the proxy's host [default: 1280 in mode dsr, else the
+    /// interface's]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65_535))]
     pub mtu: Option<u32>,
 

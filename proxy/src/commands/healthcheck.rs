@@ -24,8 +24,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Ask whether every address takes datagrams and the proxy is not stopping (/readyz), instead of
-    /// whether every worker responds (/healthz)
+    /// Ask whether every address takes datagrams and the proxy is not stopping (/readyz), instead
+    /// of whether every worker responds (/healthz)
     #[arg(long)]
     pub ready: bool,
 

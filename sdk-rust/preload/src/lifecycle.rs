@@ -84,8 +84,8 @@ pub(crate) fn open_descriptors() -> Vec<c_int> {
     })
 }
 
-/// Takes over a socket that the program was started with, or has received: one by which it serves, as its
-/// port tells.
+/// Takes over a socket that the program was started with, or has received: one by which it serves,
+/// as its port tells.
 fn inherit(fd: c_int, settings: &Settings) {
     if let Some(local) = options::local(fd)
         && !is_ephemeral(local.port())

@@ -8,8 +8,8 @@
 //! the client meanwhile.
 //!
 //! Only the usual header is kept, with two addresses of one family and nothing else, and a
-//! reply that needs nothing but another address. Between two system calls, most of the time is spent waiting for
-//! memory: of a client of IPv4, one line of the processor's cache is looked at.
+//! reply that needs nothing but another address. Between two system calls, most of the time is
+//! spent waiting for memory: of a client of IPv4, one line of the processor's cache is looked at.
 //!
 //! [`Settings::recent`]: crate::settings::Settings::recent
 

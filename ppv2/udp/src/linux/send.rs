@@ -4,9 +4,9 @@
 //! A burst leaves as one message, a list of header, datagram, header, datagram, …, which
 //! the kernel splits again at the given size (UDP_SEGMENT, udp(7)). So do neighbours that go
 //! the same way, if they have one length with their headers, which may differ. It refuses
-//! that where a datagram exceeds the interface's MTU, or where the device can't compute checksums; then
-//! each datagram leaves as a message of its own, and longer ones are not tried again on
-//! that socket.
+//! that where a datagram exceeds the interface's MTU, or where the device can't compute checksums;
+//! then each datagram leaves as a message of its own, and longer ones are not tried again on that
+//! socket.
 
 use std::io;
 use std::marker::PhantomData;

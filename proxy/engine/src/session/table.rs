@@ -318,8 +318,8 @@ impl<C> Table<C> {
         Some(session.count(id.slot, now, amount))
     }
 
-    /// The bucket, for [`ClientRates`](crate::client_limits::ClientRates), of the session that takes this client's
-    /// datagrams. `None` if it was never answered, or another is to be begun.
+    /// The bucket, for [`ClientRates`](crate::client_limits::ClientRates), of the session that
+    /// takes this client's datagrams. `None` if it was never answered, or another is to be begun.
     pub fn bucket(&mut self, key: &Key) -> Option<&mut u64> {
         let slot = self.slot_of(key)?;
         let session = self.sessions.get_mut(slot as usize)?;

@@ -1,6 +1,6 @@
 //! Where a new session's socket comes from: one that sessions share, a new one, or that of
-//! an ended session whose port has rested; and which ended sessions are closed when there is no other
-//! port.
+//! an ended session whose port has rested; and which ended sessions are closed when there is no
+//! other port.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

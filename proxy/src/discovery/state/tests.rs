@@ -294,7 +294,8 @@ fn an_answer_that_changes_each_second_does_not_fill_the_log() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
-    /// Any answers in any order: what is known stays bounded and consistent, and an answer is never lost.
+    /// Any answers in any order: what is known stays bounded and consistent, and an answer is never
+    /// lost.
     #[test]
     fn any_sequence_of_lookups_keeps_a_bounded_answer(
         lookups in prop::collection::vec(

@@ -110,7 +110,8 @@ fn flood_of_forged_sources_costs_clients_no_answer() {
     assert_eq!(metric(admin, "ppv2_resting_ports_reclaimed_total"), 0);
 }
 
-/// Questions of the flood in which each begins a session, and none rests for long enough to be used again.
+/// Questions of the flood in which each begins a session, and none rests for long enough to be used
+/// again.
 const SHORT_SESSIONS: u64 = 100_000;
 
 /// Answers each question with itself, and once more when its session has ended, up to a

@@ -80,11 +80,12 @@ zone:
     server(&program("knotd", "knot"), &["-c", config.to_str().unwrap()])
 }
 
-fn knot_resolver(folder: &Path, port: u16) -> Process {
-    let config = format!(
+/// A configuration of Knot Resolver that answers each question with its client's address.
+pub(crate) fn kresd_config(port: u16, more: &str) -> String {
+    format!(
         r"
 net.listen({{'127.0.0.1', '::1'}}, {port}, {{ kind = 'dns' }})
-net.proxy_allowed({{'127.0.0.1', '::1'}})
+{more}
 cache.size = 10 * MB
 modules.unload('ta_update')
 policy.add(function (request)
@@ -96,7 +97,19 @@ policy.add(function (request)
     return policy.ANSWER({{ [kind] = {{ rdata = address, ttl = 0 }} }}, true)
 end)
 "
-    );
+    )
+}
+
+/// A zone of PowerDNS whose name has the client's address.
+pub(crate) fn powerdns_zone(name: &str) -> String {
+    format!(
+        "{name}. 0 IN SOA ns. admin. 1 3600 3600 3600 0\n{name}. 0 IN NS ns.\n\
+         {name}. 0 IN LUA A \"who:toString()\"\n{name}. 0 IN LUA AAAA \"who:toString()\"\n"
+    )
+}
+
+fn knot_resolver(folder: &Path, port: u16) -> Process {
+    let config = kresd_config(port, "net.proxy_allowed({'127.0.0.1', '::1'})");
     write(folder, "kresd.conf", &config);
     let config = folder.join("kresd.conf");
     server(
@@ -120,11 +133,7 @@ fn powerdns_authoritative(folder: &Path, port: u16) -> Process {
     write(folder, "pdns.conf", &config);
     let zone = format!("zone \"{NAME}\" {{ type master; file \"{path}/zone\"; }};\n");
     write(folder, "named.conf", &zone);
-    let records = format!(
-        "{NAME}. 0 IN SOA ns. admin. 1 3600 3600 3600 0\n{NAME}. 0 IN NS ns.\n\
-         {NAME}. 0 IN LUA A \"who:toString()\"\n{NAME}. 0 IN LUA AAAA \"who:toString()\"\n"
-    );
-    write(folder, "zone", &records);
+    write(folder, "zone", &powerdns_zone(NAME));
     // The server reads zones by a library of another package.
     let backend = Path::new("/usr/share/doc/pdns-backend-bind").is_dir();
     assert!(backend, "install the Debian package pdns-backend-bind");

@@ -11,6 +11,8 @@ use ppv2_lab::wrapped::{
 };
 use ppv2_lab::*;
 
+use crate::dns_servers::{kresd_config, powerdns_zone};
+
 const ZONE: &str = "ppv2.test";
 const STRANGER: &str = "stranger.ppv2.test";
 
@@ -296,32 +298,13 @@ fn powerdns(folder: &Path, port: u16) -> Process {
     write(folder, "pdns.conf", &config);
     let zone = format!("zone \"{ZONE}\" {{ type master; file \"{path}/zone\"; }};\n");
     write(folder, "named.conf", &zone);
-    let records = format!(
-        "{ZONE}. 0 IN SOA ns. admin. 1 3600 3600 3600 0\n{ZONE}. 0 IN NS ns.\n\
-         {ZONE}. 0 IN LUA A \"who:toString()\"\n{ZONE}. 0 IN LUA AAAA \"who:toString()\"\n"
-    );
-    write(folder, "zone", &records);
+    write(folder, "zone", &powerdns_zone(ZONE));
     let program = program("pdns_server", "pdns-server");
     wrapped(&[], &program, &[&format!("--config-dir={path}")])
 }
 
 fn knot_resolver(folder: &Path, port: u16) -> Process {
-    let config = format!(
-        r"
-net.listen({{'127.0.0.1', '::1'}}, {port}, {{ kind = 'dns' }})
-cache.size = 10 * MB
-modules.unload('ta_update')
-policy.add(function (request)
-    local client = request.qsource.addr
-    -- Its own questions have none.
-    if client == nil then return nil end
-    local kind = client:family() == 2 and kres.type.A or kres.type.AAAA
-    local address = require('ffi').string(client:ip(), client:len())
-    return policy.ANSWER({{ [kind] = {{ rdata = address, ttl = 0 }} }}, true)
-end)
-"
-    );
-    let config = write(folder, "kresd.conf", &config);
+    let config = write(folder, "kresd.conf", &kresd_config(port, ""));
     let folder = folder.to_str().unwrap();
     let program = program("kresd", "knot-resolver");
     wrapped(&[], &program, &["-n", "-c", &config, folder])

@@ -95,9 +95,9 @@ pub enum Command {
     Send(Box<send::Options>),
     /// Run a server that answers each client with its own address and port
     Whoami(whoami::Options),
-    /// Run a server that reads no headers with a library that gives it its clients' addresses
+    /// Run a server that can't read headers, with a library that reads them for it
     #[command(
-        after_help = "It becomes the program: process ID, signals and exit code are the program's.\n\
+        after_help = "`wrap` becomes the program: process ID, signals and exit code are the program's.\n\
                       Exit code 126 if the program can't be executed, 127 if there is none, as env(1).\n\
                       Exit code 1 if no library can take its sockets over, 2 if an option is wrong."
     )]

@@ -28,11 +28,18 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "v2")]
     pub format: Vec<Format>,
 
-    /// Take datagrams without header for those of the client that the sender's latest header
-    /// named, for this long after its latest datagram
+    /// For proxies that write the header once: how long a sender's client is remembered after the
+    /// sender's latest datagram
     #[arg(long, value_name = "DURATION")]
-    pub remember: Option<Time<1_000_000, 86_400_000_000, 30_000_000>>,
+    pub remember: Option<Remember>,
 }
+
+/// How long a sender is remembered.
+pub type Remember = Time<1_000_000, 86_400_000_000, 30_000_000>;
+
+/// Why senders can't be remembered, if SPP is among the formats.
+pub(super) const NOT_WITH_SPP: &str =
+    "with `--format spp`, every datagram has a header; leave out one of the two options";
 
 /// How a header is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -71,15 +78,12 @@ impl Whoami {
         let formats = options.format.iter().copied().map(ppv2_sdk::Format::from);
         let mut trust = Trust::networks(&options.trusted).formats(formats);
         if let Some(idle) = options.remember {
+            if options.format.contains(&Format::Spp) {
+                return Err(WhoamiError::Remember(idle));
+            }
             trust = trust.remember_senders(*idle, MAX_SENDERS);
         }
-        let trust = trust.build().map_err(|error| {
-            if error == TrustError::RememberSpp {
-                WhoamiError::Remember(error)
-            } else {
-                WhoamiError::Trust(error)
-            }
-        })?;
+        let trust = trust.build().map_err(WhoamiError::Trust)?;
         UdpSocket::bind(listen, trust)
             .map(Self)
             .map_err(|error| WhoamiError::Bind(listen, error))
@@ -117,8 +121,8 @@ pub enum WhoamiError {
     #[error("--trusted")]
     Trust(#[source] TrustError),
     /// A format with which no sender can be remembered.
-    #[error("--remember")]
-    Remember(#[source] TrustError),
+    #[error("--remember {0}: {NOT_WITH_SPP}")]
+    Remember(Remember),
     /// An address that no answer can come from.
     #[error("--listen {0} is no host's address; give one of this host, 0.0.0.0 or [::]")]
     NoHost(SocketAddr),

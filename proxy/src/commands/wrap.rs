@@ -6,25 +6,30 @@
 
 mod elf;
 mod environment;
+mod launcher;
 mod library;
+mod privilege;
 mod program;
-mod sockets;
 mod start;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
 use nix::errno::Errno;
-use ppv2_sdk::{Trust, TrustError};
+use ppv2_preload_settings::{Sockets, stats_file};
+use rustix::process::geteuid;
 use thiserror::Error;
 
 pub use self::elf::Libc;
 pub use self::environment::Environment;
-pub use self::program::{Privilege, Unsuitable};
-pub use self::sockets::LocalSockets;
-use super::whoami::Format;
+pub use self::launcher::Launcher;
+pub use self::privilege::Privilege;
+use self::program::Looked;
+pub use self::program::Unsuitable;
+use super::whoami::{Format, NOT_WITH_SPP, Remember};
 use crate::config::{Network, Number, Time};
 
 /// What to do where no library helps.
@@ -36,18 +41,19 @@ const INSTEAD: &str = "use an unwrapper or mode transparent instead, see \
 pub struct Options {
     /// Network of the proxies, whose datagrams must carry a header; repeatable
     #[arg(long, value_name = "NET", required = true)]
-    pub trusted: Vec<String>,
+    pub trusted: Vec<Network>,
 
-    /// UDP sockets to take over, by what the program binds them to: a port, ports as in
-    /// 5000-5010, an address, or both as in 192.0.2.10:53; repeatable [default: all]
+    /// UDP sockets to take over, by their port (53, 5000-5010), address (192.0.2.10) or both
+    /// (192.0.2.10:53); repeatable [default: all]
     #[arg(long, value_name = "SOCKET")]
-    pub only: Vec<LocalSockets>,
+    pub only: Vec<Sockets>,
 
-    /// What becomes of datagrams from all other senders
+    /// What happens to datagrams from other senders
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub untrusted: Untrusted,
 
-    /// Network that the program exchanges datagrams with directly, without headers; repeatable
+    /// Network of other servers, with which the program exchanges datagrams without headers;
+    /// repeatable
     #[arg(long, value_name = "NET")]
     pub peer: Vec<Network>,
 
@@ -55,32 +61,31 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "v2")]
     pub format: Vec<Format>,
 
-    /// Take datagrams without header for those of the client that the sender's latest header
-    /// named, for this long after its latest datagram
+    /// For proxies that write the header once: how long a sender's client is remembered after the
+    /// sender's latest datagram
     #[arg(long, value_name = "DURATION")]
-    pub remember: Option<Time<1_000_000, 86_400_000_000, 30_000_000>>,
+    pub remember: Option<Remember>,
 
     /// How long after a client's latest datagram the program can send to it
     #[arg(long, value_name = "DURATION", default_value_t)]
     pub forget_after: Time<1_000_000, 86_400_000_000, 120_000_000>,
 
-    /// Clients that can be answered at a time, for each address and port of the program
+    /// Most clients remembered at a time, for each address and port of the program
     #[arg(long, value_name = "N", default_value_t)]
     pub max_clients: Number<usize, 1, 16_777_216, 65_536>,
 
-    /// Which address the program learns as that of the datagram's destination, if it asks: the
-    /// host's own, or the one that the header names
+    /// Destination of a datagram that the program sees if it asks (IP_PKTINFO)
     #[arg(long, value_name = "ADDRESS", value_enum, default_value_t)]
     pub pktinfo: PacketInfo,
 
-    /// What becomes of a socket with a port of its own when the program sends to a client from it.
-    /// Answer is for servers that answer from new sockets, as those of TFTP do: not where the
-    /// program asks other servers, whose addresses could be forged
+    /// What happens when the program sends to a client from a new socket on another port, as TFTP
+    /// servers do. Don't use answer if the program asks other servers: a client can forge their
+    /// addresses
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub new_sockets: NewSockets,
 
-    /// Whether processes that the program forks share one table of clients. Separate is for
-    /// programs whose processes must not trust one another
+    /// Whether processes that the program forks share one table of clients. Use separate if they
+    /// must not trust one another
     #[arg(long, value_name = "TABLE", value_enum, default_value_t)]
     pub fork: Fork,
 
@@ -109,7 +114,7 @@ pub struct Options {
     pub program: Vec<OsString>,
 }
 
-/// What becomes of datagrams from outside the trusted networks.
+/// What happens to datagrams from outside the trusted networks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Untrusted {
     /// The program never sees them
@@ -122,20 +127,20 @@ pub enum Untrusted {
 /// Which address the program learns as a datagram's destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum PacketInfo {
-    /// The one of this host that the proxy wrote to
+    /// The address of this host that the proxy wrote to
     #[default]
     Local,
-    /// The one that the client wrote to, as the header says
+    /// The address that the client wrote to, as the header says
     Destination,
 }
 
-/// What becomes of a socket that is not bound to a listener's address, when it sends to a client.
+/// What happens when the program sends to a client from a socket on another port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum NewSockets {
-    /// It sends there directly, as without the library
+    /// The datagram bypasses the proxy, as without the library
     #[default]
     Pass,
-    /// It answers this client, from the listener's address
+    /// It goes through the proxy, from the server's address and port
     Answer,
 }
 
@@ -145,7 +150,7 @@ pub enum Fork {
     /// Any of them answers any client; each can write to the memory of this table
     #[default]
     Shared,
-    /// Each answers the clients that it, or its parent before the fork, has heard
+    /// Each answers the clients that it, or its parent before the fork, has received from
     Separate,
 }
 
@@ -170,21 +175,15 @@ struct Program {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum WrapError {
-    /// A network that is none.
-    #[error("--trusted")]
-    Trust(#[source] TrustError),
-    /// A format with which no sender can be remembered.
-    #[error("--remember")]
-    Remember(#[source] TrustError),
-    /// A path that the environment can't carry.
-    #[error("{flag} {path:?} {problem}")]
-    Path {
-        /// The option.
+    /// An option that can't be used.
+    #[error("{flag} {value}: {problem}")]
+    Option {
+        /// Its name.
         flag: &'static str,
         /// Its value.
-        path: PathBuf,
+        value: String,
         /// What is wrong with it, and what to do.
-        problem: &'static str,
+        problem: String,
     },
     /// The library for the program's C library is nowhere.
     #[error("{}", no_library(program.as_deref(), *libc, *name, searched))]
@@ -256,7 +255,7 @@ fn no_library(
 fn place(program: &OsStr) -> &'static str {
     match program::is_path(program) {
         true => "",
-        false => " in PATH",
+        false => " in PATH; name its path, such as /usr/sbin/nsd",
     }
 }
 
@@ -265,10 +264,20 @@ impl WrapError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Trust(_) | Self::Remember(_) | Self::Path { .. } => 2,
+            Self::Option { .. } => 2,
             Self::NoLibrary { .. } | Self::Library { .. } | Self::Unsuitable { .. } => 1,
             Self::NotExecutable { .. } => 126,
             Self::NotFound { .. } => 127,
+        }
+    }
+}
+
+impl WrapError {
+    fn option(flag: &'static str, value: impl Display, problem: impl Display) -> Self {
+        Self::Option {
+            flag,
+            value: value.to_string(),
+            problem: problem.to_string(),
         }
     }
 }
@@ -282,7 +291,12 @@ impl WrapError {
 ///
 /// [`WrapError`].
 pub fn prepare(options: &Options) -> Result<Wrapped, WrapError> {
-    check_trust(options)?;
+    if let Some(idle) = options.remember
+        && options.format.contains(&Format::Spp)
+    {
+        return Err(WrapError::option("--remember", idle, NOT_WITH_SPP));
+    }
+    let mut warnings: Vec<_> = options.trusted.iter().filter_map(everybody).collect();
     let named = options.library.as_deref().map(library::absolute);
     let named = named.transpose()?;
     let stats = options.stats.as_deref();
@@ -290,16 +304,17 @@ pub fn prepare(options: &Options) -> Result<Wrapped, WrapError> {
     let stats = stats.transpose()?;
     if let (Some(library), []) = (&named, &options.program[..]) {
         return Ok(Wrapped {
-            warnings: Vec::new(),
+            warnings,
             environment: Environment::new(options, library, stats),
             program: None,
         });
     }
-    check_folder(options.stats.as_deref())?;
     let path = options.program.first().map(|name| program::find(name));
     let path = path.transpose()?;
-    let looked = path.as_deref().map(program::look).transpose()?;
-    let looked = looked.unwrap_or_default();
+    let looked = match &path {
+        Some(path) => program::look(path, &options.program)?,
+        None => Looked::default(),
+    };
     let library = match named {
         Some(library) => library,
         None => {
@@ -308,8 +323,14 @@ pub fn prepare(options: &Options) -> Result<Wrapped, WrapError> {
         }
     };
     looked.check(&library::read(&library)?)?;
+    // A printed environment may be for another user, and a folder that is made later.
+    if let Some(file) = stats.as_ref().filter(|_| !options.print_env) {
+        stats_file::open(file, geteuid().as_raw())
+            .map_err(|error| WrapError::option("--stats", file.display(), error))?;
+    }
+    warnings.extend(looked.warnings);
     Ok(Wrapped {
-        warnings: looked.warnings,
+        warnings,
         environment: Environment::new(options, &library, stats),
         program: path.map(|path| Program {
             path,
@@ -318,44 +339,14 @@ pub fn prepare(options: &Options) -> Result<Wrapped, WrapError> {
     })
 }
 
-/// Has the SDK check what it will be given by the library.
-fn check_trust(options: &Options) -> Result<(), WrapError> {
-    let formats = options.format.iter().copied().map(ppv2_sdk::Format::from);
-    let untrusted = match options.untrusted {
-        Untrusted::Drop => ppv2_sdk::Untrusted::Drop,
-        Untrusted::Accept => ppv2_sdk::Untrusted::Accept,
-    };
-    let mut trust = Trust::networks(&options.trusted)
-        .formats(formats)
-        .untrusted(untrusted)
-        .forget_after(*options.forget_after)
-        .max_clients(*options.max_clients);
-    if let Some(idle) = options.remember {
-        trust = trust.remember_senders(*idle, *options.max_clients);
-    }
-    match trust.build() {
-        Ok(_) => Ok(()),
-        Err(error @ TrustError::RememberSpp) => Err(WrapError::Remember(error)),
-        Err(error) => Err(WrapError::Trust(error)),
-    }
-}
-
-/// The library would stop the program.
-fn check_folder(stats: Option<&Path>) -> Result<(), WrapError> {
-    let is_missing = |path: &&Path| {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        folder.is_some_and(|folder| !folder.is_dir())
-    };
-    match stats.filter(is_missing) {
-        None => Ok(()),
-        Some(path) => Err(WrapError::Path {
-            flag: "--stats",
-            path: path.to_owned(),
-            problem: "is in a folder that does not exist",
-        }),
-    }
+/// A warning that a network has everybody in it.
+fn everybody(trusted: &Network) -> Option<String> {
+    (trusted.0.prefix_len() == 0).then(|| {
+        format!(
+            "--trusted {trusted}: anybody can send a header that names any client. Name the addresses of the proxies \
+             alone"
+        )
+    })
 }
 
 impl Wrapped {

@@ -456,7 +456,11 @@ fn whoami_reads_other_formats() {
     }
     let both = ["whoami", "--listen", "127.0.0.1:1", "--trusted", "::1"];
     let both = [&both[..], &["--format", "spp", "--remember", "30s"]].concat();
-    fails(&both, 2, &["--remember", "exclude each other"]);
+    fails(
+        &both,
+        2,
+        &["--remember 30s: with `--format spp`", "leave out one"],
+    );
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn the_environment_reaches_the_program() {
         "OF_THE_PROGRAM=a=b",
         "PPV2_LOG=warn",
         "PPV2_ONLY=53,[::]:5060",
-        "PPV2_PEERS=192.0.2.7/32",
+        "PPV2_PEERS=192.0.2.7",
         "PPV2_TRUSTED=192.0.2.1",
     ];
     assert_eq!(found, expected);
@@ -201,15 +201,14 @@ fn signals_are_handled_as_they_were() {
 fn wrong_options_stop_before_the_program_starts() {
     let folder = Folder::new();
     let made = folder.path("made");
-    let missing = folder.path("none/stats");
     for (options, parts) in [
         (
             &["--trusted", "192.0.2.300"][..],
-            &["--trusted", "\"192.0.2.300\" is not a network"][..],
+            &["--trusted", "`192.0.2.300` is not a network"][..],
         ),
         (
             &["--trusted", "192.0.2.1/24"],
-            &["--trusted", "192.0.2.0/24 for the network"],
+            &["--trusted", "the network is 192.0.2.0/24"],
         ),
         (
             &["--peer", "192.0.2.1/24"],
@@ -217,26 +216,22 @@ fn wrong_options_stop_before_the_program_starts() {
         ),
         (
             &["--only", "dns"],
-            &["--only", "`dns` names no socket", "5000-5010"],
+            &["--only", "\"dns\" names no socket", "5000-5010"],
         ),
-        (&["--only", "192.0.2.1:0"], &["--only", "names no socket"]),
+        (&["--only", "192.0.2.1:0"], &["--only", "has port 0"]),
         (
             &["--untrusted", "maybe"],
             &["--untrusted", "[possible values: drop, accept]"],
         ),
         (
             &["--format", "spp", "--remember", "30s"],
-            &["--remember", "exclude each other"],
+            &["--remember 30s: with `--format spp`", "leave out one"],
         ),
         (&["--forget-after", "0s"], &["--forget-after", "too short"]),
         (&["--max-clients", "0"], &["--max-clients", "out of range"]),
         (
             &["--pktinfo", "none"],
             &["--pktinfo", "[possible values: local, destination]"],
-        ),
-        (
-            &["--stats", missing.to_str().unwrap()],
-            &["--stats", "none", "does not exist"],
         ),
         (&["--stats", "a\nb"], &["--stats", "control characters"]),
         (&["--library", "/a b.so"], &["--library", "a space"]),
@@ -269,16 +264,73 @@ fn wrong_options_stop_before_the_program_starts() {
     assert!(!made.exists());
 }
 
+/// In the library's words, which says the same where the environment is set by other means.
+#[test]
+fn a_statistics_file_that_can_not_be_used_stops_before_the_program_starts() {
+    let folder = Folder::new();
+    let made = folder.path("made");
+    let [link, foreign, missing] = ["link", "foreign", "none/stats"].map(|name| folder.path(name));
+    std::os::unix::fs::symlink(folder.path("elsewhere"), &link).unwrap();
+    fs::write(&foreign, "precious").unwrap();
+    for (file, problem) in [
+        (folder.0.path(), "it is a folder; name a file in it"),
+        (&link, "it is a symbolic link"),
+        (&foreign, "it holds something else than statistics"),
+        (&missing, "none does not exist; create it first"),
+        (Path::new("/dev/null"), "it is not a regular file"),
+    ] {
+        let file = file.to_str().unwrap();
+        let mut command = folder.wrap(&["--stats", file], &words(&["touch"]));
+        let wrong = format!("--stats {file}: ");
+        refused(command.arg(&made), 2, &[&wrong, problem]);
+
+        let mut command = Command::new("touch");
+        command.arg(&made).env("LD_PRELOAD", preload_library());
+        command.env("PPV2_TRUSTED", "192.0.2.1");
+        let wrong = format!("PPV2_STATS={file}: ");
+        refused(command.env("PPV2_STATS", file), 2, &[&wrong, problem]);
+    }
+    assert!(!made.exists());
+    assert_eq!(fs::read(&foreign).unwrap(), b"precious");
+}
+
+#[test]
+fn networks_of_everybody_are_warned_of() {
+    let folder = Folder::new();
+    for (options, networks) in [
+        (&["--trusted", "192.0.0.0/8"][..], &[][..]),
+        (&["--trusted", "0.0.0.0/0"], &["0.0.0.0/0"]),
+        (
+            &["--trusted", "::/0", "--trusted", "0.0.0.0/0"],
+            &["::/0", "0.0.0.0/0"],
+        ),
+    ] {
+        let (code, _, error) = output_of(&mut folder.wrap(options, &words(&["true"])));
+        assert_eq!(code, Some(0), "{error}");
+        let warnings: Vec<_> = error.lines().collect();
+        let expected: Vec<_> = networks
+            .iter()
+            .map(|network| {
+                format!(
+                    "ppv2-proxy: warning: --trusted {network}: anybody can send a header that names any client. \
+                     Name the addresses of the proxies alone"
+                )
+            })
+            .collect();
+        assert_eq!(warnings, expected);
+    }
+}
+
 #[test]
 fn exit_codes_are_those_of_env() {
     let folder = Folder::new();
     folder.refuses(
         Path::new("no-such-program"),
         127,
-        &["\"no-such-program\" is not found in PATH"],
+        &["\"no-such-program\" is not found in PATH; name its path"],
     );
     folder.refuses(&folder.path("none"), 127, &["none\" is not found"]);
-    folder.refuses(folder.0.path(), 126, &["can't be executed: it is no file"]);
+    folder.refuses(folder.0.path(), 126, &["can't be executed: it is a folder"]);
     let data = folder.path("data");
     fs::write(&data, "").unwrap();
     folder.refuses(&data, 126, &["data\" can't be executed: Permission denied"]);
@@ -425,10 +477,11 @@ fn io_uring_is_warned_of() {
     assert!(said.contains("uses io_uring (it needs liburing)"), "{said}");
 }
 
-/// What such programs are started with, the dynamic linker leaves out: the program would run
-/// without the library.
+/// A program that tells whether the dynamic linker ignores the library.
 #[test]
-fn programs_that_gain_privileges_are_refused() {
+fn programs_are_refused_where_the_kernel_has_the_library_ignored() {
+    const USER: &str = "--reuid=65534 --regid=65534 --clear-groups";
+
     if !enter_as_root(test_name!()) {
         return;
     }
@@ -436,44 +489,99 @@ fn programs_that_gain_privileges_are_refused() {
     fs::set_permissions(folder.0.path(), Permissions::from_mode(0o755)).unwrap();
     let proxy = folder.path("ppv2-proxy");
     install(binary(), &proxy);
-    let wrapped = |program: &Path, more: &[&str]| {
-        let wrap = folder.wrap(&[], &[program.as_os_str()]);
+    let source = "#include <sys/auxv.h>\n\
+                  int main(void) { return getauxval(AT_SECURE) ? 23 : 7; }";
+    let program = folder.compile("program", source, &[]);
+    let of = |users: &str| {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        command.args(more).arg(&proxy).args(wrap.get_args());
+        command.args(users.split(' '));
         command
     };
-    let program = folder.program("program", &[]);
-    let set = |mode| fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
-    for (mode, parts) in [
-        (0o4755, ["is setuid", "ignores LD_PRELOAD", "chmod u-s"]),
-        (0o2755, ["is setgid", "ignores LD_PRELOAD", "chmod g-s"]),
+    // The kernel and `wrap` must say the same, with each of these users.
+    let check = |parts: &[&str]| {
+        let mut ignored = 0;
+        for users in [
+            USER,
+            &format!("{USER} --no-new-privs"),
+            &format!("{USER} --inh-caps=+net_bind_service"),
+            &format!("{USER} --bounding-set=-net_bind_service"),
+            "--ruid=65533 --euid=65534 --regid=65534 --clear-groups",
+            "--reuid=65534 --rgid=65533 --egid=65534 --clear-groups",
+            "--reuid=0",
+        ] {
+            let (code, _, _) = output_of(of(users).arg("env").arg(&program));
+            let wrap = folder.wrap(&[], &[program.as_os_str()]);
+            let mut wrapped = of(users);
+            wrapped.arg(&proxy).args(wrap.get_args());
+            if code == Some(7) {
+                let (code, _, error) = output_of(&mut wrapped);
+                assert_eq!(code, Some(7), "{users}: {error}");
+                continue;
+            }
+            refused(&mut wrapped, 1, &["ignores LD_PRELOAD"]);
+            if users == USER {
+                refused(&mut wrapped, 1, parts);
+            }
+            ignored += 1;
+        }
+        ignored
+    };
+    let set = |owner, mode| {
+        std::os::unix::fs::chown(&program, Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+    };
+    for (owner, mode, parts, ignored) in [
+        (0, 0o755, &[][..], 2),
+        (0, 0o4755, &["is setuid", "user ID 0", "chmod u-s"], 5),
+        (0, 0o4711, &["is setuid", "user ID 0", "chmod u-s"], 5),
+        (0, 0o2755, &["is setgid", "ID 0", "chmod g-s"], 5),
+        (65534, 0o6755, &[], 3),
+        // Without the right to execute, the bit means something else.
+        (0, 0o2745, &[], 2),
     ] {
-        set(mode);
-        refused(&mut wrapped(&program, &[]), 1, &parts);
-        // Then the kernel ignores the bit.
-        let command = &mut wrapped(&program, &["--no-new-privs"]);
-        assert_eq!(output_of(command), (Some(7), String::new(), String::new()));
-        // Root gains nothing.
-        assert_eq!(folder.runs(&program), "");
+        set(owner, mode);
+        assert_eq!(check(parts), ignored, "{owner} {mode:o}");
     }
-    // It has no effect on who else may not execute the file.
-    set(0o2705);
-    let (code, _, error) = output_of(&mut wrapped(&program, &[]));
-    assert_eq!(code, Some(7), "{error}");
-    set(0o755);
-    // CAP_NET_BIND_SERVICE, effective: capabilities(7), version 2 of the attribute.
-    let words: [u32; 5] = [0x0200_0001, 1 << 10, 0, 0, 0];
-    let attribute: Vec<_> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::setxattr(&program, "security.capability", &attribute, flags).unwrap();
-    let parts = [
-        "has file capabilities",
-        "ignores LD_PRELOAD",
-        "AmbientCapabilities",
-    ];
-    refused(&mut wrapped(&program, &[]), 1, &parts);
-    assert_eq!(folder.runs(&program), "");
+    set(0, 0o755);
+    // CAP_NET_BIND_SERVICE: capabilities(7), version 2 of the attribute.
+    for (effective, permitted, inheritable, ignored) in [
+        (1, 1 << 10, 0, 6),
+        (0, 1 << 10, 0, 4),
+        (0, 0, 1 << 10, 3),
+        (1, 0, 1 << 10, 6),
+        (1, 0, 0, 6),
+    ] {
+        let words: [u32; 5] = [0x0200_0000 | effective, permitted, inheritable, 0, 0];
+        let attribute: Vec<_> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&program, "security.capability", &attribute, flags).unwrap();
+        let parts = ["has file capabilities", "setcap -r", "AmbientCapabilities"];
+        assert_eq!(check(&parts), ignored, "{words:x?}");
+    }
+}
+
+#[test]
+fn launchers_that_drop_the_environment_belong_in_front() {
+    let folder = Folder::new();
+    let static_ = folder.program("gosu", &["-static"]);
+    folder.refuses(&static_, 1, &["gosu … ppv2-proxy wrap … -- PROGRAM"]);
+    let sudo = folder.program("sudo", &[]);
+    folder.refuses(&sudo, 1, &["sudo … ppv2-proxy wrap … -- PROGRAM"]);
+    let service = folder.program("systemctl", &[]);
+    folder.refuses(&service, 1, &["in the unit or the image"]);
+    let command = &mut folder.wrap(&[], &words(&["env", "-i", "true"]));
+    refused(command, 1, &["env … ppv2-proxy wrap … -- PROGRAM"]);
+    let command = &mut folder.wrap(&[], &words(&["env", "A=1", "sh", "-c", "exit 7"]));
+    assert_eq!(output_of(command), (Some(7), String::new(), String::new()));
+}
+
+#[test]
+fn an_app_image_is_to_be_extracted() {
+    let folder = Folder::new();
+    let mut image = fs::read(folder.program("program", &["-static"])).unwrap();
+    image[8..11].copy_from_slice(b"AI\x02");
+    let image = folder.file("server.AppImage", &image);
+    folder.refuses(&image, 1, &["is an AppImage", "--appimage-extract"]);
 }
 
 #[test]
@@ -662,7 +770,7 @@ fn the_library_takes_what_wrap_gives_it() {
     let every: [&[&str]; 2] = [
         &[
             "--trusted=2001:db8::/64",
-            "--trusted=::ffff:198.51.100.0/120",
+            "--trusted=198.51.100.0/24",
             "--only=53",
             "--only=5000-5010",
             "--only=192.0.2.7",

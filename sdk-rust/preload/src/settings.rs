@@ -1,19 +1,16 @@
 //! What the environment variables say.
 
-mod only;
-
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use ppv2_preload_settings::{Sockets, SocketsError};
 use ppv2_sdk::{Format, Trust, TrustError, Untrusted};
 use thiserror::Error;
-
-use only::{Only, OnlyError};
 
 use crate::recent::Nanos;
 
@@ -23,6 +20,9 @@ const MOST_RECENT: Duration = Duration::from_millis(200);
 
 const DEFAULT_MAX_CLIENTS: usize = 65_536;
 const DEFAULT_FORGET_AFTER: Duration = Duration::from_secs(120);
+
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bounds the address space that the table asks for to 64 GiB.
 const MOST_CLIENTS: usize = 1 << 24;
@@ -40,42 +40,46 @@ pub(crate) struct Settings {
     /// Whether forked processes share one table of clients.
     pub(crate) fork: Fork,
     pub(crate) stats: Option<PathBuf>,
-    /// For how many nanoseconds a thread may go by what it has decided itself, see [`recent`]. `None`: it
-    /// asks the table each time.
+    /// For how many nanoseconds a thread may use what it has decided itself, see [`recent`].
+    /// `None`: it asks the table each time.
     ///
     /// [`recent`]: crate::recent
     pub(crate) recent: Option<Nanos>,
     peers: Vec<IpNet>,
     /// The trusted networks.
     proxies: Vec<IpNet>,
-    only: Only,
+    /// Empty: all sockets.
+    only: Vec<Sockets>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Pktinfo {
+    #[default]
     Local,
     Destination,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NewSockets {
     /// Nothing. A sender that forges a datagram from the address of a server that the program asks
     /// must not get hold of the questions.
+    #[default]
     Pass,
     /// It answers that client from the listener's address.
     Answer,
 }
 
 /// Whether forked processes share one table of clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fork {
     /// Any of them answers any client. They can all write to the table's memory.
+    #[default]
     Shared,
     /// Each has a copy of its parent's table, and none can write to another's.
     Separate,
 }
 
-/// An environment variable that is missing or can't be used.
+/// A variable that is missing or can't be used.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum SettingsError {
     #[error(
@@ -83,157 +87,126 @@ pub(crate) enum SettingsError {
     )]
     NotTrusted,
 
-    #[error("{variable}={value:?}: {source}")]
-    Trust {
+    #[error("{variable}={value:?}: {problem}")]
+    Wrong {
         variable: &'static str,
         value: String,
-        source: TrustError,
+        problem: Problem,
     },
+}
 
-    #[error("PPV2_ONLY={value:?}: {source}")]
-    Only { value: String, source: OnlyError },
+/// What is wrong with a variable's value.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(crate) enum Problem {
+    #[error("{0:?} is not a network; write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1")]
+    Network(String),
 
     #[error(
-        "PPV2_PEERS={value:?}: {network:?} is not a network; write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1"
-    )]
-    Peer { value: String, network: String },
-
-    #[error(
-        "PPV2_PEERS={value:?}: {network} has bits set behind its prefix; write {} for the network or {} for the address alone",
+        "{network} has bits set behind its prefix; write {} for the network or {} for the address alone",
         .network.trunc(), .network.addr()
     )]
-    PeerHostBits { value: String, network: IpNet },
+    HostBits { network: IpNet },
 
-    #[error("{variable}={value:?} is not known; use {allowed}")]
-    Choice {
-        variable: &'static str,
-        value: String,
-        allowed: &'static str,
-    },
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
 
-    #[error("{variable}={value:?} is not a duration; write it as 30s, 500ms, 2m or 1h")]
-    Duration {
-        variable: &'static str,
-        value: String,
-    },
+    #[error("{word:?} is not known; use {known}")]
+    Word { word: String, known: String },
 
-    #[error("PPV2_MAX_CLIENTS={value:?} is not a number from 1 to {MOST_CLIENTS}")]
-    MaxClients { value: String },
+    #[error("it is not a duration from 1s to 24h; write it as 30s, 1500ms, 2m or 1h")]
+    Duration,
 
-    #[error("{variable}={value:?} is not UTF-8; write it in ASCII")]
-    Encoding {
-        variable: &'static str,
-        value: String,
-    },
+    #[error("it is not a number from 1 to {MOST_CLIENTS}")]
+    MaxClients,
+
+    #[error(
+        "PPV2_FORMATS has spp, whose headers are on every datagram; leave out PPV2_REMEMBER, or spp"
+    )]
+    RememberSpp,
+
+    #[error("it is not UTF-8; write it in ASCII")]
+    Encoding,
+
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 impl Settings {
     /// The settings by the variables that `get` returns. An empty one is as one that is
     /// not set.
-    fn read(get: impl Fn(&'static str) -> Option<String>) -> Result<Self, SettingsError> {
-        let set = |variable| get(variable).filter(|value| !value.trim().is_empty());
-        let trusted = set("PPV2_TRUSTED").ok_or(SettingsError::NotTrusted)?;
-        let untrusted = match set("PPV2_UNTRUSTED") {
-            None => Untrusted::Drop,
-            Some(value) => choice(
-                "PPV2_UNTRUSTED",
-                value,
-                "drop or accept",
-                |name| match name {
-                    "drop" => Some(Untrusted::Drop),
-                    "accept" => Some(Untrusted::Accept),
-                    _ => None,
-                },
-            )?,
-        };
-        let pktinfo = match set("PPV2_PKTINFO") {
-            None => Pktinfo::Local,
-            Some(value) => {
-                let allowed = "local or destination";
-                choice("PPV2_PKTINFO", value, allowed, |name| match name {
-                    "local" => Some(Pktinfo::Local),
-                    "destination" => Some(Pktinfo::Destination),
-                    _ => None,
-                })?
-            }
-        };
-        let new_sockets = match set("PPV2_NEW_SOCKETS") {
-            None => NewSockets::Pass,
-            Some(value) => {
-                let allowed = "pass or answer";
-                choice("PPV2_NEW_SOCKETS", value, allowed, |name| match name {
-                    "pass" => Some(NewSockets::Pass),
-                    "answer" => Some(NewSockets::Answer),
-                    _ => None,
-                })?
-            }
-        };
-        let fork = match set("PPV2_FORK") {
-            None => Fork::Shared,
-            Some(value) => {
-                let allowed = "shared or separate";
-                choice("PPV2_FORK", value, allowed, |name| match name {
-                    "shared" => Some(Fork::Shared),
-                    "separate" => Some(Fork::Separate),
-                    _ => None,
-                })?
-            }
-        };
-        let max_clients = match set("PPV2_MAX_CLIENTS") {
-            None => DEFAULT_MAX_CLIENTS,
-            Some(value) => value
-                .trim()
-                .parse()
-                .ok()
-                .filter(|count| (1..=MOST_CLIENTS).contains(count))
-                .ok_or(SettingsError::MaxClients { value })?,
-        };
-        let forget_after = duration("PPV2_FORGET_AFTER", set("PPV2_FORGET_AFTER"))?
-            .unwrap_or(DEFAULT_FORGET_AFTER);
-        let recent = MOST_RECENT.min(forget_after / 8).as_nanos();
-        let mut recent = Nanos::try_from(recent).ok();
-        let mut trust = Trust::networks(list(&trusted))
-            .untrusted(untrusted)
-            .max_clients(max_clients)
-            .forget_after(forget_after);
-        if let Some(value) = set("PPV2_FORMATS") {
-            trust = trust.formats(formats(&value)?);
-        }
-        if let Some(idle) = duration("PPV2_REMEMBER", set("PPV2_REMEMBER"))? {
-            trust = trust.remember_senders(idle, max_clients);
-            recent = None;
-        }
-        let trust = trust.build().map_err(|source| {
-            let variable = variable_of(&source);
-            SettingsError::Trust {
-                value: set(variable).unwrap_or_default(),
-                variable,
-                source,
-            }
+    fn read(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, SettingsError> {
+        let get = &get;
+        let untrusted = optional(get, "PPV2_UNTRUSTED", |text| {
+            let words = [("drop", Untrusted::Drop), ("accept", Untrusted::Accept)];
+            word(text, &words)
         })?;
+        let untrusted = untrusted.unwrap_or_default();
+        let formats = optional(get, "PPV2_FORMATS", |text| {
+            let words = [("v2", Format::V2), ("spp", Format::Spp)];
+            list(text, |text| word(text, &words))
+        })?;
+        let formats = formats.unwrap_or_else(|| vec![Format::V2]);
+        let has_spp = formats.contains(&Format::Spp);
+        let remember = optional(get, "PPV2_REMEMBER", |text| match has_spp {
+            true => Err(Problem::RememberSpp),
+            false => duration(text),
+        })?;
+        let forget_after = optional(get, "PPV2_FORGET_AFTER", duration)?;
+        let forget_after = forget_after.unwrap_or(DEFAULT_FORGET_AFTER);
+        let max_clients = optional(get, "PPV2_MAX_CLIENTS", max_clients)?;
+        let max_clients = max_clients.unwrap_or(DEFAULT_MAX_CLIENTS);
+        let trusted = optional(get, "PPV2_TRUSTED", |text| {
+            let proxies = list(text, network)?;
+            let mut trust = Trust::networks(&proxies)
+                .formats(formats.iter().copied())
+                .untrusted(untrusted)
+                .max_clients(max_clients)
+                .forget_after(forget_after);
+            if let Some(idle) = remember {
+                trust = trust.remember_senders(idle, max_clients);
+            }
+            Ok((trust.build()?, proxies))
+        })?;
+        let (trust, proxies) = trusted.ok_or(SettingsError::NotTrusted)?;
+        let recent = MOST_RECENT.min(forget_after / 8).as_nanos();
+        let pktinfo = optional(get, "PPV2_PKTINFO", |text| {
+            let (local, destination) = (Pktinfo::Local, Pktinfo::Destination);
+            word(text, &[("local", local), ("destination", destination)])
+        })?;
+        let new_sockets = optional(get, "PPV2_NEW_SOCKETS", |text| {
+            let words = [("pass", NewSockets::Pass), ("answer", NewSockets::Answer)];
+            word(text, &words)
+        })?;
+        let fork = optional(get, "PPV2_FORK", |text| {
+            let words = [("shared", Fork::Shared), ("separate", Fork::Separate)];
+            word(text, &words)
+        })?;
+        let peers = optional(get, "PPV2_PEERS", |text| list(text, network))?;
+        let only = optional(get, "PPV2_ONLY", |text| {
+            list(text, |text| Ok(text.parse::<Sockets>()?))
+        })?;
+        let stats = get("PPV2_STATS").filter(|file| !file.is_empty());
         Ok(Self {
             trust,
             untrusted,
             max_clients,
-            pktinfo,
-            new_sockets,
-            fork,
-            stats: set("PPV2_STATS").map(PathBuf::from),
-            recent,
-            proxies: list(&trusted).filter_map(network).collect(),
-            peers: set("PPV2_PEERS").map_or(Ok(Vec::new()), |value| peers(&value))?,
-            only: match set("PPV2_ONLY") {
-                None => Only::all(),
-                Some(value) => value
-                    .parse()
-                    .map_err(|source| SettingsError::Only { value, source })?,
+            pktinfo: pktinfo.unwrap_or_default(),
+            new_sockets: new_sockets.unwrap_or_default(),
+            fork: fork.unwrap_or_default(),
+            stats: stats.map(PathBuf::from),
+            recent: match remember {
+                Some(_) => None,
+                None => Nanos::try_from(recent).ok(),
             },
+            proxies,
+            peers: peers.unwrap_or_default(),
+            only: only.unwrap_or_default(),
         })
     }
 
     /// Whether sockets that are bound to this address are taken over.
     pub(crate) fn takes_over(&self, bound: SocketAddr) -> bool {
-        self.only.includes(bound)
+        self.only.is_empty() || self.only.iter().any(|part| part.includes(bound))
     }
 
     /// Whether this address is talked to directly (PPV2_PEERS). If it is in a network of
@@ -256,7 +229,7 @@ impl Settings {
     pub(crate) fn of(variables: &[(&str, &str)]) -> Result<Self, SettingsError> {
         Self::read(|wanted| {
             let found = variables.iter().find(|(name, _)| *name == wanted)?;
-            Some(found.1.to_owned())
+            Some(found.1.into())
         })
     }
 }
@@ -265,22 +238,8 @@ static SETTINGS: OnceLock<Settings> = OnceLock::new();
 
 /// Reads the environment. Once, before the program begins.
 pub(crate) fn start() -> Result<&'static Settings, SettingsError> {
-    if SETTINGS.get().is_none() {
-        let bad = VARIABLES
-            .iter()
-            .filter_map(|variable| Some((*variable, env::var_os(variable)?)))
-            .find(|(variable, value)| *variable != "PPV2_STATS" && value.to_str().is_none());
-        if let Some((variable, value)) = bad {
-            let value = value.to_string_lossy().into_owned();
-            return Err(SettingsError::Encoding { variable, value });
-        }
-        let mut settings = Settings::read(|variable| env::var(variable).ok())?;
-        settings.stats = env::var_os("PPV2_STATS")
-            .filter(|file| file.as_os_str() != OsStr::new(""))
-            .map(PathBuf::from);
-        return Ok(SETTINGS.get_or_init(|| settings));
-    }
-    SETTINGS.get().ok_or(SettingsError::NotTrusted)
+    let settings = Settings::read(|variable| env::var_os(variable))?;
+    Ok(SETTINGS.get_or_init(|| settings))
 }
 
 /// Settings for all tests of this process.
@@ -295,77 +254,62 @@ pub(crate) fn get() -> Option<&'static Settings> {
     SETTINGS.get()
 }
 
-const VARIABLES: [&str; 12] = [
-    "PPV2_TRUSTED",
-    "PPV2_ONLY",
-    "PPV2_UNTRUSTED",
-    "PPV2_PEERS",
-    "PPV2_FORMATS",
-    "PPV2_REMEMBER",
-    "PPV2_FORGET_AFTER",
-    "PPV2_MAX_CLIENTS",
-    "PPV2_PKTINFO",
-    "PPV2_NEW_SOCKETS",
-    "PPV2_FORK",
-    "PPV2_STATS",
-];
-
-fn list(value: &str) -> impl Iterator<Item = &str> {
-    value.split(',').map(str::trim)
-}
-
-fn choice<T>(
+/// What `read` makes of a variable's value, if it is set.
+fn optional<T>(
+    get: impl Fn(&str) -> Option<OsString>,
     variable: &'static str,
-    value: String,
-    allowed: &'static str,
-    known: impl Fn(&str) -> Option<T>,
-) -> Result<T, SettingsError> {
-    known(value.trim()).ok_or(SettingsError::Choice {
+    read: impl FnOnce(&str) -> Result<T, Problem>,
+) -> Result<Option<T>, SettingsError> {
+    let Some(value) = get(variable) else {
+        return Ok(None);
+    };
+    let result = match value.to_str().map(str::trim) {
+        Some("") => return Ok(None),
+        Some(text) => read(text),
+        None => Err(Problem::Encoding),
+    };
+    result.map(Some).map_err(|problem| SettingsError::Wrong {
         variable,
-        value,
-        allowed,
+        value: value.to_string_lossy().into_owned(),
+        problem,
     })
 }
 
-fn formats(value: &str) -> Result<Vec<Format>, SettingsError> {
-    let format = |name| {
-        choice(
-            "PPV2_FORMATS",
-            String::from(name),
-            "v2, spp, or both as v2,spp",
-            |name| match name {
-                "v2" => Some(Format::V2),
-                "spp" => Some(Format::Spp),
-                _ => None,
-            },
-        )
-    };
-    list(value).map(format).collect()
+/// Values with commas between them.
+fn list<T>(text: &str, read: impl Fn(&str) -> Result<T, Problem>) -> Result<Vec<T>, Problem> {
+    text.split(',').map(|part| read(part.trim())).collect()
+}
+
+fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Problem> {
+    let found = words.iter().find(|(word, _)| *word == text);
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        Problem::Word {
+            word: text.to_owned(),
+            known: known.join(" or "),
+        }
+    })
+}
+
+fn max_clients(text: &str) -> Result<usize, Problem> {
+    let number = text.parse().ok();
+    let number = number.filter(|number| (1..=MOST_CLIENTS).contains(number));
+    number.ok_or(Problem::MaxClients)
 }
 
 /// A network, or an address alone.
-fn network(text: &str) -> Option<IpNet> {
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Some(ip.to_canonical().into()),
-        Err(_) => text.parse().ok().map(unmapped),
-    }
-}
-
-fn peers(value: &str) -> Result<Vec<IpNet>, SettingsError> {
-    let peer = |text: &str| {
-        let network = network(text).ok_or_else(|| SettingsError::Peer {
-            value: value.to_owned(),
-            network: text.to_owned(),
-        })?;
-        if network.addr() != network.network() {
-            return Err(SettingsError::PeerHostBits {
-                value: value.to_owned(),
-                network,
-            });
-        }
-        Ok(network)
+fn network(text: &str) -> Result<IpNet, Problem> {
+    let network = match text.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().into(),
+        Err(_) => text
+            .parse()
+            .map(unmapped)
+            .map_err(|_| Problem::Network(text.to_owned()))?,
     };
-    list(value).map(peer).collect()
+    match network.addr() == network.network() {
+        true => Ok(network),
+        false => Err(Problem::HostBits { network }),
+    }
 }
 
 /// A network of IPv4-mapped addresses as the IPv4 network.
@@ -379,14 +323,7 @@ fn unmapped(network: IpNet) -> IpNet {
     v4.map_or(network, IpNet::V4)
 }
 
-fn duration(
-    variable: &'static str,
-    value: Option<String>,
-) -> Result<Option<Duration>, SettingsError> {
-    let Some(value) = value else {
-        return Ok(None);
-    };
-    let text = value.trim();
+fn duration(text: &str) -> Result<Duration, Problem> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit.trim_start() {
@@ -397,37 +334,22 @@ fn duration(
         _ => None,
     };
     let parsed = number.parse::<u64>().ok().zip(milliseconds);
-    let milliseconds = parsed.and_then(|(number, unit)| number.checked_mul(unit));
-    milliseconds
-        .map(|milliseconds| Some(Duration::from_millis(milliseconds)))
-        .ok_or(SettingsError::Duration { variable, value })
-}
-
-/// The variable that a setting of the SDK comes from.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "all other errors are about networks"
-)]
-fn variable_of(error: &TrustError) -> &'static str {
-    match error {
-        TrustError::MaxClients => "PPV2_MAX_CLIENTS",
-        TrustError::ForgetAfter => "PPV2_FORGET_AFTER",
-        TrustError::Formats => "PPV2_FORMATS",
-        TrustError::RememberSenders | TrustError::RememberSpp => "PPV2_REMEMBER",
-        _ => "PPV2_TRUSTED",
-    }
+    parsed
+        .and_then(|(number, unit)| number.checked_mul(unit))
+        .map(Duration::from_millis)
+        .filter(|duration| (SHORTEST..=LONGEST).contains(duration))
+        .ok_or(Problem::Duration)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use ppv2_preload_settings::VARIABLES;
+
     use super::*;
 
     const TRUSTED: (&str, &str) = ("PPV2_TRUSTED", "192.0.2.1");
-
-    fn error(variable: &str, value: &str) -> String {
-        let variables = [TRUSTED, (variable, value)];
-        Settings::of(&variables).unwrap_err().to_string()
-    }
 
     #[test]
     fn trusted_alone_is_enough() {
@@ -507,16 +429,25 @@ mod tests {
             ("PPV2_TRUSTED", "192.0.2.1/24", "write 192.0.2.0/24"),
             ("PPV2_TRUSTED", "localhost", "write it as 192.0.2.0/24"),
             ("PPV2_TRUSTED", "192.0.2.1,", "write it as 192.0.2.0/24"),
-            ("PPV2_ONLY", "53,http", "write a port"),
+            (
+                "PPV2_ONLY",
+                "53,http",
+                "\"http\" names no socket; write a port",
+            ),
             ("PPV2_UNTRUSTED", "allow", "use drop or accept"),
             ("PPV2_PEERS", "10.0.0.1/8", "write 10.0.0.0/8"),
             ("PPV2_PEERS", "10.0.0.300", "write it as 192.0.2.0/24"),
-            ("PPV2_FORMATS", "v1", "use v2, spp"),
+            (
+                "PPV2_FORMATS",
+                "v2,v1",
+                "\"v1\" is not known; use v2 or spp",
+            ),
             ("PPV2_REMEMBER", "30", "write it as 30s"),
-            ("PPV2_REMEMBER", "0s", "leave it out"),
+            ("PPV2_REMEMBER", "0s", "from 1s to 24h"),
             ("PPV2_FORGET_AFTER", "-1s", "write it as 30s"),
             ("PPV2_FORGET_AFTER", "99999999999999999h", "write it as 30s"),
-            ("PPV2_FORGET_AFTER", "0s", "use a second or more"),
+            ("PPV2_FORGET_AFTER", "999ms", "from 1s to 24h"),
+            ("PPV2_FORGET_AFTER", "25h", "from 1s to 24h"),
             ("PPV2_MAX_CLIENTS", "0", "from 1 to"),
             ("PPV2_MAX_CLIENTS", "many", "from 1 to"),
             ("PPV2_PKTINFO", "header", "use local or destination"),
@@ -540,24 +471,39 @@ mod tests {
             ("PPV2_REMEMBER", "30s"),
         ];
         let error = Settings::of(&both).unwrap_err().to_string();
-        assert!(error.starts_with("PPV2_REMEMBER=\"30s\": "), "{error}");
+        let expected = "PPV2_REMEMBER=\"30s\": PPV2_FORMATS has spp";
+        assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[test]
+    fn text_that_is_no_text_is_named() {
+        let value = OsString::from_vec(vec![b'5', 0xff]);
+        let error = Settings::read(|wanted| match wanted {
+            "PPV2_TRUSTED" => Some("192.0.2.1".into()),
+            "PPV2_ONLY" => Some(value.clone()),
+            // A path may be anything.
+            "PPV2_STATS" => Some(value.clone()),
+            _ => None,
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.starts_with("PPV2_ONLY=\"5\u{fffd}\": it is not UTF-8"),
+            "{error}"
+        );
     }
 
     #[test]
     fn durations_have_units() {
-        let read = |text: &str| duration("PPV2_REMEMBER", Some(text.to_owned())).unwrap();
         for (text, milliseconds) in [
-            ("500ms", 500),
+            ("1500ms", 1_500),
             ("30s", 30_000),
-            (" 2m", 120_000),
+            ("2m", 120_000),
             ("1 h", 3_600_000),
+            ("24h", 86_400_000),
         ] {
-            assert_eq!(
-                read(text),
-                Some(Duration::from_millis(milliseconds)),
-                "{text}"
-            );
+            let expected = Duration::from_millis(milliseconds);
+            assert_eq!(duration(text), Ok(expected), "{text}");
         }
-        assert!(error("PPV2_REMEMBER", "s").contains("30s"));
+        assert_eq!(duration("s"), Err(Problem::Duration));
     }
 }

@@ -8,14 +8,15 @@
 
 use std::env;
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write as _};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
+use ppv2_preload_settings::STATS_OPENED;
+use ppv2_preload_settings::stats_file::{self, StatsFileError};
 use ppv2_sdk::DropReason;
 use thiserror::Error;
 
@@ -163,8 +164,6 @@ const METRICS: [Metric; 12] = [
 ];
 
 const WIDTH: usize = 20;
-const MAGIC: &str = "# HELP ppv2_preload_";
-const MARKER: &str = "PPV2_STATS_OPENED";
 
 /// The counters, and the text that shows them.
 #[derive(Debug)]
@@ -187,16 +186,10 @@ pub(crate) struct Text {
 
 /// The statistics file can't be used.
 #[derive(Debug, Error)]
-pub(crate) enum StatsError {
-    #[error(
-        "PPV2_STATS={}: {source}; name a file that this program may create and write", file.display()
-    )]
-    Open { file: PathBuf, source: io::Error },
-
-    #[error(
-        "PPV2_STATS={}: it exists and holds no statistics; name another file, or remove it", file.display()
-    )]
-    Foreign { file: PathBuf },
+#[error("PPV2_STATS={}: {problem}", file.display())]
+pub(crate) struct StatsError {
+    file: PathBuf,
+    problem: StatsFileError,
 }
 
 impl Counts {
@@ -332,37 +325,32 @@ impl Text {
 
     /// Creates or reuses `file`, and maps it.
     pub(crate) fn open(file: &Path) -> Result<Self, StatsError> {
-        let failed = |source| StatsError::Open {
+        let failed = |problem| StatsError {
             file: file.to_owned(),
-            source,
+            problem,
         };
+        Self::map(file).map_err(failed)
+    }
+
+    fn map(file: &Path) -> Result<Self, StatsFileError> {
         let (text, at) = layout();
-        let mut opened = open(file).map_err(failed)?;
+        // SAFETY: it only asks.
+        let user = unsafe { libc::geteuid() };
+        let mut opened = stats_file::open(file, user)?;
         let mut before = Vec::new();
         (&mut opened)
             .take(1 + text.len() as u64)
-            .read_to_end(&mut before)
-            .map_err(failed)?;
+            .read_to_end(&mut before)?;
         if !before.is_empty() && before.len() != text.len() {
-            if !before.starts_with(MAGIC.as_bytes()) {
-                return Err(StatsError::Foreign {
-                    file: file.to_owned(),
-                });
-            }
             // Another version's, which may have it mapped: a shorter file would end that
             // program.
-            fs::remove_file(file).map_err(failed)?;
-            opened = open(file).map_err(failed)?;
+            fs::remove_file(file)?;
+            opened = stats_file::open(file, user)?;
             before.clear();
         }
         if !same_but_numbers(&before, text.as_bytes()) {
-            if !before.is_empty() && !before.starts_with(MAGIC.as_bytes()) {
-                return Err(StatsError::Foreign {
-                    file: file.to_owned(),
-                });
-            }
-            io::Seek::rewind(&mut opened).map_err(failed)?;
-            opened.write_all(text.as_bytes()).map_err(failed)?;
+            opened.rewind()?;
+            opened.write_all(text.as_bytes())?;
         }
         // SAFETY: a new mapping changes no other memory.
         let start = unsafe {
@@ -376,7 +364,7 @@ impl Text {
             )
         };
         if start == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
+            return Err(io::Error::last_os_error().into());
         }
         Ok(Self {
             start: start.cast(),
@@ -393,51 +381,16 @@ pub(crate) fn start(file: Option<&Path>) -> Result<Option<Text>, StatsError> {
     let Some(file) = file else {
         return Ok(None);
     };
-    let before = env::var_os(MARKER).is_some_and(|opened| opened == file);
+    let before = env::var_os(STATS_OPENED).is_some_and(|opened| opened == file);
     match Text::open(file) {
         Ok(text) => {
             // SAFETY: the program has not begun, so no other thread reads the environment.
-            unsafe { env::set_var(MARKER, file) };
+            unsafe { env::set_var(STATS_OPENED, file) };
             Ok(Some(text))
         }
         Err(_) if before => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn open(file: &Path) -> io::Result<File> {
-    let options = |create| {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create_new(create)
-            .mode(0o644);
-        // A fifo must not have the program wait, and no link of another user lead to an empty
-        // file of this one.
-        options.custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW);
-        options
-    };
-    let opened = match options(true).open(file) {
-        Ok(created) => {
-            // Whatever the umask is: others may read it.
-            created.set_permissions(Permissions::from_mode(0o644))?;
-            created
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options(false).open(file)?,
-        Err(error) => return Err(error),
-    };
-    let metadata = opened.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    // A user who may shorten a file can end the programs that have it mapped.
-    // SAFETY: it only asks.
-    let user = unsafe { libc::geteuid() };
-    if ![0, user].contains(&metadata.uid()) || metadata.mode() & 0o002 != 0 {
-        return Err(io::Error::other("another user may write to it"));
-    }
-    Ok(opened)
 }
 
 /// The text with all numbers 0, and where they are.
@@ -488,6 +441,8 @@ fn same_but_numbers(before: &[u8], text: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ppv2_preload_settings::stats_file::START;
+
     use super::*;
 
     /// A path in a directory of its own, which is removed at the end.
@@ -515,22 +470,6 @@ mod tests {
         let counts = Counts::new(Some(Text::open(file).unwrap()), Fork::Shared).unwrap();
         counts.show();
         counts
-    }
-
-    #[test]
-    fn what_another_user_may_write_to_or_lead_elsewhere_is_refused() {
-        let place = Place::new("others");
-        let victim = place.0.join("victim");
-        fs::write(&victim, "").unwrap();
-        std::os::unix::fs::symlink(&victim, place.file()).unwrap();
-        Text::open(&place.file()).unwrap_err();
-        assert_eq!(fs::read(&victim).unwrap(), b"");
-        fs::remove_file(place.file()).unwrap();
-
-        let _ = counts(&place.file());
-        fs::set_permissions(place.file(), Permissions::from_mode(0o666)).unwrap();
-        let error = Text::open(&place.file()).unwrap_err().to_string();
-        assert!(error.contains("another user may write to it"), "{error}");
     }
 
     #[test]
@@ -591,14 +530,6 @@ mod tests {
     }
 
     #[test]
-    fn anybody_may_read_it() {
-        let place = Place::new("mode");
-        let _counts = counts(&place.file());
-        let mode = fs::metadata(place.file()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o644);
-    }
-
-    #[test]
     fn a_program_that_takes_nothing_over_leaves_the_numbers() {
         let place = Place::new("shared");
         let first = counts(&place.file());
@@ -612,27 +543,20 @@ mod tests {
     }
 
     #[test]
-    fn files_of_others_are_not_touched() {
+    fn errors_name_the_file() {
         let place = Place::new("foreign");
-        let (text, _) = layout();
-        for foreign in ["precious".to_owned(), "x".repeat(text.len())] {
-            fs::write(place.file(), &foreign).unwrap();
-            let error = Text::open(&place.file()).unwrap_err();
-            assert!(matches!(error, StatsError::Foreign { .. }), "{error}");
-            let name = place.file().display().to_string();
-            assert!(error.to_string().contains(&name), "{error}");
-            assert_eq!(fs::read_to_string(place.file()).unwrap(), foreign);
-        }
-        let nowhere = place.0.join("nowhere").join("stats");
-        let error = Text::open(&nowhere).unwrap_err().to_string();
-        assert!(error.contains(&nowhere.display().to_string()), "{error}");
-        assert!(Text::open(&place.0).is_err());
+        let foreign = "x".repeat(layout().0.len());
+        fs::write(place.file(), &foreign).unwrap();
+        let error = Text::open(&place.file()).unwrap_err().to_string();
+        let start = format!("PPV2_STATS={}: it holds", place.file().display());
+        assert!(error.starts_with(&start), "{error}");
+        assert_eq!(fs::read_to_string(place.file()).unwrap(), foreign);
     }
 
     #[test]
     fn a_file_of_another_version_is_replaced() {
         let place = Place::new("version");
-        let other = format!("{MAGIC}something_else That.\n");
+        let other = format!("{START}something_else That.\n");
         fs::write(place.file(), other).unwrap();
         let counts = counts(&place.file());
         counts.add(Cell::Panics, 1);

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
+use std::ops::Range;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,10 @@ use object::{Endianness, ReadCache, ReadRef};
 
 /// Where the class stands, behind the magic bytes.
 const CLASS: usize = 4;
+
+/// Where an AppImage says that it is one, and what: in bytes that ELF leaves unused.
+const APP_IMAGE: Range<usize> = 8..10;
+const APP_IMAGE_MAGIC: &[u8] = b"AI";
 
 /// The most bytes of a name that are read.
 const MAX_NAME: u64 = 4096;
@@ -32,6 +37,8 @@ pub(super) struct Elf {
     needed: Vec<String>,
     /// Whether it was linked by Go's tools.
     pub(super) is_go: bool,
+    /// Whether it is followed by the files that it unpacks.
+    pub(super) is_app_image: bool,
 }
 
 /// For which processor and which size of pointers a file was built.
@@ -56,7 +63,7 @@ pub enum Libc {
 /// Reads what a file says, or nothing if it is no ELF file.
 pub(super) fn read(path: &Path) -> io::Result<Option<Elf>> {
     let mut file = File::open(path)?;
-    let mut start = [0; CLASS + 1];
+    let mut start = [0; APP_IMAGE.end];
     match file.read_exact(&mut start) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         result => result?,
@@ -75,6 +82,7 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Elf>> {
         let name = path.file_name().map(OsStr::to_string_lossy);
         parsed.name = name.map(Cow::into_owned);
     }
+    parsed.is_app_image = start[APP_IMAGE] == *APP_IMAGE_MAGIC;
     Ok(Some(parsed))
 }
 
@@ -97,6 +105,7 @@ where
         name: None,
         needed: Vec::new(),
         is_go: false,
+        is_app_image: false,
     };
     for segment in segments {
         if let Some(interpreter) = segment.interpreter(endian, data)? {

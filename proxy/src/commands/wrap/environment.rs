@@ -2,37 +2,18 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fmt::Display;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{self, Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
+use ppv2_preload_settings::{STATS_OPENED, VARIABLES};
 
 use super::{Fork, Format, NewSockets, Options, PacketInfo, Untrusted, WrapError};
+use crate::config::Network;
 
 /// The dynamic linker's own.
 const LD_PRELOAD: &str = "LD_PRELOAD";
-
-/// Every variable of the library. One that the options leave at its default must not come from
-/// the environment of this process: `PPV2_UNTRUSTED=accept` would weaken what was asked for.
-const OF_LIBRARY: [&str; 12] = [
-    "PPV2_TRUSTED",
-    "PPV2_ONLY",
-    "PPV2_UNTRUSTED",
-    "PPV2_PEERS",
-    "PPV2_FORMATS",
-    "PPV2_REMEMBER",
-    "PPV2_FORGET_AFTER",
-    "PPV2_MAX_CLIENTS",
-    "PPV2_PKTINFO",
-    "PPV2_NEW_SOCKETS",
-    "PPV2_FORK",
-    "PPV2_STATS",
-];
-
-/// The library notes here, for programs that the program starts, that it has opened the file.
-const STATS_OPENED: &str = "PPV2_STATS_OPENED";
 
 /// The variables, in the order in which they are printed.
 #[derive(Debug)]
@@ -45,7 +26,7 @@ impl Environment {
         let others = env::var_os(LD_PRELOAD);
         let mut variables = vec![(LD_PRELOAD, preload(library, others.as_deref()))];
         let mut set = |name, value: String| variables.push((name, value.into()));
-        set("PPV2_TRUSTED", options.trusted.join(","));
+        set("PPV2_TRUSTED", list(options.trusted.iter().map(network)));
         if !options.only.is_empty() {
             set("PPV2_ONLY", list(&options.only));
         }
@@ -53,11 +34,11 @@ impl Environment {
             set("PPV2_UNTRUSTED", name(options.untrusted));
         }
         if !options.peer.is_empty() {
-            set("PPV2_PEERS", list(&options.peer));
+            set("PPV2_PEERS", list(options.peer.iter().map(network)));
         }
         if options.format != [Format::V2] {
-            let formats: Vec<_> = options.format.iter().copied().map(name).collect();
-            set("PPV2_FORMATS", formats.join(","));
+            let formats = options.format.iter().copied();
+            set("PPV2_FORMATS", list(formats.map(name)));
         }
         if let Some(idle) = options.remember {
             set("PPV2_REMEMBER", duration(*idle));
@@ -81,12 +62,13 @@ impl Environment {
         Self(variables)
     }
 
-    /// The environment of this process with these variables, and no others of the library.
+    /// The environment of this process with these variables, and no others of the library: one
+    /// such as `PPV2_UNTRUSTED=accept` would weaken what the options ask for.
     pub(super) fn merged(&self) -> Vec<(OsString, OsString)> {
         let is_ours = |name: &OsStr| {
-            name == LD_PRELOAD
-                || name == STATS_OPENED
-                || OF_LIBRARY.iter().any(|variable| name == *variable)
+            let others = [LD_PRELOAD, STATS_OPENED];
+            let mut ours = VARIABLES.iter().chain(&others);
+            ours.any(|variable| name == *variable)
         };
         let mut all: Vec<_> = env::vars_os().filter(|(name, _)| !is_ours(name)).collect();
         all.extend(
@@ -126,20 +108,24 @@ fn preload(library: &Path, others: Option<&OsStr>) -> OsString {
 
 /// A path that does not depend on the folder in which the program starts.
 pub(super) fn absolute(flag: &'static str, path: &Path) -> Result<PathBuf, WrapError> {
-    let wrong = |problem| WrapError::Path {
-        flag,
-        path: path.to_owned(),
-        problem,
-    };
+    let wrong = |problem| WrapError::option(flag, format_args!("{path:?}"), problem);
     if path.as_os_str().as_bytes().iter().any(u8::is_ascii_control) {
-        return Err(wrong("has control characters, which no line can carry"));
+        return Err(wrong("it has control characters; name a path without"));
     }
-    path::absolute(path).map_err(|_| wrong("is no path of a file"))
+    path::absolute(path).map_err(|_| wrong("it is empty; name a file"))
 }
 
-fn list(values: &[impl Display]) -> String {
-    let values: Vec<_> = values.iter().map(ToString::to_string).collect();
-    values.join(",")
+fn list(values: impl IntoIterator<Item: ToString>) -> String {
+    let values = values.into_iter().map(|value| value.to_string());
+    values.collect::<Vec<_>>().join(",")
+}
+
+/// A network of one address as the address.
+fn network(network: &Network) -> String {
+    match network.0.prefix_len() == network.0.max_prefix_len() {
+        true => network.0.addr().to_string(),
+        false => network.to_string(),
+    }
 }
 
 /// The name of a value on the command line.
@@ -237,7 +223,7 @@ mod tests {
             ("PPV2_TRUSTED", "192.0.2.1,2001:db8::/64"),
             ("PPV2_ONLY", "53,[::]:5060"),
             ("PPV2_UNTRUSTED", "accept"),
-            ("PPV2_PEERS", "192.0.2.7/32,2001:db8:1::/48"),
+            ("PPV2_PEERS", "192.0.2.7,2001:db8:1::/48"),
             ("PPV2_FORMATS", "v2,spp"),
             ("PPV2_REMEMBER", "90s"),
             ("PPV2_FORGET_AFTER", "1500ms"),
@@ -251,7 +237,7 @@ mod tests {
         let found: Vec<_> = found.iter().map(|(name, text)| (*name, &**text)).collect();
         assert_eq!(found, expected);
         let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, OF_LIBRARY);
+        assert_eq!(names, VARIABLES);
     }
 
     #[test]

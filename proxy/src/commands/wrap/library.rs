@@ -79,11 +79,12 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, WrapError> {
     let path = environment::absolute("--library", path)?;
     let bytes = path.as_os_str().as_bytes();
     if bytes.iter().any(|byte| b" :$".contains(byte)) {
-        return Err(WrapError::Path {
-            flag: "--library",
-            path,
-            problem: "has a space, a colon or a dollar sign, which LD_PRELOAD can't carry; move or link the file",
-        });
+        let problem = "it has a space, a colon or a dollar sign, which LD_PRELOAD can't carry; move or link the file";
+        return Err(WrapError::option(
+            "--library",
+            format_args!("{path:?}"),
+            problem,
+        ));
     }
     Ok(path)
 }

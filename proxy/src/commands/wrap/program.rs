@@ -4,17 +4,16 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat, getxattr, statvfs};
-use rustix::process::{getgid, getuid};
-use rustix::thread::no_new_privs;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::elf::{self, Architecture, Elf, Libc};
+use super::launcher::Launcher;
+use super::privilege::{self, Privilege};
 use super::{INSTEAD, WrapError};
 
 /// Where programs are looked for without PATH, as execvp(3) says.
@@ -26,18 +25,6 @@ const MAX_SCRIPTS: usize = 4;
 /// What execve(2) reads of a script's first line.
 const MAX_LINE: u64 = 255;
 
-/// Programs that start another one without the variables that they were given, or elsewhere.
-const STARTERS: [&str; 8] = [
-    "sudo",
-    "doas",
-    "pkexec",
-    "su",
-    "systemd-run",
-    "systemctl",
-    "docker",
-    "podman",
-];
-
 /// Why no library can take over the sockets of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,6 +33,10 @@ pub enum Unsuitable {
     Go,
     /// No dynamic linker loads it.
     Static,
+    /// The program that unpacks it is static.
+    AppImage,
+    /// It would start another one without the library.
+    Launcher(Launcher),
     /// The dynamic linker ignores LD_PRELOAD: setuid, setgid or file capabilities.
     Privileged(Privilege),
     /// The library was built for another processor.
@@ -54,17 +45,6 @@ pub enum Unsuitable {
     /// The library was built for another C library.
     #[allow(missing_docs, reason = "the message says it")]
     Libc { program: String, library: String },
-}
-
-/// What a program gains when it starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Privilege {
-    /// Its owner's rights.
-    SetUser,
-    /// Its group's rights.
-    SetGroup,
-    /// The capabilities of its file.
-    Capabilities,
 }
 
 impl fmt::Display for Unsuitable {
@@ -80,7 +60,13 @@ impl fmt::Display for Unsuitable {
                 "is linked statically, so the kernel loads no library into it; {INSTEAD}, or install a build of \
                  it that is linked dynamically"
             ),
-            Self::Privileged(privilege) => write!(f, "{privilege}; {INSTEAD}"),
+            Self::AppImage => write!(
+                f,
+                "is an AppImage, which a static program unpacks; call it with --appimage-extract, and `wrap` with \
+                 squashfs-root/AppRun"
+            ),
+            Self::Launcher(launcher) => launcher.fmt(f),
+            Self::Privileged(privilege) => privilege.fmt(f),
             Self::Architecture { program, library } => write!(
                 f,
                 "is built for {program}, and the library for {library}; name a library for {program} with \
@@ -92,25 +78,6 @@ impl fmt::Display for Unsuitable {
                  {program} with --library, or {INSTEAD}"
             ),
         }
-    }
-}
-
-impl fmt::Display for Privilege {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SetUser => {
-                "is setuid, so the dynamic linker ignores LD_PRELOAD; run it as its owner, or remove the bit \
-                 (chmod u-s) if it needs no other user"
-            }
-            Self::SetGroup => {
-                "is setgid, so the dynamic linker ignores LD_PRELOAD; run it with its group, or remove the bit \
-                 (chmod g-s) if it needs no other group"
-            }
-            Self::Capabilities => {
-                "has file capabilities, so the dynamic linker ignores LD_PRELOAD; give it the capabilities by \
-                 systemd's AmbientCapabilities instead (setcap -r removes them from the file)"
-            }
-        })
     }
 }
 
@@ -153,11 +120,13 @@ pub(super) fn find(program: &OsStr) -> Result<PathBuf, WrapError> {
 
 /// Whether this process may execute a file.
 fn is_executable(path: &Path) -> io::Result<()> {
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "it is no file",
-        ));
+    let file = fs::metadata(path)?;
+    let problem = match file.is_dir() {
+        true => "it is a folder",
+        false => "it is not a regular file",
+    };
+    if !file.is_file() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }
     Ok(accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
 }
@@ -172,16 +141,18 @@ pub(super) struct Looked {
 
 /// Looks at a program and, if it is a script, at what interprets it. Fails where no library can
 /// help.
-pub(super) fn look(path: &Path) -> Result<Looked, WrapError> {
+pub(super) fn look(path: &Path, arguments: &[OsString]) -> Result<Looked, WrapError> {
     let mut looked = Looked::default();
     let warnings = &mut looked.warnings;
-    warnings.extend(starter(path));
+    if let Some(launcher) = Launcher::named(path).filter(|launcher| launcher.drops(arguments)) {
+        return Err(refused(path.to_owned(), Unsuitable::Launcher(launcher)));
+    }
     let mut path = path.to_owned();
     for _ in 0..=MAX_SCRIPTS {
         match elf::read(&path) {
             Ok(Some(elf)) => {
                 if let Some(why) = loads_nothing(&elf) {
-                    return Err(WrapError::Unsuitable { program: path, why });
+                    return Err(refused(path, why));
                 }
                 if elf.needs("liburing") {
                     warnings.push(format!(
@@ -199,7 +170,11 @@ pub(super) fn look(path: &Path) -> Result<Looked, WrapError> {
             },
             // The kernel says so next.
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            // Such as sudo, which may be executed by all and read by root alone.
             Err(error) => {
+                if let Some(privilege) = privilege::of(&path) {
+                    return Err(refused(path, Unsuitable::Privileged(privilege)));
+                }
                 warnings.push(format!("{path:?} can't be checked: {error}"));
                 break;
             }
@@ -222,10 +197,7 @@ impl Looked {
         let why = found.and_then(|(path, elf)| Some((path, unsuitable(path, elf, library)?)));
         match why {
             None => Ok(()),
-            Some((path, why)) => Err(WrapError::Unsuitable {
-                program: path.clone(),
-                why,
-            }),
+            Some((path, why)) => Err(refused(path.clone(), why)),
         }
     }
 }
@@ -240,9 +212,22 @@ fn libc_of_host() -> Libc {
 fn loads_nothing(elf: &Elf) -> Option<Unsuitable> {
     match elf.is_program() && !elf.is_dynamic_linker() {
         true if elf.is_go => Some(Unsuitable::Go),
-        true if elf.interpreter.is_none() => Some(Unsuitable::Static),
-        _ => None,
+        true if elf.interpreter.is_some() => None,
+        true if elf.is_app_image => Some(Unsuitable::AppImage),
+        true => Some(Unsuitable::Static),
+        false => None,
     }
+}
+
+/// A launcher needs no library itself: the program that it starts does.
+fn refused(program: PathBuf, why: Unsuitable) -> WrapError {
+    let why = match (&why, Launcher::named(&program)) {
+        (Unsuitable::Go | Unsuitable::Static | Unsuitable::Privileged(_), Some(launcher)) => {
+            Unsuitable::Launcher(launcher)
+        }
+        _ => why,
+    };
+    WrapError::Unsuitable { program, why }
 }
 
 /// Why this library can't be used with this program.
@@ -266,44 +251,7 @@ fn unsuitable(path: &Path, elf: &Elf, library: &Elf) -> Option<Unsuitable> {
             library: name(library),
         });
     }
-    privilege(path).map(Unsuitable::Privileged)
-}
-
-/// What the program gains at its start, whereupon the kernel has the dynamic linker ignore the
-/// environment (AT_SECURE in getauxval(3)).
-fn privilege(path: &Path) -> Option<Privilege> {
-    // Bits of a file's mode: inode(7).
-    const SETUID: u32 = 0o4000;
-    const SETGID: u32 = 0o2000;
-    const GROUP_EXECUTE: u32 = 0o010;
-
-    let file = fs::metadata(path).ok()?;
-    let is_without =
-        statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::NOSUID));
-    if is_without {
-        return None;
-    }
-    let has = |file: &Metadata, bits| file.mode() & bits == bits;
-    if !no_new_privs().unwrap_or(false) {
-        if has(&file, SETUID) && file.uid() != getuid().as_raw() {
-            return Some(Privilege::SetUser);
-        }
-        if has(&file, SETGID | GROUP_EXECUTE) && file.gid() != getgid().as_raw() {
-            return Some(Privilege::SetGroup);
-        }
-    }
-    let mut capabilities = [0; 64];
-    let has_capabilities = getxattr(path, "security.capability", &mut capabilities).is_ok();
-    // Root has them all.
-    (has_capabilities && !getuid().is_root()).then_some(Privilege::Capabilities)
-}
-
-/// A warning that a program may not pass the variables on.
-fn starter(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
-    STARTERS.contains(&name).then(|| {
-        format!("{name} may start its program without the library: call {name} first, and `ppv2-proxy wrap` by it")
-    })
+    privilege::of(path).map(Unsuitable::Privileged)
 }
 
 /// The interpreter that the first line of a script names. For env(1), it is what env starts.
@@ -390,7 +338,7 @@ mod tests {
         let path = folder.path().join("loop");
         file(&folder, "loop", &format!("#!{}\n", path.display()), 0o755);
         let own = elf::read(&env::current_exe().unwrap()).unwrap().unwrap();
-        let looked = look(&path).unwrap();
+        let looked = look(&path, &[]).unwrap();
         assert!(looked.warnings.is_empty() && looked.found.is_none());
         looked.check(&own).unwrap();
         assert_eq!(looked.libc(), (None, Libc::Glibc));
@@ -408,15 +356,5 @@ mod tests {
         assert_eq!(exit_code(&file(&folder, "data", "", 0o644)), 126);
         assert_eq!(exit_code(Path::new("no-such-program")), 127);
         assert_eq!(exit_code(Path::new("")), 127);
-    }
-
-    #[test]
-    fn programs_that_drop_the_environment_are_warned_of() {
-        assert!(
-            starter(Path::new("/usr/bin/sudo"))
-                .unwrap()
-                .starts_with("sudo may start")
-        );
-        assert_eq!(starter(Path::new("/usr/sbin/nsd")), None);
     }
 }

@@ -21,6 +21,7 @@ const READABLE: i16 = libc::POLLIN | libc::POLLRDNORM;
 const EPOLL_READABLE: u32 = (libc::EPOLLIN | libc::EPOLLRDNORM) as u32;
 const EDGE: u32 = libc::EPOLLET as u32;
 const ONCE: u32 = libc::EPOLLONESHOT as u32;
+const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
 
 const ZERO: timespec = timespec {
     tv_sec: 0,
@@ -487,21 +488,23 @@ pub(crate) fn rearm(fd: c_int, socket: &Socket) {
     for known in known.iter_mut().filter(|known| is_same(known.fd)) {
         let events = known.event.events;
         if events & EDGE != 0 && events & ONCE == 0 {
-            modify(known);
+            register_again(known);
         }
     }
 }
 
-fn modify(known: &mut Registration) {
+/// Has the kernel look again whether there is something to report.
+fn register_again(known: &mut Registration) {
+    let event = &raw mut known.event;
     // SAFETY: the event can be read and written.
-    unsafe {
-        real::epoll_ctl(
-            known.epoll,
-            libc::EPOLL_CTL_MOD,
-            known.fd,
-            &raw mut known.event,
-        )
-    };
+    let control = |operation| unsafe { real::epoll_ctl(known.epoll, operation, known.fd, event) };
+    if known.event.events & EXCLUSIVE == 0 {
+        control(libc::EPOLL_CTL_MOD);
+    } else {
+        // Linux changes no registration that has this flag.
+        control(libc::EPOLL_CTL_DEL);
+        control(libc::EPOLL_CTL_ADD);
+    }
 }
 
 /// Whether a socket in blocking mode may be waited for by epoll.
@@ -640,8 +643,14 @@ fn is_for_nothing(epoll: c_int, event: &epoll_event, explained: &mut Explained) 
             explained.add(known.fd, socket);
             // Otherwise the program is told of the rest of the event.
             let is_all = event.events & !EPOLL_READABLE == 0;
-            if known.event.events & ONCE != 0 && is_all {
-                modify(known);
+            let is_due = if known.event.events & ONCE != 0 {
+                is_all
+            } else {
+                // Not all that must be dropped may have been, and the kernel reports it once.
+                known.event.events & EDGE != 0 && is_readable(known.fd)
+            };
+            if is_due {
+                register_again(known);
             }
         }
         nothing

@@ -337,6 +337,21 @@ CASE(epoll_by_edge_in_blocking_mode) {
     client_sends_later("c1", "s1", "two");
     show_epoll("two", epoll, 5000);
     receive("recvfrom", fd, 0);
+    junk("s1", 150);
+    client_sends("c1", "s1", "after junk");
+    show_epoll("three", epoll, 5000);
+    receive("recvfrom", fd, MSG_DONTWAIT);
+}
+
+/* Linux refuses EPOLL_CTL_MOD then. */
+CASE(epoll_by_edge_alone) {
+    int fd = server_with("s1", SOCK_NONBLOCK);
+    int epoll = epoll_with(fd, EPOLLIN | EPOLLET | EPOLLEXCLUSIVE, 7);
+    client_sends("c1", "s1", "one");
+    drain_until(epoll, fd, 1);
+    junk("s1", 150);
+    client_sends("c1", "s1", "after junk");
+    drain_until(epoll, fd, 1);
 }
 
 CASE(epoll_once) {

@@ -2,16 +2,49 @@
 //! changes of `errno`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::c_int;
 
-use crate::arena;
+use crate::{arena, real};
 
 unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
 }
 
 const PTHREAD_CANCEL_DISABLE: c_int = 1;
+const PTHREAD_CANCEL_DEFERRED: c_int = 0;
+
+/// Whether a thread of the program's may be cancelled anywhere, not only where it waits.
+static ASYNCHRONOUS: AtomicBool = AtomicBool::new(false);
+
+/// The program has a thread cancelled so from now on.
+pub(crate) fn saw_cancel_type(kind: c_int) {
+    if kind != PTHREAD_CANCEL_DEFERRED {
+        ASYNCHRONOUS.store(true, Ordering::Relaxed);
+    }
+}
+
+/// From now on, this thread is only cancelled where it waits, as the functions that this
+/// library calls then expect. Returns what [`cancel_as_before`] takes at the end of the call.
+#[inline]
+pub(crate) fn defer_cancellation() -> c_int {
+    let mut before = PTHREAD_CANCEL_DEFERRED;
+    if ASYNCHRONOUS.load(Ordering::Relaxed) {
+        // SAFETY: `before` can be written to.
+        unsafe { real::pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &raw mut before) };
+    }
+    before
+}
+
+#[inline]
+pub(crate) fn cancel_as_before(before: c_int) {
+    if before != PTHREAD_CANCEL_DEFERRED {
+        // SAFETY: the former type need not be told. The thread may end here.
+        unsafe { real::pthread_setcanceltype(before, ptr::null_mut()) };
+    }
+}
 
 /// The error number of this thread.
 pub(crate) fn errno() -> c_int {

@@ -1,6 +1,7 @@
 //! The functions that the program calls instead of the C library's. Each looks whether
 //! the descriptor is taken over, and calls the real function if not.
 
+mod cancellation;
 pub(crate) mod descriptors;
 // musl has no RTLD_DEEPBIND.
 #[cfg(target_env = "gnu")]
@@ -34,11 +35,22 @@ fn is_stale(fd: c_int) -> bool {
 /// as many as there can be: in the calling conventions of Linux on x86-64 and AArch64,
 /// integer arguments come in the same places either way, and those that the caller did
 /// not pass are not looked at by the real function.
+///
+/// A thread that may be cancelled anywhere, may only be so where the real function waits.
 macro_rules! hooks {
     ($($(#[$note:meta])* fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$note])*
         #[cfg_attr(not(test), unsafe(no_mangle))]
-        pub(crate) unsafe extern "C-unwind" fn $name($($argument: $kind),*) $(-> $result)? $body
+        pub(crate) unsafe extern "C-unwind" fn $name($($argument: $kind),*) $(-> $result)? {
+            #[inline(always)]
+            unsafe fn hook($($argument: $kind),*) $(-> $result)? $body
+
+            let before = crate::boundary::defer_cancellation();
+            // SAFETY: the arguments are the program's.
+            let result = unsafe { hook($($argument),*) };
+            crate::boundary::cancel_as_before(before);
+            result
+        }
     )*};
 }
 pub(crate) use hooks;

@@ -604,6 +604,37 @@ CASE(cancelled_in_a_stream_of_junk) {
     receive("recvfrom", fd, 0);
 }
 
+static void *be_cancelled_anywhere(void *argument) {
+    struct cancelled *this = argument;
+    int before;
+    pthread_cleanup_push(clean, this);
+    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, &before);
+    this->id = thread_id();
+    for (;;)
+        wait_by(this->call, this->fd);
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+CASE_IN(cancelled_anywhere, V4) {
+    int fd = server("s1");
+    address c1 = address_of("c1");
+    client_sends("c1", "s1", "one");
+    receive("recvfrom", fd, 0);
+    flood("s1");
+    for (int i = 0; i < 60; i++) {
+        struct cancelled this = {.fd = fd, .call = i % EPOLL};
+        pthread_t thread = start_thread(be_cancelled_anywhere, &this);
+        while (!this.id)
+            sched_yield();
+        usleep(1000);
+        pthread_cancel(thread);
+        show_join(call_names[this.call], thread, &this);
+    }
+    outcome("sendto", sendto(fd, "reply", 5, 0, &c1.sa, c1.len));
+    client_expects("c1");
+}
+
 /* With a datagram that could be received at once, or a client that could be sent to. */
 static void *be_cancelled_before(void *argument) {
     struct cancelled *this = argument;

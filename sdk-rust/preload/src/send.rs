@@ -331,10 +331,15 @@ impl<const N: usize> Parcel<N> {
         if payload_len > LONGEST {
             return Plan::Refused(EMSGSIZE);
         }
-        if let Some(segment) = written.segment
-            && payload_len > segment
-        {
-            return Plan::Segments(segment);
+        if let Some(segment) = written.segment {
+            // What the kernel would put together, it can't be asked to cut: each segment needs
+            // a header. Programs take this error for that of a device that can't cut.
+            if goes_on(socket, flags) {
+                return Plan::Refused(EIO);
+            }
+            if payload_len > segment {
+                return Plan::Segments(segment);
+            }
         }
         for (to, part) in self.parts[1..].iter_mut().zip(program) {
             to.write(*part);

@@ -123,7 +123,7 @@ fn see_random_the_same(test: &str, built: Built) {
 
 /// How the outcome of a case differs, empty if it does not.
 fn compare(path: Path, case: &Case, plain: &Outcome, through: &Outcome) -> String {
-    let expected = expected(case, plain.lines.clone());
+    let expected = expected(case, path, plain.lines.clone());
     let uncounted = through.uncounted.as_ref().filter(|_| is_counted(case));
     if expected == through.lines && uncounted.is_none() || !is_run(case, path) {
         return String::new();

@@ -298,6 +298,25 @@ CASE(segmented_by_option) {
     client_has_nothing("c1");
 }
 
+/* A header can't be in front of what the kernel puts together and cuts. */
+CASE(segmented_when_put_together) {
+    int fd = acquainted("s1"), size = 100, on = 1, off = 0;
+    char bytes[250];
+    memset(bytes, 'x', sizeof bytes);
+    address to = address_of("c1");
+    outcome("UDP_SEGMENT", setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &size, sizeof size));
+    long result = sendto(fd, bytes, 50, MSG_MORE, &to.sa, to.len);
+    outcome("MSG_MORE", result);
+    outcome("UDP_CORK", setsockopt(fd, IPPROTO_UDP, UDP_CORK, &on, sizeof on));
+    outcome("corked", sendto(fd, bytes, 200, 0, &to.sa, to.len));
+    if (result < 0)
+        return;
+    outcome("UDP_CORK off", setsockopt(fd, IPPROTO_UDP, UDP_CORK, &off, sizeof off));
+    for (int i = 0; i < 3; i++)
+        client_expects("c1");
+    client_has_nothing("c1");
+}
+
 /* Sends with one control message. */
 static long send_control(int fd, address to, const void *bytes, size_t len, int level, int type,
                          const void *value, size_t value_len) {

@@ -34,6 +34,7 @@ pub struct Arguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Log options",
         value_name = "FORMAT",
         value_enum,
         default_value_t
@@ -44,6 +45,7 @@ pub struct Arguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Log options",
         value_name = "LEVEL",
         env = "PPV2_LOG",
         default_value = "info"

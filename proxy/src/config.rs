@@ -108,7 +108,7 @@ pub struct Flags {
     listener: Listener,
     /// Network of proxies whose datagrams begin with a PROXY v2 header; datagrams from elsewhere
     /// are dropped; repeatable [default: none, every byte is payload]
-    #[arg(long, value_name = "NET")]
+    #[arg(long, value_name = "NET", value_delimiter = ',')]
     accept_from: Vec<Network>,
     #[command(flatten)]
     upstream: Upstream,

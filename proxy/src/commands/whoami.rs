@@ -20,12 +20,13 @@ pub struct Options {
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
 
-    /// Network of the proxies, whose datagrams must carry a header; repeatable
-    #[arg(long, value_name = "NET", required = true)]
+    /// Network of the proxies, whose datagrams must carry a header; repeatable, or with
+    /// commas between
+    #[arg(long, value_name = "NET", required = true, value_delimiter = ',')]
     pub trusted: Vec<String>,
 
     /// How the proxies write their header; repeatable
-    #[arg(long, value_enum, default_value = "v2")]
+    #[arg(long, value_enum, default_value = "v2", value_delimiter = ',')]
     pub format: Vec<Format>,
 
     /// For proxies that write the header once: how long a sender's client is remembered after the

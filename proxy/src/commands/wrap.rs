@@ -39,13 +39,14 @@ const INSTEAD: &str = "use an unwrapper or mode transparent instead, see \
 #[derive(Args, Debug)]
 #[allow(missing_docs, reason = "the help texts say it")]
 pub struct Options {
-    /// Network of the proxies, whose datagrams must carry a header; repeatable
-    #[arg(long, value_name = "NET", required = true)]
+    /// Network of the proxies, whose datagrams must carry a header; repeatable, or with
+    /// commas between
+    #[arg(long, value_name = "NET", required = true, value_delimiter = ',')]
     pub trusted: Vec<Network>,
 
     /// UDP sockets to take over, by their port (53, 5000-5010), address (192.0.2.10) or both
     /// (192.0.2.10:53); repeatable [default: all]
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", value_delimiter = ',')]
     pub only: Vec<Sockets>,
 
     /// What happens to datagrams from other senders
@@ -54,11 +55,11 @@ pub struct Options {
 
     /// Network of other servers, with which the program exchanges datagrams without headers;
     /// repeatable
-    #[arg(long, value_name = "NET")]
+    #[arg(long, value_name = "NET", value_delimiter = ',')]
     pub peer: Vec<Network>,
 
     /// How the proxies write their header; repeatable
-    #[arg(long, value_enum, default_value = "v2")]
+    #[arg(long, value_enum, default_value = "v2", value_delimiter = ',')]
     pub format: Vec<Format>,
 
     /// For proxies that write the header once: how long a sender's client is remembered after the

@@ -234,7 +234,7 @@ pub struct Listener {
     pub(crate) sessions: OnByDefault,
 
     /// Network whose clients are served; repeatable
-    #[arg(long, value_name = "NET", default_values_t = everybody())]
+    #[arg(long, value_name = "NET", default_values_t = everybody(), value_delimiter = ',')]
     #[serde(default = "everybody")]
     pub allow: Vec<Network>,
 

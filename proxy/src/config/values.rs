@@ -251,7 +251,7 @@ impl FromStr for Network {
         let single = || text.parse::<IpAddr>().map(IpNet::from);
         let net: IpNet = text.parse().or_else(|_| single()).map_err(|_| {
             ConfigError::new(format!("`{text}` is not a network"))
-                .hint("write it as 192.0.2.0/24 or 2001:db8::/32")
+                .hint("write it as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1")
         })?;
         if let Some(v4) = mapped(net) {
             return Err(

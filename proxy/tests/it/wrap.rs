@@ -739,6 +739,20 @@ fn the_environment_is_printed_for_units_containers_and_shells() {
                     PPV2_STATS=/none/nsd.prom\n";
     assert_eq!(String::from_utf8(lines).unwrap(), expected);
 
+    // Lists may be written as the variables have them.
+    let mut more = vec![
+        "--trusted",
+        "192.0.2.2,2001:db8::/32",
+        "--only",
+        "53,5000-5010",
+    ];
+    more.extend(["--peer", "10.0.0.1,10.0.0.2", "--format", "v2,spp"]);
+    let lines = print_env("/usr/lib/elsewhere/libppv2_preload.so", &more);
+    let expected = "LD_PRELOAD=/usr/lib/elsewhere/libppv2_preload.so\n\
+                    PPV2_TRUSTED=192.0.2.1,192.0.2.2,2001:db8::/32\n\
+                    PPV2_ONLY=53,5000-5010\nPPV2_PEERS=10.0.0.1,10.0.0.2\nPPV2_FORMATS=v2,spp\n";
+    assert_eq!(String::from_utf8(lines).unwrap(), expected);
+
     // A shell reads what it needs quotes for, as the program would get it.
     let odd = folder.path("a b'\"$HOME`\\\u{e9}.prom");
     let library = folder.path("libppv2_preload.so");

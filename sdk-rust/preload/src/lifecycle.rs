@@ -138,7 +138,14 @@ pub(crate) unsafe fn bound(fd: c_int, name: *const sockaddr, len: socklen_t) -> 
     };
     // SAFETY: as the caller says.
     let port = unsafe { names::port(name, len) };
-    port == 0 || options::udp_family(fd).is_none() || take_over(fd, settings)
+    if port == 0 || options::udp_family(fd).is_none() {
+        return true;
+    }
+    let may_be_used = take_over(fd, settings);
+    if registry::get(fd).is_some() {
+        table::show_counts();
+    }
+    may_be_used
 }
 
 /// From now on, the socket's datagrams have headers. `false` if there is no room for its

@@ -173,7 +173,8 @@ pub(crate) struct Counts {
     /// Whether processes have a table, and with it a lock, each.
     fork: Fork,
     text: Option<Text>,
-    /// Whether this program has taken a socket over, and the text shows its numbers.
+    /// Whether this program has bound a socket or received by one, and the text shows its
+    /// numbers. One that has merely inherited a socket leaves those of its parent.
     shown: AtomicBool,
 }
 
@@ -221,7 +222,15 @@ impl Counts {
     }
 
     /// Has the text show these counts from now on.
+    #[inline]
     pub(crate) fn show(&self) {
+        if !self.shown.load(Ordering::Relaxed) {
+            self.show_all();
+        }
+    }
+
+    #[cold]
+    fn show_all(&self) {
         if let Some(text) = &self.text
             && !self.shown.swap(true, Ordering::SeqCst)
         {
@@ -249,10 +258,9 @@ impl Counts {
         }
         let index = cell.index();
         self.cells[index].fetch_add(by, Ordering::Relaxed);
-        if let Some(text) = &self.text
-            && self.shown.load(Ordering::Relaxed)
-        {
+        if let Some(text) = &self.text {
             self.write(text, index);
+            self.show();
         }
     }
 
@@ -269,10 +277,9 @@ impl Counts {
         let index = cell.index();
         let number = self.cells[index].load(Ordering::Relaxed).wrapping_add(by);
         self.cells[index].store(number, Ordering::Relaxed);
-        if let Some(text) = &self.text
-            && self.shown.load(Ordering::Relaxed)
-        {
+        if let Some(text) = &self.text {
             text.write(index, number);
+            self.show();
         }
     }
 
@@ -530,16 +537,22 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_takes_nothing_over_leaves_the_numbers() {
+    fn a_program_that_counts_nothing_leaves_the_numbers() {
         let place = Place::new("shared");
         let first = counts(&place.file());
-        first.add(Cell::Received, 5);
-        let second = Counts::new(Some(Text::open(&place.file()).unwrap()), Fork::Shared).unwrap();
-        second.add(Cell::Received, 1);
         let text = || fs::read_to_string(place.file()).unwrap();
-        assert!(text().contains("received_total 00000000000000000005\n"));
-        second.show();
-        assert!(text().contains("received_total 00000000000000000001\n"));
+        for begin in [
+            |second: &Counts| second.add(Cell::Delivered, 1),
+            |second: &Counts| second.add_locked(Cell::Delivered, 1),
+        ] {
+            first.add(Cell::Received, 5);
+            let second = Text::open(&place.file()).unwrap();
+            let second = Counts::new(Some(second), Fork::Shared).unwrap();
+            assert!(!text().contains("received_total 00000000000000000000\n"));
+            begin(&second);
+            assert!(text().contains("received_total 00000000000000000000\n"));
+            assert!(text().contains("delivered_total 00000000000000000001\n"));
+        }
     }
 
     #[test]

@@ -311,6 +311,13 @@ pub(crate) fn is_inside() -> bool {
     this_thread::with(|thread| thread.inside.load(Ordering::Relaxed))
 }
 
+/// The program serves: what is counted is its own.
+pub(crate) fn show_counts() {
+    if let Some(shared) = shared() {
+        shared.counts.show();
+    }
+}
+
 /// Counts; needs no lock.
 pub(crate) fn count(counter: Counter, by: u64) {
     if let Some(shared) = shared() {
@@ -606,7 +613,6 @@ impl Table {
             ..local
         };
         let shared = self.shared;
-        shared.counts.show();
         for slot in shared.index_from(local) {
             match slot.get().checked_sub(1) {
                 Some(number) if shared.entries().get(number as usize)?.local() != local => {}

@@ -63,6 +63,18 @@ while True:
     server.send(server.recv(1000))
 "#;
 
+/// Receives a datagram, and has another program, which gets the socket, read the statistics.
+const SERVER_WITH_HELPER: &str = r#"
+import os, socket, subprocess, sys
+
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+os.set_inheritable(server.fileno(), True)
+print("ready", flush=True)
+server.recvfrom(1000)
+subprocess.run(["grep", "received_total [0-9]", os.environ["PPV2_STATS"]], close_fds=False)
+"#;
+
 const SERVER: &str = r#"
 import socketserver
 
@@ -126,7 +138,18 @@ impl Server {
     }
 
     fn spawn(script: &str, arguments: &[&str], input: Stdio) -> Self {
-        let mut child = Command::new("python3")
+        Self::spawn_with(script, arguments, input, |_| ())
+    }
+
+    fn spawn_with(
+        script: &str,
+        arguments: &[&str],
+        input: Stdio,
+        more: impl FnOnce(&mut Command),
+    ) -> Self {
+        let mut command = Command::new("python3");
+        more(&mut command);
+        let mut child = command
             .args(["-c", script])
             .args(arguments)
             .env("LD_PRELOAD", preload_library())
@@ -187,6 +210,26 @@ fn a_socket_that_a_server_is_started_with_is_taken_over() {
     let server = socket.local_addr().unwrap();
     let _server = Server::start(INHERITOR, &[], OwnedFd::from(socket).into());
     ask(server);
+}
+
+#[test]
+fn a_helper_that_inherits_a_socket_leaves_the_statistics_alone() {
+    let socket = bind_as_a_server("127.0.0.1");
+    let address = socket.local_addr().unwrap();
+    drop(socket);
+    let folder = tempfile::tempdir().unwrap();
+    let stats = folder.path().join("stats.prom");
+    let arguments = [&address.port().to_string()[..]];
+    let mut server = Server::spawn_with(SERVER_WITH_HELPER, &arguments, Stdio::null(), |command| {
+        command.env("PPV2_STATS", &stats);
+    });
+    assert_eq!(server.line(), "ready\n");
+    let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
+    proxy
+        .send_to(&from_client(CLIENT, b"hello"), address)
+        .unwrap();
+    let expected = "ppv2_preload_datagrams_received_total 00000000000000000001\n";
+    assert_eq!(server.line(), expected);
 }
 
 /// The kernel hands out none of these ports, and no two tests get the same.

@@ -1,6 +1,6 @@
 # What people type. Everything that is needed beyond Rust and Python is
-# installed by the targets themselves, into target/ or (Debian packages, as
-# root) onto the host.
+# installed by the targets themselves, into target/ (what .ci/cargo-tool builds,
+# once for all checkouts) or (Debian packages, as root) onto the host.
 
 SHELL := /bin/sh
 TOOLS := $(CURDIR)/target/tools
@@ -169,30 +169,24 @@ screenshot:
 book: $(MDBOOK)
 	$(MDBOOK) build docs
 
-# These are not debugged: without the debuginfo, they are built sooner.
-$(CARGO_FUZZ) $(CARGO_DENY) $(MDBOOK) $(CARGO_DEB) $(CARGO_GENERATE_RPM) $(CARGO_CYCLONEDX): \
-	export CARGO_PROFILE_DEV_DEBUG := 0
-
 $(CARGO_FUZZ):
-	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-fuzz@0.13.2
+	nice -n 19 .ci/cargo-tool $(TOOLS) cargo-fuzz@0.13.2
 
 $(CARGO_DENY):
-	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deny@0.20.2
+	nice -n 19 .ci/cargo-tool $(TOOLS) cargo-deny@0.20.2
 
-# Without a library for xz: it runs the program.
+# Without a library for xz: it runs the program. `unit` waits for it.
 $(CARGO_DEB):
-	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-deb@3.8.0 \
-		--no-default-features --features gzip
+	.ci/cargo-tool $(TOOLS) cargo-deb@3.8.0 --no-default-features --features gzip
 
 $(CARGO_GENERATE_RPM):
-	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-generate-rpm@0.21.1
+	nice -n 19 .ci/cargo-tool $(TOOLS) cargo-generate-rpm@0.21.1
 
 $(CARGO_CYCLONEDX):
-	nice -n 19 cargo install --debug --locked --quiet --root $(TOOLS) cargo-cyclonedx@0.5.9
+	nice -n 19 .ci/cargo-tool $(TOOLS) cargo-cyclonedx@0.5.9
 
 $(MDBOOK):
-	cargo install --debug --locked --quiet --root $(TOOLS) mdbook@0.5.4 \
-		--no-default-features --features search
+	.ci/cargo-tool $(TOOLS) mdbook@0.5.4 --no-default-features --features search
 
 # Everything that is measured against is installed where it is missing; QUICK=1
 # measures nginx and the bare loop alone, in two to three minutes; REALTIME=1, as

@@ -70,7 +70,7 @@ pub(super) fn of(program: &Path) -> Option<Privilege> {
     if has(SETGID | GROUP_EXECUTE) && file.gid() != getgid().as_raw() {
         return Some(Privilege::SetGroup(file.gid()));
     }
-    // Whoever is root has nothing to gain.
+    // Root has nothing to gain.
     if !may_gain || getuid().is_root() {
         return None;
     }

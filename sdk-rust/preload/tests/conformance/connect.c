@@ -272,7 +272,7 @@ CASE(corked_for_another_client) {
     }
 }
 
-/* Whoever looks whether something is there leaves the error for the next call. */
+/* A call that looks whether something is there leaves the error for the next call. */
 CASE(refused_while_others_look) {
     int fd = acquainted_with("s1", 0), bytes, epoll = must("epoll", epoll_create1(0));
     char buffer[10];

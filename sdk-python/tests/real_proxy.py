@@ -1,6 +1,7 @@
 """The real proxy, `ppv2-proxy`, in front of a server."""
 
 import os
+import random
 import socket
 import subprocess
 import threading
@@ -30,10 +31,35 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that no socket has and no other test gets, of this process or another, Rust's
+    included. It lies below the ports that the kernel gives out, so that nothing else takes it
+    either.
+    """
+    while True:
+        port = random.randrange(10_000, 32_768)
+        reserved = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            # Like ports, abstract names belong to a network namespace.
+            reserved.bind(f"\0ppv2-lab-port-{port}")
+        except OSError:
+            reserved.close()
+            continue
+        # Held until the process ends.
+        _reserved.append(reserved)
+        if port not in _ports_in_use():
+            return port
+
+
+_reserved: list[socket.socket] = []
+
+
+def _ports_in_use() -> set[int]:
+    ports = set()
+    for protocol in ["udp", "udp6", "tcp", "tcp6"]:
+        # The format is that of proc_pid_net(5).
+        sockets = Path(f"/proc/thread-self/net/{protocol}").read_text().splitlines()[1:]
+        ports |= {int(line.split()[1].rpartition(":")[2], 16) for line in sockets}
+    return ports
 
 
 @contextmanager

@@ -164,9 +164,7 @@ fn an_oversize_datagram_is_reported_and_the_rest_is_sent() {
 
 #[test]
 fn an_icmp_refusal_does_not_lose_the_next_datagram() {
-    let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = closed.local_addr().unwrap();
-    drop(closed);
+    let address = ppv2_lab::address("127.0.0.1");
     let upstream = Socket::connect(address, None, OPTIONS).unwrap();
     let listener = listen("127.0.0.1:0");
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();

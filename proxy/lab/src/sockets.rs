@@ -1,8 +1,10 @@
 //! UDP sockets that fail a test rather than wait for ever, and free ports.
 
+use std::collections::HashSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::mem;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net;
 use std::thread::sleep;
@@ -10,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crate::TIMEOUT;
 
-/// A free port that no other test gets, of this process or another. It lies below the
-/// ports that the kernel gives out, so that nothing else takes it either.
+/// A port that no socket has and no other test gets, of this process or another. It lies below
+/// the ports that the kernel gives out, so that nothing else takes it either.
 pub fn port() -> u16 {
     loop {
         let port = fastrand::u16(10_000..32_768);
@@ -20,15 +22,29 @@ pub fn port() -> u16 {
         let Ok(reserved) = net::UnixDatagram::bind_addr(&name) else {
             continue;
         };
-        let is_free = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
-            && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
-            && TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-        if is_free {
+        if !ports_in_use().contains(&port) {
             // Held until the process ends.
             mem::forget(reserved);
             return port;
         }
     }
+}
+
+/// The ports of all sockets of this network namespace. To bind to a port would tell too whether it
+/// is free, but a process that another test starts meanwhile would have that socket for a moment
+/// longer.
+fn ports_in_use() -> HashSet<u16> {
+    let mut ports = HashSet::new();
+    for protocol in ["udp", "udp6", "tcp", "tcp6"] {
+        // The format is that of proc_pid_net(5).
+        let sockets = fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
+        let locals = sockets.lines().skip(1).map(|line| {
+            let local = line.split_whitespace().nth(1).unwrap();
+            u16::from_str_radix(local.rsplit(':').next().unwrap(), 16).unwrap()
+        });
+        ports.extend(locals);
+    }
+    ports
 }
 
 /// The most ports in a row that a test gets by [`ports`].
@@ -41,17 +57,13 @@ pub fn ports(count: u16) -> u16 {
     // Some tests have fixed ports between.
     let firsts = (1100..5000).chain(6000..9000);
     let firsts: Vec<u16> = firsts.step_by(PORTS_IN_A_ROW.into()).collect();
-    let is_free = |port: u16| {
-        UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok()
-            && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
-    };
     let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         let first = firsts[fastrand::usize(..firsts.len())];
         let name = format!("ppv2-lab-ports-{first}");
         let name = net::SocketAddr::from_abstract_name(name).unwrap();
         if let Ok(reserved) = net::UnixDatagram::bind_addr(&name)
-            && (first..first + count).all(is_free)
+            && ports_in_use().is_disjoint(&(first..first + count).collect())
         {
             // Held until the process ends.
             mem::forget(reserved);

@@ -66,9 +66,7 @@ fn an_upstream_whose_servers_hang_delays_no_probes_of_another() {
     let silent: Vec<_> = (256..1256)
         .map(|n| format!("\"127.0.{}.{}:{port}\"", n / 256, n % 256))
         .collect();
-    let dead = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = dead.local_addr().unwrap();
-    drop(dead);
+    let address = ppv2_lab::address("127.0.0.1");
     let upstream = |name: &str, servers: &str| {
         format!(
             "[[listener]]\nname = \"{name}\"\nbind = [\"127.1.0.1:1{name}\"]\n\

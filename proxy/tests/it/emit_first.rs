@@ -167,7 +167,7 @@ fn a_server_that_was_down_gets_the_header_again() {
     // It is the only one, so that its sessions stay.
     let health = "health = { every = \"200ms\", timeout = \"100ms\", fall = 2, rise = 1,\n  \
                   probe = { kind = \"tcp\", port = PORT } }";
-    let companion = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let companion = std::net::TcpListener::bind(address("127.0.0.1")).unwrap();
     let port = companion.local_addr().unwrap().port().to_string();
     let first = First::start("127.0.0.1", &health.replace("PORT", &port));
     first.is_known();

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use ppv2_lab::fake_proxy::{CLIENT, OTHER_CLIENT, from_client};
-use ppv2_lab::{TIMEOUT, preload_library};
+use ppv2_lab::{TIMEOUT, address, preload_library};
 
 /// A program that tells of what it does by lines. It is ended when this is dropped.
 struct Server {
@@ -20,9 +20,7 @@ struct Server {
 impl Server {
     /// Runs a script, in which `ADDRESS` is the address to bind to, until it says "ready".
     fn start(variables: &[(&str, &str)], script: &str) -> Self {
-        let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let address = unused.local_addr().unwrap();
-        drop(unused);
+        let address = address("127.0.0.1");
         let place = format!("(\"127.0.0.1\", {})", address.port());
         let script = format!(
             "from socket import *\n{}",

@@ -7,10 +7,9 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 
 use ppv2_lab::fake_proxy::{CLIENT, OTHER_CLIENT, from_client};
-use ppv2_lab::{TIMEOUT, eventually, preload_library};
+use ppv2_lab::{TIMEOUT, address, eventually, port, preload_library};
 
 /// Serves by the socket that is its standard input, as inetd has it.
 const INHERITOR: &str = r#"
@@ -196,9 +195,7 @@ fn ask(server: SocketAddr) {
 
 #[test]
 fn a_server_sees_its_client_and_answers_it() {
-    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let server = unused.local_addr().unwrap();
-    drop(unused);
+    let server = address("127.0.0.1");
     let script = SERVER.replace("PORT", &server.port().to_string());
     let _server = Server::start(&script, &[], Stdio::null());
     ask(server);
@@ -206,17 +203,15 @@ fn a_server_sees_its_client_and_answers_it() {
 
 #[test]
 fn a_socket_that_a_server_is_started_with_is_taken_over() {
-    let socket = bind_as_a_server("127.0.0.1");
-    let server = socket.local_addr().unwrap();
+    let server = address("127.0.0.1");
+    let socket = UdpSocket::bind(server).unwrap();
     let _server = Server::start(INHERITOR, &[], OwnedFd::from(socket).into());
     ask(server);
 }
 
 #[test]
 fn a_helper_that_inherits_a_socket_leaves_the_statistics_alone() {
-    let socket = bind_as_a_server("127.0.0.1");
-    let address = socket.local_addr().unwrap();
-    drop(socket);
+    let address = address("127.0.0.1");
     let folder = tempfile::tempdir().unwrap();
     let stats = folder.path().join("stats.prom");
     let arguments = [&address.port().to_string()[..]];
@@ -232,25 +227,12 @@ fn a_helper_that_inherits_a_socket_leaves_the_statistics_alone() {
     assert_eq!(server.line(), expected);
 }
 
-/// The kernel hands out none of these ports, and no two tests get the same.
-fn bind_as_a_server(ip: &str) -> UdpSocket {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
-    let next = || NEXT.fetch_add(1, Ordering::Relaxed);
-    loop {
-        if let Ok(bound) = UdpSocket::bind((ip, next())) {
-            return bound;
-        }
-    }
-}
-
 /// What the program didn't ask for, it didn't ask for before it was executed either.
 #[test]
 fn a_server_that_executes_itself_again_sees_what_it_saw_before() {
-    for (family, any, loopback) in [("4", "0.0.0.0", "127.0.0.1"), ("6", "::", "::1")] {
+    for (family, loopback) in [("4", "127.0.0.1"), ("6", "::1")] {
         for asks in ["0", "1"] {
-            let unused = bind_as_a_server(any);
-            let port = unused.local_addr().unwrap().port();
-            drop(unused);
+            let port = port();
             let arguments = [family, &port.to_string(), asks];
             let _server = Server::start(SUCCESSOR, &arguments, Stdio::null());
             let proxy = UdpSocket::bind((loopback, 0)).unwrap();
@@ -269,9 +251,7 @@ fn a_server_that_executes_itself_again_sees_what_it_saw_before() {
 /// By the same port of the proxy, another client's datagrams may come.
 #[test]
 fn a_connected_socket_that_a_server_is_executed_with_is_one_clients() {
-    let unused = bind_as_a_server("127.0.0.1");
-    let server = unused.local_addr().unwrap();
-    drop(unused);
+    let server = address("127.0.0.1");
     let proxy = UdpSocket::bind("127.0.0.1:0").unwrap();
     proxy.connect(server).unwrap();
     proxy.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -314,9 +294,7 @@ fn a_library_that_binds_to_the_c_library_first_sees_its_client() {
     built("libextension.so", EXTENSION, &[]);
     let path = ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags", "-ldl"];
     let loader = built("libloader.so", LOADER, &path);
-    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let server = unused.local_addr().unwrap();
-    drop(unused);
+    let server = address("127.0.0.1");
     let script = format!(
         "import ctypes; ctypes.CDLL({:?}).run({})",
         loader.to_str().unwrap(),

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ppv2_lab::fake_proxy::{self, CLIENT, from_client};
-use ppv2_lab::{musl_gcc, preload_library, preload_library_musl};
+use ppv2_lab::{address, musl_gcc, preload_library, preload_library_musl};
 
 const ROUNDS: usize = 400;
 
@@ -38,9 +38,7 @@ fn storm(mut cc: Command, library: &Path) {
     let compiled = compiled.expect("cc is in the Debian package gcc");
     assert!(compiled.success());
 
-    let unused = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let server = unused.local_addr().unwrap();
-    drop(unused);
+    let server = address("127.0.0.1");
     let stats = folder.path().join("stats.prom");
     let mut child = Command::new(&program)
         .arg(server.port().to_string())

@@ -92,11 +92,7 @@ fn serve(port: Option<u16>) {
 
 #[test]
 fn a_connection_is_served_from_another_port() {
-    let port = UdpSocket::bind("127.0.3.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    serve(Some(port.port()));
+    serve(Some(ppv2_lab::port()));
 }
 
 #[test]

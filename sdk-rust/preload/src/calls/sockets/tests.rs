@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libc::epoll_event;
-use ppv2_lab::{namespace, test_name};
+use ppv2_lab::{address, namespace, test_name};
 use socket2::{Domain, Socket as Socket2, Type};
 
 use super::*;
@@ -55,9 +55,7 @@ fn options_from_before_the_bind_are_known() {
     set(&early, libc::IPPROTO_UDP, libc::UDP_GRO, 1);
     set(&early, libc::IPPROTO_UDP, libc::UDP_SEGMENT, 1200);
     set(&early, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-    let (listener, local) = Fd::listener("127.0.0.1");
-    drop(listener);
-    assert_eq!(early.bind(local), 0);
+    assert_eq!(early.bind(address("127.0.0.1")), 0);
     let socket = early.socket().unwrap();
     assert!(socket.is(Flag::WantsPktinfo) && socket.is(Flag::WantsGro));
     assert_eq!(socket.segment(), Some(1200));

@@ -1,6 +1,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ppv2_lab::address;
+
 use super::*;
 use crate::boundary::errno;
 use crate::calls::descriptors;
@@ -308,8 +310,7 @@ fn a_closed_epoll_instance_is_forgotten() {
 fn a_registration_from_before_the_bind_is_known() {
     let early = Fd::udp(libc::AF_INET);
     let epoll = Epoll::with(&early, libc::EPOLLIN, 11);
-    let (listener, local) = Fd::listener("127.0.0.1");
-    drop(listener);
+    let local = address("127.0.0.1");
     assert_eq!(early.bind(local), 0);
     Proxy::new().send_bare(local);
     assert!(epoll.wait(SHORT).is_empty());
